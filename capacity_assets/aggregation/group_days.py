@@ -6,14 +6,12 @@ daily aggregates, is kept as it is, and compared with as it is stored.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import Connection, text
 
 from capacity_assets.aggregation.work import Work, compared
 from capacity_assets.foundation.levels import GROUP
 from capacity_assets.periods import Window
-from capacity_assets.storage.group_days import FLEET, GROUP_DAYS
+from capacity_assets.storage.group_days import FLEET, GROUP_DAYS, asked_days
 
 SERVER_DAYS_PER_STATEMENT = 100_000
 """Bounds what one statement sorts, whatever the size of the fleet."""
@@ -30,11 +28,7 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
     days = [day for span in spans for day in span.dates]
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
-        asked: dict[str, Any] = {"days": days[first : first + step]}
-        for raw in GROUP.raw_tables:
-            sampled = set(connection.execute(text(_SAMPLED.format(raw=raw.name)), asked).scalars())
-            asked[f"without_{raw.name}"] = [day for day in asked["days"] if day not in sampled]
-        connection.execute(text(_ADD_UP), asked)
+        connection.execute(text(_ADD_UP), asked_days(connection, days[first : first + step]))
     windows = {window.start: window for window in (*work.windows, *compared(work.period, work.windows))}
     parameters = {
         "period_type": work.period.name,
@@ -46,7 +40,6 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
 
 
 _ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
-_SAMPLED = "SELECT DISTINCT collected_date FROM {raw} WHERE collected_date = ANY (CAST(:days AS date[]))"
 _GONE = f"""
 WITH found AS MATERIALIZED (
     SELECT collected_date AS day, 1 AS days FROM {GROUP.source.name} WHERE label_key = '{FLEET}'

@@ -1,8 +1,7 @@
 """What the sum of one group is made of: its servers, and the databases that belong to it by a label of their own.
 
-The parts are added up here from the samples, with the labels of each single row, and compared with the stored row, for
-which whole servers are added up and databases with labels of their own moved. Explaining one database or server is in
-`aggregation.explanation`.
+The parts are those that the stored row was added up from; their sum is compared with it. Explaining one database or
+server is in `aggregation.explanation`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.errors import NotFoundError
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.group_days import FLEET
+from capacity_assets.storage.group_days import FLEET, asked_days, group_parts
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.label_expressions import SPANS, holds_on, labels_of, matches, precedence
-from capacity_assets.units import LARGEST_MB, first_of
+from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
+from capacity_assets.units import first_of
 
 VALUES_NAMED = 8
 
@@ -76,13 +75,14 @@ class ExplainedGroup:
 
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
-    asked = {
+    asked: dict[str, object] = {
         "period": period.name,
         "start": window.start,
-        "end": window.end,
         "key": key,
         "value": value,
+        **asked_days(connection, window.dates),
     }
+    asked["servers"] = connection.execute(text(_LABELLED), asked).scalars().all()
     parts = [
         GroupPart(
             row.server,
@@ -104,45 +104,14 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     return ExplainedGroup(key, value, parts, days, sum_mb, stored.days)
 
 
-_OF_DATABASE = labels_of("d.instance_id", "d.database_name", "d.collected_date")
-_OF_SERVER = labels_of("s.instance_id", None, "s.collected_date")
-_IN_WINDOW = "{0}.collected_date BETWEEN :start AND :end"
-_TOTALS = f"""
-    SELECT t.instance_id, t.collected_date, sum(t.total_size_mb) AS size_mb FROM instance_size_stats t
-    WHERE {_IN_WINDOW.format("t")} AND NOT t.is_deleted AND t.total_size_mb <= {LARGEST_MB} GROUP BY 1, 2"""  # noqa: S608 -- constants
-# Each database with its own labels, looked up row by row, beside the value of its server on the day.
-_PARTS = f"""
-WITH candidates AS (
-    SELECT DISTINCT l.instance_id AS id, i.name FROM {SPANS} l JOIN instances i ON i.id = l.instance_id
-    WHERE l.key = :key AND l.value = :value AND i.counted_by IS NULL
-), databases AS (
-    SELECT d.instance_id, d.collected_date, d.database_name, d.size_mb,
-           {_OF_DATABASE} ->> CAST(:key AS text) AS value
-    FROM database_size_stats d JOIN candidates c ON c.id = d.instance_id
-    WHERE {_IN_WINDOW.format("d")} AND d.size_mb <= {LARGEST_MB}
-), servers AS (
-    SELECT s.*, {_OF_SERVER} ->> CAST(:key AS text) AS value FROM (
-        SELECT coalesce(t.instance_id, d.instance_id) AS instance_id,
-               coalesce(t.collected_date, d.collected_date) AS collected_date, coalesce(t.size_mb, d.size_mb) AS size_mb
-        FROM (SELECT t.* FROM ({_TOTALS}) AS t JOIN candidates c ON c.id = t.instance_id) AS t
-        FULL JOIN (SELECT instance_id, collected_date, sum(size_mb) AS size_mb FROM databases GROUP BY 1, 2) AS d
-            ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
-    ) AS s
-), found AS (
-    SELECT d.instance_id, d.database_name, count(*) AS days, sum(d.size_mb) AS sum_mb,
-           max(d.collected_date) AS last_day
-    FROM databases d JOIN servers s ON s.instance_id = d.instance_id AND s.collected_date = d.collected_date
-    WHERE d.value = :value AND s.value IS DISTINCT FROM :value GROUP BY 1, 2
-    UNION ALL
-    SELECT s.instance_id, NULL, count(*), sum(s.size_mb - coalesce(away.size_mb, 0)), max(s.collected_date)
-    FROM servers s LEFT JOIN (
-        SELECT d.instance_id, d.collected_date, sum(d.size_mb) AS size_mb FROM databases d
-        WHERE d.value IS DISTINCT FROM :value GROUP BY 1, 2
-    ) AS away ON away.instance_id = s.instance_id AND away.collected_date = s.collected_date
-    WHERE s.value = :value GROUP BY 1
+_LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
+_PARTS = f"""{group_parts("instance_id = ANY (CAST(:servers AS integer[]))")}, found AS (
+    SELECT instance_id, database_name, count(DISTINCT collected_date) AS days, sum(size_mb) AS sum_mb,
+           max(collected_date) AS last_day
+    FROM parts WHERE label_key = :key AND label_value = :value GROUP BY 1, 2
 )
-SELECT c.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
-FROM found f JOIN candidates c ON c.id = f.instance_id
+SELECT i.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
+FROM found f JOIN instances i ON i.id = f.instance_id
 LEFT JOIN LATERAL (
     SELECT l.database_pattern, l.valid_from FROM {SPANS} l
     WHERE l.instance_id = f.instance_id AND l.key = :key AND {holds_on("l", "f.last_day")}
@@ -150,18 +119,14 @@ LEFT JOIN LATERAL (
            OR f.database_name IS NOT NULL AND {matches("l", "f.database_name")})
     ORDER BY {precedence("l", "f.database_name")} LIMIT 1
 ) AS held ON true
-ORDER BY f.sum_mb DESC, c.name, f.database_name NULLS FIRST
+ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
 """  # noqa: S608 -- expressions of our own views
-_DAYS = f"""
-SELECT count(*) FROM (
-    SELECT d.collected_date FROM database_size_stats d WHERE {_IN_WINDOW.format("d")}
-    UNION SELECT t.collected_date FROM ({_TOTALS}) AS t) AS days
-"""  # noqa: S608 -- as above
+_DAYS = f"{group_parts()} SELECT count(DISTINCT collected_date) FROM servers"  # noqa: S608 -- as above
 _STORED = f"""
 SELECT max(coalesce(sum_size_mb, avg_size_mb)) FILTER (WHERE label_key = :key AND label_value = :value) AS sum_mb,
        max(data_count) FILTER (WHERE label_key = '{FLEET}') AS days
 FROM group_size_aggregations WHERE period_type = :period AND period_start = :start
-"""  # noqa: S608 -- a constant of our own
+"""  # noqa: S608 -- as above
 _VALUES = """
 SELECT label_value FROM group_size_aggregations
 WHERE period_type = :period AND period_start = :start AND label_key = :key AND label_value <> ''

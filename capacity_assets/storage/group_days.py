@@ -9,7 +9,13 @@ Where no sample of a day is left, its stored daily aggregates stand for them: th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import Connection, text
+
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
+from capacity_assets.storage.tables import database_size_stats, instance_size_stats
 from capacity_assets.units import LARGEST_MB
 
 FLEET, ENGINE, TOTAL = "(fleet)", "engine", "(total)"
@@ -23,19 +29,20 @@ _TOTALS = f"""
     SELECT instance_id, collected_date, sum(total_size_mb) AS size_mb, sum(database_count) AS databases
     FROM instance_size_stats
     WHERE collected_date = ANY (CAST(:days AS date[])) AND NOT is_deleted AND total_size_mb <= {LARGEST_MB}
+      AND {{of_servers}}
     GROUP BY instance_id, collected_date
     UNION ALL
     SELECT instance_id, period_start, total_size_mb, database_count FROM instance_size_aggregations
     WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_instance_size_stats AS date[]))
-      AND total_size_mb <= {LARGEST_MB}"""  # noqa: S608 -- a constant of our own
+      AND total_size_mb <= {LARGEST_MB} AND {{of_servers}}"""  # noqa: S608 -- a constant of our own
 _DATABASES = f"""
     SELECT instance_id, collected_date, database_name, size_mb FROM database_size_stats
-    WHERE collected_date = ANY (CAST(:days AS date[])) AND size_mb <= {LARGEST_MB}
+    WHERE collected_date = ANY (CAST(:days AS date[])) AND size_mb <= {LARGEST_MB} AND {{of_servers}}
     UNION ALL
     SELECT instance_id, period_start, database_name, avg_size_mb FROM database_size_aggregations
     WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_database_size_stats AS date[]))
-      AND avg_size_mb <= {LARGEST_MB}"""  # noqa: S608 -- as above
-GROUP_DAYS = f"""
+      AND avg_size_mb <= {LARGEST_MB} AND {{of_servers}}"""  # noqa: S608 -- as above
+_PARTS = f"""
 WITH totals AS MATERIALIZED ({_TOTALS}
 ), databases AS MATERIALIZED ({_DATABASES}
 ), servers AS MATERIALIZED (
@@ -53,31 +60,56 @@ WITH totals AS MATERIALIZED ({_TOTALS}
     SELECT * FROM {SPANS} WHERE value IS NOT NULL
 ), labelled AS (
     SELECT DISTINCT ON (d.instance_id, d.database_name, d.collected_date, r.key)
-           d.instance_id, d.collected_date, r.key, r.value, d.size_mb
+           d.instance_id, d.database_name, d.collected_date, r.key, r.value, d.size_mb
     FROM databases d
     JOIN spans r ON r.instance_id = d.instance_id AND {holds_on("r", "d.collected_date")}
         AND {matches("r", "d.database_name")}
     ORDER BY d.instance_id, d.database_name, d.collected_date, r.key, {precedence("r", "d.database_name")}
 ), parts AS (
-    SELECT s.collected_date, b.label_key, b.label_value, s.instance_id, s.size_mb, s.databases FROM servers s
+    SELECT s.collected_date, b.label_key, b.label_value, s.instance_id, CAST(NULL AS varchar) AS database_name,
+           s.size_mb, s.databases
+    FROM servers s
     CROSS JOIN LATERAL (VALUES ('{FLEET}', '{FLEET}'), ('{ENGINE}', s.engine), ('{TOTAL}', s.total))
         AS b (label_key, label_value)
     UNION ALL
-    SELECT s.collected_date, k.key, coalesce(l.value, '{WITHOUT}'), s.instance_id, s.size_mb, s.databases
+    SELECT s.collected_date, k.key, coalesce(l.value, '{WITHOUT}'), s.instance_id, NULL, s.size_mb, s.databases
     FROM servers s CROSS JOIN (SELECT DISTINCT key FROM capacity_labels) AS k
     LEFT JOIN spans l ON l.instance_id = s.instance_id AND l.key = k.key AND l.database_pattern = ''
         AND {holds_on("l", "s.collected_date")}
     UNION ALL
-    SELECT d.collected_date, d.key, side.value, d.instance_id, side.sign * d.size_mb, side.sign
+    SELECT d.collected_date, d.key, side.value, d.instance_id, CASE side.sign WHEN 1 THEN d.database_name END,
+           side.sign * d.size_mb, side.sign
     FROM labelled d JOIN servers s ON s.instance_id = d.instance_id AND s.collected_date = d.collected_date
     LEFT JOIN spans l ON l.instance_id = d.instance_id AND l.key = d.key AND l.database_pattern = ''
         AND {holds_on("l", "d.collected_date")}
     CROSS JOIN LATERAL (VALUES (coalesce(l.value, '{WITHOUT}'), -1), (d.value, 1)) AS side (value, sign)
     WHERE d.value IS DISTINCT FROM l.value
 )
+"""  # noqa: S608 -- names and constants of our own
+
+
+def group_parts(of_servers: str = "true") -> str:
+    """Return the WITH of a query over days of those servers that a condition on `instance_id` chooses.
+
+    `servers` has a row per server and day. `parts` has what each adds to a group on a day: a server, less its databases
+    with labels of their own, and each of these. Parameters are those of `asked_days`.
+    """
+    return _PARTS.format(of_servers=of_servers)
+
+
+def asked_days(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
+    """Return the parameters that name days: these, and those of them of which a table has no sample."""
+    asked = {"days": list(days)}
+    for raw in (database_size_stats, instance_size_stats):
+        sampled = set(connection.execute(text(_SAMPLED.format(raw=raw.name)), {"days": asked["days"]}).scalars())
+        asked[f"without_{raw.name}"] = [day for day in days if day not in sampled]
+    return asked
+
+
+_SAMPLED = "SELECT DISTINCT collected_date FROM {raw} WHERE collected_date = ANY (CAST(:days AS date[]))"
+GROUP_DAYS = f"""{group_parts()}
 SELECT collected_date, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
        count(DISTINCT instance_id) AS server_count, CAST(sum(databases) AS bigint) AS database_count
 FROM parts GROUP BY collected_date, label_key, label_value
-"""  # noqa: S608 -- names and constants of our own
-"""One row per day and group, of `days`; those of them without a sample in a table are named once more. Its columns are
-those of the source of the level, in order."""
+"""  # noqa: S608 -- as above
+"""One row per day and group. Its columns are those of the source of the level, in order."""
