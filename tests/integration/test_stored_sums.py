@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates, shorter_periods
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
@@ -66,7 +66,7 @@ def test_the_newest_month_takes_those_it_is_compared_with_as_they_are_stored(fil
     with days_read(filled) as read:
         service.aggregate(MONTHLY, windows("monthly")[-1:])
 
-    assert read == {"database": [(date(2025, 12, 1), date(2025, 12, 31))], "instance": read["database"]}
+    assert read == {level: [(date(2025, 12, 1), date(2025, 12, 31))] for level in LEVELS}
 
 
 @pytest.mark.single_server(MIXED)
