@@ -101,7 +101,6 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
     """
     locks = _build_indexes_ahead(engine, on_step)
     with _keeping_other_upgrades_out(engine) as (connection, created):
-        change_shards_in_turn(connection)
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
         taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
@@ -188,6 +187,7 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
             # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
+            change_shards_in_turn(connection)
             # Before the first write, because it would run triggers of other roles.
             if not is_checked:
                 _refuse(_cells(connection) or _open_doors(connection, is_init=True))
