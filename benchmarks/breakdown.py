@@ -22,7 +22,7 @@ from benchmarks.server import temporary_server
 from capacity_assets.aggregation.runners import SESSION_OF_A_SLICE
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import Work
-from capacity_assets.aggregation.writing import aggregation_statement
+from capacity_assets.aggregation.writing import aggregation_statement, execute
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
@@ -117,7 +117,7 @@ def _decide(engine: Engine, period: Period, window: Window) -> None:
     for level in SERVER_LEVELS.values():
         with engine.connect() as connection:
             connection.execute(SESSION_OF_A_SLICE)
-            connection.execute(aggregation_statement(level, dry_run=True), work.parameters()).all()
+            execute(connection, aggregation_statement(level, dry_run=True), work.parameters())
 
 
 def _sizes(engine: Engine) -> None:

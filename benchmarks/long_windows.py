@@ -11,8 +11,8 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import click
@@ -22,8 +22,8 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import NO_PARTS, Parts
+from capacity_assets.aggregation.service import AggregationService, Known
+from capacity_assets.aggregation.work import NO_PARTS
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import SERVER_LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -38,9 +38,9 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
-        _parts, computed = super()._known(period, level, windows)
-        return NO_PARTS, computed
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+        known = super()._known(period, levels, windows)
+        return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
 
 
 @dataclass(frozen=True)

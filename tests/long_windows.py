@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 
 from sqlalchemy import Engine, event
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import NO_PARTS, Parts
+from capacity_assets.aggregation.service import AggregationService, Known
+from capacity_assets.aggregation.work import NO_PARTS
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -21,9 +22,9 @@ DAYS = 731  # two years, the first a leap year
 class FromDays(AggregationService):
     """Reads samples alone, as if no window were vouched for."""
 
-    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
-        _parts, computed = super()._known(period, level, windows)
-        return NO_PARTS, computed
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+        known = super()._known(period, levels, windows)
+        return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
 
 
 def windows(period: str) -> tuple[Window, ...]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 
-from capacity_assets.aggregation.states import Element, Parameters, named, states, window_of
+from capacity_assets.aggregation.states import Element, Parameters, Sources, named, states, window_of
 from capacity_assets.foundation.levels import Further, Level, Measure
 from capacity_assets.units import BYTES_PER_MB
 
@@ -37,7 +37,7 @@ LARGEST_FAST = 10**14
 """Up to this numerator, 20,000 times it and a denominator fit 64 bits; beyond, percentages are computed in numerics."""
 
 
-def window_figures(level: Level, *, fenced: bool) -> Subquery:
+def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Compute one row of figures for each key and wanted window that has a sample or a stored row.
 
     `fenced` keeps PostgreSQL from
@@ -46,7 +46,7 @@ def window_figures(level: Level, *, fenced: bool) -> Subquery:
     Columns: the keys, `period_start`, every column of `level.figures` (all null where only a stored row is left), and
     `previous_data_count` and `year_before_data_count`, null where there is nothing to compare with.
     """
-    measured = _measured(level, fenced=fenced)
+    measured = _measured(level, sources, fenced=fenced)
     end = window_of(Parameters.ends, measured.c.bucket)
     growth_rate = measured.c[level.headline.change_percent]
     sums = (measured.c[named("sum", level.headline)], measured.c.previous_headline_sum)
@@ -67,9 +67,9 @@ def window_figures(level: Level, *, fenced: bool) -> Subquery:
     ).subquery("figures")
 
 
-def _measured(level: Level, *, fenced: bool) -> Subquery:
+def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Compute the figures of each measure, each once: the next step names them several times."""
-    found = _compared(level, fenced=fenced)
+    found = _compared(level, sources, fenced=fenced)
     state = dict(found.c.items())
     columns: dict[str, Element] = {}
     for measure in level.measures:
@@ -86,13 +86,13 @@ def _measured(level: Level, *, fenced: bool) -> Subquery:
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("measured")
 
 
-def _compared(level: Level, *, fenced: bool) -> Subquery:
+def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Put beside each state its difference to the others, as one fraction per measure and window.
 
     The difference of two means is `difference_` / (`count_` times the other count), and in parts of the other mean it
     is `difference_` / `base_`.
     """
-    found = states(level)
+    found = states(level, sources)
     columns: list[Element] = []
     for measure in level.measures:
         total, count = found.c[named("sum", measure)], found.c[named("count", measure)]

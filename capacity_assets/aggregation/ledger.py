@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.work import Part
@@ -61,6 +61,37 @@ class ComputedWindow:
 
 
 @dataclass(frozen=True)
+class KnownWindow:
+    """A window that was computed, by which `fingerprint`, what came of it, and whether that still holds.
+
+    It `is_intact` while change tracking is on, no server failed, and its rows are stored. It `is_stale` where something
+    has touched it since: a sample of its days or of a window that it compares with, or another session its rows. It
+    `has_its_sums` where nothing but a window that it compares with has changed.
+    """
+
+    window: Window
+    period_type: str
+    fingerprint: str | None
+    processed_instances: int
+    total_records: int
+    protected_records: int
+    unsampled_records: int | None
+    is_intact: bool
+    is_stale: bool
+    has_its_sums: bool
+
+    def is_unchanged(self, fingerprint: str) -> bool:
+        """Whether computing it again, in the way that `fingerprint` marks, would leave it as it is."""
+        is_known = self.fingerprint == fingerprint and self.unsampled_records is not None
+        return is_known and self.is_intact and not self.is_stale
+
+    def has_current_sums(self, fingerprint: str) -> bool:
+        """Whether its rows are as its samples give them, summed up for all servers as `fingerprint` marks."""
+        is_whole = self.protected_records == self.unsampled_records == 0
+        return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
+
+
+@dataclass(frozen=True)
 class IncompleteWindow:
     """A window that should be computed, or computed again, and the reason in a few words."""
 
@@ -85,59 +116,46 @@ class Ledger:
         with self._work("reading what was changed", kept) as connection:
             gather_changes(connection)
 
-    def unchanged(
-        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str
-    ) -> dict[date, Row[Any]]:
-        """Return the counts of those of `windows` that computing again would leave as they are, by first day.
+    def begin(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, dict[date, int]]:
+        """Read the queue of changes, and enter that a computation of `windows` begins.
 
-        Nothing has touched them since they were computed: no sample of theirs or of the windows that they compare with
-        was added, corrected or deleted, no other session wrote to the aggregates, and the same statement was used for
-        the same servers. None while change tracking is off.
+        Returns `wanted` of each, by level and first day, for `finish`. What the nodes of a cluster recorded is taken
+        over by `take_over`.
         """
-        parameters = {**_asked_for(period, level, windows), "asked_types": [period.name], "fingerprint": fingerprint}
-        with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
-            rows = connection.execute(text(self._filled(_UNCHANGED, level)), parameters).all()
-        return {row.period_start: row for row in rows}
-
-    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> Mapping[date, int]:
-        """Enter that a computation of `windows` begins; return `wanted` of each, by first day, for `finish`."""
         years_before = [period.year_before(window) for window in windows]
         parameters = {
-            **_asked_for(period, level, windows),
+            **_asked_for(period, levels, windows),
             "reads_from": [period.previous(window).start for window in windows],
             "year_before_starts": [window.start for window in years_before],
             "year_before_ends": [window.end for window in years_before],
         }
-        kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
-        with self._work("recording that a computation begins", kept) as connection:
-            rows = connection.execute(text(_BEGIN), parameters)
-            return {row.period_start: row.wanted for row in rows}
+        found: dict[str, dict[date, int]] = {level.name: {} for level in levels}
+        with self._work("recording that a computation begins", "Nothing was written.") as connection:
+            # Were it lost, what is written after it would be lost too.
+            connection.execute(text("SET LOCAL synchronous_commit = off"))
+            gather_changes(connection)
+            for row in connection.execute(text(_BEGIN), parameters):
+                found[row.level][row.period_start] = row.wanted
+        return found
 
-    def current_sums(
-        self, period: Period, level: Level, windows: Sequence[Window], parts: Collection[Part], fingerprint: str
-    ) -> tuple[frozenset[Part], frozenset[date]]:
-        """Return those of the stored windows `parts` whose rows are as their samples give them.
+    def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
+        """Return what is known of stored windows, by level.
 
-        They were summed up as today's statement does, which `fingerprint` marks, for all servers, without a failure;
-        nothing has touched them since. None while change tracking is off. Also returns the first days of those of
-        `windows` that were computed before.
         Ask after `begin`: what changes later than this has the windows that are begun computed again.
         """
-        listed = sorted({*parts, *((period.name, window) for window in windows)})
+        listed = sorted((level.name, *part) for level, some in parts.items() for part in some)
         parameters: dict[str, Any] = {
-            "level": level.name,
-            "asked_types": [name for name, _ in listed],
-            "starts": [window.start for _, window in listed],
-            "fingerprint": fingerprint,
+            "levels": [name for name, _, _ in listed],
+            "asked_types": [name for _, name, _ in listed],
+            "starts": [window.start for _, _, window in listed],
         }
-        with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
-            rows = connection.execute(text(self._filled(_CURRENT_SUMS, level)), parameters).all()
-        found = [(row.period_type, Window(row.period_start, row.period_end), row.is_current) for row in rows]
-        asked = {(period.name, window) for window in windows}
-        return (
-            frozenset((name, window) for name, window, is_current in found if is_current),
-            frozenset(window.start for name, window, _ in found if (name, window) in asked),
-        )
+        stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
+        with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
+            rows = connection.execute(text(_KNOWN.format(stored=f"CASE w.level {stored} END")), parameters).all()
+        found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+        for name, start, end, *rest in rows:
+            found[name].append(KnownWindow(Window(start, end), *rest))
+        return {level: found[level.name] for level in parts}
 
     def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Enter that the windows of `parts` were computed over the changes before they were `begun`."""
@@ -156,10 +174,11 @@ class Ledger:
         with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
             connection.execute(text(_FINISH), parameters)
 
-    def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
+    def invalidate(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> None:
         """Have `windows`, and those after them and a year later, which compare with their rows, computed when asked."""
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
-        parameters = {"period_type": period.name, "level": level.name, "starts": sorted(starts)}
+        names = [level.name for level in levels]
+        parameters = {"period_type": period.name, "levels": names, "starts": sorted(starts)}
         with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
             connection.execute(text(_INVALIDATE), parameters)
 
@@ -172,7 +191,7 @@ class Ledger:
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
         """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
         with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
-            rows = connection.execute(text(_FAILED), _asked_for(period, level, windows))
+            rows = connection.execute(text(_FAILED), _asked_for(period, [level], windows))
             return {row.period_start: row.failed_instances for row in rows}
 
     def last_computation(self) -> str:
@@ -232,8 +251,8 @@ class Ledger:
         """As `incomplete_windows`, as the transaction of a connection sees the ledger; raises DBAPIError."""
         if not windows:
             return []
-        parameters = {**_asked_for(period, level, windows), "patience_seconds": patience_seconds}
-        rows = connection.execute(text(self._filled(_LEFT, level)), parameters).all()
+        parameters = {**_asked_for(period, [level], windows), "patience_seconds": patience_seconds}
+        rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters).all()
         return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     def lost_rows(
@@ -242,7 +261,7 @@ class Ledger:
         """Return the first of `windows` that was computed to more rows than are stored; raises DBAPIError."""
         if not windows:
             return None
-        parameters = {**_asked_for(period, level, windows), "first": windows[0].start, "last": windows[-1].start}
+        parameters = {**_asked_for(period, [level], windows), "first": windows[0].start, "last": windows[-1].start}
         row = connection.execute(text(_LOST_ROWS.format(target=level.target.name)), parameters).first()
         if row is None:
             return None
@@ -264,12 +283,12 @@ class Ledger:
             message = f"{error} {kept}"
             raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
 
-    def _filled(self, statement: str, level: Level) -> str:
-        """Fill in how rows of a level are looked for."""
-        lookups = _DISTRIBUTED_LOOKUPS if is_distributed(self._engine) else _LOOKUPS
-        stored = (lookups if level.has_servers else _LOOKUPS)["stored"].format(target=level.target.name)
-        sampled = " OR ".join(lookups["sampled"].format(raw=table.name) for table in level.raw_tables)
-        return statement.format(stored=stored, sampled=f"({sampled})")
+    def _lookup(self, what: str, level: Level) -> str:
+        """Return the condition that a window of a level has stored rows, or samples."""
+        tables = (level.target,) if what == "stored" else level.raw_tables
+        distributed = level.has_servers or what == "sampled"
+        lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self._engine) else _LOOKUPS)[what]
+        return f"({' OR '.join(lookup.format(table=table.name) for table in tables)})"
 
     @contextmanager
     def _work(self, doing: str, kept: str, *, take_over: bool = False) -> Iterator[Connection]:
@@ -279,75 +298,68 @@ class Ledger:
             yield connection
 
 
-def _asked_for(period: Period, level: Level, windows: Sequence[Window]) -> dict[str, Any]:
+def _asked_for(period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, Any]:
     return {
         "period_type": period.name,
-        "level": level.name,
+        "level": levels[0].name,
+        "levels": [level.name for level in levels],
         "starts": [window.start for window in windows],
         "ends": [window.end for window in windows],
     }
 
 
 _LOOKUPS = {
-    "stored": "EXISTS (SELECT FROM {target} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
-    "sampled": "EXISTS (SELECT FROM {raw} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
+    "stored": "EXISTS (SELECT FROM {table} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
+    "sampled": "EXISTS (SELECT FROM {table} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
 }
 # Where rows are distributed, a subquery must not depend on the row of the outer query.
 _DISTRIBUTED_LOOKUPS = {
-    "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {target} a "
+    "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {table} a "
     "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
-    "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {raw} r WHERE r.collected_date BETWEEN "
+    "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {table} r WHERE r.collected_date BETWEEN "
     "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
     ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
 }
-# A whole partition may have gone without a trigger, but then no row of the window is left.
-_IS_STORED = f"""w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}})
-  AND {TRACKING_IS_ON}"""
-# Looked up once, not for each window.
-_IS_STALE = f"""(w.period_type, w.level, w.period_start) IN (
-      SELECT s.period_type, s.level, s.period_start FROM {STALE_WHEN_GATHERED} s WHERE s.level = :level)"""  # noqa: S608 -- as above
-_LACKS_ITS_SUMS = _IS_STALE.removesuffix(")") + " AND NOT s.has_its_sums)"
-
-_UNCHANGED = f"""
-SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records, w.unsampled_records
-FROM capacity_computed_windows w
-WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
-  AND w.fingerprint = :fingerprint AND w.unsampled_records IS NOT NULL AND {_IS_STORED}
-  AND NOT {_IS_STALE}
-"""  # noqa: S608 -- as above
-
-# Which windows were computed, and whether their rows are as their samples give them.
-_CURRENT_SUMS = f"""
-SELECT w.period_type, w.period_start, w.period_end,
-       right(w.fingerprint, length(:fingerprint)) = :fingerprint AND w.protected_records = 0 AND w.unsampled_records = 0
-       AND {_IS_STORED}
-       AND NOT {_LACKS_ITS_SUMS} AS is_current
-FROM unnest(CAST(:asked_types AS text[]), CAST(:starts AS date[])) AS asked (period_type, period_start)
-JOIN capacity_computed_windows w USING (period_type, period_start)
-WHERE w.level = :level AND w.processed_instances IS NOT NULL
+# Stale windows are looked up once, not for each window. A whole partition may have gone without a trigger, but then no
+# row of the window is left.
+_KNOWN = f"""
+WITH stale AS MATERIALIZED (SELECT * FROM {STALE_WHEN_GATHERED} AS s)
+SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,
+       w.protected_records, w.unsampled_records,
+       w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}}) AND {TRACKING_IS_ON},
+       stale.level IS NOT NULL, coalesce(stale.has_its_sums, true)
+FROM unnest(CAST(:levels AS text[]), CAST(:asked_types AS text[]), CAST(:starts AS date[]))
+    AS asked (level, period_type, period_start)
+JOIN capacity_computed_windows w USING (level, period_type, period_start)
+LEFT JOIN stale USING (level, period_type, period_start)
+WHERE w.processed_instances IS NOT NULL
 """  # noqa: S608 -- as above
 
 # Entered by a version that did not compare with a year before, or as a period of another length, it is as new.
 _BEGIN = """
 WITH asked AS (
-    SELECT * FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
-                         CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[]))
-        AS asked (period_start, period_end, reads_from, year_before_start, year_before_end)
+    SELECT level, days.*, w.wanted, w.year_before_start IS NULL
+           OR (w.period_end, w.reads_from) <> (days.period_end, days.reads_from) AS is_new
+    FROM unnest(CAST(:levels AS text[])) AS level
+    CROSS JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
+                      CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[]))
+        AS days (period_start, period_end, reads_from, year_before_start, year_before_end)
+    LEFT JOIN (SELECT * FROM capacity_computed_windows WHERE period_type = :period_type) AS w
+        USING (level, period_start)
 ), begun AS (
     INSERT INTO capacity_computed_windows AS w
         (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end)
-    SELECT :period_type, :level, asked.* FROM asked ORDER BY period_start
+    SELECT :period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end
+    FROM asked WHERE is_new ORDER BY level, period_start
     ON CONFLICT (period_type, level, period_start) DO UPDATE
     SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end,
         period_end = EXCLUDED.period_end, reads_from = EXCLUDED.reads_from, wanted = w.wanted + 1,
         changed = w.wanted + 1
     WHERE w.year_before_start IS NULL OR (w.period_end, w.reads_from) <> (EXCLUDED.period_end, EXCLUDED.reads_from)
-    RETURNING w.period_start, w.wanted
+    RETURNING w.level, w.period_start, w.wanted
 )
-SELECT period_start, coalesce(begun.wanted, w.wanted, 0) AS wanted
-FROM asked LEFT JOIN begun USING (period_start)
-LEFT JOIN (SELECT period_start, wanted FROM capacity_computed_windows
-           WHERE period_type = :period_type AND level = :level) AS w USING (period_start)
+SELECT level, period_start, coalesce(begun.wanted, asked.wanted, 0) AS wanted
+FROM asked LEFT JOIN begun USING (level, period_start)
 """
 
 # Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
@@ -377,13 +389,13 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = don
 
 _INVALIDATE = """
 WITH locked AS (
-    SELECT period_start FROM capacity_computed_windows
-    WHERE period_type = :period_type AND level = :level
+    SELECT level, period_start FROM capacity_computed_windows
+    WHERE period_type = :period_type AND level = ANY (CAST(:levels AS text[]))
       AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))
-    ORDER BY period_start FOR UPDATE
+    ORDER BY level, period_start FOR UPDATE
 )
 UPDATE capacity_computed_windows w SET wanted = w.wanted + 1, changed = w.wanted + 1 FROM locked
-WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = locked.period_start
+WHERE w.period_type = :period_type AND w.level = locked.level AND w.period_start = locked.period_start
 """
 
 _COMPUTED = """

@@ -24,8 +24,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.group_days import prepare_group_days
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
+from capacity_assets.aggregation.states import STORED_ROWS, of_samples, of_shorter_windows
 from capacity_assets.aggregation.work import InstanceRef, Work
-from capacity_assets.aggregation.writing import aggregation_statement, node_statements
+from capacity_assets.aggregation.writing import aggregation_statement, execute, node_statements
 from capacity_assets.errors import (
     DatabaseFailure,
     database_error,
@@ -194,13 +195,17 @@ class AggregationRunner:
 
     def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
         """Compute, decide, write and count in one statement."""
-        statement = aggregation_statement(self.level, dry_run=work.options.dry_run)
-        parameters = work.parameters()
-        if not self.level.has_servers:
-            # Rows follow the labels, so none is kept because it once rested on more days than now.
-            parameters["overwrite"] = True
+        # Rows of groups follow the labels, so none is kept because it once rested on more days than now.
+        overwrite = work.options.overwrite or not self.level.has_servers
+        parts, days = work.reading
+        read = ((of_samples, days), (of_shorter_windows, parts))
+        sources = (*(source for source, there in read if there), *STORED_ROWS)
+        statement = aggregation_statement(self.level, sources, overwrite=overwrite, dry_run=work.options.dry_run)
         connection.execute(SESSION_OF_A_SLICE)
-        return {row.period_start: row for row in connection.execute(statement, parameters)}
+        return {
+            row.period_start: row
+            for row in execute(connection, statement, {**work.parameters(), "overwrite": overwrite})
+        }
 
     def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""

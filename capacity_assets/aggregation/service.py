@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.ledger import Ledger
+from capacity_assets.aggregation.ledger import KnownWindow, Ledger
 from capacity_assets.aggregation.legacy_calls import LegacyCalls
 from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.partition_range import PartitionRange
@@ -29,6 +29,19 @@ from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS, Period, Window, in_order
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a level before its windows are computed.
+
+    `windows` are those that were computed before, `parts` what may be read in place of samples, and `begun` says up to
+    which change the windows are computed, by first day; empty: this is not entered.
+    """
+
+    windows: Sequence[KnownWindow]
+    parts: Parts
+    begun: Mapping[date, int] = field(default_factory=dict)
 
 
 class AggregationService(LegacyCalls):
@@ -87,16 +100,32 @@ class AggregationService(LegacyCalls):
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
         with self._guarded(chosen, options) as guarded:
-            if options.dry_run:
-                self.ledger.take_over("Nothing was written.")
-            else:
-                self.ledger.gather()
-            parts: list[PeriodSummary] = []
-            for runner in runners:
-                computed = self._computed(runner, chosen, wanted, guarded)
-                days = coverage_of(self.engine, runner.level, wanted, self.clock.today())
-                parts += [replace(part, coverage=days[part.period_start]) for part in computed]
-        return RunSummary(tuple(parts))
+            known = self._begin(chosen, [runner.level for runner in runners], wanted, options)
+            # Only now: a server that becomes active later than this is a change that is read after windows were begun.
+            active = [one for one in self.instances(options.instance_ids) if one.active]
+            parts = [
+                part
+                for runner in runners
+                for part in self._computed(runner, Work(chosen, wanted, active, guarded), known[runner.level])
+            ]
+            days = coverage_of(self.engine, [runner.level for runner in runners], wanted, self.clock.today())
+        return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
+
+    def _begin(
+        self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
+    ) -> dict[Level, Known]:
+        """Read what was changed, enter that a computation begins, and return what is known by then, by level.
+
+        A computation for some instances only is not entered.
+        """
+        begun: Mapping[str, Mapping[date, int]] = {}
+        self.ledger.take_over("Nothing was written.")
+        if options.overwrite and not options.dry_run:
+            self.ledger.invalidate(period, levels, windows)
+        if options.instance_ids is None and not options.dry_run:
+            begun = self.ledger.begin(period, levels, windows)
+        known = self._known(period, levels, windows)
+        return {level: replace(one, begun=begun.get(level.name, {})) for level, one in known.items()}
 
     @contextmanager
     def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
@@ -113,74 +142,41 @@ class AggregationService(LegacyCalls):
 
             yield replace(options, guard=guard)
 
-    def _computed(
-        self, runner: AggregationRunner, period: Period, windows: Sequence[Window], options: RunOptions
-    ) -> tuple[PeriodSummary, ...]:
-        """Compute one level, and enter it in the ledger unless it was for some instances only.
+    def _computed(self, runner: AggregationRunner, whole: Work, known: Known) -> tuple[PeriodSummary, ...]:
+        """Compute one level, and enter it in the ledger if it was begun.
 
         Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
         """
-        if options.overwrite and not options.dry_run:
-            self.ledger.invalidate(period, runner.level, windows)
-        if options.instance_ids is not None:
-            servers = self._active(options.instance_ids)
-            return self._run(runner, period, windows, servers, options)
+        options, windows = whole.options, whole.windows
+        mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
         parts: dict[date, PeriodSummary] = {}
-        if not (options.overwrite or options.recompute):
-            parts = self._unchanged(period, runner.level, windows)
+        if not (options.overwrite or options.recompute or options.instance_ids is not None):
+            parts = {
+                one.window.start: _unchanged(runner.level, one, len(whole.instances))
+                for one in known.windows
+                if one.is_unchanged(mark)
+            }
         to_compute = [window for window in windows if window.start not in parts]
-        if to_compute and options.dry_run:
-            computed = self._run(runner, period, to_compute, self._active(), options)
-            parts |= {part.period_start: part for part in computed}
-        elif to_compute:
-            begun = self.ledger.begin(period, runner.level, to_compute)
-            # Only now: a server that becomes active later than this is a change that is read after `begun`.
-            active = self._active()
-            computed = self._run(runner, period, to_compute, active, options)
-            self.ledger.finish(begun, computed, _mark(runner.level, period, active))
+        if to_compute:
+            before = frozenset(one.window.start for one in known.windows)
+            computed = runner.aggregate(replace(whole, windows=to_compute, parts=known.parts, computed=before))
+            if known.begun:
+                self.ledger.finish(known.begun, computed, mark)
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
 
-    def _run(
-        self,
-        runner: AggregationRunner,
-        period: Period,
-        windows: Sequence[Window],
-        servers: Sequence[InstanceRef],
-        options: RunOptions,
-    ) -> tuple[PeriodSummary, ...]:
-        parts, computed = self._known(period, runner.level, windows)
-        return runner.aggregate(Work(period, windows, servers, options, parts, computed))
-
-    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
-        """Return the stored windows that may be read in place of samples, and which of `windows` were computed."""
-        shorter = shorter_periods(self.periods, period, level)
-        listed = candidates(shorter, period, windows)
-        usable, computed = self.ledger.current_sums(period, level, windows, listed, sums_fingerprint(level))
-        return Parts(shorter, usable), computed
-
-    def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
-        return [instance for instance in self.instances(instance_ids) if instance.active]
-
-    def _unchanged(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, PeriodSummary]:
-        """Summaries of the windows that are as they were computed, by first day."""
-        active = self._active()
-        known = self.ledger.unchanged(period, level, windows, _mark(level, period, active))
-        return {
-            window.start: PeriodSummary(
-                period.name,
-                level.name,
-                window.start,
-                window.end,
-                processed_instances=row.processed_instances,
-                skipped_instances=max(0, len(active) - row.processed_instances),
-                unchanged_records=row.total_records - row.protected_records,
-                protected_records=row.protected_records,
-                unsampled_records=row.unsampled_records,
-            )
-            for window in windows
-            if (row := known.get(window.start))
-        }
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+        """Ask the ledger for the windows, and for the stored ones that may be read in place of samples."""
+        asked = {(period.name, window) for window in windows}
+        shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
+        found = self.ledger.known({level: asked | candidates(shorter[level], period, windows) for level in levels})
+        known = {}
+        for level, every in found.items():
+            mark = sums_fingerprint(level)
+            usable = frozenset((one.period_type, one.window) for one in every if one.has_current_sums(mark))
+            computed = [one for one in every if (one.period_type, one.window) in asked]
+            known[level] = Known(computed, Parts(shorter[level], usable))
+        return known
 
     def period(self, period: str | Period, *others: str) -> Period:
         """Look a period up by name; raises ValidationError where none is registered, and names `others` besides."""
@@ -241,5 +237,16 @@ class AggregationService(LegacyCalls):
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
 
 
-def _mark(level: Level, period: Period, instances: Iterable[InstanceRef]) -> str:
-    return fingerprint(level, period, [instance.id for instance in instances])
+def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
+    """Summarise a window that is as it was computed, of so many active servers."""
+    return PeriodSummary(
+        known.period_type,
+        level.name,
+        known.window.start,
+        known.window.end,
+        processed_instances=known.processed_instances,
+        skipped_instances=max(0, servers - known.processed_instances),
+        unchanged_records=known.total_records - known.protected_records,
+        protected_records=known.protected_records,
+        unsampled_records=known.unsampled_records or 0,
+    )

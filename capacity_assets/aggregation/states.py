@@ -5,9 +5,10 @@ Two steps, the same for one window and for many, for days and for years:
 
 1. `_united`: samples, stored shorter windows in place of samples, and beside them the stored rows of the windows
    themselves, are united per key and window. Where a stored row holds more samples, it is what others compare with.
+   A source of which nothing is to be read is left out.
 2. `states`: the window before and that of a year before are put beside each window, by window functions.
 
-Windows are numbered by `width_bucket` over the first days of adjacent windows. All arithmetic is in 64-bit integers:
+Windows are numbered by `width_bucket` over their first days. All arithmetic is in 64-bit integers:
 a sum of sizes that are possible fits, and one of impossible sizes makes its server fail.
 """
 
@@ -52,8 +53,8 @@ Element: TypeAlias = ColumnElement[Any]
 class Parameters:
     """The parameters of the statement.
 
-    `starts`, `ends` and `wanted` describe adjacent windows, from the first one that is read to the last; only the
-    `wanted` ones are written. `compared_starts` are the first days of those and of the windows they compare with.
+    `starts`, `ends` and `wanted` describe the windows that are read, in order; only the `wanted` ones are written. The
+    others are those that they compare with, so that the one before a wanted window always stands before it.
 
     Samples are read of the days from an odd one of `cuts` to before the next, all of which lie in the two spans of
     `read_...`; stored shorter windows are named by `part_types` and `part_starts`, pair by pair. With `overwrite`,
@@ -71,7 +72,6 @@ class Parameters:
     wanted_starts = bindparam("wanted_starts", type_=ARRAY(Date))
     wanted_first = bindparam("wanted_first", type_=Date)
     wanted_last = bindparam("wanted_last", type_=Date)
-    compared_starts = bindparam("compared_starts", type_=ARRAY(Date))
     before_first = bindparam("before_first", type_=Date)
     year_first = bindparam("year_first", type_=Date)
     year_last = bindparam("year_last", type_=Date)
@@ -95,14 +95,14 @@ class Parameters:
 _DAY_BITS = 2 * (LARGEST_MB + 1)
 
 
-def states(level: Level) -> Subquery:
-    """Return the states of each key and wanted window, with those of the windows it compares with.
+def states(level: Level, sources: Sources) -> Subquery:
+    """Return the states of each key and wanted window, with those of the windows it compares with, from `sources`.
 
     Columns: the keys, `bucket`, `period_start`, `data_count` (null: only a stored row is left), per measure what
     `named` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`; the
     counts and sums again with `previous_` and, of measures with further figures, `year_before_` in front.
     """
-    united = _united(level)
+    united = _united(level, sources)
     keys = [united.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
     a_year_before = FrameClause(Parameters.year_interval, Parameters.year_interval, preceding, preceding)
@@ -168,12 +168,9 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 }  # fmt: skip
 
 
-def _united(level: Level) -> Subquery:
+def _united(level: Level, sources: Sources) -> Subquery:
     """Unite what was found of each key and window."""
-    spans = ((Parameters.before_first, Parameters.wanted_last), (Parameters.year_first, Parameters.year_last))
-    # Two spans, two parts: PostgreSQL chooses partitions by one span, not by one of two.
-    stored_rows = (_of_stored_rows(level, *span) for span in spans)
-    found = union_all(_of_samples(level), _of_shorter_windows(level), *stored_rows).subquery("found")
+    found = union_all(*(source(level) for source in sources)).subquery("found")
     keys = [found.c[name] for name in (*level.keys, "period_start")]
     columns: dict[str, Element] = {"bucket": func.max(found.c.bucket)}
     for name in _own_names(level):
@@ -197,7 +194,7 @@ def _united(level: Level) -> Subquery:
     return rows.group_by(*keys).subquery("united")
 
 
-def _of_samples(level: Level) -> Any:
+def of_samples(level: Level) -> Any:
     """Select the samples as states of their days: those that count, of the servers and days that are read."""
     samples = _samples(level)
     day = samples.c.collected_date
@@ -232,7 +229,7 @@ def _samples(level: Level) -> FromClause:
     return select(*keys, day, *sums).where(*conditions).group_by(*keys, day).subquery("samples")
 
 
-def _of_shorter_windows(level: Level) -> Any:
+def of_shorter_windows(level: Level) -> Any:
     """Select the states that stored shorter windows keep."""
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
@@ -257,6 +254,24 @@ def _of_shorter_windows(level: Level) -> Any:
     )
 
 
+def of_rows(level: Level) -> Any:
+    """Select what the stored rows of the wanted windows keep, and those of the windows before them."""
+    return _of_stored_rows(level, Parameters.before_first, Parameters.wanted_last)
+
+
+def of_rows_a_year_before(level: Level) -> Any:
+    """Select the same of the windows of a year before.
+
+    PostgreSQL chooses partitions by one span, not by one of two.
+    """
+    return _of_stored_rows(level, Parameters.year_first, Parameters.year_last)
+
+
+Sources: TypeAlias = tuple[Callable[[Level], Any], ...]
+STORED_ROWS: Sources = (of_rows, of_rows_a_year_before)
+EVERY_SOURCE: Sources = (of_samples, of_shorter_windows, *STORED_ROWS)
+
+
 def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
     """Select what the stored rows of the windows keep that begin between two days.
 
@@ -274,7 +289,7 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
     return _found(level, target, target.c.period_start, columns).where(
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(first, last),
-        target.c.period_start == func.any(Parameters.compared_starts),
+        target.c.period_start == func.any(Parameters.starts),
         *level.of_servers(target, Parameters.instance_ids),
     )
 

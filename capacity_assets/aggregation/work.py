@@ -1,7 +1,7 @@
 """What one statement covers: windows, instances, what is read for them, and the parameters that say so.
 
 Of a window asked for, stored shorter windows are read in place of samples where the ledger says that they hold what
-the samples give (`Ledger.current_sums`): of a quarter its months, of groups also days. A window that is only compared
+the samples give (`Ledger.known`): of a quarter its months, of groups also days. A window that is only compared
 with is read from its stored rows; where the ledger does not vouch for these, its samples are read as well. How the
 statement is executed, and what happens when it fails, is in `runners`.
 """
@@ -105,8 +105,8 @@ class Work:
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
-        windows = period.windows_between(min(first, year_first).start, last.end)
         asked_for = set(self.windows)
+        windows = sorted(asked_for | compared(period, self.windows))
         parts, days = self.reading
         return {
             "period": period.name,
@@ -117,7 +117,6 @@ class Work:
             "wanted_starts": [window.start for window in self.windows],
             "wanted_first": self.windows[0].start,
             "wanted_last": last.start,
-            "compared_starts": sorted({one.start for one in asked_for | compared(period, self.windows)}),
             "before_first": first.start,
             "year_first": year_first.start,
             "year_last": year_last.start,

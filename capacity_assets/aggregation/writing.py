@@ -21,9 +21,13 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Compiled,
+    Connection,
     DateTime,
     Delete,
     FromClause,
+    Integer,
+    Row,
     Select,
     String,
     Subquery,
@@ -45,7 +49,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.selectable import HasCTE
 
 from capacity_assets.aggregation.figures import window_figures
-from capacity_assets.aggregation.states import Element, Parameters
+from capacity_assets.aggregation.states import EVERY_SOURCE, Element, Parameters, Sources
 from capacity_assets.foundation.levels import Level, Measure
 from capacity_assets.periods import Period
 from capacity_assets.storage.active_servers import is_active
@@ -66,31 +70,33 @@ def known_instances() -> Select[int, str, bool]:
 
 
 @cache
-def aggregation_statement(level: Level, *, dry_run: bool = False) -> Rows:
-    """Build the statement for one level: compute the figures, decide, write, count.
+def aggregation_statement(
+    level: Level, sources: Sources = EVERY_SOURCE, *, overwrite: bool = True, dry_run: bool = False
+) -> Compiled:
+    """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
-    With `dry_run` the statement only reads, and
-    counts what would be written and removed. Its parameters are those of `states.Parameters`.
+    Without `overwrite` no row is removed, whatever its parameter of that name says.
+
+    With `dry_run` the statement only reads, and counts what would be written and removed. Its parameters are those of
+    `states.Parameters`. It is made a text once per process: SQLAlchemy takes longer for it than PostgreSQL.
 
     Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
     `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
     """
     target = level.target
-    rows = _classified(level, fenced=True).cte("classified")
+    rows = _classified(level, sources, fenced=True).cte("classified")
     is_removed = _is_removed(rows, rows)
-    if dry_run:
-        counts = _counts(level, rows, _fits(level, rows)).subquery("counts")
-        changed: dict[str, HasCTE] = {"removed": select(rows.c.period_start).where(is_removed)}
-    else:
-        counts = _counts(level, rows).subquery("counts")
-        changed = {
-            "updated": _update(level, rows).returning(target.c.period_start),
-            "removed": delete(target)
-            .where(_is_row_of(level, target, rows), is_removed)
-            .returning(target.c.period_start),
-        }
+    changed: dict[str, HasCTE] = {}
+    counts = _counts(level, rows, _fits(level, rows) if dry_run else None).subquery("counts")
+    if not dry_run:
+        changed["updated"] = _update(level, rows).returning(target.c.period_start)
+    if overwrite and dry_run:
+        changed["removed"] = select(rows.c.period_start).where(is_removed)
+    elif overwrite:
+        removed = delete(target).where(_is_row_of(level, target, rows), is_removed)
+        changed["removed"] = removed.returning(target.c.period_start)
     joined: FromClause = counts
-    number: dict[str, Element] = {}
+    number: dict[str, Element] = {"removed": literal_column("0", Integer)}
     for name, statement in changed.items():
         found = statement.cte(name)
         per_window = _per_window(select(found.c.period_start), found.c.period_start).subquery(f"{name}_rows")
@@ -105,7 +111,14 @@ def aggregation_statement(level: Level, *, dry_run: bool = False) -> Rows:
         counts.c.unchanged,
         (counts.c.unsampled - number["removed"]).label("unsampled"),
     ).select_from(joined)
-    return statement if dry_run else statement.add_cte(_insert(level, rows).cte("inserted"))
+    if not dry_run:
+        statement = statement.add_cte(_insert(level, rows).cte("inserted"))
+    return statement.compile(dialect=DIALECT)
+
+
+def execute(connection: Connection, statement: Compiled, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
+    """Execute a statement that is text already; raises DBAPIError."""
+    return connection.exec_driver_sql(str(statement), {**statement.params, **parameters}).all()
 
 
 @dataclass(frozen=True)
@@ -157,15 +170,18 @@ def _per_window(found: Rows, start: Element) -> Rows:
     return found.add_columns(func.count().label("rows")).group_by(start)
 
 
+ARITHMETIC = 1
+"""Takes another number when the same samples give other figures; a test asks for it where the statement changes."""
+
+
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
     """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
-    It follows from the statement itself and the period's trend threshold, so that new arithmetic or a new metric is
-    another way by itself. The last half is that of the sums.
+    A new metric or another trend threshold is another way by itself. The last half is that of the sums.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
-    own = _digest(f"{_text(level)} {period.windows_per_year} {period.trend_percent} {servers}")
-    return own + sums_fingerprint(level)
+    made_of = f"{ARITHMETIC} {level.measures} {level.ratios} {level.figures}"
+    return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
 
 
 @cache
@@ -178,20 +194,13 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HALF_A_FINGERPRINT]
 
 
-@cache
-def _text(level: Level) -> str:
-    compiled = aggregation_statement(level).compile(dialect=DIALECT)
-    # Constants are no part of the text.
-    return f"{compiled} {sorted(compiled.params.items(), key=repr)}"
-
-
-def _classified(level: Level, *, fenced: bool) -> Rows:
+def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) -> Rows:
     """Decide for each row what happens to it, before anything is written, and give it the comparisons that are kept.
 
     Sorting out unchanged rows here, not in the upsert, is what makes a repetition free of writes: an upsert whose WHERE
     is false still locks the row on its page.
     """
-    joined = _beside_stored(level, fenced=fenced)
+    joined = _beside_stored(level, sources, fenced=fenced)
     taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
     for comparison in level.comparisons:
         kept = joined.c[f"keeps_{comparison.change}"]
@@ -211,9 +220,9 @@ def _classified(level: Level, *, fenced: bool) -> Rows:
     return select(*keys, *(value.label(name) for name, value in taken.items()), action)
 
 
-def _beside_stored(level: Level, *, fenced: bool) -> Subquery:
+def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Join the stored row to each computed one, and say which of its comparisons are kept."""
-    figures = window_figures(level, fenced=fenced)
+    figures = window_figures(level, sources, fenced=fenced)
     stored = _stored(level).subquery("stored_rows")
     keeps: list[Element] = []
     for comparison in level.comparisons:

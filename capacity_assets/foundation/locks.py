@@ -3,8 +3,8 @@
 The command line, a second deployment, the legacy scheduler during a migration: whoever writes a period's
 aggregates holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed
 while the work lasts; if the process dies, renewals stop with it and the key expires within one time to live.
-Without Redis it is a row of `capacity_locks`, locked in a transaction of a connection of its own, which the server
-ends when the process dies; a role that may not write there cannot hold it. The work asks `ensure_held` before
+Without Redis it is a row of `capacity_locks`, locked in a transaction of a connection that does nothing else, which the
+server ends when the process dies; a role that may not write there cannot hold it. The work asks `ensure_held` before
 each commit, so that work stops when the lock was lost.
 
 Queueing inside Dagster belongs to the pools; retrying to the callers.
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.lock_errors import HeldLock, held_by, lost, nothing_written, owner_name
 from capacity_assets.foundation.redis_locks import RedisLock
-from capacity_assets.storage.row_locks import ENTER, NO_TIME_LIMIT, TAKE
+from capacity_assets.storage.row_locks import ENTER, TAKE
 
 TIME_TO_LIVE_SECONDS = 60.0
 
@@ -48,24 +48,21 @@ class CapacityLockManager:
         lock: _RowLock | RedisLock
         with ExitStack() as held:
             if self.redis_url is None:
-                lock = _RowLock(held.enter_context(self._own_connection(period)), period)
+                lock = _RowLock(held.enter_context(self._connected(period)), period)
             else:
                 lock = RedisLock(self.redis_url, period, self.time_to_live_seconds)
             lock.acquire()
             held.callback(lock.release)
             yield lock
 
-    def _own_connection(self, period: str) -> Connection:
-        """Connect outside the pool: a connection given back to it would keep the lock."""
+    def _connected(self, period: str) -> Connection:
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
-            connection = self.engine.connect()
-        connection.detach()
-        return connection
+            return self.engine.connect()
 
 
 @dataclass
 class _RowLock:
-    """A locked row, in a transaction on a separate connection."""
+    """A locked row, in a transaction that is open as long as the lock is held."""
 
     connection: Connection
     period: str
@@ -73,18 +70,22 @@ class _RowLock:
     def acquire(self) -> None:
         asked = {"name": self.period, "application": f"capacity_assets lock {owner_name()}"[:63]}
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
-            self.connection.execute(text("SELECT set_config('application_name', :application, false)"), asked)
-            # It is idle while the work goes on elsewhere.
-            self.connection.execute(text(NO_TIME_LIMIT))
-            self.connection.execute(text(ENTER), asked)
-            self.connection.commit()
-            taken = self.connection.execute(text(TAKE), asked).first()
+            taken = self._take(asked)
+            if not taken:
+                # The first time, there is no row yet.
+                self.connection.execute(text(ENTER), asked)
+                self.connection.commit()
+                taken = self._take(asked)
             holder = None if taken else self.connection.execute(text(_HOLDER), asked).first()
         if not taken:
             raise held_by(self.period, _readable_holder(holder) if holder else None)
 
+    def _take(self, asked: dict[str, str]) -> bool:
+        self.connection.execute(text(_SESSION), asked)
+        return self.connection.execute(text(TAKE), asked).first() is not None
+
     def release(self) -> None:
-        """Give the lock back at once: closing the connection does it too, but only when the server notices."""
+        """Give the lock back, and with it what the session said of itself."""
         with suppress(SQLAlchemyError):
             self.connection.rollback()
 
@@ -96,6 +97,12 @@ class _RowLock:
             raise lost(self.period, "its connection was closed") from error
 
 
+# The session is idle in this transaction while the work goes on elsewhere, and says what it is there for.
+_SESSION = """
+SELECT set_config(name, CASE name WHEN 'application_name' THEN CAST(:application AS text) ELSE '0' END, true)
+FROM pg_settings
+WHERE name IN ('application_name', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
 # The row contains the ID of the transaction that locked it.
 _HOLDER = """
 SELECT a.application_name AS name, a.pid, a.xact_start AT TIME ZONE 'UTC' AS since

@@ -27,7 +27,10 @@ def gather_changes(connection: Connection) -> None:
     Other gatherings wait for the rows that this one has taken, until its transaction ends; rows and windows are locked
     in order. A server's days are looked up now: its trigger did not see samples that others were about to commit.
     """
-    servers = connection.execute(text(_TAKE_SERVERS)).all()
+    unread = connection.execute(text(_UNREAD_KINDS)).scalars().all()
+    if not unread:
+        return
+    servers = connection.execute(text(_TAKE_SERVERS)).all() if "server" in unread else []
     if servers:
         asked = {"servers": [row.instance_id for row in servers], "changed_at": max(row.changed_at for row in servers)}
         for table in SAMPLES:
@@ -45,6 +48,8 @@ INSERT INTO capacity_changes (table_name, kind, days)
 SELECT name, 'written', '(,)'
 FROM unnest(ARRAY['database_size_aggregations', 'instance_size_aggregations', 'group_size_aggregations']) AS name
 """
+# Nearly always there is nothing to read, or no server among it.
+_UNREAD_KINDS = "SELECT DISTINCT CASE WHEN days IS NULL THEN 'server' ELSE 'days' END FROM capacity_changes"
 _TAKE_SERVERS = """
 DELETE FROM capacity_changes c
 USING (SELECT ctid AS row FROM capacity_changes WHERE days IS NULL ORDER BY change_id FOR UPDATE) AS taken

@@ -33,7 +33,7 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "ledger.stale": lambda engine: AggregationService(engine, fixed_clock()).ledger.stale(),
     "quality.run_checks": lambda engine: run_checks(engine, CheckScope("monthly", DATABASE, [MARCH], TODAY, 50)),
     "registry.registered": registered,
-    "coverage": lambda engine: coverage_of(engine, DATABASE, [MARCH], TODAY),
+    "coverage": lambda engine: coverage_of(engine, [DATABASE], [MARCH], TODAY),
     "movers": lambda engine: window_sizes(engine, MONTHLY, DATABASE, [MARCH]),
     "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI, kept="Nothing was written."),
     "explanation": lambda engine: find_subjects(engine, "orders", None),

@@ -64,7 +64,7 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     march = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
-    begun = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    begun = service.ledger.begin(PERIODS["monthly"], [DATABASE], march)[DATABASE.name]
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
     assert service.ledger.stale() == [], "not computed yet"
 
@@ -81,7 +81,7 @@ def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_i
 ) -> None:
     add_instances(engine, [1])
     march = PERIODS["monthly"].window_of(date(2025, 3, 1))
-    service.ledger.begin(PERIODS["monthly"], DATABASE, [march])
+    service.ledger.begin(PERIODS["monthly"], [DATABASE], [march])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
 
     assert service.ledger.stale() == []
@@ -189,7 +189,7 @@ def test_a_change_that_commits_after_the_samples_were_read_is_followed_and_one_t
         assert stale(service) == set()
         connection.commit()
     late.dispose()
-    begun = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    begun = service.ledger.begin(PERIODS["monthly"], [DATABASE], march)[DATABASE.name]
     parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
     service.ledger.finish(begun, parts, "")
     [first] = stored(engine, DATABASE)

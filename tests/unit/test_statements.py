@@ -1,0 +1,18 @@
+"""The statement that computes: what marks a window as computed by it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from capacity_assets.aggregation.writing import ARITHMETIC, aggregation_statement
+from capacity_assets.foundation.levels import LEVELS
+
+# Where only the text is another one, the digest alone changes. Where figures are, so does the number.
+KNOWN = (1, "1296568addca7aaf")
+
+
+def test_a_statement_that_gives_other_figures_takes_another_number() -> None:
+    statements = [aggregation_statement(level) for level in LEVELS.values()]
+    texts = [f"{one} {sorted(one.params.items(), key=repr)}" for one in statements]
+
+    assert (ARITHMETIC, hashlib.sha256("".join(texts).encode()).hexdigest()[:16]) == KNOWN
