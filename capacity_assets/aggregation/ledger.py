@@ -124,7 +124,8 @@ class Ledger:
         """
         years_before = [period.year_before(window) for window in windows]
         parameters = {
-            **_asked_for(period, levels, windows),
+            **_asked_for(period, windows),
+            "levels": [level.name for level in levels],
             "reads_from": [period.previous(window).start for window in windows],
             "year_before_starts": [window.start for window in years_before],
             "year_before_ends": [window.end for window in years_before],
@@ -191,7 +192,7 @@ class Ledger:
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
         """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
         with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
-            rows = connection.execute(text(_FAILED), _asked_for(period, [level], windows))
+            rows = connection.execute(text(_FAILED), _asked_for(period, windows, level))
             return {row.period_start: row.failed_instances for row in rows}
 
     def last_computation(self) -> str:
@@ -251,7 +252,7 @@ class Ledger:
         """As `incomplete_windows`, as the transaction of a connection sees the ledger; raises DBAPIError."""
         if not windows:
             return []
-        parameters = {**_asked_for(period, [level], windows), "patience_seconds": patience_seconds}
+        parameters = {**_asked_for(period, windows, level), "patience_seconds": patience_seconds}
         rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters).all()
         return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
@@ -261,7 +262,7 @@ class Ledger:
         """Return the first of `windows` that was computed to more rows than are stored; raises DBAPIError."""
         if not windows:
             return None
-        parameters = {**_asked_for(period, [level], windows), "first": windows[0].start, "last": windows[-1].start}
+        parameters = {**_asked_for(period, windows, level), "first": windows[0].start, "last": windows[-1].start}
         row = connection.execute(text(_LOST_ROWS.format(target=level.target.name)), parameters).first()
         if row is None:
             return None
@@ -298,11 +299,10 @@ class Ledger:
             yield connection
 
 
-def _asked_for(period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, Any]:
+def _asked_for(period: Period, windows: Sequence[Window], level: Level | None = None) -> dict[str, Any]:
     return {
         "period_type": period.name,
-        "level": levels[0].name,
-        "levels": [level.name for level in levels],
+        "level": level.name if level else None,
         "starts": [window.start for window in windows],
         "ends": [window.end for window in windows],
     }

@@ -1,7 +1,7 @@
 """The capacity tables on Citus: what grows with the fleet distributed by server, everything else on the coordinator.
 
 How tables become distributed is the business of `distributing`; what nodes record of changes, of `node_records`; which
-statements compute on the nodes, of `aggregation.distributed_statements`. What Citus does not hand to its nodes (limits,
+statements compute on the nodes, of `aggregation.writing`. What Citus does not hand to its nodes (limits,
 forecasts, imports) finds copies: within a transaction, a temporary table with the name of the distributed one holds the
 rows that a statement reads, and the statement stays as it is. What is copied passes through the coordinator, so it
 should be little: what was measured last, or a result that nodes have put together.
