@@ -115,11 +115,19 @@ class AggregationRunner:
         if not self.level.has_servers:
             yield whole
             return
+        if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
+            # Days of before the first sample, such as those of a year before, make no slice larger.
+            with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
+                whole = replace(whole, since=self._first_day() or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
         share = -(-len(whole.instances) // self._parallel_slices)
         size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
+
+    def _first_day(self) -> date | None:
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.min(self.level.source.c.collected_date))).scalar()
 
     def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.

@@ -46,7 +46,7 @@ class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
     `computed` are the first days of those windows that were computed before. `gone` are windows whose stored rows stand
-    for them because their days are not all left, each with the number of these rows.
+    for them because their days are not all left, each with the number of these rows. No sample is older than `since`.
     """
 
     period: Period
@@ -56,6 +56,7 @@ class Work:
     parts: Parts = NO_PARTS
     computed: frozenset[date] = frozenset()
     gone: Mapping[Window, int] = field(default_factory=dict)
+    since: date = date.min
 
     @cached_property
     def reading(self) -> tuple[list[Part], list[Window]]:
@@ -68,7 +69,7 @@ class Work:
                 continue
             stored, left = self._cover(window, self.parts.periods)
             parts += stored
-            days += left
+            days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
 
     @property
