@@ -67,7 +67,7 @@ class Work:
         for window in sorted(asked_for | compared(self.period, self.windows)):
             if window in unread:
                 continue
-            stored, left = self._cover(window, self.parts.periods)
+            stored, left = self._own_row(window) or self._cover(window, self.parts.periods)
             parts += stored
             days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
@@ -77,6 +77,12 @@ class Work:
         """The windows that are compared with and read from their stored rows alone."""
         others = compared(self.period, self.windows).difference(self.windows)
         return {one for one in others if (self.period.name, one) in self.parts.usable or one in self.gone}
+
+    def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
+        """Cover a window by its own stored row: only one that it is compared with has changed. A day keeps no sums."""
+        own = (self.period.name, window)
+        is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
+        return None if is_asked_for or own not in self.parts.usable else ([own], [])
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""

@@ -69,6 +69,22 @@ def test_the_newest_month_takes_those_it_is_compared_with_as_they_are_stored(fil
     assert read == {level: [(date(2025, 12, 1), date(2025, 12, 31))] for level in LEVELS}
 
 
+def test_a_month_is_made_of_its_own_row_where_only_the_month_before_has_changed(filled: Engine) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+    execute(filled, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-11-09'")
+
+    with parts_read(filled) as parts, days_read(filled) as days:
+        service.aggregate(MONTHLY, windows("monthly")[-2:])
+
+    assert parts["database"] == starts("monthly", "2025-12-01")
+    assert days["database"] == [(date(2025, 11, 1), date(2025, 11, 30))]
+    from_days = FromDays(filled, fixed_clock()).aggregate(
+        MONTHLY, windows("monthly"), RunOptions(recompute=True, dry_run=True)
+    )
+    assert (from_days.total("written_records"), from_days.total("protected_records")) == (0, 0)
+
+
 @pytest.mark.single_server(MIXED)
 @pytest.mark.parametrize(
     ("statement", "unusable"),
@@ -184,7 +200,9 @@ def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year()
     def reading(period: Period, window: Window, usable: set[Part]) -> tuple[list[Part], list[Window]]:
         return Work(period, [window], [InstanceRef(1, "db-1")], parts=Parts(made_of[period.name], usable)).reading
 
-    assert reading(half, first_half, stored) == ([("quarterly", one) for one in _halves(QUARTERLY, first_half)], [])
+    quarters = [("quarterly", one) for one in _halves(QUARTERLY, first_half)]
+    assert reading(half, first_half, stored - {(half.name, first_half)}) == (quarters, [])
+    assert reading(half, first_half, stored) == ([(half.name, first_half)], []), "its own row"
     own_and_before, _ = reading(YEARLY, year, stored - {("yearly", YEARLY.window_of(date(2024, 1, 1)))})
     assert {name for name, _ in own_and_before} == {"half_yearly"}
     assert reading(half, first_half, set()) == ([], [Window(date(2024, 1, 1), date(2025, 6, 30))])
