@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -75,10 +75,16 @@ def assert_everything_answers(engine: Engine, database: URL) -> None:
     assert read_digest(engine, PERIODS["weekly"].window_of(TODAY)).size_mb > 0
 
 
-@pytest.mark.parametrize("absurd", [5 * 10**18, LARGEST_BIGINT, LARGEST_MB + 1])
-@pytest.mark.parametrize("day", [TODAY, TODAY - timedelta(days=1)])
+@pytest.mark.parametrize(
+    ("absurd", "day"),
+    [
+        (5 * 10**18, TODAY),
+        (LARGEST_BIGINT, TODAY - timedelta(days=1)),
+        (LARGEST_MB + 1, TODAY - timedelta(days=1)),
+    ],
+)
 def test_a_sample_that_no_engine_can_hold_fails_its_own_server_alone(
-    fleet: Engine, database: URL, absurd: int, day: object, caplog: pytest.LogCaptureFixture
+    fleet: Engine, database: URL, absurd: int, day: date, caplog: pytest.LogCaptureFixture
 ) -> None:
     of_day = f"WHERE instance_id = 2 AND collected_date = '{day}'"
     execute(

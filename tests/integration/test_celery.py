@@ -133,7 +133,18 @@ def queued(daemon: Daemon) -> dict[str, dg.DagsterRun]:
     return found
 
 
-def test_a_worker_leaves_a_second_run_to_another_and_a_run_of_a_share_to_the_one_of_its_zone(
+def day_of(run: dg.DagsterRun) -> date:
+    return date.fromisoformat(partitions_of(run)[0])
+
+
+def repetition(daemon: Daemon, run: dg.DagsterRun) -> dg.DagsterRun:
+    """A further run of the same, as the UI makes it."""
+    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
+    daemon.instance.add_run(again)
+    return again
+
+
+def test_workers_take_a_run_each_by_their_zones_and_what_a_killed_one_had_is_failed_and_repeated(
     celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
     weekly = queued(celery)["weekly_aggregation_job"]
@@ -155,48 +166,27 @@ def test_a_worker_leaves_a_second_run_to_another_and_a_run_of_a_share_to_the_one
         for run in (daily, weekly):
             assert celery.wait(run).status is dg.DagsterRunStatus.SUCCESS
         in_zone = started.enter_context(worker(tmp_path, "eu", "zone-eu"))
-        celery.start(of_zone)
-        assert celery.wait(of_zone).status is dg.DagsterRunStatus.SUCCESS
-        assert [one.received, two.received, in_zone.received] == [1, 1, 1]
+        with writing_held_up(fleet):
+            celery.start(of_zone)
+            celery.until(of_zone, dg.DagsterRunStatus.STARTED)
+            wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(of_zone))
+            in_zone.kill_what_executes()
+            celery.until(of_zone, dg.DagsterRunStatus.FAILURE)
+            # The same worker takes it once more, and vanishes with its machine: nobody says so, but it runs too long.
+            second = repetition(celery, of_zone)
+            celery.start(second)
+            celery.until(second, dg.DagsterRunStatus.STARTED)
+            in_zone.kill()
+            celery.instance.add_run_tags(second.run_id, {"dagster/max_runtime": "1"})
+            celery.until(second, dg.DagsterRunStatus.FAILURE)
+        assert [one.received, two.received, in_zone.received] == [1, 1, 2]
+        # Of no zone.
+        third = repetition(celery, other_day)
+        celery.start(third)
+        assert celery.wait(third).status is dg.DagsterRunStatus.SUCCESS
     written = [file.read_text() for file in tmp_path.rglob("dagster_celery_config.py")]
     assert len(written) == 3
     assert not [text for text in written if "redis" in text]
 
     assert {row["period_type"] for row in stored(fleet, DATABASE)} == {"daily", "weekly"}
     assert {row["period_start"] for row in stored(fleet, DATABASE, "daily")} == {day_of(daily), day_of(other_day)}
-
-
-def day_of(run: dg.DagsterRun) -> date:
-    return date.fromisoformat(partitions_of(run)[0])
-
-
-def repetition(daemon: Daemon, run: dg.DagsterRun) -> dg.DagsterRun:
-    """A further run of the same, as the UI makes it."""
-    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
-    daemon.instance.add_run(again)
-    return again
-
-
-def test_a_run_that_loses_its_worker_is_failed_by_the_daemon_and_its_repetition_completes(
-    celery: Daemon, fleet: Engine, tmp_path: Path
-) -> None:
-    run = queued(celery)["daily_aggregation_job"]
-    with worker(tmp_path, "one") as one, writing_held_up(fleet):
-        celery.start(run)
-        celery.until(run, dg.DagsterRunStatus.STARTED)
-        wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
-        one.kill_what_executes()
-        celery.until(run, dg.DagsterRunStatus.FAILURE)
-        # The same worker takes it once more, and vanishes with its machine: nobody says so, but it runs too long.
-        second = repetition(celery, run)
-        celery.start(second)
-        celery.until(second, dg.DagsterRunStatus.STARTED)
-        one.kill()
-        celery.instance.add_run_tags(second.run_id, {"dagster/max_runtime": "1"})
-        celery.until(second, dg.DagsterRunStatus.FAILURE)
-
-    third = repetition(celery, run)
-    with worker(tmp_path, "two"):
-        celery.start(third)
-        assert celery.wait(third).status is dg.DagsterRunStatus.SUCCESS
-    assert stored(fleet, DATABASE, "daily")
