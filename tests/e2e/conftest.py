@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,22 +17,24 @@ from fasteners import InterProcessLock
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.clocks import SHANGHAI
-from tests.e2e.stack import DEMO_SECONDS, run
+from tests.documents import ROOT
+from tests.e2e.stack import DEMO_SECONDS, environment
 
 # More than a hundred days, because a backfill takes a hundred per run; the usual demo begins in 2025.
 FIRST_DAY = (datetime.now(tz=SHANGHAI).date() - timedelta(days=103)).isoformat()
 
 
 class Demo(NamedTuple):
-    """What `capacity demo` printed in an empty folder, and the folder as it left it."""
+    """What `capacity demo` of the wheel printed in an empty folder of an empty environment, and what it left."""
 
     done: subprocess.CompletedProcess[str]
-    home: Path
+    folder: Path
+    """Holds `dist` with the wheel and the sdist, the environment `venv`, and the data folder `home`."""
 
     def copy_to(self, home: Path) -> Path:
         """Copy the folder with its database; the owners of the files stay, and the server's user may pass through."""
         home.parent.chmod(0o711)
-        subprocess.run(["cp", "-a", str(self.home), str(home)], check=True)  # noqa: S607
+        subprocess.run(["cp", "-a", str(self.folder / "home"), str(home)], check=True)  # noqa: S607
         return home
 
 
@@ -39,17 +43,43 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
     """The first `capacity demo`, whichever test process comes first."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "demo"
-    home, output = folder / "home", folder / "output.json"
+    output = folder / "output.json"
     with InterProcessLock(folder.with_suffix(".lock")):
         if not output.exists():
-            home.mkdir(parents=True)
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
-                done = run(home, "demo", timeout=DEMO_SECONDS)
-            output.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
-    demo = Demo(subprocess.CompletedProcess(*json.loads(output.read_text())), home)
+            folder.mkdir(mode=0o711)
+            done = subprocess.run(
+                [installed(folder), "-m", "capacity_assets.cli", "demo"],
+                cwd=folder,
+                env=environment(folder / "home", CAPACITY_START_DATE=FIRST_DAY),
+                capture_output=True,
+                text=True,
+                timeout=DEMO_SECONDS,
+                check=False,
+            )
+            output.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr], default=str))
+    demo = Demo(subprocess.CompletedProcess(*json.loads(output.read_text())), folder)
     assert demo.done.returncode == 0, demo.done.stderr
     return demo
+
+
+def installed(folder: Path) -> Path:
+    """Build the package and install its wheel in an empty environment; return the interpreter of that.
+
+    Its dependencies are those of this environment: they are pinned, and half a gigabyte.
+    """
+    program, dist = folder / "venv" / "bin" / "python", folder / "dist"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    where = [program, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
+    # A folder that is only named here is not searched for further .pth files, so that of this checkout is not found.
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(dist)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = dist.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    install += ["--disable-pip-version-check", "--target", str(packages), str(wheel)]
+    subprocess.run(install, check=True)
+    return program
 
 
 # The first is the same browser without windows, and takes a fourth of the processor time.

@@ -1,38 +1,22 @@
-"""The package outside its checkout: sdist and wheel are built, and the wheel is used in an empty environment."""
+"""The package outside its checkout: what sdist and wheel hold, and that the demo of the tests is that of the wheel."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
-from datetime import datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-from tests.clocks import SHANGHAI
-from tests.e2e.stack import DEMO_SECONDS, environment
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.documents import ROOT
+from tests.e2e.conftest import Demo
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel of this checkout."""
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True
-    )
-    return folder
-
-
-def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(built: Path) -> None:
-    [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
+def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(demo: Demo) -> None:
+    [wheel], [sdist] = (demo.folder.glob(f"dist/*{ending}") for ending in (".whl", ".tar.gz"))
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
@@ -48,54 +32,17 @@ def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(built: Path) -> 
     assert {"pyproject.toml", "LICENSE", "dagster.yaml", "workspace.yaml", "capacity_assets/py.typed"} <= sources
 
 
-def test_the_wheel_runs_the_demo_in_an_empty_folder_of_an_empty_environment(built: Path, tmp_path: Path) -> None:
-    """Its dependencies are those of this environment: they are pinned, and half a gigabyte."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    program = tmp_path / "venv" / "bin" / "python"
-    folders = subprocess.run(
-        [program, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+def test_the_demo_is_that_of_the_wheel_and_not_of_the_checkout(demo: Demo) -> None:
+    where = subprocess.run(
+        [demo.folder / "venv" / "bin" / "python", "-c", "import capacity_assets; print(capacity_assets.__file__)"],
+        cwd=demo.folder,
         capture_output=True,
         text=True,
         check=True,
     )
-    packages = Path(folders.stdout.strip())
-    # A folder that is only named here is not searched for further .pth files, so that of this checkout is not found.
-    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    [wheel] = built.glob("*.whl")
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    subprocess.run([*install, "--target", str(packages), str(wheel)], check=True)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    first_day = datetime.now(tz=SHANGHAI).date() - timedelta(days=20)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        variables = environment(empty / ".capacity", CAPACITY_START_DATE=first_day.isoformat())
-        return subprocess.run(
-            [program, *arguments],
-            cwd=empty,
-            env=variables | {"PATH": os.environ["PATH"]},
-            capture_output=True,
-            text=True,
-            timeout=DEMO_SECONDS,
-            check=False,
-        )
-
-    where = run("-c", "import capacity_assets; print(capacity_assets.__file__)")
-    demo = run("-m", "capacity_assets.cli", "demo")
-
-    assert where.stdout.startswith(str(packages)), "the wheel, not the checkout"
-    assert demo.returncode == 0, demo.stderr
-    assert "Fastest growing databases" in demo.stdout
-    assert list((empty / ".capacity" / "reports").glob("*.html"))
+    assert where.stdout.startswith(str(demo.folder / "venv"))
+    assert list((demo.folder / "home" / "reports").glob("*.html"))
 
 
 def test_every_extra_can_be_installed_with_the_constraints() -> None:
