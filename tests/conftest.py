@@ -36,6 +36,7 @@ from tests.fleet import load_sample
 from tests.folders import remove_folders, work_in_memory
 from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
+from tests.report_pages import fill_with_every_kind
 from tests.servers import PostgresServer, postgres_server, shared_data_folders
 
 # Fixtures with Dagster in them.
@@ -152,9 +153,13 @@ def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
     found.close()
 
 
+# What the users of a fixture begin with; a module may name further ones in `PREPARED`.
+EVERYWHERE = {"sample": load_sample, "every_kind": fill_with_every_kind}
+
+
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
-    """What a test's database is copied from: a module may say what the users of one of its fixtures begin with."""
-    for fixture, fill in {"sample": load_sample, **getattr(request.module, "PREPARED", {})}.items():
+    """What a test's database is copied from."""
+    for fixture, fill in {**EVERYWHERE, **getattr(request.module, "PREPARED", {})}.items():
         if fixture in request.fixturenames:
             return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill)
     return TEMPLATE

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Report
+from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
@@ -60,3 +61,27 @@ def server_with(engine: Engine, histories: dict[str, list[int | None]]) -> None:
     days = zip(*histories.values(), strict=True)
     sums = [(sum(size or 0 for size in day), sum(size is not None for size in day)) for day in days]
     add_instance_sizes(engine, totals(1, "2025-01-01", [None if not count else (size, count) for size, count in sums]))
+
+
+def fill_with_every_kind(engine: Engine) -> None:
+    """January and February with one database of each kind; server 3 was not measured in January, 4 not in February."""
+    add_instances(engine, [1, 3, 4])
+    add_instances(engine, [2], db_type="mysql")
+    add_instances(engine, [5], is_active=False)
+    histories = {
+        (1, "grows"): (100, 150),
+        (1, "shrinks"): (80, 50),
+        (1, "stays"): (7, 7),
+        (2, "new"): (None, 30),
+        (2, "gone"): (20, None),
+        (2, "kept"): (1, 1),
+        (3, "appeared"): (None, 500),
+        (4, "missing"): (60, None),
+    }
+    for (instance_id, name), (january, february) in histories.items():
+        add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
+    for instance_id, january, february in ((1, (187, 3), (207, 3)), (2, (21, 2), (31, 2))):
+        measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
+        measured[40] = None
+        add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 1, 1), date(2025, 2, 28))

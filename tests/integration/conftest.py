@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import initialise
 from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
-from tests.computing import compute_windows
+from tests.databases import Databases
 from tests.digests import WEEK
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.labels import fill_to_label
+from tests.legacy import LegacyShape, create_legacy_tables
 from tests.mail_server import Inbox, mail_server
 from tests.mysql_servers import MySQLServer, mysql_server
 from tests.pages import Pages, served_pages
@@ -34,28 +37,8 @@ from tests.servers import PostgresServer
 
 
 @pytest.fixture
-def every_kind(engine: Engine, service: AggregationService) -> Engine:
-    """January and February with one database of each kind; server 3 was not measured in January, 4 not in February."""
-    add_instances(engine, [1, 3, 4])
-    add_instances(engine, [2], db_type="mysql")
-    add_instances(engine, [5], is_active=False)
-    histories = {
-        (1, "grows"): (100, 150),
-        (1, "shrinks"): (80, 50),
-        (1, "stays"): (7, 7),
-        (2, "new"): (None, 30),
-        (2, "gone"): (20, None),
-        (2, "kept"): (1, 1),
-        (3, "appeared"): (None, 500),
-        (4, "missing"): (60, None),
-    }
-    for (instance_id, name), (january, february) in histories.items():
-        add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
-    for instance_id, january, february in ((1, (187, 3), (207, 3)), (2, (21, 2), (31, 2))):
-        measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
-        measured[40] = None
-        add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
-    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
+def every_kind(engine: Engine) -> Engine:
+    """January and February with one database of each kind, computed; its database is copied."""
     return engine
 
 
@@ -88,9 +71,37 @@ def growing_servers(today: None, engine: Engine) -> None:  # noqa: ARG001 -- com
 
 
 @pytest.fixture
-def pages(database: URL) -> Iterator[Pages]:
+def upgraded(cluster: Databases) -> Iterator[Engine]:
+    """A legacy database without partitions, upgraded."""
+
+    def fill(engine: Engine) -> None:
+        create_legacy_tables(engine, LegacyShape())
+        initialise(engine)
+
+    with cluster.copy(cluster.filled("upgraded", fill, basis="template1")) as url, cluster.engine(url) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def shared_pages(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[Pages]:
+    template = cluster.filled("pages_fleet_pages", request.module.PREPARED["pages"])
+    with cluster.copy(template) as database, served_pages(database) as served:
+        yield served
+
+
+@pytest.fixture
+def own_pages(database: URL) -> Iterator[Pages]:
     with served_pages(database) as served:
         yield served
+
+
+@pytest.fixture
+def pages(request: pytest.FixtureRequest) -> Pages:
+    """The pages; tests of a module that ask for nothing else can only read them, and share them."""
+    asked = inspect.signature(request.function).parameters
+    reads = list(asked) == ["pages"] and "pages" in getattr(request.module, "PREPARED", {})
+    served: Pages = request.getfixturevalue("shared_pages" if reads else "own_pages")
+    return served
 
 
 @pytest.fixture(scope="module")

@@ -174,25 +174,24 @@ def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentenc
     assert "There is no issue 7" in capacity("bill", "--month", "2025-06", "--issue", "7").output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["abc", "--currency", "EUR"], "is not a price"),
-        (["-1", "--currency", "EUR"], "No such option"),
-        (["0.1234567", "--currency", "EUR"], "at most 6 decimals"),
-        (["0.1", "--currency", "euro"], "is not a currency"),
-        (["0.1", "--currency", "USD"], "EUR and USD"),
-        (["0.1", "--currency", "EUR", "--label", "taem=x"], "Did you mean 'team'?"),
-    ],
-)
-def test_what_cannot_be_a_price_is_refused(arguments: list[str], problem: str) -> None:
+NO_PRICES = [
+    (["abc", "--currency", "EUR"], "is not a price"),
+    (["-1", "--currency", "EUR"], "No such option"),
+    (["0.1234567", "--currency", "EUR"], "at most 6 decimals"),
+    (["0.1", "--currency", "euro"], "is not a currency"),
+    (["0.1", "--currency", "USD"], "EUR and USD"),
+    (["0.1", "--currency", "EUR", "--label", "taem=x"], "Did you mean 'team'?"),
+]
+
+
+def test_what_cannot_be_a_price_is_refused() -> None:
     printed("prices", "set", "0.2", "--currency", "EUR")
+    for arguments, problem in NO_PRICES:
+        refused = capacity("prices", "set", *arguments)
 
-    refused = capacity("prices", "set", *arguments)
-
-    assert refused.exit_code == 2
-    assert problem in refused.output
-    assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.200000"]
+        assert refused.exit_code == 2, arguments
+        assert problem in refused.output, arguments
+        assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.200000"], arguments
 
 
 @pytest.mark.parametrize(

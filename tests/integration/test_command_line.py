@@ -70,56 +70,51 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
     assert [len(stored(engine, INSTANCE, period)) for period in periods] == [3, 3, 3, 0, 4]
 
 
+BAD_USAGE = [
+    (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly, all."),
+    (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, group, all"),
+    (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
+    (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
+    (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
+    (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "partition range: the first starts on"),
+    (("--period", "daily", "--from", "03/01/2025"), "'03/01/2025' is not a day of the calendar; write YYYY-MM-DD"),
+    (("--period", "daily", "--from", "2026-02-30"), "'2026-02-30' is not a day of the calendar"),
+    (("--period", "yearly", "--from", "2998-12-30", "--to", "2998-12-31"), "partition range: the first starts on"),
+    (("--period", "hourly", "--period", "all"), "Unknown period 'hourly'"),
+    ((), "Missing option '--period'"),
+]
+
+
 @pytest.mark.usefixtures("sample")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly, all."),
-        (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, group, all"),
-        (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
-        (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
-        (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
-        (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "partition range: the first starts on"),
-        (("--period", "daily", "--from", "03/01/2025"), "'03/01/2025' is not a day of the calendar; write YYYY-MM-DD"),
-        (("--period", "daily", "--from", "2026-02-30"), "'2026-02-30' is not a day of the calendar"),
-        (("--period", "yearly", "--from", "2998-12-30", "--to", "2998-12-31"), "partition range: the first starts on"),
-        (("--period", "hourly", "--period", "all"), "Unknown period 'hourly'"),
-        ((), "Missing option '--period'"),
-    ],
-)
-def test_bad_usage_exits_with_two_says_why_and_writes_nothing(
-    engine: Engine, arguments: tuple[str, ...], message: str
-) -> None:
-    result = capacity("aggregate", *arguments)
+def test_bad_usage_exits_with_two_says_why_and_writes_nothing(engine: Engine) -> None:
+    for arguments, message in BAD_USAGE:
+        result = capacity("aggregate", *arguments)
 
-    assert result.exit_code == 2
-    assert message in result.output
-    assert stored(engine, DATABASE) == stored(engine, INSTANCE) == []
+        assert result.exit_code == 2, arguments
+        assert message in result.output, arguments
+        assert stored(engine, DATABASE) == stored(engine, INSTANCE) == [], arguments
 
 
-@pytest.mark.parametrize("command", ["aggregate --period daily", "status", "init", "demo", "up --port 3999"])
-def test_a_broken_configuration_exits_with_two_and_names_the_variable(
-    monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+COMMANDS_CONFIGURED = ["aggregate --period daily", "status", "init", "demo", "up --port 3999"]
+
+
+def test_a_broken_configuration_exits_with_two_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Mars")
+    for command in COMMANDS_CONFIGURED:
+        result = capacity(*command.split())
 
-    result = capacity(*command.split())
-
-    assert result.exit_code == 2
-    assert "CAPACITY_TIMEZONE: 'Mars' is not a known time zone" in result.output
+        assert result.exit_code == 2, command
+        assert "CAPACITY_TIMEZONE: 'Mars' is not a known time zone" in result.output, command
 
 
-@pytest.mark.parametrize("command", ["aggregate --period daily", "status", "init", "check"])
-def test_an_unreachable_database_exits_with_one_and_shows_no_password(
-    monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_an_unreachable_database_exits_with_one_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@127.0.0.1:9/capacity")
+    for command in ["aggregate --period daily", "status", "init", "check"]:
+        result = capacity(*command.split())
 
-    result = capacity(*command.split())
-
-    assert result.exit_code == 1
-    assert "postgresql://dba@127.0.0.1:9/capacity" in " ".join(result.output.split())
-    assert "hunter2" not in result.output
+        assert result.exit_code == 1, command
+        assert "postgresql://dba@127.0.0.1:9/capacity" in " ".join(result.output.split()), command
+        assert "hunter2" not in result.output, command
 
 
 def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings, engine: Engine) -> None:

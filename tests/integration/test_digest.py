@@ -185,26 +185,26 @@ def test_the_schedule_asks_for_the_last_week_on_three_days() -> None:
     assert request.partition_key == WEEK.key
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("", "holds tables [[receivers]]"),
-        ('[[receivers]]\nto = ["a@b"]\n', "name is missing"),
-        ('[[receivers]]\nname = "x"\n', "nobody would get it"),
-        ('[[receivers]]\nname = "x"\nto = ["a@b, c@d"]\n', "a list of mail addresses"),
-        ('[[receivers]]\nname = "x"\nto = ["a@b\\nBcc: c@d"]\n', "a list of mail addresses"),
-        ('[[receivers]]\nname = "x"\nto = ["a@b"]\nlabel = "taem=x"\n', "Did you mean 'team'?"),
-        ('[[receivers]]\nname = "x"\nto = ["a@b"]\npassword = "x"\n', "'password' is none of"),
-        (TEAM + TEAM, "two receivers are called 'dba'"),
-    ],
-)
-def test_a_file_of_receivers_that_cannot_work_is_refused(receivers: Any, content: str, problem: str) -> None:
-    receivers(content)
+NO_RECEIVERS = [
+    ("", "holds tables [[receivers]]"),
+    ('[[receivers]]\nto = ["a@b"]\n', "name is missing"),
+    ('[[receivers]]\nname = "x"\n', "nobody would get it"),
+    ('[[receivers]]\nname = "x"\nto = ["a@b, c@d"]\n', "a list of mail addresses"),
+    ('[[receivers]]\nname = "x"\nto = ["a@b\\nBcc: c@d"]\n', "a list of mail addresses"),
+    ('[[receivers]]\nname = "x"\nto = ["a@b"]\nlabel = "taem=x"\n', "Did you mean 'team'?"),
+    ('[[receivers]]\nname = "x"\nto = ["a@b"]\npassword = "x"\n', "'password' is none of"),
+    (TEAM + TEAM, "two receivers are called 'dba'"),
+]
 
-    refused = capacity("digest", "--send")
 
-    assert refused.exit_code == 2
-    assert problem in refused.output
+def test_a_file_of_receivers_that_cannot_work_is_refused(receivers: Any) -> None:
+    for content, problem in NO_RECEIVERS:
+        receivers(content)
+
+        refused = capacity("digest", "--send")
+
+        assert refused.exit_code == 2, content
+        assert problem in refused.output, content
 
 
 def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(

@@ -73,34 +73,38 @@ def test_a_dry_run_of_a_legacy_database_writes_nothing(
     assert rows(engine, "SELECT count(*) FROM instances") == [(2,)]
 
 
-@pytest.mark.parametrize(
-    ("source", "code", "reason"),
-    [
-        ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
-        ("postgresql://user@host/db?password=hunter2", 2, "The address holds a password"),
-        ("mysql://host/db", 2, "is not a PostgreSQL database"),
-        ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
-        ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused_and_no_password_repeated(
-    source: str, code: int, reason: str
-) -> None:
-    refused = capacity("import", source)
-
-    assert (refused.exit_code, reason in refused.output) == (code, True), refused.output
-    assert "hunter2" not in refused.output
+NO_ADDRESSES = [
+    ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
+    ("postgresql://user@host/db?password=hunter2", 2, "The address holds a password"),
+    ("mysql://host/db", 2, "is not a PostgreSQL database"),
+    ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
+    ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),
+]
 
 
-@pytest.mark.parametrize(
-    "option",
-    [["--server", "alpha"], ["--unit", "gb"], ["--map", "day=x"], ["--level", "instance"], ["--register-as", "mysql"]],
-)
-def test_options_for_files_are_refused_for_a_database(option: list[str]) -> None:
-    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", *option)
+def test_an_address_that_cannot_be_used_is_refused_and_no_password_repeated() -> None:
+    for source, code, reason in NO_ADDRESSES:
+        refused = capacity("import", source)
 
-    assert refused.exit_code == 2
-    assert f"{option[0]} is for files" in refused.output
+        assert (refused.exit_code, reason in refused.output) == (code, True), refused.output
+        assert "hunter2" not in refused.output, source
+
+
+OPTIONS_FOR_FILES = [
+    ["--server", "alpha"],
+    ["--unit", "gb"],
+    ["--map", "day=x"],
+    ["--level", "instance"],
+    ["--register-as", "mysql"],
+]
+
+
+def test_options_for_files_are_refused_for_a_database() -> None:
+    for option in OPTIONS_FOR_FILES:
+        refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", *option)
+
+        assert refused.exit_code == 2, option
+        assert f"{option[0]} is for files" in refused.output, option
 
 
 def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:

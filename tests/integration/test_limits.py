@@ -38,28 +38,28 @@ def test_limits_are_listed_replaced_and_forgotten() -> None:
     assert (again.exit_code, "orders on server-1 has no limit. Nothing was changed." in again.output) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["server-1", "ordres", "--gb", "1"],
-            "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
-        ),
-        (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'? Nothing was changed."),
-        (["server-1", "--gb", "much"], "'much' is not a limit; write GiB as 500 or 1.5, or unlimited."),
-        (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
-        (["server-1", "--gb", "nan"], "'nan' is not a limit"),
-        (["server-1", "--gb", "9e15"], "'9e15' is not a limit; it must be above zero, and at most"),
-        (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
-        (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
-    ],
-)
-def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], message: str) -> None:
-    refused = capacity("limits", "set", *arguments)
+NO_LIMITS = [
+    (
+        ["server-1", "ordres", "--gb", "1"],
+        "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
+    ),
+    (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'? Nothing was changed."),
+    (["server-1", "--gb", "much"], "'much' is not a limit; write GiB as 500 or 1.5, or unlimited."),
+    (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
+    (["server-1", "--gb", "nan"], "'nan' is not a limit"),
+    (["server-1", "--gb", "9e15"], "'9e15' is not a limit; it must be above zero, and at most"),
+    (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
+    (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
+]
 
-    assert refused.exit_code == 2
-    assert message in refused.output
-    assert json.loads(capacity("limits", "list", "--json").output) == []
+
+def test_a_limit_that_cannot_be_one_is_refused() -> None:
+    for arguments, message in NO_LIMITS:
+        refused = capacity("limits", "set", *arguments)
+
+        assert refused.exit_code == 2, arguments
+        assert message in refused.output, arguments
+        assert json.loads(capacity("limits", "list", "--json").output) == [], arguments
 
 
 def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
@@ -94,12 +94,12 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     assert "line 4: 'few' is not a limit" in refused.output
 
 
-@pytest.mark.parametrize("wrong", ["abc", "nan", "Infinity", "-1"])
-def test_what_is_no_number_of_gib_is_refused(wrong: str) -> None:
-    refused = capacity("runway", "--add-gb", wrong)
+def test_what_is_no_number_of_gib_is_refused() -> None:
+    for wrong in ["abc", "nan", "Infinity", "-1"]:
+        refused = capacity("runway", "--add-gb", wrong)
 
-    assert refused.exit_code == 2
-    assert f"'{wrong}' is not a number of GiB" in refused.output
+        assert refused.exit_code == 2, wrong
+        assert f"'{wrong}' is not a number of GiB" in refused.output, wrong
 
 
 def test_a_server_that_is_not_there_is_said_so() -> None:
@@ -194,28 +194,26 @@ def test_a_pace_that_is_much_faster_of_late_is_remarked(engine: Engine) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["limits", "steps", "volumes"])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"PK\x03\x04\x14\x00\x06",
-            "is the workbook of a spreadsheet program, or another archive. Save",
-        ),
-        (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
-        ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8. Nothing was changed."),
-        (b"", "is empty, or begins with an empty line. Nothing was changed."),
-    ],
-)
-def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_refused(
-    tmp_path: Path, command: str, content: bytes, message: str
-) -> None:
+NO_FILES = [
+    (
+        b"PK\x03\x04\x14\x00\x06",
+        "is the workbook of a spreadsheet program, or another archive. Save",
+    ),
+    (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
+    ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8. Nothing was changed."),
+    (b"", "is empty, or begins with an empty line. Nothing was changed."),
+]
+
+
+def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file.csv"
-    file.write_bytes(content)
+    for command in ["limits", "steps", "volumes"]:
+        for content, message in NO_FILES:
+            file.write_bytes(content)
 
-    refused = capacity(command, "import", str(file), columns=250)
+            refused = capacity(command, "import", str(file), columns=250)
 
-    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+            assert (refused.exit_code, message in refused.output) == (2, True), refused.output
 
 
 def test_files_that_cannot_extend_any_more_are_no_limit(engine: Engine) -> None:

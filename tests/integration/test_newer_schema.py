@@ -37,20 +37,19 @@ NEWER = "UPDATE capacity_alembic_version SET version_num = '0999'"
 SAID = "revision 0999, created by a newer version"
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_refuse_a_newer_schema(
-    settings: Settings, engine: Engine, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert settings
     monkeypatch.chdir(tmp_path)
     execute(engine, NEWER)
+    for command in COMMANDS:
+        done = capacity(*command)
 
-    done = capacity(*command)
-
-    assert done.exit_code == 1, done.output
-    said = " ".join(done.output.split())
-    assert SAID in said
-    assert "Install the newer version" in said
+        assert done.exit_code == 1, done.output
+        said = " ".join(done.output.split())
+        assert SAID in said, command
+        assert "Install the newer version" in said, command
 
 
 @pytest.mark.usefixtures("reader_role")

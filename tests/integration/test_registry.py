@@ -42,22 +42,22 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     assert registered(engine)[0].server.host == "two"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["a", "--host", "h"], "--engine is needed"),
-        (["a"], "Server 'a' is new, so --engine and --host are needed. Nothing was registered."),
-        (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
-        (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
-    ],
-)
-def test_what_cannot_be_registered_is_refused_in_a_sentence(engine: Engine, arguments: list[str], reason: str) -> None:
-    refused = capacity("instances", "add", *arguments)
+NO_SERVERS = [
+    (["a", "--host", "h"], "--engine is needed"),
+    (["a"], "Server 'a' is new, so --engine and --host are needed. Nothing was registered."),
+    (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
+    (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
+]
 
-    assert refused.exit_code == 2
-    assert reason in refused.output
-    assert "hunter2" not in refused.output
-    assert registered(engine) == []
+
+def test_what_cannot_be_registered_is_refused_in_a_sentence(engine: Engine) -> None:
+    for arguments, reason in NO_SERVERS:
+        refused = capacity("instances", "add", *arguments)
+
+        assert refused.exit_code == 2, arguments
+        assert reason in refused.output, arguments
+        assert "hunter2" not in refused.output, arguments
+        assert registered(engine) == [], arguments
 
 
 def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path: Path) -> None:
