@@ -34,6 +34,7 @@ from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.databases import TEMPLATE, Databases, fixed_name
 from tests.fleet import load_sample
 from tests.folders import remove_folders, work_in_memory
+from tests.labels import fill_to_label
 from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
 from tests.report_pages import fill_with_every_kind
@@ -154,7 +155,7 @@ def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
 
 
 # What the users of a fixture begin with; a module may name further ones in `PREPARED`.
-EVERYWHERE = {"sample": load_sample, "every_kind": fill_with_every_kind}
+EVERYWHERE = {"sample": load_sample, "every_kind": fill_with_every_kind, "labelled_fleet": fill_to_label}
 
 
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 
 class Profile(NamedTuple):
@@ -19,8 +21,24 @@ class Profile(NamedTuple):
     """Daily partitions of one run."""
 
 
-PROFILES = {"fast": Profile(5, 2, 30), "ci": Profile(6, 2, 30), "nightly": Profile(500, 60, 400)}
+PROFILES = {"fast": Profile(5, 2, 30), "ci": Profile(50, 2, 30), "nightly": Profile(500, 60, 400)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)
 hypothesis_settings.load_profile("capacity")
+
+
+T = TypeVar("T")
+
+
+def generated(strategy: st.SearchStrategy[T], number: int = HISTORIES) -> list[T]:
+    """As many examples, for a test that computes all of them together; what fails is not made smaller."""
+    found: list[T] = []
+
+    @given(strategy)
+    @hypothesis_settings(max_examples=number, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    def keep(example: T) -> None:
+        found.append(example)
+
+    keep()
+    return found

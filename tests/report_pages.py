@@ -52,15 +52,15 @@ def months(service: AggregationService, last_day: str) -> None:
         compute_windows(service, name, date(2025, 1, 1), date.fromisoformat(last_day))
 
 
-def server_with(engine: Engine, histories: dict[str, list[int | None]]) -> None:
+def server_with(engine: Engine, histories: dict[str, list[int | None]], number: int = 1) -> None:
     """One server whose databases have these sizes from 2025-01-01 on, and the totals that follow."""
-    add_instances(engine, [1])
-    for name, history in histories.items():
-        if any(size is not None for size in history):
-            add_database_sizes(engine, sizes(1, name, "2025-01-01", history))
+    add_instances(engine, [number])
+    rows = [row for name, history in histories.items() for row in sizes(number, name, "2025-01-01", history)]
+    add_database_sizes(engine, rows)
     days = zip(*histories.values(), strict=True)
     sums = [(sum(size or 0 for size in day), sum(size is not None for size in day)) for day in days]
-    add_instance_sizes(engine, totals(1, "2025-01-01", [None if not count else (size, count) for size, count in sums]))
+    measured = [None if not count else (size, count) for size, count in sums]
+    add_instance_sizes(engine, totals(number, "2025-01-01", measured))
 
 
 def fill_with_every_kind(engine: Engine) -> None:

@@ -25,7 +25,6 @@ from tests.collecting import PASSWORD, Collection, granting
 from tests.databases import Databases
 from tests.digests import WEEK
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.labels import fill_to_label
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.mail_server import Inbox, mail_server
 from tests.mysql_servers import MySQLServer, mysql_server
@@ -187,9 +186,8 @@ def fleet_with_limits(settings: Settings, engine: Engine) -> None:
 
 
 @pytest.fixture
-def labelled_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- labels hold from a day on
-    """March and April: server-1 with pay_a, pay_b and other, server-2 with pay_a, and its replica server-3."""
-    fill_to_label(engine)
+def labelled_fleet(today: None, engine: Engine) -> None:
+    """March and April: server-1 with pay_a, pay_b and other, server-2 with pay_a, and its replica server-3; copied."""
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes
+from tests.profiles import HISTORIES
 
 pytestmark = pytest.mark.usefixtures("billed_fleet")
 
@@ -255,7 +256,7 @@ PRICES = st.decimals("0", "9", places=6)
     labels=st.lists(st.tuples(st.sampled_from("ab"), JUNE, st.sampled_from(["red", "blue"])), max_size=6),
     prices=st.lists(st.tuples(st.sampled_from(["", "red", "blue"]), JUNE, PRICES), max_size=5),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=max(5, HISTORIES // 5), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
     engine: Engine, sizes_mb: list[int], labels: list[tuple[str, date, str]], prices: list[tuple[str, date, Decimal]]
 ) -> None:

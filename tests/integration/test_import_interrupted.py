@@ -20,6 +20,7 @@ from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.databases import rows
 from tests.importing import HEAD, samples, totals, write
+from tests.profiles import HISTORIES
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 
@@ -109,7 +110,10 @@ samples_of = st.lists(
 
 
 @given(stored_before=samples_of, file=samples_of, replace=st.booleans(), slice_rows=st.integers(1, 5))
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@hypothesis_settings(
+    max_examples=max(5, HISTORIES // 2),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_any_import_ends_as_a_naive_one_row_at_a_time(
     engine: Engine, tmp_path: Path, stored_before: list[Sample], file: list[Sample], replace: bool, slice_rows: int
 ) -> None:

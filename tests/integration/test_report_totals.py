@@ -6,18 +6,18 @@ import re
 from datetime import date
 from html import unescape
 
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.page import footer_query, notes, render
 from capacity_assets.report.reading import read_report
 from tests.computing import compute_windows
 from tests.fleet import load_sample
+from tests.profiles import generated
 from tests.report_pages import FEBRUARY, MONTHLY, adds_up, months, server_with
 
 
@@ -59,37 +59,32 @@ def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: A
     assert report.changes[ChangeKind.NEW].change_mb == 200_000
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4),
-    st.integers(0, 59),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_renaming_databases_changes_no_total(
-    engine: Engine, service: AggregationService, databases: list[tuple[int, int, int]], renamed_on: int
-) -> None:
-    days = 59
-    plain: dict[str, list[int | None]] = {"always": [100] * days}
-    renamed: dict[str, list[int | None]] = {"always": [100] * days}
-    for number, (size, first, length) in enumerate(databases):
-        history = [size + 10 * day if first <= day < first + length else None for day in range(days)]
-        plain[f"db{number}"] = history
-        renamed[f"db{number}"] = [value if day < renamed_on else None for day, value in enumerate(history)]
-        renamed[f"other{number}"] = [value if day >= renamed_on else None for day, value in enumerate(history)]
-    found = []
-    for histories in (plain, renamed):
-        with engine.begin() as connection:
-            for table in ("instances", *(level.source.name for level in SERVER_LEVELS.values())):
-                connection.execute(text(f"DELETE FROM {table}"))
-            for level in SERVER_LEVELS.values():
-                connection.execute(text(f"DELETE FROM {level.target.name}"))
-        server_with(engine, histories)
-        compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
-        report = read_report(engine, MONTHLY, FEBRUARY)
-        assert adds_up(report)
-        assert not report.levels_disagree
-        found.append((report.start_mb, report.end_mb, report.known_change_mb))
+DATABASES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4)
+RENAMED_ON = st.integers(0, 59)
 
-    assert found[0] == found[1]
+
+def test_renaming_databases_changes_no_total(engine: Engine, service: AggregationService) -> None:
+    """Of each history two servers, on the second of which the databases have other names from a day on."""
+    histories = generated(st.tuples(DATABASES, RENAMED_ON))
+    for number, (databases, renamed_on) in enumerate(histories):
+        plain: dict[str, list[int | None]] = {"always": [100] * 59}
+        renamed = dict(plain)
+        for name, (size, first, length) in enumerate(databases):
+            history = [size + 10 * day if first <= day < first + length else None for day in range(59)]
+            plain[f"db{name}"] = history
+            renamed[f"db{name}"] = [value if day < renamed_on else None for day, value in enumerate(history)]
+            renamed[f"other{name}"] = [value if day >= renamed_on else None for day, value in enumerate(history)]
+        server_with(engine, plain, 2 * number + 1)
+        server_with(engine, renamed, 2 * number + 2)
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    for number, history in enumerate(histories):
+        reports = [read_report(engine, MONTHLY, FEBRUARY, f"server-{2 * number + place}") for place in (1, 2)]
+        for report in reports:
+            assert adds_up(report), history
+            assert not report.levels_disagree, history
+        one, other = ((report.start_mb, report.end_mb, report.known_change_mb) for report in reports)
+        assert one == other, history
 
 
 def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
@@ -99,8 +94,8 @@ def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
 
     for server in (None, "mysql-核心-01"):
-        for window in MONTHLY.windows_between(date(2025, 2, 1), date(2025, 6, 30)):
-            report = read_report(engine, MONTHLY, window, server)
+        for month in (date(2025, 2, 1), date(2025, 6, 1)):
+            report = read_report(engine, MONTHLY, MONTHLY.window_of(month), server)
             page = render(report)
             query = unescape(re.findall(r'<code id="query">(.*?)</code>', page)[0])
             assert query == footer_query(report)
