@@ -24,8 +24,7 @@ from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.redis_locks import redis_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
-from tests.databases import execute
+from tests.databases import TEMPLATE, Databases, execute
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.locking import DATABASE_LEVEL, MARCH, runner_with
 from tests.redis_server import RedisServer
@@ -225,9 +224,13 @@ def test_since_when_is_when_the_lock_was_taken_not_when_it_was_last_looked_at(en
         assert since() == before
 
 
-def test_the_same_lock_in_another_database_of_the_server_is_another_lock(engine: Engine, empty_engine: Engine) -> None:
-    initialise(empty_engine)
-    with CapacityLockManager(empty_engine).job_lock("daily"), CapacityLockManager(engine).job_lock("daily") as lock:
+def test_the_same_lock_in_another_database_of_the_server_is_another_lock(engine: Engine, cluster: Databases) -> None:
+    with (
+        cluster.copy(TEMPLATE) as url,
+        cluster.engine(url) as other,
+        CapacityLockManager(other).job_lock("daily"),
+        CapacityLockManager(engine).job_lock("daily") as lock,
+    ):
         lock.ensure_held()
 
 

@@ -19,11 +19,9 @@ from capacity_assets.retention import maintenance
 from capacity_assets.settings import Settings
 from capacity_assets.storage import partitions
 from capacity_assets.storage.partitions import CAPACITY_TABLES
-from capacity_assets.storage.schema import initialise
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.legacy import LegacyShape, create_legacy_tables
 from tests.partitions import everything, rows_by_partition
 from tests.runs import QUICK_RETRIES, QUIET, run_range
 
@@ -162,11 +160,9 @@ def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
 
 @pytest.mark.usefixtures("settings")
 def test_check_says_how_an_unpartitioned_database_becomes_partitioned(
-    empty_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    upgraded: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
-    create_legacy_tables(empty_engine, LegacyShape())
-    initialise(empty_engine)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", upgraded.url.render_as_string(hide_password=False))
 
     advice = "`capacity copy` to an empty database makes it so there"
     assert findings(subject="partitions")[: len(CAPACITY_TABLES)] == [
@@ -174,20 +170,21 @@ def test_check_says_how_an_unpartitioned_database_becomes_partitioned(
     ]
 
 
-@pytest.mark.parametrize("command", ["maintain", "aggregate --period daily", "up", "demo"])
 @pytest.mark.usefixtures("settings")
 def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, command: str
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "raw=tomorrow")
     before = everything(engine)
+    for command in ["maintain", "aggregate --period daily", "up", "demo"]:
+        result = capacity(*command.split(" "))
 
-    result = capacity(*command.split(" "))
-
-    assert result.exit_code == 2, result.output
-    assert "CAPACITY_RETENTION_DAYS: 'raw=tomorrow' is not a rule; write for example raw=400" in result.stderr
-    assert everything(engine) == before
-    assert findings(subject="CAPACITY_RETENTION_DAYS")[0][0] == "bad"
+        assert result.exit_code == 2, result.output
+        assert "CAPACITY_RETENTION_DAYS: 'raw=tomorrow' is not a rule; write for example raw=400" in result.stderr, (
+            command
+        )
+        assert everything(engine) == before, command
+        assert findings(subject="CAPACITY_RETENTION_DAYS")[0][0] == "bad", command
 
 
 def test_check_says_how_long_rows_are_kept(settings: Settings) -> None:

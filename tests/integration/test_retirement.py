@@ -116,19 +116,17 @@ def test_a_dry_run_says_what_the_run_then_does_and_changes_nothing(
         assert done[key] == expected[key], key
 
 
-def test_retention_leaves_an_unpartitioned_database_alone_and_says_so(empty_engine: Engine) -> None:
-    create_legacy_tables(empty_engine, LegacyShape())
-    initialise(empty_engine)
-    add_instances(empty_engine, [1])
-    add_database_sizes(empty_engine, sizes(1, "orders", "2019-01-01", range(5)))
+def test_retention_leaves_an_unpartitioned_database_alone_and_says_so(upgraded: Engine) -> None:
+    add_instances(upgraded, [1])
+    add_database_sizes(upgraded, sizes(1, "orders", "2019-01-01", range(5)))
 
-    report = keeper(empty_engine, "raw=1,daily=1").run(TODAY)
+    report = keeper(upgraded, "raw=1,daily=1").run(TODAY)
 
     assert report.notes == [
         f"{table.name} is not partitioned: nothing leaves it; `capacity copy` to an empty database makes it so there"
         for table in CAPACITY_TABLES
     ]
-    assert len(everything(empty_engine)["database_size_stats"]) == 5
+    assert len(everything(upgraded)["database_size_stats"]) == 5
 
 
 def test_a_legacy_database_cut_by_month_gets_its_months_and_keeps_what_one_of_its_periods_keeps(

@@ -32,7 +32,9 @@ from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregat
 NOT_RECORDED = "changes of {} are not recorded: a trigger is missing, old or disabled"
 
 
-def test_an_empty_database_gets_exactly_the_tables_of_the_definitions(empty_engine: Engine) -> None:
+def test_an_empty_database_gets_exactly_the_tables_of_the_definitions_with_what_columns_mean(
+    empty_engine: Engine,
+) -> None:
     done = initialise(empty_engine)
 
     created = [f"created table {table.name}" for table in metadata.sorted_tables]
@@ -48,20 +50,10 @@ def test_an_empty_database_gets_exactly_the_tables_of_the_definitions(empty_engi
             },
         )
         assert compare_metadata(context, metadata) == []
-    assert schema_state(empty_engine).fit
-
-
-def test_column_meanings_are_in_the_database_itself(empty_engine: Engine) -> None:
-    initialise(empty_engine)
-
     columns = {column["name"]: column for column in inspect(empty_engine).get_columns("database_size_aggregations")}
     assert columns["avg_size_mb"]["comment"] == "Mean total size, rounded down, MiB"
-
-
-def test_running_init_again_changes_nothing(empty_engine: Engine) -> None:
-    initialise(empty_engine)
-
-    assert initialise(empty_engine) == ()
+    assert schema_state(empty_engine).fit
+    assert initialise(empty_engine) == (), "once is enough"
 
 
 @pytest.mark.single_server("drops a table, which a cluster has to distribute again")

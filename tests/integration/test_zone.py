@@ -5,20 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.settings import load_settings
-from capacity_assets.storage.time_zone import FORMER_DEFAULT, are_same_days, recorded_zone
+from capacity_assets.settings import Settings, load_settings
+from capacity_assets.storage.time_zone import FORMER_DEFAULT, are_same_days, record_zone, recorded_zone
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables
-
-
-@pytest.fixture
-def prepared(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """An empty database that was prepared in Lima."""
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("CAPACITY_TIMEZONE", "America/Lima")
-    assert capacity("init").exit_code == 0
-    return empty_engine
 
 
 def fill(engine: Engine) -> None:
@@ -28,9 +19,10 @@ def fill(engine: Engine) -> None:
 
 
 def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
-    prepared: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(prepared)
+    record_zone(engine, settings.timezone, chosen=True)
+    fill(engine)
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Europe/Berlin")
 
     computed = capacity("aggregate", "--period", "monthly", "--from", "2025-07-01")
@@ -40,24 +32,25 @@ def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
     assert (computed.exit_code, measured.exit_code, checked.exit_code) == (1, 2, 1)
     for refused in (computed, measured, checked):
         words = " ".join(refused.output.replace("│", " ").split())
-        assert "This database holds days of the time zone America/Lima" in words
-        assert "Set CAPACITY_TIMEZONE=America/Lima" in words
+        assert "This database holds days of the time zone Asia/Shanghai" in words
+        assert "Set CAPACITY_TIMEZONE=Asia/Shanghai" in words
     assert "where it is" not in checked.output, "one verdict on the zone, the database's"
     assert "Nothing was written." in computed.output
     assert "Nothing was measured." in measured.output
-    with prepared.connect() as connection:
+    with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM database_size_aggregations")).scalar() == 0
 
 
-def test_the_zone_may_change_as_long_as_nothing_is_stored(prepared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("settings")
+def test_the_zone_may_change_as_long_as_nothing_is_stored(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Europe/Berlin")
     assert capacity("init").exit_code == 0
-    assert recorded_zone(prepared) == "Europe/Berlin"
+    assert recorded_zone(engine) == "Europe/Berlin"
 
-    fill(prepared)
-    monkeypatch.setenv("CAPACITY_TIMEZONE", "America/Lima")
+    fill(engine)
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Asia/Shanghai")
     capacity("init")
-    assert recorded_zone(prepared) == "Europe/Berlin"
+    assert recorded_zone(engine) == "Europe/Berlin"
 
 
 @pytest.mark.parametrize("chosen", [None, "Europe/Berlin"])
