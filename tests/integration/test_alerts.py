@@ -18,10 +18,32 @@ from capacity_assets.orchestration.showback import SHOWBACK_SENSOR
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
-from tests.alerting import House
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.receiver import Receiver, receiving
-from tests.runs import QUIET
+from tests.runs import QUICK_RETRIES, QUIET
+
+
+class House:
+    """An instance, its sensor and its jobs."""
+
+    def __init__(self, settings: Settings, instance: dg.DagsterInstance, url: str) -> None:
+        self.definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
+        self.instance = instance
+        [self.sensor] = alert_sensors(url)
+        self.cursor: str | None = None
+
+    def tick(self) -> None:
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            try:
+                self.sensor(context)
+            finally:
+                self.cursor = context.cursor
+
+    def run(self, day: str, job: str = "daily_aggregation_job") -> None:
+        self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=day, run_config=QUIET, raise_on_error=False
+        )
 
 
 @pytest.fixture

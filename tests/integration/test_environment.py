@@ -7,16 +7,157 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from capacity_assets.foundation import text_lines
 from capacity_assets.storage.embedded import embedded_server
-from tests.faults import FAULTS, ROOT, Answer, Fault, capacity, fault, new_interpreter
-from tests.file_systems import read_only, small_device
+from tests.forked import run_forked
 from tests.servers import free_port, silent_socket
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# Enough for what starts a server and refuses.
+PATIENCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    output: str
+    error: str
+
+
+def new_interpreter(
+    folder: Path,
+    *arguments: str,
+    limit: tuple[int, int] | None = None,
+    stdout: int = subprocess.PIPE,
+    **variables: str,
+) -> Answer:
+    """Run a command by a new interpreter in a folder, with a data folder there and a limit of the operating system."""
+
+    def limited() -> None:
+        if limit:
+            number, most = limit
+            resource.setrlimit(number, (most, most))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "capacity_assets.cli", *arguments],
+        cwd=folder,
+        env=environment(folder, variables),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        preexec_fn=limited,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout or "", done.stderr)
+
+
+def environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    # Fixtures of a module begin before a test's own variables are set.
+    return {
+        "CAPACITY_TIMEZONE": "Asia/Shanghai",
+        "CAPACITY_HOME": str(folder / "home"),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        **variables,
+    }
+
+
+def capacity(folder: Path, *arguments: str, output: Path | None = None, umask: int = 0o022, **variables: str) -> Answer:
+    """Run a command in a folder, with a data folder there."""
+    done = run_forked(
+        *arguments,
+        environment=environment(folder, variables),
+        timeout=PATIENCE_SECONDS,
+        folder=folder,
+        output=output,
+        umask=umask,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+Breaking = Callable[[Path, Path], Answer]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: how it comes about, what is said, and the exit code."""
+
+    name: str
+    says: str
+    code: int
+    breaking: Breaking
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(name: str, *, says: str, code: int) -> Callable[[Breaking], Breaking]:
+    """Enter a function that breaks something in a folder, given a data folder with a server, and returns the answer."""
+
+    def entered(breaking: Breaking) -> Breaking:
+        FAULTS.append(Fault(name, says, code, breaking))
+        return breaking
+
+    return entered
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """A folder in which nothing can be written while the block lasts."""
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        try:
+            yield folder
+        finally:
+            folder.chmod(0o755)
+        return
+    _mount("--bind", str(folder), str(folder))
+    try:
+        _mount("-o", "remount,bind,ro", str(folder))
+        yield folder
+    finally:
+        _unmount(folder)
+
+
+@contextmanager
+def small_device(size_mb: int) -> Iterator[Path]:
+    """A folder on a device of its own, which is soon full; its path is short enough for a socket."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a device needs root")
+    folder = Path(tempfile.mkdtemp(prefix="device-"))
+    try:
+        _mount("-t", "tmpfs", "-o", f"size={size_mb}m,mode=755", "tmpfs", str(folder))
+        try:
+            yield folder
+        finally:
+            _unmount(folder)
+    finally:
+        folder.rmdir()
+
+
+def _mount(*arguments: str) -> None:
+    done = subprocess.run(["/bin/mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["/bin/umount", "--lazy", str(folder)], check=True)
 
 
 @fault(

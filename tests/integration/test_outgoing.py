@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,9 +29,48 @@ from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration import alerts
 from capacity_assets.orchestration.alerts import ReceiverError
 from tests.digests import WEEK, filled
-from tests.dripping import dripping
 from tests.servers import free_port
 from tests.volume_sources import SOURCE
+
+# Short enough that a client with only a timeout between bytes never gives up.
+SECONDS_PER_BYTE = 0.05
+
+
+@contextmanager
+def dripping(begin: bytes, endlessly: bytes) -> Iterator[tuple[int, list[socket.socket]]]:
+    """Yield its port and the open connections; each receives `begin` at once, then `endlessly` byte by byte."""
+    over = threading.Event()
+    connections: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(begin)
+            for byte in itertools.cycle(endlessly):
+                if over.wait(SECONDS_PER_BYTE):
+                    break
+                connection.sendall(bytes([byte]))
+        connections.remove(connection)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connections.append(connection)
+                threads.append(threading.Thread(target=drip, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads.append(threading.Thread(target=accept))
+        threads[0].start()
+        try:
+            yield int(listener.getsockname()[1]), connections
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+
 
 PREPARED = {"engine": filled}
 # A client with only a timeout between bytes would wait forever; the deadline leaves time for a machine under load.

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,9 +22,58 @@ from tests.clocks import TODAY
 from tests.collecting import Collection
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.prometheus import prometheus
-from tests.servers import silent_socket
+from tests.servers import BUILD, free_port, silent_socket
 from tests.volume_sources import SOURCE, answering, vector
+
+PROGRAMS = BUILD / "prometheus" / "usr" / "bin"
+CONFIGURATION = """
+global:
+  scrape_interval: 1s
+scrape_configs:
+  - job_name: node
+    static_configs:
+      - targets: ["127.0.0.1:{port}"]
+"""
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield its address, and the label `instance` of the exporter."""
+    if not (PROGRAMS / "prometheus").exists():
+        pytest.skip("no Prometheus here; see tests/install_servers.sh")
+    exporter, port = free_port(), free_port()
+    (folder / "prometheus.yml").write_text(CONFIGURATION.format(port=exporter))
+    commands = [
+        [PROGRAMS / "prometheus-node-exporter", f"--web.listen-address=127.0.0.1:{exporter}"],
+        [
+            *[PROGRAMS / "prometheus", f"--config.file={folder / 'prometheus.yml'}"],
+            *[f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
+        ],
+    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen(command, **quiet) for command in commands]  # type: ignore[call-overload]
+    try:
+        _wait_for_a_sample(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}", f"127.0.0.1:{exporter}"
+    finally:
+        for process in running:
+            process.kill()
+            process.wait(30)
+
+
+def _wait_for_a_sample(address: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    query = urllib.parse.urlencode({"query": "node_filesystem_avail_bytes"})
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/api/v1/query?{query}", timeout=5) as answer:  # noqa: S310 -- our own
+                if json.load(answer)["data"]["result"]:
+                    return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    pytest.fail("Prometheus has no sample")
+
 
 GIB = 1024**3
 
@@ -76,38 +131,36 @@ ONE = {"instance": "server-1:9100", "mountpoint": "/data"}
 TWO = {"instance": "server-2", "mountpoint": "/data"}
 
 
-@pytest.mark.parametrize(
-    ("total", "free", "message"),
-    [
-        (b"<html>", b"", "its answer is not that of Prometheus' HTTP API"),
-        (b"[" * 100_000, b"", "its answer is not that of Prometheus' HTTP API"),
-        (b'{"status": "error", "error": "parse error"}', b"", "it refuses the query: parse error"),
-        (b'{"status": "success", "data": {"result": [1, 2]}}', b"", "its answer is not an instant vector"),
-        (vector((ONE, 100)), vector((ONE, 101)), "/data of server-1: 100 bytes, 101 of them free, is impossible"),
-        (vector((ONE, "NaN")), vector((ONE, 1)), "/data of server-1: nan bytes, 1 of them free, is impossible"),
-        (
-            vector((ONE, 100), ({**ONE, "device": "b"}, 100)),
-            vector((ONE, 10), ({**ONE, "device": "b"}, 1)),
-            "/data of server-1: 2 results instead of one: narrow the query",
-        ),
-        (
-            vector(({"instance": "web-1"}, 100)),
-            vector(({"instance": "web-1"}, 10)),
-            "1 value of instance without a registered server, for example 'web-1'",
-        ),
-        (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
-    ],
-)
-def test_an_answer_that_makes_no_sense_stores_nothing_and_says_why(
-    sources: Path, total: bytes, free: bytes, message: str
-) -> None:
-    with answering(total, free) as (url, _):
-        sources.write_text(SOURCE.format(url=url, label="x"))
-        done = capacity("volumes", "fetch", columns=200)
+SENSELESS = [
+    (b"<html>", b"", "its answer is not that of Prometheus' HTTP API"),
+    (b"[" * 100_000, b"", "its answer is not that of Prometheus' HTTP API"),
+    (b'{"status": "error", "error": "parse error"}', b"", "it refuses the query: parse error"),
+    (b'{"status": "success", "data": {"result": [1, 2]}}', b"", "its answer is not an instant vector"),
+    (vector((ONE, 100)), vector((ONE, 101)), "/data of server-1: 100 bytes, 101 of them free, is impossible"),
+    (vector((ONE, "NaN")), vector((ONE, 1)), "/data of server-1: nan bytes, 1 of them free, is impossible"),
+    (
+        vector((ONE, 100), ({**ONE, "device": "b"}, 100)),
+        vector((ONE, 10), ({**ONE, "device": "b"}, 1)),
+        "/data of server-1: 2 results instead of one: narrow the query",
+    ),
+    (
+        vector(({"instance": "web-1"}, 100)),
+        vector(({"instance": "web-1"}, 10)),
+        "1 value of instance without a registered server, for example 'web-1'",
+    ),
+    (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
+]
 
-    assert done.exit_code == 1
-    assert f"note: monitoring: {message}" in done.output
-    assert listed() == []
+
+def test_an_answer_that_makes_no_sense_stores_nothing_and_says_why(sources: Path) -> None:
+    for total, free, message in SENSELESS:
+        with answering(total, free) as (url, _):
+            sources.write_text(SOURCE.format(url=url, label="x"))
+            done = capacity("volumes", "fetch", columns=200)
+
+        assert done.exit_code == 1, total
+        assert f"note: monitoring: {message}" in done.output, total
+        assert listed() == [], total
 
 
 def test_servers_are_known_by_their_name_with_or_without_a_port(sources: Path) -> None:
@@ -156,29 +209,27 @@ def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.Mo
     assert "hunter2" not in done.output
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
-        ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of free, name, password_from"),
-        ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
-        ("[[prometheus]", "cannot be read"),
-        (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),
-        (SOURCE.format(url="http://me:hunter2@x", label="y"), "url is not a web address, or holds a password"),
-        (SOURCE.format(url="http://x", label="y") * 2, "two sources are called 'monitoring'."),
-        (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume is not text"),
-    ],
-)
-def test_a_file_of_sources_that_cannot_work_says_why_and_repeats_no_secret(
-    sources: Path, content: str, message: str
-) -> None:
-    sources.write_text(content)
+NO_SOURCES = [
+    ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
+    ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of free, name, password_from"),
+    ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
+    ("[[prometheus]", "cannot be read"),
+    (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),
+    (SOURCE.format(url="http://me:hunter2@x", label="y"), "url is not a web address, or holds a password"),
+    (SOURCE.format(url="http://x", label="y") * 2, "two sources are called 'monitoring'."),
+    (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume is not text"),
+]
 
-    done = capacity("volumes", "fetch", columns=250)
 
-    assert done.exit_code == 1
-    assert message in done.output
-    assert "hunter2" not in done.output
+def test_a_file_of_sources_that_cannot_work_says_why_and_repeats_no_secret(sources: Path) -> None:
+    for content, message in NO_SOURCES:
+        sources.write_text(content)
+
+        done = capacity("volumes", "fetch", columns=250)
+
+        assert done.exit_code == 1, content
+        assert message in done.output, content
+        assert "hunter2" not in done.output, content
 
 
 def test_the_collection_fetches_after_it_has_measured_and_keeps_sizes_whatever_comes(
