@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import pytest
 from sqlalchemy import Connection, Engine, event, inspect, text
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.indexes import index_steps
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
@@ -106,12 +106,17 @@ BEFORE = {
 }
 
 
+@contextmanager
+def database_of(cluster: Databases, kind: str) -> Iterator[Engine]:
+    template = cluster.filled(re.sub(r"\W+", "_", kind), BEFORE[kind], basis="template1")
+    with cluster.copy(template) as url, cluster.engine(url) as engine:
+        yield engine
+
+
 @pytest.fixture
 def former_database(cluster: Databases) -> Iterator[Engine]:
-    with cluster.copy(cluster.filled("of_030", former, basis="template1")) as url:
-        engine = capacity_engine(url)
+    with database_of(cluster, "of 0.3.0") as engine:
         yield engine
-        engine.dispose()
 
 
 def unique_indexes(engine: Engine, table: str) -> list[tuple[object, ...]]:
@@ -135,12 +140,17 @@ def numbered(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     return {table.name: rows(engine, f"SELECT {names} FROM {table.name} ORDER BY 1, 2") for table in CAPACITY_TABLES}
 
 
-@pytest.mark.parametrize("fill", BEFORE.values(), ids=BEFORE.keys())
-def test_one_key_by_window_takes_the_place_of_the_former_ones_and_bears_the_unique_ones_name(
-    empty_engine: Engine, fill: Callable[[Engine], None]
+@pytest.mark.parametrize("kind", BEFORE)
+def test_one_key_by_window_takes_the_place_and_the_name_of_former_ones_and_who_names_those_is_served(
+    cluster: Databases, kind: str
 ) -> None:
-    fill(empty_engine)
-    before = numbered(empty_engine)
+    with database_of(cluster, kind) as engine:
+        assert_one_key_by_window(engine, is_former=kind == "of 0.3.0")
+        assert_writers_are_served(engine, IN_LEGACY if kind != "of 0.3.0" else "uq_daily_database_size")
+
+
+def assert_one_key_by_window(engine: Engine, *, is_former: bool) -> None:
+    before = numbered(engine)
     built: list[str] = []
     in_the_transaction: list[set[Any]] = []
 
@@ -148,30 +158,30 @@ def test_one_key_by_window_takes_the_place_of_the_former_ones_and_bears_the_uniq
         if "ADD CONSTRAINT" in statement or "USING INDEX" in statement:
             in_the_transaction.append({*connection.exec_driver_sql(_INDEX_FILES).scalars()})
 
-    event.listen(empty_engine, "before_cursor_execute", note)
-    initialise(empty_engine, built.append)
-    event.remove(empty_engine, "before_cursor_execute", note)
+    event.listen(engine, "before_cursor_execute", note)
+    initialise(engine, built.append)
+    event.remove(engine, "before_cursor_execute", note)
 
-    assert numbered(empty_engine) == before
-    assert schema_state(empty_engine).fit
+    assert numbered(engine) == before
+    assert schema_state(engine).fit
     for table, (given, columns) in KEYS.items():
-        name = {**dict.fromkeys(KEYS, given), **({} if fill is former else NAMES_IN_LEGACY)}[table]
-        [key] = [found for found in keys_of(empty_engine, table) if found[0] == name]
+        name = {**dict.fromkeys(KEYS, given), **({} if is_former else NAMES_IN_LEGACY)}[table]
+        [key] = [found for found in keys_of(engine, table) if found[0] == name]
         assert key == (name, columns)
         others = [("uq_instance_size_stats_instance_date",)] if table == "instance_size_stats" else []
         # The legacy application looks rows up by their number.
-        others += [] if fill is former else [(f"{table}_pkey",)]
-        assert unique_indexes(empty_engine, table) == sorted([(name,), *others])
-        further = {str(index["name"]) for index in inspect(empty_engine).get_indexes(table) if not index["unique"]}
+        others += [] if is_former else [(f"{table}_pkey",)]
+        assert unique_indexes(engine, table) == sorted([(name,), *others])
+        further = {str(index["name"]) for index in inspect(engine).get_indexes(table) if not index["unique"]}
         assert further == FURTHER[table]
-        [number] = [column for column in inspect(empty_engine).get_columns(table) if column["name"] == "id"]
+        [number] = [column for column in inspect(engine).get_columns(table) if column["name"] == "id"]
         assert not number["nullable"]
         assert "nextval" in str(number["default"])
     assert all("beside whatever is at work" in line for line in built)
     assert len(built) >= 4, "each table's key, and of partitions each one's"
-    kept = {*rows(empty_engine, _KEY_FILES)}
+    kept = {*rows(engine, _KEY_FILES)}
     assert {file for (file,) in kept} <= in_the_transaction[0], "no key of a filled table was built under a lock"
-    assert initialise(empty_engine) == ()
+    assert initialise(engine) == ()
 
 
 _INDEX_FILES = "SELECT pg_relation_filenode(indexrelid) FROM pg_index WHERE pg_relation_size(indrelid) > 0"
@@ -182,20 +192,14 @@ WHERE i.indisunique AND i.indkey[0] <> 1 AND t.relname ~ '^(database|instance)_s
 """
 
 
-@pytest.mark.parametrize("fill", BEFORE.values(), ids=BEFORE.keys())
-def test_writers_that_name_the_keys_columns_in_their_order_or_the_key_are_served_after_the_upgrade(
-    empty_engine: Engine, fill: Callable[[Engine], None]
-) -> None:
-    fill(empty_engine)
-    initialise(empty_engine)
-    sample = IN_LEGACY if fill is not former else "uq_daily_database_size"
-
+def assert_writers_are_served(engine: Engine, sample: str) -> None:
+    """Those that name a key's columns in their order, or the key, which for samples is `sample`."""
     for conflict in (
         "(instance_id, database_name, collected_date) DO UPDATE SET size_mb = excluded.size_mb + 1",
         f"ON CONSTRAINT {sample} DO UPDATE SET size_mb = excluded.size_mb + 2",
     ):
         execute(
-            empty_engine,
+            engine,
             "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
             f"VALUES (1, 'theirs', 5, '2025-03-03') ON CONFLICT {conflict}",
         )
@@ -205,31 +209,31 @@ def test_writers_that_name_the_keys_columns_in_their_order_or_the_key_are_served
         "(period_type, period_start, instance_id, database_name) DO UPDATE SET max_size_mb = excluded.max_size_mb + 1",
     ):
         execute(
-            empty_engine,
+            engine,
             "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
             "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
             f"VALUES (1, 'theirs', 'weekly', '2025-03-03', '2025-03-09', 5, 5, 5, 7) ON CONFLICT {conflict}",
         )
     for _ in range(2):
         execute(
-            empty_engine,
+            engine,
             "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
             "VALUES (1, 5, 1, '2026-03-03') ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false "
             "DO UPDATE SET total_size_mb = instance_size_stats.total_size_mb + 1",
         )
         execute(
-            empty_engine,
+            engine,
             "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
             "total_size_mb, avg_size_mb, max_size_mb, min_size_mb, data_count, database_count) VALUES "
             "(1, 'weekly', '2026-03-02', '2026-03-08', 5, 5, 5, 5, 7, 1) ON CONFLICT (instance_id, period_type, "
             "period_start) DO UPDATE SET total_size_mb = instance_size_aggregations.total_size_mb + 1",
         )
 
-    assert rows(empty_engine, "SELECT size_mb FROM database_size_stats WHERE database_name = 'theirs'") == [(7,)]
+    assert rows(engine, "SELECT size_mb FROM database_size_stats WHERE database_name = 'theirs'") == [(7,)]
     stored = "SELECT avg_size_mb, max_size_mb FROM database_size_aggregations WHERE database_name = 'theirs'"
-    assert rows(empty_engine, stored) == [(6, 6)]
+    assert rows(engine, stored) == [(6, 6)]
     for table, day in (("instance_size_stats", "collected_date"), ("instance_size_aggregations", "period_start")):
-        assert rows(empty_engine, f"SELECT total_size_mb FROM {table} WHERE {day} >= '2026-03-01'") == [(6,)]
+        assert rows(engine, f"SELECT total_size_mb FROM {table} WHERE {day} >= '2026-03-01'") == [(6,)]
 
 
 def test_a_later_migration_of_the_legacy_application_finds_its_constraint(empty_engine: Engine) -> None:
