@@ -193,6 +193,35 @@ def _value(connection: psycopg.Connection, query: LiteralString) -> Any:
     return row[0]
 
 
+_TABLES = """
+SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
+  AND relnamespace = '{}'::regnamespace AND relname <> 'capacity_alembic_version'
+"""
+
+
+def keep_rows(engine: Engine, name: str) -> None:
+    """Keep a copy of every row under a name, which costs a tenth of a copy of the database."""
+    with _alone(engine) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE; CREATE SCHEMA {name}".encode())
+        for (table,) in connection.execute(_TABLES.format("public").encode()).fetchall():
+            filled = connection.execute(f"SELECT EXISTS (SELECT FROM public.{table})".encode()).fetchone()
+            if filled == (True,):
+                connection.execute(f"CREATE TABLE {name}.{table} AS TABLE public.{table}".encode())
+
+
+def put_rows_back(engine: Engine, name: str) -> None:
+    """Put back the rows that were kept under a name, in place of what the tables have now, unnoticed by triggers."""
+    with _alone(engine) as connection:
+        connection.execute("SET session_replication_role = replica")
+        tables = _value(connection, _FILLED)
+        if tables:
+            connection.execute(f"TRUNCATE {tables}".encode())
+        for (table,) in connection.execute(_TABLES.format(name).encode()).fetchall():
+            rows_kept = f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE {name}.{table}"
+            connection.execute(rows_kept.encode())
+        connection.execute("RESET session_replication_role")
+
+
 def end_sessions(engine: Engine) -> None:
     """End every session of the database but the one that asks."""
     with engine.connect() as connection:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from functools import cached_property
 
 from tests import oracle
 
@@ -35,14 +36,22 @@ class Fleet:
     labels: Sequence[Held]
     counted_by: dict[int, int] = field(default_factory=dict)
 
+    @cached_property
+    def held(self) -> dict[tuple[int, str], list[Held]]:
+        """The labels by server and key."""
+        found = defaultdict(list)
+        for one in self.labels:
+            found[one.server, one.key].append(one)
+        return found
+
     def holds(self, server: int, pattern: str, key: str, day: date) -> str | None:
-        held = [one for one in self.labels if (one.server, one.pattern, one.key) == (server, pattern, key)]
-        begun = [one for one in held if one.valid_from <= day]
+        held = self.held.get((server, key), ())
+        begun = [one for one in held if one.pattern == pattern and one.valid_from <= day]
         return max(begun, key=lambda one: one.valid_from).value if begun else None
 
     def label_of(self, server: int, database: str, key: str, day: date) -> str | None:
         """The value of a database's own label, None where it has none of its own."""
-        patterns = {one.pattern for one in self.labels if one.server == server and one.key == key and one.pattern}
+        patterns = {one.pattern for one in self.held.get((server, key), ()) if one.pattern}
         matching = [
             pattern
             for pattern in patterns
@@ -59,10 +68,12 @@ class Fleet:
     def days(self) -> dict[tuple[str, str], dict[date, tuple[int, int, int]]]:
         """By key and value, what it has on each day: size, servers, databases."""
         found: dict[tuple[str, str], dict[date, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
-        for server, day in sorted({(one[0], one[2]) for one in self.sizes} | set(self.totals)):
+        measured: dict[tuple[int, date], dict[str, int]] = {place: {} for place in self.totals}
+        for (server, name, day), size in self.sizes.items():
+            measured.setdefault((server, day), {})[name] = size
+        for (server, day), here in measured.items():
             if server in self.counted_by:
                 continue
-            here = {name: size for (of, name, on), size in self.sizes.items() if (of, on) == (server, day)}
             total, databases = self.totals.get((server, day), (sum(here.values()), len(here)))
             kind = "measured" if (server, day) in self.totals else "derived"
             for group in (("(fleet)", "(fleet)"), ("engine", self.engines[server]), ("(total)", kind)):
@@ -85,24 +96,14 @@ class Fleet:
         }
 
 
-def _between(first: date, last: date) -> list[date]:
-    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
-
-
 def group_figures(
     days: dict[date, tuple[int, int, int]], period: str, bounds: tuple[date, date]
 ) -> oracle.Figures | None:
     """Figures of one group in one window, None where it has nothing in it."""
-    before, a_year_before = oracle.window(period, bounds[0] - timedelta(days=1)), oracle.year_before(period, bounds)
-    days = {
-        day: days[day]
-        for first, last in (a_year_before, before, bounds)
-        for day in _between(first, last)
-        if day in days
-    }
+    before = oracle.window(period, bounds[0] - timedelta(days=1))
 
     def of(number: int, limits: tuple[date, date]) -> list[int]:
-        return [days[day][number] for day in _between(*limits) if day in days]
+        return [one[number] for day, one in days.items() if limits[0] <= day <= limits[1]]
 
     if not of(0, bounds):
         return None
@@ -123,13 +124,12 @@ def group_figures(
 
 
 def expected(
-    fleet: Fleet, period: str, windows: Iterable[tuple[date, date]]
+    groups: dict[tuple[str, str], dict[date, tuple[int, int, int]]], period: str
 ) -> dict[tuple[object, ...], oracle.Figures]:
-    """The rows of some windows, by key, value, period and first day."""
-    every = fleet.days()
+    """The rows of a period, by key, value, period and first day, of what each group has on each day."""
     found = {
         (*group, period, bounds[0]): group_figures(days, period, bounds)
-        for group, days in every.items()
-        for bounds in windows
+        for group, days in groups.items()
+        for bounds in oracle.windows(period, days)
     }
     return {key: figures for key, figures in found.items() if figures is not None}

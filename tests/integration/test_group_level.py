@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date, timedelta
 
 import pytest
@@ -23,52 +24,50 @@ from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
 from tests.long_windows import FromDays, days_read
-from tests.oracle import windows
 from tests.oracle_groups import ALWAYS, Fleet, Held, expected
+from tests.profiles import HISTORIES
 
 FIRST = date(2024, 6, 20)
 DAYS = 395
 PERIODS = ("daily", "weekly", "monthly", "quarterly", "yearly")
-VALUES = ("red", "blue", None)
 NAMES = ("pay_a", "pay_b", "other")
+# The servers of a history are computed with those of all others; its labels have values of its own.
+EACH = 3
 
 
 def random_fleet(choose: random.Random) -> Fleet:
     """Servers with totals, some totals or none; databases that come and go; labels that change in between."""
-    sizes, totals = {}, {}
-    for server in range(1, 6):
+    fleet = Fleet({}, {}, {}, random_labels(choose))
+    for server in range(1, EACH * HISTORIES + 1):
+        fleet.engines[server] = choose.choice(("mysql", "oracle"))
+        if server % EACH == 0 and choose.random() < 0.5:
+            fleet.counted_by[server] = server - 1
         has_totals = choose.choice((0, 1, 1, 0.8))
         begins = {name: choose.choice((0, 0, 100, 390)) for name in NAMES}
-        for number in range(DAYS):
-            if choose.random() < 0.05:
-                continue
+        spread = choose.choice((8, 40, DAYS))
+        first = choose.randint(0, DAYS - spread)
+        # The first is there on every day.
+        numbers = choose.sample(range(first, first + spread), min(spread, 12)) if server > 1 else range(DAYS)
+        for number in numbers:
             day = FIRST + timedelta(days=number)
             here = {name: choose.randint(0, 500) for name in NAMES if number >= begins[name]}
-            sizes |= {(server, name, day): size for name, size in here.items()}
+            fleet.sizes.update({(server, name, day): size for name, size in here.items()})
             if choose.random() < has_totals:
-                totals[server, day] = (sum(here.values()) + choose.randint(-3, 9), len(here) + choose.randint(0, 1))
-    return Fleet(
-        {server: choose.choice(("mysql", "oracle")) for server in range(1, 6)},
-        sizes,
-        totals,
-        random_labels(choose, 14),
-        {5: 1},
-    )
+                measured = max(0, sum(here.values()) + choose.randint(-3, 9))
+                fleet.totals[server, day] = (measured, len(here) + choose.randint(0, 1))
+    return fleet
 
 
-def random_labels(choose: random.Random, number: int) -> list[Held]:
-    found = {
-        (server, pattern, key, day): Held(server, pattern, key, choose.choice(VALUES), day)
-        for server, pattern, key, day in (
-            (
-                choose.randint(1, 5),
-                choose.choice(("", "", "pay_a", "pay_*", "*", "oth*", "p?y_b")),
-                choose.choice(("team", "service")),
-                choose.choice((ALWAYS, FIRST + timedelta(days=choose.randint(0, DAYS)))),
-            )
-            for _ in range(number)
-        )
-    }
+def random_labels(choose: random.Random) -> list[Held]:
+    found = {}
+    for history in range(HISTORIES):
+        for _ in range(9):
+            server = EACH * history + choose.randint(1, EACH)
+            pattern = choose.choice(("", "", "pay_a", "pay_*", "*", "oth*", "p?y_b"))
+            key = choose.choice(("team", "service"))
+            value = choose.choice((f"red {history}", f"blue {history}", None))
+            day = choose.choice((ALWAYS, FIRST + timedelta(days=choose.randint(0, DAYS))))
+            found[server, pattern, key, day] = Held(server, pattern, key, value, day)
     return list(found.values())
 
 
@@ -92,17 +91,16 @@ def fill(engine: Engine, fleet: Fleet) -> None:
     declare(engine, fleet.labels)
 
 
-def declare(engine: Engine, labels: list[Held]) -> None:
+def declare(engine: Engine, labels: Sequence[Held]) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM capacity_labels"))
-        for one in labels:
-            connection.execute(
-                text(
-                    "INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from) "
-                    "VALUES (:server, :pattern, :key, :value, :valid_from)"
-                ),
-                vars(one),
-            )
+        connection.execute(
+            text(
+                "INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from) "
+                "VALUES (:server, :pattern, :key, :value, :valid_from)"
+            ),
+            [vars(one) for one in labels],
+        )
 
 
 def compute(service: AggregationService, order: tuple[str, ...]) -> None:
@@ -111,10 +109,9 @@ def compute(service: AggregationService, order: tuple[str, ...]) -> None:
 
 
 def assert_as_expected(engine: Engine, fleet: Fleet) -> None:
-    days = [FIRST + timedelta(days=number) for number in range(DAYS)]
+    days = fleet.days()
     for period in PERIODS:
-        wanted = expected(fleet, period, windows(period, days))
-        assert figures(engine, GROUP, period) == wanted, period
+        assert figures(engine, GROUP, period) == expected(days, period), period
 
 
 def assert_adding_up(engine: Engine) -> None:
@@ -130,31 +127,29 @@ def assert_adding_up(engine: Engine) -> None:
         assert size == sums[period, start, "(fleet)"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_groups_are_those_of_a_naive_computation_whatever_changes(
-    engine: Engine, service: AggregationService, seed: int
-) -> None:
-    choose = random.Random(seed)  # noqa: S311 -- reproducible
+def test_groups_are_those_of_a_naive_computation_whatever_changes(engine: Engine, service: AggregationService) -> None:
+    choose = random.Random(7)  # noqa: S311 -- reproducible
     fleet = random_fleet(choose)
     fill(engine, fleet)
     compute(service, PERIODS)
     assert_as_expected(engine, fleet)
     assert_adding_up(engine)
 
-    # Other labels, days on which a database is gone, another engine.
+    # Of each history other labels, days on which a database is gone, another engine, another replica.
+    second = range(2, EACH * HISTORIES + 1, EACH)
     changed = Fleet(
-        {**fleet.engines, 2: "postgresql"},
-        {key: size for key, size in fleet.sizes.items() if key[:2] != (3, "other") or key[2].day > 20},
+        fleet.engines | dict.fromkeys(second, "postgresql"),
+        {key: size for key, size in fleet.sizes.items() if key[0] % EACH or key[1] != "other" or key[2].day > 20},
         fleet.totals,
-        random_labels(choose, 14),
-        {4: 1},
+        random_labels(choose),
+        {server: server - 1 for server in second},
     )
-    declare(engine, list(changed.labels))
-    execute(engine, "UPDATE instances SET db_type = 'postgresql' WHERE id = 2")
-    execute(engine, "UPDATE instances SET counted_by = CASE id WHEN 4 THEN 1 END")
+    declare(engine, changed.labels)
     execute(
         engine,
-        "DELETE FROM database_size_stats WHERE instance_id = 3 AND database_name = 'other' "
+        f"UPDATE instances SET db_type = 'postgresql' WHERE id % {EACH} = 2",
+        f"UPDATE instances SET counted_by = CASE id % {EACH} WHEN 2 THEN id - 1 END",
+        f"DELETE FROM database_size_stats WHERE instance_id % {EACH} = 0 AND database_name = 'other' "
         "AND extract(day FROM collected_date) <= 20",
     )
     compute(service, tuple(choose.sample(PERIODS, len(PERIODS))))
@@ -163,11 +158,10 @@ def test_groups_are_those_of_a_naive_computation_whatever_changes(
     assert_adding_up(engine)
 
 
-@pytest.mark.parametrize("seed", range(2))
 def test_windows_made_of_stored_days_are_those_made_of_samples_in_any_order(
-    engine: Engine, service: AggregationService, seed: int
+    engine: Engine, service: AggregationService
 ) -> None:
-    choose = random.Random(seed)  # noqa: S311 -- reproducible
+    choose = random.Random(7)  # noqa: S311 -- reproducible
     fill(engine, random_fleet(choose))
     compute(FromDays(engine, fixed_clock()), PERIODS)
     from_samples = figures(engine, GROUP)
@@ -200,8 +194,7 @@ def test_only_days_that_are_not_stored_or_changed_are_added_up_again(
 MARCH, APRIL, SIXTY_ONE = date(2025, 3, 1), date(2025, 4, 1), 61
 
 
-@pytest.fixture
-def two_months(engine: Engine, service: AggregationService) -> None:
+def fill_two_months(engine: Engine) -> None:
     """March and April of two servers, of whose databases one has an owner of its own."""
     add_instances(engine, [1, 2])
     for server, size in ((1, 100), (2, 50)):
@@ -210,8 +203,17 @@ def two_months(engine: Engine, service: AggregationService) -> None:
         measured = [(1000 + size + day, 2) for day in range(SIXTY_ONE)]
         add_instance_sizes(engine, totals(server, MARCH.isoformat(), measured))
     declare_labels(engine, [Label("server-1", None, "team", "red"), Label("server-1", "pay", "team", "blue")], TODAY)
+    service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, MARCH, APRIL + timedelta(days=29))
+
+
+PREPARED = {"two_months": fill_two_months}
+
+
+@pytest.fixture
+def two_months(engine: Engine) -> Engine:
+    return engine
 
 
 def runner_of(service: AggregationService) -> AggregationTaskRunner:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import date
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.grouping.explained_groups import ExplainedGroup, explain_group
-from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
-from tests.clocks import TODAY, fixed_clock
+from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -100,39 +96,6 @@ def test_within_a_month_each_day_counts_for_its_owner(engine: Engine) -> None:
     # Ten days of 131 to 140, and twenty of 141 to 160.
     assert groups(engine, "team")["payments"] == (45, 45 - 115)
     assert groups(engine, "team")["billing"] == (100, 100)
-
-
-@given(
-    declared=st.lists(
-        st.tuples(
-            st.sampled_from(["server-1", "server-2", "server-3"]),
-            st.sampled_from([None, "pay_a", "pay_*", "*", "oth*", "p?y_b"]),
-            st.sampled_from(["team", "service"]),
-            st.sampled_from(["red", "blue", "green"]),
-            st.sampled_from([None, date(2025, 3, 15), date(2025, 4, 30), date(2025, 5, 1)]),
-        ),
-        max_size=12,
-        unique_by=lambda one: (one[0], one[1], one[2]),
-    )
-)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_groups_of_any_labels_add_up(
-    engine: Engine, service: AggregationService, declared: list[tuple[Any, ...]]
-) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM capacity_labels"))
-    declare_labels(engine, [Label(*one) for one in declared], TODAY)
-    compute_windows(service, "monthly", BEFORE, MONTH, scope="group")
-
-    for start, total in ((MONTH, (1345, 180)), (BEFORE, (1165, None))):
-        for by in ("engine", "server", *{one[2] for one in declared}):
-            found = groups(engine, by, start).values()
-            assert min(size for size, _ in found) >= 0
-            changes = [change for _, change in found if change is not None]
-            assert (sum(size for size, _ in found), sum(changes) if changes else None) == total
-        for key in {one[2] for one in declared}:
-            for value in groups(engine, key, start).keys() - {None}:
-                assert explained(engine, key, str(value), start).agrees
 
 
 def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engine: Engine) -> None:

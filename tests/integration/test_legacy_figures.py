@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -13,10 +12,9 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
-from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
-from tests.fleet import SAMPLE, Row, figures, load_sample, raw_rows
+from tests.fleet import SAMPLE, Row, figures, load_sample
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)
 LEGACY_PERIODS = ("daily", "weekly", "monthly", "quarterly")
@@ -71,20 +69,6 @@ def test_all_columns_but_change_growth_and_trend_agree_with_the_legacy_rows(comp
         if row[name] != as_text(ours[key][name])
     ]
     assert differences == []
-
-
-@pytest.mark.parametrize(
-    ("level", "figures_of"),
-    [(DATABASE, oracle.database_figures), (INSTANCE, oracle.instance_figures)],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_the_sample_as_a_whole_equals_the_exact_oracle(
-    computed: Engine, level: Level, figures_of: Callable[..., oracle.Figures | None]
-) -> None:
-    raw = raw_rows(computed, level)
-    for key, ours in figures(computed, level).items():
-        *own, period, start = key
-        assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]
 
 
 def is_tie(row: Row) -> bool:

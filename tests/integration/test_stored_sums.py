@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date, timedelta
 
 import pytest
@@ -15,9 +16,9 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates, shorter_periods
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.engine import capacity_engine, disposed
 from tests.clocks import fixed_clock
-from tests.databases import Databases, execute
+from tests.databases import TEMPLATE, Databases, execute, keep_rows, put_rows_back
 from tests.fleet import Row, figures
 from tests.long_windows import DAYS, FIRST, FromDays, days_read, fill, parts_read, windows
 from tests.profiles import HISTORIES
@@ -25,11 +26,26 @@ from tests.profiles import HISTORIES
 RECOMPUTE = RunOptions(recompute=True)
 MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
 MIXED = "reads days and stored months of one window"
+PUT_BACK = "puts rows back unnoticed by triggers, which the nodes of a cluster have"
+
+
+def months_computed(engine: Engine) -> None:
+    fill(engine)
+    AggregationService(engine, fixed_clock()).aggregate(MONTHLY, windows("monthly"))
+
+
+PREPARED = {"filled": fill, "months": months_computed}
 
 
 @pytest.fixture
 def filled(engine: Engine) -> Engine:
-    fill(engine)
+    """Two years of samples."""
+    return engine
+
+
+@pytest.fixture
+def months(engine: Engine) -> Engine:
+    """Two years of samples, every month computed."""
     return engine
 
 
@@ -37,16 +53,15 @@ def starts(period: str, *days: str) -> list[tuple[str, date]]:
     return [(period, date.fromisoformat(day)) for day in days]
 
 
-def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engine) -> None:
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
+def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(months: Engine) -> None:
+    service = AggregationService(months, fixed_clock())
 
-    with parts_read(filled) as quarter:
+    with parts_read(months) as quarter:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
-    with parts_read(filled) as before_is_stored:
+    with parts_read(months) as before_is_stored:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 8, 1))])
     service.aggregate(QUARTERLY, windows("quarterly"))
-    with parts_read(filled) as year:
+    with parts_read(months) as year:
         service.aggregate(YEARLY, [YEARLY.window_of(date(2025, 5, 1))])
 
     # Of 2023 there are no samples, and so nothing is stored.
@@ -108,13 +123,12 @@ def test_a_month_is_made_of_its_own_row_where_only_the_month_before_has_changed(
     ],
 )  # fmt: skip
 def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
-    filled: Engine, statement: str, unusable: list[str]
+    months: Engine, statement: str, unusable: list[str]
 ) -> None:
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
-    execute(filled, statement)
+    service = AggregationService(months, fixed_clock())
+    execute(months, statement)
 
-    with parts_read(filled) as read:
+    with parts_read(months) as read:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
 
     own = {("monthly", date(2024, month, 1)) for month in (4, 5, 6)}
@@ -129,62 +143,44 @@ def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
     ],
     ids=["some", "all"],
 )
-def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(filled: Engine, statement: str) -> None:
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
-    execute(filled, statement)
+def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(months: Engine, statement: str) -> None:
+    service = AggregationService(months, fixed_clock())
+    execute(months, statement)
     service.aggregate(MONTHLY, windows("monthly"))
 
-    with parts_read(filled) as read:
+    with parts_read(months) as read:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
 
     assert ("monthly", date(2024, 5, 1)) not in read["database"]
     assert ("monthly", date(2024, 4, 1)) in read["database"]
 
 
-def test_a_month_stands_for_samples_that_retention_dropped_since(filled: Engine) -> None:
-    service = AggregationService(filled, fixed_clock())
-    for period in (MONTHLY, QUARTERLY):
-        service.aggregate(period, windows(period.name))
-    before = figures(filled, DATABASE, "quarterly")
-    # As dropped partitions: no trigger.
-    replica = "SET LOCAL session_replication_role = replica; DELETE FROM"
-    execute(filled, f"{replica} database_size_stats WHERE collected_date < '2024-05-12'")
-    execute(filled, f"{replica} database_size_aggregations WHERE period_type = 'quarterly'")
-
-    service.aggregate(QUARTERLY, windows("quarterly"))
-
-    assert figures(filled, DATABASE, "quarterly") == before
-
-
-def test_a_month_whose_rows_left_with_their_partition_is_read_day_by_day(filled: Engine) -> None:
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
+def test_a_month_whose_rows_left_with_their_partition_is_read_day_by_day(months: Engine) -> None:
+    service = AggregationService(months, fixed_clock())
     # Which takes no trigger along.
     execute(
-        filled,
+        months,
         "SET LOCAL session_replication_role = replica; "
         "DELETE FROM database_size_aggregations WHERE period_start = '2024-05-01'",
     )
 
-    with parts_read(filled) as read:
+    with parts_read(months) as read:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
 
     assert ("monthly", date(2024, 5, 1)) not in read["database"]
     assert ("monthly", date(2024, 4, 1)) in read["database"]
 
 
-def test_rows_of_an_older_version_without_sums_are_filled_by_computing_again(filled: Engine) -> None:
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
-    complete = figures(filled, DATABASE)
-    with filled.begin() as connection:
+def test_rows_of_an_older_version_without_sums_are_filled_by_computing_again(months: Engine) -> None:
+    service = AggregationService(months, fixed_clock())
+    complete = figures(months, DATABASE)
+    with months.begin() as connection:
         emptied = ", ".join(f"{name} = NULL" for name in DATABASE.sums)
         connection.execute(text(f"UPDATE database_size_aggregations SET {emptied}"))
 
     service.aggregate(MONTHLY, windows("monthly"))
 
-    assert figures(filled, DATABASE) == complete
+    assert figures(months, DATABASE) == complete
     assert tuple(DATABASE.sums) == ("sum_size_mb", "sum_data_size_mb", "count_data_size_mb", "sum_log_size_mb",
                              "count_log_size_mb")  # fmt: skip
     assert tuple(INSTANCE.sums) == ("sum_total_size_mb", "sum_database_count")
@@ -252,14 +248,20 @@ def _apply(engine: Engine, level: Level, action: tuple[str, int, int, str]) -> N
     execute(engine, CHANGES[name].format(**words))
 
 
-def _fill_and_compute(engine: Engine) -> None:
-    """Two years of samples, and every window computed but the years."""
-    fill(engine)
-    service = AggregationService(engine, fixed_clock())
-    for period in ("weekly", "monthly", "quarterly"):
-        service.aggregate(period, windows(period))
+@pytest.fixture(scope="module")
+def computed(cluster: Databases) -> Iterator[Engine]:
+    """Two years of samples, and every window computed but the years; the rows are kept under `computed`."""
+    with cluster.copy(TEMPLATE) as url, disposed(capacity_engine(url)) as engine:
+        fill(engine)
+        keep_rows(engine, "samples")
+        service = AggregationService(engine, fixed_clock())
+        for period in ("weekly", "monthly", "quarterly"):
+            service.aggregate(period, windows(period))
+        keep_rows(engine, "computed")
+        yield engine
 
 
+@pytest.mark.single_server(PUT_BACK)
 @given(
     history=actions,
     period=st.sampled_from(COMPUTED),
@@ -267,9 +269,9 @@ def _fill_and_compute(engine: Engine) -> None:
     span=st.tuples(st.integers(0, DAYS - 1), st.integers(0, 400)),
     overwrite=st.booleans(),
 )
-@hypothesis_settings(max_examples=2 * HISTORIES, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happened_windows_equal_those_computed_from_the_days(
-    cluster: Databases,
+    computed: Engine,
     history: list[tuple[str, int, int, str]],
     period: str,
     level: Level,
@@ -281,67 +283,72 @@ def test_whatever_happened_windows_equal_those_computed_from_the_days(
     last = min(first + timedelta(days=span[1]), FIRST + timedelta(days=DAYS - 1))
     asked = PERIODS[period].windows_between(first, last)
     options = RunOptions((level.name,), overwrite=overwrite, recompute=True)
-    with cluster.copy(cluster.filled("stored_sums", _fill_and_compute)) as url:
-        engine = capacity_engine(url)
-        for action in history:
-            _apply(engine, level, action)
-        engine.dispose()
-        with cluster.copy(url.database) as twin:  # type: ignore[arg-type]
-            other = capacity_engine(twin)
-            from_days = FromDays(other, fixed_clock()).aggregate(period, asked, options)
-            expected = figures(other, level)
-            other.dispose()
-        made = AggregationService(engine, fixed_clock()).aggregate(period, asked, options)
-        computed: dict[tuple[object, ...], Row] = figures(engine, level)
-        engine.dispose()
-    assert computed == expected
+    put_rows_back(computed, "computed")
+    for action in history:
+        _apply(computed, level, action)
+    keep_rows(computed, "before")
+
+    from_days = FromDays(computed, fixed_clock()).aggregate(period, asked, options)
+    expected = figures(computed, level)
+    put_rows_back(computed, "before")
+    made = AggregationService(computed, fixed_clock()).aggregate(period, asked, options)
+
+    assert figures(computed, level) == expected
     assert [(p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in made.parts] == [
         (p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in from_days.parts
     ]
 
 
+@pytest.fixture(scope="module")
+def from_days(computed: Engine) -> dict[str, dict[tuple[object, ...], Row]]:
+    """The figures of every window by level, computed from the days."""
+    put_rows_back(computed, "samples")
+    service = FromDays(computed, fixed_clock())
+    for period in COMPUTED:
+        service.aggregate(period, windows(period), RunOptions((DATABASE.name, INSTANCE.name)))
+    return {level.name: figures(computed, level) for level in (DATABASE, INSTANCE)}
+
+
+@pytest.mark.single_server(PUT_BACK)
 @given(
     data=st.data(),
     level=st.sampled_from([DATABASE, INSTANCE]),
     purge=st.one_of(st.none(), st.integers(40, DAYS - 1)),
 )
 @hypothesis_settings(
-    max_examples=2 * HISTORIES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=max(5, HISTORIES // 5), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 def test_in_any_order_and_in_any_batches_before_and_after_retention_the_rows_are_the_same(
-    cluster: Databases, data: st.DataObject, level: Level, purge: int | None
+    computed: Engine,
+    from_days: dict[str, dict[tuple[object, ...], Row]],
+    data: st.DataObject,
+    level: Level,
+    purge: int | None,
 ) -> None:
     """From samples or from stored windows: what was once computed stays what it was when samples are dropped."""
     options = RunOptions((level.name,), recompute=True)
     batches = [(period, batch) for period in COMPUTED for batch in _batches(data, windows(period))]
-    with cluster.copy(cluster.filled("stored_sums_samples", fill)) as url:
-        engine = capacity_engine(url)
-        service, from_days = AggregationService(engine, fixed_clock()), FromDays(engine, fixed_clock())
-        for period in COMPUTED:
-            from_days.aggregate(period, windows(period), options)
-        expected = figures(engine, level)
-        execute(engine, f"TRUNCATE {level.target.name}")
-        for period, batch in data.draw(st.permutations(batches), "first"):
-            service.aggregate(period, batch, options)
-        first = figures(engine, level)
-        if purge is not None:
-            day = FIRST + timedelta(days=purge)
-            # As retention does, which drops a partition without a trigger.
-            execute(
-                engine,
-                "SET LOCAL session_replication_role = replica; "
-                f"DELETE FROM {level.source.name} WHERE collected_date < '{day}'",
-            )
-        for period, batch in data.draw(st.permutations(batches), "again"):
-            service.aggregate(period, batch, options)
-        again = figures(engine, level)
-        engine.dispose()
-    assert first == expected
-    assert again == expected
+    put_rows_back(computed, "samples")
+    service = AggregationService(computed, fixed_clock())
+    for period, batch in data.draw(st.permutations(batches), "first"):
+        service.aggregate(period, batch, options)
+    assert figures(computed, level) == from_days[level.name]
+
+    if purge is not None:
+        day = FIRST + timedelta(days=purge)
+        # As retention does, which drops a partition without a trigger.
+        execute(
+            computed,
+            "SET LOCAL session_replication_role = replica; "
+            f"DELETE FROM {level.source.name} WHERE collected_date < '{day}'",
+        )
+    for period, batch in data.draw(st.permutations(batches), "again"):
+        service.aggregate(period, batch, options)
+    assert figures(computed, level) == from_days[level.name]
 
 
 def _batches(data: st.DataObject, every: tuple[Window, ...]) -> list[list[Window]]:
     """Cut all windows into some batches, in any order."""
     mixed = data.draw(st.permutations(every))
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(every) - 1), max_size=3)) if len(every) > 1 else [])
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(every) - 1), max_size=2)) if len(every) > 1 else [])
     return [list(mixed[first:last]) for first, last in zip([0, *cuts], [*cuts, len(mixed)], strict=True)]

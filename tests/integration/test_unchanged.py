@@ -29,15 +29,16 @@ from tests.unchanged import MONTHS, counts, months_read
 RECOMPUTE = RunOptions(recompute=True)
 
 
-@pytest.fixture
-def computed(engine: Engine, service: AggregationService) -> AggregationService:
+def months_of_two_servers(engine: Engine) -> None:
     """Two servers with samples of half a year and one without, every month computed."""
     add_instances(engine, [1, 2, 3])
     for number in (1, 2):
         add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 301)))
         add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 301)]))
-    service.aggregate("monthly", MONTHS)
-    return service
+    AggregationService(engine, fixed_clock()).aggregate("monthly", MONTHS)
+
+
+PREPARED = {"computed": months_of_two_servers}
 
 
 def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(
@@ -81,15 +82,6 @@ def test_what_touches_a_window_has_it_computed_once(
     expected = {"database": list(databases), "instance": list(servers)}
     assert months_read(engine, computed) == {level: months for level, months in expected.items() if months}
     assert months_read(engine, computed) == {}
-
-
-def test_a_row_changed_by_someone_else_is_put_right(engine: Engine, computed: AggregationService) -> None:
-    before = figures(engine, DATABASE)
-    execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
-
-    computed.aggregate("monthly", MONTHS)
-
-    assert figures(engine, DATABASE) == before
 
 
 def test_a_foreign_write_that_commits_while_its_window_is_computed_is_not_missed(
