@@ -112,8 +112,7 @@ def load_legacy_aggregates(engine: Engine) -> dict[str, int]:
 
 SHAPES = {
     "plain": LegacyShape(),
-    "without a unique key": LegacyShape(unique_key=False),
-    "with a check on periods": LegacyShape(period_check=True),
+    "no key, check": LegacyShape(unique_key=False, period_check=True),
     "partitioned by month": LegacyShape(partitioned=True),
     "partitioned, no key, check": LegacyShape(partitioned=True, unique_key=False, period_check=True),
 }
