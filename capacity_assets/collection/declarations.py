@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from capacity_assets.collection.engines.installed import engines
-from capacity_assets.collection.servers import FIELDS, Server, complete
+from capacity_assets.collection.servers import Server, complete
 from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.csv_files import csv_rows, read_each
+from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.declarations import declaration, names_of, read_each
 from capacity_assets.foundation.toml_files import toml_document
 from capacity_assets.grouping.labels import Label, labels_of
 from capacity_assets.runway.limits import Limit, megabytes_of
 
-NEEDED = ("name", "engine", "host")
 # What a server can hold, GiB or unlimited: a declared limit, and no part of how it is reached.
 LIMIT = "limit_gb"
 # Labels: a table of TOML, and in CSV one column per key.
@@ -30,9 +30,9 @@ SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 def declared_servers(path: Path) -> list[Server]:
     """Read a file; raises ValidationError with all problems, of the file or of its declarations."""
-    servers = read_each(_entries(path), lambda values: complete(_server(values)))
+    servers = read_each(_entries(path), _server)
     if not servers:
-        raise ValidationError(f"{path} declares no server: each needs {', '.join(NEEDED)}.")
+        raise ValidationError(f"{path} declares no server: each needs {', '.join(names_of(Server)[1])}.")
     return servers
 
 
@@ -98,25 +98,6 @@ def _server(declared: Mapping[str, Any]) -> Server:
     values = {
         key: value for key, value in declared.items() if key not in {LIMIT, LABELS} and not key.startswith(LABEL_COLUMN)
     }
-    name = values.get("name", "without a name")
-    unknown = sorted(key for key in values if key not in FIELDS)
-    if SECRETS.intersection(key.lower() for key in unknown):
-        raise ValidationError(f"Server {name!r}: a password does not belong in the file; write password_from.")
-    if unknown:
-        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join([*FIELDS, LIMIT, LABELS])}.")
-    missing = [key for key in NEEDED if not values.get(key)]
-    if missing:
-        raise ValidationError(f"Server {name!r}: {' and '.join(missing)} is missing.")
-    texts = {key: value for key, value in values.items() if key != "port"}
-    wrong = [key for key, value in texts.items() if not isinstance(value, str)]
-    if wrong:
-        raise ValidationError(f"Server {name!r}: {wrong[0]} must be text, in quotes.")
-    return Server(**texts, port=_port(name, values.get("port")))
-
-
-def _port(name: str, value: object) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    raise ValidationError(f"Server {name!r}: port must be a whole number.")
+    if SECRETS.intersection(map(str.lower, values)):
+        raise ValidationError("a password does not belong in the file; write password_from.")
+    return complete(declaration(Server, values))

@@ -6,40 +6,44 @@ lie on it; which of several a database lies on, only the server knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal, InvalidOperation
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from sqlalchemy import Connection, Engine, text
+from pydantic import BeforeValidator, Field
+from sqlalchemy import Engine, text
 
 from capacity_assets.collection.plausibility import LONGEST_NAME
-from capacity_assets.errors import ValidationError, database_errors
-from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
-from capacity_assets.runway.subjects import ids_of, refuse_repeated
+from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.csv_files import declarations
+from capacity_assets.foundation.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
+from capacity_assets.runway.subjects import columns_of, declaring, ids_of, refuse_repeated
 from capacity_assets.units import BYTES_PER_MB, LARGEST_BYTES
 
 IMPORTED = "imported"
+Size = Annotated[int, BeforeValidator(bytes_of_gb)]
 
 
 @dataclass(frozen=True)
 class VolumeDay:
     """A volume of a server on a day."""
 
+    __pydantic_config__ = NO_OTHER_NAMES
+
     server: str
     volume: str
-    day: date
-    total_bytes: int
-    free_bytes: int
-    used_bytes: int | None = None
+    day: Day
+    total_bytes: Annotated[Size, Field(validation_alias="total_gb")]
+    free_bytes: Annotated[Size, Field(validation_alias="free_gb")]
+    used_bytes: Annotated[Size | None, Field(validation_alias="used_gb")] = None
 
 
 def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool = False) -> int:
     """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
 
-    All of them or none. A dry run checks them and stores none.
+    All of them or none. A dry run stores none.
 
     Raises:
         NotFoundError: a server is not registered.
@@ -48,32 +52,25 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
     """
     keys = ((one.volume, one.server, one.day) for one in volumes)
     refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
-    with database_errors(doing="storing volumes", kept="Nothing was changed."), engine.begin() as connection:
-        parameters = _parameters(connection, volumes)
-        if dry_run:
+    with declaring(engine, "storing volumes", dry_run=dry_run) as connection:
+        ids = ids_of(connection, {one.server for one in volumes})
+        rows = [
+            {
+                "instance_id": ids[one.server],
+                "volume_name": one.volume,
+                "day": one.day,
+                "total_mb": one.total_bytes // BYTES_PER_MB,
+                "free_mb": one.free_bytes // BYTES_PER_MB,
+                "used_mb": None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB,
+            }
+            for one in volumes
+        ]
+        if not rows:
             return 0
-        written = len(connection.execute(text(_STORE), parameters).all())
+        written = len(connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
         return written
-
-
-def _parameters(connection: Connection, volumes: Sequence[VolumeDay]) -> dict[str, object]:
-    ids = ids_of(connection, {one.server for one in volumes})
-    return {
-        "ids": [ids[one.server] for one in volumes],
-        "names": [one.volume for one in volumes],
-        "days": [one.day for one in volumes],
-        "totals": [one.total_bytes // BYTES_PER_MB for one in volumes],
-        "free": [one.free_bytes // BYTES_PER_MB for one in volumes],
-        "used": [None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB for one in volumes],
-        "source": IMPORTED,
-    }
-
-
-COLUMNS = ("server", "volume", "day", "total_gb", "free_gb")
-USED = "used_gb"
-BYTES_PER_GB = 1024 * BYTES_PER_MB
 
 
 def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
@@ -83,32 +80,25 @@ def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
         ValidationError: the file cannot be read, or a line is not a valid volume or has a day after `today`; all
         problems are reported together.
     """
-    return declarations(path, (*COLUMNS, USED), COLUMNS, partial(_volume_day, today=today))
+    return declarations(path, *names_of(VolumeDay), lambda row: _plausible(declaration(VolumeDay, row), today))
 
 
-def _volume_day(row: Mapping[str, str], today: date) -> VolumeDay:
-    refuse_lacking(row, COLUMNS)
-    day = day_of(row["day"])
-    if day > today:
-        raise ValidationError(f"day {day} is in the future.")
-    try:
-        total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
-        used = int(Decimal(row[USED]) * BYTES_PER_GB) if row.get(USED) else None
-    except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError("total_gb, free_gb and used_gb must be numbers in GiB, such as 500 or 1.5.") from None
-    if not 0 <= free <= total <= LARGEST_BYTES or len(row["volume"]) > LONGEST_NAME:
+def _plausible(one: VolumeDay, today: date) -> VolumeDay:
+    if one.day > today:
+        raise ValidationError(f"day {one.day} is in the future.")
+    if not 0 <= one.free_bytes <= one.total_bytes <= LARGEST_BYTES or len(one.volume) > LONGEST_NAME:
         raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
-    if not 0 <= (used or 0) <= total:
+    if not 0 <= (one.used_bytes or 0) <= one.total_bytes:
         raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
-    return VolumeDay(row["server"], row["volume"], day, total, free, used)
+    return one
 
 
 _STORE = """
 INSERT INTO volume_size_stats AS t
     (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
 SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now()
-FROM unnest(CAST(:ids AS integer[]), CAST(:names AS varchar[]), CAST(:days AS date[]), CAST(:totals AS bigint[]),
-            CAST(:free AS bigint[]), CAST(:used AS bigint[]))
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:volume_names AS varchar[]), CAST(:days AS date[]),
+            CAST(:total_mbs AS bigint[]), CAST(:free_mbs AS bigint[]), CAST(:used_mbs AS bigint[]))
     AS g (instance_id, name, day, total_mb, free_mb, used_mb)
 ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
 SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,

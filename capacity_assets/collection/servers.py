@@ -6,12 +6,13 @@ Where servers are kept is the business of `registry`, where they are declared th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, is_loopback
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.declarations import NO_OTHER_NAMES
 
 LARGEST_PORT = 65535
 HOST_AND_PORT = re.compile(r"[^:/]+:\d+")
@@ -21,6 +22,8 @@ LONGEST_NAME = 255
 @dataclass(frozen=True)
 class Server:
     """A server as it is registered for collection; what is None takes the engine's default, or is not needed."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
 
     name: str
     engine: str
@@ -41,9 +44,6 @@ class Server:
     def place(self) -> str:
         """Host and port as people write them."""
         return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
-
-
-FIELDS = tuple(field.name for field in fields(Server))
 
 
 def complete(server: Server) -> Server:

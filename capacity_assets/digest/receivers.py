@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.declarations import NO_OTHER_NAMES, declaration
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.foundation.toml_files import named_tables
 from capacity_assets.grouping.labels import checked
@@ -18,14 +21,20 @@ TABLE = "receivers"
 ADDRESS = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
 
 
+def _label(written: object) -> tuple[str, str]:
+    return key_and_value(str(written))
+
+
 @dataclass(frozen=True)
 class Receiver:
     """Who gets a digest: mail addresses, the alert webhook, or both. `label` None: of the whole fleet."""
 
+    __pydantic_config__ = NO_OTHER_NAMES
+
     name: str
     to: Sequence[str] = ()
     webhook: bool = False
-    label: tuple[str, str] | None = None
+    label: Annotated[tuple[str, str], BeforeValidator(_label)] | None = None
 
 
 def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
@@ -33,23 +42,11 @@ def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
     return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys))
 
 
-def _receiver(values: Mapping[str, Any], keys: Sequence[str]) -> Receiver:
-    known = [one.name for one in fields(Receiver)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValidationError(f"{unknown[0]!r} is none of {', '.join(known)}.")
-    name, to, webhook = values.get("name"), values.get("to", []), values.get("webhook", False)
-    if not isinstance(name, str) or not name.strip():
-        raise ValidationError("name is missing.")
-    if not isinstance(to, list) or not all(isinstance(one, str) and ADDRESS.fullmatch(one) for one in to):
+def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
+    receiver = declaration(Receiver, values)
+    if not all(ADDRESS.fullmatch(address) for address in receiver.to):
         raise ValidationError('to is a list of mail addresses, as ["dba@example.com"].')
-    if not isinstance(webhook, bool) or not (to or webhook):
+    if not (receiver.to or receiver.webhook):
         raise ValidationError("nobody would get it: write to = [...], or webhook = true.")
-    return Receiver(name, tuple(to), webhook, _label(values.get("label"), keys))
-
-
-def _label(written: object, keys: Sequence[str]) -> tuple[str, str] | None:
-    if written is None:
-        return None
-    key, found = checked(*key_and_value(str(written)), keys)
-    return key, str(found)
+    key, value = checked(*receiver.label, keys) if receiver.label else (None, None)
+    return replace(receiver, to=tuple(receiver.to), label=None if key is None else (key, str(value)))

@@ -6,19 +6,24 @@ Large files of samples are read in `importing.sources`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.declarations import declaration, names_of, read_each
 from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
+from capacity_assets.units import meant
 
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
 
 T = TypeVar("T")
-Entry = TypeVar("Entry")
+
+
+def things_of_file(path: Path, kind: type[T]) -> list[T]:
+    """Return the things of a type that a file declares, one per row; raises as `declarations`."""
+    return declarations(path, *names_of(kind), lambda row: declaration(kind, row))
 
 
 def declarations(
@@ -32,27 +37,14 @@ def declarations(
         ValidationError: as `csv_rows`; a column is unknown or missing; or rows make no sense, all reported together.
     """
     headings, rows = csv_rows(path)
-    named = f"the columns are {', '.join(columns)}. Nothing was changed."
+    named = f"The columns are {', '.join(columns)}. Nothing was changed."
     missing = [name for name in needed if name not in headings]
     if missing:
-        raise ValidationError(f"{path} has no column {', '.join(missing)}; {named}")
+        raise ValidationError(f"{path} has no column {', '.join(missing)}. {named}")
     unknown = [name for name in headings if name not in columns]
     if unknown:
-        raise ValidationError(f"{path} has an unknown column {unknown[0]!r}; {named}")
+        raise ValidationError(f"{path} has an unknown column {unknown[0]!r}.{meant(unknown[0], columns)} {named}")
     return read_each(((f"line {line}", row) for line, row in rows), parse, "Nothing was changed.")
-
-
-def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> list[T]:
-    """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
-    found, problems = [], []
-    for place, entry in entries:
-        try:
-            found.append(read(entry))
-        except ValidationError as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise ValidationError("\n".join([*problems, *remarks]))
-    return found
 
 
 def refuse_lacking(row: Mapping[str, str], needed: Sequence[str]) -> None:
@@ -60,14 +52,6 @@ def refuse_lacking(row: Mapping[str, str], needed: Sequence[str]) -> None:
     lacking = [name for name in needed if name not in row]
     if lacking:
         raise ValidationError(f"{' and '.join(lacking)} missing.")
-
-
-def day_of(written: str) -> date:
-    """Read a day; raises ValidationError where it is none."""
-    try:
-        return date.fromisoformat(written)
-    except ValueError:
-        raise ValidationError(f"{written!r} is not a day; write 2026-03-31.") from None
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

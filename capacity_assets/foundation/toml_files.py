@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.declarations import read_each
 from capacity_assets.foundation.text_lines import refuse_the_beginning_of_a_workbook
 
 # A file of 100,000 servers has less.
@@ -50,14 +51,9 @@ def named_tables(path: Path, table: str, called: str, declared: Callable[[Mappin
     entries = document.get(table)
     if set(document) != {table} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
         raise ValidationError(f"{path} holds tables [[{table}]], one per {called}, and nothing else.")
-    found, problems = [], []
-    for number, values in enumerate(entries, start=1):
-        try:
-            found.append(declared(values))
-        except ValidationError as error:
-            problems.append(f"{called} {number}: {error}")
+    found = read_each(((f"{called} {n}", values) for n, values in enumerate(entries, start=1)), declared)
     names = [one.name for one in found]
-    problems += [f"two {called}s are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
-    if problems:
-        raise ValidationError("\n".join([f"{path} cannot be used.", *problems]))
+    twice = [f"two {called}s are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
+    if twice:
+        raise ValidationError("\n".join(twice))
     return found

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import LIKE, labels_of, weights
 
-SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
-            CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
-    AS g (instance_id, database_pattern, key, value, valid_from, number)"""
 # Whether a label `l` gave a value to something that the given label takes over: the server, or one of its databases `d`
 # that the given label matches by name or by a pattern of higher precedence.
 _LIKE_GIVEN = LIKE.replace("l.", "g.")
@@ -20,32 +17,20 @@ _TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_p
             ) AS d
             WHERE d.name LIKE {LIKE}
               AND ({_GIVEN_WEIGHT}, l.database_pattern) > ({_OTHER_WEIGHT}, g.database_pattern))"""  # noqa: S608 -- expressions of our own
-# From when each holds, which value holds on that day so far, and what was declared for later days.
+# From when each holds, and what is declared of its subject, by day.
 PLACED = f"""
-SELECT given.first_day AS valid_from, given.declared, held.value AS held_value, later.days AS later_days,
-       later.values AS later_values
-FROM (
-    SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.owned > 0 OR g.value IS NULL
-                                       THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
-    FROM {SUBJECTS}
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS owned, count(*) FILTER (WHERE l.database_pattern = g.database_pattern) AS declared
-        FROM capacity_labels l
-        WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
-    ) AS d
-) AS given
-LEFT JOIN LATERAL (
-    SELECT l.value FROM capacity_labels l
-    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
-      AND l.valid_from <= given.first_day ORDER BY l.valid_from DESC LIMIT 1
-) AS held ON true
+SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
+           SELECT FROM capacity_labels l WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
+       ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:keys AS varchar[]),
+            CAST(:values AS varchar[]), CAST(:valid_froms AS date[])) WITH ORDINALITY
+    AS g (instance_id, database_pattern, key, value, valid_from, number)
 CROSS JOIN LATERAL (
-    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS values
+    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS held
     FROM capacity_labels l
-    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
-      AND l.valid_from > given.first_day
-) AS later
-ORDER BY given.number
+    WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
+) AS history
+ORDER BY g.number
 """  # noqa: S608 -- constants of this module
 # Databases of servers that already have pattern labels.
 NAMES = """
@@ -58,19 +43,6 @@ SELECT DISTINCT instance_id FROM capacity_labels
 WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:keys AS varchar[]))
   AND database_pattern ~ '[*?]'
 """
-OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"
-# What always holds replaces the whole history of the label.
-CLEAR = f"""
-DELETE FROM capacity_labels l USING {SUBJECTS}
-WHERE {OF_SUBJECT} AND g.valid_from = :always
-"""  # noqa: S608 -- as above
-STORE = f"""
-INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from)
-SELECT g.instance_id, g.database_pattern, g.key, g.value, g.valid_from FROM {SUBJECTS}
-WHERE g.value IS NOT NULL OR g.valid_from <> :always
-ON CONFLICT (instance_id, database_pattern, key, valid_from) DO UPDATE
-SET value = excluded.value, declared_at = now()
-"""  # noqa: S608 -- as above
 LIST = """
 SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
        CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until

@@ -16,10 +16,21 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.foundation.csv_files import day_of, declarations
+from capacity_assets.foundation.csv_files import declarations, refuse_lacking
+from capacity_assets.foundation.declarations import day_of
 from capacity_assets.grouping import label_statements as statements
-from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
-from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.runway.subjects import (
+    WHOLE_SERVER,
+    clear_history,
+    columns_of,
+    declaring,
+    ids_of,
+    keys_of,
+    named,
+    refuse_repeated,
+    replace_rows,
+)
+from capacity_assets.storage.group_tables import ALWAYS, capacity_labels
 from capacity_assets.units import first_of, meant
 
 LONGEST_VALUE = 100
@@ -83,54 +94,58 @@ def declare_labels(
     """
     subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
     refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
-    with database_errors(doing="storing labels", kept="Nothing was changed."), engine.begin() as connection:
-        changes = _changes(connection, labels, today)
-        if changes and not dry_run:
-            keys = _parameters(connection, [change.label for change in changes])
-            connection.execute(text(statements.CLEAR), {**keys, "always": ALWAYS})
-            connection.execute(text(statements.STORE), {**keys, "always": ALWAYS})
+    with declaring(engine, "storing labels", dry_run=dry_run) as connection:
+        rows = _rows(connection, labels)
+        placed = [_change(label, row) for label, row in zip(labels, _placed(connection, rows, today), strict=True)]
+        changes = [change for change in placed if change is not None]
+        removed = [named(label.server, label.database) for label in labels if label.value is None]
+        if removed and not changes:
+            raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days. Nothing was changed.")
+        changed = [
+            {**row, "valid_from": change.label.valid_from} for row, change in zip(rows, placed, strict=True) if change
+        ]
+        clear_history(connection, capacity_labels, changed)
+        kept = [row for row in changed if row["value"] is not None or row["valid_from"] != ALWAYS]
+        replace_rows(connection, capacity_labels, kept)
     return changes
 
 
-def _parameters(connection: Connection, labels: Sequence[Label]) -> dict[str, object]:
+def _rows(connection: Connection, labels: Sequence[Label]) -> list[dict[str, object]]:
     # A pattern may name databases that are yet to come.
     exact = [(label.server, None if WILDCARDS.search(label.database or "") else label.database) for label in labels]
-    keys_of(connection, exact)
-    ids = ids_of(connection, {label.server for label in labels})
-    return {
-        "instance_ids": [ids[label.server] for label in labels],
-        "databases": [label.database or WHOLE_SERVER for label in labels],
-        "keys": [label.key for label in labels],
-        "values": [label.value for label in labels],
-        "days": [label.valid_from for label in labels],
-    }
+    return [
+        {
+            "instance_id": key["instance_id"],
+            "database_pattern": label.database or WHOLE_SERVER,
+            "key": label.key,
+            "value": label.value,
+            "valid_from": label.valid_from,
+        }
+        for key, label in zip(keys_of(connection, exact), labels, strict=True)
+    ]
 
 
-def _changes(connection: Connection, labels: Sequence[Label], today: date) -> list[LabelChange]:
-    parameters = {**_parameters(connection, labels), "today": today, "always": ALWAYS}
+def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today: date) -> Sequence[Row[Any]]:
+    """Return from when each label holds, and what is declared of its subject."""
+    if not rows:
+        return []
+    parameters = {**columns_of(rows), "today": today, "always": ALWAYS}
     ids = connection.execute(text(statements.WITH_PATTERNS), parameters).scalars().all()
     names = connection.execute(text(statements.NAMES), {"ids": ids}).all() if ids else []
     parameters |= {"named_ids": [row.instance_id for row in names], "names": [row.database_name for row in names]}
-    rows = connection.execute(text(statements.PLACED), parameters).all()
-    changes = [
-        LabelChange(
-            replace(label, valid_from=row.valid_from),
-            row.held_value,
-            tuple(zip(row.later_days or (), row.later_values or (), strict=True)),
-        )
-        for label, row in zip(labels, rows, strict=True)
-        if _is_change(label, row)
-    ]
-    removed = [named(label.server, label.database) for label in labels if label.value is None]
-    if removed and not changes:
-        raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days. Nothing was changed.")
-    return changes
+    return connection.execute(text(statements.PLACED), parameters).all()
 
 
-def _is_change(label: Label, row: Row[Any]) -> bool:
+def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
+    """Return what a label changes; None: it holds already."""
+    history = list(zip(placed.days or (), placed.held or (), strict=True))
+    later = tuple(one for one in history if one[0] > placed.first_day)
+    before = next((value for day, value in reversed(history) if day <= placed.first_day), None)
     if label.valid_from == ALWAYS:
-        return bool(row.declared) if label.value is None else bool(row.declared != 1 or row.held_value != label.value)
-    return bool(row.held_value != label.value)
+        is_change = bool(history) if label.value is None else (len(history) != 1 or before != label.value)
+    else:
+        is_change = before != label.value
+    return LabelChange(replace(label, valid_from=placed.first_day), before, later) if is_change else None
 
 
 @dataclass(frozen=True)
@@ -230,8 +245,7 @@ def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
 
 
 def _labels_of_row(row: Mapping[str, str], keys: Sequence[str]) -> list[Label]:
-    if "server" not in row:
-        raise ValidationError("names no server.")
+    refuse_lacking(row, ("server",))
     valid_from = day_of(row["from"]) if "from" in row else None
     values = {name: value for name, value in row.items() if name not in SUBJECT_COLUMNS}
     return labels_of(row["server"], row.get("database"), values, keys, valid_from)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,11 +12,19 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
+from capacity_assets.foundation.csv_files import declarations, refuse_lacking
+from capacity_assets.foundation.declarations import day_of
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import checked
-from capacity_assets.runway.subjects import refuse_repeated
-from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.runway.subjects import (
+    clear_history,
+    columns_of,
+    declaring,
+    refuse_repeated,
+    remove_row,
+    replace_rows,
+)
+from capacity_assets.storage.group_tables import ALWAYS, capacity_prices
 
 COLUMNS = ("engine", "label", "price", "currency", "from")
 NEEDED = ("price", "currency")
@@ -107,31 +115,23 @@ def declare_prices(
         price list.
         DatabaseError: the database failed; nothing was changed.
     """
-    refuse_repeated(
-        ((price.display_name, price.valid_from) for price in prices), lambda key: f"{key[0]}", "More than one price of"
-    )
-    with database_errors(doing="storing prices", kept="Nothing was changed."), engine.connect() as connection:
+    if not prices:
+        return []
+    subjects = ((price.display_name, price.valid_from) for price in prices)
+    refuse_repeated(subjects, lambda key: f"{key[0]}", "More than one price of")
+    with declaring(engine, "storing prices", dry_run=dry_run) as connection:
         connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
         known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
         _refuse_currencies({*known, *(price.currency for price in prices)})
-        parameters = {
-            "engines": [price.engine for price in prices],
-            "keys": [price.key for price in prices],
-            "values": [price.value for price in prices],
-            "days": [price.valid_from for price in prices],
-            "always": ALWAYS,
-            "this_month": today.replace(day=1),
-            "prices": [price.price for price in prices],
-            "currencies": [price.currency for price in prices],
-        }
-        days = connection.execute(text(_PLACED), parameters).scalars().all()
-        placed = [replace(price, valid_from=day) for price, day in zip(prices, days, strict=True)]
-        connection.execute(text(_CLEAR), parameters)
-        connection.execute(text(_STORE), {**parameters, "days": days})
-        changes = [PriceChange(price, _restated(connection, price)) for price in placed]
-        if not dry_run:
-            connection.commit()
-    return changes
+        days = {"always": ALWAYS, "this_month": today.replace(day=1)}
+        placed = connection.execute(
+            text(_PLACED), {**columns_of([asdict(price) for price in prices]), **days}
+        ).scalars()
+        dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
+        rows = [asdict(price) for price in dated]
+        clear_history(connection, capacity_prices, rows)
+        replace_rows(connection, capacity_prices, rows)
+        return [PriceChange(price, _restated(connection, price)) for price in dated]
 
 
 def _refuse_currencies(currencies: set[str]) -> None:
@@ -145,17 +145,17 @@ def _refuse_currencies(currencies: set[str]) -> None:
         )
 
 
-def forget_price(engine: Engine, price: Price) -> PriceChange:
+def forget_price(engine: Engine, price: Price, *, dry_run: bool = False) -> PriceChange:
     """Delete a declared price of a subject and day; raises NotFoundError or DatabaseError, nothing being changed."""
-    with database_errors(doing="removing a price", kept="Nothing was changed."), engine.begin() as connection:
-        gone = connection.execute(text(_FORGET), _subject(price)).first()
+    with declaring(engine, "removing a price", dry_run=dry_run) as connection:
+        gone = remove_row(connection, capacity_prices, _subject(price))
         if gone is None:
             raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
         return PriceChange(price, _restated(connection, price, removed=gone.price))
 
 
 def _subject(price: Price) -> dict[str, object]:
-    return {"engine": price.engine, "key": price.key, "value": price.value, "day": price.valid_from}
+    return {"engine": price.engine, "key": price.key, "value": price.value, "valid_from": price.valid_from}
 
 
 def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
@@ -171,7 +171,7 @@ def stored_prices(engine: Engine) -> list[Price]:
 
 
 _GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
-            CAST(:days AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
+            CAST(:valid_froms AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
     AS g (engine, key, value, valid_from, price, number)"""
 _SAME_SUBJECT = "p.engine = g.engine AND p.key = g.key AND p.value = g.value"
 # The first price of a history in one file applies to all of history; an existing price is kept. If a price of equal or
@@ -194,17 +194,14 @@ LEFT JOIN LATERAL (
 ) AS held ON true
 ORDER BY g.number
 """  # noqa: S608 -- constants of this module
-_CLEAR = f"""
-DELETE FROM capacity_prices p USING {_GIVEN} WHERE {_SAME_SUBJECT} AND g.valid_from = :always
-"""  # noqa: S608 -- as above
 # Lines priced by a more specific declaration keep their price, and so do months in which a later declaration applies.
 _RESTATED = """
 SELECT b.month FROM capacity_bills b
-WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 month' > :day
+WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 month' > :valid_from
   AND b.issue = (SELECT max(n.issue) FROM capacity_bills n WHERE n.month = b.month)
   AND NOT EXISTS (SELECT FROM capacity_prices p
                   WHERE p.engine = :engine AND p.key = :key AND p.value = :value
-                    AND p.valid_from > :day AND p.valid_from <= b.month)
+                    AND p.valid_from > :valid_from AND p.valid_from <= b.month)
   AND EXISTS (
     SELECT FROM capacity_bill_lines l
     WHERE l.month = b.month AND l.issue = b.issue
@@ -217,17 +214,6 @@ WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 mont
                         AND (:key = '' AND p.key <> ''
                              OR p.key = :key AND p.value = :value AND :engine = '' AND p.engine <> '')))
 ORDER BY b.month DESC
-"""
-_STORE = """
-INSERT INTO capacity_prices (engine, key, value, valid_from, price, currency)
-SELECT * FROM unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
-                     CAST(:days AS date[]), CAST(:prices AS numeric[]), CAST(:currencies AS varchar[]))
-ON CONFLICT (engine, key, value, valid_from) DO UPDATE
-SET price = excluded.price, currency = excluded.currency, declared_at = now()
-"""
-_FORGET = """
-DELETE FROM capacity_prices WHERE engine = :engine AND key = :key AND value = :value AND valid_from = :day
-RETURNING price
 """
 _LIST = """
 SELECT price, currency, engine, key, value, valid_from FROM capacity_prices

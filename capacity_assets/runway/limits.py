@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BeforeValidator, Field
 from sqlalchemy import Engine, text
 
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.foundation.csv_files import declarations
-from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
+from capacity_assets.foundation.csv_files import things_of_file
+from capacity_assets.foundation.declarations import NO_OTHER_NAMES, DatabaseName
+from capacity_assets.runway.subjects import (
+    columns_of,
+    declaring,
+    key_of,
+    keys_of,
+    named,
+    refuse_repeated,
+    remove_row,
+    replace_rows,
+)
 from capacity_assets.storage.distribution import copied_for_reading
+from capacity_assets.storage.limit_tables import capacity_limits
 from capacity_assets.units import LARGEST_MB
 
 MB_PER_GB = 1024
 UNLIMITED = "unlimited"
-COLUMNS = ("server", "database", "limit_gb", "note")
 DECLARED = "declared"
+
+
+def megabytes_of(limit_gb: object) -> int | None:
+    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
+    written = str(limit_gb)
+    if written.strip().lower() == UNLIMITED:
+        return None
+    try:
+        megabytes = int(Decimal(written.strip()) * MB_PER_GB)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ValidationError(f"{written!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
+    if not 0 < megabytes <= LARGEST_MB:
+        raise ValidationError(
+            f"{written!r} is not a limit; it must be above zero, and at most {LARGEST_MB // MB_PER_GB:,}."
+        )
+    return megabytes
 
 
 @dataclass(frozen=True)
 class Limit:
     """How much one database, or with None the whole server, can hold; `limit_mb` None: unlimited."""
 
+    __pydantic_config__ = NO_OTHER_NAMES
+
     server: str
-    database: str | None
-    limit_mb: int | None
+    database: DatabaseName
+    limit_mb: Annotated[int | None, BeforeValidator(megabytes_of), Field(validation_alias="limit_gb")]
     note: str | None = None
 
 
@@ -53,39 +83,30 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
     """
     subjects = [(limit.server, limit.database) for limit in limits]
     refuse_repeated(subjects, lambda key: named(*key), "More than one limit of")
-    with database_errors(doing="storing limits", kept="Nothing was changed."), engine.begin() as connection:
-        parameters = {
-            **keys_of(connection, subjects),
-            "limits_mb": [limit.limit_mb for limit in limits],
-            "notes": [limit.note for limit in limits],
-            "source": DECLARED,
-        }
-        replaced = [
-            Limit(limits[row.number - 1].server, limits[row.number - 1].database, row.limit_mb, row.note)
-            for row in connection.execute(text(_REPLACED), parameters)
+    with declaring(engine, "storing limits", dry_run=dry_run) as connection:
+        rows = [
+            {**key, "limit_mb": limit.limit_mb, "source": DECLARED, "note": limit.note}
+            for key, limit in zip(keys_of(connection, subjects), limits, strict=True)
         ]
-        if not dry_run:
-            connection.execute(text(_STORE), parameters)
-    return replaced
+        replaced = replace_rows(connection, capacity_limits, rows)
+    return [replace(limits[number], limit_mb=row["limit_mb"], note=row["note"]) for number, row in replaced]
 
 
-def forget(engine: Engine, server: str, database: str | None) -> None:
+def forget(engine: Engine, server: str, database: str | None, *, dry_run: bool = False) -> None:
     """Delete the limit of a server, or of one of its databases.
 
     Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
     """
-    with database_errors(doing="removing a limit", kept="Nothing was changed."), engine.begin() as connection:
-        parameters = key_of(connection, server, database)
-        gone = connection.execute(text(_FORGET), parameters).rowcount
-    if not gone:
-        raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
+    with declaring(engine, "removing a limit", dry_run=dry_run) as connection:
+        if remove_row(connection, capacity_limits, key_of(connection, server, database)) is None:
+            raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
 
 
 def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
     """Return those limits below what was measured last, each with that size in MiB; raises as `declare`."""
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
-        parameters = {**keys, "limits_mb": [limit.limit_mb for limit in limits]}
+        parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
         of_servers = "instance_id = ANY (CAST(:instance_ids AS integer[]))"
         wanted = dict.fromkeys(("database_size_stats", "instance_size_stats"), of_servers)
         with copied_for_reading(connection, wanted, parameters):
@@ -106,48 +127,12 @@ def limits_of_file(path: Path) -> list[Limit]:
 
     Raises ValidationError, with all problems of all lines.
     """
-    return declarations(path, COLUMNS, ("server", "limit_gb"), _limit)
+    return things_of_file(path, Limit)
 
 
-def _limit(row: Mapping[str, str]) -> Limit:
-    if "server" not in row:
-        raise ValidationError("names no server.")
-    return Limit(row["server"], row.get("database"), megabytes_of(row.get("limit_gb", "")), row.get("note"))
-
-
-def megabytes_of(limit_gb: str) -> int | None:
-    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
-    if limit_gb.strip().lower() == UNLIMITED:
-        return None
-    try:
-        megabytes = int(Decimal(limit_gb.strip()) * MB_PER_GB)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError(f"{limit_gb!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
-    if not 0 < megabytes <= LARGEST_MB:
-        raise ValidationError(
-            f"{limit_gb!r} is not a limit; it must be above zero, and at most {LARGEST_MB // MB_PER_GB:,}."
-        )
-    return megabytes
-
-
-_STORE = """
-INSERT INTO capacity_limits (instance_id, database_name, limit_mb, source, note)
-SELECT g.instance_id, g.database_name, g.limit_mb, CAST(:source AS varchar), g.note
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]),
-            CAST(:notes AS text[])) AS g (instance_id, database_name, limit_mb, note)
-ON CONFLICT (instance_id, database_name) DO UPDATE
-SET limit_mb = excluded.limit_mb, source = excluded.source, note = excluded.note, declared_at = now()
-"""
-_REPLACED = """
-SELECT g.number, l.limit_mb, l.note
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]),
-            CAST(:notes AS text[])) WITH ORDINALITY AS g (instance_id, database_name, limit_mb, note, number)
-JOIN capacity_limits l USING (instance_id, database_name)
-WHERE (l.limit_mb, l.note) IS DISTINCT FROM (g.limit_mb, g.note) ORDER BY g.number
-"""
 _BELOW = """
 SELECT g.number, newest.size_mb
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]))
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[]), CAST(:limits_mb AS bigint[]))
     WITH ORDINALITY AS g (instance_id, database_name, limit_mb, number)
 CROSS JOIN LATERAL (
     SELECT * FROM (
@@ -162,7 +147,6 @@ CROSS JOIN LATERAL (
 ) AS newest
 WHERE newest.size_mb > g.limit_mb ORDER BY g.number
 """
-_FORGET = "DELETE FROM capacity_limits WHERE instance_id = :instance_id AND database_name = :database_name"
 _LIST = """
 SELECT i.name, l.database_name, l.limit_mb, l.source, l.note, l.declared_at
 FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -10,20 +10,29 @@ from pathlib import Path
 from sqlalchemy import Engine, text
 
 from capacity_assets.errors import NotFoundError, database_errors
-from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
-from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
-
-COLUMNS = ("server", "database", "day", "note")
-NEEDED = ("server", "day", "note")
+from capacity_assets.foundation.csv_files import things_of_file
+from capacity_assets.foundation.declarations import NO_OTHER_NAMES, DatabaseName, Day
+from capacity_assets.runway.subjects import (
+    declaring,
+    key_of,
+    keys_of,
+    named,
+    refuse_repeated,
+    remove_row,
+    replace_rows,
+)
+from capacity_assets.storage.limit_tables import capacity_steps
 
 
 @dataclass(frozen=True)
 class SizeStep:
     """A step of one database, or with None of every database of the server; `day` is the first with the new size."""
 
+    __pydantic_config__ = NO_OTHER_NAMES
+
     server: str
-    database: str | None
-    day: date
+    database: DatabaseName
+    day: Day
     note: str
 
 
@@ -39,40 +48,35 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
     """
     keys = ((step.server, step.database, step.day) for step in steps)
     refuse_repeated(keys, lambda key: f"{named(key[0], key[1])}, {key[2]}", "More than one step of")
-    with database_errors(doing="storing steps", kept="Nothing was changed."), engine.begin() as connection:
+    with declaring(engine, "storing steps", dry_run=dry_run) as connection:
         subjects = keys_of(connection, [(step.server, step.database) for step in steps])
-        values = {"days": [step.day for step in steps], "notes": [step.note for step in steps]}
-        replaced = [
-            replace(steps[row.number - 1], note=row.note)
-            for row in connection.execute(text(_REPLACED), {**subjects, **values})
+        rows = [{**key, "step_date": step.day, "note": step.note} for key, step in zip(subjects, steps, strict=True)]
+        return [
+            replace(steps[number], note=row["note"]) for number, row in replace_rows(connection, capacity_steps, rows)
         ]
-        if not dry_run:
-            connection.execute(text(_STORE), {**subjects, **values})
-    return replaced
 
 
 def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
-        keys = keys_of(connection, [(step.server, step.database)])
+        [key] = keys_of(connection, [(step.server, step.database)])
         first, last = connection.execute(text(_STORED_DAYS)).one()
         # Listed, because the keys begin with the day.
         days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-        key = {"instance_id": keys["instance_ids"][0], "database": step.database, "day": step.day, "days": days}
-        row = connection.execute(text(_AROUND), key).one()
+        asked = {**key, "database": step.database, "day": step.day, "days": days}
+        row = connection.execute(text(_AROUND), asked).one()
     return row.before_mb, row.after_mb
 
 
-def forget_step(engine: Engine, server: str, database: str | None, day: date) -> None:
+def forget_step(engine: Engine, server: str, database: str | None, day: date, *, dry_run: bool = False) -> None:
     """Delete a declared step.
 
     Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
     """
-    with database_errors(doing="removing a step", kept="Nothing was changed."), engine.begin() as connection:
-        key = {**key_of(connection, server, database), "day": day}
-        gone = connection.execute(text(_FORGET), key).rowcount
-    if not gone:
-        raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
+    with declaring(engine, "removing a step", dry_run=dry_run) as connection:
+        key = {**key_of(connection, server, database), "step_date": day}
+        if remove_row(connection, capacity_steps, key) is None:
+            raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
 
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
@@ -90,29 +94,9 @@ def steps_of_file(path: Path) -> list[SizeStep]:
 
     Raises ValidationError, with all problems of all lines.
     """
-    return declarations(path, COLUMNS, NEEDED, _step)
+    return things_of_file(path, SizeStep)
 
 
-def _step(row: Mapping[str, str]) -> SizeStep:
-    refuse_lacking(row, NEEDED)
-    return SizeStep(row["server"], row.get("database"), day_of(row["day"]), row["note"])
-
-
-_REPLACED = """
-SELECT g.number, t.note
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:days AS date[]),
-            CAST(:notes AS text[])) WITH ORDINALITY AS g (instance_id, database_name, day, note, number)
-JOIN capacity_steps t
-    ON t.instance_id = g.instance_id AND t.database_name = g.database_name AND t.step_date = g.day
-WHERE t.note <> g.note ORDER BY g.number
-"""
-_STORE = """
-INSERT INTO capacity_steps (instance_id, database_name, step_date, note)
-SELECT g.instance_id, g.database_name, g.day, g.note
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:days AS date[]),
-            CAST(:notes AS text[])) AS g (instance_id, database_name, day, note)
-ON CONFLICT (instance_id, database_name, step_date) DO UPDATE SET note = excluded.note, declared_at = now()
-"""
 # Without days that were mistyped.
 _STORED_DAYS = """
 SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), current_date) AS last FROM (
@@ -143,10 +127,6 @@ WITH sizes AS (
 )
 SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
        (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb
-"""
-_FORGET = """
-DELETE FROM capacity_steps
-WHERE instance_id = :instance_id AND database_name = :database_name AND step_date = :day
 """
 _LIST = """
 SELECT i.name, t.database_name, t.step_date, t.note FROM capacity_steps t JOIN instances i ON i.id = t.instance_id

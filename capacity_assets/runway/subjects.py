@@ -1,15 +1,18 @@
-"""What people name when they declare something: a server, or one of its databases."""
+"""What people declare of a server or one of its databases: how it is named, and stored as a whole or not at all."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, Row, RowMapping, Table, bindparam, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
-from capacity_assets.errors import NotFoundError, ValidationError
+from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.storage.distribution import tables_are_distributed
+from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.units import first_of, meant, printable
 
 WHOLE_SERVER = ""
@@ -18,6 +21,47 @@ WHOLE_SERVER = ""
 NAMED = 10
 
 Key = TypeVar("Key")
+
+
+@contextmanager
+def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[Connection]:
+    """Yield a connection whose work is committed at the end as a whole, in a dry run not at all.
+
+    Raises DatabaseError: the database failed; nothing was changed.
+    """
+    with database_errors(doing=doing, kept="Nothing was changed."), engine.connect() as connection:
+        yield connection
+        if not dry_run:
+            connection.commit()
+
+
+def replace_rows(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]
+) -> list[tuple[int, RowMapping]]:
+    """Store rows, each in the place of one with its key; return earlier ones that were different, by number of row."""
+    keys = [column.name for column in table.primary_key]
+    stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
+    earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
+    statement = insert(table)
+    values = {name: statement.excluded[name] for row in rows[:1] for name in row if name not in keys}
+    changes = {**values, "declared_at": func.now()}
+    if rows:
+        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), rows)
+    return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
+
+
+def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Delete all that was declared, on whatever day, of the subjects of those rows that always hold."""
+    subject = [column for column in table.primary_key if column.name != "valid_from"]
+    always = [{column.name: row[column.name] for column in subject} for row in rows if row["valid_from"] == ALWAYS]
+    if always:
+        connection.execute(delete(table).where(*(column == bindparam(column.name) for column in subject)), always)
+
+
+def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
+    """Delete the row of a key; return it, or None where there is none."""
+    chosen = delete(table).where(*(table.c[name] == value for name, value in key.items()))
+    return connection.execute(chosen.returning(table)).first()
 
 
 def named(server: str, database: str | None) -> str:
@@ -33,14 +77,8 @@ def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem:
 
 
 def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
-    """Return `instance_id` and `database_name` of a server, or of a database of it, measured or not.
-
-    Raises NotFoundError; ValidationError for an empty name, which stands for the whole server in the tables.
-    """
-    if database == WHOLE_SERVER:
-        raise ValidationError("The name of a database is empty. Nothing was changed.")
-    ids = ids_of(connection, {server})
-    return {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
+    """Return the key of a server, or of a database of it, measured or not; raises as `keys_of`."""
+    return _keys(connection, [(server, database)])[0]
 
 
 def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
@@ -57,25 +95,36 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     return ids
 
 
-def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> dict[str, list[object]]:
-    """Return `instance_ids` and `databases` of servers (database None) and databases, in their order.
+def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
+    """Return `instance_id` and `database_name` of servers (database None) and databases, in their order.
 
-    Raises NotFoundError, also for a database that was never measured: a mistyped name would be declared for nothing.
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured.
+        ValidationError: a name is empty, which stands for the whole server in the tables.
     """
-    ids = ids_of(connection, {server for server, _ in subjects})
-    keys: dict[str, list[object]] = {
-        "instance_ids": [ids[server] for server, _ in subjects],
-        "databases": [WHOLE_SERVER if database is None else database for _, database in subjects],
-    }
+    keys = _keys(connection, subjects)
+    if not keys:
+        return []
     never = _NEVER_MEASURED_ON_NODES if tables_are_distributed(connection) else _NEVER_MEASURED
-    unknown = [subjects[number - 1] for number in connection.execute(text(never), keys).scalars()]
-    missing = [(server, database) for server, database in unknown if database is not None]
-    if missing:
-        names = first_of((f"{database!r} on {server}" for server, database in missing), NAMED)
-        [(server, database), *_] = missing
+    unknown = [subjects[number - 1] for number in connection.execute(text(never), columns_of(keys)).scalars()]
+    if unknown:
+        names = first_of((f"{database!r} on {server}" for server, database in unknown), NAMED)
+        [(server, database), *_] = unknown
         every = connection.execute(text(_NAMES), {"server": server}).scalars()
-        raise NotFoundError(f"No database {names} was ever measured.{meant(database, every)} Nothing was changed.")
+        raise NotFoundError(f"No database {names} was ever measured.{meant(str(database), every)} Nothing was changed.")
     return keys
+
+
+def _keys(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
+    if any(database == WHOLE_SERVER for _, database in subjects):
+        raise ValidationError("The name of a database is empty. Nothing was changed.")
+    ids = ids_of(connection, {server for server, _ in subjects})
+    return [{"instance_id": ids[server], "database_name": database or WHOLE_SERVER} for server, database in subjects]
+
+
+def columns_of(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    """Return the values of rows by column, as `instance_ids` of `instance_id`."""
+    return {f"{name}s": [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 _NAMES = """
@@ -83,9 +132,9 @@ SELECT DISTINCT s.database_name FROM database_size_stats s JOIN instances i ON i
 WHERE i.name = :server
 """
 _NEVER_MEASURED = """
-SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])) WITH ORDINALITY
     AS g (instance_id, database_name, number)
-WHERE NOT EXISTS (
+WHERE g.database_name <> '' AND NOT EXISTS (
     SELECT FROM database_size_stats s WHERE s.instance_id = g.instance_id AND s.database_name = g.database_name
     UNION ALL
     SELECT FROM database_size_aggregations a
@@ -95,9 +144,9 @@ ORDER BY g.number
 """
 # Where rows are distributed, a subquery must not depend on the row of the outer query.
 _NEVER_MEASURED_ON_NODES = """
-SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])) WITH ORDINALITY
     AS g (instance_id, database_name, number)
-WHERE (g.instance_id, g.database_name) NOT IN (
+WHERE g.database_name <> '' AND (g.instance_id, g.database_name) NOT IN (
     SELECT DISTINCT s.instance_id, s.database_name FROM database_size_stats s
     WHERE s.instance_id = ANY (CAST(:instance_ids AS integer[]))
 ) AND (g.instance_id, g.database_name) NOT IN (

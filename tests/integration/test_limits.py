@@ -90,7 +90,7 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
         ("server-2", "young", None, None),
     ]
     assert refused.exit_code == 2
-    assert "line 3: names no server." in refused.output
+    assert "line 3: server missing." in refused.output
     assert "line 4: 'few' is not a limit" in refused.output
 
 

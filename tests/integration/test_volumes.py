@@ -211,13 +211,13 @@ def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.Mo
 
 NO_SOURCES = [
     ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
-    ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of free, name, password_from"),
+    ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of name, url, total, free, server_label"),
     ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
     ("[[prometheus]", "cannot be read"),
     (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),
     (SOURCE.format(url="http://me:hunter2@x", label="y"), "url is not a web address, or holds a password"),
     (SOURCE.format(url="http://x", label="y") * 2, "two sources are called 'monitoring'."),
-    (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume is not text"),
+    (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume must be text, in quotes"),
 ]
 
 
@@ -308,7 +308,7 @@ def test_with_two_volumes_it_is_not_known_where_a_database_lies(engine: Engine, 
 def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) -> None:
     file = tmp_path / "volumes.csv"
     file.write_text(
-        "server,volume,day,total_gb,free_gb\nserver-1,/a,today,9,8\nserver-1,/a,2025-07-01,1,2\nserver-1,,2025-07-01,x,1\n"
+        "server,volume,day,total_gb,free_gb\nserver-1,/a,today,9,8\nserver-1,/a,2025-07-01,1,2\nserver-1,,2025-07-01,9,1\n"
         "server-1,/a,2025-07-01,x,1\n"
     )
 
@@ -322,7 +322,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
     assert "line 3: free_gb lies between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
-    assert "line 5: total_gb, free_gb and used_gb must be numbers in GiB" in refused.output
+    assert "line 5: 'x' is not a number of GiB; write 500 or 1.5." in refused.output
     assert "Listed more than once: /a of server-1, 2025-07-01." in twice.output
     assert "No server 'server-9' is registered." in unknown.output
     assert listed() == []

@@ -90,7 +90,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\npassword='hunter2'", "a password does not belong"),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\npassword_from='hunter2'", "by where it is"),
         ("[[servers]]\nname='a'\nengine='db2'\nhost='h'", "'db2' is not an engine"),
-        ("[[servers]]\nname='a'\nengine='postgresql'", "host is missing"),
+        ("[[servers]]\nname='a'\nengine='postgresql'", "host missing."),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\nport='x'", "port must be a whole number"),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\nport=70000", "70000 is not between"),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\ntls='maybe'", "'maybe' is none of off, require"),
