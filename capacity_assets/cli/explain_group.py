@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.cli.dated import since
+from capacity_assets.cli.declaring import since
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.pairs import key_and_value

@@ -9,16 +9,9 @@ from typing import Any
 
 import click
 
-from capacity_assets.cli.options import LazyGroup, command, file_options, json_command, options
-from capacity_assets.cli.output import print_json, say
-from capacity_assets.cli.server_registry import (
-    NAMES_SHOWN,
-    issue_forecasts_anew,
-    opened_registry,
-    say_changes,
-    warn_of_refused_passwords,
-)
-from capacity_assets.clock import Clock
+from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument
+from capacity_assets.cli.options import LazyGroup, options
+from capacity_assets.cli.server_registry import NAMES_SHOWN, changes_text, issue_forecasts_anew, warnings_of_passwords
 from capacity_assets.collection.declarations import declared_labels, declared_limits, declared_servers
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.registry import remove as remove_servers
@@ -27,7 +20,6 @@ from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.errors import ValidationError
 from capacity_assets.grouping.labels import declare_labels
 from capacity_assets.runway.limits import declare
-from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
 
 UNKNOWN_HOST = "unknown"
@@ -80,8 +72,8 @@ reaching_options = options(
 @click.argument("name")
 @reaching_options
 @click.option("--replace", is_flag=True, help='Change a registered server: only what is given; "" clears a value.')
-@json_command
-def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **given: Any) -> None:
+@declaring
+def add(registry: Registry, /, *, name: str, replace: bool, **given: Any) -> Report:
     """Register the server NAME for collection.
 
     \b
@@ -91,21 +83,16 @@ def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **giv
       capacity instances add shop --engine mariadb --host 10.0.0.5 --tls verify-full --tls-ca /etc/ssl/ca.pem \\
           --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
-    with opened_registry(settings) as engine:
-        refuse_the_sample_fleet(engine, kept="Nothing was registered.")
-        known = {one.server.name: one for one in registered(engine)}.get(name)
-        if known is not None and known.is_collected and not replace:
-            raise ValidationError(
-                f"A server named {name!r} is registered already. Nothing was changed. `--replace` changes it."
-            )
-        server = _server(name, given, known.server if known else None)
-        changes = register(engine, [server])
-    if as_json:
-        print_json(asdict(changes))
-    else:
-        say_changes(changes, dry_run=False)
-        warn_of_refused_passwords(settings, [server])
-        say(f"Next: capacity instances test {name}")
+    refuse_the_sample_fleet(registry.engine, kept="Nothing was registered.")
+    known = {one.server.name: one for one in registered(registry.engine)}.get(name)
+    if known is not None and known.is_collected and not replace:
+        raise ValidationError(
+            f"A server named {name!r} is registered already. Nothing was changed. `--replace` changes it."
+        )
+    server = _server(name, given, known.server if known else None)
+    changes = register(registry.engine, [server], dry_run=registry.dry_run)
+    warnings = warnings_of_passwords(registry.settings, [server])
+    return Report(asdict(changes), [*changes_text(changes), *warnings, f"Next: capacity instances test {name}"])
 
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
@@ -131,9 +118,9 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
     is_flag=True,
     help="Take servers that are measured here out of service if FILE does not declare them.",
 )
-@file_options
-@json_command
-def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run: bool, as_json: bool) -> None:
+@file_argument
+@declaring
+def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Report:
     """Register the servers that FILE declares, TOML or CSV.
 
     Servers that are registered already are changed. Either all are registered or none.
@@ -150,70 +137,65 @@ def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run:
     limit_gb = 2000
     labels = { team = "payments", environment = "production" }
     """
+    engine, dry_run = registry.engine, registry.dry_run
     servers, limits = declared_servers(file), declared_limits(file)
-    labels = declared_labels(file, settings.label_keys)
+    labels = declared_labels(file, registry.settings.label_keys)
     # Labels have a first day, so the time zone matters.
-    with opened_registry(settings, settings.zone if labels else None) as engine:
-        refuse_the_sample_fleet(engine, kept="Nothing was registered.")
-        changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
-        if not dry_run:
-            declare(engine, limits)
-            declare_labels(engine, labels, Clock(settings.zone).today())
-            issue_forecasts_anew(engine, settings, {limit.server for limit in limits}, quiet=True)
-    if as_json:
-        print_json({"dry_run": dry_run, **asdict(changes)})
-    else:
-        say_changes(changes, dry_run=dry_run)
-        warn_of_refused_passwords(settings, servers)
+    today = registry.today() if labels else None
+    refuse_the_sample_fleet(engine, kept="Nothing was registered.")
+    changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
+    if not dry_run:
+        declare(engine, limits)
+        if today is not None:
+            declare_labels(engine, labels, today)
+        issue_forecasts_anew(engine, registry.settings, {limit.server for limit in limits}, quiet=True)
+    warnings = warnings_of_passwords(registry.settings, servers)
+    return Report(asdict(changes), [*changes_text(changes), *warnings])
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@command
-def disable(settings: Settings, /, *, names: Sequence[str]) -> None:
+@declaring
+def disable(registry: Registry, /, *, names: Sequence[str]) -> Report:
     """Take the servers NAMES out of service.
 
     They are neither measured nor aggregated any more. Their history is kept.
     """
-    return _switch(settings, names, active=False)
-
-
-@click.command()
-@click.argument("names", nargs=-1, required=True)
-@command
-def enable(settings: Settings, /, *, names: Sequence[str]) -> None:
-    """Put the servers NAMES back into service."""
-    return _switch(settings, names, active=True)
-
-
-def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> None:
-    with opened_registry(settings) as engine:
-        set_active(engine, names, active=active)
-        counted = [one.server.name for one in registered(engine) if one.active and one.server.counted_by in names]
+    set_active(registry.engine, names, active=False, dry_run=registry.dry_run)
+    counted = [one.server.name for one in registered(registry.engine) if one.active and one.server.counted_by in names]
     listed = first_of(names, NAMES_SHOWN)
-    if active:
-        say(f"In service: {listed}. Measured and aggregated from now on; days without samples stay gaps.")
-    else:
-        say(f"Out of service: {listed}. Neither measured nor aggregated any more; the history is kept.")
-        if counted:
-            say(
-                f"Fleet totals now leave out these servers, and {first_of(counted, NAMES_SHOWN)}, which they count. To "
-                'have one of those count by itself, run `capacity instances add NAME --replace --counted-by ""`.'
-            )
+    lines = [f"Out of service: {listed}. Neither measured nor aggregated any more; the history is kept."]
+    if counted:
+        lines.append(
+            f"Fleet totals now leave out these servers, and {first_of(counted, NAMES_SHOWN)}, which they count. To "
+            'have one of those count by itself, run `capacity instances add NAME --replace --counted-by ""`.'
+        )
+    return Report({"disabled": names}, lines)
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@command
-def remove(settings: Settings, /, *, names: Sequence[str]) -> None:
+@declaring
+def enable(registry: Registry, /, *, names: Sequence[str]) -> Report:
+    """Put the servers NAMES back into service."""
+    set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
+    listed = first_of(names, NAMES_SHOWN)
+    said = f"In service: {listed}. Measured and aggregated from now on; days without samples stay gaps."
+    return Report({"enabled": names}, [said])
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@declaring
+def remove(registry: Registry, /, *, names: Sequence[str]) -> Report:
     """Remove the servers NAMES from the collection.
 
     A server without history is removed. The others are disabled, and keep their history.
     """
-    with opened_registry(settings) as engine:
-        kept = remove_servers(engine, names)
+    kept = remove_servers(registry.engine, names, dry_run=registry.dry_run)
     gone = [name for name in names if name not in kept]
-    if gone:
-        say(f"Removed: {first_of(gone, NAMES_SHOWN)}.")
+    lines = [f"Removed: {first_of(gone, NAMES_SHOWN)}."] if gone else []
     if kept:
-        say(f"Out of service and not measured here any more: {first_of(kept, NAMES_SHOWN)}. Their history is kept.")
+        listed = first_of(kept, NAMES_SHOWN)
+        lines.append(f"Out of service and not measured here any more: {listed}. Their history is kept.")
+    return Report({"removed": gone, "disabled": kept}, lines)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import click
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.following_labels import SECONDS_PER_COMMAND, follow_labels
-from capacity_assets.cli.dated import as_json as dated_json
-from capacity_assets.cli.dated import first_day_of, since
-from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, file_options, json_command, options
-from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, say
-from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.clock import Clock
+from capacity_assets.cli.declaring import (
+    Registry,
+    Report,
+    dated_json,
+    dated_options,
+    declaring,
+    file_argument,
+    first_day_of,
+    first_lines,
+    listing,
+    since,
+)
+from capacity_assets.cli.options import DAY, LazyGroup
+from capacity_assets.cli.output import left, say
 from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import (
@@ -32,12 +42,12 @@ from capacity_assets.grouping.labels import (
     stored_labels,
     written_otherwise,
 )
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.runtime import task_runner
 from capacity_assets.runway.subjects import named
-from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.units import counted, first_of, printable
 
+COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
 CHANGES_NAMED = 10
 SECONDS_BETWEEN_LINES = 5
 COMMANDS = {
@@ -57,30 +67,22 @@ def labels() -> None:
 database_option = click.option(
     "--database", metavar="NAME", help="Its databases of this name, or pattern with * and ?."
 )
-subject_options = options(
-    database_option,
-    click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above."),
-    click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before."),
-)
 now_option = click.option(
     "--now", is_flag=True, help="Compute every group at once, however long it takes. Default: for a few seconds."
-)
-removal_options = options(
-    database_option,
-    click.option("--from", "first_day", type=DAY, help="First day without them. Default: today."),
-    click.option("--always", is_flag=True, help="Take them out of all of history."),
 )
 
 
 @click.command("set")
 @click.argument("server")
 @click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
-@subject_options
+@database_option
+@dated_options(
+    "First day on which it holds. Default: see above.", "It holds for all of history, whatever was declared before."
+)
 @now_option
-@dry_run_option
-@command
+@declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings,
+    registry: Registry,
     /,
     *,
     server: str,
@@ -89,8 +91,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     first_day: date | None,
     always: bool,
     now: bool,
-    dry_run: bool,
-) -> None:
+) -> Report:
     """Declare labels of SERVER, or of databases on it.
 
     A label of a database overrides the one of its server. The first value of a key applies to all of history. A changed
@@ -103,35 +104,42 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity labels set db-7 team=billing --from 2026-04-01
     """
     read = [key_and_value(pair, " A database is named with --database.") for pair in pairs]
-    values = {key.strip(): value for key, value in read}
+    values: Mapping[str, str] = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")
-    found = labels_of(server, database, values, settings.label_keys, first_day_of(first_day, always=always))
-    with opened_registry(settings, settings.zone) as engine:
-        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
-        matched = matching(engine, found[0]) if database and WILDCARDS.search(database) else None
-        others = [(label, written_otherwise(engine, label.key, label.value or "")) for label in found]
-    _say_changes(changes, dry_run=dry_run)
-    for label, alike in others:
+    day = first_day_of(first_day, always=always)
+    labels = labels_of(server, database, values, registry.settings.label_keys, day)
+    return _declared(registry, labels, now=now, notes=_notes(registry.engine, labels))
+
+
+def _notes(engine: Engine, labels: Sequence[Label]) -> Iterator[str]:
+    """Say what is written almost as a label, and how many databases a pattern matches."""
+    for label in labels:
+        alike = written_otherwise(engine, label.key, label.value or "")
         if alike:
-            say(f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group.")
-    if matched is not None:
-        say(
-            f"{database} matches {counted(matched, 'database')} of the newest sample, and applies to those that appear "
-            "later."
-        )
-    _follow(settings, changes, now=now, dry_run=dry_run)
+            yield f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group."
+    database = labels[0].database
+    if database and WILDCARDS.search(database):
+        matched = counted(matching(engine, labels[0]), "database")
+        yield f"{database} matches {matched} of the newest sample, and applies to those that appear later."
 
 
-def _follow(
-    settings: Settings, changes: Sequence[LabelChange], *, now: bool, dry_run: bool, quiet: bool = False
-) -> None:
+def _declared(
+    registry: Registry, labels: Sequence[Label], *, now: bool, said: bool = False, notes: Iterable[str] = ()
+) -> Report:
+    changes = declare_labels(registry.engine, labels, registry.today(), dry_run=registry.dry_run)
+    read = [f"{counted(len(labels), 'label')} read, {len(changes):,} of them changed."] if said else []
+    lines = first_lines(map(_change_text, changes), "more label") or ["Nothing to change: these labels hold already."]
+    document = {"read": len(labels), "changed": [dated_json(change.label) for change in changes]}
+    follow_up = partial(_follow, now=now) if changes else None
+    return Report(document, [*read, *lines, *notes], follow_up=follow_up)
+
+
+def _follow(registry: Registry, *, now: bool) -> None:
     """Compute the groups that the changes touch, all of them or for a few seconds, and say what is left."""
-    if not changes or dry_run:
-        return
-    with open_task_runner(settings) as runner:
-        done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if quiet else _say_progress())
-    if quiet:
+    runner = task_runner(registry.engine, registry.settings)
+    done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if registry.as_json else _say_progress())
+    if registry.as_json:
         return
     if done.computed:
         say(f"{counted(done.computed, 'window')} of groups computed.")
@@ -154,19 +162,12 @@ def _say_progress() -> Callable[[int, int], None]:
     return progress
 
 
-def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
-    for change in changes[:CHANGES_NAMED]:
-        label = change.label
-        now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
-        before = "" if change.before is None else f", {printable(change.before)} before"
-        until, gone = _later(change)
-        say(f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{gone}.")
-    if len(changes) > CHANGES_NAMED:
-        say(f"and {counted(len(changes) - CHANGES_NAMED, 'more label')}.")
-    if not changes:
-        say("Nothing to change: these labels hold already.")
-    if dry_run:
-        say(NOTHING_CHANGED)
+def _change_text(change: LabelChange) -> str:
+    label = change.label
+    now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
+    before = "" if change.before is None else f", {printable(change.before)} before"
+    until, gone = _later(change)
+    return f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{gone}."
 
 
 def _later(change: LabelChange) -> tuple[str, str]:
@@ -180,91 +181,63 @@ def _later(change: LabelChange) -> tuple[str, str]:
 
 
 @click.command("import")
-@file_options
+@file_argument
 @now_option
-@json_command
-def import_(settings: Settings, /, *, file: Path, now: bool, dry_run: bool, as_json: bool) -> None:
+@declaring
+def import_(registry: Registry, /, *, file: Path, now: bool) -> Report:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
     What is empty is left as it is. Either all are stored or none.
     """
-    return _declare(settings, labels_of_file(file, settings.label_keys), now=now, dry_run=dry_run, as_json=as_json)
-
-
-def _declare(settings: Settings, found: Sequence[Label], *, now: bool, dry_run: bool, as_json: bool) -> None:
-    with opened_registry(settings, settings.zone) as engine:
-        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
-    if as_json:
-        print_json(
-            {"dry_run": dry_run, "read": len(found), "changed": [dated_json(change.label) for change in changes]}
-        )
-    else:
-        say(f"{counted(len(found), 'label')} read, {len(changes):,} of them changed.")
-        _say_changes(changes, dry_run=dry_run)
-    _follow(settings, changes, now=now, dry_run=dry_run, quiet=as_json)
+    return _declared(registry, labels_of_file(file, registry.settings.label_keys), now=now, said=True)
 
 
 @click.command()
 @click.argument("column")
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
-@dry_run_option
-@json_command
-def adopt(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, column: str, key: str | None, now: bool, dry_run: bool, as_json: bool
-) -> None:
+@declaring
+def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> Report:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes there.
     """
-    wanted = key or column
-    checked(wanted, None, settings.label_keys)  # refuses a key that is none
-    with opened_registry(settings) as engine:
-        found = labels_of_column(engine, column, wanted)
-    return _declare(settings, found, now=now, dry_run=dry_run, as_json=as_json)
-
-
-@click.command("list")
-@click.argument("server", required=False)
-@click.option("--on", "day", type=DAY, help="Only labels that hold on this day.")
-@json_command
-def list_(settings: Settings, /, *, server: str | None, day: date | None, as_json: bool) -> None:
-    """Show the declared labels and since when they hold."""
-    with opened_registry(settings) as engine:
-        found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
-    if as_json:
-        print_json([{**dated_json(one.label), "valid_until": one.valid_until} for one in found])
-    elif found:
-        print_table("Labels", LIST_COLUMNS, list(map(_cells, found)))
-    else:
-        say("No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.")
-
-
-LIST_COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
+    wanted, _ = checked(key or column, None, registry.settings.label_keys)
+    return _declared(registry, labels_of_column(registry.engine, column, wanted), now=now, said=True)
 
 
 def _cells(one: StoredLabel) -> list[object]:
     label = one.label
     subject = [label.server, label.database or "all without their own"]
-    return [
-        *subject,
-        label.key,
-        label.value or "none",
-        since(label.valid_from).removeprefix("from "),
-        one.valid_until or "",
-    ]
+    since_when = since(label.valid_from).removeprefix("from ")
+    return [*subject, label.key, label.value or "none", since_when, one.valid_until or ""]
+
+
+@click.command("list")
+@click.argument("server", required=False)
+@click.option("--on", "day", type=DAY, help="Only labels that hold on this day.")
+@listing(
+    "Labels",
+    COLUMNS,
+    _cells,
+    "No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.",
+)
+def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[StoredLabel, object]]:
+    """Show the declared labels and since when they hold."""
+    found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
+    return [(one, {**dated_json(one.label), "valid_until": one.valid_until}) for one in found]
 
 
 @click.command()
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-@removal_options
+@database_option
+@dated_options("First day without them. Default: today.", "Take them out of all of history.")
 @now_option
-@dry_run_option
-@command
+@declaring
 def remove(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings,
+    registry: Registry,
     /,
     *,
     server: str,
@@ -273,16 +246,12 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     first_day: date | None,
     always: bool,
     now: bool,
-    dry_run: bool,
-) -> None:
+) -> Report:
     """Remove labels of SERVER, or of databases on it.
 
     From today on, unless --from or --always is given. Earlier figures keep their groups.
     """
     day = first_day_of(first_day, always=always)
     # Also of a key that CAPACITY_LABEL_KEYS does not have any more.
-    found = [Label(server, database, key, None, day) for key in dict.fromkeys(keys)]
-    with opened_registry(settings, settings.zone) as engine:
-        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
-    _say_changes(changes, dry_run=dry_run)
-    _follow(settings, changes, now=now, dry_run=dry_run)
+    labels = [Label(server, database, key, None, day) for key in dict.fromkeys(keys)]
+    return _declared(registry, labels, now=now)

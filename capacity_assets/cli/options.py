@@ -7,7 +7,6 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import reduce, wraps
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import click
@@ -104,7 +103,6 @@ def options(
     return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
 
 
-file_options = options(click.argument("file", type=click.Path(path_type=Path)), dry_run_option)
 window_options = options(
     click.option(
         "--period",

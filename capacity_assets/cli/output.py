@@ -16,7 +16,7 @@ from rich.text import Text
 
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.files import PRIVATE_UMASK, UMASK
-from capacity_assets.units import counted, printable
+from capacity_assets.units import printable
 
 WIDEST = 1000
 STANDARD_OUTPUT = "-"
@@ -26,18 +26,6 @@ NOTHING_CHANGED = "Dry run: nothing was changed."
 def console() -> Console:
     """Return a console on standard output; colours and bars only on a terminal."""
     return Console(highlight=False)
-
-
-def print_declared(
-    what: str, entries: Sequence[object], file: Path, *, dry_run: bool, as_json: bool, **further: object
-) -> None:
-    """Print what a command declared, or in a dry run only read, from a file: how many, or as JSON all and `further`."""
-    if as_json:
-        print_json({"dry_run": dry_run, f"{what}s": entries, **further})
-        return
-    say(f"{counted(len(entries), what)} {'read' if dry_run else 'declared'} from {file}.")
-    if dry_run:
-        say(NOTHING_CHANGED)
 
 
 def say(text: str) -> None:

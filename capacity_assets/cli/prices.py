@@ -9,21 +9,18 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.dated import as_json as dated_json
-from capacity_assets.cli.dated import first_day_of, restating, since
-from capacity_assets.cli.options import (
-    DAY,
-    LazyGroup,
-    command,
-    dry_run_option,
-    file_options,
-    json_command,
-    once_option,
-    options,
+from capacity_assets.cli.declaring import (
+    Registry,
+    Report,
+    dated_json,
+    dated_options,
+    declaring,
+    file_argument,
+    first_day_of,
+    listing,
+    since,
 )
-from capacity_assets.cli.output import NOTHING_CHANGED, print_declared, print_json, print_table, say
-from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.clock import Clock
+from capacity_assets.cli.options import DAY, LazyGroup, once_option, options
 from capacity_assets.collection.registry import registered
 from capacity_assets.grouping.labels import label_of_nothing
 from capacity_assets.grouping.prices import (
@@ -37,10 +34,12 @@ from capacity_assets.grouping.prices import (
     prices_of_file,
     stored_prices,
 )
-from capacity_assets.settings import Settings
+from capacity_assets.periods import PERIODS
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import meant
+from capacity_assets.units import first_of, meant
 
+MONTHS_NAMED = 12
+COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
 COMMANDS = {"set": "prices:set_", "import": "prices:import_", "list": "prices:list_", "remove": "prices:remove"}
 
 
@@ -59,12 +58,10 @@ subject_options = options(
 @click.argument("price")
 @click.option("--currency", required=True, help="EUR, USD or another code of ISO 4217; one for the whole list.")
 @subject_options
-@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: see above.")
-@click.option("--always", is_flag=True, help="Apply to all of history, in place of earlier prices.")
-@dry_run_option
-@command
+@dated_options("First day of the price. Default: see above.", "Apply to all of history, in place of earlier prices.")
+@declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings,
+    registry: Registry,
     /,
     *,
     price: str,
@@ -73,8 +70,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     label: str | None,
     first_day: date | None,
     always: bool,
-    dry_run: bool,
-) -> None:
+) -> Report:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label comes before one for an engine, and both before the one for everything. `capacity bill` takes
@@ -87,27 +83,27 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity prices set 0.40 --currency EUR --engine oracle
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01
     """
-    key, value = label_of(label, settings.label_keys)
-    asked = Price(price_of(price), currency, engine, key, value, first_day_of(first_day, always=always))
-    with opened_registry(settings, settings.zone) as opened:
-        [change] = declare_prices(opened, [asked], Clock(settings.zone).today(), dry_run=dry_run)
-        declared = change.price
-        notes = list(_notes(opened, declared))
+    subject = label_of(label, registry.settings.label_keys)
+    asked = Price(price_of(price), currency, engine, *subject, first_day_of(first_day, always=always))
+    [change] = declare_prices(registry.engine, [asked], registry.today(), dry_run=registry.dry_run)
+    declared = change.price
     if declared.price is None:
-        say(
-            f"{declared.display_name}: no price of its own, {since(declared.valid_from)}; a more general one applies, "
-            "if any."
-        )
+        said = f"no price of its own, {since(declared.valid_from)}; a more general one applies, if any."
     else:
-        say(f"{declared.display_name}: {_price_text(declared)} per GiB and month, {since(declared.valid_from)}.")
-    for note in notes:
-        say(f"note: {note}")
+        said = f"{_price_text(declared)} per GiB and month, {since(declared.valid_from)}."
+    lines = [f"{declared.display_name}: {said}", *(f"note: {note}" for note in _notes(registry.engine, declared))]
     if asked.valid_from is None and declared.valid_from != ALWAYS:
-        say("Earlier months keep their price. Use --always to apply the new price to them as well.")
-    for sentence in restating(change.restated):
-        say(sentence)
-    if dry_run:
-        say(NOTHING_CHANGED)
+        lines.append("Earlier months keep their price. Use --always to apply the new price to them as well.")
+    return _report([declared], change.restated, lines)
+
+
+def _report(prices: Sequence[Price], months: Sequence[date], lines: Sequence[str]) -> Report:
+    """Report prices with the closed months whose bills they change, newest first."""
+    month = PERIODS["monthly"]
+    named = first_of((month.name_of(month.window_of(one)) for one in months), MONTHS_NAMED)
+    restating = f"Bills of closed months that change: {named}. Run `capacity bill --month` for each to restate it."
+    document = {"prices": list(map(dated_json, prices)), "restated_months": months}
+    return Report(document, [*lines, *([restating] if months else [])])
 
 
 def _notes(opened: Engine, declared: Price) -> Iterator[str]:
@@ -125,58 +121,46 @@ def _price_text(price: Price) -> str:
 
 
 @click.command("import")
-@file_options
-@json_command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
+@file_argument
+@declaring
+def import_(registry: Registry, /, *, file: Path) -> Report:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (empty: as for `set`). Either
     all prices are stored or none.
     """
-    found = prices_of_file(file, settings.label_keys)
-    with opened_registry(settings, settings.zone) as engine:
-        changes = declare_prices(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
+    prices = prices_of_file(file, registry.settings.label_keys)
+    changes = declare_prices(registry.engine, prices, registry.today(), dry_run=registry.dry_run)
     months = sorted({month for change in changes for month in change.restated}, reverse=True)
-    entries = [dated_json(change.price) for change in changes]
-    print_declared("price", entries, file, dry_run=dry_run, as_json=as_json, restated_months=months)
-    if not as_json:
-        for sentence in restating(months):
-            say(sentence)
+    return _report([change.price for change in changes], months, [registry.read_from(file, len(changes), "price")])
+
+
+def _cells(price: Price) -> list[object]:
+    return [price.display_name, _price_text(price), since(price.valid_from).removeprefix("from ")]
 
 
 @click.command("list")
-@json_command
-def list_(settings: Settings, /, *, as_json: bool) -> None:
+@listing(
+    "Prices per GiB and month",
+    COLUMNS,
+    _cells,
+    "No price is known. `capacity prices set` declares one, `capacity prices import` those of a file.",
+)
+def list_(engine: Engine, /) -> list[tuple[Price, object]]:
     """Show every declared price and since when it holds."""
-    with opened_registry(settings) as engine:
-        found = stored_prices(engine)
-    if as_json:
-        print_json(list(map(dated_json, found)))
-    elif found:
-        print_table("Prices per GiB and month", LIST_COLUMNS, _rows(found))
-    else:
-        say("No price is known. `capacity prices set` declares one, `capacity prices import` those of a file.")
-
-
-LIST_COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
-
-
-def _rows(found: Sequence[Price]) -> list[list[object]]:
-    return [[price.display_name, _price_text(price), since(price.valid_from).removeprefix("from ")] for price in found]
+    return [(price, dated_json(price)) for price in stored_prices(engine)]
 
 
 @click.command()
 @subject_options
 @click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always.")
-@command
-def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> None:
+@declaring
+def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None) -> Report:
     """Remove a price, as if it had never been declared.
 
     `capacity prices set none --from DAY` ends one instead, and leaves earlier bills as they are.
     """
-    price = Price(None, "", engine, *label_of(label, settings.label_keys), first_day or ALWAYS)
-    with opened_registry(settings) as opened:
-        removed = forget_price(opened, price)
-    say(f"Removed the price of {price.display_name}, {since(price.valid_from)}.")
-    for sentence in restating(removed.restated):
-        say(sentence)
+    price = Price(None, "", engine, *label_of(label, registry.settings.label_keys), first_day or ALWAYS)
+    removed = forget_price(registry.engine, price, dry_run=registry.dry_run)
+    said = f"Removed the price of {price.display_name}, {since(price.valid_from)}."
+    return _report([removed.price], removed.restated, [said])

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
 
-from capacity_assets.cli.output import NOTHING_CHANGED, say
+from capacity_assets.cli.output import say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders
 from capacity_assets.collection.registry import Changes
@@ -44,7 +44,7 @@ def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection
         say(f"The pages show the change for {named} after the next run of the asset `runway`.")
 
 
-def warn_of_refused_passwords(settings: Settings, servers: Sequence[Server]) -> None:
+def warnings_of_passwords(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
     """Warn of passwords that this configuration does not look up; another machine may be configured differently."""
     folders = SecretFolders.of(settings)
     for server in servers:
@@ -52,15 +52,13 @@ def warn_of_refused_passwords(settings: Settings, servers: Sequence[Server]) -> 
             try:
                 folders.refuse_what_is_not_set_aside(server.password_from)
             except CredentialError as error:
-                say(f"Warning: {server.name} cannot be measured with this configuration. {error}")
+                yield f"Warning: {server.name} cannot be measured with this configuration. {error}"
 
 
-def say_changes(changes: Changes, *, dry_run: bool) -> None:
+def changes_text(changes: Changes) -> Iterator[str]:
     """Say which servers were registered, changed, or taken out of service, or would be."""
     for what, names in asdict(changes).items():
         if names:
-            say(f"{what.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})")
+            yield f"{what.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
     if changes.out_of_service:
-        say("`capacity instances enable` puts them back into service.")
-    if dry_run:
-        say(NOTHING_CHANGED)
+        yield "`capacity instances enable` puts them back into service."

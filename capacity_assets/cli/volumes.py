@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
-from sqlalchemy import text
+from sqlalchemy import Engine, Row, text
 
+from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import LazyGroup, dry_run_option, file_options, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
-from capacity_assets.cli.server_registry import issue_forecasts_anew, opened_registry
+from capacity_assets.cli.options import LazyGroup
+from capacity_assets.cli.output import left, right
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.fetching import VARIABLE, fetch_volumes
 from capacity_assets.collection.imported_volumes import store_volumes, volumes_of_file
 from capacity_assets.errors import ValidationError, database_errors
-from capacity_assets.settings import Settings
 from capacity_assets.units import BYTES_PER_MB, counted, human_mb
 
 COMMANDS = {"list": "volumes:list_", "fetch": "volumes:fetch", "import": "volumes:import_"}
-LIST_COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))
+COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))
 _NEWEST = """
 SELECT DISTINCT ON (i.name, v.volume_name) i.name AS server, v.volume_name AS volume, v.total_mb, v.free_mb,
        v.collected_date AS day, v.source
@@ -30,84 +30,61 @@ ORDER BY i.name, v.volume_name, v.collected_date DESC
 """
 
 
-def _cells(server: str, volume: str, total_mb: int, free_mb: int) -> list[object]:
-    return [server, volume, human_mb(total_mb), human_mb(free_mb)]
-
-
 @click.group(cls=LazyGroup, locations=COMMANDS)
 def volumes() -> None:
     """Show volumes of servers, and bring in unreported ones."""
 
 
+def _cells(row: Row[Any]) -> list[object]:
+    return [row.server, row.volume, human_mb(row.total_mb), human_mb(row.free_mb), row.day, row.source]
+
+
 @click.command("list")
-@json_command
-def list_(settings: Settings, /, *, as_json: bool) -> None:
+@listing(
+    "Volumes", COLUMNS, _cells, "No volume is known. `capacity instances test SERVER` says why a server reports none."
+)
+def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
     """Show each volume as it was last known."""
-    doing = database_errors(doing="reading volumes", kept="Nothing was changed.")
-    with opened_registry(settings) as engine, doing, engine.connect() as connection:
-        rows = [row._asdict() for row in connection.execute(text(_NEWEST))]
-    if as_json:
-        print_json(rows)
-    elif rows:
-        cells = [
-            [*_cells(row["server"], row["volume"], row["total_mb"], row["free_mb"]), row["day"], row["source"]]
-            for row in rows
-        ]
-        print_table("Volumes", LIST_COLUMNS, cells)
-    else:
-        say("No volume is known. `capacity instances test SERVER` says why a server reports none.")
+    with database_errors(doing="reading volumes", kept="Nothing was changed."), engine.connect() as connection:
+        return [(row, row._asdict()) for row in connection.execute(text(_NEWEST))]
 
 
 @click.command()
-@dry_run_option
-@json_command
-def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
+@declaring
+def fetch(registry: Registry, /) -> Report:
     """Fetch the volumes of today from CAPACITY_VOLUME_SOURCES.
 
     The collection does this once a day. Where several volumes of a server are found, it is not known on which of them a
     database lies: have the query name the one that holds the data.
     """
+    settings = registry.settings
     if settings.volume_sources is None:
         raise ValidationError(f"{VARIABLE} is unset: there is nothing to fetch from. Nothing was changed.")
     today = Clock(settings.zone).today()
-    with opened_registry(settings) as engine:
-        found = fetch_volumes(engine, today, settings.volume_sources, SecretFolders.of(settings), dry_run=dry_run)
-        if not as_json:
-            rows = [
-                _cells(one.server, one.volume, one.total_bytes // BYTES_PER_MB, one.free_bytes // BYTES_PER_MB)
-                for one in found.volumes
-            ]
-            if rows:
-                print_table(f"Volumes on {today}", LIST_COLUMNS[:4], rows)
-            for trouble in found.troubles:
-                say(f"note: {trouble}.")
-        if not dry_run:
-            issue_forecasts_anew(engine, settings, {one.server for one in found.volumes}, quiet=as_json)
-    if as_json:
-        print_json({"dry_run": dry_run, "day": today, **asdict(found)})
-    elif dry_run:
-        say(NOTHING_CHANGED)
-    return DONE if found.volumes else FAILED
+    secrets = SecretFolders.of(settings)
+    found = fetch_volumes(registry.engine, today, settings.volume_sources, secrets, dry_run=registry.dry_run)
+    volumes = [
+        f"{one.volume} of {one.server}: {human_mb(one.total_bytes // BYTES_PER_MB)}, "
+        f"{human_mb(one.free_bytes // BYTES_PER_MB)} of it free."
+        for one in found.volumes
+    ]
+    lines = [*volumes, *(f"note: {trouble}." for trouble in found.troubles)]
+    servers = {one.server for one in found.volumes}
+    return Report({"day": today, **asdict(found)}, lines, servers, code=DONE if found.volumes else FAILED)
 
 
 @click.command("import")
-@file_options
-@json_command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
+@file_argument
+@declaring
+def import_(registry: Registry, /, *, file: Path) -> Report:
     """Bring in volumes of any day from a CSV file.
 
     Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all are stored
     or none. Values that a server reported itself are kept.
     """
-    found = volumes_of_file(file, Clock(settings.zone).today())
-    with opened_registry(settings) as engine:
-        written = store_volumes(engine, found, dry_run=dry_run)
-        if not as_json:
-            said = "read" if dry_run else f"read, {written:,} stored or changed"
-            say(f"{counted(len(found), 'volume')} {said}, from {file}.")
-        if not dry_run:
-            issue_forecasts_anew(engine, settings, {one.server for one in found}, quiet=as_json)
-    if as_json:
-        print_json({"dry_run": dry_run, "read": len(found), "written": written})
-    elif dry_run:
-        say(NOTHING_CHANGED)
+    volumes = volumes_of_file(file, Clock(registry.settings.zone).today())
+    written = store_volumes(registry.engine, volumes, dry_run=registry.dry_run)
+    said = "read" if registry.dry_run else f"read, {written:,} stored or changed"
+    document = {"read": len(volumes), "written": written}
+    lines = [f"{counted(len(volumes), 'volume')} {said}, from {file}."]
+    return Report(document, lines, {one.server for one in volumes})

@@ -19,7 +19,7 @@ from capacity_assets.collection.plausibility import LONGEST_NAME
 from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.csv_files import declarations
 from capacity_assets.foundation.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
-from capacity_assets.runway.subjects import columns_of, declaring, ids_of, refuse_repeated
+from capacity_assets.runway.subjects import columns_of, declaring, ids_of, naming_places, refuse_repeated
 from capacity_assets.units import BYTES_PER_MB, LARGEST_BYTES
 
 IMPORTED = "imported"
@@ -52,7 +52,7 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
     """
     keys = ((one.volume, one.server, one.day) for one in volumes)
     refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
-    with declaring(engine, "storing volumes", dry_run=dry_run) as connection:
+    with naming_places(volumes), declaring(engine, "storing volumes", dry_run=dry_run) as connection:
         ids = ids_of(connection, {one.server for one in volumes})
         rows = [
             {

@@ -24,6 +24,7 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
+from capacity_assets.runway.subjects import declaring
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.tables import collection_targets, instances
 from capacity_assets.units import meant
@@ -221,7 +222,7 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
     return int(found.id)
 
 
-def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
+def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
     """Delete the connection settings and the attempts of servers; return those whose history keeps them registered.
 
     A server without samples and aggregates goes altogether, unless another one is counted by it; the others are
@@ -232,7 +233,7 @@ def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
         DatabaseError: the database failed; nothing was changed.
     """
     ids = {one.id: one.server.name for one in registered(engine, names)}
-    with database_errors(doing="removing servers", kept="Nothing was changed."), engine.begin() as connection:
+    with declaring(engine, "removing servers", dry_run=dry_run) as connection:
         for statement in _FORGET:
             connection.execute(text(statement), {"ids": list(ids)})
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
@@ -257,7 +258,7 @@ RETURNING i.id
 """
 
 
-def set_active(engine: Engine, names: Sequence[str], *, active: bool) -> None:
+def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: bool = False) -> None:
     """Take servers out of service or put them back; history stays either way.
 
     Raises:
@@ -267,5 +268,5 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool) -> None:
     found = registered(engine, names)
     values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
-    with database_errors(doing="changing the registry", kept="Nothing was changed."), engine.begin() as connection:
+    with declaring(engine, "changing the registry", dry_run=dry_run) as connection:
         connection.execute(statement, [{"server": one.id} for one in found])

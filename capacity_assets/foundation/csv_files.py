@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.declarations import declaration, names_of, read_each
+from capacity_assets.foundation.declarations import Things, declaration, names_of, read_each
 from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
 from capacity_assets.units import meant
 
@@ -21,14 +21,14 @@ DELIMITERS = ",;\t"
 T = TypeVar("T")
 
 
-def things_of_file(path: Path, kind: type[T]) -> list[T]:
+def things_of_file(path: Path, kind: type[T]) -> Things[T]:
     """Return the things of a type that a file declares, one per row; raises as `declarations`."""
     return declarations(path, *names_of(kind), lambda row: declaration(kind, row))
 
 
 def declarations(
     path: Path, columns: Sequence[str], needed: Sequence[str], parse: Callable[[Mapping[str, str]], T]
-) -> list[T]:
+) -> Things[T]:
     """Return what `parse` makes of each row of a file; it raises ValidationError where a row makes no sense.
 
     A misspelt heading would have its values ignored, and a limit of one database be that of the whole server.

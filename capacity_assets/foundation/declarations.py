@@ -73,12 +73,23 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> list[T]:
+class Things(list[T]):
+    """What was read, and beside each thing its place in the file."""
+
+    def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
+        """Take the things and their places, in the same order."""
+        super().__init__(things)
+        self.places = list(places)
+
+
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> Things[T]:
     """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
-    found, problems = [], []
+    found: Things[T] = Things()
+    problems = []
     for place, entry in entries:
         try:
             found.append(read(entry))
+            found.places.append(place)
         except ValidationError as error:
             problems.append(f"{place}: {error}")
     if problems:

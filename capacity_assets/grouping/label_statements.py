@@ -55,7 +55,7 @@ SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_
 WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
 """
 MATCHING = f"""
-SELECT count(*) FROM database_size_stats d
+SELECT count(*) AS matched FROM database_size_stats d
 CROSS JOIN (SELECT CAST(:pattern AS text) AS database_pattern) AS l
 WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
   AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
@@ -64,16 +64,21 @@ WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
 """  # noqa: S608 -- an expression of our own
 # Where no database is named, only labels of the server match.
 LABELS_ON = f"""
-SELECT {labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")} FROM instances i WHERE i.name = :server
+SELECT {labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")} AS labels
+FROM instances i WHERE i.name = :server
 """  # noqa: S608 -- expressions of our own
 HAVING = f"""
 SELECT g.number
 FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
 JOIN instances i ON i.name = g.server
-WHERE (CAST(:engine AS text) IS NULL OR i.db_type = :engine)
+WHERE (CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name)
   AND (CAST(:key AS text) IS NULL
        OR {labels_of("i.id", "g.database", "CAST(:day AS date)")} ->> CAST(:key AS text) = :value)
 """  # noqa: S608 -- expressions of our own
+KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
+ALIKE = """
+SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
+"""
 COLUMNS = """
 SELECT column_name FROM information_schema.columns
 WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position

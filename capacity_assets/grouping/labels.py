@@ -7,7 +7,7 @@ Each is dated, so that last year's figures keep last year's owners. Which one ho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.csv_files import declarations, refuse_lacking
-from capacity_assets.foundation.declarations import day_of
+from capacity_assets.foundation.declarations import Things, day_of
 from capacity_assets.grouping import label_statements as statements
 from capacity_assets.runway.subjects import (
     WHOLE_SERVER,
@@ -27,8 +27,10 @@ from capacity_assets.runway.subjects import (
     ids_of,
     keys_of,
     named,
+    naming_places,
     refuse_repeated,
     replace_rows,
+    rows_of,
 )
 from capacity_assets.storage.group_tables import ALWAYS, capacity_labels
 from capacity_assets.units import first_of, meant
@@ -94,7 +96,7 @@ def declare_labels(
     """
     subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
     refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
-    with declaring(engine, "storing labels", dry_run=dry_run) as connection:
+    with naming_places(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
         placed = [_change(label, row) for label, row in zip(labels, _placed(connection, rows, today), strict=True)]
         changes = [change for change in placed if change is not None]
@@ -163,21 +165,20 @@ class StoredLabel:
 
 def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel]:
     """Return labels by server, database and key, servers' first, of all or one; raises NotFoundError, DatabaseError."""
-    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
-        if server is not None:
+    if server is not None:
+        with declaring(engine, "reading labels", dry_run=True) as connection:
             ids_of(connection, {server})
-        return [
-            StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
-            for row in connection.execute(text(statements.LIST), {"server": server})
-        ]
+    return [
+        StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
+        for row in rows_of(engine, "labels", statements.LIST, server=server)
+    ]
 
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
     """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    asked = {"server": server, "database": database, "day": day}
-    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
-        found: dict[str, str] | None = connection.execute(text(statements.LABELS_ON), asked).scalar()
-        return found or {}
+    found = rows_of(engine, "labels", statements.LABELS_ON, server=server, database=database, day=day)
+    labels: dict[str, str] = found[0].labels if found else {}
+    return labels
 
 
 def having(
@@ -189,25 +190,23 @@ def having(
     of_engine: str | None = None,
 ) -> set[tuple[str, str | None]]:
     """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
+    servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
     key, value = label or (None, None)
     asked = {
-        "servers": [server for server, _ in subjects],
-        "databases": [database for _, database in subjects],
+        "servers": servers,
+        "databases": databases,
         "day": day,
         "key": key,
         "value": value,
-        "engine": of_engine,
+        "engine_name": of_engine,
     }
-    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
-        numbers = connection.execute(text(statements.HAVING), asked).scalars()
-        return {subjects[number - 1] for number in numbers}
+    found = rows_of(engine, "labels", statements.HAVING, **asked)
+    return {subjects[row.number - 1] for row in found}
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
     """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
-    query = text("SELECT DISTINCT key || '=' || value FROM capacity_labels WHERE value IS NOT NULL")
-    with database_errors(doing="reading labels", kept="What was declared is kept."), engine.connect() as connection:
-        known = connection.execute(query).scalars().all()
+    known = [row.label for row in rows_of(engine, "labels", statements.KNOWN)]
     asked = f"{key}={value}"
     return None if asked in known else f"Nothing has the label {asked}.{meant(asked, known)}"
 
@@ -221,17 +220,14 @@ def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
 
 def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
     """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
-    query = text("SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value)")
-    with database_errors(doing="reading labels", kept="The labels are stored."), engine.connect() as connection:
-        found = connection.execute(query, {"key": key, "value": value}).scalars()
-        return sorted(one for one in found if one != value)
+    found = rows_of(engine, "labels", statements.ALIKE, key=key, value=value)
+    return [row.value for row in found if row.value != value]
 
 
 def matching(engine: Engine, label: Label) -> int:
     """Count the databases of the newest samples of a server that a name or pattern matches; raises DatabaseError."""
-    asked = {"server": label.server, "pattern": label.database}
-    with database_errors(doing="reading names", kept="The labels are stored."), engine.connect() as connection:
-        return int(connection.execute(text(statements.MATCHING), asked).scalar_one())
+    [row] = rows_of(engine, "names", statements.MATCHING, server=label.server, pattern=label.database)
+    return int(row.matched)
 
 
 def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
@@ -240,15 +236,16 @@ def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
     Raises:
         ValidationError: it cannot be read, or a line makes no sense; all problems are reported together.
     """
-    rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), lambda row: _labels_of_row(row, keys))
-    return [label for labels in rows for label in labels]
 
+    def read(row: Mapping[str, str]) -> list[Label]:
+        refuse_lacking(row, ("server",))
+        valid_from = day_of(row["from"]) if "from" in row else None
+        values = {name: value for name, value in row.items() if name not in SUBJECT_COLUMNS}
+        return labels_of(row["server"], row.get("database"), values, keys, valid_from)
 
-def _labels_of_row(row: Mapping[str, str], keys: Sequence[str]) -> list[Label]:
-    refuse_lacking(row, ("server",))
-    valid_from = day_of(row["from"]) if "from" in row else None
-    values = {name: value for name, value in row.items() if name not in SUBJECT_COLUMNS}
-    return labels_of(row["server"], row.get("database"), values, keys, valid_from)
+    rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), read)
+    placed = [(label, place) for labels, place in zip(rows, rows.places, strict=True) for label in labels]
+    return Things((label for label, _ in placed), (place for _, place in placed))
 
 
 def labels_of(
@@ -267,14 +264,15 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         ValidationError: a value cannot be one of a label.
         DatabaseError: the database failed.
     """
-    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
-        columns: Iterable[str] = connection.execute(text(statements.COLUMNS)).scalars().all()
-        if column not in columns:
-            raise NotFoundError(f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.")
-        quoted = '"' + column.replace('"', '""') + '"'
-        taken = text(f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name")  # noqa: S608 -- a column that exists, quoted
-        values = {row.name: (row.value or "").strip() for row in connection.execute(taken)}
-        held = set(connection.execute(text(statements.HELD), {"key": key}).scalars())
+    columns = [row.column_name for row in rows_of(engine, "the registry", statements.COLUMNS)]
+    if column not in columns:
+        raise NotFoundError(
+            f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.{meant(column, columns)}"
+        )
+    quoted = '"' + column.replace('"', '""') + '"'
+    taken = f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name"  # noqa: S608 -- a column that exists, quoted
+    values = {row.name: (row.value or "").strip() for row in rows_of(engine, "the registry", taken)}
+    held = {row.name for row in rows_of(engine, "labels", statements.HELD, key=key)}
     return [
         Label(name, None, *checked(key, value or None, [key]))
         for name, value in values.items()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.csv_files import declarations, refuse_lacking
 from capacity_assets.foundation.declarations import day_of
 from capacity_assets.foundation.pairs import key_and_value
@@ -23,6 +23,7 @@ from capacity_assets.runway.subjects import (
     refuse_repeated,
     remove_row,
     replace_rows,
+    rows_of,
 )
 from capacity_assets.storage.group_tables import ALWAYS, capacity_prices
 
@@ -166,8 +167,7 @@ def _restated(connection: Connection, price: Price, removed: Decimal | None = No
 
 def stored_prices(engine: Engine) -> list[Price]:
     """Return every declared price, the most general first; raises DatabaseError."""
-    with database_errors(doing="reading prices", kept="Nothing was changed."), engine.connect() as connection:
-        return [Price(*row) for row in connection.execute(text(_LIST))]
+    return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
 
 
 _GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),

@@ -21,9 +21,11 @@ from capacity_assets.runway.subjects import (
     key_of,
     keys_of,
     named,
+    naming_places,
     refuse_repeated,
     remove_row,
     replace_rows,
+    rows_of,
 )
 from capacity_assets.storage.distribution import copied_for_reading
 from capacity_assets.storage.limit_tables import capacity_limits
@@ -83,7 +85,7 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
     """
     subjects = [(limit.server, limit.database) for limit in limits]
     refuse_repeated(subjects, lambda key: named(*key), "More than one limit of")
-    with declaring(engine, "storing limits", dry_run=dry_run) as connection:
+    with naming_places(limits), declaring(engine, "storing limits", dry_run=dry_run) as connection:
         rows = [
             {**key, "limit_mb": limit.limit_mb, "source": DECLARED, "note": limit.note}
             for key, limit in zip(keys_of(connection, subjects), limits, strict=True)
@@ -115,11 +117,10 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
 
 def stored_limits(engine: Engine) -> list[StoredLimit]:
     """Return every limit, by server and database, the server's own first; raises DatabaseError."""
-    with database_errors(doing="reading limits", kept="Nothing was changed."), engine.connect() as connection:
-        return [
-            StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), row.source, row.declared_at)
-            for row in connection.execute(text(_LIST))
-        ]
+    return [
+        StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), row.source, row.declared_at)
+        for row in rows_of(engine, "limits", _LIST)
+    ]
 
 
 def limits_of_file(path: Path) -> list[Limit]:

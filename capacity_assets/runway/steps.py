@@ -17,9 +17,11 @@ from capacity_assets.runway.subjects import (
     key_of,
     keys_of,
     named,
+    naming_places,
     refuse_repeated,
     remove_row,
     replace_rows,
+    rows_of,
 )
 from capacity_assets.storage.limit_tables import capacity_steps
 
@@ -48,7 +50,7 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
     """
     keys = ((step.server, step.database, step.day) for step in steps)
     refuse_repeated(keys, lambda key: f"{named(key[0], key[1])}, {key[2]}", "More than one step of")
-    with declaring(engine, "storing steps", dry_run=dry_run) as connection:
+    with naming_places(steps), declaring(engine, "storing steps", dry_run=dry_run) as connection:
         subjects = keys_of(connection, [(step.server, step.database) for step in steps])
         rows = [{**key, "step_date": step.day, "note": step.note} for key, step in zip(subjects, steps, strict=True)]
         return [
@@ -58,7 +60,7 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
 
 def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
-    with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
+    with database_errors(doing="reading sizes", kept="Nothing was changed."), engine.connect() as connection:
         [key] = keys_of(connection, [(step.server, step.database)])
         first, last = connection.execute(text(_STORED_DAYS)).one()
         # Listed, because the keys begin with the day.
@@ -81,12 +83,8 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
     """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
-    asked = {"server": server, "database": database}
-    with database_errors(doing="reading steps", kept="Nothing was changed."), engine.connect() as connection:
-        return [
-            SizeStep(row.name, row.database_name or None, row.step_date, row.note)
-            for row in connection.execute(text(_LIST), asked)
-        ]
+    found = rows_of(engine, "steps", _LIST, server=server, database=database)
+    return [SizeStep(row.name, row.database_name or None, row.step_date, row.note) for row in found]
 
 
 def steps_of_file(path: Path) -> list[SizeStep]:

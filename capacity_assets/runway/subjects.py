@@ -23,6 +23,29 @@ NAMED = 10
 Key = TypeVar("Key")
 
 
+class UnknownSubjectError(NotFoundError):
+    """A server is not registered (its database None), or a database was never measured: `subjects` are all of them."""
+
+    def __init__(self, message: str, subjects: Collection[tuple[str, str | None]]) -> None:
+        """Keep the subjects with the text, for whoever knows where they were written."""
+        super().__init__(message)
+        self.subjects = subjects
+
+
+@contextmanager
+def naming_places(things: Sequence[Any]) -> Iterator[None]:
+    """Begin the refusal of things that were read from a file with the places of unknown servers and databases."""
+    try:
+        yield
+    except UnknownSubjectError as error:
+        places = [
+            place
+            for thing, place in zip(things, getattr(things, "places", ()), strict=False)
+            if {(thing.server, None), (thing.server, getattr(thing, "database", None))} & {*error.subjects}
+        ]
+        raise NotFoundError(f"{first_of(places, NAMED)}: {error}" if places else str(error)) from None
+
+
 @contextmanager
 def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[Connection]:
     """Yield a connection whose work is committed at the end as a whole, in a dry run not at all.
@@ -33,6 +56,12 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
         yield connection
         if not dry_run:
             connection.commit()
+
+
+def rows_of(engine: Engine, what: str, statement: str, **asked: object) -> Sequence[Any]:
+    """Return what a statement reads; raises DatabaseError, where `what` completes "while reading …"."""
+    with database_errors(doing=f"reading {what}", kept="Nothing was changed."), engine.connect() as connection:
+        return connection.execute(text(statement), asked).all()
 
 
 def replace_rows(
@@ -88,10 +117,8 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     missing = sorted(set(names) - set(ids))
     if missing:
         every = connection.execute(text("SELECT name FROM instances")).scalars()
-        raise NotFoundError(
-            f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)} "
-            "Nothing was changed."
-        )
+        message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)}"
+        raise UnknownSubjectError(f"{message} Nothing was changed.", [(name, None) for name in missing])
     return ids
 
 
@@ -111,7 +138,8 @@ def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) 
         names = first_of((f"{database!r} on {server}" for server, database in unknown), NAMED)
         [(server, database), *_] = unknown
         every = connection.execute(text(_NAMES), {"server": server}).scalars()
-        raise NotFoundError(f"No database {names} was ever measured.{meant(str(database), every)} Nothing was changed.")
+        message = f"No database {names} was ever measured.{meant(str(database), every)} Nothing was changed."
+        raise UnknownSubjectError(message, unknown)
     return keys
 
 

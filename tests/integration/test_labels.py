@@ -142,7 +142,7 @@ def test_a_file_of_labels_is_stored_whole_or_not_at_all(tmp_path: Path, engine: 
     file.write_text("server,team\nserver-2,payments\nserver-9,payments\n")
     refused = capacity("labels", "import", str(file))
     assert refused.exit_code == 2
-    assert "No server 'server-9' is registered" in refused.output
+    assert "line 3: No server 'server-9' is registered" in refused.output
     assert labels_of(engine, 2, "pay_a") == {"service": "new"}
 
 

@@ -17,6 +17,7 @@ from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.runways import FIRST, add_ceiling, add_volume, declared, found
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
+STEP_REMOVAL = ["steps", "remove", "server-1", "--day", "2025-01-01"]
 
 
 def test_limits_are_listed_replaced_and_forgotten() -> None:
@@ -79,7 +80,10 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     mistyped = capacity("limits", "import", str(unknown), "--dry-run")
 
     assert "More than one limit of still on server-1." in twice.output
-    assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
+    assert (mistyped.exit_code, "line 2: No database 'ordres' on server-1 was ever measured." in mistyped.output) == (
+        2,
+        True,
+    )
     assert rehearsed.output.splitlines()[-1] == "Dry run: nothing was changed."
     assert none_yet == []
     assert f"3 limits declared from {good}." in done.output
@@ -92,6 +96,45 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "line 3: server missing." in refused.output
     assert "line 4: 'few' is not a limit" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("declared_first", "tried", "listed_by"),
+    [
+        ([], ["limits", "set", "server-1", "--gb", "1"], "limits"),
+        (["limits", "set", "server-1", "--gb", "1"], ["limits", "remove", "server-1"], "limits"),
+        ([], ["steps", "add", "server-1", "--day", "2025-01-01", "--note", "purged"], "steps"),
+        (["steps", "add", "server-1", "--day", "2025-01-01", "--note", "p"], STEP_REMOVAL, "steps"),
+        ([], ["labels", "set", "server-1", "team=payments"], "labels"),
+        (["labels", "set", "server-1", "team=payments"], ["labels", "remove", "server-1", "team"], "labels"),
+        ([], ["prices", "set", "1", "--currency", "EUR"], "prices"),
+        (["prices", "set", "1", "--currency", "EUR"], ["prices", "remove"], "prices"),
+        ([], ["instances", "disable", "server-1"], "instances"),
+        ([], ["instances", "remove", "server-1"], "instances"),
+    ],
+)
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
+    declared_first: list[str], tried: list[str], listed_by: str
+) -> None:
+    if declared_first:
+        assert capacity(*declared_first).exit_code == 0
+    before = capacity(listed_by, "list", "--json").output
+
+    said = capacity(*tried, "--dry-run")
+    for_scripts = json.loads(capacity(*tried, "--dry-run", "--json").output)
+
+    assert (said.exit_code, said.output.splitlines()[-1]) == (0, "Dry run: nothing was changed.")
+    assert for_scripts["dry_run"] is True
+    assert capacity(listed_by, "list", "--json").output == before
+
+
+def test_a_misspelt_column_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    file = tmp_path / "limits.csv"
+    file.write_text("server,databse,limit_gb\nserver-1,orders,1\n")
+
+    refused = capacity("limits", "import", str(file))
+
+    assert (refused.exit_code, "unknown column 'databse'. Did you mean 'database'?" in refused.output) == (2, True)
 
 
 def test_what_is_no_number_of_gib_is_refused() -> None:

@@ -324,7 +324,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     assert "line 4: volume missing." in refused.output
     assert "line 5: 'x' is not a number of GiB; write 500 or 1.5." in refused.output
     assert "Listed more than once: /a of server-1, 2025-07-01." in twice.output
-    assert "No server 'server-9' is registered." in unknown.output
+    assert "line 2: No server 'server-9' is registered." in unknown.output
     assert listed() == []
 
 
