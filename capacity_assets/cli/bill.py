@@ -135,20 +135,11 @@ def as_csv(found: IssuedBill) -> str:
     written = io.StringIO()
     rows = csv.writer(written)
     rows.writerow(CSV_COLUMNS)
+    of_bill = (found.bill.month, found.bill.issue, found.grouped_by)
     for group in found.groups:
-        rows.writerow(
-            [
-                found.bill.month,
-                found.bill.issue,
-                found.grouped_by,
-                as_plain_text(group.name or ""),
-                group.databases,
-                group.gib_months,
-                group.unpriced_gib_months,
-                "" if group.amount is None else group.amount,
-                found.bill.currency or "",
-            ]
-        )
+        sizes = (group.databases, group.gib_months, group.unpriced_gib_months)
+        # None is written as an empty field.
+        rows.writerow([*of_bill, as_plain_text(group.name or ""), *sizes, group.amount, found.bill.currency])
     return written.getvalue()
 
 

@@ -20,7 +20,7 @@ from capacity_assets.errors import NotFoundError, database_errors
 from capacity_assets.foundation.clock_guard import JudgedDay, judged_day
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping import bill_statements as statements
-from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
+from capacity_assets.grouping.groups import refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.distribution import make_temporary_tables
 from capacity_assets.storage.group_tables import capacity_bills
@@ -127,30 +127,27 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        latest = _newest(connection, month)
+        latest = next(iter(_issues(connection, month)), None)
         judged = judged_day(connection, clock)
-        _read(connection, asked)
-        if _were_dropped(connection, asked, latest):
-            kept = _kept(latest, month)
-            connection.execute(text(statements.MARK_DROPPED), {**asked, "issue": kept.issue})
+        segments = connection.execute(text(statements.SEGMENTS), asked).scalars().all()
+        make_temporary_tables(connection, statements.READ, {**asked, "segments": list(segments)})
+        known = {
+            "is_marked": latest is not None and latest.samples_dropped_at is not None,
+            "billed_before": latest.measured_days if latest else 0,
+        }
+        if connection.execute(text(statements.DROPPED), {**asked, **known}).scalar():
+            if latest is None:
+                raise NotFoundError(
+                    f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
+                    "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
+                )
+            issue, done = latest.issue, statements.MARK_DROPPED
         else:
-            connection.execute(text(statements.COMPUTED), asked)
-            _store(connection, asked, latest, _finality(latest, month, judged, clock))
-            stored = _newest(connection, month)
-            if stored is None:
-                raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
-            connection.execute(text(statements.KEEP_DECLARED), {**asked, "issue": stored.issue})
-        newest = _newest(connection, month)
-        assert newest is not None  # noqa: S101 -- it was kept, or stored just now
-        return newest
-
-
-def _were_dropped(connection: Connection, asked: dict[str, Any], latest: Bill | None) -> bool:
-    known = {
-        "is_marked": latest is not None and latest.samples_dropped_at is not None,
-        "billed_before": latest.measured_days if latest else 0,
-    }
-    return bool(connection.execute(text(statements.DROPPED), {**asked, **known}).scalar())
+            make_temporary_tables(connection, statements.COMPUTED, asked)
+            issue = _store(connection, month, asked, latest, _finality(latest, month, judged, clock))
+            done = statements.KEEP_DECLARED
+        connection.execute(text(done), {**asked, "issue": issue})
+        return _issues(connection, month)[0]
 
 
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
@@ -162,12 +159,6 @@ def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Cloc
     return {"is_final": is_final, "clock_doubt": judged.why_nothing_is_deleted if seems_over and not is_final else None}
 
 
-def _read(connection: Connection, asked: dict[str, Any]) -> None:
-    """Read what the bill rests on into temporary tables, which lie where the registry does."""
-    segments = connection.execute(text(statements.SEGMENTS), asked).scalars().all()
-    make_temporary_tables(connection, statements.READ, {**asked, "segments": list(segments)})
-
-
 def _issues(connection: Connection, month: Window) -> list[Bill]:
     """The issues of a month's bill, the newest first; columns of the table are those of a bill."""
     columns = [column for column in capacity_bills.c if column is not capacity_bills.c.declared_state]
@@ -175,74 +166,55 @@ def _issues(connection: Connection, month: Window) -> list[Bill]:
     return [Bill(*row) for row in connection.execute(query)]
 
 
-def _newest(connection: Connection, month: Window) -> Bill | None:
-    return next(iter(_issues(connection, month)), None)
-
-
 def _named(month: Window) -> str:
     return PERIODS["monthly"].name_of(month)
 
 
-def _kept(latest: Bill | None, month: Window) -> Bill:
+def _store(
+    connection: Connection, month: Window, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]
+) -> int:
+    """Store the computed lines if they differ from the latest issue; return the number of the newest issue then."""
+    issue, reason = 1, None
     if latest is None:
-        raise NotFoundError(
-            f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
-            "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
-        )
-    return latest
-
-
-def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]) -> None:
-    issue = 1 if latest is None else latest.issue
-    if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
-        return
-    if latest is not None:
+        if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
+            raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+    else:
+        issue, reason = latest.issue, latest.reason
         stored = {**asked, "issue": issue, "was_final": latest.is_final}
         differs = connection.execute(text(statements.DIFFERS), stored).scalar()
         if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
-            return
+            return issue
         if latest.is_final and differs:
-            issue += 1
-    reason = latest.reason if latest is not None and issue == latest.issue else _reason(connection, asked, latest)
+            issue, reason = issue + 1, _reason(connection, asked, latest)
     days = connection.execute(text(statements.DAYS), asked).one()
     values = {**asked, "issue": issue, **finality, "reason": reason, **days._asdict()}
-    connection.execute(text(statements.DELETE_LINES), values)
-    connection.execute(text(statements.STORE_LINES), values)
-    connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
+    for statement in (*statements.DELETE, statements.STORE_LINES, statements.STORE_BILL):
+        connection.execute(text(statement), {**values, "label_keys": json.dumps(asked["keys"])})
+    return issue
 
 
-def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) -> str | None:
+def _reason(connection: Connection, asked: dict[str, Any], latest: Bill) -> str:
     """Say why a bill differs from the one that was issued."""
-    if latest is None:
-        return None
-    since = {**asked, "since": latest.issued_at}
+    since = {**asked, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(statements.SAMPLES_SINCE), since).one()
-    declared = connection.execute(text(statements.DECLARED_SINCE), since).one()
-    fewer = connection.execute(text(statements.FEWER_SAMPLES), {**asked, "issue": latest.issue}).scalar_one()
+    declared = connection.execute(text(statements.SINCE), since).one()
     differences = [
         f"{counted(samples.added, 'sample')} came later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
-        f"{counted(fewer, 'sample')} deleted" if fewer else "",
+        f"{counted(declared.fewer, 'sample')} deleted" if declared.fewer else "",
         f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
         f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
-        *_removed(connection, {**asked, "issue": latest.issue}),
     ]
+    if declared.before is not None:
+        numbers = ([int(number) for number in state.split()[:2]] for state in (declared.before, declared.now))
+        kinds = zip(("labels", "prices"), *numbers, strict=True)
+        differences += [f"{kind} removed" for kind, before, now in kinds if now < before]
     found = "; ".join(filter(None, differences))
     otherwise = (
         "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
         "were removed"
     )
     return f"Since then: {found or otherwise}."
-
-
-def _removed(connection: Connection, asked: dict[str, Any]) -> list[str]:
-    """Say what there is less of than when the bill was computed last, as far as that was kept."""
-    states = connection.execute(text(statements.DECLARED_BEFORE), asked).one()
-    if states.before is None:
-        return []
-    numbers = [[int(number) for number in state.split()[:2]] for state in (states.before, states.now)]
-    kinds = zip(("labels", "prices"), *numbers, strict=True)
-    return [f"{kind} removed" for kind, before, now in kinds if now < before]
 
 
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
@@ -273,8 +245,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    group, key = group_column(by)
-    asked = {"start": bill.month, "issue": bill.issue, **key}
+    asked = {"start": bill.month, "issue": bill.issue, "by": by}
     databases = connection.execute(text(statements.DATABASES), asked).scalar_one()
-    groups = [BillGroup(*row) for row in connection.execute(text(statements.GROUPS.format(group=group)), asked)]
+    groups = [BillGroup(*row) for row in connection.execute(text(statements.GROUPS), asked)]
     return IssuedBill(bill, by, groups, databases, before)

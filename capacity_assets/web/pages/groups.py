@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from capacity_assets.errors import NotFoundError
-from capacity_assets.grouping.bill_statements import declared_state
+from capacity_assets.grouping.bill_statements import DECLARED_STATE
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.groups import (
@@ -263,6 +263,6 @@ _HAS_FORECAST = "SELECT EXISTS (SELECT 1 FROM capacity_runway) AS is_it"
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
 _OUTDATED = f"""
-SELECT declared_state IS DISTINCT FROM {declared_state("capacity_label_spans")} AS is_outdated
+SELECT declared_state IS DISTINCT FROM {DECLARED_STATE} AS is_outdated
 FROM capacity_bills WHERE month = :month AND issue = :issue
 """  # noqa: S608 -- names of our own
