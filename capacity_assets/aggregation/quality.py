@@ -28,7 +28,7 @@ from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import GROUP, INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
-from capacity_assets.periods import PERIODS, Window, adjacent_spans
+from capacity_assets.periods import Window, adjacent_spans
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.units import counted
 
@@ -63,7 +63,6 @@ class CheckScope:
             "every": sorted({window.start for window in (*self.every, *self.windows)}),
             "starts": [window.start for window in self.windows],
             "ends": [window.end for window in self.windows],
-            "befores": [PERIODS[self.period_type].previous(window).start for window in self.windows],
             "first_day": min(window.start for window in self.windows),
             "last_day": min(max(window.end for window in self.windows), self.today),
             "today": self.today,
