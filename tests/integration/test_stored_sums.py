@@ -27,6 +27,7 @@ RECOMPUTE = RunOptions(recompute=True)
 MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
 MIXED = "reads days and stored months of one window"
 PUT_BACK = "puts rows back unnoticed by triggers, which the nodes of a cluster have"
+UNNOTICED = "deletes rows unnoticed by triggers, which the nodes of a cluster have"
 
 
 def months_computed(engine: Engine) -> None:
@@ -155,6 +156,7 @@ def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(months
     assert ("monthly", date(2024, 4, 1)) in read["database"]
 
 
+@pytest.mark.single_server(UNNOTICED)
 def test_a_month_whose_rows_left_with_their_partition_is_read_day_by_day(months: Engine) -> None:
     service = AggregationService(months, fixed_clock())
     # Which takes no trigger along.
