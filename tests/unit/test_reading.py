@@ -35,8 +35,8 @@ def spans(*days: str) -> list[Window]:
         ("monthly", [], [], ["2024-04-01 to 2024-04-30", "2025-03-01 to 2025-04-30"]),
         # The others are read from their rows, which are no parts.
         ("monthly", stored("monthly", "2024-04", "2025-03"), [], ["2025-04-01 to 2025-04-30"]),
-        # Its own row stands for nothing when it is computed.
-        ("monthly", stored("monthly", "2024-04", "2025-03", "2025-04"), [], ["2025-04-01 to 2025-04-30"]),
+        # Its own row stands for its samples where only a window that it compares with has changed.
+        ("monthly", stored("monthly", "2024-04", "2025-03", "2025-04"), stored("monthly", "2025-04"), []),
         (
             "quarterly",
             stored("monthly", *MONTHS, "2025-02"),
