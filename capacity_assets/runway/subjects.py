@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, RowMapping, Table, bindparam, delete, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, Row, RowMapping, Table, delete, select, text
 
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.storage.distribution import tables_are_distributed
@@ -71,20 +71,30 @@ def replace_rows(
     keys = [column.name for column in table.primary_key]
     stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
-    statement = insert(table)
-    values = {name: statement.excluded[name] for row in rows[:1] for name in row if name not in keys}
-    changes = {**values, "declared_at": func.now()}
+    names = list(rows[0]) if rows else []
+    values = [name for name in names if name not in keys]
     if rows:
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), rows)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+        # In one statement: triggers look at what each one changed.
+        statement = f"""
+INSERT INTO {table.name} ({", ".join(names)}) SELECT {", ".join(names)} FROM {_given(table)} AS g
+ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {changes}, declared_at = now()"""  # noqa: S608 -- names of our own
+        connection.execute(text(statement), {"rows": json.dumps(rows, default=str)})
     return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
 
 
 def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Delete all that was declared, on whatever day, of the subjects of those rows that always hold."""
-    subject = [column for column in table.primary_key if column.name != "valid_from"]
-    always = [{column.name: row[column.name] for column in subject} for row in rows if row["valid_from"] == ALWAYS]
+    subject = [column.name for column in table.primary_key if column.name != "valid_from"]
+    same = " AND ".join(f"t.{name} = g.{name}" for name in subject)
+    always = [row for row in rows if row["valid_from"] == ALWAYS]
+    statement = f"DELETE FROM {table.name} t USING {_given(table)} AS g WHERE {same}"  # noqa: S608 -- names of our own
     if always:
-        connection.execute(delete(table).where(*(column == bindparam(column.name) for column in subject)), always)
+        connection.execute(text(statement), {"rows": json.dumps(always, default=str)})
+
+
+def _given(table: Table) -> str:
+    return f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
 
 
 def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
