@@ -23,14 +23,13 @@ from sqlalchemy import Engine, text
 from benchmarks import row_by_row, yardstick
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
 
 MEASURED_PERIODS = ("daily", "monthly", "quarterly")
 OF_SERVERS = RunOptions(tuple(SERVER_LEVELS))

@@ -24,13 +24,12 @@ from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.orchestration.naming import asset_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import load_settings
+from capacity_assets.database.engine import disposed
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name
 from capacity_assets.runtime import open_dagster_database, open_engine, prepare_database, task_runner
-from capacity_assets.settings import load_settings
-from capacity_assets.storage.engine import disposed
 
 PORT = 3917
 LAUNCH = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {

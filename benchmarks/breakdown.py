@@ -19,16 +19,14 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.runners import SESSION_OF_A_SLICE
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import Work
-from capacity_assets.aggregation.writing import aggregation_statement, execute
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.aggregates.runs import SESSION_OF_A_SLICE, Work
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.statements import aggregation_statement, execute
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
 
 TARGETS = {
     "write, without a log": "CREATE UNLOGGED TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS)",

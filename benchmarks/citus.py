@@ -27,14 +27,14 @@ from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.pages import LABELS, PAGES, VOLUMES, compute_groups, page_path
 from benchmarks.steps import Ours, steps
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.grouping.bills import issue_bill
-from capacity_assets.periods import PERIODS
-from capacity_assets.runway.issuing import issue
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.distributing import distribute
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.ownership.bills import issue_bill
 from tests.citus import VARIABLE, citus_cluster
 from tests.clocks import fixed_clock
 from tests.other_postgres import other_postgres

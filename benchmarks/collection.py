@@ -24,21 +24,25 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import text
 
 from benchmarks.server import temporary_server
-from capacity_assets.clock import Clock
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import CAPACITY_DRIVER, DEFAULT_COLLECTION_CONCURRENCY
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
-from capacity_assets.collection.engines.failures import MeasureError
-from capacity_assets.collection.engines.installed import engines
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    EngineAdapter,
+    MeasureError,
+    Measurement,
+    ServerFacts,
+    engines,
+)
 from capacity_assets.collection.measuring import ProbeContext
-from capacity_assets.collection.registry import register
-from capacity_assets.collection.servers import Server
+from capacity_assets.collection.registry import Server, register
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
-from capacity_assets.variables import DEFAULT_COLLECTION_CONCURRENCY
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.schema import initialise
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.2, 1.8
 DATABASES = 20

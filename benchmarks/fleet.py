@@ -11,10 +11,10 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
-from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.tables import database_size_stats, instance_size_stats
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.tables import database_size_stats, instance_size_stats
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import Retention
 
 
 @dataclass(frozen=True)

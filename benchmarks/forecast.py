@@ -23,7 +23,7 @@ from typing import TextIO
 import click
 import numpy as np
 
-from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.model import HISTORY_DAYS, Sizes, forecast
 from capacity_assets.forecast.runway import runways
 

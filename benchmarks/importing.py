@@ -22,10 +22,10 @@ from sqlalchemy import Engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet
 from benchmarks.server import temporary_server
+from capacity_assets.base.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
 from capacity_assets.runtime import prepare_database
-from capacity_assets.settings import CAPACITY_DRIVER, Settings
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
 
 TABLES = "instances, database_size_stats, instance_size_stats, capacity_imports"
 COMMAND = [sys.executable, "-m", "capacity_assets.cli", "import"]

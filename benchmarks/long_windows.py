@@ -22,14 +22,13 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.service import AggregationService, Known
-from capacity_assets.aggregation.work import NO_PARTS
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import SERVER_LEVELS, Level
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
+from capacity_assets.aggregates.runs import NO_PARTS
+from capacity_assets.aggregates.service import AggregationService, Known
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
 
 MEASURED = ("monthly", "quarterly", "yearly")
 CLOCK = Clock(ZoneInfo("UTC"))

@@ -25,15 +25,14 @@ from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, prepare
 from benchmarks.reading import generate_aggregates
 from benchmarks.server import temporary_home
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.reader_role import ensure_reader_role
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.views import ensure_reader_role
 
 LIMIT_MS = 100
 PORT = 3999

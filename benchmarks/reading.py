@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import SERVERS, Fleet, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import CAPACITY_DATABASE
+from capacity_assets.database.engine import capacity_engine
 
 LIMIT_MS = 100
 

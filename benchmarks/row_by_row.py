@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.periods import Period, Window
+from capacity_assets.base.periods import Period, Window
 
 _DATABASES = """
 SELECT DISTINCT instance_id, database_name FROM database_size_stats

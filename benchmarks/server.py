@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
+from capacity_assets.database.embedded import EmbeddedServer, embedded_server
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Engine, text
 
 from benchmarks.fleet import Fleet
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.periods import PERIODS, Period
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Clock, Period
 
 CLOCK = Clock(ZoneInfo("UTC"))
 

@@ -22,9 +22,9 @@ from sqlalchemy import Engine, create_engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.steps import Ours, Side, steps
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.engine import capacity_engine
 from tests.other_postgres import other_postgres
 
 VARIABLE = "CAPACITY_BENCH_TIMESCALE_BIN"

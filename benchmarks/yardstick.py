@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import SERVER_LEVELS, Further, Level, Measure
-from capacity_assets.periods import Period, Window
+from capacity_assets.aggregates.levels import SERVER_LEVELS, Further, Level, Measure
+from capacity_assets.base.periods import Period, Window
 
 
 def _percent(above: str, below: str) -> str:

@@ -1,8 +1,8 @@
 """What `workspace.yaml` loads. The only module that reads the environment when imported."""
 
-from capacity_assets.garbage import search_rarely
+from capacity_assets.base.garbage import search_rarely
+from capacity_assets.base.settings import load_settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.settings import load_settings
 
 # By now Dagster is loaded; workers of runs end sooner.
 search_rarely()

@@ -12,29 +12,25 @@ from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
 
-from capacity_assets.aggregation.partition_range import PartitionRange
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.clock import Clock
+from capacity_assets.aggregates.service import AggregationService, PartitionRange
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import DatabaseError, ValidationError
+from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
+from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings, with_driver
+from capacity_assets.base.units import counted
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.engines.installed import excluded_databases
+from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
+from capacity_assets.database.engine import capacity_engine, disposed, ensure_reachable, record_zone
+from capacity_assets.database.guards import refuse_a_newer_schema
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.digest.sending import Channels
-from capacity_assets.errors import DatabaseError, ValidationError
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.foundation.schema_guard import refuse_a_newer_schema
-from capacity_assets.periods import PERIODS, Period, with_trend_threshold
-from capacity_assets.retention.maintenance import RetentionService, TableMaintenance
-from capacity_assets.retention.rules import parse_retention
-from capacity_assets.setting_values import with_driver
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
-from capacity_assets.storage.engine import capacity_engine, disposed, ensure_reachable
-from capacity_assets.storage.reader_role import ensure_reader_role
-from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.time_zone import record_zone
-from capacity_assets.units import counted
+from capacity_assets.history.maintenance import RetentionService, TableMaintenance
+from capacity_assets.history.retention import parse_retention
 from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 
 logger = logging.getLogger("capacity_assets")

@@ -14,16 +14,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
-from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
-from capacity_assets.aggregation.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.aggregation.work import InstanceRef
-from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import DATABASE, LEVELS
-from capacity_assets.foundation.status import AggregationStatus
-from capacity_assets.periods import Period, Window
+from capacity_assets.aggregates.levels import DATABASE, LEVELS
+from capacity_assets.aggregates.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
+from capacity_assets.aggregates.runs import SCOPE_ALL, InstanceRef, RunOptions
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import AggregationStatus, CapacityError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import load_settings
 from capacity_assets.runtime import open_task_runner
-from capacity_assets.settings import load_settings
 
 TaskResult = dict[str, object]
 ProgressCallbacks = Mapping[str, Mapping[str, Callable[..., None]]]

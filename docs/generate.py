@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregation.quality import (
+from capacity_assets.aggregates.checks import (
     CHECKS,
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
@@ -17,15 +17,14 @@ from capacity_assets.aggregation.quality import (
     Severity,
     checks_of,
 )
-from capacity_assets.collection.engines.installed import engines
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.foundation.lock_errors import SAMPLES
-from capacity_assets.foundation.redis_locks import redis_key
-from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import Settings, variable_names
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.views import VIEWS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import Settings, variable_names
+from capacity_assets.collection.engines.base import engines
+from capacity_assets.database.locks import SAMPLES, redis_key
+from capacity_assets.database.tables import metadata
+from capacity_assets.database.views import VIEWS
+from capacity_assets.orchestration.partitions import asset_name, job_name, pool_name, schedule_name
 
 REFERENCE = Path(__file__).with_name("reference.md")
 

@@ -8,10 +8,10 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.engine import capacity_engine
 from tests import citus
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from datetime import time as time_of_day
 from zoneinfo import ZoneInfo
 
-from capacity_assets.clock import Clock
+from capacity_assets.base.periods import Clock
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)

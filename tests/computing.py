@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import date
 
-from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
-from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions
+from capacity_assets.aggregates.service import AggregationService
 
 
 def compute_windows(

@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.partition_range import PartitionRange
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.clock import Clock
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
-from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
-from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.reader_role import READER_ROLE, ensure_reader_role
-from capacity_assets.storage.schema import initialise
+from capacity_assets.aggregates.service import AggregationService, PartitionRange
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable_names
+from capacity_assets.database.distributing import distribute
+from capacity_assets.database.embedded import EmbeddedServer, embedded_server
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.views import READER_ROLE, ensure_reader_role
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import Retention
 from tests import (
     citus,
     other_postgres,

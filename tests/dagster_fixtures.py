@@ -8,8 +8,8 @@ import pytest
 from dagster import DagsterInstance
 from sqlalchemy import URL
 
+from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
 from tests.clocks import SHANGHAI
 from tests.daemon import CodeServers, Daemon, daemon_over
 from tests.databases import TEMPLATE, Databases, fixed_name

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.engine import capacity_engine
 
 TEMPLATE = "capacity_template"
 

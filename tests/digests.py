@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine, Table, insert, select, text
 
-from capacity_assets.foundation.levels import Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances
+from capacity_assets.aggregates.levels import Level
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import database_size_stats, instance_size_stats, instances
 
 SAMPLE = Path(__file__).with_name("sample")
 Row = dict[str, object]

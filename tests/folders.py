@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capacity_assets.storage.embedded_folders import PRIVATE
+from capacity_assets.database.embedded import PRIVATE
 
 # Databases are made and dropped by the hundred: on a disk, a tenth of the suite's time goes into finding free inodes.
 MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capacity_assets.foundation.levels import SERVER_LEVELS
+from capacity_assets.aggregates.levels import SERVER_LEVELS
 
 # Each table whose key was another until 0013, the beginning of that key, and the unique key beside it.
 _KEYS = (

@@ -6,7 +6,7 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.service import AggregationService
 from tests.clocks import fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows

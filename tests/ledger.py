@@ -8,11 +8,11 @@ from itertools import groupby
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.node_records import gather_records
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.changes import gather_records
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, text, totals
 

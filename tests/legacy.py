@@ -9,9 +9,9 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.storage.partitions import CAPACITY_TABLES
-from capacity_assets.storage.tables import instances
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.database.partitions import CAPACITY_TABLES
+from capacity_assets.database.tables import instances
 from tests.fleet import SAMPLE
 
 

@@ -6,11 +6,11 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.locks import CapacityLockManager
 from tests.clocks import fixed_clock
 
 MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]

@@ -9,10 +9,10 @@ from datetime import date, timedelta
 
 from sqlalchemy import Engine, event
 
-from capacity_assets.aggregation.service import AggregationService, Known
-from capacity_assets.aggregation.work import NO_PARTS
-from capacity_assets.foundation.levels import LEVELS, Level
-from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.aggregates.levels import LEVELS, Level
+from capacity_assets.aggregates.runs import NO_PARTS
+from capacity_assets.aggregates.service import AggregationService, Known
+from capacity_assets.base.periods import PERIODS, Period, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = date(2024, 1, 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.database.embedded import EmbeddedServer
 
 VARIABLE = "CAPACITY_TEST_POSTGRES_BIN"
 # PostgreSQL refuses to run as root.

@@ -7,15 +7,14 @@ from decimal import Decimal
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.grouping.bills import issue_bill
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.grouping.prices import Price, declare_prices
-from capacity_assets.periods import PERIODS
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.steps import SizeStep, declare_steps
-from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.prices import Price, declare_prices
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

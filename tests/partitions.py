@@ -7,11 +7,11 @@ from datetime import date
 
 from sqlalchemy import Engine, Table, select, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import parse_retention
-from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.database.partitions import CAPACITY_TABLES, layout_of
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import parse_retention
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

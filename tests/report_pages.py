@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.report.data import Report
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows

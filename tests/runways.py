@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.outlook import Outlook
+from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.outlook import Outlook
+from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.command import printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

@@ -6,10 +6,10 @@ from datetime import date
 
 from sqlalchemy import Engine, delete
 
-from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.tables import database_size_stats
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, event
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.aggregates.results import PeriodSummary
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from tests.ledger import FIRST, LAST
 
 MONTHS = PERIODS["monthly"].windows_between(FIRST, LAST)

@@ -15,7 +15,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from capacity_assets.units import human_mb
+from capacity_assets.base.units import human_mb
 
 STYLES = Path(__file__).with_name("styles")
 """Folder of the sheet that a page with charts needs."""

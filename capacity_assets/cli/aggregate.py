@@ -12,19 +12,30 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
-from capacity_assets.aggregation.options import Progress as ReportProgress
-from capacity_assets.aggregation.results import PeriodSummary, RunSummary
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
-from capacity_assets.cli.options import DAY, command, completing, json_option, options
-from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, print_table, say
-from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.foundation.status import AggregationStatus
-from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.results import PeriodSummary, RunSummary
+from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions
+from capacity_assets.aggregates.runs import Progress as ReportProgress
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import AggregationStatus, CapacityError
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import (
+    DAY,
+    DONE,
+    FAILED,
+    NOTHING_CHANGED,
+    CommandFailedError,
+    command,
+    completing,
+    error_console,
+    json_option,
+    options,
+    print_json,
+    print_table,
+    say,
+)
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,16 @@ from pathlib import Path
 
 import click
 
-from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import (
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.files import atomic_write
+from capacity_assets.base.periods import PERIODS, Clock, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import as_plain_text
+from capacity_assets.cli.declaring import opened_registry
+from capacity_assets.cli.options import (
     STANDARD_OUTPUT,
     as_json_text,
+    json_command,
     left,
     print_json,
     print_table,
@@ -24,16 +30,18 @@ from capacity_assets.cli.output import (
     say,
     writing,
 )
-from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.clock import Clock
-from capacity_assets.errors import ValidationError
-from capacity_assets.files import atomic_write
-from capacity_assets.foundation.spreadsheets import as_plain_text
-from capacity_assets.grouping.bill_words import gib, group_named, notes, quantity_note, title
-from capacity_assets.grouping.bills import IssuedBill, amount_text, issue_bill, read_bill
-from capacity_assets.grouping.groups import default_grouping, refuse_unknown_grouping
-from capacity_assets.periods import PERIODS, Window
-from capacity_assets.settings import Settings
+from capacity_assets.ownership.bills import (
+    IssuedBill,
+    amount_text,
+    gib,
+    group_named,
+    issue_bill,
+    notes,
+    quantity_note,
+    read_bill,
+    title,
+)
+from capacity_assets.ownership.groups import default_grouping, refuse_unknown_grouping
 
 MONTH = re.compile(r"\d{4}-\d{2}")
 CSV_COLUMNS = (

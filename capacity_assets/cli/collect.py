@@ -9,22 +9,21 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import error_console, print_json, print_table, say
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
+from capacity_assets.base.units import first_of, human_mb
+from capacity_assets.cli.options import DONE, FAILED, error_console, json_command, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
-from capacity_assets.collection.registry import register, registered
+from capacity_assets.collection.registry import Server, register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
-from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as OnOutcome
-from capacity_assets.collection.shares import share_named
+from capacity_assets.collection.service import share_named
+from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
-from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import (
     collection_service,
     open_engine,
@@ -32,9 +31,6 @@ from capacity_assets.runtime import (
     refuse_an_absent_embedded_server,
     task_runner,
 )
-from capacity_assets.settings import ConfigurationError, Settings
-from capacity_assets.units import first_of, human_mb
-from capacity_assets.variables import DEFAULT_HOME
 
 OWN_SERVER = "capacity-database"
 FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))

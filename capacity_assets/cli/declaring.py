@@ -5,27 +5,84 @@ A command that declares returns a report. It is printed here, and forecasts that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.options import DAY, dry_run_option, json_command, options
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
-from capacity_assets.cli.server_registry import issue_forecasts_anew, opened_registry
-from capacity_assets.clock import Clock
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.grouping.labels import Label
-from capacity_assets.grouping.prices import Price
-from capacity_assets.settings import Settings
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import counted
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted, first_of
+from capacity_assets.cli.options import (
+    DAY,
+    NOTHING_CHANGED,
+    dry_run_option,
+    json_command,
+    options,
+    print_json,
+    print_table,
+    say,
+)
+from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders
+from capacity_assets.collection.registry import Changes, Server
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.forecast.issuing import issue_anew
+from capacity_assets.ownership.labels import Label
+from capacity_assets.ownership.prices import Price
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+
+NAMES_SHOWN = 10
+
+
+@contextmanager
+def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
+    """Open the registry if it exists; with `zone`, refuse a database that uses another time zone."""
+    refuse_an_absent_embedded_server(settings)
+    with open_engine(settings) as engine:
+        refuse_an_unfit_database(engine, zone, kept="Nothing was changed.")
+        yield engine
+
+
+def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
+    """Reissue the newest forecasts of servers after a declaration, and report what the pages show."""
+    done = issue_anew(engine, servers, Clock(settings.zone)) if servers else None
+    named = first_of(sorted(servers), NAMES_SHOWN)
+    if done is None or quiet:
+        return
+    if done:
+        say(f"The newest forecasts of {named} were reissued.")
+    else:
+        say(f"The pages show the change for {named} after the next run of the asset `runway`.")
+
+
+def warnings_of_passwords(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
+    """Warn of passwords that this configuration does not look up; another machine may be configured differently."""
+    folders = SecretFolders.of(settings)
+    for server in servers:
+        if server.password_from and server.password_from != OWN:
+            try:
+                folders.refuse_what_is_not_set_aside(server.password_from)
+            except CredentialError as error:
+                yield f"Warning: {server.name} cannot be measured with this configuration. {error}"
+
+
+def changes_text(changes: Changes) -> Iterator[str]:
+    """Say which servers were registered, changed, or taken out of service, or would be."""
+    for what, names in asdict(changes).items():
+        if names:
+            yield f"{what.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
+    if changes.out_of_service:
+        yield "`capacity instances enable` puts them back into service."
+
 
 T = TypeVar("T")
 LINES_SHOWN = 10

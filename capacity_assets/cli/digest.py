@@ -9,19 +9,27 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.options import DAY, json_command, label_filter, once_option
-from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
+from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.files import atomic_write
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import (
+    DAY,
+    STANDARD_OUTPUT,
+    CommandFailedError,
+    json_command,
+    label_filter,
+    once_option,
+    print_json,
+    say,
+    writing,
+)
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
-from capacity_assets.errors import NotFoundError, ValidationError
-from capacity_assets.files import atomic_write
-from capacity_assets.grouping.labels import refuse_unknown_label
-from capacity_assets.periods import PERIODS, Window
+from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.runtime import digest_channels, open_task_runner, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
 
 WEEKLY = PERIODS["weekly"]
 

@@ -7,13 +7,12 @@ from dataclasses import asdict
 
 import click
 
-from capacity_assets.cli.options import dry_run_option, json_command
-from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.errors import ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted
+from capacity_assets.cli.options import dry_run_option, json_command, print_json, print_table, say
+from capacity_assets.database import distributing
 from capacity_assets.runtime import open_engine
-from capacity_assets.settings import Settings
-from capacity_assets.storage import distributing
-from capacity_assets.units import counted
 
 COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 

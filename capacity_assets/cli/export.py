@@ -16,19 +16,27 @@ from psycopg.errors import Error as PostgresError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.options import DAY, completing, filter_options, json_command, label_filter
-from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
-from capacity_assets.errors import ValidationError, database_error
-from capacity_assets.files import atomic_write
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.foundation.spreadsheets import FORMULA
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import ValidationError, database_error
+from capacity_assets.base.files import atomic_write
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import FORMULA, counted
+from capacity_assets.cli.options import (
+    DAY,
+    STANDARD_OUTPUT,
+    CommandFailedError,
+    completing,
+    filter_options,
+    json_command,
+    label_filter,
+    print_json,
+    say,
+    writing,
+)
+from capacity_assets.database.views import VIEWS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
-from capacity_assets.storage.views import VIEWS
-from capacity_assets.units import counted
 
 if TYPE_CHECKING:
     from psycopg import Connection

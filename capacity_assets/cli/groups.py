@@ -7,12 +7,13 @@ from datetime import date
 
 import click
 
-from capacity_assets.aggregation.following_labels import follow_labels
-from capacity_assets.cli.options import json_command, window_options
-from capacity_assets.cli.output import left, print_json, print_table, right, say
-from capacity_assets.errors import ValidationError, database_errors
-from capacity_assets.grouping.bill_words import group_named
-from capacity_assets.grouping.groups import (
+from capacity_assets.aggregates.task_runner import follow_labels
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say, window_options
+from capacity_assets.ownership.bills import group_named
+from capacity_assets.ownership.groups import (
     Group,
     being_computed,
     default_grouping,
@@ -22,8 +23,6 @@ from capacity_assets.grouping.groups import (
     refuse_unknown_grouping,
 )
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
-from capacity_assets.units import human_change_mb, human_mb
 
 COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"), *left("Fills first"))
 

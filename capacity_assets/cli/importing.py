@@ -1,29 +1,44 @@
-"""`capacity import`: history from files or a legacy database, with the outcome of every row."""
+"""`capacity import`: history from files or a legacy database; `capacity copy`: all of it into another PostgreSQL."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.import_report import print_report, progress, say_next
-from capacity_assets.cli.options import dry_run_option, json_command, password_option
-from capacity_assets.cli.output import print_json, say
-from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, ValidationError, database_errors, reason_of
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted
+from capacity_assets.cli.options import (
+    DONE,
+    FAILED,
+    NOTHING_CHANGED,
+    CommandFailedError,
+    dry_run_option,
+    error_console,
+    json_command,
+    password_option,
+    print_json,
+    print_table,
+    say,
+)
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.database.engine import capacity_engine, disposed, ensure_reachable, safe_url
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.levels import INSTANCE, SERVER_LEVELS, Level
-from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.importing.legacy import (
+from capacity_assets.history.copying import KEPT, copy_database
+from capacity_assets.history.legacy import (
     Legacy,
     LegacyServers,
     add_servers,
@@ -33,12 +48,71 @@ from capacity_assets.importing.legacy import (
     open_legacy,
     unknown_servers,
 )
-from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
-from capacity_assets.importing.rows import POINT, RowReader, layout_of
-from capacity_assets.importing.sources import Source, file_source
-from capacity_assets.runtime import lock_manager, open_engine, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
-from capacity_assets.units import counted
+from capacity_assets.history.loading import COUNTS, Loader, LoadOptions, LoadReport
+from capacity_assets.history.rows import POINT, RowReader, layout_of
+from capacity_assets.history.sources import Source, file_source
+from capacity_assets.runtime import lock_manager, open_engine, prepare_database, refuse_an_absent_embedded_server
+
+MEANINGS = {
+    "read": "rows read",
+    "written": "new samples",
+    "replaced": "samples replaced by another value",
+    "present": "stored already, with the same value",
+    "repeated": "the same as another row",
+    "conflicts": "another value than stored or than another row: not imported",
+    "unknown": "of a server that is not registered: not imported",
+    "bad": "not a valid sample: not imported",
+    "totals_written": "totals of servers derived from them",
+}
+
+
+@contextmanager
+def progress(what: str, *, as_json: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many rows were read, on standard error, for people only."""
+    columns = (TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=error_console(), disable=as_json) as bar:
+        task = bar.add_task(what, total=None)
+
+        def on_rows(rows: int) -> None:
+            bar.update(task, completed=rows)
+
+        yield on_rows
+
+
+def print_report(report: LoadReport, level: Level) -> None:
+    """Print what became of the rows, and the first of those that somebody should check."""
+    if report.resumed_after:
+        say(f"Continued behind row {report.resumed_after:,}, where an earlier run was interrupted.")
+    rows = [[f"{report.counts[name]:,}", MEANINGS[name]] for name in COUNTS if report.counts[name] or name == "read"]
+    print_table(level.source.name, (("Rows", "right"), ("What became of them", "left")), rows)
+    for what in ("bad", "unknown", "conflicts"):
+        for line in report.listed.get(what, []):
+            say(f"  {what}: {line}")
+
+
+REPLACED_TWICE = (
+    "These rows contradict others of the same day in what was imported. Correct the source and import it again."
+)
+
+
+def say_next(report: LoadReport, settings: Settings, *, dry_run: bool, replaces: bool = False) -> None:
+    """Say what to do about rows that were left out, and how aggregates follow."""
+    if report.counts["unknown"]:
+        say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
+    if report.counts["conflicts"]:
+        say(REPLACED_TWICE if replaces else "Stored samples were kept. --on-conflict replace takes the file's instead.")
+    new = report.counts["written"] or report.counts["replaced"]
+    if dry_run:
+        say(NOTHING_CHANGED)
+    if dry_run or report.first_day is None or not (new or report.resumed_after):
+        return
+    if report.first_day < settings.start_date:
+        say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
+    first = max(report.first_day, settings.start_date)
+    if report.last_day is not None and first <= report.last_day:
+        # Without an end: later windows are compared with these.
+        say(f"Next: capacity aggregate --period all --from {first}, or backfill these partitions and the later ones.")
+        say("While Dagster runs, it recomputes windows that were computed before. The others need the command above.")
 
 
 @dataclass(frozen=True)
@@ -246,3 +320,48 @@ def _fingerprint(source: Source, asked: ImportRequest) -> str:
         asked.register_as,
     ]
     return hashlib.sha256(json.dumps([source.fingerprint, *reading]).encode()).hexdigest()
+
+
+@click.command()
+@click.argument("address")
+@password_option
+@json_command
+def copy(settings: Settings, /, *, address: str, password_from: str | None, as_json: bool) -> None:
+    """Copy everything in the capacity database to an empty one.
+
+    Samples, aggregates, servers and how they are reached. ADDRESS is postgresql://user@host/database without a
+    password, or env:NAME of a variable that holds the whole address. The tables are made there; it must hold no rows.
+    This database is only read. The two may be of different versions of PostgreSQL.
+
+    \b
+    Examples:
+      capacity copy env:NEW_CAPACITY_URL
+      capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
+    """
+    refuse_an_absent_embedded_server(settings)
+    with disposed(capacity_engine(address_of(address, password_from, settings))) as target:
+        with open_engine(settings) as source:
+            refuse_an_unfit_database(source, kept="Nothing was copied.")
+            ensure_reachable(target, "ADDRESS")
+            with database_errors(doing="preparing the target", kept=KEPT):
+                prepare_database(target, settings)
+            copied = copy_database(source, target, (lambda _table, _rows: None) if as_json else _report_table)
+        try:
+            # Rows of months without a partition are in the default one until now.
+            prepare_database(target, settings)
+        except (CapacityError, *DATABASE_FAILURES) as error:
+            reason = reason_of(error) if isinstance(error, DATABASE_FAILURES) else str(error).rstrip(".")
+            raise CommandFailedError(
+                f"Everything was copied. Moving rows into partitions of the target failed: {reason}. Set "
+                "CAPACITY_DATABASE_URL to it and run `capacity init`, which does that."
+            ) from None
+    if as_json:
+        print_json({"copied": copied, "database": safe_url(target.url)})
+        return
+    say(f"Copied {counted(sum(copied.values()), 'row')} to {safe_url(target.url)}. This database was only read.")
+    say("Next: set CAPACITY_DATABASE_URL to that address, then `capacity check` and `capacity up`.")
+    say("What Dagster keeps (runs, history) was not copied; its sensors mark the partitions that are there.")
+
+
+def _report_table(table: str, rows: int) -> None:
+    say(f"  {table}: {counted(rows, 'row')}")

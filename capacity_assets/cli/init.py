@@ -8,14 +8,12 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import print_json, say
-from capacity_assets.errors import database_errors
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import json_command, print_json, say
+from capacity_assets.database.engine import another_zone, safe_url
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.runtime import open_engine, prepare_database
-from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.time_zone import another_zone
 
 
 @click.command()

@@ -11,7 +11,10 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.following_labels import SECONDS_PER_COMMAND, follow_labels
+from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND, follow_labels
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.files import key_and_value
+from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli.declaring import (
     Registry,
     Report,
@@ -24,18 +27,17 @@ from capacity_assets.cli.declaring import (
     listing,
     since,
 )
-from capacity_assets.cli.options import DAY, LazyGroup
-from capacity_assets.cli.output import left, say
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.pairs import key_and_value
-from capacity_assets.grouping.labels import (
+from capacity_assets.cli.options import DAY, LazyGroup, left, say
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.forecast.limits import named
+from capacity_assets.ownership.labels import (
     WILDCARDS,
     Label,
     LabelChange,
     StoredLabel,
     checked,
     declare_labels,
-    labels_of,
+    labels_from_values,
     labels_of_column,
     labels_of_file,
     matching,
@@ -43,9 +45,6 @@ from capacity_assets.grouping.labels import (
     written_otherwise,
 )
 from capacity_assets.runtime import task_runner
-from capacity_assets.runway.subjects import named
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import counted, first_of, printable
 
 COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
 CHANGES_NAMED = 10
@@ -108,7 +107,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")
     day = first_day_of(first_day, always=always)
-    labels = labels_of(server, database, values, registry.settings.label_keys, day)
+    labels = labels_from_values(server, database, values, registry.settings.label_keys, day)
     return _declared(registry, labels, now=now, notes=_notes(registry.engine, labels))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
+from capacity_assets.base.declarations import declaration
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import human_mb, printable
 from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, first_lines, listing
-from capacity_assets.cli.options import LazyGroup
-from capacity_assets.cli.output import left, right
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.declarations import declaration
-from capacity_assets.runway.limits import (
+from capacity_assets.cli.options import LazyGroup, left, right
+from capacity_assets.forecast.limits import (
     UNLIMITED,
     Limit,
     StoredLimit,
@@ -22,10 +22,9 @@ from capacity_assets.runway.limits import (
     declare,
     forget,
     limits_of_file,
+    named,
     stored_limits,
 )
-from capacity_assets.runway.subjects import named
-from capacity_assets.units import human_mb, printable
 
 COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
 COLUMNS = (*left("Server", "Database"), *right("Limit"), *left("Source", "Since"), ("Note", "text"))

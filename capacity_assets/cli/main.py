@@ -7,9 +7,9 @@ import os
 
 import click
 
+from capacity_assets.base.files import PRIVATE_UMASK, UMASK
+from capacity_assets.base.garbage import search_rarely
 from capacity_assets.cli.options import LazyGroup
-from capacity_assets.files import PRIVATE_UMASK, UMASK
-from capacity_assets.garbage import search_rarely
 
 # Before the command is loaded.
 search_rarely()
@@ -42,7 +42,7 @@ COMMANDS = {
     "digest": "digest:digest",
     "export": "export:export",
     "maintain": "maintenance:maintain",
-    "copy": "copying:copy",
+    "copy": "importing:copy",
 }
 
 

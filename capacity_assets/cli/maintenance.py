@@ -7,15 +7,14 @@ from contextlib import contextmanager
 
 import click
 
-from capacity_assets.cli.options import dry_run_option, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, say
-from capacity_assets.errors import DATABASE_FAILURES, reason_of
+from capacity_assets.base.errors import DATABASE_FAILURES, reason_of
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted
+from capacity_assets.cli.options import NOTHING_CHANGED, dry_run_option, json_command, print_json, say
+from capacity_assets.database.engine import UnreachableError
+from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_storage
-from capacity_assets.retention.maintenance import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
-from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import UnreachableError
-from capacity_assets.units import counted
 
 
 @click.command()

@@ -1,20 +1,165 @@
-"""What the commands share: lazy loading, options, days, completion, and how a failure becomes an exit code."""
+"""What the commands share: lazy loading, options, completion, tables, JSON, and how a failure becomes an exit code.
+
+Exit 0: done. 1: the work failed. 2: bad usage or configuration. An error is one text on standard error, without a
+traceback; an error that no type names is a bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import reduce, wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from capacity_assets.cli.errors import readable_errors
-from capacity_assets.foundation.pairs import key_and_value
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings, load_settings
+from capacity_assets.base.errors import (
+    DATABASE_FAILURES,
+    CapacityError,
+    NotFoundError,
+    ValidationError,
+    reason_of,
+    sentence_of,
+)
+from capacity_assets.base.files import PRIVATE_UMASK, UMASK, key_and_value
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
+from capacity_assets.base.units import printable
+
+DONE = 0
+FAILED = 1
+BAD_USAGE = 2
+
+
+class CommandFailedError(CapacityError):
+    """A command could not do its work; the text says why, what was kept and what to do."""
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print known failures as text and exit with their code."""
+    # So that what a command holds (the embedded server, a lock) is given back when it is asked to stop.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except (ConfigurationError, ValidationError, NotFoundError) as error:
+        _leave(str(error), BAD_USAGE)
+    except CapacityError as error:
+        _leave(str(error), FAILED)
+    except DATABASE_FAILURES as error:
+        _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
+    except (OSError, MemoryError) as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        _leave(f"{sentence} Completed work was kept. Run the same command again afterwards.", FAILED)
+    except KeyboardInterrupt:
+        _leave("Interrupted. Finished transactions were kept; run the same command again to continue.", FAILED)
+
+
+def _leave(message: str, code: int) -> None:
+    for line in message.splitlines():
+        sys.stderr.write(f"capacity: {printable(line)}\n")
+    sys.exit(code)
+
+
+WIDEST = 1000
+STANDARD_OUTPUT = "-"
+NOTHING_CHANGED = "Dry run: nothing was changed."
+
+
+def console() -> Console:
+    """Return a console on standard output; colours and bars only on a terminal."""
+    return Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a sentence; names in it are neither markup nor commands to the terminal, which breaks the lines."""
+    console().print("\n".join(map(printable, text.split("\n"))), markup=False, soft_wrap=True)
+
+
+def error_console() -> Console:
+    """Return a console on standard error, for progress that must not mix with results."""
+    return Console(stderr=True, highlight=False)
+
+
+def left(*headings: str) -> tuple[tuple[str, str], ...]:
+    """Return columns of a table whose cells begin at the left."""
+    return tuple((heading, "left") for heading in headings)
+
+
+def right(*headings: str) -> tuple[tuple[str, str], ...]:
+    """Return columns of a table whose cells end at the right, as numbers do."""
+    return tuple((heading, "right") for heading in headings)
+
+
+def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table under its title; each column is a heading and left, right, or text, which folds on a terminal."""
+    built = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, side in columns:
+        whole = side != "text"
+        built.add_column(heading, justify="right" if side == "right" else "left", no_wrap=whole, overflow="fold")
+    for row in rows:
+        built.add_row(*(_cell(cell) for cell in row))
+    screen = console()
+    if not screen.is_terminal or all(side != "text" for _, side in columns):
+        # Wider than the screen is readable, cut in the middle of a word is not; who reads a pipe wants lines.
+        screen.width = max(screen.width, Console(width=WIDEST).measure(built).maximum)
+    screen.print(title, style="bold", markup=False, soft_wrap=True)
+    screen.print(built)
+
+
+def _cell(cell: object) -> Text:
+    if isinstance(cell, Text):
+        return cell  # in a colour, which says nothing that the words do not
+    return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
+
+
+@contextmanager
+def writing(where: Path | str) -> Iterator[None]:
+    """Raise CommandFailedError with one sentence instead of an OSError if a file cannot be written.
+
+    New files get the permissions of the caller's umask, because the user named them.
+    """
+    context = click.get_current_context(silent=True)
+    ours = os.umask(context.meta[UMASK] if context and UMASK in context.meta else PRIVATE_UMASK)
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
+    except OSError as error:
+        raise CommandFailedError(
+            f"{where} cannot be written: {error.strerror}. A file that was there before is as it was."
+        ) from error
+    finally:
+        os.umask(ours)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as one JSON document on standard output, for scripts."""
+    click.echo(as_json_text(value))
+
+
+def as_json_text(value: object) -> str:
+    """Return `value` as one JSON document; decimals are text without an exponent, so that none is rounded."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value: object) -> str:
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
 
 Parameters = ParamSpec("Parameters")
 

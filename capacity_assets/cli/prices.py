@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
     Registry,
     Report,
@@ -22,8 +24,9 @@ from capacity_assets.cli.declaring import (
 )
 from capacity_assets.cli.options import DAY, LazyGroup, once_option, options
 from capacity_assets.collection.registry import registered
-from capacity_assets.grouping.labels import label_of_nothing
-from capacity_assets.grouping.prices import (
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.ownership.labels import label_of_nothing
+from capacity_assets.ownership.prices import (
     EVERYTHING,
     NO_PRICE,
     Price,
@@ -34,9 +37,6 @@ from capacity_assets.grouping.prices import (
     prices_of_file,
     stored_prices,
 )
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import first_of, meant
 
 MONTHS_NAMED = 12
 COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))

@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from capacity_assets.cli.activity import WORKSPACE
-from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.output import say
-from capacity_assets.settings import Settings
-from capacity_assets.storage.embedded_folders import socket_folder
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import CommandFailedError, say
+from capacity_assets.cli.status import WORKSPACE
+from capacity_assets.database.embedded import socket_folder
 
 HOST = "127.0.0.1"
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"

@@ -9,30 +9,41 @@ from decimal import Decimal
 import click
 from sqlalchemy import Engine
 
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.limits import limit_text
-from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter, number_listed
-from capacity_assets.cli.output import left, print_json, print_table, right, say
-from capacity_assets.clock import Clock
+from capacity_assets.cli.options import (
+    GIGABYTES,
+    filter_options,
+    json_command,
+    label_filter,
+    left,
+    number_listed,
+    print_json,
+    print_table,
+    right,
+    say,
+)
 from capacity_assets.collection.registry import registered
-from capacity_assets.errors import NotFoundError
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import LEAST_CHANGES
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.grouping.labels import having, refuse_unknown_label
-from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
-from capacity_assets.runway.binding import SERVER, VOLUME
-from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.runway.limits import MB_PER_GB
-from capacity_assets.runway.outlook import (
+from capacity_assets.forecast.outlook import (
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
+    SERVER,
     TOO_LITTLE_HISTORY,
+    VOLUME,
     Outlook,
     Outlooks,
     standing_for_themselves,
 )
-from capacity_assets.settings import Settings
-from capacity_assets.units import counted, first_of, human_mb
+from capacity_assets.forecast.runway import outlooks
+from capacity_assets.ownership.labels import having, refuse_unknown_label
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 
 NAMED = 5
 SHOWN_WITHIN_DAYS = (30, 90)

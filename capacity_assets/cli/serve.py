@@ -8,13 +8,11 @@ from contextlib import suppress
 
 import click
 
-from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.options import command
-from capacity_assets.cli.output import say
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import CommandFailedError, command, say
 from capacity_assets.cli.processes import HOST
-from capacity_assets.clock import Clock
 from capacity_assets.runtime import open_reading_engine, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
 
 PAGES_PORT = 3001
 OWN_NAMES = ("127.0.0.1", "localhost")
@@ -42,8 +40,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     """
     import uvicorn
 
-    from capacity_assets.web.app import Serving, create_app
-    from capacity_assets.web.connections import limits
+    from capacity_assets.web.app import Serving, create_app, limits
     from capacity_assets.web.reading import Reader
 
     if settings.web_database_url is None:

@@ -10,13 +10,19 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import counted, human_mb, printable
 from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
-from capacity_assets.cli.options import DAY, LazyGroup
-from capacity_assets.cli.output import left
-from capacity_assets.errors import ValidationError
-from capacity_assets.runway.steps import SizeStep, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
-from capacity_assets.runway.subjects import named
-from capacity_assets.units import counted, human_mb, printable
+from capacity_assets.cli.options import DAY, LazyGroup, left
+from capacity_assets.forecast.limits import (
+    SizeStep,
+    declare_steps,
+    forget_step,
+    named,
+    sizes_around,
+    steps_of_file,
+    stored_steps,
+)
 
 COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 COLUMNS = (*left("Day", "Server", "Database"), ("Note", "text"))

@@ -10,15 +10,24 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.cli.options import filter_options, json_command, label_filter, number_listed, window_options
-from capacity_assets.cli.output import left, print_json, print_table, right
-from capacity_assets.errors import ValidationError
-from capacity_assets.grouping.labels import refuse_unknown_label
-from capacity_assets.periods import Period, Window
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.cli.options import (
+    filter_options,
+    json_command,
+    label_filter,
+    left,
+    number_listed,
+    print_json,
+    print_table,
+    right,
+    window_options,
+)
+from capacity_assets.database.sql import TIES
+from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
-from capacity_assets.settings import Settings
-from capacity_assets.storage.window_expressions import TIES
-from capacity_assets.units import human_change_mb, human_mb
 
 # What comes first, and which rows take part: an unknown change is neither growth nor shrinkage.
 # Title, which rows, and their order.

@@ -24,18 +24,10 @@ from typing import IO
 
 import click
 
-from capacity_assets.cli.activity import (
-    ActiveRun,
-    Late,
-    active_runs,
-    activity_text,
-    has_failed,
-    late_windows,
-    silent_location,
-)
-from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.options import command
-from capacity_assets.cli.output import say
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, ValidationError, reason_of
+from capacity_assets.base.network import UnansweredError, ask
+from capacity_assets.base.settings import Settings
+from capacity_assets.cli.options import CommandFailedError, command, say
 from capacity_assets.cli.processes import (
     HOST,
     POLL_SECONDS,
@@ -46,10 +38,20 @@ from capacity_assets.cli.processes import (
     web_options,
 )
 from capacity_assets.cli.serve import refuse_a_taken_port
-from capacity_assets.errors import DATABASE_FAILURES, CapacityError, ValidationError, reason_of
-from capacity_assets.foundation.lock_errors import LockUnavailableError
-from capacity_assets.foundation.outgoing import UnansweredError, ask
-from capacity_assets.foundation.redis_locks import ask_redis
+from capacity_assets.cli.status import (
+    ActiveRun,
+    Late,
+    active_runs,
+    activity_text,
+    has_failed,
+    late_windows,
+    silent_location,
+)
+from capacity_assets.database.embedded import EmbeddedServerError, start_again
+from capacity_assets.database.engine import UnreachableError, safe_url
+from capacity_assets.database.locks import LockUnavailableError, ask_redis
+from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import (
     dagster_environment,
     dagster_instance,
@@ -57,12 +59,7 @@ from capacity_assets.orchestration.instance import (
     kept_home,
 )
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
-from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
-from capacity_assets.settings import Settings
-from capacity_assets.storage.embedded import EmbeddedServerError, start_again
-from capacity_assets.storage.engine import UnreachableError, safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 START_TIMEOUT_SECONDS = 120
 READING_SECONDS = 2

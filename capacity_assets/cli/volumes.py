@@ -9,16 +9,13 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row, text
 
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb
 from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
-from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import LazyGroup
-from capacity_assets.cli.output import left, right
-from capacity_assets.clock import Clock
+from capacity_assets.cli.options import DONE, FAILED, LazyGroup, left, right
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.fetching import VARIABLE, fetch_volumes
-from capacity_assets.collection.imported_volumes import store_volumes, volumes_of_file
-from capacity_assets.errors import ValidationError, database_errors
-from capacity_assets.units import BYTES_PER_MB, counted, human_mb
+from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, store_volumes, volumes_of_file
 
 COMMANDS = {"list": "volumes:list_", "fetch": "volumes:fetch", "import": "volumes:import_"}
 COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from capacity_assets.environment import variable
-from capacity_assets.errors import CapacityError, ValidationError
-from capacity_assets.settings import Settings, variable_names
-from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD_VARIABLES, OUR_PREFIX
+from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.settings import (
+    DEFAULT_PASSWORD_FOLDERS,
+    DEFAULT_PASSWORD_VARIABLES,
+    OUR_PREFIX,
+    Settings,
+    variable,
+    variable_names,
+)
 
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"

@@ -7,11 +7,10 @@ from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select, text
 
-from capacity_assets.errors import database_errors
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.foundation.raw_tables import RawTable
-from capacity_assets.storage.distribution import is_distributed
-from capacity_assets.units import counted
+from capacity_assets.aggregates.levels import SERVER_LEVELS, RawTable
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.units import counted
+from capacity_assets.database.cluster import is_distributed
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
 OBSERVED_DAYS = 7

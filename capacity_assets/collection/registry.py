@@ -1,20 +1,25 @@
-"""The registered servers and how to reach them: rows of `instances` and `capacity_collection_targets`.
+"""The registered servers: how they are declared, how to reach them, and how each one was last measured.
 
-A server without a row in the second table is known, and aggregated, but not measured here. Passwords are never stored,
-only where they are. Files that declare servers are read in `declarations`.
+They are rows of `instances` and `capacity_collection_targets`. A server without a row in the second table is known and
+aggregated, but not measured from here. Passwords are never stored, only where they are. A file that declares servers
+(TOML with one table per server, or CSV with one row per server) is checked as a whole before anything is registered.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from capacity_assets.collection.servers import Server, complete
-from capacity_assets.errors import (
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, names_of, read_each
+from capacity_assets.base.errors import (
     DATABASE_FAILURES,
     DatabaseError,
     NotFoundError,
@@ -24,10 +29,179 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.runway.subjects import declaring
-from capacity_assets.storage.active_servers import is_active
-from capacity_assets.storage.tables import collection_targets, instances
-from capacity_assets.units import meant
+from capacity_assets.base.files import csv_rows, toml_document
+from capacity_assets.base.units import counted, meant
+from capacity_assets.collection.credentials import OWN, checked_reference
+from capacity_assets.collection.engines.base import (
+    FILES,
+    TLS_MODES,
+    TLS_OFF,
+    TLS_VERIFY_FULL,
+    engine_named,
+    engines,
+    is_loopback,
+)
+from capacity_assets.database.tables import active_condition, collection_targets, instances, is_active
+from capacity_assets.forecast.limits import Limit, declaring, megabytes_of
+from capacity_assets.ownership.labels import Label, labels_from_values
+
+LARGEST_PORT = 65535
+HOST_AND_PORT = re.compile(r"[^:/]+:\d+")
+LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as it is registered for collection; what is None takes the engine's default, or is not needed."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    name: str
+    engine: str
+    host: str
+    port: int | None = None
+    username: str | None = None
+    password_from: str | None = None
+    database: str | None = None
+    tls: str | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    server_public_key: str | None = None
+    sizing: str | None = None
+    counted_by: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Host and port as people write them."""
+        return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
+
+
+def complete(server: Server) -> Server:
+    """Return the server with the defaults of its engine filled in, every value checked.
+
+    Raises:
+        ValidationError: a value cannot work; the text names it, but never what may be a password.
+    """
+    engine = engine_named(server.engine)
+    port = engine.default_port if server.port is None else server.port
+    stays_here = server.host.startswith("/") or is_loopback(server.host)
+    tls = server.tls or (TLS_OFF if stays_here else TLS_VERIFY_FULL)
+    sizing = server.sizing or FILES
+    problems = [
+        (
+            not server.name or server.name != server.name.strip() or len(server.name) > LONGEST_NAME,
+            "a name of 1 to 255 characters is needed, without blanks at its ends",
+        ),
+        (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: a name, an address or a socket is needed"),
+        (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),
+        (tls not in TLS_MODES, f"tls: {tls!r} is none of {', '.join(TLS_MODES)}"),
+        (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
+        (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
+        (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
+        (
+            bool(server.server_public_key) and server.engine not in {"mysql", "mariadb"},
+            "server_public_key: only for MySQL and MariaDB",
+        ),
+        (
+            bool(server.server_public_key) and tls != TLS_OFF,
+            "server_public_key: only without TLS; with TLS, use tls_ca to verify the server",
+        ),
+        (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
+        ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
+        (server.password_from == OWN and server.engine != "postgresql", "password_from: own is a PostgreSQL"),
+    ]
+    if server.password_from is not None:
+        checked_reference(server.password_from)
+    for wrong, problem in problems:
+        if wrong:
+            raise ValidationError(f"Server {server.name!r}: {problem}. Nothing was registered.")
+    return replace(server, port=port, tls=tls, sizing=sizing)
+
+
+# What a server can hold, GiB or unlimited: a declared limit, and no part of how it is reached.
+LIMIT = "limit_gb"
+# Labels: a table of TOML, and in CSV one column per key.
+LABELS, LABEL_COLUMN = "labels", "label_"
+NOT_REGISTERED = "Nothing was registered."
+# What people write for a password; refused, and never repeated.
+SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
+
+
+def declared_servers(path: Path) -> list[Server]:
+    """Read a file; raises ValidationError with all problems, of the file or of its declarations."""
+    servers = read_each(_entries(path), _server)
+    if not servers:
+        raise ValidationError(f"{path} declares no server: each needs {', '.join(names_of(Server)[1])}.")
+    return servers
+
+
+def declared_limits(path: Path) -> list[Limit]:
+    """Read limits of whole servers, `limit_gb`, in a file of servers; raises ValidationError with all problems."""
+    entries = [(place, values) for place, values in _entries(path) if values.get(LIMIT) is not None]
+    return read_each(entries, _limit, NOT_REGISTERED)
+
+
+def _limit(values: Mapping[str, Any]) -> Limit:
+    return Limit(str(values.get("name")), None, megabytes_of(str(values[LIMIT])))
+
+
+def declared_labels(path: Path, keys: Sequence[str]) -> list[Label]:
+    """Read the labels of whole servers that a file of servers declares beside them: `labels`, in CSV `label_KEY`.
+
+    Raises:
+        ValidationError: the file cannot be read, or one is no label; all problems are reported together.
+    """
+
+    def read(values: Mapping[str, Any]) -> list[Label]:
+        return labels_from_values(str(values.get("name")), None, _label_values(values), keys, None)
+
+    return [label for labels in read_each(_entries(path), read, NOT_REGISTERED) for label in labels]
+
+
+def _label_values(values: Mapping[str, Any]) -> dict[str, str | None]:
+    table = values.get(LABELS, {})
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise ValidationError('write labels as labels = { team = "payments" }.')
+    columns = {key.removeprefix(LABEL_COLUMN): value for key, value in values.items() if key.startswith(LABEL_COLUMN)}
+    return {**table, **columns}
+
+
+def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    if path.suffix.lower() == ".csv":
+        _, rows = csv_rows(path)
+        return [(f"line {line}", values) for line, values in rows]
+    return _of_toml(toml_document(path))
+
+
+def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    unknown = sorted({*document} - {"servers", "defaults"})
+    if unknown:
+        raise ValidationError(f"{unknown[0]!r} is none of the tables [defaults], [defaults.ENGINE] and [[servers]].")
+    listed, defaults = document.get("servers", []), document.get("defaults", {})
+    if not isinstance(listed, list) or not isinstance(defaults, dict) or not all(isinstance(s, dict) for s in listed):
+        raise ValidationError("Write servers as [[servers]], each with its own lines, and defaults as [defaults].")
+    strangers = sorted(name for name, value in defaults.items() if isinstance(value, dict) and name not in engines())
+    if strangers:
+        raise ValidationError(f"[defaults.{strangers[0]}]: there is no such engine; known are {', '.join(engines())}.")
+    general = {name: value for name, value in defaults.items() if name not in engines()}
+    return [
+        (
+            f"server {number}",
+            {**general, **defaults.get(str(values.get("engine", general.get("engine"))), {}), **values},
+        )
+        for number, values in enumerate(listed, start=1)
+    ]
+
+
+def _server(declared: Mapping[str, Any]) -> Server:
+    values = {
+        key: value for key, value in declared.items() if key not in {LIMIT, LABELS} and not key.startswith(LABEL_COLUMN)
+    }
+    if SECRETS.intersection(map(str.lower, values)):
+        raise ValidationError("a password does not belong in the file; write password_from.")
+    return complete(declaration(Server, values))
+
 
 NOT_NULL_VIOLATION = "23502"
 
@@ -270,3 +444,69 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
     with declaring(engine, "changing the registry", dry_run=dry_run) as connection:
         connection.execute(statement, [{"server": one.id} for one in found])
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A server in service whose newest attempt failed."""
+
+    server: str
+    kind: str
+    last_collected: date | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Servers registered for collection and in service, by the outcome of the newest day of attempts."""
+
+    registered: int
+    day: date | None
+    collected: int
+    failed: int
+    failing: tuple[Failing, ...]
+
+    @property
+    def text(self) -> str:
+        """In a sentence."""
+        if not self.registered:
+            return (
+                "Collection: no server is measured from here; samples are imported, or another application writes them."
+            )
+        if self.day is None:
+            return f"Collection: {counted(self.registered, 'server')} registered, none measured yet."
+        left = self.registered - self.collected - self.failed
+        return (
+            f"Collection, {self.day}: {self.collected:,} of {counted(self.registered, 'server')} measured, "
+            f"{self.failed:,} failed{f', {left:,} not tried' if left else ''}."
+        )
+
+
+def standing(engine: Engine) -> Standing:
+    """Read the state of the collection; raises DatabaseError."""
+    with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
+        counts = connection.execute(text(_COUNTS)).one()
+        failing = [Failing(*row) for row in connection.execute(text(_FAILING))]
+    return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
+
+
+_IN_SERVICE = f"""
+SELECT i.id, i.name FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
+WHERE {active_condition("i")}
+"""  # noqa: S608 -- a constant condition
+_COUNTS = f"""
+WITH servers AS ({_IN_SERVICE}), newest AS (SELECT max(collected_date) AS day FROM capacity_collection_attempts)
+SELECT (SELECT count(*) FROM servers) AS registered, (SELECT day FROM newest) AS day,
+       count(*) FILTER (WHERE a.status = 'collected') AS collected,
+       count(*) FILTER (WHERE a.status = 'failed') AS failed
+FROM servers s JOIN capacity_collection_attempts a
+    ON a.instance_id = s.id AND a.collected_date = (SELECT day FROM newest)
+"""  # noqa: S608 -- a constant of this module
+_FAILING = f"""
+SELECT s.name, a.failure, (SELECT max(c.collected_date) FROM capacity_collection_attempts c
+                           WHERE c.instance_id = s.id AND c.status = 'collected') AS last_collected, a.reason
+FROM ({_IN_SERVICE}) AS s
+CROSS JOIN LATERAL (SELECT * FROM capacity_collection_attempts n WHERE n.instance_id = s.id
+                    ORDER BY n.collected_date DESC LIMIT 1) AS a
+WHERE a.status = 'failed' ORDER BY last_collected NULLS FIRST, s.name
+"""  # noqa: S608 -- a constant of this module

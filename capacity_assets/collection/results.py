@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
-from capacity_assets.collection.engines.base import NAMED, DatabaseSize
-from capacity_assets.collection.engines.failures import FailureKind
-from capacity_assets.collection.engines.limits import NOTHING_KNOWN, Limits
-from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS, AggregationStatus
-from capacity_assets.units import counted, first_of
+from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus
+from capacity_assets.base.units import counted, first_of
+from capacity_assets.collection.engines.base import NAMED, NOTHING_KNOWN, DatabaseSize, FailureKind, Limits
 
 
 @dataclass(frozen=True)

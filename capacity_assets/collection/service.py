@@ -3,13 +3,17 @@
 Only today can be measured: no server reports how large a database was on an earlier day. A second run of a day measures
 the servers that failed; with `again`, all of them. Batches are committed while others are still being measured, so a
 run that is killed loses at most the last seconds.
+
+Several runs or several places may share a fleet. A share is written `2/4`, the second of four, or `zone=eu`, the
+servers with that label, and `zone=` those without one; CAPACITY_COLLECTION_SHARES says which shares there are.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,20 +21,72 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.clock import Clock
-from capacity_assets.collection.fetching import fetch_volumes
-from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, ProbeHistory, Task
-from capacity_assets.collection.measuring import ProbeContext
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import MOST_SHARES
+from capacity_assets.base.units import counted
+from capacity_assets.collection.measuring import CONNECT_SECONDS, FleetMeasurement, ProbeContext, ProbeHistory, Task
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
-from capacity_assets.collection.shares import Share, chosen_by
 from capacity_assets.collection.storing import forget_old_attempts, store_each
-from capacity_assets.errors import ValidationError, database_errors
-from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock, samples_of
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.units import counted
+from capacity_assets.collection.volumes import fetch_volumes
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
+from capacity_assets.database.sql import SPANS, holds_on
+from capacity_assets.database.tables import active_condition
+
+_NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
+_LABELLED = re.compile(r"([a-z][a-z0-9_]*)=(.*)", re.DOTALL)
+HOW_TO_WRITE = "write 2/4 for the second of four shares, zone=eu for servers with a label, or zone= for those without"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some of the servers: those whose number leaves a remainder, or those with a label."""
+
+    name: str
+    number: int = 0
+    of: int = 1
+    key: str | None = None
+    value: str | None = None
+
+    def holds(self, server_id: int, labels: Mapping[int, str]) -> bool:
+        """Whether a server belongs to it; `labels` has the values of its key, by server."""
+        if self.key is None:
+            return server_id % self.of == self.number
+        return labels.get(server_id) == self.value
+
+
+def share_named(name: str) -> Share:
+    """Read a share; raises ValidationError that says how one is written."""
+    numbered, labelled = _NUMBERED.fullmatch(name), _LABELLED.fullmatch(name)
+    if labelled:
+        return Share(name, key=labelled[1], value=labelled[2] or None)
+    number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
+    if not 1 <= number <= of <= MOST_SHARES:
+        raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
+    # Named alike however it was written: a share has one lock.
+    return Share(f"{number}/{of}", number=number - 1, of=of)
+
+
+def chosen_by(engine: Engine, share: Share, server_ids: Sequence[int], day: date) -> set[int]:
+    """Return those of the servers that belong to a share, by the labels that hold on a day; raises DatabaseError."""
+    labels: dict[int, str] = {}
+    if share.key is not None:
+        with (
+            database_errors(doing="reading labels of servers", kept="Nothing was measured."),
+            engine.connect() as connection,
+        ):
+            rows = connection.execute(text(_LABELS), {"key": share.key, "day": day})
+            labels = {row.instance_id: row.value for row in rows}
+    return {server for server in server_ids if share.holds(server, labels)}
+
+
+_LABELS = f"""
+SELECT l.instance_id, l.value FROM {SPANS} l
+WHERE l.key = :key AND l.database_pattern = '' AND {holds_on("l", "CAST(:day AS date)")}
+"""  # noqa: S608 -- expressions of our own views
+
 
 logger = logging.getLogger(__name__)
 

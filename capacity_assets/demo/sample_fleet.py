@@ -14,11 +14,10 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.samples import insert_samples
-from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.every_table import metadata
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, insert_samples
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.database.engine import copy_rows
+from capacity_assets.database.tables import metadata
 
 EPOCH = date(2024, 1, 1)
 MOST_DAYS_OF_SAMPLES = 3 * 366

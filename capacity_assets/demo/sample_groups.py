@@ -7,10 +7,10 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.demo.sample_fleet import FLEET
-from capacity_assets.grouping.labels import Label, declare_labels, stored_labels
-from capacity_assets.grouping.prices import Price, declare_prices, stored_prices
-from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
+from capacity_assets.ownership.prices import Price, declare_prices, stored_prices
 
 # oracle-archive-01 belongs to nobody that is known, as something does everywhere.
 TEAMS = {

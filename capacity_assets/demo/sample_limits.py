@@ -11,10 +11,9 @@ from datetime import date
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.database.tables import active_condition
 from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
-from capacity_assets.runway.limits import Limit, declare, stored_limits
-from capacity_assets.runway.steps import SizeStep, declare_steps, stored_steps
-from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps, stored_limits, stored_steps
 
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024

@@ -12,13 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.errors import database_errors
-from capacity_assets.periods import PERIODS, Window
-from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.label_expressions import labels_of
-from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
-from capacity_assets.storage.time_zone import TODAY
-from capacity_assets.storage.window_expressions import TIES
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.database.engine import TODAY
+from capacity_assets.database.sql import TIES, labels_of
+from capacity_assets.database.tables import active_condition
+from capacity_assets.database.views import STANDS_FOR_ITSELF
 
 WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
 """Unusual: a weekly change of at least 1 GiB and more than twice the largest change of the twelve weeks before."""

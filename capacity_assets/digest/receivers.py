@@ -10,11 +10,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.declarations import NO_OTHER_NAMES, declaration
-from capacity_assets.foundation.pairs import key_and_value
-from capacity_assets.foundation.toml_files import named_tables
-from capacity_assets.grouping.labels import checked
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.files import key_and_value, named_tables
+from capacity_assets.ownership.labels import checked
 
 TABLE = "receivers"
 # One at sign, no blank and no line break: such an address could add headers of its own.

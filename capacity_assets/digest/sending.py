@@ -13,13 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.network import Opened, WebhookError, post_text, within
+from capacity_assets.base.periods import Window
+from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.writing import as_mail, as_text, subject_of
-from capacity_assets.errors import database_errors
-from capacity_assets.foundation.outgoing import Opened, WebhookError, post_text, within
-from capacity_assets.periods import Window
-from capacity_assets.storage.row_locks import NO_TIME_LIMIT, wait_for_lock
 
 # Between two bytes, and for a whole mail from the greeting to the end.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import PackageLoader, Template
 
+from capacity_assets.base.units import human_change_mb, human_mb, human_percent, printable
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest, Mover, Named
-from capacity_assets.units import human_change_mb, human_mb, human_percent, printable
 
 CHART = "size-over-time"
 

@@ -1,1 +1,1 @@
-"""Forecasts of sizes, and how far they were off. Arithmetic over arrays: no database, no orchestration."""
+"""When limits are reached: sizes, limits, forecasts, issued runways and how far they were off."""

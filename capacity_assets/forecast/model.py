@@ -1,19 +1,41 @@
-"""How sizes go on: a robust drift, or the last value where that was the better forecast, and bands from own errors.
+"""How sizes continue: a robust drift, or the last value where that was the better forecast, and bands from own errors.
 
 Everything is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in
-the batch, in which order, and on how many processors. The method and its measured error are in docs/forecast.md; what
-a limit makes of a forecast is in `runway`.
+the batch, in which order, and on how many processors. Declared steps, changes that will not repeat, are taken out of a
+series first. The method and its measured error are in docs/forecast.md; what a limit makes of a forecast is in
+`runway`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
+
+
+def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
+    """Move what was measured before each step to the level after it; `steps` has the columns of each row's steps.
+
+    A step is the difference between the first size measured on its day or later and the last one before. It is left
+    alone where one of the two is not known. Without any step the array itself is returned.
+    """
+    if not any(steps):
+        return sizes
+    smooth = sizes.copy()
+    for place, columns in enumerate(steps):
+        measured = np.flatnonzero(~np.isnan(sizes[place]))
+        # Two steps between the same two measured days are one change.
+        for after in sorted({int(np.searchsorted(measured, column)) for column in columns}):
+            if 0 < after < len(measured):
+                jump = sizes[place, measured[after]] - sizes[place, measured[after - 1]]
+                smooth[place, : measured[after]] += jump
+    return smooth
+
 
 Sizes: TypeAlias = NDArray[np.float64]
 

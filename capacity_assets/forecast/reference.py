@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,

@@ -13,7 +13,8 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
-from capacity_assets.foundation.outgoing import WebhookError, post_text
+from capacity_assets.base.network import WebhookError, post_text
+from capacity_assets.base.units import first_of
 from capacity_assets.orchestration.metadata import unescaped
 from capacity_assets.orchestration.private.definitions import (
     AUTO_RETRY_RUN_ID_TAG,
@@ -23,7 +24,6 @@ from capacity_assets.orchestration.private.definitions import (
     WILL_RETRY_TAG,
     TimeWindowPartitionsSubset,
 )
-from capacity_assets.units import first_of
 
 ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5

@@ -12,28 +12,30 @@ from functools import cache
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.aggregation.writing import fingerprint
-from capacity_assets.foundation.levels import INSTANCE, SERVER_LEVELS, Level
-from capacity_assets.orchestration.checks import check_results, check_specs
-from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.statements import fingerprint
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import Period
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import (
     aggregate_metadata,
+    check_results,
+    check_specs,
     failure_metadata,
     summary_metadata,
 )
-from capacity_assets.orchestration.naming import OWNERS, asset_name, pool_name
 from capacity_assets.orchestration.partitions import (
+    OWNERS,
     PARTITIONS_PER_RUN,
+    asset_name,
     days_behind_a_window,
     partitions_of,
+    pool_name,
     windows_of,
 )
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
-from capacity_assets.periods import Period
-from capacity_assets.settings import Settings
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
 
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.

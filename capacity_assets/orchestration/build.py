@@ -9,33 +9,46 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
+from capacity_assets.base.settings import Settings
+from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import RETRIES, aggregate_asset
-from capacity_assets.orchestration.checks import samples_recent, standing_check
-from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
-from capacity_assets.orchestration.digests import DIGEST_PERIOD, digest_asset, digest_job, digest_schedule
-from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
-from capacity_assets.orchestration.late_data import late_data_sensor
-from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
-from capacity_assets.orchestration.marking import computed_windows_sensor, sample_days_sensor
-from capacity_assets.orchestration.observation import observation_job, observation_schedule, observed_assets
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
-from capacity_assets.orchestration.reports import (
+from capacity_assets.orchestration.collection import (
+    collected_assets,
+    collection_job,
+    collection_schedule,
+    observation_job,
+    observation_schedule,
+    observed_assets,
+)
+from capacity_assets.orchestration.documents import (
+    DIGEST_PERIOD,
     REPORT_PERIOD,
+    digest_asset,
+    digest_job,
+    digest_schedule,
     growth_report,
     growth_report_job,
     growth_report_sensor,
+    showback_asset,
+    showback_job,
+    showback_sensor,
 )
+from capacity_assets.orchestration.late_data import computed_windows_sensor, late_data_sensor, sample_days_sensor
+from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
+from capacity_assets.orchestration.metadata import samples_recent, standing_check
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import resources
 from capacity_assets.orchestration.runways import runway_asset, runway_job, runway_schedule
-from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
-from capacity_assets.orchestration.showback import showback_asset, showback_job, showback_sensor
-from capacity_assets.periods import PERIODS, Period, with_trend_threshold
-from capacity_assets.retention.rules import parse_retention
+from capacity_assets.orchestration.schedules import (
+    aggregation_jobs,
+    aggregation_schedules,
+    standing_check_job,
+    standing_check_schedule,
+)
 from capacity_assets.runtime import excluded_of
-from capacity_assets.settings import Settings
 
 MONTHLY_ASSETS = (growth_report, showback_asset)
 

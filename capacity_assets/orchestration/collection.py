@@ -1,38 +1,87 @@
-"""The raw tables as assets that are measured; where another application fills them, see `observation`.
+"""The raw tables as assets: measured here, or observed where another application fills them.
 
-One step for all of them, today's partition only, every failed server in the metadata and in a check.
-The job also computes the day's aggregates, which so follow when the measuring is done. How servers are measured is
-the business of `collection`.
+Measuring is one step for all of them, today's partition only, with every failed server in the metadata and in a check.
+The job also computes the day's aggregates afterwards. A past day that has samples keeps them and counts as done, so
+that a backfill over all days is harmless. How servers are measured is in `collection.service`.
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping
-from datetime import date, datetime
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 
 import dagster as dg
 from pydantic import Field
 from sqlalchemy import Engine
 
+from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERVER_LEVELS, RawTable
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.periods import Period
+from capacity_assets.base.settings import HOURS_PER_DAY, Settings
+from capacity_assets.base.units import counted
+from capacity_assets.collection.observing import data_versions, days_with_samples
+from capacity_assets.collection.registry import standing
 from capacity_assets.collection.results import CollectionSummary
-from capacity_assets.collection.service import CollectionService
-from capacity_assets.collection.shares import share_named
-from capacity_assets.collection.standing import standing
-from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import INSTANCE, LEVELS
-from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
-from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.collection.service import CollectionService, Share, share_named
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, first_bullets, table_metadata, typed
-from capacity_assets.orchestration.naming import OWNERS, asset_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
-from capacity_assets.orchestration.pools import COLLECTION_POOL
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
-from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
-from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
+from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days
+from capacity_assets.orchestration.private.definitions import (
+    UnresolvedAssetJobDefinition,
+    create_external_asset_from_source_asset,
+)
+from capacity_assets.orchestration.resources import COLLECTION_RESOURCE, dagster_failures
 from capacity_assets.orchestration.runways import RUNWAY
-from capacity_assets.periods import Period
-from capacity_assets.setting_values import HOURS_PER_DAY
-from capacity_assets.settings import Settings
-from capacity_assets.units import counted
+from capacity_assets.orchestration.schedules import COLLECTION_POOL
+
+
+@dataclass(frozen=True)
+class RequestedDays:
+    """The days that were asked for, which of them hold samples taken before, and what was measured for today."""
+
+    days: tuple[date, ...]
+    kept: frozenset[date]
+    summary: CollectionSummary | None
+
+    @property
+    def missing(self) -> list[date]:
+        """The days that have no samples after the run either."""
+        return [day for day in self.days if day not in self.kept and not self.is_measured(day)]
+
+    def is_measured(self, day: date) -> bool:
+        """Whether servers were measured for this day."""
+        return self.summary is not None and self.summary.day == day and not self.summary.is_empty
+
+
+def measure_requested(
+    service: CollectionService, keys: Sequence[str], *, again: bool, share: Share | None = None
+) -> RequestedDays:
+    """Measure all servers or a share if today is among the days, and find which others have samples.
+
+    Raises:
+        ValidationError: the only day is not today and has no samples.
+        LockHeldError, DatabaseError: as `CollectionService.collect`.
+    """
+    days = tuple(sorted(date.fromisoformat(key) for key in keys))
+    today = service.clock.today()
+    kept = _days_with_samples(service, days)
+    measurable = today in days and (today not in kept or service.has_servers())
+    if not measurable and kept.issuperset(days):
+        return RequestedDays(days, kept, None)
+    day = today if measurable else days[0]
+    summary = service.collect(day, again=again, share=share) if measurable or len(days) == 1 else None
+    # Samples of today that others have taken are there also where every server of ours failed.
+    measured = {today} if summary is not None and not summary.is_empty else set[date]()
+    return RequestedDays(days, kept - measured, summary)
+
+
+def _days_with_samples(service: CollectionService, days: Sequence[date]) -> frozenset[date]:
+    found = [
+        set(days_with_samples(service.engine, level.source, days[0], days[-1] + timedelta(days=1)))
+        for level in SERVER_LEVELS.values()
+    ]
+    return frozenset(set.intersection(*found) & set(days))
+
 
 RAW_GROUP = "raw"
 STEP = "collection"
@@ -272,5 +321,69 @@ def _collected_description(raw: RawTable) -> str:
         that does not answer or refuses counts as failed, with the reason; it has no sample
         of the day, and the others are stored. A second run of the day measures those that failed. With
         `CAPACITY_COLLECTION=off` another application fills the tables.
+
+        A partition is one day. {READERS[raw.level is None]}""")
+
+
+OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
+
+
+def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Build the raw tables as observed assets: each of their newest days gets a data version."""
+    with warnings.catch_warnings():
+        # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
+        warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
+        return [create_external_asset_from_source_asset(_observed_asset(settings, raw)) for raw in RAW_TABLES]
+
+
+def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        key=raw.name,
+        description=_observed_description(raw),
+        group_name=RAW_GROUP,
+        partitions_def=sample_days(settings),
+        tags={**level_tags(raw), **{f"dagster/kind/{kind}": "" for kind in KINDS}},
+        metadata=table_metadata(raw.table),
+        required_resource_keys={COLLECTION_RESOURCE},
+    )
+    def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        with dagster_failures():
+            versions = data_versions(service.engine, raw, service.clock.today())
+        known = {
+            day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
+        }
+        with warnings.catch_warnings():
+            # The class is marked beta; the pinned minor release bounds that.
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            return dg.DataVersionsByPartition(known)
+
+    return observe
+
+
+observation_job = dg.define_asset_job(
+    OBSERVATION_JOB,
+    selection=dg.AssetSelection.assets(*(raw.name for raw in RAW_TABLES)),
+    description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
+)
+
+
+def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule: every day."""
+    return dg.ScheduleDefinition(
+        name=OBSERVATION_SCHEDULE,
+        job_name=OBSERVATION_JOB,
+        cron_schedule=f"0 {settings.collection_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Observes the newest days of the raw tables.",
+    )
+
+
+def _observed_description(raw: RawTable) -> str:
+    return textwrap.dedent(f"""\
+        {raw.row} Written by another application, or imported.
+
+        Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
 
         A partition is one day. {READERS[raw.level is None]}""")

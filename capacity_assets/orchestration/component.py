@@ -9,17 +9,16 @@ from pathlib import Path
 
 import dagster as dg
 
-from capacity_assets.collection.declarations import declared_limits, declared_servers
-from capacity_assets.collection.registry import register
+from capacity_assets.base.settings import Settings, load_settings
+from capacity_assets.collection.registry import declared_limits, declared_servers, register
+from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.forecast.limits import declare
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import typed
+from capacity_assets.orchestration.resources import dagster_failures
 from capacity_assets.runtime import open_engine
-from capacity_assets.runway.limits import declare
-from capacity_assets.settings import Settings, load_settings
 
 REGISTERED_SERVERS = "registered_servers"
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import NoSuchTableError
 
-from capacity_assets.env_file import env_file_values
-from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
-from capacity_assets.periods import PERIODS
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, reason_of
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, env_file_values
+from capacity_assets.database.embedded import FolderRefusedError, own_folder
+from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
 from capacity_assets.runtime import open_dagster_database
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
-from capacity_assets.storage.embedded_folders import FolderRefusedError, own_folder
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -47,7 +46,7 @@ def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iter
         if dagster_url is not None:
             _ensure_dagster_storage(dagster_url)
         if capacity_url is None or dagster_url is None:
-            from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
+            from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 
             server = stack.enter_context(embedded_server(settings.postgres_data))
             capacity_url = capacity_url or server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
@@ -109,7 +108,7 @@ def _opened(home: str) -> DagsterInstance:
     from alembic.util import CommandError
     from dagster import DagsterInstance
 
-    from capacity_assets.orchestration.pools import set_pool_limits
+    from capacity_assets.orchestration.schedules import set_pool_limits
 
     try:
         instance = DagsterInstance.from_config(home)

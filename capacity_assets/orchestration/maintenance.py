@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.base.settings import Settings
+from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport, RetentionService
 from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, typed
-from capacity_assets.orchestration.naming import OWNERS
+from capacity_assets.orchestration.partitions import OWNERS
 from capacity_assets.orchestration.private.postgres import purge_check_records
-from capacity_assets.orchestration.resources import RETENTION_RESOURCE
-from capacity_assets.retention.maintenance import MaintenanceError, MaintenanceReport, RetentionService
-from capacity_assets.settings import Settings
+from capacity_assets.orchestration.resources import RETENTION_RESOURCE, dagster_failures
 
 TABLE_PARTITIONS = "table_partitions"
 MAINTENANCE_GROUP = "maintenance"

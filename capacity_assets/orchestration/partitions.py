@@ -1,6 +1,6 @@
-"""Partitions and their mappings, made from the period registry.
+"""Public names of assets and jobs, partitions and their mappings, all made from the period registry.
 
-A partition is a window; its key is the window's first day. Windows are defined in `periods`.
+A partition is a window; its key is the window's first day. Windows are defined in `base.periods`.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,34 @@ from datetime import date
 
 import dagster as dg
 
-from capacity_assets.periods import Period, Window
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.levels import Level, aggregates_name
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Settings
+
+# Where the web server serves the growth reports, and the UI links to them.
+REPORTS_PATH = "/capacity/reports"
+OWNERS = ["team:dba"]
+
+
+def asset_name(period: Period, level: Level) -> str:
+    """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
+    return aggregates_name(period.name, level)
+
+
+def job_name(period: Period) -> str:
+    """Return the name of a period's job, for example `daily_aggregation_job`."""
+    return f"{period.name}_aggregation_job"
+
+
+def schedule_name(period: Period) -> str:
+    """Return the name of a period's schedule, for example `daily_aggregation_schedule`."""
+    return f"{period.name}_aggregation_schedule"
+
+
+def pool_name(period: Period) -> str:
+    """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
+    return f"capacity_{period.name}"
+
 
 PARTITION_FORMAT = "%Y-%m-%d"
 SAMPLE_DAY = Period("day", days=1)

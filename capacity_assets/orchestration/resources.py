@@ -1,23 +1,40 @@
 """The resources behind the assets: they hand out a task runner or a collection for the length of a run.
 
-Plain generators, not configurable resources: they have no field that the UI could show, because all they
-need (a URL with a password) is secret, and the domain objects they yield know nothing of Dagster.
+Plain generators, not configurable resources: they have no field that the UI could show, because all they need (a URL
+with a password) is secret, and the domain objects they yield know nothing of Dagster. Our errors become Dagster's
+failures here, whose text a run or tick shows; which of them are transient is decided in `base.errors`.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from sqlalchemy import Engine
 
-from capacity_assets.clock import Clock
-from capacity_assets.orchestration.failures import dagster_failures
-from capacity_assets.periods import Period
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.periods import Clock, Period
+from capacity_assets.base.settings import Settings
 from capacity_assets.runtime import collection_service, open_engine, retention_service, task_runner
-from capacity_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from capacity_assets.runway.service import RunwayService
+    from capacity_assets.forecast.issuing import RunwayService
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def dagster_failures() -> Iterator[None]:
+    """Raise an error of the block as a dagster.Failure with its text alone; only a transient one may be retried."""
+    try:
+        yield
+    except CapacityError as error:
+        # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
+        logger.debug("cause of the failure", exc_info=error)
+        raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+
 
 AGGREGATION_RESOURCE = "aggregation"
 COLLECTION_RESOURCE = "collection"
@@ -38,7 +55,7 @@ def resources(settings: Settings, clock: Clock, periods: Mapping[str, Period]) -
 
     def runway_service(engine: Engine) -> "RunwayService":
         # Arrays are loaded by runs that forecast, not by the code location.
-        from capacity_assets.runway.service import RunwayService
+        from capacity_assets.forecast.issuing import RunwayService
 
         return RunwayService(engine, clock)
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.foundation.raw_tables import RAW_TABLES
+from capacity_assets.aggregates.levels import RAW_TABLES
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_mb
+from capacity_assets.database.tables import capacity_runways
 from capacity_assets.orchestration.assets import freshness
-from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     escaped,
@@ -21,19 +23,14 @@ from capacity_assets.orchestration.metadata import (
     table_metadata,
     typed,
 )
-from capacity_assets.orchestration.naming import OWNERS
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
-from capacity_assets.orchestration.pools import RUNWAY_POOL
-from capacity_assets.orchestration.resources import RUNWAY_RESOURCE
-from capacity_assets.settings import Settings
-from capacity_assets.storage.limit_tables import capacity_runways
-from capacity_assets.units import human_mb
+from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
+from capacity_assets.orchestration.resources import RUNWAY_RESOURCE, dagster_failures
+from capacity_assets.orchestration.schedules import RUNWAY_POOL
 
 if TYPE_CHECKING:
-    from capacity_assets.runway.issued import IssuedDay
-    from capacity_assets.runway.issuing import IssuedRunways
-    from capacity_assets.runway.outlook import Outlook
-    from capacity_assets.runway.service import RunwayService
+    from capacity_assets.forecast.issued import IssuedDay
+    from capacity_assets.forecast.issuing import IssuedRunways, RunwayService
+    from capacity_assets.forecast.outlook import Outlook
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"

@@ -1,26 +1,108 @@
-"""One schedule per period: on the day a window is due, at the configured hour in the configured zone.
+"""Jobs, schedules and pools: one of each per period.
 
-A tick computes its window from the scheduled time, never from the clock. Dagster evaluates only the last
-tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a tick also requests
-the windows since the last one its schedule requested. Which window is due is decided in `periods`.
+A job runs all levels of a period in one run; a job over unlike partitions does not resolve, hence one each. A schedule
+runs on the day a window is due, at the configured hour in the configured zone, and computes its window from the
+scheduled time, never from the clock. Dagster evaluates only the last tick that a downtime missed (measured on 1.13.27:
+no schedule catches up any more), so a tick also requests the windows since the last one its schedule requested.
+
+A pool of one slot lets one run of a period run at a time, however it is started. The limit of a pool that Dagster has
+never seen is set only after the first dequeue, which lets two runs of a fresh pool run side by side. Therefore set-up
+sets each limit explicitly, and `capacity check` looks. Writers that the run coordinator does not see are held off by
+the lock around a run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from capacity_assets.orchestration.checks import STANDING_CHECK_JOB
-from capacity_assets.orchestration.jobs import run_request
-from capacity_assets.orchestration.naming import job_name, schedule_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.orchestration.metadata import STANDING_CHECK_JOB, standing_check_keys
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name, job_name, pool_name, schedule_name
 from capacity_assets.orchestration.private.definitions import (
     ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
     SCHEDULE_NAME_TAG,
+    UnresolvedAssetJobDefinition,
 )
-from capacity_assets.periods import Period
-from capacity_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from capacity_assets.orchestration.private.definitions import EventLogStorage
+
+
+COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
+
+
+def set_pool_limits(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> None:
+    """Give each period's pool and that of the runways their single slot, and the collection one per share.
+
+    A limit that stands already is not written again: that takes several statements per pool.
+    """
+    for name, slots in _missing_limits(storage, periods, shares).items():
+        storage.set_concurrency_slots(name, slots)
+
+
+def pools_without_limit(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> list[str]:
+    """Return the pools whose explicit limit is another one; raises DBAPIError, also where Dagster has no tables yet."""
+    return list(_missing_limits(storage, periods, shares))
+
+
+def _missing_limits(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> dict[str, int]:
+    limits = {pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default}
+    return {name: slots for name, slots in _pools(periods, shares).items() if limits.get(name) != slots}
+
+
+def _pools(periods: Iterable[Period], shares: int) -> dict[str, int]:
+    return {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
+
+
+def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefinition]:
+    """Build the jobs."""
+    return [
+        dg.define_asset_job(
+            job_name(period),
+            selection=dg.AssetSelection.assets(*(asset_name(period, level) for level in LEVELS.values())),
+            description=f"Aggregate {period.name} windows: databases, servers and groups in one run.",
+            tags={"period": period.name},
+        )
+        for period in periods
+    ]
+
+
+def standing_check_job(periods: Iterable[Period]) -> UnresolvedAssetJobDefinition:
+    """Build the job that evaluates the standing check of every asset, without computing anything."""
+    return dg.define_asset_job(
+        STANDING_CHECK_JOB,
+        selection=dg.AssetSelection.checks(*standing_check_keys(periods)),
+        description="Look for failed or missing partitions and for samples that stopped arriving, and say how to "
+        "recover. Computes nothing.",
+    )
+
+
+def range_tags(windows: Sequence[Window]) -> dict[str, str]:
+    """Return the tags that make one run of the windows from the first to the last."""
+    return {ASSET_PARTITION_RANGE_START_TAG: windows[0].key, ASSET_PARTITION_RANGE_END_TAG: windows[-1].key}
+
+
+def run_request(
+    run_key: str,
+    windows: Sequence[Window],
+    *,
+    job: str | None = None,
+    assets: Sequence[dg.AssetKey] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dg.RunRequest:
+    """Request the windows from the first to the last in one run; `run_key` makes a repeated tick request it once."""
+    if len(windows) == 1:
+        key = windows[0].key
+        return dg.RunRequest(run_key=run_key, partition_key=key, job_name=job, asset_selection=assets, tags=tags)
+    both = {**(tags or {}), **range_tags(windows)}
+    return dg.RunRequest(run_key=run_key, job_name=job, asset_selection=assets, tags=both)
+
 
 # One run's worth. A longer gap is a decision: backfill it.
 MOST_CAUGHT_UP = PARTITIONS_PER_RUN

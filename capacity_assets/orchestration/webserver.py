@@ -26,16 +26,15 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from capacity_assets.files import PRIVATE_UMASK
-from capacity_assets.orchestration.naming import REPORTS_PATH
+from capacity_assets.base.files import PRIVATE_UMASK
+from capacity_assets.orchestration.partitions import REPORTS_PATH
 from capacity_assets.orchestration.private.serving import (
     WorkspaceFileTarget,
     WorkspaceProcessContext,
     WorkspaceRequestContext,
     setup_interrupt_handlers,
 )
-from capacity_assets.web.connections import limits
-from capacity_assets.web.guard import SecurityHeaders
+from capacity_assets.web.app import SecurityHeaders, limits
 
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.errors import database_errors
-from capacity_assets.report import queries
-from capacity_assets.report.data import Report
-from capacity_assets.report.reading import server_id
-from capacity_assets.units import counted, first_of, human_pair_mb
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.units import counted, first_of, human_pair_mb
+from capacity_assets.report import data
+from capacity_assets.report.data import Report, server_id
 
 META = "capacity-report"
 _HEAD_CHARACTERS = 8192
@@ -143,7 +142,7 @@ def _reason(engine: Engine, report: Report, since: datetime) -> str:
             "end": report.window.end,
             "server": server_id(connection, report.server),
         }
-        rows = connection.execute(text(queries.SAMPLES_SINCE), parameters).all()
+        rows = connection.execute(text(data.SAMPLES_SINCE), parameters).all()
     if not rows:
         return (
             "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "

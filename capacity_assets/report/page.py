@@ -9,23 +9,26 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 from markupsafe import Markup
 
+from capacity_assets.base.files import atomic_write
+from capacity_assets.base.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 from capacity_assets.charts.history import STYLES
 from capacity_assets.charts.templates import environment_of
-from capacity_assets.files import atomic_write
-from capacity_assets.grouping import bill_words
-from capacity_assets.grouping.bills import IssuedBill
+from capacity_assets.ownership import bills
+from capacity_assets.ownership.bills import IssuedBill
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
+    band_bar,
     coverage_chart,
-    history_chart,
+    fan_charts,
+    fleet_history_chart,
+    in_words,
+    score_sentences,
     stacked_series,
     waterfall_chart,
 )
 from capacity_assets.report.data import ChangeKind, Report
-from capacity_assets.report.fans import band_bar, fan_charts, in_words, score_sentences
 from capacity_assets.report.issues import Edition
-from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
 UNMEASURED_NAMED = 20
 DAYS_NAMED = 10
@@ -52,8 +55,8 @@ def _environment() -> Environment:
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
         in_words=in_words,
         counted=counted,
-        group=bill_words.group_named,
-        gib=bill_words.gib,
+        group=bills.group_named,
+        gib=bills.gib,
     )
     return environment
 
@@ -75,7 +78,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
             kinds_listed=KINDS_LISTED,
             series=stacked_series(report),
             notes=notes(report),
-            history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
+            history_chart=Markup(fleet_history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
             waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
             coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
             fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
@@ -87,9 +90,9 @@ def render(report: Report, edition: Edition | None = None) -> str:
 def render_bill(found: IssuedBill) -> str:
     """Return a bill as one HTML document."""
     context = {
-        "title": bill_words.title(found),
-        "notes": bill_words.notes(found),
-        "quantity": bill_words.quantity_note(found),
+        "title": bills.title(found),
+        "notes": bills.notes(found),
+        "quantity": bills.quantity_note(found),
     }
     return _environment().get_template("bill.html.j2").render(found=found, **context)
 

@@ -1,34 +1,42 @@
-"""The web application: routes, answers as page, JSON or CSV, refusals, and the headers that every answer carries."""
+"""The web application: routes, who may look, answers as page, JSON or CSV, refusals, and limits of connections.
+
+uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
+process runs out of file descriptors; `connections` bounds all three for the pages and for Dagster's web server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
+import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h11
 from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from capacity_assets.charts.history import STYLES
-from capacity_assets.clock import Clock
-from capacity_assets.errors import (
+from capacity_assets.base.errors import (
     DATABASE_FAILURES,
     DatabaseError,
     DatabaseFailure,
@@ -37,15 +45,158 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.periods import PERIODS
-from capacity_assets.units import counted
-from capacity_assets.web.asked import Asked, known_values
-from capacity_assets.web.csv_files import csv_of
-from capacity_assets.web.guard import Allowed, SecurityHeaders
-from capacity_assets.web.names import Names
+from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.units import counted
+from capacity_assets.charts.history import STYLES
+from capacity_assets.web.addresses import Asked, known_values
 from capacity_assets.web.pages import fleet, groups, lists, subjects
-from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Reader
-from capacity_assets.web.rendering import Renderer
+from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Names, Reader
+from capacity_assets.web.rendering import Renderer, csv_of
+
+CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
+REFUSAL = "Refused: log in with any user name and the token as the password, or send Authorization: Bearer TOKEN.\n"
+POLICY = "Content-Security-Policy"
+# No script and no style but our own files; nothing may frame a page, and no form leaves it.
+HEADERS = {
+    POLICY: "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SecurityHeaders:
+    """Adds headers to every response; a content security policy is added to an existing one to restrict it."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
+        """Wrap `app`."""
+        self._app, self._headers = app, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    if name != POLICY:
+                        del headers[name]
+                    headers.append(name, value)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+class Allowed:
+    """Allows requests with the token, or with a user named by a proxy; all requests if neither is configured.
+
+    The browser asks for the token as a password and sends it only to this port. It would send a cookie to every port of
+    the host, where other programs may listen.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
+        """Wrap `app`."""
+        self._app, self._token, self._user_header = app, token, user_header
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if self._user_header and not headers.get(self._user_header):
+            refusal = f"Refused: the proxy named no user in {self._user_header}."
+            await PlainTextResponse(f"{refusal}\n", status_code=403)(scope, receive, send)
+        elif self._token is None or secrets.compare_digest(_token_in(headers), self._token.encode()):
+            await self._app(scope, receive, send)
+        else:
+            await PlainTextResponse(REFUSAL, 401, {"WWW-Authenticate": CHALLENGE})(scope, receive, send)
+
+
+def _token_in(headers: Headers) -> bytes:
+    """Return the token, sent by a script as Bearer or by a browser as password; empty if there is none."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return b64decode(given, validate=True).partition(b":")[2]
+    return given.encode() if scheme.lower() == "bearer" else b""
+
+
+LARGEST_HEAD_BYTES = 32 * 1024
+REQUEST_SECONDS = 10
+"""Time within which a request must arrive completely, from the connection or the previous response on."""
+STALLED_SECONDS = 30
+"""Time after which a client that reads nothing of its response is disconnected."""
+SECONDS_BETWEEN_LOOKS = 1
+MOST_CONNECTIONS = 1000
+# Connections that arrive together are all accepted before the first one is counted.
+BACKLOG = 64
+
+
+def limits() -> dict[str, Any]:
+    """Return the uvicorn options that limit clients."""
+    return {"http": BoundedConnection, "h11_max_incomplete_event_size": LARGEST_HEAD_BYTES, "backlog": BACKLOG}
+
+
+def most_connections() -> int:
+    """Return the maximum number of connections: half of the limit on open files, at most MOST_CONNECTIONS."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
+
+
+class BoundedConnection(H11Protocol):
+    """Closes connections of slow clients; beyond the limit, the connection that has waited longest for its client."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        """Start the time limit for the request."""
+        super().connection_made(transport)
+        self._waits_since = self._moved_at = self.loop.time()
+        self._unsent = 0
+        self._looking = self.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look)
+        if len(self.connections) > most_connections():
+            self._make_room()
+
+    def on_response_complete(self) -> None:
+        """Start the time limit for the next request."""
+        self._waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over to the WebSocket protocol, which pings its clients."""
+        self._looking.cancel()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop checking the connection."""
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _is_sending(self) -> bool:
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+
+    def _look(self) -> None:
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._moved_at = unsent, now
+        is_slow = self._is_sending and now - self._waits_since > REQUEST_SECONDS
+        if is_slow or (unsent and now - self._moved_at > STALLED_SECONDS):
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look)
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for its client; requests in progress continue."""
+        ours = [one for one in self.connections if isinstance(one, BoundedConnection)]
+        waiting = [one for one in ours if one._is_sending or one.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
+        longest = min(waiting, key=lambda one: one._waits_since)  # noqa: SLF001 -- as above
+        # connection_lost is called later, and new connections may arrive before that.
+        self.connections.discard(longest)
+        longest.transport.abort()
+
 
 logger = logging.getLogger("capacity_assets")
 

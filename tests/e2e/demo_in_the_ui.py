@@ -8,7 +8,7 @@ from typing import NamedTuple
 from playwright.sync_api import Locator, Page
 from sqlalchemy import Engine, text
 
-from capacity_assets.periods import PERIODS
+from capacity_assets.base.periods import PERIODS
 from tests.e2e.stack import ask
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"

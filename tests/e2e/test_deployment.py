@@ -19,8 +19,8 @@ import pytest
 import yaml
 from sqlalchemy import URL, Engine
 
-from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
-from capacity_assets.storage.embedded_folders import socket_folder
+from capacity_assets.base.settings import DAGSTER_DRIVER, Settings, variable_names
+from capacity_assets.database.embedded import socket_folder
 from tests.e2e.stack import SHORT_HEARTBEAT, ask, launch, pause, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.redis_server import RedisServer

@@ -17,16 +17,16 @@ import dagster as dg
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.aggregates.ledger import Ledger
+from capacity_assets.aggregates.levels import DATABASE, LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+from capacity_assets.database import embedded
+from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
-from capacity_assets.storage import embedded
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.daemon import Daemon, running_daemon

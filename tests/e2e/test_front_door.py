@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from capacity_assets.settings import DAGSTER_DRIVER
-from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.base.settings import DAGSTER_DRIVER
+from capacity_assets.database.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_ports, processes_naming, run, wait_for
 from tests.redis_server import RedisServer

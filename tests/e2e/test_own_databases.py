@@ -20,11 +20,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import URL, Engine, inspect, text
 
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import EmbeddedServer
-from capacity_assets.storage.engine import capacity_engine, disposed
-from capacity_assets.storage.every_table import metadata
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import EmbeddedServer
+from capacity_assets.database.engine import capacity_engine, disposed
+from capacity_assets.database.tables import metadata
 from tests.collecting import granting
 from tests.databases import TEMPLATE, Databases
 from tests.e2e.stack import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE
+from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE
 from tests.e2e.stack import run
 
 

@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import Error as PlaywrightError
 
-from capacity_assets.web.guard import CHALLENGE
+from capacity_assets.web.app import CHALLENGE
 from tests.e2e.conftest import Demo
 from tests.e2e.stack import COMMAND, environment, run
 from tests.servers import free_port

@@ -15,10 +15,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import text
 
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER, Settings
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.database.engine import capacity_engine
 from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.collection.registry import register
-from capacity_assets.collection.servers import Server
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.collection.registry import Server, register
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.schema import initialise
 from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.settings import Settings
-from capacity_assets.storage.schema import initialise
 from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.quality import CheckScope, run_checks
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.collection.imported_volumes import volumes_of_file
+from capacity_assets.aggregates.checks import CheckScope, run_checks
+from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
+from capacity_assets.aggregates.results import window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.collection.volumes import volumes_of_file
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest.content import read_digest
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import PERIODS
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
-from capacity_assets.report.reading import read_report
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import LARGEST_MB
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

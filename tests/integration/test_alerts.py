@@ -9,15 +9,13 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.schema import SCHEMA_REVISION
+from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
-from capacity_assets.orchestration.marking import COMPUTED_WINDOWS_SENSOR, SAMPLE_DAYS_SENSOR
-from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
-from capacity_assets.orchestration.showback import SHOWBACK_SENSOR
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.settings import Settings
-from capacity_assets.storage.schema import SCHEMA_REVISION
+from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
+from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.receiver import Receiver, receiving

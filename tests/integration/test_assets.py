@@ -7,11 +7,11 @@ from datetime import date, timedelta
 import dagster as dg
 from sqlalchemy import Engine, delete
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_mb
+from capacity_assets.database.tables import database_size_stats
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.settings import Settings
-from capacity_assets.storage.tables import database_size_stats
-from capacity_assets.units import human_mb
 from tests.clocks import fixed_clock
 from tests.fleet import (
     add_database_sizes,

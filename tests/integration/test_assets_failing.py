@@ -9,11 +9,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation import locks
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.lock_errors import LockHeldError
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.base.settings import Settings
+from capacity_assets.database import locks
+from capacity_assets.database.locks import CapacityLockManager, LockHeldError
 from tests.fleet import (
     add_database_sizes,
     add_instances,

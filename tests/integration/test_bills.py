@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.grouping.bills import issue_bill, read_bill
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.grouping.prices import Price, declare_prices
-from capacity_assets.periods import PERIODS
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.ownership.bills import issue_bill, read_bill
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.prices import Price, declare_prices
 from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.storage.time_zone import record_zone
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import Clock
+from capacity_assets.database.engine import record_zone
 from tests.bills import GIB, amounts, billed
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.command import capacity, printed

@@ -19,10 +19,10 @@ import psutil
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.collection import share_tags
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
-from capacity_assets.settings import Settings
 from tests.daemon import Daemon, partitions_of, running_daemon
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.redis_server import RedisServer

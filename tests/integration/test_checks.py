@@ -9,13 +9,12 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.check_statements import impossible_values
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome, CheckScope
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import SERVER_LEVELS, Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.checks import CHECKS, SERVERS_STORED, CheckOutcome, CheckScope, impossible_values
+from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.runs import run_range
 

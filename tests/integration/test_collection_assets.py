@@ -10,10 +10,9 @@ import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.registry import register
-from capacity_assets.collection.servers import Server
+from capacity_assets.base.settings import Settings
+from capacity_assets.collection.registry import Server, register
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.settings import Settings
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import PASSWORD
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

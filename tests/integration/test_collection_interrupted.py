@@ -11,14 +11,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from capacity_assets.clock import Clock
-from capacity_assets.collection import fleet
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Clock
+from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.registry import register, set_active
+from capacity_assets.collection.registry import Server, register, set_active
 from capacity_assets.collection.results import ProbeOutcome
-from capacity_assets.collection.servers import Server
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
+from capacity_assets.database.locks import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
 from tests.collecting import YESTERDAY, Collection, at, failures, granting
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server
@@ -115,8 +114,8 @@ def test_a_server_that_dies_while_it_is_measured_is_failed_and_its_history_kept(
 def test_a_server_that_freezes_while_it_is_measured_is_left_behind(
     doomed: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 1.0)
-    monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(measuring, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
     doomed.execute("CREATE DATABASE mine")
     register(collection.engine, [at(doomed, collection)])
@@ -134,7 +133,7 @@ def test_a_server_that_freezes_while_it_is_measured_is_left_behind(
 def test_a_statement_that_takes_too_long_is_a_timeout_that_names_the_cheaper_way(
     measured_postgres: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
     register(collection.engine, [at(measured_postgres, collection)])
 

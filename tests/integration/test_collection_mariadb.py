@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from capacity_assets.collection import fleet
+from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.registry import register
-from capacity_assets.collection.servers import Server
+from capacity_assets.collection.registry import Server, register
 from tests import collecting
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
@@ -196,7 +195,7 @@ def test_a_server_that_dies_while_it_is_measured_is_failed(
 def test_a_statement_that_takes_too_long_is_a_timeout(
     measured_mariadb: MariaDBServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 1.0)
     monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
     register(collection.engine, [at(measured_mariadb, collection)])
 

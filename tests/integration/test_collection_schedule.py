@@ -8,10 +8,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import QUEUE_TAG, SHARE_TAG
-from capacity_assets.settings import Settings
 from tests.clocks import SHANGHAI
 from tests.collecting import PASSWORD
 from tests.daemon import Daemon

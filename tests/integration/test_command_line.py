@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.locks import CapacityLockManager
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, sizes, stored
 from tests.forked import run_forked

@@ -11,9 +11,8 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
+from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.settings import Settings
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

@@ -8,16 +8,15 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.collection.registry import register, registered
-from capacity_assets.collection.servers import Server
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.partitions import CAPACITY_TABLES
-from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.partitions import CAPACITY_TABLES
+from capacity_assets.database.schema import initialise, schema_state
+from capacity_assets.database.tables import metadata
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

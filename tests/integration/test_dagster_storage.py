@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.engine import disposed
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.jobs import range_tags
-from capacity_assets.orchestration.marking import report_marks
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import disposed
+from capacity_assets.orchestration.late_data import report_marks
+from capacity_assets.orchestration.schedules import range_tags
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

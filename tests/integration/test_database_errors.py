@@ -8,21 +8,18 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, create_engine
 
-from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.explanation import find_subjects
-from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.quality import CheckScope, run_checks
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.checks import CheckScope, run_checks
+from capacity_assets.aggregates.explanation import find_subjects
+from capacity_assets.aggregates.levels import DATABASE, RAW_TABLES
+from capacity_assets.aggregates.results import coverage_of, window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.observing import data_versions
-from capacity_assets.collection.registry import registered
-from capacity_assets.collection.standing import standing
-from capacity_assets.errors import DatabaseError
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.raw_tables import RAW_TABLES
-from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.importing.legacy import Legacy
-from capacity_assets.periods import PERIODS
-from capacity_assets.report.reading import read_report
+from capacity_assets.collection.registry import registered, standing
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.history.legacy import Legacy
+from capacity_assets.report.data import read_report
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 
 MONTHLY = PERIODS["monthly"]

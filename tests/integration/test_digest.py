@@ -12,12 +12,12 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import Settings
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, as_text, subject_of
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.digests import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
-from capacity_assets.settings import Settings
+from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.database.engine import capacity_engine
 from capacity_assets.digest import sending
 from capacity_assets.digest.receivers import Receiver as WantsDigest
 from capacity_assets.digest.sending import Channels, send_digests
-from capacity_assets.storage.engine import capacity_engine
 from tests.certificates import make_certificates
 from tests.command import capacity
 from tests.digests import TEAM, WEEK, filled

@@ -14,9 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from capacity_assets.storage import embedded_folders
-from capacity_assets.storage.embedded import EmbeddedServerError, embedded_server
-from capacity_assets.storage.embedded_folders import FolderRefusedError, socket_folder
+from capacity_assets.database import embedded
+from capacity_assets.database.embedded import EmbeddedServerError, FolderRefusedError, embedded_server, socket_folder
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root only")
 
@@ -111,4 +110,4 @@ def test_a_socket_beside_a_long_path_lies_in_a_folder_of_ours_alone(
 
 def test_a_short_path_keeps_its_socket_beside_the_data() -> None:
     assert socket_folder(Path("/srv/capacity/postgres")) == Path("/srv/capacity/postgres")
-    assert embedded_folders.LONGEST_SOCKET == 107, f"on {sys.platform}"
+    assert embedded.LONGEST_SOCKET == 107, f"on {sys.platform}"

@@ -16,15 +16,14 @@ from time import sleep
 
 import pytest
 
-from capacity_assets.collection.engines.base import Access
-from capacity_assets.collection.engines.failures import MeasureError
+from capacity_assets.collection.engines.base import Access, MeasureError
 from capacity_assets.collection.engines.sqlserver import BoundedSocket
 
 # Connects and measures in a separate process, so that its memory can be measured apart from the server's.
 CLIENT = """
 import resource, sys, threading
 from capacity_assets.collection.engines.base import Access
-from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.engines.base import engine_named
 resource.setrlimit(resource.RLIMIT_AS, (64 * 1024**3,) * 2)
 name, host, port, side_by_side = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 engine = engine_named(name)

@@ -7,11 +7,11 @@ from datetime import date, timedelta
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.periods import PERIODS, Window
-from capacity_assets.units import LARGEST_MB
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.base.units import LARGEST_MB
 from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows

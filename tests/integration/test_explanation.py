@@ -9,11 +9,11 @@ import pytest
 from click.testing import Result
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.explanation import Subject, explanation_of
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.explanation import Subject, explanation_of
+from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

@@ -19,13 +19,13 @@ from psycopg import sql
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import as_plain_text
 from capacity_assets.cli import export as export_module
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.spreadsheets import as_plain_text
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.settings import Settings
-from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

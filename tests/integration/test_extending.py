@@ -14,10 +14,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings, load_settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings, load_settings
 from tests.fleet import load_sample
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, event, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.errors import DatabaseError, NotFoundError, ValidationError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.status import AggregationStatus
-from capacity_assets.periods import PERIODS, Window
-from capacity_assets.storage.distribution import is_distributed
-from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import AggregationStatus, DatabaseError, NotFoundError, ValidationError
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.engine import UnreachableError, capacity_engine, ensure_reachable
 from tests.clocks import fixed_clock
 from tests.fleet import (
     FIRST_WEEK,

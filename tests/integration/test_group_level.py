@@ -10,15 +10,14 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.following_labels import follow_labels
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.quality import CheckScope, run_checks
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import GROUP
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import PERIODS as PERIODS_BY_NAME
-from capacity_assets.units import LARGEST_MB
+from capacity_assets.aggregates.checks import CheckScope, run_checks
+from capacity_assets.aggregates.levels import GROUP
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
+from capacity_assets.base.periods import PERIODS as PERIODS_BY_NAME
+from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

@@ -8,10 +8,10 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.grouping.bills import issue_bill
-from capacity_assets.grouping.explained_groups import ExplainedGroup, explain_group
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.ownership.groups import ExplainedGroup, explain_group
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

@@ -9,12 +9,12 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text, update
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.tables import database_size_stats
+from capacity_assets.aggregates.levels import INSTANCE, LEVELS, Level
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 

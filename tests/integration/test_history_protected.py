@@ -7,11 +7,11 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, delete, text, update
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.tables import instance_size_stats
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import instance_size_stats
 from tests.fleet import stored
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 

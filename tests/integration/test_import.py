@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.importing.rows import RowReader, layout_of
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.history.rows import RowReader, layout_of
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.databases import rows

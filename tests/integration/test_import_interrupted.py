@@ -10,12 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.importing import loading
-from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
-from capacity_assets.importing.rows import RowReader, layout_of
-from capacity_assets.importing.sources import file_source
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.history import loading
+from capacity_assets.history.loading import Loader, LoadOptions, LoadReport
+from capacity_assets.history.rows import RowReader, layout_of
+from capacity_assets.history.sources import file_source
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.databases import rows

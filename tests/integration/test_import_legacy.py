@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
+from capacity_assets.database.engine import capacity_engine
 from tests.command import capacity
 from tests.databases import Databases, rows
 from tests.fleet import load_sample, stored

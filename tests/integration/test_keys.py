@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, inspect, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.storage.indexes import index_steps
-from capacity_assets.storage.partitions import CAPACITY_TABLES
-from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.database.indexes import index_steps
+from capacity_assets.database.partitions import CAPACITY_TABLES
+from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import Databases, count, execute, rows

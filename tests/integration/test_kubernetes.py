@@ -13,8 +13,8 @@ import pytest
 import yaml
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.settings import DAGSTER_DRIVER, Settings
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.base.settings import DAGSTER_DRIVER, Settings
 from tests.daemon import Daemon, running_daemon
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.servers import ADMIN_PASSWORD, PostgresServer

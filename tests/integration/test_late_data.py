@@ -10,12 +10,12 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.ledger import StaleWindow
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.ledger import StaleWindow
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.engine import capacity_engine
 from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, _has_settled, _requests
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.daemon import Daemon, partitions_of
 from tests.databases import execute

@@ -7,11 +7,11 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.status import AggregationStatus
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import AggregationStatus
+from capacity_assets.base.periods import PERIODS
 from tests.databases import execute
 from tests.fleet import (
     add_database_sizes,

@@ -9,15 +9,13 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.runners import AggregationRunner
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import Work
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.changes import gather_changes
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.ledger import Ledger
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.runs import AggregationRunner, RunOptions, Work
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.changes import gather_changes
+from capacity_assets.database.engine import capacity_engine
 from tests.computing import compute_windows
 from tests.databases import execute, rows
 from tests.fleet import (

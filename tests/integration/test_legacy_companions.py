@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.database.schema import initialise, schema_state
 from tests.command import capacity
 from tests.fleet import add_database_sizes, sizes
 from tests.legacy import LegacyShape, create_legacy_tables

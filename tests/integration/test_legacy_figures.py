@@ -10,8 +10,8 @@ from fractions import Fraction
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregates.service import AggregationService
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import SAMPLE, Row, figures, load_sample

@@ -8,12 +8,11 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.lock_errors import LockHeldError
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.locks import CapacityLockManager, LockHeldError
 from capacity_assets.runtime import task_runner
-from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.databases import execute, rows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals

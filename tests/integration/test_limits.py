@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.runway import history
-from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.forecast import history
+from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes

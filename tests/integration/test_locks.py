@@ -14,16 +14,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.lock_errors import (
-    LockHeldError,
-    owner_name,
-)
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.foundation.redis_locks import redis_key
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.locks import CapacityLockManager, LockHeldError, owner_name, redis_key
 from tests.databases import TEMPLATE, Databases, execute
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.locking import DATABASE_LEVEL, MARCH, runner_with
@@ -85,9 +80,9 @@ def test_the_task_runner_writes_nothing_while_someone_else_holds_the_period(
 HOLDER = """
 import sys, time
 from sqlalchemy import make_url
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise
 manager = CapacityLockManager(capacity_engine(make_url(sys.argv[1])), sys.argv[2] or None, float(sys.argv[3]))
 with manager.job_lock("daily"):
     print("held", flush=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.lock_errors import (
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.database.locks import (
+    CapacityLockManager,
     HeldLock,
     LockHeldError,
     LockLostError,
     LockUnavailableError,
+    ask_redis,
 )
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.foundation.redis_locks import ask_redis
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.locking import DATABASE_LEVEL, MARCH, runner_with
 from tests.redis_server import RedisServer

@@ -7,16 +7,15 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.changes import STALE_WINDOWS
-from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.distribution import is_distributed
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.partitions import CAPACITY_TABLES, PARTITIONED, Span, span_of, spans_between
-from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.changes import STALE_WINDOWS
+from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.distributing import distribute
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.partitions import CAPACITY_TABLES, PARTITIONED, Span, span_of, spans_between
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.tables import database_size_aggregations, database_size_stats, metadata
 from tests.clocks import TODAY
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes

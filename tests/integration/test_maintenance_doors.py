@@ -11,14 +11,14 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.database import partitions
+from capacity_assets.database.partitions import CAPACITY_TABLES
+from capacity_assets.history import maintenance
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from capacity_assets.orchestration.private import postgres
-from capacity_assets.retention import maintenance
-from capacity_assets.settings import Settings
-from capacity_assets.storage import partitions
-from capacity_assets.storage.partitions import CAPACITY_TABLES
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes

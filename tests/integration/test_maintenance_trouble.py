@@ -7,11 +7,11 @@ import threading
 import pytest
 from sqlalchemy import Engine, select, text
 
-from capacity_assets.errors import DatabaseError
-from capacity_assets.retention import maintenance
-from capacity_assets.retention.maintenance import MaintenanceError
-from capacity_assets.storage import partitions
-from capacity_assets.storage.tables import database_size_stats
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.database import partitions
+from capacity_assets.database.tables import database_size_stats
+from capacity_assets.history import maintenance
+from capacity_assets.history.maintenance import MaintenanceError
 from tests.clocks import TODAY
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import EmbeddedServer
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import EmbeddedServer
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise, schema_state
 from tests.clocks import fixed_clock
 from tests.databases import execute, rows
 from tests.fleet import add_database_sizes, sizes

@@ -7,13 +7,12 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.movers import Mover, WindowSizes, window_sizes
-from capacity_assets.aggregation.results import InstanceError, PeriodSummary
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS
+from capacity_assets.aggregates.results import InstanceError, Mover, PeriodSummary, WindowSizes, window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import summary_text
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
 from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, Engine
 
-from capacity_assets.errors import DatabaseError
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.views import READER_ROLE
 from capacity_assets.runtime import open_reading_engine
-from capacity_assets.settings import Settings
-from capacity_assets.storage.reader_role import READER_ROLE
 from tests.command import capacity
 from tests.databases import execute
 from tests.pages import served_pages

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.settings import Settings
+from capacity_assets.base.settings import Settings
 from tests.forked import COMMAND, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = """
-import capacity_assets.storage.size_metrics as metrics
+import capacity_assets.database.tables as metrics
 metrics.PART_SIZES = (*metrics.PART_SIZES, metrics.PartSize("temp_size", "the temporary files"))
 """
 PERIOD = """
-import capacity_assets.periods as periods
+import capacity_assets.base.periods as periods
 periods.PERIODS["half_yearly"] = periods.Period("half_yearly", months=6)
 """
 PATIENCE_SECONDS = 120
@@ -35,14 +35,14 @@ from capacity_assets.collection.engines.base import DatabaseSize
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.storing import store
 from capacity_assets.runtime import open_engine
-from capacity_assets.settings import load_settings
+from capacity_assets.base.settings import load_settings
 size = DatabaseSize.of_bytes("billing", 5 * 1024**2, temp_size=3 * 1024**2 + 7)
 with open_engine(load_settings()) as engine:
     store(engine, date(2025, 3, 3), [ProbeOutcome(1, "pg-1", datetime.now(tz=timezone.utc), sizes=(size,))])
 """
 GRAPH = """
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.settings import load_settings
+from capacity_assets.base.settings import load_settings
 graph = build_definitions(load_settings()).resolve_asset_graph()
 print(*(key.to_user_string() for key in graph.get_all_asset_keys() if "half" in key.to_user_string()))
 repository = build_definitions(load_settings()).get_repository_def()

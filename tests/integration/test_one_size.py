@@ -9,22 +9,19 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.following_labels import follow_labels
-from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.quality import CheckScope, run_checks
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregates.checks import CheckScope, run_checks
+from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, SERVER_LEVELS
+from capacity_assets.aggregates.results import window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.cli.top import Top, top_rows
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest.content import read_digest
-from capacity_assets.foundation.levels import DATABASE, GROUP, INSTANCE, SERVER_LEVELS
-from capacity_assets.grouping.explained_groups import explain_group
-from capacity_assets.grouping.groups import groups_of
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.report.data import ChangeKind
-from capacity_assets.report.reading import read_report
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.schema import initialise
+from capacity_assets.ownership.groups import explain_group, groups_of
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.report.data import ChangeKind, read_report
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from capacity_assets.base import network
 from capacity_assets.cli.up import _answers
-from capacity_assets.collection import prometheus
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.volume_sources import volume_sources
+from capacity_assets.collection.volumes import SourceError, volume_sources, volumes_of
+from capacity_assets.database import locks
+from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.digest import sending
 from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.sending import Channels, send_digests
-from capacity_assets.foundation import outgoing, redis_locks
-from capacity_assets.foundation.lock_errors import LockUnavailableError
-from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration import alerts
 from capacity_assets.orchestration.alerts import ReceiverError
 from tests.digests import WEEK, filled
@@ -81,10 +80,10 @@ LATE = "no complete answer within 1 s"
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (outgoing, "WEBHOOK_SECONDS"),
-        (prometheus, "TIMEOUT_SECONDS"),
+        (network, "WEBHOOK_SECONDS"),
+        (volumes, "TIMEOUT_SECONDS"),
         (sending, "MAIL_SECONDS"),
-        (redis_locks, "CALL_SECONDS"),
+        (locks, "CALL_SECONDS"),
     ):
         monkeypatch.setattr(module, name, LIMIT_SECONDS)
     # A handshake cannot be shortened; this is its deadline.
@@ -120,8 +119,8 @@ def alert(_engine: Engine, port: int, _folder: Path) -> str:
 def volumes(_engine: Engine, port: int, folder: Path) -> str:
     (folder / "sources.toml").write_text(SOURCE.format(url=f"http://127.0.0.1:{port}", label="x"))
     [source] = volume_sources(folder / "sources.toml")
-    with pytest.raises(prometheus.SourceError) as caught:
-        prometheus.volumes_of(source, [], SecretFolders(folder))
+    with pytest.raises(SourceError) as caught:
+        volumes_of(source, [], SecretFolders(folder))
     return str(caught.value)
 
 

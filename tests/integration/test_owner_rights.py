@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from tests.command import capacity
 from tests.databases import execute, rows
 from tests.roles import ROLES, documented

@@ -16,12 +16,11 @@ import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.errors import ValidationError
-from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
-from capacity_assets.web import app, connections, reading
-from capacity_assets.web.guard import CHALLENGE, HEADERS
-from capacity_assets.web.names import Names
-from capacity_assets.web.reading import Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
+from capacity_assets.web import app, reading
+from capacity_assets.web.app import CHALLENGE, HEADERS
+from capacity_assets.web.reading import Names, Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from tests.command import capacity
 from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
@@ -185,7 +184,7 @@ def test_a_head_that_is_too_large_is_refused_before_it_is_read(pages: Pages) -> 
 
 
 def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "STALLED_SECONDS", 2)
+    monkeypatch.setattr(app, "STALLED_SECONDS", 2)
     ended: list[bool] = []
 
     async def large(scope: Any, _receive: Any, send: Any) -> None:

@@ -6,10 +6,9 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.steps import SizeStep, declare_steps
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

@@ -10,15 +10,14 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.errors import DatabaseError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.lock_errors import LockLostError
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.locks import CapacityLockManager, LockLostError
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import end_sessions

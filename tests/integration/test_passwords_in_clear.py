@@ -15,9 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from capacity_assets.collection.engines.base import Access
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
-from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.engines.base import Access, FailureKind, MeasureError, engine_named
 from tests.certificates import make_certificates
 
 SECRET = "hunter-S3cret"  # noqa: S105 -- made up

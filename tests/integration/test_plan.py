@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from tests.command import capacity
 from tests.fleet import add_instances, add_overflowing_instance, stored
 

@@ -9,9 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS
-from capacity_assets.storage.every_table import metadata
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.database.tables import metadata
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, figures, sizes
 from tests.ledger import compute_everything, redo

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import INSTANCE
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import Window
-from capacity_assets.report.data import Change, ChangeKind
+from capacity_assets.aggregates.levels import INSTANCE
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import Window
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.report.data import Change, ChangeKind, read_report
 from capacity_assets.report.issues import next_edition
 from capacity_assets.report.page import notes, render, write_report
-from capacity_assets.report.reading import read_report
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up

@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
-from capacity_assets.settings import Settings
+from capacity_assets.orchestration.documents import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

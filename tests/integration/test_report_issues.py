@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import Window
-from capacity_assets.report.fans import DRAWN_DAYS, fan_charts
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import Window
+from capacity_assets.forecast.issued import Band
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.report.charts import DRAWN_DAYS, fan_charts
+from capacity_assets.report.data import read_report
 from capacity_assets.report.issues import issue_of, next_edition
 from capacity_assets.report.page import headline, notes, render, write_report
-from capacity_assets.report.reading import read_report
-from capacity_assets.runway.issued import Band
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.report_pages import FEBRUARY, MONTHLY, months, server_with

@@ -8,12 +8,11 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.errors import NotFoundError
-from capacity_assets.report.charts import history_chart
-from capacity_assets.report.data import ChangeKind
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.report.charts import fleet_history_chart
+from capacity_assets.report.data import ChangeKind, read_report
 from capacity_assets.report.page import render
-from capacity_assets.report.reading import read_report
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
@@ -87,7 +86,7 @@ def test_names_that_begin_alike_have_each_its_place_in_the_legend(engine: Engine
         add_database_sizes(engine, sizes(1, f"{'a_long_name_of_a_database_' * 2}{number}", "2025-02-01", [100] * 28))
     compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 2, 28))
 
-    assert history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
+    assert fleet_history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
 
 
 def luminance(colour: str) -> float:

@@ -9,12 +9,11 @@ from html import unescape
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.report.data import ChangeKind
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.results import window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.report.data import ChangeKind, read_report
 from capacity_assets.report.page import footer_query, notes, render
-from capacity_assets.report.reading import read_report
 from tests.computing import compute_windows
 from tests.fleet import load_sample
 from tests.profiles import generated

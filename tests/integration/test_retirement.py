@@ -7,14 +7,13 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, GROUP, INSTANCE, LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.retention.needs import Needs
-from capacity_assets.retention.rules import KeptSpans, Retention
-from capacity_assets.storage.partitions import CAPACITY_TABLES, Span
-from capacity_assets.storage.schema import initialise
+from capacity_assets.aggregates.ledger import Ledger
+from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.partitions import CAPACITY_TABLES, Span
+from capacity_assets.database.schema import initialise
+from capacity_assets.history.retention import KeptSpans, Needs, Retention
 from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
 from tests.legacy import LegacyShape, create_legacy_tables

@@ -7,10 +7,10 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import parse_retention
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import parse_retention
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute

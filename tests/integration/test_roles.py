@@ -13,25 +13,24 @@ import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.collection.registry import register
-from capacity_assets.collection.servers import Server
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.collection.registry import Server, register
+from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.distributing import distribute
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.schema import initialise
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.sending import Channels, Sent, send_digests
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.grouping.bills import issue_bill
-from capacity_assets.periods import PERIODS
-from capacity_assets.report.reading import read_report
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
-from capacity_assets.runway.service import RunwayService
-from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.distribution import is_distributed
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
+from capacity_assets.forecast.issuing import RunwayService
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import Retention
+from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.report.data import read_report
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
-from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.forecast.outlook import CEILING, OWN, SERVER, VOLUME
+from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.computing import compute_windows

@@ -8,14 +8,13 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
+from capacity_assets.forecast.issuing import RunwayService, issue
+from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
-from capacity_assets.periods import PERIODS
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.service import RunwayService
-from capacity_assets.settings import Settings
+from capacity_assets.orchestration.schedules import range_tags
 from tests.clocks import TODAY, fixed_clock
 from tests.runs import QUICK_RETRIES, QUIET
 from tests.runways import stored_runways

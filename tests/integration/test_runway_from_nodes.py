@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, event, text
 
-from capacity_assets.runway import history
-from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.storage import distribution
+from capacity_assets.database import cluster
+from capacity_assets.forecast import history
+from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
@@ -26,7 +26,7 @@ TOMORROW = TODAY + timedelta(days=1)
 
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribution, "tables_are_distributed", lambda _connection: True)
+    monkeypatch.setattr(cluster, "tables_are_distributed", lambda _connection: True)
 
 
 def test_runways_are_those_of_one_statement(engine: Engine, request: pytest.FixtureRequest) -> None:

@@ -7,9 +7,9 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.scores import changed_spans
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.forecast.issued import changed_spans
+from capacity_assets.forecast.issuing import issue
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute

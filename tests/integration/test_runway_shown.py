@@ -12,17 +12,16 @@ import pytest
 from pyarrow.parquet import read_table
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.tables import ALWAYS, wait_for_lock
 from capacity_assets.digest.content import read_digest
-from capacity_assets.grouping.groups import fills_first
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import PERIODS
-from capacity_assets.runway import issuing
-from capacity_assets.runway.issued import newest_issue
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare, forget
-from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.row_locks import wait_for_lock
+from capacity_assets.forecast import issuing
+from capacity_assets.forecast.issued import newest_issue
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, declare, forget
+from capacity_assets.ownership.groups import fills_first
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows

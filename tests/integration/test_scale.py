@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from capacity_assets.aggregation import runners
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.periods import PERIODS
-from capacity_assets.web.queries import databases
+from capacity_assets.aggregates import runs
+from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.web.reading import databases
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
@@ -101,7 +101,7 @@ def test_a_long_run_says_in_its_log_how_far_it_is_and_a_short_one_does_not(
 
     service.aggregate("daily", FIRST_WEEK, RunOptions(("database",)))
     assert caplog.messages == []
-    monkeypatch.setattr(runners, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_LINES", 0)
     service.aggregate("daily", FIRST_WEEK, RunOptions(("database",), recompute=True))
 
     assert caplog.messages == [

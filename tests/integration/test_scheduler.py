@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.aggregates.levels import DATABASE
 from tests.daemon import Daemon, partitions_of
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 

@@ -9,12 +9,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 
-from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.indexes import indexes_of, is_by_number, wanted_indexes
-from capacity_assets.storage.partitions import CAPACITY_TABLES
-from capacity_assets.storage.schema import (
+from capacity_assets.aggregates.ledger import Ledger
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.database.indexes import indexes_of, is_by_number, wanted_indexes
+from capacity_assets.database.partitions import CAPACITY_TABLES
+from capacity_assets.database.schema import (
     FIRST_REVISION,
     NOT_RECORDED_MEANWHILE,
     SCHEMA_REVISION,
@@ -23,8 +22,8 @@ from capacity_assets.storage.schema import (
     initialise,
     schema_state,
 )
-from capacity_assets.storage.tables import computed_windows
-from capacity_assets.storage.views import VIEWS
+from capacity_assets.database.tables import computed_windows, metadata
+from capacity_assets.database.views import VIEWS
 from tests.databases import execute
 from tests.fleet import load_sample, stored
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates

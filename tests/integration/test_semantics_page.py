@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS, Level
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS, Level
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from tests.fleet import add_database_sizes, add_instances, figures
 
 PAGE = (Path(__file__).parents[2] / "docs" / "semantics.md").read_text()

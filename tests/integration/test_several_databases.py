@@ -12,13 +12,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import EmbeddedServer
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.reader_role import READER_ROLE, ensure_reader_role
-from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.time_zone import record_zone
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.embedded import EmbeddedServer
+from capacity_assets.database.engine import capacity_engine, record_zone
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.views import READER_ROLE, ensure_reader_role
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute, rows

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import text
 
-from capacity_assets.collection.registry import register, registered
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.collection.registry import Server, register, registered
 from capacity_assets.collection.results import CollectionSummary
-from capacity_assets.collection.servers import Server
-from capacity_assets.collection.service import CollectionService
-from capacity_assets.collection.shares import share_named
-from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.lock_errors import LockHeldError, samples_of
+from capacity_assets.collection.service import CollectionService, share_named
+from capacity_assets.database.locks import LockHeldError, samples_of
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures
 from tests.servers import PostgresServer

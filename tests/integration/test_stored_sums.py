@@ -11,12 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates, shorter_periods
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.storage.engine import capacity_engine, disposed
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.aggregates.runs import InstanceRef, Part, Parts, RunOptions, Work, candidates, shorter_periods
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.database.engine import capacity_engine, disposed
 from tests.clocks import fixed_clock
 from tests.databases import TEMPLATE, Databases, execute, keep_rows, put_rows_back
 from tests.fleet import Row, figures

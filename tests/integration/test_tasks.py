@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.partition_range import PartitionRange
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import InstanceRef
-from capacity_assets.clock import Clock
-from capacity_assets.errors import NotFoundError, ValidationError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.settings import ConfigurationError, Settings
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregates.runs import InstanceRef
+from capacity_assets.aggregates.service import AggregationService, PartitionRange
+from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (
     aggregate_current_period,
     calculate_database,

@@ -8,9 +8,9 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.settings import Settings
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.settings import Settings
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows

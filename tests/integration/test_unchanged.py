@@ -11,13 +11,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.writing import fingerprint
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.periods import PERIODS, with_trend_threshold
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.schema import initialise
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.aggregates.statements import fingerprint
+from capacity_assets.base.periods import PERIODS, with_trend_threshold
+from capacity_assets.database.schema import initialise
+from capacity_assets.database.tables import metadata
 from tests.clocks import TODAY, fixed_clock
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals

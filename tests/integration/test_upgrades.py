@@ -8,16 +8,10 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, inspect, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.schema import (
-    VERSION_TABLE,
-    SchemaProblemsError,
-    initialise,
-    schema_state,
-)
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.database.schema import VERSION_TABLE, SchemaProblemsError, initialise, schema_state
 from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows

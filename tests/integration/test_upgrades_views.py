@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.storage.schema import (
-    SchemaProblemsError,
-    initialise,
-    schema_state,
-)
+from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from tests.legacy import SHAPES, create_legacy_tables
 
 LEGACY_VIEW = """

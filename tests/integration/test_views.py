@@ -13,18 +13,17 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.grouping.labels import Label, declare_labels
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.results import window_sizes
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
+from capacity_assets.database.views import VIEWS
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.report.data import read_report
 from capacity_assets.report.page import notes
-from capacity_assets.report.reading import read_report
-from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.steps import SizeStep, declare_steps
-from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
-from capacity_assets.storage.views import VIEWS
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

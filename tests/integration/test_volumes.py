@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection import prometheus as client
-from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.collection import volumes as client
+from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.collecting import Collection
 from tests.command import capacity

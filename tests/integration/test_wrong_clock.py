@@ -11,14 +11,14 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.errors import ValidationError
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.database.partitions import PARTITIONED
+from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
-from capacity_assets.runway.service import RunwayService
-from capacity_assets.settings import Settings
-from capacity_assets.storage.partitions import PARTITIONED
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.collecting import Collection
 from tests.command import capacity, printed

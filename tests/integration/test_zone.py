@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.settings import Settings, load_settings
-from capacity_assets.storage.time_zone import FORMER_DEFAULT, are_same_days, record_zone, recorded_zone
+from capacity_assets.base.settings import Settings, load_settings
+from capacity_assets.database.engine import FORMER_DEFAULT, are_same_days, record_zone, recorded_zone
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.settings import Settings
 
 
 @pytest.fixture

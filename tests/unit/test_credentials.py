@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.settings import Settings
 from capacity_assets.collection.credentials import (
     CredentialError,
     SecretFolders,
@@ -13,8 +15,6 @@ from capacity_assets.collection.credentials import (
     password_of,
     readable_by_others,
 )
-from capacity_assets.errors import ValidationError
-from capacity_assets.settings import Settings
 
 
 def places(folder: Path) -> SecretFolders:

@@ -10,11 +10,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import ConfigurationError, Settings
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.instance import shipped_file
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import ConfigurationError, Settings
 from tests.code_location import CRONS, specs
 
 ROOT = Path(__file__).resolve().parents[2]

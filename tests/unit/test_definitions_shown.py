@@ -8,10 +8,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
-from capacity_assets.settings import Settings
 from tests.code_location import CRONS, aggregate_keys, specs
 
 

@@ -9,31 +9,26 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from capacity_assets.aggregation.movers import WindowSizes
-from capacity_assets.aggregation.results import Coverage, PeriodSummary
-from capacity_assets.collection.engines.failures import FailureKind
+from capacity_assets.aggregates.results import Coverage, PeriodSummary, WindowSizes
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
+from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.digest.content import Digest
 from capacity_assets.digest.sending import Sent
-from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.grouping.bills import Bill, IssuedBill
+from capacity_assets.forecast.issued import IssuedDay, Score
+from capacity_assets.forecast.issuing import IssuedRunways
+from capacity_assets.history.maintenance import MaintenanceReport
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
-from capacity_assets.orchestration.digests import DigestConfig, digest_metadata
+from capacity_assets.orchestration.documents import DigestConfig, bill_metadata, digest_metadata, report_metadata
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
-from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
-from capacity_assets.orchestration.showback import bill_metadata
-from capacity_assets.periods import PERIODS
+from capacity_assets.ownership.bills import Bill, IssuedBill
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
-from capacity_assets.retention.maintenance import MaintenanceReport
-from capacity_assets.runway.issued import IssuedDay
-from capacity_assets.runway.issuing import IssuedRunways
-from capacity_assets.runway.scores import Score
-from capacity_assets.settings import Settings, variable_names
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 

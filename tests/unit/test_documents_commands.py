@@ -7,9 +7,9 @@ import re
 import click
 import pytest
 
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.cli.main import main
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.periods import PERIODS
 from tests.documents import EVERYTHING, ROOT, first_cells, section
 
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "capacity_assets").rglob("*.py"))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import sqlglot
 
-from capacity_assets.collection.engines import oracle, postgresql_volumes, sqlserver, sqlserver_limits
-from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume, volume_of
-from capacity_assets.collection.engines.postgresql_volumes import limits_by_extension
-from capacity_assets.collection.engines.sqlserver_limits import NO_VOLUMES, limits_of
-from capacity_assets.collection.plausibility import LARGEST_BYTES, possible
+from capacity_assets.collection.engines import oracle, postgresql, sqlserver
+from capacity_assets.collection.engines.base import Ceiling, Limits, Volume, volume_of
+from capacity_assets.collection.engines.postgresql import limits_by_extension
+from capacity_assets.collection.engines.sqlserver import NO_VOLUMES, limits_of
+from capacity_assets.collection.measuring import LARGEST_BYTES, possible
 
 GIB = 1024**3
 MIB = 1024**2
@@ -38,7 +38,7 @@ def sql_server(edition: int, answers: dict[str, Sequence[tuple[Any, ...]] | Exce
     return limits_of(recorded(answers), edition, names, lambda error: isinstance(error, RefusedError))
 
 
-DIALECTS = {sqlserver: "tsql", sqlserver_limits: "tsql", oracle: "oracle", postgresql_volumes: "postgres"}
+DIALECTS = {sqlserver: "tsql", oracle: "oracle", postgresql: "postgres"}
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": (dialect, statement)
     for module, dialect in DIALECTS.items()
@@ -57,7 +57,7 @@ def test_every_catalogue_statement_is_one_statement_of_its_dialect(name: str) ->
 
 
 def test_the_statements_that_are_parsed_are_those_of_sizes_and_limits() -> None:
-    limits = {f"sqlserver_limits.{name}" for name in ("FILES", "VOLUMES", "INSTANCE_STORAGE", "AZURE_DATABASE", "POOL")}
+    limits = {f"sqlserver.{name}" for name in ("FILES", "VOLUMES", "INSTANCE_STORAGE", "AZURE_DATABASE", "POOL")}
 
     assert limits | {"oracle.QUERY", "oracle.CEILINGS", "oracle.DISK_GROUPS", "sqlserver.QUERY"} <= set(STATEMENTS)
 
@@ -82,8 +82,8 @@ def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fi
     found = sql_server(
         3,
         {
-            sqlserver_limits.FILES: [("orders", 50 * GIB, 0), ("archive", 7, 1), ("master", 1, 0)],
-            sqlserver_limits.VOLUMES: [
+            sqlserver.FILES: [("orders", 50 * GIB, 0), ("archive", 7, 1), ("master", 1, 0)],
+            sqlserver.VOLUMES: [
                 ("archive", "D:\\", 100 * GIB, 30 * GIB),
                 ("orders", "D:\\", 100 * GIB, 31 * GIB),
                 ("orders", "E:\\", 200 * GIB, 5 * GIB),
@@ -104,9 +104,9 @@ def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fi
 @pytest.mark.parametrize(("version", "limit"), [(13, 10 * GIB), (16, 10 * GIB), (17, 50 * GIB)])
 def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to(version: int, limit: int) -> None:
     answers = {
-        sqlserver_limits.FILES: [("a", 0, 1), ("b", 3 * GIB, 0), ("c", 99 * GIB, 0)],
-        sqlserver_limits.VOLUMES: [],
-        sqlserver_limits.MAJOR_VERSION: [(version,)],
+        sqlserver.FILES: [("a", 0, 1), ("b", 3 * GIB, 0), ("c", 99 * GIB, 0)],
+        sqlserver.VOLUMES: [],
+        sqlserver.MAJOR_VERSION: [(version,)],
     }
 
     found = sql_server(4, answers, "a", "b", "c")
@@ -115,9 +115,7 @@ def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to(versio
 
 
 def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
-    found = sql_server(
-        3, {sqlserver_limits.FILES: [("orders", GIB, 0)], sqlserver_limits.VOLUMES: RefusedError()}, "orders"
-    )
+    found = sql_server(3, {sqlserver.FILES: [("orders", GIB, 0)], sqlserver.VOLUMES: RefusedError()}, "orders")
 
     assert found == Limits((), (Ceiling("orders", GIB),), NO_VOLUMES)
 
@@ -125,7 +123,7 @@ def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
 def test_a_managed_instance_has_its_reserved_storage() -> None:
     found = sql_server(
         8,
-        {sqlserver_limits.FILES: [("orders", 0, 1)], sqlserver_limits.INSTANCE_STORAGE: [(262144, 100000.5)]},
+        {sqlserver.FILES: [("orders", 0, 1)], sqlserver.INSTANCE_STORAGE: [(262144, 100000.5)]},
         "orders",
     )
 
@@ -144,8 +142,8 @@ def test_a_managed_instance_has_its_reserved_storage() -> None:
 def test_an_azure_database_has_the_size_that_was_bought_and_hyperscale_an_unknown_one(
     row: tuple[Any, ...], limit: int | None
 ) -> None:
-    alone = sql_server(5, {sqlserver_limits.AZURE_DATABASE: [row], sqlserver_limits.POOL: []}, "orders")
-    pooled = sql_server(5, {sqlserver_limits.AZURE_DATABASE: [row], sqlserver_limits.POOL: [(51200, 51300)]}, "orders")
+    alone = sql_server(5, {sqlserver.AZURE_DATABASE: [row], sqlserver.POOL: []}, "orders")
+    pooled = sql_server(5, {sqlserver.AZURE_DATABASE: [row], sqlserver.POOL: [(51200, 51300)]}, "orders")
 
     assert alone == Limits((), (Ceiling("orders", limit),))
     assert pooled.volumes == (Volume("elastic pool", 51200 * MIB, 0),)
@@ -177,10 +175,10 @@ def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_
 def disks(*rows: tuple[str, int, int, int]) -> Any:
     return recorded(
         {
-            postgresql_volumes.FUNCTIONS: [("system_stats", "public", True)],
-            postgresql_volumes.TABLESPACES: [("orders", 1663, ""), ("billing", 16400, "/fast/ts")],
-            postgresql_volumes.SETTING: [("/var/lib/postgresql/17/main",)],
-            postgresql_volumes.DISKS.format(schema="public"): rows,
+            postgresql.FUNCTIONS: [("system_stats", "public", True)],
+            postgresql.TABLESPACES: [("orders", 1663, ""), ("billing", 16400, "/fast/ts")],
+            postgresql.SETTING: [("/var/lib/postgresql/17/main",)],
+            postgresql.DISKS.format(schema="public"): rows,
         }
     )
 

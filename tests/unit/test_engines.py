@@ -11,11 +11,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.engines import oracle, sqlserver
-from capacity_assets.collection.engines.base import Access, DatabaseSize, ceiling_mb, floor_mb, is_excluded
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
-from capacity_assets.collection.engines.installed import engine_named, engines, excluded_databases
-from capacity_assets.errors import ValidationError
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    FailureKind,
+    MeasureError,
+    ceiling_mb,
+    engine_named,
+    engines,
+    excluded_databases,
+    floor_mb,
+    is_excluded,
+)
 
 MB = 1024 * 1024
 

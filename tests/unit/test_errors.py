@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.errors import database_error, is_data_error, is_transient
+from capacity_assets.base.errors import database_error, is_data_error, is_transient
 
 
 def raised(sqlstate: str | None, text: str = "it broke") -> DBAPIError:

@@ -14,15 +14,21 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from capacity_assets.collection import fleet
-from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
-from capacity_assets.collection.engines.installed import engines
-from capacity_assets.collection.engines.limits import Limits
-from capacity_assets.collection.fleet import FleetMeasurement, ProbeHistory, Task
-from capacity_assets.collection.measuring import ProbeContext
+from capacity_assets.collection import measuring
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    EngineAdapter,
+    FailureKind,
+    Limits,
+    MeasureError,
+    Measurement,
+    ServerFacts,
+    engines,
+)
+from capacity_assets.collection.measuring import FleetMeasurement, ProbeContext, ProbeHistory, Task
+from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import ProbeOutcome
-from capacity_assets.collection.servers import Server
 from tests.clocks import fixed_clock
 from tests.servers import silent_socket
 
@@ -125,7 +131,7 @@ def test_every_server_has_one_outcome_and_no_more_work_at_once_than_there_are_pl
 def test_servers_that_hang_give_their_places_to_those_that_answer(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(measuring, "PATIENCE_SECONDS", 0.2)
     with silent_socket() as port:
         hanging = tasks(4, port, first=100, history=ProbeHistory(failed_last=True))
         outcomes = measured([*tasks(20, simulation.port), *hanging], workers=2, connect_seconds=1.5)
@@ -148,7 +154,7 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
         time.sleep(60)
         raise AssertionError
 
-    monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(measuring, "GRACE_SECONDS", 0.3)
     monkeypatch.setattr(Simulated, "connect", hang)
 
     [outcome] = measured(tasks(1, simulation.port), workers=1, connect_seconds=0.3)
@@ -240,7 +246,7 @@ def test_whatever_becomes_of_the_limits_sizes_are_kept(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch, engine: type[Simulated], message: str
 ) -> None:
     monkeypatch.setitem(engines(), "simulated", engine())
-    monkeypatch.setattr(fleet, "LIMITS_SECONDS", 0.3)
+    monkeypatch.setattr(measuring, "LIMITS_SECONDS", 0.3)
 
     [outcome] = measured(tasks(1, simulation.port), workers=1)
 

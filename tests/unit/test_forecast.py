@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
@@ -22,10 +22,10 @@ from capacity_assets.forecast.model import (
     Forecasts,
     Sizes,
     forecast,
+    without_steps,
 )
 from capacity_assets.forecast.reference import reference
 from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
-from capacity_assets.forecast.steps import without_steps
 from tests.documents import ROOT
 
 MANY_DAYS = 500

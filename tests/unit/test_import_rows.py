@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.importing.rows import Problem, RowReader, layout_of
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.history.rows import Problem, RowReader, layout_of
 from tests.clocks import SHANGHAI, fixed_clock
 
 

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.cli.errors import readable_errors
-from capacity_assets.foundation.os_errors import sentence_of
+from capacity_assets.base.errors import sentence_of
+from capacity_assets.cli.options import readable_errors
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.partitions import days_behind_a_window, partitions_of, sample_days, windows_of
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import Settings
 
 # Shanghai has no daylight saving; Berlin and New York change at night; Santiago and Cairo change at
 # midnight, so that one midnight a year does not exist; Kathmandu is off by a quarter of an hour.

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans, in_order, with_trend_threshold
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window, adjacent_spans, in_order, with_trend_threshold
 from tests import oracle
 
 DAYS = st.dates(date(1999, 1, 1), date(2101, 12, 31))

@@ -6,9 +6,9 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, shorter_periods
-from capacity_assets.foundation.levels import DATABASE, GROUP, Level
-from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.aggregates.levels import DATABASE, GROUP, Level
+from capacity_assets.aggregates.runs import InstanceRef, Part, Parts, Work, shorter_periods
+from capacity_assets.base.periods import PERIODS, Period, Window
 
 APRIL = date(2025, 4, 1)
 MONTHS = ["2025-04", "2025-05", "2025-06"]

@@ -7,8 +7,8 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregation.results import Coverage, InstanceError, InstanceSummary, PeriodSummary, RunSummary
-from capacity_assets.foundation.status import AggregationStatus
+from capacity_assets.aggregates.results import Coverage, InstanceError, InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.base.errors import AggregationStatus
 
 DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
 

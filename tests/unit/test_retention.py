@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.periods import PERIODS, Period
-from capacity_assets.retention.rules import parse_retention
-from capacity_assets.settings import ConfigurationError
-from capacity_assets.variables import DEFAULT_RETENTION_DAYS
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.history.retention import parse_retention
 
 
 def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_for_ever() -> None:

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.schedules import aggregation_schedules
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
 
 
 @pytest.fixture

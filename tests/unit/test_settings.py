@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from tzlocal import reload_localzone
 
-from capacity_assets.env_file import env_file_values
-from capacity_assets.settings import ConfigurationError, load_settings
+from capacity_assets.base.settings import ConfigurationError, env_file_values, load_settings
 
 SECRET = "hunter2-very-secret"  # noqa: S105 -- a value to look for in error texts
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from capacity_assets.aggregation.writing import ARITHMETIC, aggregation_statement
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.statements import ARITHMETIC, aggregation_statement
 
 # Where only the text is another one, the digest alone changes. Where figures are, so does the number.
 KNOWN = (1, "1296568addca7aaf")

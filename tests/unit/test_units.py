@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity_assets.units import (
+from capacity_assets.base.units import (
     counted,
     first_of,
     human_change_mb,

@@ -1,7 +1,8 @@
 """What an engine is: a class with a query, found through the entry points `capacity_assets.engines`.
 
-A new engine subclasses `EngineAdapter`, names its entry point and has a test; nothing else knows engines by name.
-Here is also what they share: the words for what can go wrong, and how bytes become megabytes.
+A new engine subclasses `EngineAdapter`, names its entry point and has a test; nothing else knows engines by name. What
+engines share is here: the kinds of failure and what to do about each, limits (volumes, and the ceilings of databases),
+and how bytes become megabytes. A server that says nothing of its limits is measured all the same.
 """
 
 from __future__ import annotations
@@ -11,15 +12,128 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
-from capacity_assets.collection.engines.limits import NOTHING_KNOWN, Limits
-from capacity_assets.storage.size_metrics import PART_SIZES
-from capacity_assets.units import BYTES_PER_MB, first_of
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import BYTES_PER_MB, first_of
+from capacity_assets.database.tables import PART_SIZES
+
+LONGEST_REASON = 1000
+HIDDEN = "***"
+
+
+class FailureKind(StrEnum):
+    """What kept a server from being measured."""
+
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    LOGIN = "login"
+    TLS = "tls"
+    RIGHTS = "rights"
+    CREDENTIAL = "credential"
+    SETUP = "setup"
+    BROKEN_OFF = "broken off"
+    DAY_OVER = "day over"
+    UNEXPECTED = "unexpected"
+
+
+ADVICE = {
+    FailureKind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
+    FailureKind.TIMEOUT: "Is it overloaded or locked up?",
+    FailureKind.LOGIN: "Fix the login on the server, or where its password is looked up.",
+    FailureKind.TLS: "Fix the certificate, or register another `tls` for it.",
+    FailureKind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
+    FailureKind.CREDENTIAL: "",
+    FailureKind.SETUP: "",
+    FailureKind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
+    FailureKind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
+    FailureKind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
+}
+
+
+class MeasureError(Exception):
+    """A server could not be measured: of which kind, and in words that hold no secret."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
+        super().__init__("".join(sign if sign.isprintable() else " " for sign in reason))
+        self.kind = kind
+
+    def without(self, secret: str | None) -> MeasureError:
+        """Return it with a secret hidden, before anything is cut: half a password is too much of it."""
+        text = str(self)
+        return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
+
+    @property
+    def description(self) -> str:
+        """The reason, shortened, and what to do."""
+        text = str(self)
+        line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+        return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+
+
+def without_driver(extra: str) -> MeasureError:
+    """Return the error of an engine whose driver is an extra of this package that is not installed."""
+    return MeasureError(FailureKind.SETUP, f"its driver is not installed: pip install 'capacity_assets[{extra}]'")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file system, disk group, pool or quota: its total size, and the space that the server can still use.
+
+    `used_bytes` is the used space if it is less than the remainder: a file system keeps a reserve for root, a disk
+    group for mirrors. None: the whole remainder is used.
+    """
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    used_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How much one database may hold: `limit_bytes`, or `is_unlimited`, or neither, which is unknown.
+
+    `volumes` names those on which it grows; None: unknown.
+    """
+
+    database: str
+    limit_bytes: int | None = None
+    is_unlimited: bool = False
+    volumes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is known of a server's limits, and in words why the rest is not."""
+
+    volumes: tuple[Volume, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    unknown: str | None = None
+
+
+NOTHING_KNOWN = Limits()
+
+
+def without_ceilings(names: Iterable[str], volumes: Iterable[str]) -> tuple[Ceiling, ...]:
+    """Return the ceilings of an engine that has none: every database may fill the volumes it lies on."""
+    on = tuple(sorted(volumes))
+    return tuple(Ceiling(name, is_unlimited=True, volumes=on) for name in names)
+
+
+def volume_of(folder: str, mounts: Iterable[str]) -> str | None:
+    """Return the longest mount point that `folder` lies below, links taken as they are written; None: none of them."""
+    inside = folder.rstrip("/") + "/"
+    above = [mount for mount in mounts if inside.startswith(mount.rstrip("/") + "/")]
+    return max(above, key=len, default=None)
+
 
 PROGRAM = "capacity_assets"
 NAMED = 5
@@ -82,7 +196,7 @@ class DatabaseSize:
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see storage/size_metrics.py")
+            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/tables.py")
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}
@@ -248,3 +362,38 @@ def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
     if unreadable:
         named = first_of(sorted(unreadable), NAMED)
         raise MeasureError(FailureKind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
+
+
+ENTRY_POINTS = "capacity_assets.engines"
+
+
+@cache
+def engines() -> dict[str, EngineAdapter]:
+    """Return every installed engine by the name that servers are registered with."""
+    found: dict[str, EngineAdapter] = {}
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        loaded: type[EngineAdapter] = point.load()
+        found[point.name] = loaded()
+    return found
+
+
+def engine_named(name: str) -> EngineAdapter:
+    """Return an engine; raises ValidationError where none of that name is installed."""
+    try:
+        return engines()[name]
+    except KeyError:
+        known = ", ".join(engines())
+        raise ValidationError(f"{name!r} is not an engine that can be measured; known are {known}.") from None
+
+
+def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
+    """Read CAPACITY_SYSTEM_DATABASES over the defaults, by engine; raises ValidationError where it is wrong."""
+    excluded = {name: engine.system_databases for name, engine in engines().items()}
+    for entry in filter(None, (part.strip() for part in setting.split(","))):
+        engine, sign, names = entry.partition("=")
+        if not sign or engine.strip() not in excluded:
+            raise ValidationError(
+                f"CAPACITY_SYSTEM_DATABASES: {entry!r} is not ENGINE=NAME|NAME with one of {', '.join(excluded)}."
+            )
+        excluded[engine.strip()] = tuple(filter(None, (name.strip() for name in names.split("|"))))
+    return excluded

@@ -8,22 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.collection.engines.base import (
     PROGRAM,
     TLS_OFF,
     TLS_VERIFY_FULL,
     Access,
+    Ceiling,
     DatabaseSize,
     EngineAdapter,
+    FailureKind,
+    Limits,
+    MeasureError,
     Measurement,
     ServerFacts,
+    Volume,
     first_line,
     is_excluded,
     rows_of,
+    without_driver,
 )
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError, without_driver
-from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume
-from capacity_assets.units import BYTES_PER_MB
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"

@@ -9,25 +9,27 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.storage.distribution import tables_are_distributed
-from capacity_assets.storage.runway_views import UNKNOWN_LIMITS, headroom
-from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Unmeasured
-from capacity_assets.web.queries import (
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.database.views import UNKNOWN_LIMITS, headroom
+from capacity_assets.ownership.groups import Group, default_grouping, fills_first, groups_of
+from capacity_assets.web.addresses import Asked
+from capacity_assets.web.reading import (
     FILLS_FIRST,
     UNMEASURED_SHOWN,
+    Reader,
     UnmeasuredServers,
     complete_window,
     databases,
     declared_since,
+    found,
     history,
     newest_window,
+    rows,
     runways,
     unmeasured_servers,
 )
-from capacity_assets.web.reading import Reader, found, rows
+from capacity_assets.web.rendering import DatabaseRow, Runway, SizeInWindow, Unmeasured
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS = 30

@@ -10,11 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.errors import NotFoundError
-from capacity_assets.grouping.bill_statements import DECLARED_STATE
-from capacity_assets.grouping.bill_words import notes, quantity_note
-from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
-from capacity_assets.grouping.groups import (
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.ownership.bills import DECLARED_STATE, BillGroup, IssuedBill, notes, quantity_note, read_bill_of
+from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
     Filling,
     FillsFirst,
@@ -28,17 +27,9 @@ from capacity_assets.grouping.groups import (
     groups_of,
     refuse_unknown_grouping,
 )
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, with_gaps
-from capacity_assets.web.queries import (
-    asked_window,
-    databases,
-    declared_since,
-    ends_of,
-    runways,
-)
-from capacity_assets.web.reading import Reader, found, rows
+from capacity_assets.web.addresses import Asked
+from capacity_assets.web.reading import Reader, asked_window, databases, declared_since, ends_of, found, rows, runways
+from capacity_assets.web.rendering import DatabaseRow, Runway, SizeInWindow, with_gaps
 
 GROUP_WINDOWS = 13
 # The same for every period and window.

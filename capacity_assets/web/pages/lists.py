@@ -6,22 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from capacity_assets.periods import Period, Window
-from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, Unmeasured
-from capacity_assets.web.names import Found, Names
-from capacity_assets.web.queries import (
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.web.addresses import ROWS_PER_PAGE, Asked
+from capacity_assets.web.reading import (
     FILLS_FIRST,
     ORDERS,
     UNMEASURED_SHOWN,
+    Found,
+    Names,
+    Reader,
     asked_window,
     databases,
     declared_since,
     ends_of,
+    found,
+    rows,
     runways,
     unmeasured_beside,
 )
-from capacity_assets.web.reading import Reader, found, rows
+from capacity_assets.web.rendering import DatabaseRow, Runway, Unmeasured
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,24 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.errors import NotFoundError
-from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing, with_gaps
-from capacity_assets.web.queries import (
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.web.addresses import Asked
+from capacity_assets.web.reading import (
     ORDERS,
+    Reader,
     binding_of,
     complete_window,
     databases,
+    found,
     history,
     newest_window,
+    rows,
     runway_of,
     runways,
     steps_of,
 )
-from capacity_assets.web.reading import Reader, found, rows
+from capacity_assets.web.rendering import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing, with_gaps
 
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN = 10, 14
 VOLUME_DAYS = 180

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.distributing import distribute
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import Retention
 from tests import citus
 from tests.citus_fleet import FIRST, SERVERS, SHARDS, opened
 from tests.clocks import TODAY

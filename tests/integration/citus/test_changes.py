@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import InternalError
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.errors import DatabaseError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import VERSION_TABLE, initialise
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import VERSION_TABLE, initialise
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, compute_everything, everything, opened, service
 from tests.clocks import fixed_clock

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.database.distributing import distribute, placements
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.schema import initialise
 from capacity_assets.demo.sample_fleet import load_sample_fleet
 from capacity_assets.demo.sample_limits import add_measured_limits
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.distributing import distribute, placements
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
 from tests import citus
 from tests.citus_fleet import SHARDS, service
 from tests.clocks import SHANGHAI

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, inspect, select, text
 
-from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
-from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.runway.issuing import issue, issue_anew
-from capacity_assets.runway.limits import Limit, declare, forget
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage import distributing, distribution
-from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
-from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import UNREAD
-from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.collection.volumes import VolumeDay, store_volumes
+from capacity_assets.database import cluster, distributing
+from capacity_assets.database.distributing import distribute, placements, what_stands_in_the_way
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.partitions import UNREAD
+from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
+from capacity_assets.forecast.issuing import issue, issue_anew
+from capacity_assets.forecast.limits import Limit, declare, forget
+from capacity_assets.forecast.runway import outlooks
+from capacity_assets.history.maintenance import TableMaintenance
+from capacity_assets.history.retention import Retention
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
 from tests.clocks import TODAY, fixed_clock
@@ -57,7 +57,7 @@ def test_keys_of_a_version_before_are_replaced_on_the_nodes_too(distributed: Eng
     compute_windows(service(distributed), "monthly", FIRST, LAST)
     before = everything(distributed)
     with distributed.begin() as connection:
-        distribution.change_shards_in_turn(connection)
+        cluster.change_shards_in_turn(connection)
         for statement in (*ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'"):
             connection.exec_driver_sql(statement)
     assert not schema_state(distributed).fit
@@ -212,9 +212,9 @@ def test_changes_are_gathered_while_a_distribution_is_unfinished(
     undistributed: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_everything(undistributed)
-    monkeypatch.setattr(distributing, "BY_SERVER", distribution.DISTRIBUTED[:1])
+    monkeypatch.setattr(distributing, "BY_SERVER", cluster.DISTRIBUTED[:1])
     assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
-    assert not distribution.is_distributed(undistributed)
+    assert not cluster.is_distributed(undistributed)
 
     execute(undistributed, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-12'")
 
@@ -228,7 +228,7 @@ def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the
     compute_everything(undistributed)
 
     def stop(table: str) -> None:
-        if table == distribution.DISTRIBUTED[-1].name:
+        if table == cluster.DISTRIBUTED[-1].name:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -237,7 +237,7 @@ def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the
 
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     assert "postgresql" in printed("groups", "--by", "engine", "--window", "2025-05-01")
-    distribution.ask_again(undistributed)
+    cluster.ask_again(undistributed)
 
 
 def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(

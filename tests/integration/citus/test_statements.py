@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, text
 
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.levels import SERVER_LEVELS
-from capacity_assets.grouping.bill_statements import READ
-from capacity_assets.periods import PERIODS
-from capacity_assets.runway.history import HistoryScope
-from capacity_assets.runway.history_statements import SERIES
-from capacity_assets.storage.distribution import copied_for_reading
+from capacity_assets.aggregates.levels import SERVER_LEVELS
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.cluster import copied_for_reading
+from capacity_assets.forecast.history import HistoryScope
+from capacity_assets.forecast.history_statements import SERIES
+from capacity_assets.ownership.bills import READ
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
 from tests.databases import execute

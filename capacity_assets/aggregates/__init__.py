@@ -1,0 +1,1 @@
+"""The business: samples become aggregates. Imports neither Dagster nor, when loaded, Redis."""

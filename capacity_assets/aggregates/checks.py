@@ -1,0 +1,367 @@
+"""The checks after a run, as data: one statement per check.
+
+A check queries the database for problems, names the first twenty and counts the rest. The severity is `error` if a
+person has to act, `warn` otherwise. A check of severity warn covers the windows of the run. A check of severity error
+covers every window and stays red until all of them are right, regardless of which windows the next run computes. The
+mapping of outcomes to asset checks is in `orchestration.metadata`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.ledger import IncompleteWindow
+from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, SERVER_LEVELS, Level, Measure
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
+from capacity_assets.base.periods import Window, adjacent_spans
+from capacity_assets.base.units import LARGEST_MB, counted
+from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.group_days import FLEET
+from capacity_assets.database.tables import active_condition
+
+
+def _first(body: str, order: str) -> str:
+    """Number the places of a query, keep the first ones, and carry the count of all."""
+    return (
+        f"SELECT place, count(*) OVER () AS places FROM ({body}) AS found "  # noqa: S608 -- built from our own names
+        f"ORDER BY {order} LIMIT :listed"
+    )
+
+
+_WINDOWS = "unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)"
+_ACTIVE = f"(SELECT id, name FROM instances WHERE {active_condition('instances')}) AS i"  # noqa: S608 -- constants
+
+
+def _is_size(measure: Measure) -> bool:
+    return measure.source.endswith("_mb")
+
+
+def _live(level: Level) -> str:
+    return f"AND NOT r.{level.void_flag}" if level.void_flag else ""
+
+
+def _fewer_days(measured: str, joined: str) -> str:
+    """Compare the days that are expected of each server with those that were measured."""
+    body = f"""
+        SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected)
+                   AS place,
+               expected - measured AS missing, name, period_start
+        FROM (
+            SELECT i.name, w.period_start,
+                   least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
+                   {measured} AS measured
+            FROM {_WINDOWS}
+            CROSS JOIN {_ACTIVE}
+            {joined}
+            WHERE f.first_day <= least(w.period_end, CAST(:today AS date))
+        ) AS days
+        WHERE measured < expected"""  # noqa: S608 -- built from our own names
+    return _first(body, "missing DESC, name, period_start")
+
+
+def missing_days(level: Level) -> str:
+    """Servers with fewer measured days than days, counted from their first sample on and up to today."""
+    raw, live = level.source.name, _live(level)
+    measured = f"""(SELECT count(DISTINCT r.collected_date) FROM {raw} r
+                    WHERE r.instance_id = i.id AND r.collected_date BETWEEN w.period_start AND w.period_end
+                      AND r.collected_date <= CAST(:today AS date) {live})"""  # noqa: S608 -- built from our own names
+    joined = f"""CROSS JOIN LATERAL (SELECT min(r.collected_date) AS first_day FROM {raw} r
+                                WHERE r.instance_id = i.id {live}) AS f"""  # noqa: S608 -- as above
+    return _fewer_days(measured, joined)
+
+
+def missing_days_on_nodes(level: Level) -> str:
+    """The same where rows are distributed: counted per server on the nodes, compared here."""
+    raw, live = level.source.name, _live(level)
+    joined = f"""JOIN (SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r
+                  WHERE true {live} GROUP BY r.instance_id) AS f ON f.instance_id = i.id
+            LEFT JOIN (SELECT r.instance_id, w.period_start, count(DISTINCT r.collected_date) AS measured
+                       FROM {raw} r JOIN {_WINDOWS} ON r.collected_date BETWEEN w.period_start AND w.period_end
+                       WHERE r.collected_date BETWEEN :first_day AND :last_day {live}
+                       GROUP BY r.instance_id, w.period_start) AS m
+              ON m.instance_id = i.id AND m.period_start = w.period_start"""  # noqa: S608 -- built from our own names
+    return _fewer_days("coalesce(m.measured, 0)", joined)
+
+
+def impossible_values(level: Level) -> str:
+    """Stored rows with impossible values. A partial index of these rows finds them in a history of any length."""
+    impossible = " OR ".join(
+        f"a.{measure.minimum} < 0" + (f" OR a.{measure.maximum} > {LARGEST_MB}" if _is_size(measure) else "")
+        for measure in level.measures
+    )
+    database = "a.database_name" if "database_name" in level.keys else "'all databases'"
+    body = f"""
+        SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start)
+                   AS place,
+               i.name, a.period_start
+        FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
+        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({impossible})"""  # noqa: S608
+    return _first(body, "name, period_start")
+
+
+def jumps(level: Level) -> str:
+    """Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
+    headline = level.headline
+    database = "a.database_name" if "database_name" in level.keys else "'all databases'"
+    body = f"""
+        SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database},
+                      coalesce(a.{headline.change_percent} || ' %', 'from 0'), a.{headline.change}, a.period_start)
+                   AS place,
+               coalesce(abs(a.{headline.change_percent}), 'infinity') AS jump
+        FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
+        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
+          AND (abs(a.{headline.change_percent}) > :jump_percent
+               OR a.{headline.change_percent} IS NULL AND a.{headline.change} >= :jump_from_zero_mb)"""  # noqa: S608 -- built from our own names
+    return _first(body, "jump DESC, place")
+
+
+def levels_differ(_level: Level) -> str:
+    """Days on which the databases of a server do not add up to its total."""
+    body = f"""
+        SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date,
+                      coalesce(d.total, 0), t.total) AS place,
+               abs(t.total - coalesce(d.total, 0)) AS difference
+        FROM (SELECT r.instance_id, r.collected_date, sum(r.total_size_mb) AS total FROM {INSTANCE.source.name} r
+              WHERE r.collected_date BETWEEN :first_day AND :last_day {_live(INSTANCE)} GROUP BY 1, 2) AS t
+        JOIN {_ACTIVE} ON i.id = t.instance_id
+        LEFT JOIN (SELECT r.instance_id, r.collected_date,
+                          div(sum(coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric))), 1048576) AS total
+                   FROM {DATABASE.source.name} r
+                   WHERE r.collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
+          ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
+        WHERE EXISTS (SELECT FROM {_WINDOWS} WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
+          AND abs(t.total - coalesce(d.total, 0))
+              > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)"""  # noqa: S608 -- built from our own names
+    return _first(body, "difference DESC, place")
+
+
+def groups_differ(level: Level) -> str:
+    """Keys whose values do not add up to the fleet in a window, by exact sums, of all windows."""
+    body = f"""
+        SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over '
+                      'its days', label_key, period_start, size, databases, fleet_size, fleet_databases) AS place
+        FROM (
+            SELECT period_start, label_key, sum(coalesce(sum_size_mb, avg_size_mb)) AS size,
+                   sum(coalesce(sum_database_count, database_count)) AS databases
+            FROM {level.target.name}
+            WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) GROUP BY 1, 2
+        ) AS g
+        LEFT JOIN (
+            SELECT period_start, coalesce(sum_size_mb, avg_size_mb) AS fleet_size,
+                   coalesce(sum_database_count, database_count) AS fleet_databases
+            FROM {level.target.name}
+            WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) AND label_key = '{FLEET}'
+        ) AS f USING (period_start)
+        WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)"""  # noqa: S608 -- built from our own names
+    return _first(body, "place")
+
+
+LEVELS_TOLERANCE_PERCENT = 1
+LEVELS_TOLERANCE_MB = 1024
+# Growth from 0 has no percent: it is named from this size on.
+JUMP_FROM_ZERO_MB = 1024
+
+
+class Severity(StrEnum):
+    """Whether a failed check needs a person to act, or only informs."""
+
+    ERROR = "error"
+    WARN = "warn"
+
+
+@dataclass(frozen=True)
+class CheckScope:
+    """The scope of checks at one level, as of a day: the windows of a run, and every window that has a partition."""
+
+    period_type: str
+    level: Level
+    windows: Sequence[Window]
+    today: date
+    jump_percent: int
+    every: Sequence[Window] = ()
+
+    def parameters(self) -> dict[str, object]:
+        """Return the parameters that the statements of all checks share."""
+        return {
+            "period_type": self.period_type,
+            "every": sorted({window.start for window in (*self.every, *self.windows)}),
+            "starts": [window.start for window in self.windows],
+            "ends": [window.end for window in self.windows],
+            "first_day": min(window.start for window in self.windows),
+            "last_day": min(max(window.end for window in self.windows), self.today),
+            "today": self.today,
+            "jump_percent": self.jump_percent,
+            "tolerance_percent": LEVELS_TOLERANCE_PERCENT,
+            "tolerance_mb": LEVELS_TOLERANCE_MB,
+            "jump_from_zero_mb": JUMP_FROM_ZERO_MB,
+            "listed": MAXIMUM_LISTED_ERRORS,
+        }
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What a check found: how many places, the first of them in words, and what to do."""
+
+    name: str
+    severity: Severity
+    places: int
+    listed: tuple[str, ...]
+    advice: str
+    incident: str | None = None
+    """The problems, one per line, in a form that stays the same between runs, for outcomes whose `listed` text
+    varies."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return self.places == 0
+
+    @property
+    def text(self) -> str:
+        """The outcome in words, one line per place."""
+        if self.passed:
+            return "Nothing found."
+        hidden = self.places - len(self.listed)
+        more = [f"… and {hidden} more"] if hidden > 0 else []
+        return "\n".join([f"{self.places} found. {self.advice}", *self.listed, *more])
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: which levels it looks at, its statement, and what to do about what it finds."""
+
+    name: str
+    description: str
+    severity: Severity
+    advice: str
+    statement: Callable[[Level], str]
+    on_nodes: Callable[[Level], str] | None = None
+    """The statement where rows are distributed, if that is another one."""
+    levels: tuple[str, ...] = tuple(SERVER_LEVELS)
+
+
+SERVERS_STORED = "servers_stored"
+SERVERS_STORED_DESCRIPTION = "The rows of every server with samples in a computed window are stored."
+SERVERS_STORED_ADVICE = (
+    "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. "
+    "The metadata of a partition names its servers."
+)
+
+
+def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
+    """Build the outcome from the failures of a run and the number of failed servers of each window."""
+    of_run = {part.period_start: part.failed_instances for part in summary.parts}
+    every = {start: servers for start, servers in sorted({**failed, **of_run}.items()) if servers}
+    here = [f"{part.period_start}: {error}" for part in summary.parts for error in part.errors]
+    elsewhere = [
+        f"{start}: {counted(servers, 'server')} failed" for start, servers in every.items() if start not in of_run
+    ]
+    return CheckOutcome(
+        SERVERS_STORED,
+        Severity.ERROR,
+        sum(every.values()),
+        tuple([*here, *elsewhere][:MAXIMUM_LISTED_ERRORS]),
+        SERVERS_STORED_ADVICE,
+        incident="\n".join(f"{start}: {servers}" for start, servers in every.items()),
+    )
+
+
+PARTITIONS_COMPLETE = "partitions_complete"
+PARTITIONS_COMPLETE_DESCRIPTION = (
+    "Every window that is due and has samples was computed, for every server, over the samples as they are."
+)
+PARTITIONS_COMPLETE_ADVICE = (
+    "Fix the samples of servers that failed, then materialise these partitions. Changed samples are followed by the "
+    "late data sensor by itself, unless it is off or its run failed."
+)
+
+
+def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) -> CheckOutcome:
+    """Turn the windows that are left into an outcome that names them by stretches."""
+    stretches = [
+        (reason, span)
+        for reason in dict.fromkeys(window.reason for window in left)
+        for span in adjacent_spans(sorted(found.window for found in left if found.reason == reason))
+    ]
+    listed = tuple(_stretch(span, reason) for reason, span in stretches[:MAXIMUM_LISTED_ERRORS])
+    return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)
+
+
+def _stretch(span: Sequence[Window], reason: str) -> str:
+    if len(span) == 1:
+        return f"{span[0].key}: {reason}"
+    return f"{span[0].key} to {span[-1].key}, {len(span)} windows: {reason}"
+
+
+def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
+    """Run every check of the level; raises DatabaseError, and nothing is changed by looking."""
+    with (
+        database_errors(doing="checking what was written", kept="All rows written were kept."),
+        engine.connect() as connection,
+    ):
+        outcomes = []
+        distributed = is_distributed(engine)
+        for check in CHECKS:
+            if scope.level.name in check.levels:
+                statement = check.on_nodes if distributed and check.on_nodes else check.statement
+                rows = connection.execute(text(statement(scope.level)), scope.parameters()).all()
+                places = rows[0].places if rows else 0
+                listed = tuple(str(row.place) for row in rows)
+                outcomes.append(CheckOutcome(check.name, check.severity, places, listed, check.advice))
+        return outcomes
+
+
+def checks_of(level: Level) -> list[tuple[str, str]]:
+    """Return name and description of every check that looks at a level, the one of the run itself first."""
+    named = [(check.name, check.description) for check in CHECKS if level.name in check.levels]
+    return [(SERVERS_STORED, SERVERS_STORED_DESCRIPTION), *named]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        name="samples_complete",
+        description="Every server was measured on every day of the window, counted from its first sample on.",
+        severity=Severity.WARN,
+        advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
+        statement=missing_days,
+        on_nodes=missing_days_on_nodes,
+    ),
+    Check(
+        name="values_possible",
+        description="No stored size or count is negative, and no size is above 8 EiB.",
+        severity=Severity.ERROR,
+        advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
+        statement=impossible_values,
+    ),
+    Check(
+        name="jumps_named",
+        description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
+        f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
+        severity=Severity.WARN,
+        advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
+        statement=jumps,
+    ),
+    Check(
+        name="levels_agree",
+        description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
+        f"and {LEVELS_TOLERANCE_MB:,} MiB.",
+        severity=Severity.WARN,
+        advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
+        statement=levels_differ,
+        levels=(INSTANCE.name,),
+    ),
+    Check(
+        name="groups_add_up",
+        description="Engines and the groups of each label add up to the fleet, to the MiB.",
+        severity=Severity.ERROR,
+        advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
+        statement=groups_differ,
+        levels=(GROUP.name,),
+    ),
+)

@@ -1,0 +1,471 @@
+"""The ledger of computed windows: which were computed, over which changes, and which must be computed again.
+
+What a change touches, and when a window is stale, is defined in `storage.changes`. A run gathers the queue of changes
+once, asks what is `unchanged`, and for the rest goes from `begin`, which says up to which change the samples are about
+to be read, to `finish`, which enters that. A change that commits in between is in the queue, so that nothing depends on
+a clock, on the order of commits, or on which server numbered them.
+
+Requesting runs belongs to the orchestration, computing to `service`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.aggregates.levels import Level
+from capacity_assets.aggregates.results import PeriodSummary
+from capacity_assets.aggregates.runs import Part
+from capacity_assets.base.errors import DatabaseError, database_errors
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.database.changes import STALE_WHEN_GATHERED, NodeError, gather_changes, gather_records
+from capacity_assets.database.cluster import ask_again, is_distributed
+from capacity_assets.database.triggers import TRACKING_IS_ON
+
+PATIENCE_SECONDS = 3600
+NODE_SQLSTATE = "58000"
+"""PostgreSQL's code of what is outside of it: the coordinator answers, so that other work goes on."""
+
+
+@dataclass(frozen=True)
+class StaleWindow:
+    """A computed window whose samples changed since.
+
+    `wanted` differs from one look to the next where another change touched it; `quiet_seconds` have passed since the
+    last change, `waiting_seconds` since the first one.
+    """
+
+    period_type: str
+    level: str
+    window: Window
+    wanted: int
+    quiet_seconds: float = math.inf
+    waiting_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class ComputedWindow:
+    """A window that was computed, and what of: servers and rows."""
+
+    window: Window
+    processed_instances: int
+    failed_instances: int
+    total_records: int
+
+
+@dataclass(frozen=True)
+class KnownWindow:
+    """A window that was computed, by which `fingerprint`, what came of it, and whether that still holds.
+
+    It `is_intact` while change tracking is on, no server failed, and its rows are stored. It `is_stale` where something
+    has touched it since: a sample of its days or of a window that it compares with, or another session its rows. It
+    `has_its_sums` where nothing but a window that it compares with has changed.
+    """
+
+    window: Window
+    period_type: str
+    fingerprint: str | None
+    processed_instances: int
+    total_records: int
+    protected_records: int
+    unsampled_records: int | None
+    is_intact: bool
+    is_stale: bool
+    has_its_sums: bool
+
+    def is_unchanged(self, fingerprint: str) -> bool:
+        """Whether computing it again, in the way that `fingerprint` marks, would leave it as it is."""
+        is_known = self.fingerprint == fingerprint and self.unsampled_records is not None
+        return is_known and self.is_intact and not self.is_stale
+
+    def has_current_sums(self, fingerprint: str) -> bool:
+        """Whether its rows are as its samples give them, summed up for all servers as `fingerprint` marks."""
+        is_whole = self.protected_records == self.unsampled_records == 0
+        return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
+
+
+@dataclass(frozen=True)
+class IncompleteWindow:
+    """A window that should be computed, or computed again, and the reason in a few words."""
+
+    window: Window
+    reason: str
+
+
+class Ledger:
+    """Reads and keeps the ledger of one capacity database.
+
+    Each method raises DatabaseError where the database fails; the text says what was kept.
+    """
+
+    def __init__(self, engine: Engine, periods: Iterable[str] = PERIODS) -> None:
+        """Work through `engine`; only windows of the registered `periods` are reported."""
+        self._engine = engine
+        self._periods = list(periods)
+
+    def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
+        """Read the queue of changes, with what the nodes of a cluster recorded; see `take_over` for the parameters."""
+        self.take_over(kept, within_seconds)
+        with self._work("reading what was changed", kept) as connection:
+            gather_changes(connection)
+
+    def begin(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, dict[date, int]]:
+        """Read the queue of changes, and enter that a computation of `windows` begins.
+
+        Returns `wanted` of each, by level and first day, for `finish`. What the nodes of a cluster recorded is taken
+        over by `take_over`.
+        """
+        years_before = [period.year_before(window) for window in windows]
+        parameters = {
+            **_asked_for(period, windows),
+            "levels": [level.name for level in levels],
+            "reads_from": [period.previous(window).start for window in windows],
+            "year_before_starts": [window.start for window in years_before],
+            "year_before_ends": [window.end for window in years_before],
+        }
+        found: dict[str, dict[date, int]] = {level.name: {} for level in levels}
+        with self._work("recording that a computation begins", "Nothing was written.") as connection:
+            # Were it lost, what is written after it would be lost too.
+            connection.execute(text("SET LOCAL synchronous_commit = off"))
+            gather_changes(connection)
+            for row in connection.execute(text(_BEGIN), parameters):
+                found[row.level][row.period_start] = row.wanted
+        return found
+
+    def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
+        """Return what is known of stored windows, by level.
+
+        Ask after `begin`: what changes later than this has the windows that are begun computed again.
+        """
+        listed = sorted((level.name, *part) for level, some in parts.items() for part in some)
+        parameters: dict[str, Any] = {
+            "levels": [name for name, _, _ in listed],
+            "asked_types": [name for _, name, _ in listed],
+            "starts": [window.start for _, _, window in listed],
+        }
+        stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
+        with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
+            rows = connection.execute(text(_KNOWN.format(stored=f"CASE w.level {stored} END")), parameters).all()
+        found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+        for name, start, end, *rest in rows:
+            found[name].append(KnownWindow(Window(start, end), *rest))
+        return {level: found[level.name] for level in parts}
+
+    def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
+        """Enter that the windows of `parts` were computed over the changes before they were `begun`."""
+        parameters = {
+            "period_type": parts[0].period_type,
+            "level": parts[0].level,
+            "starts": [part.period_start for part in parts],
+            "begun": [begun[part.period_start] for part in parts],
+            "failed": [part.failed_instances for part in parts],
+            "processed": [part.processed_instances for part in parts],
+            "records": [part.total_records for part in parts],
+            "protected": [part.protected_records for part in parts],
+            "unsampled": [part.unsampled_records for part in parts],
+            "fingerprint": fingerprint,
+        }
+        with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
+            connection.execute(text(_FINISH), parameters)
+
+    def invalidate(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> None:
+        """Have `windows`, and those after them and a year later, which compare with their rows, computed when asked."""
+        starts = {start for window in windows for start in (window.start, period.following(window).start)}
+        names = [level.name for level in levels]
+        parameters = {"period_type": period.name, "levels": names, "starts": sorted(starts)}
+        with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
+            connection.execute(text(_INVALIDATE), parameters)
+
+    def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
+        """Return the windows whose computation was finished, in order."""
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            rows = connection.execute(text(_COMPUTED), {"period_type": period.name, "level": level.name})
+            return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
+
+    def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
+        """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
+        with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
+            rows = connection.execute(text(_FAILED), _asked_for(period, windows, level))
+            return {row.period_start: row.failed_instances for row in rows}
+
+    def last_computation(self) -> str:
+        """Return a token that changes when a further window is computed."""
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            return str(connection.execute(text(_LAST_COMPUTATION)).scalar_one())
+
+    def stale(self) -> list[StaleWindow]:
+        """Read the queue of changes, and return the computed windows whose samples changed since, in order."""
+        self.gather()
+        with self._work("looking for changed samples", "No change was lost.") as connection:
+            rows = connection.execute(text(_STALE), {"periods": self._periods}).all()
+        return [
+            StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
+        ]
+
+    def outdated(self) -> list[tuple[str, str, IncompleteWindow]]:
+        """Return the computed windows that a new computation may change, with period and level, in order.
+
+        Either their samples changed since, or their rows may no longer be as computed.
+        """
+        doing = "looking for windows that are out of date"
+        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+            rows = connection.execute(text(_OUTDATED), {"periods": self._periods}).all()
+        return [
+            (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
+            for row in rows
+        ]
+
+    def incomplete_windows(
+        self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[IncompleteWindow]:
+        """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
+
+        A change younger than `patience_seconds` makes no window late: it is being followed.
+        """
+        doing = "looking for windows that are left"
+        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+            return self.left(connection, period, level, windows, patience_seconds=patience_seconds)
+
+    def undecided(self, connection: Connection) -> str | None:
+        """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
+        row = connection.execute(text(_UNDECIDED)).one()
+        if not row.tracking_is_on:
+            return "a trigger that records changes of samples is missing or off: run `capacity init`"
+        return "a server was put into service just now" if row.servers_are_unread else None
+
+    def left(
+        self,
+        connection: Connection,
+        period: Period,
+        level: Level,
+        windows: Sequence[Window],
+        *,
+        patience_seconds: float = 0,
+    ) -> list[IncompleteWindow]:
+        """As `incomplete_windows`, as the transaction of a connection sees the ledger; raises DBAPIError."""
+        if not windows:
+            return []
+        parameters = {**_asked_for(period, windows, level), "patience_seconds": patience_seconds}
+        rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters).all()
+        return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    def lost_rows(
+        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
+    ) -> IncompleteWindow | None:
+        """Return the first of `windows` that was computed to more rows than are stored; raises DBAPIError."""
+        if not windows:
+            return None
+        parameters = {**_asked_for(period, windows, level), "first": windows[0].start, "last": windows[-1].start}
+        row = connection.execute(text(_LOST_ROWS.format(target=level.target.name)), parameters).first()
+        if row is None:
+            return None
+        reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
+        return IncompleteWindow(Window(row.period_start, row.period_end), reason)
+
+    def take_over(self, kept: str, within_seconds: int | None = None) -> None:
+        """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
+
+        `kept` is said where one does not.
+        """
+        if within_seconds is not None:
+            # Another process may have distributed the tables just now.
+            ask_again(self._engine)
+        try:
+            with database_errors(doing="asking the nodes what was changed there", kept=kept):
+                gather_records(self._engine, within_seconds)
+        except NodeError as error:
+            message = f"{error} {kept}"
+            raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
+
+    def _lookup(self, what: str, level: Level) -> str:
+        """Return the condition that a window of a level has stored rows, or samples."""
+        tables = (level.target,) if what == "stored" else level.raw_tables
+        distributed = level.has_servers or what == "sampled"
+        lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self._engine) else _LOOKUPS)[what]
+        return f"({' OR '.join(lookup.format(table=table.name) for table in tables)})"
+
+    @contextmanager
+    def _work(self, doing: str, kept: str, *, take_over: bool = False) -> Iterator[Connection]:
+        if take_over:
+            self.take_over(kept)
+        with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
+            yield connection
+
+
+def _asked_for(period: Period, windows: Sequence[Window], level: Level | None = None) -> dict[str, Any]:
+    return {
+        "period_type": period.name,
+        "level": level.name if level else None,
+        "starts": [window.start for window in windows],
+        "ends": [window.end for window in windows],
+    }
+
+
+_LOOKUPS = {
+    "stored": "EXISTS (SELECT FROM {table} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
+    "sampled": "EXISTS (SELECT FROM {table} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
+}
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
+_DISTRIBUTED_LOOKUPS = {
+    "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {table} a "
+    "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
+    "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {table} r WHERE r.collected_date BETWEEN "
+    "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
+    ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
+}
+# Stale windows are looked up once, not for each window. A whole partition may have gone without a trigger, but then no
+# row of the window is left.
+_KNOWN = f"""
+WITH stale AS MATERIALIZED (SELECT * FROM {STALE_WHEN_GATHERED} AS s)
+SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,
+       w.protected_records, w.unsampled_records,
+       w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}}) AND {TRACKING_IS_ON},
+       stale.level IS NOT NULL, coalesce(stale.has_its_sums, true)
+FROM unnest(CAST(:levels AS text[]), CAST(:asked_types AS text[]), CAST(:starts AS date[]))
+    AS asked (level, period_type, period_start)
+JOIN capacity_computed_windows w USING (level, period_type, period_start)
+LEFT JOIN stale USING (level, period_type, period_start)
+WHERE w.processed_instances IS NOT NULL
+"""  # noqa: S608 -- as above
+
+# Entered by a version that did not compare with a year before, or as a period of another length, it is as new.
+_BEGIN = """
+WITH asked AS (
+    SELECT level, days.*, w.wanted, w.year_before_start IS NULL
+           OR (w.period_end, w.reads_from) <> (days.period_end, days.reads_from) AS is_new
+    FROM unnest(CAST(:levels AS text[])) AS level
+    CROSS JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
+                      CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[]))
+        AS days (period_start, period_end, reads_from, year_before_start, year_before_end)
+    LEFT JOIN (SELECT * FROM capacity_computed_windows WHERE period_type = :period_type) AS w
+        USING (level, period_start)
+), begun AS (
+    INSERT INTO capacity_computed_windows AS w
+        (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end)
+    SELECT :period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end
+    FROM asked WHERE is_new ORDER BY level, period_start
+    ON CONFLICT (period_type, level, period_start) DO UPDATE
+    SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end,
+        period_end = EXCLUDED.period_end, reads_from = EXCLUDED.reads_from, wanted = w.wanted + 1,
+        changed = w.wanted + 1
+    WHERE w.year_before_start IS NULL OR (w.period_end, w.reads_from) <> (EXCLUDED.period_end, EXCLUDED.reads_from)
+    RETURNING w.level, w.period_start, w.wanted
+)
+SELECT level, period_start, coalesce(begun.wanted, asked.wanted, 0) AS wanted
+FROM asked LEFT JOIN begun USING (level, period_start)
+"""
+
+# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
+_FINISH = """
+WITH done AS (
+    SELECT * FROM unnest(CAST(:starts AS date[]), CAST(:begun AS bigint[]), CAST(:failed AS integer[]),
+                         CAST(:processed AS integer[]), CAST(:records AS bigint[]), CAST(:protected AS bigint[]),
+                         CAST(:unsampled AS bigint[]))
+        AS done (period_start, begun, failed, processed, records, protected, unsampled)
+), locked AS (
+    SELECT done.* FROM done JOIN capacity_computed_windows w USING (period_start)
+    WHERE w.period_type = :period_type AND w.level = :level ORDER BY period_start FOR UPDATE OF w
+)
+UPDATE capacity_computed_windows w
+SET computed = done.begun, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
+    processed_instances = done.processed, total_records = done.records, protected_records = done.protected,
+    unsampled_records = done.unsampled,
+    oldest_change = CASE WHEN w.wanted > done.begun THEN w.oldest_change END,
+    newest_change = CASE WHEN w.wanted > done.begun THEN w.newest_change END
+FROM locked AS done
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start
+  AND (w.computed, w.failed_instances, w.fingerprint, w.processed_instances, w.total_records, w.protected_records,
+       w.unsampled_records)
+      IS DISTINCT FROM (done.begun, done.failed, CAST(:fingerprint AS varchar), done.processed, done.records,
+                        done.protected, done.unsampled)
+"""
+
+_INVALIDATE = """
+WITH locked AS (
+    SELECT level, period_start FROM capacity_computed_windows
+    WHERE period_type = :period_type AND level = ANY (CAST(:levels AS text[]))
+      AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))
+    ORDER BY level, period_start FOR UPDATE
+)
+UPDATE capacity_computed_windows w SET wanted = w.wanted + 1, changed = w.wanted + 1 FROM locked
+WHERE w.period_type = :period_type AND w.level = locked.level AND w.period_start = locked.period_start
+"""
+
+_COMPUTED = """
+SELECT period_start, period_end, coalesce(processed_instances, 0) AS processed_instances, failed_instances,
+       coalesce(total_records, 0) AS total_records
+FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND computed IS NOT NULL
+  -- Where every server failed, the run failed too, and its partition is to be seen as failed.
+  AND (processed_instances > 0 OR failed_instances = 0)
+ORDER BY period_start
+"""
+
+_FAILED = """
+SELECT period_start, failed_instances FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND failed_instances > 0
+  AND period_start = ANY (CAST(:starts AS date[]))
+"""
+
+# The number besides the time: of two computations, the one that began first may end last.
+_LAST_COMPUTATION = """
+SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows
+WHERE computed IS NOT NULL
+"""
+
+_STALE = """
+SELECT period_type, level, period_start, period_end, wanted,
+       CAST(extract(epoch FROM now() - newest_change) AS float) AS quiet_seconds,
+       CAST(extract(epoch FROM now() - oldest_change) AS float) AS waiting_seconds
+FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND period_type = ANY (:periods)
+ORDER BY period_type, level, period_start
+"""
+
+_OUTDATED = """
+SELECT period_type, level, period_start, period_end, CASE
+    WHEN newest_change IS NOT NULL THEN 'samples changed since it was computed'
+    ELSE 'another session wrote its aggregates or deleted samples, or a window that it compares with was overwritten'
+    END AS reason
+FROM capacity_stale_windows WHERE period_type = ANY (:periods)
+ORDER BY period_type, level, period_start
+"""
+
+_UNDECIDED = f"""
+SELECT {TRACKING_IS_ON} AS tracking_is_on,
+       EXISTS (SELECT FROM capacity_changes WHERE days IS NULL) AS servers_are_unread
+"""  # noqa: S608 -- as above
+
+_LEFT = """
+SELECT asked.period_start, asked.period_end, state.reason
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
+LEFT JOIN capacity_computed_windows w
+    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
+LEFT JOIN capacity_stale_windows s
+    ON s.period_type = :period_type AND s.level = :level AND s.period_start = asked.period_start
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN w.period_start IS NULL THEN CASE WHEN {sampled} THEN 'has samples, but was never computed' END
+    WHEN w.computed IS NULL THEN 'was begun, but never finished'
+    WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
+    WHEN s.oldest_change <= now() - make_interval(secs => :patience_seconds)
+        THEN 'samples changed since it was computed'
+    END) AS state (reason)
+WHERE state.reason IS NOT NULL ORDER BY asked.period_start
+"""
+
+# Rows of other servers, inactive by now, may be there besides.
+_LOST_ROWS = """
+SELECT w.period_start, w.period_end, w.total_records - coalesce(a.rows, 0) AS lost, w.total_records AS records
+FROM capacity_computed_windows w LEFT JOIN (
+    SELECT period_start, count(*) AS rows FROM {target}
+    WHERE period_type = :period_type AND period_start BETWEEN :first AND :last GROUP BY period_start
+) AS a USING (period_start)
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND coalesce(a.rows, 0) < w.total_records
+ORDER BY w.period_start LIMIT 1
+"""

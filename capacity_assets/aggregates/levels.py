@@ -1,0 +1,371 @@
+"""The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
+
+A further size of a database is an entry of `SIZE_METRICS` in `database.tables`; a measure of another kind is a
+`Measure` here with its columns there. How figures are computed is in `statements`. The raw tables and the one statement
+that writes samples, behind the collection, imports and the demo, are here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
+
+from capacity_assets.base.units import BYTES_PER_MB
+from capacity_assets.database import tables
+from capacity_assets.database.group_days import GROUP_DAYS
+from capacity_assets.database.tables import PART_SIZES, database_limit_stats, volume_size_stats
+
+_KEYS = {
+    "database": "(instance_id, database_name, collected_date)",
+    "instance": "(instance_id, collected_date) WHERE is_deleted = false",
+}
+
+
+def staging_columns(level: Level, *more: str) -> str:
+    """Return the columns of a temporary table for the values of samples; `more` are definitions before them."""
+    types = {column.name: column.type.compile() for column in level.source.columns}
+    return ", ".join([*more, *(f"{name} {types[name]}" for name in (*level.values, *level.exact))])
+
+
+def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
+    """Return an INSERT of rows of `source`, which has the columns of the samples; equal rows are not touched.
+
+    With `replace` a row of the same key takes the new values, else it stays as it is.
+    """
+    values = (*level.values, *level.exact)
+    columns = (*level.keys, "collected_date", *values, "collected_at")
+    flag, no_flag = (f", {level.void_flag}", ", false") if level.void_flag else ("", "")
+    changes = ", ".join(f"{name} = excluded.{name}" for name in (*values, "collected_at"))
+    stored, new = (", ".join(f"{side}.{name}" for name in values) for side in ("t", "excluded"))
+    update = f"UPDATE SET {changes}, updated_at = excluded.updated_at WHERE ({stored}) IS DISTINCT FROM ({new})"
+    return f"""
+INSERT INTO {level.source.name} AS t ({", ".join(columns)}, created_at, updated_at{flag})
+SELECT {", ".join(f"r.{name}" for name in columns)}, now(), now(){no_flag} FROM {source} AS r
+ON CONFLICT {_KEYS[level.name]} DO {update if replace else "NOTHING"}
+"""  # noqa: S608 -- names from our own table definitions
+
+
+def bytes_of(size_mb: str, size_bytes: str) -> str:
+    """Return the expression of a size in bytes: exact where they are known, else those of the whole megabytes."""
+    return f"coalesce({size_bytes}, {size_mb} * CAST({BYTES_PER_MB} AS numeric))"
+
+
+@dataclass(frozen=True)
+class Further:
+    """The aggregate columns of a measure's first and last values in the window, and of its year comparison."""
+
+    last: str
+    growth: str
+    year_change: str
+    year_change_percent: str
+    yearly_rate_percent: str
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those that are made of the window's own samples alone."""
+        return (self.last, self.growth)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Those for which samples of other windows are needed."""
+        return (self.year_change, self.year_change_percent, self.yearly_rate_percent)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One raw column and the columns of the aggregate table that its samples end up in."""
+
+    source: str
+    average: str
+    maximum: str
+    minimum: str
+    change: str
+    change_percent: str
+    average_two_decimals: str | None = None
+    further: Further | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the aggregate columns this measure fills."""
+        optional = (self.average_two_decimals,) if self.average_two_decimals else ()
+        further = self.further.own if self.further else ()
+        return (self.average, self.maximum, self.minimum, *optional, *further, *self.compared)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of those for which samples of other windows are needed."""
+        return (self.change, self.change_percent, *(self.further.compared if self.further else ()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The figures of a measure that need the samples of another window: first the change, then its percentage."""
+
+    measure: Measure
+    figures: tuple[str, ...]
+    is_with_year_before: bool = False
+
+    @property
+    def change(self) -> str:
+        """The column of the change."""
+        return self.figures[0]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """An aggregate column that is floor(sum of one raw column / sum of another), 0 for a zero divisor."""
+
+    target: str
+    numerator: str
+    denominator: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """Everything that sets one level apart; the first measure is the one that growth and trend follow."""
+
+    name: str
+    source: Table
+    target: Table
+    keys: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    ratios: tuple[Ratio, ...] = ()
+    void_flag: str | None = None
+    sum_per_day: bool = False
+    made_of: tuple[Table, ...] = ()
+    """The raw tables, where `source` is not one itself but is added up from these before each computation."""
+    rule: str = ""
+    """How `source` is added up, as a text that changes with it."""
+
+    @property
+    def raw_tables(self) -> tuple[Table, ...]:
+        """The tables whose samples its figures rest on."""
+        return self.made_of or (self.source,)
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether its rows are those of single servers, which can be computed and can fail one by one."""
+        return "instance_id" in self.keys
+
+    def of_servers(self, table: FromClause, instance_ids: ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
+        """The condition that rows are those of some servers; none where a row is of many."""
+        return (table.c.instance_id == func.any(instance_ids),) if self.has_servers else ()
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        """The measured columns of the raw table."""
+        return tuple(measure.source for measure in self.measures)
+
+    @cached_property
+    def exact(self) -> tuple[str, ...]:
+        """The columns of the raw table that keep the bytes of the sizes, where they are known."""
+        return tuple(f"{name.removesuffix('_mb')}_bytes" for name in self.values if name.endswith("_mb"))
+
+    @property
+    def headline(self) -> Measure:
+        """The measure that growth and trend follow."""
+        return self.measures[0]
+
+    @cached_property
+    def further(self) -> tuple[Further, ...]:
+        """The further columns of those measures that have some."""
+        return tuple(measure.further for measure in self.measures if measure.further)
+
+    @cached_property
+    def figures(self) -> tuple[str, ...]:
+        """Every computed column of the aggregate table, in table order: all but id, keys and timestamps."""
+        fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
+        return tuple(column.name for column in self.target.columns if column.name not in fixed)
+
+    @cached_property
+    def sums(self) -> dict[str, str]:
+        """The columns that keep exact sums and counts, of which longer windows are made, with what each is made of."""
+        states = {f"{kind}_{m.source}": m.source for m in self.measures for kind in ("sum", "count")}
+        return {name: source for name, source in states.items() if name in self.target.columns}
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The comparisons of each measure: with the previous window and, where it exists, with that a year before."""
+        before, year_before = [], []
+        for measure in self.measures:
+            names = [measure.change, measure.change_percent]
+            if measure.further:
+                names.append(measure.further.yearly_rate_percent)
+                changes = (measure.further.year_change, measure.further.year_change_percent)
+                year_before.append(Comparison(measure, changes, is_with_year_before=True))
+            if measure is self.headline:
+                names += ["growth_rate", "trend_direction"]
+            before.append(Comparison(measure, tuple(names)))
+        return (*before, *year_before)
+
+    def own_figures(self, measure: Measure) -> tuple[str, ...]:
+        """The figures built only from a measure's samples in the window; if there are none, the number of samples."""
+        states = tuple(name for name, source in self.sums.items() if source == measure.source)
+        count = () if f"count_{measure.source}" in states else ("data_count",)
+        return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
+
+    def live(self) -> Iterator[ColumnElement[bool]]:
+        """Conditions a raw row must meet to count."""
+        if self.void_flag:
+            yield self.source.c[self.void_flag].is_(False)
+
+    def lineage(self) -> dict[str, tuple[str, ...]]:
+        """Map each column of the aggregate table to the raw columns it is made of."""
+        made_of: dict[str, tuple[str, ...]] = {key: (key,) for key in self.keys}
+        made_of |= dict.fromkeys(("period_start", "period_end", "data_count"), ("collected_date",))
+        made_of |= {target: (measure.source,) for measure in self.measures for target in measure.targets}
+        made_of |= {ratio.target: (ratio.numerator, ratio.denominator) for ratio in self.ratios}
+        made_of |= {name: (source,) for name, source in self.sums.items()}
+        return made_of | dict.fromkeys(("growth_rate", "trend_direction"), (self.headline.source,))
+
+
+def _further(stem: str, last: str) -> Further:
+    return Further(
+        last=last,
+        growth=f"{stem}_growth_in_window_mb",
+        year_change=f"{stem}_year_change_mb",
+        year_change_percent=f"{stem}_year_change_percent",
+        yearly_rate_percent=f"{stem}_yearly_rate_percent",
+    )
+
+
+def _size_measure(infix: str, further: Further | None = None) -> Measure:
+    return Measure(
+        source=f"{infix}_mb",
+        average=f"avg_{infix}_mb",
+        maximum=f"max_{infix}_mb",
+        minimum=f"min_{infix}_mb",
+        change=f"{infix}_change_mb",
+        change_percent=f"{infix}_change_percent",
+        further=further,
+    )
+
+
+DATABASE = Level(
+    name="database",
+    source=tables.database_size_stats,
+    target=tables.database_size_aggregations,
+    keys=("instance_id", "database_name"),
+    measures=(
+        _size_measure("size", _further("size", "last_size_mb")),
+        *(_size_measure(part.stem) for part in PART_SIZES),
+    ),
+)
+
+INSTANCE = Level(
+    name="instance",
+    source=tables.instance_size_stats,
+    target=tables.instance_size_aggregations,
+    keys=("instance_id",),
+    measures=(
+        Measure(
+            source="total_size_mb",
+            average="total_size_mb",
+            maximum="max_size_mb",
+            minimum="min_size_mb",
+            change="total_size_change_mb",
+            change_percent="total_size_change_percent",
+            further=_further("total_size", "last_total_size_mb"),
+        ),
+        Measure(
+            source="database_count",
+            average="database_count",
+            maximum="max_database_count",
+            minimum="min_database_count",
+            change="database_count_change",
+            change_percent="database_count_change_percent",
+            average_two_decimals="avg_database_count",
+        ),
+    ),
+    ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
+    void_flag="is_deleted",
+    # The unique index allows one live row per day; a legacy table without it may hold several.
+    sum_per_day=True,
+)
+
+
+def _count_measure(name: str) -> Measure:
+    return Measure(
+        source=name,
+        average=name,
+        maximum=f"max_{name}",
+        minimum=f"min_{name}",
+        change=f"{name}_change",
+        change_percent=f"{name}_change_percent",
+    )
+
+
+GROUP = Level(
+    name="group",
+    # A row per day and group, added up by `aggregation.group_days` for the days that a computation reads.
+    source=Table(
+        "capacity_group_days",
+        MetaData(),
+        Column("collected_date", Date, nullable=False),
+        Column("label_key", String(63), nullable=False),
+        Column("label_value", String(100), nullable=False),
+        Column("size_mb", BigInteger, nullable=False),
+        Column("server_count", BigInteger, nullable=False),
+        Column("database_count", BigInteger, nullable=False),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
+    ),
+    target=tables.group_size_aggregations,
+    keys=("label_key", "label_value"),
+    measures=(
+        _size_measure("size", _further("size", "last_size_mb")),
+        _count_measure("server_count"),
+        _count_measure("database_count"),
+    ),
+    made_of=(tables.database_size_stats, tables.instance_size_stats),
+    rule=GROUP_DAYS,
+)
+
+SERVER_LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}
+"""Those whose rows are of single servers; each has a raw table of its own."""
+LEVELS: dict[str, Level] = {**SERVER_LEVELS, GROUP.name: GROUP}
+
+
+def aggregates_name(period: str, level: Level) -> str:
+    """Return what the aggregates of a period and level are called, for example `daily_database_aggregations`."""
+    return f"{period}_{level.name}_aggregations"
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """One raw table, which is one asset: what a row of a day is about, and by which columns a change of it shows."""
+
+    table: Table
+    row: str
+    summed: str
+    changed: str
+    level: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the table and key of the asset."""
+        return self.table.name
+
+
+RAW_TABLES = (
+    RawTable(DATABASE.source, "Raw size samples, one row per database and day.", "size_mb", "updated_at", "database"),
+    RawTable(
+        INSTANCE.source, "Raw size samples, one row per server and day.", "total_size_mb", "updated_at", "instance"
+    ),
+    RawTable(
+        volume_size_stats,
+        "Volumes of servers (file systems, disk groups, pools), one row per volume and day.",
+        "free_mb",
+        "collected_at",
+    ),
+    RawTable(
+        database_limit_stats,
+        "How much each database may hold and on which volumes it grows, one row per database and day.",
+        "limit_mb",
+        "collected_at",
+    ),
+)

@@ -1,0 +1,528 @@
+"""Write the aggregates of windows, one level at a time: what is read for them, in slices and transactions.
+
+Of a window asked for, stored shorter windows are read in place of samples where the ledger says that they hold what the
+samples give: of a quarter its months. A window that is only compared with is read from its stored rows; where the
+ledger does not vouch for these, its samples are read as well. For the level of groups, days that are not stored are
+added up from samples into a temporary table; how is said in `database.group_days`.
+
+Servers go in bounded slices, each its own transaction, so that an interruption keeps what was written and a repetition
+continues. When the rows of a slice are at fault, the slice is halved until the failing server, and for it the failing
+windows, are alone; everything else is written. Which servers and windows take part is decided by `service`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Select, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
+from capacity_assets.aggregates.results import InstanceError, PeriodSummary, combine
+from capacity_assets.aggregates.statements import (
+    STORED_ROWS,
+    aggregation_statement,
+    execute,
+    node_statements,
+    of_samples,
+    of_shorter_windows,
+)
+from capacity_assets.base.errors import (
+    DatabaseFailure,
+    database_error,
+    database_errors,
+    is_data_error,
+    reason_of,
+    sqlstate_of,
+)
+from capacity_assets.base.periods import Period, Window, adjacent_spans
+from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
+from capacity_assets.database.group_days import FLEET, GROUP_DAYS, asked_days
+from capacity_assets.database.triggers import WRITER_SETTING
+
+ALL_LEVELS = tuple(LEVELS)
+SCOPE_ALL = "all"
+
+Progress = Callable[[int], None]
+"""Called after each slice with the number of instances it held."""
+
+Guard = Callable[[], None]
+"""Called before each commit, never twice at once; raises when the work must not be committed."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """At which levels and for which instances to compute, and whether stored history may be replaced.
+
+    With `recompute`, windows that are unchanged since they were computed are computed too. With
+    `dry_run` nothing is written anywhere, and the summary says what would be. The service adds its lock to `guard`.
+    """
+
+    levels: Sequence[str] = ALL_LEVELS
+    instance_ids: Sequence[int] | None = None
+    overwrite: bool = False
+    recompute: bool = False
+    dry_run: bool = False
+    progress: Progress | None = None
+    guard: Guard | None = None
+
+
+DEFAULT_OPTIONS = RunOptions()
+
+
+Part = tuple[str, Window]
+"""A stored window: the name of its period, and its days."""
+
+
+@dataclass(frozen=True)
+class InstanceRef:
+    """A registered server as far as aggregation cares."""
+
+    id: int
+    name: str
+    active: bool = True
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The stored windows that may be read in place of samples; `periods` are theirs, the longest first."""
+
+    periods: Sequence[Period] = ()
+    usable: Collection[Part] = ()
+
+
+NO_PARTS = Parts()
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a computation or of one slice of it: windows in order, and instances.
+
+    `computed` are the first days of those windows that were computed before. `gone` are windows whose stored rows stand
+    for them because their days are not all left, each with the number of these rows. No sample is older than `since`.
+    """
+
+    period: Period
+    windows: Sequence[Window]
+    instances: Sequence[InstanceRef]
+    options: RunOptions = DEFAULT_OPTIONS
+    parts: Parts = NO_PARTS
+    computed: frozenset[date] = frozenset()
+    gone: Mapping[Window, int] = field(default_factory=dict)
+    since: date = date.min
+
+    @cached_property
+    def reading(self) -> tuple[list[Part], list[Window]]:
+        """The stored shorter windows that are read, and the spans of days whose samples are read, in order."""
+        parts: list[Part] = []
+        days: list[Window] = []
+        asked_for, unread = set(self.windows), self._unread
+        for window in sorted(asked_for | compared(self.period, self.windows)):
+            if window in unread:
+                continue
+            stored, left = self._own_row(window) or self._cover(window, self.parts.periods)
+            parts += stored
+            days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
+        return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
+
+    @property
+    def _unread(self) -> set[Window]:
+        """The windows that are compared with and read from their stored rows alone."""
+        others = compared(self.period, self.windows).difference(self.windows)
+        return {one for one in others if (self.period.name, one) in self.parts.usable or one in self.gone}
+
+    def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
+        """Cover a window by its own stored row: only one that it is compared with has changed. A day keeps no sums."""
+        own = (self.period.name, window)
+        is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
+        return None if is_asked_for or own not in self.parts.usable else ([own], [])
+
+    def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
+        """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
+        if not periods:
+            return [], [window]
+        longest, *others = periods
+        parts: list[Part] = []
+        days: list[Window] = []
+        cut = _cut(longest, window)
+        for piece in cut or [window]:
+            if cut and (longest.name, piece) in self.parts.usable:
+                parts.append((longest.name, piece))
+            else:
+                stored, left = self._cover(piece, others)
+                parts += stored
+                days += left
+        return parts, days
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that are read per key, at most, of samples and of shorter windows; at least one."""
+        parts, days = self.reading
+        return max(1, len(parts) + sum(span.days for span in days))
+
+    def parameters(self) -> dict[str, object]:
+        """Return the parameters of the statement, `states.Parameters`."""
+        period = self.period
+        first, last = period.previous(self.windows[0]), self.windows[-1]
+        year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
+        asked_for = set(self.windows)
+        windows = sorted(asked_for | compared(period, self.windows))
+        parts, days = self.reading
+        return {
+            "period": period.name,
+            "instance_ids": [instance.id for instance in self.instances],
+            "starts": [window.start for window in windows],
+            "ends": [window.end for window in windows],
+            "wanted": [window in asked_for for window in windows],
+            "wanted_starts": [window.start for window in self.windows],
+            "wanted_first": self.windows[0].start,
+            "wanted_last": last.start,
+            "before_first": first.start,
+            "year_first": year_first.start,
+            "year_last": year_last.start,
+            "year_interval": period.year_interval,
+            "part_types": [name for name, _ in parts],
+            "part_starts": [window.start for _, window in parts],
+            "cuts": [day for span in days for day in (span.start, span.end + timedelta(days=1))],
+            **_span("read", [span for span in days if span.end >= first.start], first.start),
+            **_span("read_year", [span for span in days if span.end < first.start], first.start),
+            "trend_percent": period.trend_percent,
+            "windows_per_year": period.windows_per_year,
+            "computed_starts": sorted(self.computed),
+            "unread_starts": sorted(window.start for window in self._unread),
+            "overwrite": self.options.overwrite,
+        }
+
+    def halves(self, *, by_server: bool = True) -> tuple[Work, Work] | None:
+        """Split by instance as long as there are several, then by window; None for a single computation."""
+        for name in ("instances", "windows") if by_server else ("windows",):
+            several = getattr(self, name)
+            if len(several) > 1:
+                middle = len(several) // 2
+                return replace(self, **{name: several[:middle]}), replace(self, **{name: several[middle:]})
+        return None
+
+
+def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[Part]:
+    """Return every stored window that could stand for days of `windows` or of those they are compared with."""
+    others = compared(period, windows)
+    return {(period.name, window) for window in others} | {
+        (other.name, piece) for window in {*windows, *others} for other in shorter for piece in _cut(other, window)
+    }
+
+
+def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level) -> list[Period]:
+    """Return those of the registered periods that a window of `period` may be made of, the longest first.
+
+    A stored day of a server is read no faster than its sample; one of groups stands for the samples of all servers.
+    """
+    with_days = not level.has_servers and period.days != 1
+    shorter = (
+        other for other in periods.values() if 0 < other.months < period.months or (with_days and other.days == 1)
+    )
+    return sorted(shorter, key=lambda other: other.months, reverse=True)
+
+
+def compared(period: Period, windows: Sequence[Window]) -> set[Window]:
+    """Return the windows that `windows` are compared with."""
+    return {other for window in windows for other in (period.previous(window), period.year_before(window))}
+
+
+def _cut(period: Period, window: Window) -> tuple[Window, ...]:
+    """Return the windows of `period` that make up `window`; none where they do not fit."""
+    pieces = period.windows_between(window.start, window.end)
+    fits = pieces[0].start == window.start and pieces[-1].end == window.end
+    return pieces if fits else ()
+
+
+def _span(name: str, spans: Sequence[Window], nothing: date) -> dict[str, date]:
+    """Name the first and last day of spans; of none, a day and the one before it."""
+    first, last = (spans[0].start, spans[-1].end) if spans else (nothing, nothing - timedelta(days=1))
+    return {f"{name}_first": first, f"{name}_last": last}
+
+
+SERVER_DAYS_PER_STATEMENT = 100_000
+"""Bounds what one statement sorts, whatever the size of the fleet."""
+
+
+def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
+    """Add up the days that a computation reads into a temporary table.
+
+    Return the windows of which fewer days are left than their stored rows have, with the numbers of these rows: they
+    are kept if they are asked for, and else compared with.
+    """
+    GROUP.source.create(connection, checkfirst=False)
+    parts, spans = work.reading
+    days = [day for span in spans for day in span.dates]
+    step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
+    for first in range(0, len(days), step):
+        connection.execute(text(_ADD_UP), asked_days(connection, days[first : first + step]))
+    windows = {window.start: window for window in (*work.windows, *compared(work.period, work.windows))}
+    parameters = {
+        "period_type": work.period.name,
+        "starts": list(windows),
+        "part_types": [name for name, _ in parts],
+        "part_starts": [window.start for _, window in parts],
+    }
+    return {windows[row.period_start]: row.rows for row in connection.execute(text(_GONE), parameters)}
+
+
+_ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
+_GONE = f"""
+WITH found AS MATERIALIZED (
+    SELECT collected_date AS day, 1 AS days FROM {GROUP.source.name} WHERE label_key = '{FLEET}'
+    UNION ALL
+    SELECT period_start, g.data_count
+    FROM unnest(CAST(:part_types AS text[]), CAST(:part_starts AS date[])) AS p (period_type, period_start)
+    JOIN group_size_aggregations g USING (period_type, period_start)
+    WHERE g.label_key = '{FLEET}'
+)
+SELECT g.period_start, count(*) AS rows FROM group_size_aggregations g
+WHERE g.period_type = :period_type AND g.period_start = ANY (CAST(:starts AS date[]))
+GROUP BY g.period_start, g.period_end
+HAVING max(g.data_count) FILTER (WHERE g.label_key = '{FLEET}')
+    > (SELECT coalesce(sum(f.days), 0) FROM found f WHERE f.day BETWEEN g.period_start AND g.period_end)
+"""  # noqa: S608 -- names and constants of our own
+
+
+INSTANCES_PER_SLICE = 1000
+"""A thousand servers of twenty databases are about 20,000 rows per daily window, written in one transaction."""
+
+INSTANCE_DAYS_PER_SLICE = 10_000
+"""Bounds the rows of one statement, about 200,000 for servers of twenty databases, however long the range, so that
+what it sorts and keeps stays in memory."""
+
+SESSION_OF_A_SLICE = text(
+    "SELECT set_config('enable_nestloop', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
+    f"set_config('{WRITER_SETTING}', 'on', true), "
+    "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 65536) AS text), true)"
+)
+"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
+the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
+this transaction writes is our own computation, not a foreign change. What it sorts stays in memory."""
+
+READ_ONLY = text("SET TRANSACTION READ ONLY")
+"""PostgreSQL enforces that a dry run writes nothing."""
+
+SECONDS_BETWEEN_LINES = 10
+"""Between lines of progress in the log; shorter runs have none."""
+
+OUT_OF_RANGE = "22003"
+UNIQUE_VIOLATION = "23505"
+TURNS = 3
+"""How often a slice is written while another session inserts the same rows."""
+
+logger = logging.getLogger("capacity_assets")
+
+
+class AggregationRunner:
+    """Computes and writes one level."""
+
+    def __init__(
+        self, level: Level, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE, parallel_slices: int = 1
+    ) -> None:
+        """Work through `engine` in transactions of at most `instances_per_slice` instances, some side by side."""
+        self.level = level
+        self._engine = engine
+        self._instances_per_slice = instances_per_slice
+        self._parallel_slices = parallel_slices
+        # The guard asks on a connection of its own, which two threads must not use at once.
+        self._guarding = threading.Lock()
+        self._distributed = False
+
+    def aggregate(self, whole: Work) -> tuple[PeriodSummary, ...]:
+        """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
+
+        In a dry run nothing is written, and the summaries say what would be.
+
+        Raises:
+            DatabaseError: the server, the schema or the connection failed; slices written before are kept.
+        """
+        started = time.perf_counter()
+        summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
+        done, logged_at = 0, started
+        with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
+            self._distributed = self.level.has_servers and is_distributed(self._engine)
+        slices = list(self._slices(whole))
+        for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
+            summaries += written
+            done += len(work.instances)
+            if whole.options.progress:
+                whole.options.progress(len(work.instances))
+            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(whole.instances):
+                logged_at = time.perf_counter()
+                line = "%s %s aggregates: %s of %s servers written, going on"
+                logger.info(line, whole.period.name, self.level.name, done, len(whole.instances))
+        share = (time.perf_counter() - started) / len(whole.windows)
+        return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
+
+    def _slices(self, whole: Work) -> Iterator[Work]:
+        if not self.level.has_servers:
+            yield whole
+            return
+        if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
+            # Days of before the first sample, such as those of a year before, make no slice larger.
+            with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
+                whole = replace(whole, since=self._first_day() or date.min)
+        # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
+        share = -(-len(whole.instances) // self._parallel_slices)
+        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
+        for first in range(0, len(whole.instances), size):
+            yield replace(whole, instances=whole.instances[first : first + size])
+
+    def _first_day(self) -> date | None:
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.min(self.level.source.c.collected_date))).scalar()
+
+    def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
+        """Write slices one after the other or in parallel; yield the summaries of each, in order.
+
+        After an error no further slice is begun; those at work are finished first, and kept.
+        """
+        if self._parallel_slices == 1:
+            yield from map(self._aggregate_slice, slices)
+            return
+        with ThreadPoolExecutor(self._parallel_slices, thread_name_prefix="slice") as threads:
+            yield from threads.map(self._aggregate_slice, slices)
+
+    def _aggregate_slice(self, work: Work) -> list[PeriodSummary]:
+        """Write one slice; on a data error write its halves instead."""
+        try:
+            return self._write_in_turn(work)
+        except DBAPIError as error:
+            if not is_data_error(error):
+                raise self._failure(error, work) from error
+            halves = work.halves(by_server=self.level.has_servers)
+            if halves is None:
+                return [self._failed(work, error)]
+        except PoolTimeoutError as error:
+            raise self._failure(error, work) from error
+        return [part for half in halves for part in self._aggregate_slice(half)]
+
+    def _write_in_turn(self, work: Work) -> list[PeriodSummary]:
+        """Write a slice; where another session inserted one of its rows meanwhile, once more, over that row."""
+        for _ in range(TURNS - 1):
+            try:
+                return self._write(work)
+            except DBAPIError as error:
+                if sqlstate_of(error) != UNIQUE_VIOLATION:
+                    raise
+        return self._write(work)
+
+    def _write(self, work: Work) -> list[PeriodSummary]:
+        options = work.options
+        with self._engine.begin() as connection:
+            if not self.level.has_servers:
+                work = replace(work, gone=prepare_group_days(connection, work))
+            if options.dry_run:
+                connection.execute(READ_ONLY)
+            found = self._found(connection, work)
+            if options.guard:
+                with self._guarding:
+                    options.guard()
+        return [self._counted(work, window, found.get(window.start)) for window in work.windows]
+
+    def _found(self, connection: Connection, work: Work) -> dict[date, Any]:
+        """Compute and write, and return what became of each window."""
+        left = replace(work, windows=[window for window in work.windows if window not in work.gone])
+        if not left.windows:
+            return {}
+        return self._on_nodes(connection, left) if self._distributed else self._at_once(connection, left)
+
+    def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
+        """Make a summary of what became of a window; no row: nothing was found in it, or it was kept."""
+        empty = self._empty(work.period, window)
+        if row is None:
+            return replace(empty, skipped_instances=len(work.instances), unsampled_records=work.gone.get(window, 0))
+        return replace(
+            empty,
+            processed_instances=row.instances,
+            # Of a group, servers count that were not asked for.
+            skipped_instances=max(0, len(work.instances) - row.instances),
+            written_records=row.written,
+            unchanged_records=row.unchanged,
+            protected_records=row.records - row.written - row.unchanged,
+            removed_records=row.removed,
+            unsampled_records=row.unsampled,
+        )
+
+    def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
+        """Compute, decide, write and count in one statement."""
+        # Rows of groups follow the labels, so none is kept because it once rested on more days than now.
+        overwrite = work.options.overwrite or not self.level.has_servers
+        parts, days = work.reading
+        read = ((of_samples, days), (of_shorter_windows, parts))
+        sources = (*(source for source, there in read if there), *STORED_ROWS)
+        statement = aggregation_statement(self.level, sources, overwrite=overwrite, dry_run=work.options.dry_run)
+        connection.execute(SESSION_OF_A_SLICE)
+        return {
+            row.period_start: row
+            for row in execute(connection, statement, {**work.parameters(), "overwrite": overwrite})
+        }
+
+    def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
+        """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
+        for setting in SETTINGS_OF_A_SLICE:
+            connection.exec_driver_sql(setting)
+        statements = node_statements(self.level)
+        parameters, options = work.parameters(), work.options
+
+        def per_window(query: Select[Any]) -> dict[date, int]:
+            return {row.period_start: row.rows for row in connection.execute(query, parameters)}
+
+        counts = {row.period_start: row for row in connection.execute(statements.counts, parameters)}
+        removed = per_window(statements.removable) if options.overwrite else {}
+        written = {start: row.to_write for start, row in counts.items()}
+        if not options.dry_run and any(written.values()):
+            parameters |= {
+                "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
+                "written_at": connection.execute(select(func.now())).scalar_one(),
+            }
+            done = 0
+            for statement in (statements.insert, statements.update):
+                counted = connection.execute(statement, parameters, execution_options={"preserve_rowcount": True})
+                done += counted.rowcount
+            if done != sum(written.values()):
+                # Another session came in between.
+                written = per_window(statements.written)
+        if any(removed.values()) and not options.dry_run:
+            connection.execute(statements.remove, parameters)
+        return {
+            start: SimpleNamespace(
+                instances=row.instances,
+                records=row.records,
+                written=written.get(start, 0),
+                unchanged=row.unchanged,
+                removed=removed.get(start, 0),
+                unsampled=row.unsampled - removed.get(start, 0),
+            )
+            for start, row in counts.items()
+        }
+
+    def _empty(self, period: Period, window: Window) -> PeriodSummary:
+        return PeriodSummary(period.name, self.level.name, window.start, window.end)
+
+    def _failed(self, work: Work, error: DBAPIError) -> PeriodSummary:
+        [window] = work.windows
+        instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
+        reason = reason_of(error)
+        if sqlstate_of(error) == OUT_OF_RANGE:
+            reason += ": a size in this window, or in one it is compared with, is above 8 EiB, which is impossible"
+        failure = InstanceError(instance.id, instance.name, reason)
+        return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
+
+    def _failure(self, error: DatabaseFailure, work: Work) -> Exception:
+        first, last = work.windows[0].start, work.windows[-1].end
+        doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
+        kept = "What was committed before was kept; the slice at work was rolled back whole."
+        return database_error(error, doing=doing, kept=kept)

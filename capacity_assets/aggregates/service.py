@@ -1,0 +1,421 @@
+"""`AggregationService`: the façade that assets, tasks and the command line call.
+
+It resolves what was asked for (period, level, servers, windows), refuses what makes no sense or lies outside the
+partition range, takes the period's lock, and hands the work to the runner of each level. `PartitionRange` says which
+windows exist, from the first day with samples to the current window. `LegacyCalls` has the calls of the replaced system
+under their names: besides its methods there are, for each registered period, `calculate_<period>_aggregations`,
+`calculate_<period>_instance_aggregations`, `calculate_<period>_database_aggregations_for_instance` and
+`calculate_<period>_aggregations_for_instance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from functools import partialmethod
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.ledger import KnownWindow, Ledger
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, coverage_of
+from capacity_assets.aggregates.runs import (
+    ALL_LEVELS,
+    DEFAULT_OPTIONS,
+    INSTANCES_PER_SLICE,
+    SCOPE_ALL,
+    AggregationRunner,
+    InstanceRef,
+    Parts,
+    RunOptions,
+    Work,
+    candidates,
+    shorter_periods,
+)
+from capacity_assets.aggregates.statements import fingerprint, known_instances, sums_fingerprint
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window, in_order
+from capacity_assets.base.settings import DEFAULT_SCHEDULE_HOUR
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.locks import CapacityLockManager
+
+
+@dataclass(frozen=True)
+class PartitionRange:
+    """The windows that have a partition; without `first_day` no window lies outside."""
+
+    clock: Clock
+    first_day: date | None = None
+    schedule_hour: int = DEFAULT_SCHEDULE_HOUR
+
+    def contains(self, period: Period, window: Window) -> bool:
+        """Whether the window has a partition."""
+        first = self._first_start(period)
+        return first is None or first <= window.start <= self._last(period).start
+
+    def is_before(self, period: Period, window: Window) -> bool:
+        """Whether the window lies before the first partition."""
+        first = self._first_start(period)
+        return first is not None and window.start < first
+
+    def refuse_windows_outside(self, period: Period, windows: Sequence[Window]) -> None:
+        """Refuse windows that have no partition: raises ValidationError, whose text names the first of them."""
+        outside = [window for window in windows if not self.contains(period, window)]
+        if outside:
+            raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
+
+    def windows_between(self, period: Period, first_day: date | None, last_day: date | None) -> list[Window]:
+        """Return the windows that hold a day of the range; open ends are the first partition and today.
+
+        Raises ValidationError: wrong order, or days outside the partition range.
+        """
+        first, last = first_day or self.first_day, last_day or self._last(period).end
+        if first is None:
+            raise ValidationError("The first day is missing. Nothing was written.")
+        earliest = self._first_start(period) or first
+        for day in (first, last):
+            # Before any window is built: a mistyped year would build millions.
+            if not earliest <= day <= self._last(period).end:
+                raise ValidationError(f"{day} {self._outside(period)}")
+        try:
+            return list(period.windows_between(first, last))
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+
+    def window_holding(self, period: Period, day: date | None) -> Window:
+        """Return the window of a day, by default the last complete one; raises ValidationError outside the range."""
+        day = day or period.last(self.clock.today()).start
+        [window] = self.windows_between(period, day, day)
+        return window
+
+    def every_window(self, period: Period) -> list[Window]:
+        """Return the windows that have a partition; empty if there is no first day."""
+        first, last = self._first_start(period), self._last(period)
+        return [] if first is None or first > last.start else list(period.windows_between(first, last.end))
+
+    def due_windows(self, period: Period) -> list[Window]:
+        """Return the windows from the first partition to the last one whose schedule has ticked by now."""
+        now = self.clock.local_now()
+        ticked = now.date() if now.hour >= self.schedule_hour else now.date() - timedelta(days=1)
+        first, last = self._first_start(period), period.scheduled(ticked)
+        return [] if first is None or first > last.start else list(period.windows_between(first, last.end))
+
+    def _first_start(self, period: Period) -> date | None:
+        return None if self.first_day is None else period.window_of(self.first_day).start
+
+    def _last(self, period: Period) -> Window:
+        return period.current(self.clock.today())
+
+    def _outside(self, period: Period) -> str:
+        configured = f"(CAPACITY_START_DATE is {self.first_day})"
+        return (
+            f"lies outside the {period.name} partition range: the first starts on {self._first_start(period)} "
+            f"{configured}, the current one on {self._last(period).start}. Nothing was written."
+        )
+
+
+class LegacyCalls:
+    """What callers of the replaced system find on `AggregationService`; the attributes are the service's."""
+
+    clock: Clock
+    periods: Mapping[str, Period]
+    partitions: PartitionRange
+    aggregate: Callable[..., RunSummary]
+    period: Callable[[str | Period], Period]
+    levels_of: Callable[[str], tuple[str, ...]]
+    instance: Callable[[int], InstanceRef]
+
+    def calculate_period_aggregations(
+        self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
+    ) -> RunSummary:
+        """Compute every window of the period that holds a day from `start_date` to `end_date`.
+
+        Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
+        """
+        try:
+            windows = self.period(period_type).windows_between(start_date, end_date)
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
+
+    def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
+        """Compute the window that holds today; `scope` is a level or all."""
+        return self.calculate_scheduled_aggregations(period_type, scope=scope, use_current_period=True)
+
+    def calculate_scheduled_aggregations(
+        self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
+    ) -> RunSummary:
+        """Compute the scheduled window (current for daily, last for the rest), or the one `use_current_period` says."""
+        window = self._due_window(self.period(period_type), use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
+
+    def calculate_aggregations_for_instance(
+        self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
+    ) -> RunSummary:
+        """Do the same for one instance; raises NotFoundError where the id is not registered."""
+        window = self._due_window(self.period(period_type), use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), [self.instance(instance_id).id]))
+
+    def calculate_instance_aggregations(
+        self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
+    ) -> InstanceSummary:
+        """Compute the scheduled window of each period for one instance; an inactive one is skipped.
+
+        A window before the first partition is left out.
+
+        Raises:
+            NotFoundError: the id is not registered.
+            ValidationError: an unknown period or scope; nothing was written.
+        """
+        instance, levels = self.instance(instance_id), self.levels_of(scope)
+        chosen = [self.period(name) for name in (self.periods if periods is None else periods)]
+        run = RunSummary()
+        for period in chosen:
+            window = self._due_window(period, None)
+            if not self.partitions.is_before(period, window):
+                run += self.aggregate(period, [window], RunOptions(levels, [instance.id]))
+        return InstanceSummary(instance.id, instance.name, instance.active, run)
+
+    def _due_window(self, period: Period, use_current: bool | None) -> Window:
+        today = self.clock.today()
+        if use_current is None:
+            return period.scheduled(today)
+        return period.current(today) if use_current else period.last(today)
+
+    def build_period_summary(self, run: RunSummary) -> dict[str, object]:
+        """Return what the task layer reports of one period: status, message, counts and each window."""
+        return run.to_dict()
+
+
+_NAMES = (
+    ("calculate_{}_aggregations", LegacyCalls.calculate_scheduled_aggregations, DATABASE),
+    ("calculate_{}_instance_aggregations", LegacyCalls.calculate_scheduled_aggregations, INSTANCE),
+    ("calculate_{}_database_aggregations_for_instance", LegacyCalls.calculate_aggregations_for_instance, DATABASE),
+    ("calculate_{}_aggregations_for_instance", LegacyCalls.calculate_aggregations_for_instance, INSTANCE),
+)
+for _period in PERIODS:
+    for _name, _method, _level in _NAMES:
+        setattr(LegacyCalls, _name.format(_period), partialmethod(_method, _period, scope=_level.name))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a level before its windows are computed.
+
+    `windows` are those that were computed before, `parts` what may be read in place of samples, and `begun` says up to
+    which change the windows are computed, by first day; empty: this is not entered.
+    """
+
+    windows: Sequence[KnownWindow]
+    parts: Parts
+    begun: Mapping[date, int] = field(default_factory=dict)
+
+
+class AggregationService(LegacyCalls):
+    """Computes aggregates over any number of windows with a constant number of statements."""
+
+    def __init__(  # noqa: PLR0913 -- one argument per part it is put together from
+        self,
+        engine: Engine,
+        clock: Clock,
+        *,
+        periods: Mapping[str, Period] = PERIODS,
+        partitions: PartitionRange | None = None,
+        locks: CapacityLockManager | None = None,
+        instances_per_slice: int = INSTANCES_PER_SLICE,
+        parallel_slices: int = 1,
+    ) -> None:
+        """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
+
+        Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by
+        default. With `parallel_slices`, so many slices are written side by side, each on its own connection.
+        """
+        self.engine = engine
+        self.clock = clock
+        self.periods = periods
+        self.partitions = partitions or PartitionRange(clock)
+        self.ledger = Ledger(engine, periods)
+        self._locks = locks or CapacityLockManager(engine)
+        bounds = {"instances_per_slice": instances_per_slice, "parallel_slices": parallel_slices}
+        self._runners = {name: AggregationRunner(level, engine, **bounds) for name, level in LEVELS.items()}
+
+    def aggregate(
+        self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
+    ) -> RunSummary:
+        """Compute `windows` of `period` for all active instances, or as `options` say.
+
+        Raises:
+            ValidationError: unknown period or level, no window, or something that is no window of the period.
+            NotFoundError: an id is not registered; nothing was written.
+            DatabaseError: the database failed or lacks the schema; what was committed before is kept, and a repetition
+                continues.
+            LockHeldError, LockLostError, LockUnavailableError: as the texts say.
+        """
+        chosen = self.period(period)
+        runners = [self._runner(level) for level in options.levels]
+        if options.instance_ids is not None:
+            # A group is of all servers.
+            runners = [runner for runner in runners if runner.level.has_servers]
+        try:
+            wanted = in_order(chosen, windows)
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+        if not wanted or not runners:
+            raise ValidationError("No window or no level was asked for. Nothing was written.")
+        self.partitions.refuse_windows_outside(chosen, wanted)
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
+        if options.instance_ids is not None:
+            self.instances(options.instance_ids)
+        with self._guarded(chosen, options) as guarded:
+            known = self._begin(chosen, [runner.level for runner in runners], wanted, options)
+            # Only now: a server that becomes active later than this is a change that is read after windows were begun.
+            active = [one for one in self.instances(options.instance_ids) if one.active]
+            parts = [
+                part
+                for runner in runners
+                for part in self._computed(runner, Work(chosen, wanted, active, guarded), known[runner.level])
+            ]
+            days = coverage_of(self.engine, [runner.level for runner in runners], wanted, self.clock.today())
+        return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
+
+    def _begin(
+        self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
+    ) -> dict[Level, Known]:
+        """Read what was changed, enter that a computation begins, and return what is known by then, by level.
+
+        A computation for some instances only is not entered.
+        """
+        begun: Mapping[str, Mapping[date, int]] = {}
+        self.ledger.take_over("Nothing was written.")
+        if options.overwrite and not options.dry_run:
+            self.ledger.invalidate(period, levels, windows)
+        if options.instance_ids is None and not options.dry_run:
+            begun = self.ledger.begin(period, levels, windows)
+        known = self._known(period, levels, windows)
+        return {level: replace(one, begun=begun.get(level.name, {})) for level, one in known.items()}
+
+    @contextmanager
+    def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
+        """Hold the period's lock unless nothing is written; yield options whose guard asks for it before a commit."""
+        if options.dry_run:
+            yield options
+            return
+        with self._locks.job_lock(period.name) as lock:
+
+            def guard() -> None:
+                if options.guard:
+                    options.guard()
+                lock.ensure_held()
+
+            yield replace(options, guard=guard)
+
+    def _computed(self, runner: AggregationRunner, whole: Work, known: Known) -> tuple[PeriodSummary, ...]:
+        """Compute one level, and enter it in the ledger if it was begun.
+
+        Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
+        """
+        options, windows = whole.options, whole.windows
+        mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
+        parts: dict[date, PeriodSummary] = {}
+        if not (options.overwrite or options.recompute or options.instance_ids is not None):
+            parts = {
+                one.window.start: _unchanged(runner.level, one, len(whole.instances))
+                for one in known.windows
+                if one.is_unchanged(mark)
+            }
+        to_compute = [window for window in windows if window.start not in parts]
+        if to_compute:
+            before = frozenset(one.window.start for one in known.windows)
+            computed = runner.aggregate(replace(whole, windows=to_compute, parts=known.parts, computed=before))
+            if known.begun:
+                self.ledger.finish(known.begun, computed, mark)
+            parts |= {part.period_start: part for part in computed}
+        return tuple(parts[window.start] for window in windows)
+
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+        """Ask the ledger for the windows, and for the stored ones that may be read in place of samples."""
+        asked = {(period.name, window) for window in windows}
+        shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
+        found = self.ledger.known({level: asked | candidates(shorter[level], period, windows) for level in levels})
+        known = {}
+        for level, every in found.items():
+            mark = sums_fingerprint(level)
+            usable = frozenset((one.period_type, one.window) for one in every if one.has_current_sums(mark))
+            computed = [one for one in every if (one.period_type, one.window) in asked]
+            known[level] = Known(computed, Parts(shorter[level], usable))
+        return known
+
+    def period(self, period: str | Period, *others: str) -> Period:
+        """Look a period up by name; raises ValidationError where none is registered, and names `others` besides."""
+        if isinstance(period, Period):
+            # The registered one: its trend threshold may have been set for this installation.
+            return self.periods.get(period.name, period)
+        if period not in self.periods:
+            known = ", ".join((*self.periods, *others))
+            raise ValidationError(f"Unknown period {period!r}; known: {known}. Nothing was written.")
+        return self.periods[period]
+
+    @property
+    def period_names(self) -> tuple[str, ...]:
+        """Names of the registered periods."""
+        return tuple(self.periods)
+
+    def instance(self, instance_id: int) -> InstanceRef:
+        """Look an instance up by id; raises NotFoundError where it is not registered."""
+        [found] = self.instances([instance_id])
+        return found
+
+    def ids_of(self, names: Sequence[str]) -> list[int]:
+        """Look servers up by name, or where none has that name, by number; raises NotFoundError."""
+        every = self.instances(None)
+        known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was written.")
+        return [known[name] for name in names]
+
+    def levels_of(self, scope: str) -> tuple[str, ...]:
+        """Translate a scope (a level or all) into levels; raises ValidationError for another."""
+        if scope == SCOPE_ALL:
+            return ALL_LEVELS
+        return (self._runner(scope).level.name,)
+
+    def _runner(self, level: str) -> AggregationRunner:
+        if level not in self._runners:
+            raise ValidationError(
+                f"Unknown level {level!r}; known: {', '.join(self._runners)}, {SCOPE_ALL}. Nothing was written."
+            )
+        return self._runners[level]
+
+    def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
+        """Return all registered instances, or exactly those asked for; raises NotFoundError for an unknown id."""
+        with (
+            database_errors(doing="reading the servers", kept="Nothing was written."),
+            self.engine.connect() as connection,
+        ):
+            rows = connection.execute(known_instances()).all()
+        known = {row.id: InstanceRef(row.id, row.name, row.active) for row in rows}
+        if instance_ids is None:
+            return list(known.values())
+        missing = sorted(set(instance_ids) - known.keys())
+        if missing:
+            listed = ", ".join(map(str, missing))
+            raise NotFoundError(f"No server with id {listed} is registered. Nothing was written.")
+        return [known[instance_id] for instance_id in sorted(set(instance_ids))]
+
+
+def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
+    """Summarise a window that is as it was computed, of so many active servers."""
+    return PeriodSummary(
+        known.period_type,
+        level.name,
+        known.window.start,
+        known.window.end,
+        processed_instances=known.processed_instances,
+        skipped_instances=max(0, servers - known.processed_instances),
+        unchanged_records=known.total_records - known.protected_records,
+        protected_records=known.protected_records,
+        unsampled_records=known.unsampled_records or 0,
+    )

@@ -1,0 +1,833 @@
+"""The statement that computes windows, in three parts: states, figures, and what happens to the stored rows.
+
+A *state* is what figures are made of: counts, exact sums, extremes, and the values of the first and last measured days.
+
+1. `states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows themselves,
+   per key and window, and puts the window before and that of a year before beside each window. The steps are the same
+   for one window and for many, for days and for years. Where a stored row holds more samples, others compare with it.
+2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
+   once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
+   denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
+   impossible sizes makes its server fail.
+3. `aggregation_statement` inserts each computed row, puts it in place of its stored row, or leaves that alone, and
+   counts. A row is never replaced by one of fewer samples. A comparison is kept where nothing is left of the window
+   that it compares with, while the figures of the measure in this window are the same.
+
+Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus hands nodes no step that is read
+twice, so `NodeStatements` does the third part in several statements, on each node over its own servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Compiled,
+    Connection,
+    Date,
+    DateTime,
+    Delete,
+    FromClause,
+    Integer,
+    Numeric,
+    Row,
+    Select,
+    String,
+    Subquery,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    type_coerce,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL, Insert, array, insert
+from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
+from sqlalchemy.sql.selectable import HasCTE
+
+from capacity_assets.aggregates.levels import Further, Level, Measure
+from capacity_assets.base.periods import Period
+from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB
+from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION
+from capacity_assets.database.sql import DIALECT
+from capacity_assets.database.tables import instances, is_active
+
+# Expressions over columns whose Python type never matters here: no figure travels through Python.
+Element: TypeAlias = ColumnElement[Any]
+
+
+class Parameters:
+    """The parameters of the statement.
+
+    `starts`, `ends` and `wanted` describe the windows that are read, in order; only the `wanted` ones are written. The
+    others are those that they compare with, so that the one before a wanted window always stands before it.
+
+    Samples are read of the days from an odd one of `cuts` to before the next, all of which lie in the two spans of
+    `read_...`; stored shorter windows are named by `part_types` and `part_starts`, pair by pair. With `overwrite`,
+    history may be replaced. `windows_per_year` is what a growth is raised to for its yearly rate; null: there is none.
+    `computed_starts` are those of the wanted windows that were computed by this system before, `unread_starts` those of
+    the windows that are compared with by their stored rows alone.
+    """
+
+    # Not named as a column: SQLAlchemy would take it for a value of the update.
+    period_type = bindparam("period", type_=String)
+    instance_ids = bindparam("instance_ids", type_=ARRAY(Integer))
+    starts = bindparam("starts", type_=ARRAY(Date))
+    ends = bindparam("ends", type_=ARRAY(Date))
+    wanted = bindparam("wanted", type_=ARRAY(Boolean))
+    wanted_starts = bindparam("wanted_starts", type_=ARRAY(Date))
+    wanted_first = bindparam("wanted_first", type_=Date)
+    wanted_last = bindparam("wanted_last", type_=Date)
+    before_first = bindparam("before_first", type_=Date)
+    year_first = bindparam("year_first", type_=Date)
+    year_last = bindparam("year_last", type_=Date)
+    year_interval = bindparam("year_interval", type_=INTERVAL)
+    cuts = bindparam("cuts", type_=ARRAY(Date))
+    read_first = bindparam("read_first", type_=Date)
+    read_last = bindparam("read_last", type_=Date)
+    read_year_first = bindparam("read_year_first", type_=Date)
+    read_year_last = bindparam("read_year_last", type_=Date)
+    part_types = bindparam("part_types", type_=ARRAY(String))
+    part_starts = bindparam("part_starts", type_=ARRAY(Date))
+    trend_percent = bindparam("trend_percent", type_=Numeric)
+    windows_per_year = bindparam("windows_per_year", type_=Numeric)
+    computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
+    unread_starts = bindparam("unread_starts", type_=ARRAY(Date))
+    overwrite = bindparam("overwrite", type_=Boolean)
+
+
+# A day and its value in one number, so that the smallest is the first value and the largest the last: the value takes
+# the lower 44 bits, which hold every possible size and its negative.
+_DAY_BITS = 2 * (LARGEST_MB + 1)
+
+
+def states(level: Level, sources: Sources) -> Subquery:
+    """Return the states of each key and wanted window, with those of the windows it compares with, from `sources`.
+
+    Columns: the keys, `bucket`, `period_start`, `data_count` (null: only a stored row is left), per measure what
+    `named` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`; the
+    counts and sums again with `previous_` and, of measures with further figures, `year_before_` in front.
+    """
+    united = _united(level, sources)
+    keys = [united.c[key] for key in level.keys]
+    preceding = FrameClauseType.PRECEDING
+    a_year_before = FrameClause(Parameters.year_interval, Parameters.year_interval, preceding, preceding)
+    beside = select(
+        *united.c,
+        func.lag(united.c.valid).over(partition_by=keys, order_by=united.c.period_start).label("previous"),
+        func.first_value(united.c.valid)
+        .over(partition_by=keys, order_by=united.c.period_start, range_=a_year_before)
+        .label("year_before"),
+    ).subquery("beside")
+    is_adjacent = _element(beside.c.previous, 1) == beside.c.bucket - 1
+    columns = [beside.c[name] for name in ("bucket", "period_start", *_own_names(level))]
+    for place, name in enumerate(_compared_names(level), start=2):
+        columns.append(case((is_adjacent, _element(beside.c.previous, place))).label(f"previous_{name}"))
+        if name in _compared_names(level, further=True):
+            columns.append(_element(beside.c.year_before, place).label(f"year_before_{name}"))
+    return (
+        select(*(beside.c[key] for key in level.keys), *columns)
+        .where(window_of(Parameters.wanted, beside.c.bucket))
+        .subquery("states")
+    )
+
+
+def _element(values: Element, place: int) -> Element:
+    return window_of(type_coerce(values, ARRAY(BigInteger)), literal_column(str(place), Integer))
+
+
+def named(kind: str, measure: Measure) -> str:
+    """Name a part of the state of a measure."""
+    return f"{kind}_{measure.source}"
+
+
+def window_of(windows: Element, bucket: Element) -> Element:
+    """Return what an array of the windows says of the one with a number."""
+    parenthesised: Element = Grouping(windows)
+    return parenthesised[bucket]
+
+
+def collated(column: Element) -> Element:
+    """Return a key as it is sorted: texts by their bytes, which is several times faster than by a language."""
+    return column.collate("C") if isinstance(column.type, String) else column
+
+
+def _compared_names(level: Level, *, further: bool = False) -> Iterator[str]:
+    """Name what of a state other windows compare with; with `further`, what those a year later do."""
+    yield "data_count"
+    for measure in level.measures:
+        if measure.further or not further:
+            yield named("count", measure)
+            yield named("sum", measure)
+
+
+def _own_names(level: Level) -> Iterator[str]:
+    yield "data_count"
+    for measure in level.measures:
+        kinds = ("count", "sum", "max", "min", "first", "last") if measure.further else ("count", "sum", "max", "min")
+        yield from (named(kind, measure) for kind in kinds)
+
+
+_UNITE: dict[str, Callable[[Element], Element]] = {
+    "data": func.sum, "count": func.sum, "sum": func.sum, "max": func.max, "min": func.min,
+    "first": func.min, "last": func.max,
+}  # fmt: skip
+
+
+def _united(level: Level, sources: Sources) -> Subquery:
+    """Unite what was found of each key and window."""
+    found = union_all(*(source(level) for source in sources)).subquery("found")
+    keys = [found.c[name] for name in (*level.keys, "period_start")]
+    columns: dict[str, Element] = {"bucket": func.max(found.c.bucket)}
+    for name in _own_names(level):
+        kind = name.split("_")[0]
+        united = _UNITE[kind](found.c[name])
+        if kind in ("first", "last"):
+            united = _undated(united)
+        columns[name] = cast(united, BigInteger) if kind == "sum" else united
+    # One row each, or twice the same.
+    stored = {name: func.max(found.c[name]) for name in _stored_names(level)}
+    is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
+    if not level.has_servers:
+        # Days of a group come and go with the labels.
+        is_stored = and_(is_stored, found.c.period_start == func.any(Parameters.unread_starts))
+    # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
+    # because each look at another row costs as much as reading it.
+    names = list(_compared_names(level))
+    kept, own = [stored[f"stored_{name}"] for name in names], [columns[name] for name in names]
+    columns["valid"] = case((is_stored, array([columns["bucket"], *kept])), else_=array([columns["bucket"], *own]))
+    rows = select(*keys, *(column.label(name) for name, column in columns.items()))
+    return rows.group_by(*keys).subquery("united")
+
+
+def of_samples(level: Level) -> Any:
+    """Select the samples as states of their days: those that count, of the servers and days that are read."""
+    samples = _samples(level)
+    day = samples.c.collected_date
+    columns: dict[str, Element] = {"data_count": literal_column("1", Integer)}
+    for measure in level.measures:
+        value = samples.c[measure.source]
+        columns[named("count", measure)] = cast(value.is_not(None), Integer)
+        columns |= {named(kind, measure): cast(value, BigInteger) for kind in ("sum", "max", "min")}
+        if measure.further:
+            columns |= {named(end, measure): _dated(day, value) for end in ("first", "last")}
+    return _found(level, samples, day, columns)
+
+
+def _samples(level: Level) -> FromClause:
+    raw = level.source
+    day = raw.c.collected_date
+    conditions = [
+        or_(
+            day.between(Parameters.read_first, Parameters.read_last),
+            day.between(Parameters.read_year_first, Parameters.read_year_last),
+        ),
+        # Not `= 1`, which PostgreSQL expects to hold for one row in two hundred: it would sort where it should hash.
+        func.width_bucket(day, Parameters.cuts) % 2 != 0,
+        *level.of_servers(raw, Parameters.instance_ids),
+        *level.live(),
+    ]
+    keys = [raw.c[key] for key in level.keys]
+    measures = [raw.c[measure.source] for measure in level.measures]
+    if not level.sum_per_day:
+        return select(*keys, day, *measures).where(*conditions).subquery("samples")
+    sums = [func.sum(column).label(column.name) for column in measures]
+    return select(*keys, day, *sums).where(*conditions).group_by(*keys, day).subquery("samples")
+
+
+def of_shorter_windows(level: Level) -> Any:
+    """Select the states that stored shorter windows keep."""
+    target = level.target
+    columns: dict[str, Element] = {"data_count": target.c.data_count}
+    for measure in level.measures:
+        columns[named("count", measure)] = _count_kept(level, measure)
+        columns[named("sum", measure)] = _sum_kept(level, measure)
+        columns[named("max", measure)] = cast(target.c[measure.maximum], BigInteger)
+        columns[named("min", measure)] = cast(target.c[measure.minimum], BigInteger)
+        if measure.further:
+            last, growth = target.c[measure.further.last], target.c[measure.further.growth]
+            start = target.c.period_start
+            columns[named("first", measure)] = _dated(start, last - func.coalesce(growth, 0))
+            columns[named("last", measure)] = _dated(start, last)
+    # Parts do not overlap, so the first days are unique.
+    place = func.array_position(Parameters.part_starts, target.c.period_start)
+    return _found(level, target, target.c.period_start, columns).where(
+        # It decides; the two arrays are what an index and the choice of partitions understand.
+        window_of(Parameters.part_types, place) == target.c.period_type,
+        target.c.period_type == func.any(Parameters.part_types),
+        target.c.period_start == func.any(Parameters.part_starts),
+        *level.of_servers(target, Parameters.instance_ids),
+    )
+
+
+def of_rows(level: Level) -> Any:
+    """Select what the stored rows of the wanted windows keep, and those of the windows before them."""
+    return _of_stored_rows(level, Parameters.before_first, Parameters.wanted_last)
+
+
+def of_rows_a_year_before(level: Level) -> Any:
+    """Select the same of the windows of a year before.
+
+    PostgreSQL chooses partitions by one span, not by one of two.
+    """
+    return _of_stored_rows(level, Parameters.year_first, Parameters.year_last)
+
+
+Sources: TypeAlias = tuple[Callable[[Level], Any], ...]
+STORED_ROWS: Sources = (of_rows, of_rows_a_year_before)
+EVERY_SOURCE: Sources = (of_samples, of_shorter_windows, *STORED_ROWS)
+
+
+def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
+    """Select what the stored rows of the windows keep that begin between two days.
+
+    A row of an older version that keeps no sums counts its samples alone: nothing can be compared with it.
+    """
+    target = level.target
+    keeps_sums = or_(_is_day(level), target.c[named("sum", level.headline)].is_not(None))
+    columns: dict[str, Element] = {
+        "samples": target.c.data_count,
+        "stored_data_count": case((keeps_sums, target.c.data_count)),
+    }
+    for measure in level.measures:
+        columns[named("stored_count", measure)] = _count_kept(level, measure)
+        columns[named("stored_sum", measure)] = _sum_kept(level, measure)
+    return _found(level, target, target.c.period_start, columns).where(
+        target.c.period_type == Parameters.period_type,
+        target.c.period_start.between(first, last),
+        target.c.period_start == func.any(Parameters.starts),
+        *level.of_servers(target, Parameters.instance_ids),
+    )
+
+
+def _found(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
+    """Select what was found, in the columns that all sources have, with the window that it lies in."""
+    bucket = func.width_bucket(day, Parameters.starts)
+    keys = [collated(source.c[key]).label(key) for key in level.keys]
+    names = (*_own_names(level), *_stored_names(level))
+    given = [columns.get(name, _nothing(name)).label(name) for name in names]
+    return select(*keys, bucket.label("bucket"), window_of(Parameters.starts, bucket).label("period_start"), *given)
+
+
+def _nothing(name: str) -> Element:
+    """Null of the type of a column: a sum of integers is fast, one of 64-bit integers is not."""
+    is_count = name.removeprefix("stored_").split("_")[0] in ("data", "count", "samples")
+    return cast(null(), Integer if is_count else BigInteger)
+
+
+def _stored_names(level: Level) -> Iterator[str]:
+    """Name what is kept of the stored row of the window: how many samples it holds, and what others compare with."""
+    yield "samples"
+    yield from (f"stored_{name}" for name in _compared_names(level))
+
+
+def _count_kept(level: Level, measure: Measure) -> Element:
+    """Return the number of values of a stored row; every sample has the value where no count of its own is kept."""
+    count = named("count", measure)
+    of_day = cast(level.target.c[measure.average].is_not(None), Integer)
+    return case((_is_day(level), of_day), else_=level.target.c[count if count in level.sums else "data_count"])
+
+
+def _sum_kept(level: Level, measure: Measure) -> Element:
+    """Return the sum of the values of a stored row; that of a day is its value."""
+    columns = level.target.c
+    of_several = columns[named("sum", measure)]
+    return cast(case((_is_day(level), columns[measure.average]), else_=of_several), BigInteger)
+
+
+def _is_day(level: Level) -> ColumnElement[bool]:
+    return level.target.c.period_start == level.target.c.period_end
+
+
+def _dated(day: Element, value: Element) -> Element:
+    number = cast(cast(day, Date) - literal_column("DATE '2000-01-01'", Date), BigInteger)
+    return number * literal_column(str(_DAY_BITS), BigInteger) + cast(value, BigInteger)
+
+
+def _undated(dated: Element) -> Element:
+    half, mask = literal_column(str(_DAY_BITS // 2), BigInteger), literal_column(str(_DAY_BITS - 1), BigInteger)
+    return (dated + half).op("&", return_type=BigInteger())(mask) - half
+
+
+Columns: TypeAlias = Mapping[str, Element]
+
+LARGEST_FAST = 10**14
+"""Up to this numerator, 20,000 times it and a denominator fit 64 bits; beyond, percentages are computed in numerics."""
+
+
+def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+    """Compute one row of figures for each key and wanted window that has a sample or a stored row.
+
+    `fenced` keeps PostgreSQL from
+    computing a figure anew wherever it is named; a distributed table does not take that.
+
+    Columns: the keys, `period_start`, every column of `level.figures` (all null where only a stored row is left), and
+    `previous_data_count` and `year_before_data_count`, null where there is nothing to compare with.
+    """
+    measured = _measured(level, sources, fenced=fenced)
+    end = window_of(Parameters.ends, measured.c.bucket)
+    growth_rate = measured.c[level.headline.change_percent]
+    sums = (measured.c[named("sum", level.headline)], measured.c.previous_headline_sum)
+    derived: dict[str, Element] = {
+        "period_end": end,
+        "growth_rate": growth_rate,
+        "trend_direction": _trend(growth_rate, *sums),
+    }
+    # A day's sum is its value.
+    derived |= {name: case((end > measured.c.period_start, measured.c[name])) for name in level.sums}
+    columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
+    return select(
+        *(measured.c[key] for key in level.keys),
+        measured.c.period_start,
+        measured.c.previous_data_count,
+        measured.c.year_before_data_count,
+        *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
+    ).subquery("figures")
+
+
+def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+    """Compute the figures of each measure, each once: the next step names them several times."""
+    found = _compared(level, sources, fenced=fenced)
+    state = dict(found.c.items())
+    columns: dict[str, Element] = {}
+    for measure in level.measures:
+        columns |= _measure_figures(measure, state)
+        if measure.further:
+            columns |= _further_figures(measure, measure.further, state)
+    for ratio in level.ratios:
+        numerator, denominator = (found.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
+        columns[ratio.target] = case((denominator == _whole(0), _whole(0)), else_=_floor(numerator, denominator))
+    columns |= {name: found.c[name] for name in (*level.sums, named("sum", level.headline))}
+    columns["previous_headline_sum"] = found.c[named("previous_sum", level.headline)]
+    names = (*level.keys, "bucket", "period_start", "data_count", "previous_data_count", "year_before_data_count")
+    rows = select(*(found.c[name] for name in names), *(column.label(name) for name, column in columns.items()))
+    return (rows.offset(literal_column("0")) if fenced else rows).subquery("measured")
+
+
+def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+    """Put beside each state its difference to the others, as one fraction per measure and window.
+
+    The difference of two means is `difference_` / (`count_` times the other count), and in parts of the other mean it
+    is `difference_` / `base_`.
+    """
+    found = states(level, sources)
+    columns: list[Element] = []
+    for measure in level.measures:
+        total, count = found.c[named("sum", measure)], found.c[named("count", measure)]
+        for other in ("previous_", "year_before_") if measure.further else ("previous_",):
+            other_total, other_count = found.c[named(f"{other}sum", measure)], found.c[named(f"{other}count", measure)]
+            columns.append((total * other_count - other_total * count).label(named(f"{other}difference", measure)))
+            columns.append((other_total * count).label(named(f"{other}base", measure)))
+            columns.append(func.nullif(count * other_count, _whole(0)).label(named(f"{other}counts", measure)))
+    rows = select(*found.c, *columns)
+    return (rows.offset(literal_column("0")) if fenced else rows).subquery("compared")
+
+
+def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
+    """Exact mean, extremes and change of one measure."""
+    total, count = state[named("sum", measure)], func.nullif(state[named("count", measure)], _whole(0))
+    change, change_percent = _difference(measure, state, "previous_")
+    figures: dict[str, Element] = {
+        measure.average: _floor(total, count),
+        measure.maximum: _possible(measure, state[named("max", measure)]),
+        measure.minimum: state[named("min", measure)],
+        measure.change: _possible(measure, change),
+        measure.change_percent: change_percent,
+    }
+    if measure.average_two_decimals:
+        figures[measure.average_two_decimals] = _two_decimals(total, count)
+    return figures
+
+
+def _further_figures(measure: Measure, further: Further, state: Columns) -> dict[str, Element]:
+    """Ends of one measure within the window, its change against a year before, and its yearly rate."""
+    first, last = state[named("first", measure)], state[named("last", measure)]
+    year_change, year_change_percent = _difference(measure, state, "year_before_")
+    return {
+        further.last: last,
+        further.growth: case((state[named("count", measure)] > _whole(1), last - first)),
+        further.year_change: _possible(measure, year_change),
+        further.year_change_percent: year_change_percent,
+        further.yearly_rate_percent: _yearly_rate(measure, state),
+    }
+
+
+def _possible(measure: Measure, size_mb: Element) -> Element:
+    """Make PostgreSQL refuse a size above `units.LARGEST_MB`, whose bytes do not fit a bigint.
+
+    Only the server of such a sample fails, as with any value that does not fit its column.
+    """
+    if not (measure.source.endswith("_mb")):
+        return size_mb
+    return _div(size_mb * _whole(BYTES_PER_MB), _whole(BYTES_PER_MB))
+
+
+def _difference(measure: Measure, state: Columns, other: str) -> tuple[Element, Element]:
+    """Difference of the exact means to another window, cut toward zero, and in percent of the other one."""
+    difference, counts = state[named(f"{other}difference", measure)], state[named(f"{other}counts", measure)]
+    base = func.nullif(state[named(f"{other}base", measure)], _whole(0))
+    return _div(difference, counts), _two_decimals(difference, base, percent=True)
+
+
+def _yearly_rate(measure: Measure, state: Columns) -> Element:
+    """The factor by which the mean grew, to the power of the windows in a year, less one, in percent.
+
+    Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. A factor below
+    zero, of sizes that cannot be, says nothing.
+    """
+    difference, base = (state[named(f"previous_{kind}", measure)] for kind in ("difference", "base"))
+    above, below = (func.power(cast(each, Numeric), Parameters.windows_per_year) for each in (difference + base, base))
+    mean_has_sign_of_base = or_(
+        and_(base > _whole(0), difference >= -base), and_(base < _whole(0), difference <= -base)
+    )
+    return case((mean_has_sign_of_base, _exact_two_decimals((above - below) * _whole(100), below)))
+
+
+def _trend(percent: Element, total: Element, previous_total: Element) -> Element:
+    """Call a window growing, shrinking or stable; null without a window before."""
+    grew_from_nothing = and_(previous_total == 0, total > 0)
+    return case(
+        (previous_total.is_(None), null()),
+        (or_(percent > Parameters.trend_percent, grew_from_nothing), literal_column("'growing'", String)),
+        (percent < -Parameters.trend_percent, literal_column("'shrinking'", String)),
+        else_=literal_column("'stable'", String),
+    )
+
+
+def _whole(number: int) -> Element:
+    return literal_column(str(number), BigInteger)
+
+
+def _div(numerator: Element, denominator: Element) -> Element:
+    """Divide whole numbers, cut toward zero; SQLAlchemy's own operator divides as Python does."""
+    return numerator.op("/", precedence=8, return_type=BigInteger())(denominator)
+
+
+def _floor(numerator: Element, denominator: Element) -> Element:
+    """Divide whole numbers, rounded down; the remainder has the numerator's sign."""
+    remainder = numerator % denominator
+    below_zero = and_(remainder != _whole(0), (remainder < _whole(0)) != (denominator < _whole(0)))
+    return _div(numerator, denominator) - cast(below_zero, Integer)
+
+
+def _two_decimals(numerator: Element, denominator: Element, *, percent: bool = False) -> Element:
+    """Divide to two decimals, half away from zero, by one exact integer division; `percent`: a hundred times it."""
+    above, below = func.abs(numerator), func.abs(denominator)
+    hundredths = _div(above * _whole(20_000 if percent else 200) + below, below * _whole(2))
+    signed = case(((numerator < _whole(0)) != (denominator < _whole(0)), -hundredths), else_=hundredths)
+    exact = _exact_two_decimals(cast(numerator, Numeric) * _whole(100 if percent else 1), cast(denominator, Numeric))
+    return case((above < _whole(LARGEST_FAST), cast(signed, Numeric) * literal_column("0.01")), else_=exact)
+
+
+def _exact_two_decimals(numerator: Element, denominator: Element) -> Element:
+    """Do the same with numerics of any size."""
+    hundredths = func.div(func.abs(numerator) * _whole(200) + func.abs(denominator), func.abs(denominator) * _whole(2))
+    return hundredths * func.sign(numerator) * func.sign(denominator) * literal_column("0.01")
+
+
+INSERT, UPDATE, UNCHANGED, PROTECTED, UNSAMPLED = (
+    literal_column(f"'{action}'", String) for action in ("insert", "update", "unchanged", "protected", "unsampled")
+)
+HALF_A_FINGERPRINT = 32
+Rows = Select[tuple[Any, ...]]
+
+
+def known_instances() -> Select[int, str, bool]:
+    """Select id, name and whether it is active, of every registered instance, by id."""
+    return select(instances.c.id, instances.c.name, is_active().label("active")).order_by(instances.c.id)
+
+
+@cache
+def aggregation_statement(
+    level: Level, sources: Sources = EVERY_SOURCE, *, overwrite: bool = True, dry_run: bool = False
+) -> Compiled:
+    """Build the statement for one level: compute the figures from `sources`, decide, write, count.
+
+    Without `overwrite` no row is removed, whatever its parameter of that name says.
+
+    With `dry_run` the statement only reads, and counts what would be written and removed. Its parameters are those of
+    `states.Parameters`. It is made a text once per process: SQLAlchemy takes longer for it than PostgreSQL.
+
+    Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
+    `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
+    """
+    target = level.target
+    rows = _classified(level, sources, fenced=True).cte("classified")
+    is_removed = _is_removed(rows, rows)
+    changed: dict[str, HasCTE] = {}
+    counts = _counts(level, rows, _fits(level, rows) if dry_run else None).subquery("counts")
+    if not dry_run:
+        changed["updated"] = _update(level, rows).returning(target.c.period_start)
+    if overwrite and dry_run:
+        changed["removed"] = select(rows.c.period_start).where(is_removed)
+    elif overwrite:
+        removed = delete(target).where(_is_row_of(level, target, rows), is_removed)
+        changed["removed"] = removed.returning(target.c.period_start)
+    joined: FromClause = counts
+    number: dict[str, Element] = {"removed": literal_column("0", Integer)}
+    for name, statement in changed.items():
+        found = statement.cte(name)
+        per_window = _per_window(select(found.c.period_start), found.c.period_start).subquery(f"{name}_rows")
+        joined = joined.outerjoin(per_window, per_window.c.period_start == counts.c.period_start)
+        number[name] = func.coalesce(per_window.c.rows, 0)
+    statement = select(
+        counts.c.period_start,
+        counts.c.instances,
+        counts.c.records,
+        (counts.c.to_write if dry_run else counts.c.inserted + number["updated"]).label("written"),
+        number["removed"].label("removed"),
+        counts.c.unchanged,
+        (counts.c.unsampled - number["removed"]).label("unsampled"),
+    ).select_from(joined)
+    if not dry_run:
+        statement = statement.add_cte(_insert(level, rows).cte("inserted"))
+    return statement.compile(dialect=DIALECT)
+
+
+def execute(connection: Connection, statement: Compiled, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
+    """Execute a statement that is text already; raises DBAPIError."""
+    return connection.exec_driver_sql(str(statement), {**statement.params, **parameters}).all()
+
+
+@dataclass(frozen=True)
+class NodeStatements:
+    """What one slice takes where tables are distributed, in this order; parameters as those of `states.Parameters`.
+
+    - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
+    - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`,
+      which marks the rows that `written` counts by. `removable` counts what `remove` deletes.
+
+    Each counts per `period_start`; no row: none.
+    """
+
+    counts: Rows
+    row_numbers: Select[str]
+    insert: Insert
+    update: Update
+    written: Rows
+    removable: Rows
+    remove: Delete
+
+
+@cache
+def node_statements(level: Level) -> NodeStatements:
+    """Build the statements for tables that are distributed by `instance_id`."""
+    target = level.target
+
+    def classified(name: str) -> Subquery:
+        return _classified(level, fenced=False).subquery(name)
+
+    rows = classified("classified")
+    written_at = bindparam("written_at", type_=DateTime(timezone=True))
+    # The default of the column is volatile, which would bring all rows to the coordinator.
+    number = getattr(func, ROW_NUMBER_FUNCTION)(bindparam("row_numbers", type_=String), rows.c.instance_id)
+    is_removed = _is_removed(rows, classified("sampled"))
+    written = _stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
+    return NodeStatements(
+        counts=_counts(level, rows, _fits(level, rows)),
+        row_numbers=select(func.pg_get_serial_sequence(target.name, "id")),
+        insert=_insert(level, rows, {"id": number, "calculated_at": written_at, "created_at": written_at}),
+        update=_update(level, rows, written_at),
+        written=_per_window(written, target.c.period_start),
+        removable=_per_window(select(rows.c.period_start).where(is_removed), rows.c.period_start),
+        remove=delete(target).where(_is_row_of(level, target, rows), is_removed),
+    )
+
+
+def _per_window(found: Rows, start: Element) -> Rows:
+    return found.add_columns(func.count().label("rows")).group_by(start)
+
+
+ARITHMETIC = 1
+"""Takes another number when the same samples give other figures; a test asks for it where the statement changes."""
+
+
+def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
+    """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
+
+    A new metric or another trend threshold is another way by itself. The last half is that of the sums.
+    """
+    servers = ",".join(map(str, sorted(instance_ids)))
+    made_of = f"{ARITHMETIC} {level.measures} {level.ratios} {level.figures}"
+    return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
+
+
+@cache
+def sums_fingerprint(level: Level) -> str:
+    """Return a fingerprint of what stored sums are made of: 32 digits. A new meaning of theirs takes a new number."""
+    return _digest(f"1 {level.source.name} {level.values} {level.void_flag} {sorted(level.sums)}{level.rule}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HALF_A_FINGERPRINT]
+
+
+def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) -> Rows:
+    """Decide for each row what happens to it, before anything is written, and give it the comparisons that are kept.
+
+    Sorting out unchanged rows here, not in the upsert, is what makes a repetition free of writes: an upsert whose WHERE
+    is false still locks the row on its page.
+    """
+    joined = _beside_stored(level, sources, fenced=fenced)
+    taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
+    for comparison in level.comparisons:
+        kept = joined.c[f"keeps_{comparison.change}"]
+        taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in comparison.figures}
+    as_stored = tuple_(*(joined.c[f"stored_{name}"] for name in level.figures))
+    computed = tuple_(*(joined.c[name] for name in level.figures))
+    action = case(
+        (joined.c.data_count.is_(None), UNSAMPLED),
+        (joined.c.stored_data_count.is_(None), INSERT),
+        (~computed.is_distinct_from(as_stored), UNCHANGED),
+        (and_(joined.c.stored_data_count > joined.c.data_count, ~Parameters.overwrite), PROTECTED),
+        # Nothing but what is kept would have changed.
+        (~tuple_(*taken.values()).is_distinct_from(as_stored), PROTECTED),
+        else_=UPDATE,
+    ).label("action")
+    keys = [joined.c[name] for name in (*level.keys, "period_start")]
+    return select(*keys, *(value.label(name) for name, value in taken.items()), action)
+
+
+def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+    """Join the stored row to each computed one, and say which of its comparisons are kept."""
+    figures = window_figures(level, sources, fenced=fenced)
+    stored = _stored(level).subquery("stored_rows")
+    keeps: list[Element] = []
+    for comparison in level.comparisons:
+        change = stored.c[comparison.change]
+        other = "year_before" if comparison.is_with_year_before else "previous"
+        conditions: list[ColumnElement[bool]] = [figures.c[f"{other}_data_count"].is_(None), change.is_not(None)]
+        if not comparison.is_with_year_before:
+            # The legacy application stored 0 for an unknown change.
+            conditions.append(or_(change != 0, stored.c.period_start == func.any(Parameters.computed_starts)))
+        conditions.append(_own_is_the_same(level, comparison.measure, stored, figures))
+        keeps.append(and_(~Parameters.overwrite, *conditions).label(f"keeps_{comparison.change}"))
+    rows = select(
+        *(figures.c[name] for name in (*level.keys, "period_start", *level.figures)),
+        *(stored.c[name].label(f"stored_{name}") for name in level.figures),
+        *keeps,
+    ).select_from(figures.outerjoin(stored, _same_row(level, stored, figures)))
+    return (rows.offset(literal_column("0")) if fenced else rows).subquery("joined")
+
+
+def _stored(level: Level) -> Rows:
+    """Select the stored rows of the wanted windows."""
+    target = level.target
+    return select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures))).where(
+        _is_wanted(level, target)
+    )
+
+
+def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
+    """Whether a stored row is of the slice, by what PostgreSQL knows before any figure is computed."""
+    return and_(
+        target.c.period_type == Parameters.period_type,
+        target.c.period_start.between(Parameters.wanted_first, Parameters.wanted_last),
+        target.c.period_start == func.any(Parameters.wanted_starts),
+        *level.of_servers(target, Parameters.instance_ids),
+    )
+
+
+def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
+    """Whether a measure's own figures are equal; figures that an older version did not store count as equal."""
+    added = {*(measure.further.own if measure.further else ()), *level.sums}
+    own = level.own_figures(measure)
+    older = [name for name in own if name not in added]
+    newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in own if name in added]
+    differs = tuple_(*(stored.c[n] for n in older)).is_distinct_from(tuple_(*(figures.c[n] for n in older)))
+    return and_(~differs, *newer)
+
+
+def _same_row(level: Level, one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    return and_(*(one.c[name] == other.c[name] for name in (*level.keys, "period_start")))
+
+
+def _is_row_of(level: Level, target: FromClause, rows: FromClause) -> ColumnElement[bool]:
+    """Whether a row of the table is the one that a classified row is about."""
+    return and_(_same_row(level, target, rows), _is_wanted(level, target))
+
+
+def _insert(level: Level, rows: FromClause, own: Mapping[str, Element] | None = None) -> Insert:
+    """Insert the rows that were not stored; `own` has columns that are given in place of their defaults.
+
+    Where another session inserted one of them meanwhile, PostgreSQL refuses, and the slice is written again: an upsert
+    of each row would cost half as much again. In the order of the key, so that the index grows at one place.
+    """
+    given: dict[str, Element] = {name: rows.c[name] for name in (*level.keys, "period_start", *level.figures)}
+    given |= {"period_type": cast(Parameters.period_type, String)}
+    given |= {"calculated_at": func.now(), "created_at": func.now(), **(own or {})}
+    chosen = select(*given.values()).where(rows.c.action == INSERT)
+    ordered = chosen.order_by(rows.c.period_start, *(rows.c[key] for key in level.keys))
+    return insert(level.target).from_select(list(given), ordered, include_defaults=False)
+
+
+def _update(level: Level, rows: FromClause, at: Element | None = None) -> Update:
+    """Update the rows that change; id and created_at stay."""
+    target = level.target
+    values = {name: rows.c[name] for name in level.figures}
+    # Repeated here for a row that another session updated between this statement's reading and its writing.
+    still_wanted = or_(Parameters.overwrite, target.c.data_count <= rows.c.data_count)
+    return (
+        update(target)
+        .values({**values, "calculated_at": func.now() if at is None else at})
+        .where(_is_row_of(level, target, rows), rows.c.action == UPDATE, still_wanted)
+    )
+
+
+def _fits(level: Level, rows: FromClause) -> ColumnElement[bool]:
+    """Try every value of a row that is to be written whether its column can hold it, as writing would."""
+    tried = (cast(rows.c[name], level.target.c[name].type) for name in level.figures)
+    # Always true where it is looked at, but PostgreSQL does not know that, and so computes every value there.
+    return case((or_(rows.c.action == INSERT, rows.c.action == UPDATE), func.num_nonnulls(*tried) > 0), else_=False)
+
+
+def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
+    """Whether a row goes: nothing supports it, but others of its server, if any, in the window; history is replaced."""
+    other = others.alias("sampled")
+    names = [name for name in ("instance_id", "period_start") if name in rows.c]
+    is_sampled = exists().where(other.c.action != UNSAMPLED, *(other.c[name] == rows.c[name] for name in names))
+    return and_(Parameters.overwrite, rows.c.action == UNSAMPLED, is_sampled)
+
+
+def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
+    """Count what there is to do: per server, as nodes do it, and then per window; `fits` tries what is written.
+
+    Where rows are of many servers, there are as many as the largest had on a day: the fleet.
+    """
+    actions = {
+        "records": rows.c.action != UNSAMPLED,
+        "inserted": rows.c.action == INSERT,
+        "unchanged": rows.c.action == UNCHANGED,
+        "unsampled": rows.c.action == UNSAMPLED,
+    }
+    if fits is not None:
+        actions["to_write"] = fits
+    counted = [func.count().filter(which).label(name) for name, which in actions.items()]
+    keys = [rows.c[name] for name in ("instance_id", "period_start") if name in rows.c]
+    if not level.has_servers:
+        counted.append(func.coalesce(func.max(rows.c.max_server_count), 0).label("servers"))
+    by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
+    sampled = func.count().filter(by_server.c.records > 0)
+    return select(
+        by_server.c.period_start,
+        (sampled if level.has_servers else func.max(by_server.c.servers)).label("instances"),
+        *(cast(func.sum(by_server.c[name]), BigInteger).label(name) for name in actions),
+    ).group_by(by_server.c.period_start)

@@ -1,0 +1,246 @@
+"""`AggregationTaskRunner` runs periods for assets, tasks and commands; `Inspection` reads the state of windows.
+
+The runner chooses the windows that are due, runs periods through the service, logs one line per run, and enters runs in
+the legacy application's table where that is configured. Checks, locks and writing belong to the service. Groups that
+are behind their labels are computed at once for a limited time; the sensor of late data requests what is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.checks import CheckOutcome, CheckScope, run_checks, servers_stored
+from capacity_assets.aggregates.ledger import PATIENCE_SECONDS, ComputedWindow, IncompleteWindow, Ledger, StaleWindow
+from capacity_assets.aggregates.levels import GROUP, LEVELS
+from capacity_assets.aggregates.results import PeriodSummary, RunSummary, WindowSizes, window_sizes
+from capacity_assets.aggregates.runs import DEFAULT_OPTIONS, RunOptions
+from capacity_assets.aggregates.service import AggregationService, PartitionRange
+from capacity_assets.base.errors import AggregationStatus, CapacityError, DatabaseError, ValidationError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import DEFAULT_JUMP_PERCENT
+from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.legacy_tables import EndedRun, record_legacy_run
+from capacity_assets.database.locks import LockHeldError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Reads a capacity database within a partition range; a jump of `jump_percent` is reported by the checks.
+
+    Each method raises DatabaseError where the database fails or lacks the schema; what was written is kept.
+    """
+
+    engine: Engine
+    periods: Mapping[str, Period]
+    partitions: PartitionRange
+    ledger: Ledger
+    jump_percent: int = DEFAULT_JUMP_PERCENT
+
+    def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
+        """Run the checks of one level: the windows of the run, and every window for checks of severity error."""
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        period, today = self.periods[parts[0].period_type], self.partitions.clock.today()
+        every = self.partitions.every_window(period)
+        failed = self.ledger.failed_instances(period, LEVELS[level], every)
+        scope = CheckScope(period.name, LEVELS[level], windows, today, self.jump_percent, every)
+        return [servers_stored(summary.of_level(level), failed), *run_checks(self.engine, scope)]
+
+    def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
+        """Read what the windows of a run add up to at one level, and their largest changes, by first day."""
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        return window_sizes(self.engine, self.periods[parts[0].period_type], LEVELS[level], windows)
+
+    def stale_windows(self) -> list[StaleWindow]:
+        """Return the computed windows of registered periods whose samples changed since, within the partition range."""
+        self._refuse_an_unfit_database()
+        known = [stale for stale in self.ledger.stale() if stale.period_type in self.periods]
+        return [stale for stale in known if self.partitions.contains(self.periods[stale.period_type], stale.window)]
+
+    def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
+        """Return the computed windows within the partition range that are out of date, with period and level.
+
+        This includes open windows, and windows whose rows another session may have written.
+        """
+        self._refuse_an_unfit_database()
+        return [
+            (name, level, found)
+            for name, level, found in self.ledger.outdated()
+            if name in self.periods and self.partitions.contains(self.periods[name], found.window)
+        ]
+
+    def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
+        """Return the windows that were computed, within the partition range."""
+        self._refuse_an_unfit_database()
+        found = self.ledger.computed(period, LEVELS[level])
+        return [computed for computed in found if self.partitions.contains(period, computed.window)]
+
+    def last_computation(self) -> str:
+        """Return a token that changes when a further window is computed."""
+        self._refuse_an_unfit_database()
+        return self.ledger.last_computation()
+
+    def incomplete_windows(
+        self, period: Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[IncompleteWindow]:
+        """Return the windows that are due by now and missing, unfinished, failed in part or stale.
+
+        Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
+        """
+        self._refuse_an_unfit_database()
+        due = self.partitions.due_windows(period)
+        return self.ledger.incomplete_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
+
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self.partitions.clock.zone, kept="Nothing was written.")
+
+
+logger = logging.getLogger("capacity_assets")
+
+
+class AggregationTaskRunner:
+    """Runs periods. `inspection` answers questions about windows, on the same database and in the same range."""
+
+    def __init__(
+        self,
+        service: AggregationService,
+        *,
+        jump_percent: int = DEFAULT_JUMP_PERCENT,
+        records_legacy_runs: bool = False,
+    ) -> None:
+        """Run on `service`; with `records_legacy_runs` each run is entered in the legacy table of runs."""
+        self.service = service
+        self.inspection = Inspection(service.engine, service.periods, service.partitions, service.ledger, jump_percent)
+        self._records_legacy_runs = records_legacy_runs
+
+    def run_period(
+        self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
+    ) -> RunSummary:
+        """Aggregate `windows` of one period, or the scheduled one, which is skipped where no partition exists yet.
+
+        Raises: as `AggregationService.aggregate`.
+        """
+        service = self.service
+        chosen = service.period(period)
+        if windows is None:
+            due = chosen.scheduled(service.clock.today())
+            if service.partitions.is_before(chosen, due):
+                return RunSummary(
+                    tuple(PeriodSummary(chosen.name, name, due.start, due.end) for name in options.levels)
+                )
+            windows = [due]
+        wanted = list(windows)
+        started_at = service.clock.local_now()
+        try:
+            summary = service.aggregate(chosen, wanted, options)
+        except CapacityError as error:
+            if not isinstance(error, ValidationError) and not _was_never_begun(error):
+                self._record_legacy_run(chosen, wanted, options, started_at, error)
+            raise
+        if not options.dry_run:
+            *first, last = options.levels
+            levels = f"{', '.join(first)} and {last}" if first else last
+            severity = logging.ERROR if summary.status is AggregationStatus.FAILED else logging.INFO
+            logger.log(severity, "%s %s aggregates, %s", chosen.name, levels, summary.message)
+        self._record_legacy_run(chosen, wanted, options, started_at, summary)
+        return summary
+
+    def run_each(
+        self, work: Iterable[tuple[Period, Iterable[Window] | None]], options: RunOptions = DEFAULT_OPTIONS
+    ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
+        """Run each period on its own, so that an error in one does not keep the others from running; return both."""
+        run, troubles = RunSummary(), []
+        for period, windows in work:
+            try:
+                run += self.run_period(period, windows, options)
+            except CapacityError as error:
+                logger.error("%s", error)  # noqa: TRY400 -- the text says all; the cause would hold the statement
+                troubles.append(error)
+        return run, tuple(troubles)
+
+    def scheduled_work(self, periods: Sequence[str] | None) -> list[tuple[Period, None]]:
+        """Name the scheduled window of each period, or of all; raises ValidationError for an unknown period."""
+        names = self.service.period_names if periods is None else periods
+        return [(self.service.period(name), None) for name in names]
+
+    def _record_legacy_run(
+        self,
+        period: Period,
+        windows: Sequence[Window],
+        options: RunOptions,
+        started_at: datetime,
+        outcome: RunSummary | CapacityError,
+    ) -> None:
+        """Enter a run over all servers in the legacy application's table, if that is wanted."""
+        if not self._records_legacy_runs or options.dry_run or options.instance_ids is not None or not windows:
+            return
+        what = "" if len(options.levels) > 1 else f"{options.levels[0]} "
+        span = f"{windows[0].start}" if len(windows) == 1 else f"{windows[0].start} to {windows[-1].end}"
+        total = failed = 0
+        error: str | None = str(outcome)
+        if isinstance(outcome, RunSummary):
+            error = outcome.message if outcome.status is AggregationStatus.FAILED else None
+            total = max(part.total_instances for part in outcome.parts)
+            # Each window and level counts its own; a server may have failed in several.
+            failed = min(total, sum(part.failed_instances for part in outcome.parts))
+        ended = EndedRun(f"{period.name} {what}aggregates, {span}", started_at, total, failed, error)
+        record_legacy_run(self.service.engine, ended)
+
+
+def _was_never_begun(error: CapacityError) -> bool:
+    """Whether nobody answered, or the schema is missing: the legacy table cannot be written then either."""
+    return isinstance(error, DatabaseError) and error.sqlstate is None
+
+
+SECONDS_PER_COMMAND = 5
+"""How long somebody who declares a label waits at most."""
+WINDOWS_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How many windows of groups were computed, and how many are left."""
+
+    computed: int
+    left: int
+
+
+def follow_labels(
+    runner: AggregationTaskRunner, seconds: float | None, on_progress: Callable[[int, int], None] | None = None
+) -> Followed:
+    """Compute the windows of groups that are stale, for about `seconds` at most; None: all of them.
+
+    `on_progress` is called with the numbers of windows computed and of all. A period at which another run is at work
+    is left to that. Raises: as `AggregationService.aggregate`.
+    """
+    began = time.monotonic()
+    stale = [found for found in runner.inspection.stale_windows() if found.level == GROUP.name]
+    left: dict[str, list[Window]] = {}
+    for found in sorted(stale, key=lambda one: one.window, reverse=True):
+        left.setdefault(found.period_type, []).append(found.window)
+    # The shorter ones first: longer ones are made of them.
+    periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))
+    computed = 0
+    while periods:
+        for period in tuple(periods):
+            windows = sorted(left[period.name][:WINDOWS_AT_ONCE])
+            if not windows or (seconds is not None and time.monotonic() - began >= seconds):
+                periods.remove(period)
+                continue
+            try:
+                runner.run_period(period, windows, RunOptions(levels=(GROUP.name,)))
+            except LockHeldError:
+                periods.remove(period)
+                continue
+            del left[period.name][:WINDOWS_AT_ONCE]
+            computed += len(windows)
+            if on_progress:
+                on_progress(computed, len(stale))
+    return Followed(computed, len(stale) - computed)

@@ -1,1 +1,0 @@
-"""The business: turning raw samples into aggregates. Imports neither Dagster nor Redis."""

@@ -1,0 +1,118 @@
+"""What people declare, in files and by options: read into the type of the thing, and refused in sentences.
+
+A type is a dataclass that forbids further names; its annotations say how pydantic reads each value. How files are read
+is in `csv_files` and `toml_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import ValidationError as PydanticValidationError
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import meant
+
+T = TypeVar("T")
+Entry = TypeVar("Entry")
+
+NO_OTHER_NAMES = ConfigDict(extra="forbid")
+BYTES_PER_GB = 1 << 30
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+# By the beginning of pydantic's name of a problem. Its own sentences repeat the value, which may be a password.
+NATURES = {
+    "string": "text, in quotes",
+    "int": "a whole number",
+    "bool": "true or false",
+    "sequence": "a list of texts",
+    "dict": "a table of texts",
+    "mapping": "a table of texts",
+}
+
+
+def declaration(kind: type[T], values: Mapping[str, object]) -> T:
+    """Read one thing from its values by name; what is None or empty counts as not given.
+
+    Raises ValidationError: a needed value is missing, a name is unknown, or a value cannot be one.
+    """
+    given = {name: value for name, value in values.items() if value is not None and value != ""}
+    adapter: TypeAdapter[T] = _adapter(kind)
+    try:
+        return adapter.validate_python(given)
+    except PydanticValidationError as error:
+        sentences = list(_sentences(kind, error))
+    raise ValidationError(" ".join(sentences))
+
+
+def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
+    found = [(str(one["loc"][0]), one["type"]) for one in error.errors()]
+    missing = [name for name, problem in found if problem == "missing"]
+    if missing:
+        yield f"{' and '.join(missing)} missing."
+    names, _ = names_of(kind)
+    for name, problem in found:
+        if problem == "unexpected_keyword_argument":
+            yield f"{name!r} is none of {', '.join(names)}.{meant(name, names)}"
+        elif problem != "missing":
+            yield f"{name} must be {NATURES[problem.partition('_')[0]]}."
+
+
+def names_of(kind: type[Any]) -> tuple[list[str], list[str]]:
+    """Return the names of all values of a type, and of those that are needed."""
+    schema = _adapter(kind).json_schema(mode="validation")
+    return list(schema["properties"]), schema["required"]
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+class Things(list[T]):
+    """What was read, and beside each thing its place in the file."""
+
+    def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
+        """Take the things and their places, in the same order."""
+        super().__init__(things)
+        self.places = list(places)
+
+
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> Things[T]:
+    """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
+    found: Things[T] = Things()
+    problems = []
+    for place, entry in entries:
+        try:
+            found.append(read(entry))
+            found.places.append(place)
+        except ValidationError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise ValidationError("\n".join([*problems, *remarks]))
+    return found
+
+
+def day_of(written: object) -> date:
+    """Read a day; raises ValidationError where it is none."""
+    try:
+        return date.fromisoformat(str(written))
+    except ValueError:
+        raise ValidationError(f"{written!r} is not a day; write 2026-03-31.") from None
+
+
+def bytes_of_gb(written: object) -> int:
+    """Read a number of GiB, as 500 or 1.5, in bytes; raises ValidationError where it is none."""
+    try:
+        return int(Decimal(str(written).strip()) * BYTES_PER_GB)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.") from None
+
+
+DatabaseName = Annotated[str | None, Field(default=None)]
+"""A database of a server, or without one the server as a whole."""
+Day = Annotated[date, BeforeValidator(day_of)]

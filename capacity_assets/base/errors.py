@@ -1,0 +1,203 @@
+"""Errors as types, which of them are transient, and what the operating system refuses as sentences.
+
+A permanent failure (bad input, bad data, a missing table) comes back on every attempt; a transient one (lost
+connection, deadlock, server starting) may not. Texts say what is wrong, what was kept and what to do, and never hold a
+statement, its parameters or a password. Retries are decided elsewhere, how errors are shown by `cli.options`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TypeAlias
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+DATABASE_FAILURES = (DBAPIError, PoolTimeoutError)
+"""What SQLAlchemy raises where a database refuses, is away, or no connection of the pool becomes free."""
+DatabaseFailure: TypeAlias = DBAPIError | PoolTimeoutError
+
+# SQLSTATE classes and codes after which the same work may succeed unchanged
+# (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
+TRANSIENT_SQLSTATES: dict[str, str] = {
+    "08": "the connection was lost or refused",
+    "40": "the transaction was rolled back (deadlock or serialization)",
+    "53300": "the server has no connection slot left",
+    "55P03": "a lock was not available in time",
+    "57014": "the statement was cancelled or ran into its timeout",
+    "57P01": "the server was shut down by its administrator",
+    "57P02": "the server crashed and restarts",
+    "57P03": "the server is starting or stopping",
+}
+# The rows themselves are at fault: the statement can succeed without the instances they belong to. Other
+# violations (class 23: null, unique, no partition) are faults of the table and would blame every instance.
+DATA_SQLSTATES: dict[str, str] = {
+    "22": "a value does not fit",
+    "23514": "a row violates a named check of the table",
+}
+SCHEMA_SQLSTATES: dict[str, str] = {
+    "42P01": "a table is missing",
+    "42703": "a column is missing",
+    "42P10": "the unique key that upserts rely on is missing",
+    "3F000": "the schema is missing",
+}
+
+
+class CapacityError(Exception):
+    """Base of every failure that a user is meant to read; `transient` says whether waiting can help."""
+
+    transient = False
+
+    def __init__(self, message: str, *, transient: bool | None = None) -> None:
+        """Keep the text, and whether waiting can help where that is not the same for all errors of the type."""
+        super().__init__(message)
+        if transient is not None:
+            self.transient = transient
+
+
+class ValidationError(CapacityError):
+    """The request itself is wrong: unknown period or level, impossible dates. Nothing was done."""
+
+
+class NotFoundError(CapacityError):
+    """Something asked for by name or id does not exist. Nothing was done."""
+
+
+class DatabaseError(CapacityError):
+    """The database refused or lost the work; `sqlstate` is PostgreSQL's code where there is one."""
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
+        """Keep code and transience with the text."""
+        super().__init__(message, transient=transient)
+        self.sqlstate = sqlstate
+
+
+def sqlstate_of(error: DatabaseFailure) -> str | None:
+    """Return PostgreSQL's five-character code of `error`, or None when the server never answered."""
+    if not isinstance(error, DBAPIError):
+        return None
+    # The second is the name in psycopg2, which Dagster's storage uses.
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+
+
+def is_data_error(error: DBAPIError) -> bool:
+    """Say whether the rows, and not the server, the schema or the statement, are at fault."""
+    sqlstate = sqlstate_of(error)
+    if sqlstate is None:
+        return False
+    if sqlstate in DATA_SQLSTATES:
+        # Without a name it is "no partition of relation found for row"; a node of Citus says the name in its text only.
+        named = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        return named is not None or "violates check constraint" in str(error.orig)
+    return sqlstate[:2] in DATA_SQLSTATES
+
+
+def reason_of(error: DatabaseFailure) -> str:
+    """Return the server's own first line, without the statement and its parameters."""
+    if not isinstance(error, DBAPIError):
+        return "no connection became free"
+    diagnostic = getattr(error.orig, "diag", None)
+    primary = getattr(diagnostic, "message_primary", None)
+    text = str(primary or error.orig or error.__class__.__name__)
+    return text.strip().splitlines()[0] if text.strip() else error.__class__.__name__
+
+
+@contextmanager
+def database_errors(*, doing: str, kept: str) -> Iterator[None]:
+    """Turn every failure of the database inside the block into one that a user is meant to read.
+
+    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+
+    Raises:
+        DatabaseError: the database refused or lost the work, or no connection of the pool became free.
+    """
+    try:
+        yield
+    except DATABASE_FAILURES as error:
+        raise database_error(error, doing=doing, kept=kept) from error
+
+
+def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> DatabaseError:
+    """Turn SQLAlchemy's `error` into a failure that says what happened, what was kept and what to do.
+
+    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+    """
+    if not isinstance(error, DBAPIError):
+        return DatabaseError(f"No database connection became free while {doing}. {kept} Run it again.", transient=True)
+    sqlstate = sqlstate_of(error)
+    transient = sqlstate not in SCHEMA_SQLSTATES and is_transient(error)
+    if sqlstate in SCHEMA_SQLSTATES:
+        advice = "The schema is missing or too old: run `capacity init`, then run this again."
+    elif transient:
+        advice = "This can pass by itself: run it again."
+    else:
+        advice = "Repeating it will not help: fix the cause first."
+    text = f"The database failed while {doing}: {reason_of(error)}. {kept} {advice}"
+    return DatabaseError(text, sqlstate=sqlstate, transient=transient)
+
+
+# A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time
+# does not fix. (A server with translated messages is retried in vain, which does no harm.)
+REFUSED_LOGIN = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
+
+
+def is_transient(error: DatabaseFailure) -> bool:
+    """Decide by SQLSTATE; without one (no answer from a server), a lost or refused connection is transient."""
+    if not isinstance(error, DBAPIError):
+        return True
+    sqlstate = sqlstate_of(error)
+    if sqlstate is None:
+        refused = any(part in str(error.orig) for part in REFUSED_LOGIN)
+        return not refused and (error.connection_invalidated or isinstance(error, OperationalError | InterfaceError))
+    return sqlstate in TRANSIENT_SQLSTATES or sqlstate[:2] in TRANSIENT_SQLSTATES
+
+
+_NO_RIGHT = "Give the user that runs capacity the right to it, or choose another place"
+_OTHER_PLACE = "Choose another place"
+_SPACE = "Free some space"
+_OPEN_FILES = "Raise the limit of open files (`ulimit -n`, LimitNOFILE of a unit)"
+_MEMORY = "Free memory, or raise the limit (`ulimit -v`, MemoryMax of a unit, the memory of the container)"
+_REMEDIES = {
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: "Make the file system writable, or choose another place",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "Raise the limit of the size of files (`ulimit -f`)",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.ENOTDIR: _OTHER_PLACE,
+    errno.EISDIR: _OTHER_PLACE,
+    errno.ELOOP: _OTHER_PLACE,
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: "Raise the limit of processes (`ulimit -u`, TasksMax of a unit)",
+    errno.EIO: "Look into the log of the machine: the disk may be failing",
+}
+
+
+def sentence_of(error: OSError | MemoryError) -> str | None:
+    """Return what people read of an error; None where it says nothing of the machine."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+    remedy = _REMEDIES.get(number or 0)
+    if remedy is None:
+        return None
+    what = getattr(error, "filename", None)
+    reason = os.strerror(number or 0)
+    named = os.fsdecode(what) if isinstance(what, str | bytes) else "The operating system refused the work"
+    return f"{named}: {reason}. {remedy}."
+
+
+MAXIMUM_LISTED_ERRORS = 20
+
+
+class AggregationStatus(StrEnum):
+    """How a window, or a whole run, ended."""
+
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+    FAILED = "failed"

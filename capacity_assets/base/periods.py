@@ -1,0 +1,279 @@
+"""Calendar periods, their windows, and the clock that says what day it is in the configured time zone.
+
+`PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
+made. A further period is one entry here and no other line. Whatever needs today's date takes a `Clock`; tests pass a
+fixed one. `database.guards` decides whether the date is reliable enough to delete something or to make it final.
+Everything else in this module is pure: no environment, no database, no Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, text
+
+
+def _now_of(connection: Connection) -> datetime:
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Tells the calendar day in `zone`; `now`, and `database_now` for PostgreSQL's clock, return aware datetimes."""
+
+    zone: ZoneInfo
+    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
+    database_now: Callable[[Connection], datetime] = _now_of
+
+    def today(self) -> date:
+        """Return the present day in the clock's zone, which may differ from the UTC day."""
+        return self.local_now().date()
+
+    def local_now(self) -> datetime:
+        """Return the present moment in the clock's zone."""
+        return self.now().astimezone(self.zone)
+
+    def local_database_now(self, connection: Connection) -> datetime:
+        """Return the current time of PostgreSQL's clock, in the zone of this clock; raises DBAPIError."""
+        return self.database_now(connection).astimezone(self.zone)
+
+
+MONTHS_PER_YEAR = 12
+DAYS_PER_WEEK = 7
+MONTHS_PER_QUARTER = 3
+# Not the locale's: pages are the same wherever they are made.
+MONTH_NAMES = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+LONGEST_NAME = 20  # the column period_type holds no more
+DAYS_PER_YEAR = Decimal("365.2425")
+WEEKS_PER_YEAR = 52
+LEAP_DAY = (2, 29)
+# Growth of 20 % per year is the boundary of the trend; for a quarter that is the 5 % of the legacy application.
+TREND_PERCENT_PER_YEAR = 20
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """One period's stretch of days, first and last day included, in the configured time zone."""
+
+    start: date
+    end: date
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key: the first day as `YYYY-MM-DD`."""
+        return self.start.isoformat()
+
+    @property
+    def days(self) -> int:
+        """Number of days in the window."""
+        return (self.end - self.start).days + 1
+
+    @property
+    def dates(self) -> list[date]:
+        """Every day of the window."""
+        return [self.start + timedelta(days=number) for number in range(self.days)]
+
+    def elapsed_days(self, today: date) -> int:
+        """Number of days of the window up to and including today."""
+        return max(0, (min(self.end, today) - self.start).days + 1)
+
+
+@dataclass(frozen=True)
+class Period:
+    """A rule that cuts the calendar into adjacent windows.
+
+    Give either `days` (1, or 7 for Monday weeks) or `months` (a divisor of 12), the latter with
+    the month in which a year of windows begins (`first_month`, for fiscal calendars).
+    `scheduled_current` says which window regular work takes: the one holding today, or else the
+    complete one before it. `trend_threshold` is the change in percent beyond which a window counts as growing or
+    shrinking; left out, it is the window's share of `TREND_PERCENT_PER_YEAR`.
+    """
+
+    name: str
+    days: int = 0
+    months: int = 0
+    first_month: int = 1
+    scheduled_current: bool = False
+    trend_threshold: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that does not cut the calendar into one unambiguous row of windows."""
+        if not (self.name.isidentifier() and self.name.islower() and len(self.name) <= LONGEST_NAME):
+            msg = f"period {self.name!r}: the name must be a lower-case identifier of at most {LONGEST_NAME} characters"
+            raise ValueError(msg)
+        by_days = self.days in (1, DAYS_PER_WEEK) and self.months == 0
+        by_months = self.days == 0 and self.months > 0 and MONTHS_PER_YEAR % self.months == 0
+        if not (by_days or by_months):
+            raise ValueError(f"period {self.name!r}: give days=1, days=7 or months=<divisor of 12>")
+        if not 1 <= self.first_month <= MONTHS_PER_YEAR:
+            raise ValueError(f"period {self.name!r}: first_month must lie between 1 and 12")
+
+    @property
+    def trend_percent(self) -> Decimal:
+        """Change in percent, two decimals, beyond which a window is growing, or with a minus sign shrinking."""
+        if self.trend_threshold is not None:
+            return self.trend_threshold
+        years = Decimal(self.months) / MONTHS_PER_YEAR if self.months else Decimal(self.days) / DAYS_PER_YEAR
+        return (TREND_PERCENT_PER_YEAR * years).quantize(Decimal("0.01"), ROUND_HALF_UP)
+
+    @property
+    def cron(self) -> str:
+        """Cron expression whose ticks, at midnight, are exactly the first days of the windows."""
+        return self.cron_at(0)
+
+    def cron_at(self, hour: int, minute: int = 0) -> str:
+        """Cron expression that ticks at that time on the first day of each window."""
+        return f"{minute} {hour} {self._first_days}"
+
+    @property
+    def _first_days(self) -> str:
+        """Day, month and weekday of the first days, as cron writes them."""
+        if self.days:
+            return "* * 1" if self.days == DAYS_PER_WEEK else "* * *"
+        offset = (self.first_month - 1) % self.months
+        starts = range(1 + offset, MONTHS_PER_YEAR + 1, self.months)
+        return f"1 {','.join(map(str, starts))} *" if self.months > 1 else "1 * *"
+
+    def name_of(self, window: Window) -> str:
+        """Name a window as people do: October 2026, Q4 2026, 2026, or its first and last day."""
+        start = window.start
+        if self.months == 1:
+            return f"{MONTH_NAMES[start.month - 1]} {start.year}"
+        if self._is_quarter:
+            return f"Q{(start.month - 1) // MONTHS_PER_QUARTER + 1} {start.year}"
+        if self.months == MONTHS_PER_YEAR and self.first_month == 1:
+            return str(start.year)
+        return str(start) if self.days == 1 else f"{start} to {window.end}"
+
+    def label_of(self, window: Window) -> str:
+        """Name a window in the least space, for an axis: Oct 2026, Q4 2026, 2026, 5 Oct 2026."""
+        start = window.start
+        month = MONTH_NAMES[start.month - 1][:3]
+        if self.days:
+            return f"{start.day} {month} {start.year}"
+        return (
+            f"{month} {start.year}" if self.months < MONTHS_PER_YEAR and not self._is_quarter else self.name_of(window)
+        )
+
+    @property
+    def _is_quarter(self) -> bool:
+        return self.months == MONTHS_PER_QUARTER and self.first_month == 1
+
+    def window_of(self, day: date) -> Window:
+        """Return the window that holds `day`."""
+        if self.days:
+            start = day - timedelta(days=day.weekday() if self.days == DAYS_PER_WEEK else 0)
+            return Window(start, start + timedelta(days=self.days - 1))
+        months = day.year * MONTHS_PER_YEAR + day.month - 1
+        first = months - (months - (self.first_month - 1)) % self.months
+        return Window(_month_start(first), _month_start(first + self.months) - timedelta(days=1))
+
+    def previous(self, window: Window) -> Window:
+        """Return the natural period right before `window`, the one its change is measured against."""
+        return self.window_of(window.start - timedelta(days=1))
+
+    def back(self, window: Window, count: int) -> list[Window]:
+        """Return `window` and those before it, so many in all, oldest first."""
+        windows = [window]
+        while len(windows) < count:
+            windows.append(self.previous(windows[-1]))
+        return windows[::-1]
+
+    def following(self, window: Window) -> Window:
+        """Return the natural period right after `window`."""
+        return self.window_of(window.end + timedelta(days=1))
+
+    def year_before(self, window: Window) -> Window:
+        """Return the window of a year before: 52 weeks for a week, 28 February for the 29th, else the same date."""
+        start = window.start
+        if self.days == DAYS_PER_WEEK:
+            return self.window_of(start - timedelta(weeks=WEEKS_PER_YEAR))
+        if (start.month, start.day) == LEAP_DAY:
+            start -= timedelta(days=1)
+        return self.window_of(start.replace(year=start.year - 1))
+
+    @property
+    def year_interval(self) -> str:
+        """What PostgreSQL subtracts from the first day of a window to get that of the year before."""
+        return f"{WEEKS_PER_YEAR * DAYS_PER_WEEK} days" if self.days == DAYS_PER_WEEK else "1 year"
+
+    @property
+    def windows_per_year(self) -> int | None:
+        """Number of windows in a year; None where a year does not hold a whole number of them."""
+        return MONTHS_PER_YEAR // self.months if self.months else None
+
+    def current(self, today: date) -> Window:
+        """Return the window holding `today`; its end may lie ahead."""
+        return self.window_of(today)
+
+    def last(self, today: date) -> Window:
+        """Return the complete window before the current one."""
+        return self.previous(self.current(today))
+
+    def scheduled(self, today: date) -> Window:
+        """Return the window regular work takes on `today`: current or last, as the registry says."""
+        return self.current(today) if self.scheduled_current else self.last(today)
+
+    def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
+        """Return, in order, every window with a day of the range; raises ValueError for days in wrong order."""
+        if first_day > last_day:
+            raise ValueError(f"the first day {first_day} lies after the last day {last_day}")
+        window = self.window_of(first_day)
+        windows = [window]
+        while window.end < last_day:
+            window = self.following(window)
+            windows.append(window)
+        return tuple(windows)
+
+
+def _month_start(months: int) -> date:
+    """First day of the month that lies `months` months after January of year 0."""
+    year, month = divmod(months, MONTHS_PER_YEAR)
+    return date(year, month + 1, 1)
+
+
+def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None) -> dict[str, Period]:
+    """Return the registry with one trend threshold, in percent, for every period; None keeps each period's own."""
+    if percent is None:
+        return dict(periods)
+    return {name: replace(period, trend_threshold=percent) for name, period in periods.items()}
+
+
+def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
+    """Sort `windows` and drop repeats; raises ValueError where one of them is not a window of `period`."""
+    ordered = sorted(set(windows))
+    for window in ordered:
+        if period.window_of(window.start) != window:
+            raise ValueError(f"{window.start} to {window.end} is not a {period.name} window")
+    return ordered
+
+
+def adjacent_spans(windows: Iterable[Window]) -> list[list[Window]]:
+    """Split windows that are in order wherever one is missing between two."""
+    spans: list[list[Window]] = []
+    for window in windows:
+        if spans and spans[-1][-1].end + timedelta(days=1) == window.start:
+            spans[-1].append(window)
+        else:
+            spans.append([window])
+    return spans
+
+
+PERIODS: dict[str, Period] = {
+    period.name: period
+    for period in (
+        Period("daily", days=1, scheduled_current=True),
+        Period("weekly", days=7),
+        Period("monthly", months=1),
+        Period("quarterly", months=3),
+        Period("yearly", months=12),
+    )
+}

@@ -1,0 +1,120 @@
+"""Sizes and lists as people read them. Figures stay whole megabytes everywhere else.
+
+Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a GiB is 1,024 of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
+from difflib import get_close_matches
+from typing import NamedTuple
+
+
+class _Unit(NamedTuple):
+    name: str
+    size_mb: int
+    places: int
+
+
+BYTES_PER_MB = 1024 * 1024
+LARGEST_BYTES = 2**63 - 1
+LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
+"""The largest possible size, 8 EiB: the maximum size of files and file systems with 63-bit offsets."""
+_STEP = 1024
+# The larger the unit, the more a decimal of it hides.
+_UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))
+_MOST_PLACES = 9
+# A printed difference may be off by a tenth of the real one.
+_TOLERANCE = 0.1
+
+
+def human_mb(size_mb: int) -> str:
+    """Render megabytes with a fitting unit: 2048 -> '2.0 GiB', 2,621,440 -> '2.50 TiB'."""
+    unit = _unit_of(size_mb)
+    return f"{size_mb:,} MiB" if unit is None else f"{size_mb / unit.size_mb:,.{unit.places}f} {unit.name}"
+
+
+def human_change_mb(change_mb: int) -> str:
+    """Render a change with its sign: 2048 -> '+2.0 GiB'."""
+    return f"+{human_mb(change_mb)}" if change_mb > 0 else human_mb(change_mb)
+
+
+def percent_of(change_mb: int, of_mb: int) -> Decimal | None:
+    """Return a change in percent, one decimal, half away from zero; None from 0."""
+    if not of_mb:
+        return None
+    return (Decimal(change_mb) * 100 / Decimal(of_mb)).quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
+def human_percent(change_mb: int, of_mb: int) -> str:
+    """Render a change in percent with its sign: 5 of 1000 -> '+0.5 %'."""
+    share = percent_of(change_mb, of_mb)
+    if share is None:
+        return "unknown"
+    return f"{share:+,} %" if share else "0.0 %"
+
+
+def human_pair_mb(one_mb: int, other_mb: int) -> tuple[str, str]:
+    """Render two sizes in one unit, with as many decimals as it takes for their difference to be seen."""
+    unit = _unit_of(max(abs(one_mb), abs(other_mb)))
+    if unit is None:
+        return f"{one_mb:,} MiB", f"{other_mb:,} MiB"
+    difference = abs(one_mb - other_mb) / unit.size_mb
+    places = unit.places
+    while places < _MOST_PLACES and difference:
+        printed = abs(round(one_mb / unit.size_mb, places) - round(other_mb / unit.size_mb, places))
+        if abs(printed - difference) <= difference * _TOLERANCE:
+            break
+        places += 1
+    return f"{one_mb / unit.size_mb:,.{places}f} {unit.name}", f"{other_mb / unit.size_mb:,.{places}f} {unit.name}"
+
+
+def _unit_of(size_mb: int) -> _Unit | None:
+    """Return the largest unit that fits; None for MiB. What rounds up to 1,024 of the smaller unit is 1 of this one."""
+    smaller_places = [*(unit.places for unit in _UNITS[1:]), 0]
+    for unit, places in zip(_UNITS, smaller_places, strict=True):
+        if round(abs(size_mb) / unit.size_mb * _STEP, places) >= _STEP:
+            return unit
+    return None
+
+
+def printable(text: str) -> str:
+    """Show control characters, which a terminal would obey, as escapes; line breaks too, so a line stays a line."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sort names as people count: db-2 before db-10."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return (*((1, int(part), "") if part.isascii() and part.isdecimal() else (0, 0, part) for part in parts), name)
+
+
+def counted(count: int, noun: str) -> str:
+    """Render a number of things: '1 server', '2,000 servers'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def first_of(names: Iterable[object], shown: int) -> str:
+    """List the first names in one line and count the rest: 'a, b and 3 more'."""
+    listed = [printable(str(name)) for name in names]
+    more = len(listed) - shown
+    return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the question whether one of the known names was meant, if one is close; with a blank before it."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+# At the beginning, and after other cell separators than the comma, such as `;` in Germany.
+FORMULA = r"(?<![^;\t\r\n])([=+@\t\r\n-])"
+"""The characters that begin a formula, as a pattern for Python and PostgreSQL."""
+_FORMULA = re.compile(FORMULA)
+
+
+def as_plain_text(text: str) -> str:
+    """Return a text that a spreadsheet shows and does not run; an apostrophe, which it hides, makes it text."""
+    return _FORMULA.sub(r"'\1", text)

@@ -1,0 +1,370 @@
+"""Volumes that a server's own login cannot measure: from a file, or from a monitoring system.
+
+CAPACITY_VOLUME_SOURCES names monitoring systems. A Prometheus-compatible one is asked by two instant queries, joined by
+their labels (https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries); each source fails on its own,
+with one sentence. What a server reports of itself goes before. Where exactly one volume of a server is known, its
+databases are taken to lie on it; which of several a database lies on, only the server knows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import urllib.parse
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field
+from sqlalchemy import Engine, text
+
+from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
+from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError
+from capacity_assets.base.files import declarations, named_tables
+from capacity_assets.base.network import UnansweredError, ask
+from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
+from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
+from capacity_assets.collection.measuring import LONGEST_NAME
+from capacity_assets.collection.registry import registered
+from capacity_assets.forecast.limits import columns_of, declaring, ids_of, naming_places, refuse_repeated
+
+IMPORTED = "imported"
+Size = Annotated[int, BeforeValidator(bytes_of_gb)]
+
+
+@dataclass(frozen=True)
+class VolumeDay:
+    """A volume of a server on a day."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    volume: str
+    day: Day
+    total_bytes: Annotated[Size, Field(validation_alias="total_gb")]
+    free_bytes: Annotated[Size, Field(validation_alias="free_gb")]
+    used_bytes: Annotated[Size | None, Field(validation_alias="used_gb")] = None
+
+
+def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool = False) -> int:
+    """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
+
+    All of them or none. A dry run stores none.
+
+    Raises:
+        NotFoundError: a server is not registered.
+        ValidationError: a volume is listed twice for one day.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    keys = ((one.volume, one.server, one.day) for one in volumes)
+    refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
+    with naming_places(volumes), declaring(engine, "storing volumes", dry_run=dry_run) as connection:
+        ids = ids_of(connection, {one.server for one in volumes})
+        rows = [
+            {
+                "instance_id": ids[one.server],
+                "volume_name": one.volume,
+                "day": one.day,
+                "total_mb": one.total_bytes // BYTES_PER_MB,
+                "free_mb": one.free_bytes // BYTES_PER_MB,
+                "used_mb": None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB,
+            }
+            for one in volumes
+        ]
+        if not rows:
+            return 0
+        written = len(connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED}).all())
+        for statement in (_PLACE_NEW, _PLACE_KNOWN):
+            connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
+        return written
+
+
+def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
+    """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and optionally used_gb.
+
+    Raises:
+        ValidationError: the file cannot be read, or a line is not a valid volume or has a day after `today`; all
+        problems are reported together.
+    """
+    return declarations(path, *names_of(VolumeDay), lambda row: _plausible(declaration(VolumeDay, row), today))
+
+
+def _plausible(one: VolumeDay, today: date) -> VolumeDay:
+    if one.day > today:
+        raise ValidationError(f"day {one.day} is in the future.")
+    if not 0 <= one.free_bytes <= one.total_bytes <= LARGEST_BYTES or len(one.volume) > LONGEST_NAME:
+        raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
+    if not 0 <= (one.used_bytes or 0) <= one.total_bytes:
+        raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
+    return one
+
+
+_STORE = """
+INSERT INTO volume_size_stats AS t
+    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now()
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:volume_names AS varchar[]), CAST(:days AS date[]),
+            CAST(:total_mbs AS bigint[]), CAST(:free_mbs AS bigint[]), CAST(:used_mbs AS bigint[]))
+    AS g (instance_id, name, day, total_mb, free_mb, used_mb)
+ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
+SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,
+    collected_at = excluded.collected_at
+WHERE t.source = excluded.source
+  AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
+RETURNING t.instance_id
+"""
+_ALONE = """
+alone AS (
+    SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
+    WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
+)"""
+# Databases of whose limits the server says nothing: they may fill the volume.
+_PLACE_NEW = f"""
+WITH {_ALONE}
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], '{IMPORTED}'
+FROM alone a JOIN database_size_stats s USING (collected_date, instance_id)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 -- constants
+# Those that have a ceiling, and lie the server does not say where.
+_PLACE_KNOWN = f"""
+WITH {_ALONE}
+UPDATE database_limit_stats l SET volumes = ARRAY[a.volume_name] FROM alone a
+WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND l.volumes IS NULL
+"""  # noqa: S608 -- constants
+
+
+KIND = "prometheus"
+
+
+@dataclass(frozen=True)
+class PrometheusSource:
+    """One Prometheus-compatible server: its queries, and which label names the server and the volume.
+
+    `free` is the space that the server can still use. `used` is needed if part of the remainder is a reserve.
+
+    `servers` maps a label's value to the name of a registered server; what is not in it is taken as the name itself,
+    with or without a port. `volume` is the name of the volume where no label has it.
+    """
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    name: str
+    url: str
+    total: str
+    free: str
+    server_label: str
+    used: str | None = None
+    volume_label: str | None = None
+    volume: str = "disk"
+    servers: Mapping[str, str] = field(default_factory=dict)
+    username: str | None = None
+    password_from: str | None = None
+    token_from: str | None = None
+
+
+def volume_sources(path: Path) -> list[PrometheusSource]:
+    """Read the file, one table `[[prometheus]]` per source; raises ValidationError with all problems."""
+    return named_tables(path, KIND, "source", _source)
+
+
+def _source(values: Mapping[str, object]) -> PrometheusSource:
+    source = declaration(PrometheusSource, values)
+    parts = urlsplit(source.url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValidationError("url is not a web address, or holds a password; write https://host:9090.")
+    if source.password_from and source.token_from:
+        raise ValidationError("password_from and token_from are two ways to log in; write one of them.")
+    for reference in (source.password_from, source.token_from):
+        if reference:
+            checked_reference(reference)
+    return source
+
+
+TIMEOUT_SECONDS = 15.0
+MOST_BYTES = 16 * 1024 * 1024
+SHOWN = 200
+
+
+class SourceError(CapacityError):
+    """A source could not be asked, or its answer makes no sense; the text holds no secret."""
+
+
+@dataclass(frozen=True, order=True)
+class FoundVolume:
+    """A volume of a registered server, bytes."""
+
+    server: str
+    volume: str
+    total_bytes: int
+    free_bytes: int
+    used_bytes: int | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int | None]:
+        """Total and free bytes, and used bytes if known."""
+        return self.total_bytes, self.free_bytes, self.used_bytes
+
+
+@dataclass(frozen=True)
+class FoundVolumes:
+    """What a source knows, and what of its answer was left out and why."""
+
+    volumes: tuple[FoundVolume, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def volumes_of(source: PrometheusSource, known: Collection[str], secrets: SecretFolders) -> FoundVolumes:
+    """Ask a source for the volumes of the servers that are `known` by name.
+
+    Raises:
+        SourceError: it does not answer, refuses, or answers what is no result.
+        CredentialError: its password cannot be looked up.
+    """
+    headers = _login(source, secrets)
+    totals, free = (_result(source, query, headers) for query in (source.total, source.free))
+    used = _result(source, source.used, headers) if source.used else {}
+    by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    strangers: set[str] = set()
+    for labels, total in totals.items():
+        if labels not in free:
+            continue
+        named = dict(labels)
+        label = named.get(source.server_label, "")
+        server = _server(source, label, known)
+        if server is None:
+            strangers.add(label)
+            continue
+        volume = named.get(source.volume_label, "") if source.volume_label else source.volume
+        by_place.setdefault((server, volume or source.volume), []).append(
+            (total, free[labels], *([used[labels]] if labels in used else []))
+        )
+    found, left_out = [], []
+    for (server, volume), pairs in sorted(by_place.items()):
+        reason = _reason_against(pairs)
+        if reason:
+            left_out.append(f"{volume} of {server}: {reason}")
+        else:
+            found.append(FoundVolume(server, volume, *map(int, pairs[0])))
+    if strangers:
+        first, values = min(strangers), counted(len(strangers), "value")
+        left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
+    return FoundVolumes(tuple(found), tuple(left_out))
+
+
+def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
+    names = (source.servers.get(label), label, label.rpartition(":")[0])
+    return next((name for name in names if name in known), None)
+
+
+def _reason_against(pairs: list[tuple[float, ...]]) -> str | None:
+    if len(pairs) > 1:
+        return f"{len(pairs)} results instead of one: narrow the query"
+    [(total, free, *used)] = pairs
+    if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
+        return f"{total:g} bytes, {free:g} of them free, is impossible"
+    if not all(0 <= one <= total for one in used):
+        return f"{total:g} bytes, {used[0]:g} of them used, is impossible"
+    return None
+
+
+def _login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]:
+    if source.token_from:
+        return {"Authorization": f"Bearer {password_of(source.token_from, secrets)}"}
+    if source.password_from:
+        pair = f"{source.username or ''}:{password_of(source.password_from, secrets)}"
+        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    return {}
+
+
+def _result(
+    source: PrometheusSource, query: str, headers: Mapping[str, str]
+) -> dict[tuple[tuple[str, str], ...], float]:
+    """Return the values of an instant query by their labels, without the name of the metric."""
+    url = f"{source.url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    answer = _document(_body(url, headers))
+    if answer.get("status") != "success":
+        raise SourceError(f"it refuses the query: {str(answer.get('error', 'no reason given'))[:SHOWN]}")
+    try:
+        return {
+            tuple(sorted((name, value) for name, value in one["metric"].items() if name != "__name__")): float(
+                one["value"][1]
+            )
+            for one in answer["data"]["result"]
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise SourceError(
+            "its answer is not an instant vector: write a query that gives one value per series"
+        ) from None
+
+
+def _document(body: bytes) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise SourceError("its answer is not that of Prometheus' HTTP API")
+    return answer
+
+
+def _body(url: str, headers: Mapping[str, str]) -> bytes:
+    """Read a complete response, with any status."""
+    try:
+        answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
+    except UnansweredError as error:
+        raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
+    # Prometheus refuses a query with status 400 or 422 and the reason as JSON.
+    if answer.status not in {200, 400, 422, 503}:
+        redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
+        raise SourceError(f"it answers {answer.status}{redirects}")
+    if len(answer.body) > MOST_BYTES:
+        raise SourceError(f"its response is larger than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
+    return answer.body
+
+
+VARIABLE = "CAPACITY_VOLUME_SOURCES"
+
+
+@dataclass
+class Fetched:
+    """What the sources know of today, and what went wrong, one sentence each."""
+
+    volumes: list[FoundVolume] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+
+
+def fetch_volumes(engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False) -> Fetched:
+    """Ask every source, and store what it knows of `day`, which is today.
+
+    A source that fails, or two that know the same volume, cost that source only.
+
+    Raises:
+        DatabaseError: the database failed; volumes of sources before it were stored.
+    """
+    fetched = Fetched()
+    try:
+        sources = volume_sources(path)
+    except CapacityError as error:
+        fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines())}")
+        return fetched
+    known = {one.server.name for one in registered(engine) if one.active}
+    for source in sources:
+        try:
+            found = volumes_of(source, known, secrets)
+            days = [VolumeDay(one.server, one.volume, day, *one.sizes) for one in found.volumes]
+            store_volumes(engine, days, dry_run=dry_run)
+        except DatabaseError:
+            raise
+        except CapacityError as error:
+            fetched.troubles.append(f"{source.name}: {str(error).rstrip('.')}")
+        else:
+            fetched.volumes += found.volumes
+            fetched.troubles += [f"{source.name}: {what}" for what in found.left_out]
+            if not found.volumes:
+                fetched.troubles.append(f"{source.name}: it knows no volume of a registered server")
+    return fetched

@@ -1,0 +1,1 @@
+"""The capacity database: tables, schema, views, triggers, partitions, locks, the embedded server."""

@@ -1,0 +1,135 @@
+"""The capacity tables on Citus: what grows with the fleet is distributed by server, all else is on the coordinator.
+
+How tables become distributed is in `distributing`, what nodes record of changes in `changes`. What Citus does not hand
+to its nodes (limits, forecasts, imports) reads copies: within a transaction, a temporary table with the name of the
+distributed one holds the rows that a statement reads, and the statement stays as it is. What is copied passes through
+the coordinator, so it should be little: the newest samples, or a result that nodes have put together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.database.tables import SAMPLES, SERVER_AGGREGATES
+
+DISTRIBUTED = (*SAMPLES, *SERVER_AGGREGATES)
+"""What is computed on the nodes: all of them are distributed, or none counts as such."""
+NAMES = tuple(table.name for table in DISTRIBUTED)
+
+ROW_NUMBER_FUNCTION = "capacity_row_number"
+
+SETTINGS_OF_A_SLICE = (
+    # One copy of each shard: several periods, and slices side by side, need not wait for each other's upserts.
+    "SET LOCAL citus.all_modifications_commutative = on",
+    # What the session says of itself must reach the nodes.
+    "SET LOCAL citus.propagate_set_commands = 'local'",
+    "SET LOCAL enable_nestloop = off",
+    "SET LOCAL plan_cache_mode = force_custom_plan",
+    "SET LOCAL capacity.writer = 'on'",
+)
+
+ASKED_AGAIN_SECONDS = 60
+_known: WeakKeyDictionary[Engine, tuple[int, float]] = WeakKeyDictionary()
+
+
+def is_distributed(engine: Engine) -> bool:
+    """Whether the tables of a database are distributed; where they are not, a process asks again after a minute."""
+    return number_distributed(engine) == len(DISTRIBUTED)
+
+
+def ask_again(engine: Engine) -> None:
+    """Forget what is known of an engine: its tables were just distributed, or may have been."""
+    _known.pop(engine, None)
+
+
+def number_distributed(engine: Engine) -> int:
+    """Count those of `DISTRIBUTED` that are, as of the last time it was asked."""
+    number, asked = _known.get(engine, (0, -math.inf))
+    if number < len(DISTRIBUTED) and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
+        with engine.connect() as connection:
+            number = len(distributed_tables(connection))
+        _known[engine] = number, time.monotonic()
+    return number
+
+
+def tables_are_distributed(connection: Connection) -> bool:
+    """Whether the tables of a connection's database are distributed, all of them."""
+    return len(distributed_tables(connection)) == len(DISTRIBUTED)
+
+
+def distributed_tables(connection: Connection, names: Iterable[str] = NAMES) -> list[str]:
+    """Name those of the tables that are distributed."""
+    if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
+        return []
+    query = text(
+        "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
+        "WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))"
+    )
+    return list(connection.execute(query, {"names": list(names)}).scalars())
+
+
+def size_of_table(connection: Connection, name: str) -> int:
+    """Return the bytes of a table or a partition with its indexes, on all nodes."""
+    is_local = not distributed_tables(connection, [name])
+    size = "pg_total_relation_size(:name)" if is_local else "citus_total_relation_size(:name, false)"
+    return int(connection.execute(text(f"SELECT {size}"), {"name": name}).scalar_one())
+
+
+def change_shards_in_turn(connection: Connection) -> None:
+    """Have the transaction's changes of tables made one shard after another, triggers included; to be called first.
+
+    The names of an index of two shards of a partition can be cut to the same 63 characters. Made side by side, the
+    second waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock. Triggers are
+    "unsafe", in the setting's words, because one on a shard must not look at other shards; ours look at nothing but
+    their rows. Where there is no Citus, the settings mean nothing.
+    """
+    connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
+    connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@contextmanager
+def copied_for_reading(
+    connection: Connection,
+    wanted: Mapping[str, str],
+    parameters: Mapping[str, object] = NOTHING,
+    on_nodes: Mapping[str, str] = NOTHING,
+) -> Iterator[bool]:
+    """Copy the rows of each table that meet its condition until the block ends; what then writes finds the tables.
+
+    Queries of `on_nodes` are run by the nodes first; the result of each is a temporary table of that name. Yields
+    whether tables are distributed; where they are not, nothing is copied.
+
+    Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.
+    """
+    # Asked before: copies hide what is distributed.
+    if not (wanted or on_nodes) or not tables_are_distributed(connection):
+        yield False
+        return
+    schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
+    rows = {table: f"SELECT * FROM {schema}.{table} WHERE {condition}" for table, condition in wanted.items()}  # noqa: S608 -- our own names and conditions
+    made = {**on_nodes, **rows}
+    make_temporary_tables(connection, made, parameters)
+    yield True
+    connection.execute(text(f"DROP TABLE {_temporary(made)}"))
+
+
+def make_temporary_tables(connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object]) -> None:
+    """Keep the result of each query as a temporary table of its name, until the transaction ends. Raises DBAPIError."""
+    for name, query in queries.items():
+        connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
+    # Without statistics the planner expects a handful of rows, and loops over all of them.
+    connection.execute(text(f"ANALYZE {_temporary(queries)}"))
+
+
+def _temporary(names: Iterable[str]) -> str:
+    return ", ".join(f"pg_temp.{name}" for name in names)

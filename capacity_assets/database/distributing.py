@@ -1,0 +1,155 @@
+"""Distributing the capacity tables over the nodes of a Citus cluster: what stands in the way, and doing it.
+
+Each table is distributed in a transaction of its own, so that what was interrupted goes on where it stopped. What
+distributed tables need from then on is in `distribution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.base.units import counted
+from capacity_assets.database.changes import prepare_nodes
+from capacity_assets.database.cluster import (
+    DISTRIBUTED,
+    ROW_NUMBER_FUNCTION,
+    ask_again,
+    change_shards_in_turn,
+    distributed_tables,
+)
+from capacity_assets.database.partitions import UNREAD, layout_of
+from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.database.sql import execute
+from capacity_assets.database.views import create_views, outdated_views
+
+DISTRIBUTION_COLUMN = "instance_id"
+BY_SERVER = (*DISTRIBUTED, *UNREAD)
+"""What is distributed, by server."""
+DEFAULT_SHARDS = 32
+_ROW_NUMBER = f"""
+CREATE OR REPLACE FUNCTION {ROW_NUMBER_FUNCTION}(sequence text, instance_id integer) RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN nextval(sequence::regclass); END $$
+"""
+"""Called once per row, on the node that writes it. Stable in name only: a volatile function would keep the statement
+from being handed to the nodes. Each node has a range of numbers of its own."""
+
+
+OnTable = Callable[[str], None]
+"""Called with the name of each table that was distributed."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a table lies: its rows, and whether they are distributed."""
+
+    table: str
+    size_mb: int
+    is_distributed: bool
+    shards: int
+    nodes: int
+
+
+def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
+    """Say where each of the tables lies. Empty where the database has no Citus. Raises DBAPIError.
+
+    Without sizes, which every node is asked for, they are 0.
+    """
+    with engine.connect() as connection:
+        if not _has_citus(connection):
+            return []
+        rows = connection.execute(
+            text(_PLACEMENTS), {"names": [table.name for table in BY_SERVER], "with_sizes": with_sizes}
+        )
+        return [Placement(**row) for row in rows.mappings()]
+
+
+def distribution_text(found: Sequence[Placement]) -> str | None:
+    """Say in words what lies where; None where no table is distributed."""
+    done = [one for one in found if one.is_distributed]
+    if not done:
+        return None
+    nodes = counted(max(one.nodes for one in done), "node")
+    names = ", ".join(one.table for one in done)
+    left = ", ".join(one.table for one in found if not one.is_distributed)
+    rest = f"{left} do not yet: run `capacity distribute` again" if left else "all other tables lie on the coordinator"
+    return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
+
+
+def what_stands_in_the_way(engine: Engine) -> str | None:
+    """Say why the tables cannot be distributed, and what to do; None where they can. Raises DBAPIError."""
+    with engine.connect() as connection:
+        if not _has_citus(connection):
+            return (
+                "The database has no extension citus. Add `citus` to shared_preload_libraries on every node, restart "
+                "them, run CREATE EXTENSION citus in this database on every node, and citus_add_node for each worker."
+            )
+        workers = text("SELECT count(*) FROM pg_dist_node WHERE shouldhaveshards AND isactive")
+        if not connection.execute(workers).scalar():
+            return "No node of the cluster takes shards: add workers with citus_add_node."
+        if connection.execute(text("SELECT groupid FROM pg_dist_local_group")).scalar():
+            return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
+        if schema_revision(engine) != SCHEMA_REVISION:
+            return "The schema is missing or older than this version: run `capacity init` first."
+        plain = [table.name for table in BY_SERVER if not layout_of(connection, table).is_partitioned]
+        if plain:
+            return f"{', '.join(plain)}: not partitioned. Run `capacity copy` to an empty database, and this there."
+    return None
+
+
+def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
+    """Distribute the tables that are not yet, by server and side by side; return their names.
+
+    Writers of a table wait until it is done.
+
+    To be called where `what_stands_in_the_way` says nothing.
+
+    Raises:
+        NodeRefusedError: a node refused the tables for its changes; no table was distributed.
+        sqlalchemy.exc.DBAPIError: the database failed; the tables done before stay distributed, and a repetition goes
+            on with the rest.
+    """
+    with engine.begin() as connection:
+        execute(connection, [_ROW_NUMBER])
+        prepare_nodes(connection, kept="No table was distributed.")
+        done = distributed_tables(connection, [table.name for table in BY_SERVER])
+    left = [table for table in BY_SERVER if table.name not in done]
+    first = BY_SERVER[0].name
+    for table in left:
+        how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
+        values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}
+        values |= {"shards": shards} if table.name == first else {"first": first}
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            change_shards_in_turn(connection)
+            connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
+            # Citus leaves the rows that lie on the nodes now in the coordinator's own files.
+            remove = text("SELECT truncate_local_data_after_distributing_table(:table)")
+            connection.execute(remove, {"table": table.name})
+            # In the form that reads distributed rows, as soon as enough of the tables are.
+            create_views(connection, outdated_views(connection))
+        on_table(table.name)
+    ask_again(engine)
+    with engine.begin() as connection:
+        create_views(connection, outdated_views(connection))
+    return [table.name for table in left]
+
+
+def _has_citus(connection: Connection) -> bool:
+    return bool(connection.execute(text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")).scalar())
+
+
+_PLACEMENTS = """
+SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,
+       CAST(CASE WHEN NOT :with_sizes THEN 0 WHEN p.logicalrelid IS NULL THEN (
+                SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(to_regclass(name)))
+            ELSE (SELECT coalesce(sum(citus_total_relation_size(relid, false)), 0)
+                  FROM pg_partition_tree(to_regclass(name)) WHERE isleaf) END / 1048576 AS bigint) AS size_mb,
+       (SELECT count(*) FROM pg_dist_shard s WHERE s.logicalrelid = to_regclass(name)) AS shards,
+       (SELECT count(DISTINCT l.groupid) FROM pg_dist_shard s JOIN pg_dist_placement l USING (shardid)
+        WHERE s.logicalrelid = to_regclass(name)) AS nodes
+FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS g (name, number)
+LEFT JOIN pg_dist_partition p ON p.logicalrelid = to_regclass(name) ORDER BY number
+"""

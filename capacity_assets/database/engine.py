@@ -1,0 +1,180 @@
+"""Engines for the capacity tables, and the time zone whose days a database holds.
+
+Engines have a small pool, a pre-ping and bounded waits, and their sessions say who they are. The zone is recorded when
+the database is prepared and compared by everything that writes: samples carry a day, not a moment, so the days of a
+history that was written in two zones would not be the same days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
+
+APPLICATION_NAME = "capacity_assets"
+CONNECT_TIMEOUT_SECONDS = 10
+POOL_SIZE = 2
+POOL_TIMEOUT_SECONDS = 30
+STATEMENT_TIMEOUT_SECONDS = 1800
+LOCK_TIMEOUT_SECONDS = 60
+
+# jit: our statements are many small expressions over few rows per plan node; compiling them costs more
+# than it saves. timezone: dates carry no time, but now() should read the same on every server.
+_SESSION_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+        "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+        "timezone": "UTC",
+        "jit": "off",
+        "client_connection_check_interval": "10s",
+    }.items()
+)
+
+
+def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    """Hand rows to a COPY ... FROM STDIN, within the connection's transaction; raises DBAPIError."""
+    import psycopg
+
+    try:
+        with connection.connection.cursor().copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        raise DBAPIError.instance(statement, None, error, psycopg.Error, hide_parameters=True) from error
+
+
+class UnreachableError(CapacityError):
+    """No connection could be made within the time limit; the text says what was tried, without the password."""
+
+
+def capacity_engine(
+    url: URL,
+    *,
+    parallel_slices: int = 1,
+    kept_connections: int = POOL_SIZE,
+    pool_timeout_seconds: int = POOL_TIMEOUT_SECONDS,
+) -> Engine:
+    """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
+
+    Its pool has a connection for each of the slices that are written side by side, and some for the rest; so many as
+    are kept stay open, and the one that was used last is used next.
+
+    What the URL itself says (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) is kept: ours
+    are defaults. Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
+    """
+    own_options = url.query.get("options", "")
+    defaults: dict[str, object] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": APPLICATION_NAME}
+    arguments = {name: value for name, value in defaults.items() if name not in url.query}
+    return create_engine(
+        url.difference_update_query(["options"]),
+        pool_size=kept_connections,
+        max_overflow=POOL_SIZE + parallel_slices - 1,
+        pool_use_lifo=True,
+        pool_timeout=pool_timeout_seconds,
+        pool_pre_ping=True,
+        # The later of two settings wins in PostgreSQL, so the user's come last.
+        connect_args={**arguments, "options": f"{_SESSION_OPTIONS} {own_options}".strip()},
+    )
+
+
+@contextmanager
+def disposed(engine: Engine) -> Iterator[Engine]:
+    """Yield an engine, and close its connections after."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:
+    """Connect once; `variable` is where the user sets the address. Raises UnreachableError after ten seconds."""
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except DATABASE_FAILURES as error:
+        raise UnreachableError(
+            f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
+            f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason_of(error)}. "
+            f"Nothing was changed. Check that the server runs and that the URL in {variable} is right.",
+            transient=is_transient(error),
+        ) from None
+
+
+def safe_url(url: URL) -> str:
+    """Render a URL for people: driver and password left out, query parameters such as sslpassword too."""
+    host = url.query.get("host") or url.host or "local socket"
+    place = f"{host}:{url.port}" if url.port else f"{host}"
+    user = f"{url.username}@" if url.username else ""
+    return f"postgresql://{user}{place}/{url.database}"
+
+
+ZONE = "timezone"
+TODAY = """CAST(now() AT TIME ZONE coalesce(
+    (SELECT value FROM capacity_settings WHERE name = 'timezone'), current_setting('TimeZone')) AS date)"""
+"""Today in that zone, in SQL: samples of later days are never the newest."""
+# Two in each month tell any two zones apart whose days differ by more than the week of a change of the clocks.
+_MOMENTS = [datetime(year, month, day) for year in range(1990, 2038) for month in range(1, 13) for day in (1, 16)]  # noqa: DTZ001 -- a wall clock
+# What unset meant before the zone was recorded, and what the legacy application is shipped with.
+FORMER_DEFAULT = "Asia/Shanghai"
+
+
+def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
+    """Record the zone unless one is, or nothing is stored yet; return the one that holds.
+
+    A database that holds figures already, and for which no zone was chosen, keeps the former default.
+    """
+    with engine.begin() as connection:
+        found = _recorded(connection)
+        filled = connection.execute(text(_FILLED)).scalar_one()
+        if found is not None and filled:
+            return found
+        zone = zone if chosen or not filled else FORMER_DEFAULT
+        if zone != found:
+            connection.execute(text(_RECORD), {"name": ZONE, "value": zone})
+    return zone
+
+
+def recorded_zone(engine: Engine) -> str | None:
+    """Return the zone of the days in a database, or None where it is not recorded."""
+    with engine.connect() as connection:
+        return _recorded(connection)
+
+
+def are_same_days(one: str, other: str) -> bool:
+    """Whether two names of zones stand for the same days: the same zone, or another name of it."""
+    return one == other or all(
+        ZoneInfo(one).utcoffset(moment) == ZoneInfo(other).utcoffset(moment) for moment in _MOMENTS
+    )
+
+
+def another_zone(engine: Engine, configured: str) -> str | None:
+    """Say that a database is of another zone than configured, and what to do; None where it is of this one."""
+    recorded = recorded_zone(engine)
+    if recorded is None or are_same_days(recorded, configured):
+        return None
+    return (
+        f"This database holds days of the time zone {recorded}, but {configured} is configured (CAPACITY_TIMEZONE, or "
+        f"this machine's zone). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."
+    )
+
+
+def _recorded(connection: Connection) -> str | None:
+    value = connection.execute(text("SELECT value FROM capacity_settings WHERE name = :name"), {"name": ZONE}).scalar()
+    return None if value is None else str(value)
+
+
+_FILLED = """
+SELECT EXISTS (SELECT 1 FROM database_size_stats) OR EXISTS (SELECT 1 FROM instance_size_stats)
+    OR EXISTS (SELECT 1 FROM database_size_aggregations) OR EXISTS (SELECT 1 FROM instance_size_aggregations)
+"""
+_RECORD = """
+INSERT INTO capacity_settings (name, value) VALUES (:name, :value)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
+"""

@@ -1,0 +1,296 @@
+"""The keys and indexes of the tables: which there should be, what is there instead, and what stands in the way.
+
+The key of a capacity table is that of its rows, and begins with the day or the window: it serves every look at some
+days, upserts (which name columns in any order), and the history of one database, whose windows are listed. Where a
+table has another key, `build_ahead` builds the index of the new one beside the running work, partition by partition,
+and the steps of `index_steps` put it in the old one's place, which changes the catalogue only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Table, inspect, text
+from sqlalchemy import UniqueConstraint as Unique
+
+from capacity_assets.base.units import counted
+from capacity_assets.database.sql import SchemaStep, free_name, quoted
+
+Index = Row[Any]
+"""An index of the catalogue, see `indexes_of`."""
+
+
+@dataclass(frozen=True)
+class WantedIndex:
+    """An index of a definition; a primary key is called as the unique key that older versions had in its place."""
+
+    name: str
+    columns: tuple[str, ...]
+    is_primary: bool = False
+    is_unique: bool = False
+    condition: str | None = None
+
+    def is_like(self, found: Index) -> bool:
+        """Whether an index is of the same columns in the same order, under the same condition."""
+        same = tuple(found.columns) == self.columns and _compact(found.condition) == _compact(self.condition)
+        return same and found.is_unique == self.is_unique
+
+    def is_served_by(self, found: Index) -> bool:
+        """Whether an index does what this one is for."""
+        if not found.is_valid:
+            return False
+        if self.is_unique and not self.is_primary:
+            # Upserts name the columns in any order; an unconditional key does for samples that are not void.
+            conditions = (_compact(self.condition), "")
+            return found.is_unique and self.has_columns_of(found) and _compact(found.condition) in conditions
+        return self.is_like(found) and (found.is_constraint or not self.is_primary)
+
+    def has_columns_of(self, found: Index) -> bool:
+        """Whether an index is of the same columns, in any order."""
+        return set(found.columns) == set(self.columns) and len(found.columns) == len(self.columns)
+
+    @property
+    def listed(self) -> str:
+        """Columns and condition, for people and for PostgreSQL."""
+        where = f" WHERE {self.condition}" if self.condition else ""
+        return f"({', '.join(map(quoted, self.columns))}){where}"
+
+
+def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
+    """List primary key, unique keys and further indexes of a definition."""
+    key = table.primary_key
+    if key.columns:
+        name = str(key.name or f"{table.name}_pkey")
+        yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
+    for constraint in sorted((c for c in table.constraints if isinstance(c, Unique)), key=lambda c: str(c.name)):
+        name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
+        yield WantedIndex(name, tuple(constraint.columns.keys()), is_unique=True)
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        condition = index.dialect_options["postgresql"]["where"]
+        yield WantedIndex(
+            str(index.name),
+            tuple(index.columns.keys()),
+            is_unique=index.unique,
+            condition=None if condition is None else str(condition),
+        )
+
+
+def indexes_of(connection: Connection, relation: str) -> list[Index]:
+    """Return the indexes of a table or a partition, with what decides whether they serve."""
+    return list(connection.execute(text(_INDEXES), {"table": relation}))
+
+
+def is_by_number(index: Index) -> bool:
+    """Whether an index is a primary key that begins with the row number: the legacy application made it."""
+    return bool(index.is_primary and index.columns[0] == "id")
+
+
+def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
+    """Yield the steps that give a table its keys and indexes, and take away those that they replace."""
+    found = indexes_of(connection, table.name)
+    for wanted in wanted_indexes(table):
+        there = next((index for index in found if wanted.is_served_by(index)), None)
+        if wanted.is_primary:
+            if there is None:
+                yield from _key_steps(connection, table, wanted, found)
+        elif there is None or (there.name != wanted.name and any(index.name == wanted.name for index in found)):
+            yield from _further_steps(connection, table, wanted, found, there)
+    first = next(iter(table.primary_key.columns.keys()), None)
+    former = (f"ix_{table.name}_{first}_instance_id", f"{table.name}_partitioned_pkey")
+    for index in found:
+        if index.name in former and not index.is_constraint:
+            reason = f"{table.name} has the index {index.name}, which its key makes superfluous"
+            yield SchemaStep(reason, _drop(table, index))
+
+
+def key_problems(connection: Connection, table: Table) -> Iterator[str]:
+    """Say which rows keep a unique key from being added."""
+    found = indexes_of(connection, table.name)
+    for wanted in wanted_indexes(table):
+        if wanted.is_unique and not _is_unique(wanted, found):
+            yield from _duplicates(connection, table, wanted)
+
+
+def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str], None]) -> None:
+    """Build indexes of tables that have others, without keeping anyone out; what was built half is built again.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed; indexes that were built stay, and serve the next call.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            connection.execute(text("SET statement_timeout = 0"))
+            # It waits for every transaction that is older, a dump or a report.
+            connection.execute(text("SET lock_timeout = 0"))
+            for table in tables:
+                for leaf, wanted in list(lacking(connection, table)):
+                    _build(connection, table, leaf, wanted, on_step)
+        finally:
+            connection.invalidate()  # it carries settings of its own
+
+
+def lacking(connection: Connection, table: Table) -> Iterator[tuple[str, WantedIndex]]:
+    """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
+
+    A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
+    columns that are still to be added.
+    """
+    found = indexes_of(connection, table.name)
+    present = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    to_come = {column.name for column in table.columns} - present
+    for wanted in wanted_indexes(table):
+        missing = not any(wanted.is_served_by(index) for index in found)
+        named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
+        if found and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, found)):
+            for leaf in _leaves(connection, table) or [quoted(table.name)]:
+                if _built(connection, leaf, wanted) is None:
+                    yield leaf, wanted
+
+
+def _build(
+    connection: Connection, table: Table, leaf: str, wanted: WantedIndex, on_step: Callable[[str], None]
+) -> None:
+    for index in indexes_of(connection, leaf):
+        if not index.is_valid and wanted.is_like(index):
+            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.identifier}")
+    on_step(f"{leaf}: building an index on {wanted.listed}, beside whatever is at work")
+    # PostgreSQL names those of partitions, and a key gets the name of the one that it replaces.
+    is_whole = leaf == quoted(table.name) and not wanted.is_primary
+    name = f"{quoted(free_name(connection, wanted.name))} " if is_whole else ""
+    unique = "UNIQUE " if wanted.is_unique else ""
+    connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name}ON {leaf} {wanted.listed}")
+
+
+def _is_unique(wanted: WantedIndex, found: Iterable[Index]) -> bool:
+    """Whether a valid unique index sees to it that no two rows have the same values in these columns, or in fewer."""
+    return any(
+        index.is_valid
+        and index.is_unique
+        and set(index.columns) <= set(wanted.columns)
+        and _compact(index.condition) in ("", _compact(wanted.condition))
+        for index in found
+    )
+
+
+def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, found: list[Index]) -> Iterator[SchemaStep]:
+    """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
+
+    What a foreign key of others refers to stays, and so does the primary key of the legacy application, which looks
+    rows up by their number as long as it is at work.
+    """
+    reason = f"{table.name} has no key on {wanted.listed}"
+    leaves = _leaves(connection, table)
+    # Of a table without partitions, the index of the new key may be there.
+    others = [
+        index for index in found if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
+    ]
+    former = [index for index in others if index.is_primary or wanted.has_columns_of(index)]
+    staying = [index for index in former if index.is_referred_to or is_by_number(index)]
+    replaced = [index for index in former if index not in staying]
+    for index in replaced:
+        yield SchemaStep(reason, _drop(table, index))
+    by_name = [index.name for index in replaced if wanted.has_columns_of(index) and index.is_constraint]
+    by_name += [index.name for index in replaced if wanted.has_columns_of(index) or index.name == wanted.name]
+    name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))
+    kind = "UNIQUE" if any(index.is_primary for index in staying) else "PRIMARY KEY"
+    for leaf in leaves or [quoted(table.name)]:
+        built = _built(connection, leaf, wanted)
+        if built is not None:
+            called = "" if leaves else f"CONSTRAINT {name} "
+            yield SchemaStep(reason, f"ALTER TABLE {leaf} ADD {called}{kind} USING INDEX {quoted(built.name)}")
+            if not leaves:
+                return
+    # Of each partition it takes the key that is there, and builds one where there is none.
+    columns = ", ".join(map(quoted, wanted.columns))
+    yield SchemaStep(reason, f"ALTER TABLE {quoted(table.name)} ADD CONSTRAINT {name} {kind} ({columns})")
+
+
+def _further_steps(
+    connection: Connection, table: Table, wanted: WantedIndex, found: list[Index], built: Index | None
+) -> Iterator[SchemaStep]:
+    """Add an index other than the primary key, in the place of one of the same name."""
+    reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.listed}"
+    former = next((index for index in found if index.name == wanted.name), None)
+    if former is not None:
+        yield SchemaStep(reason, _drop(table, former))
+    name = quoted(wanted.name if former is not None else free_name(connection, wanted.name))
+    if built is not None:
+        yield SchemaStep(reason, f"ALTER INDEX {built.identifier} RENAME TO {name}")
+        return
+    unique = "UNIQUE " if wanted.is_unique else ""
+    yield SchemaStep(reason, f"CREATE {unique}INDEX {name} ON {quoted(table.name)} {wanted.listed}")
+
+
+def _leaves(connection: Connection, table: Table) -> list[str]:
+    """Name the partitions that hold rows; none where the table is not partitioned."""
+    return list(connection.execute(text(_LEAVES), {"table": table.name}).scalars())
+
+
+def _built(connection: Connection, leaf: str, wanted: WantedIndex) -> Index | None:
+    """Return the index of a partition that `build_ahead` built, or one like it of somebody else."""
+    of_leaf = indexes_of(connection, leaf)
+    return next((i for i in of_leaf if i.is_valid and not i.is_attached and wanted.is_like(i)), None)
+
+
+def _drop(table: Table, index: Index) -> str:
+    if index.is_constraint:
+        return f"ALTER TABLE {quoted(table.name)} DROP CONSTRAINT {quoted(index.name)}"
+    return f"DROP INDEX {index.identifier}"
+
+
+def _compact(condition: str | None) -> str:
+    """Return the condition of an index in normalised form; empty if it covers all rows."""
+    compact = re.sub(r"[()\s]", "", condition or "")
+    return "is_deleted=false" if compact == "NOTis_deleted" else compact
+
+
+def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iterator[str]:
+    """Say which rows keep a unique key from being added, and how to look at and remove them."""
+    columns = ", ".join(map(quoted, key.columns))
+    rows = f"{quoted(wanted.name)}{f' WHERE {key.condition}' if key.condition else ''}"
+    groups = f"SELECT {columns}, count(*) AS copies FROM {rows} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
+    counts = f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated"  # noqa: S608 -- as above
+    keys, copies = connection.execute(text(counts)).one()
+    if not keys:
+        return
+    found = (
+        f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
+        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: {groups}; -- "
+    )
+    if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
+        # Rows that others refer to: deleting one would orphan its history.
+        yield f"{found}Rename or merge them by hand, then run `capacity init` again."
+        return
+    newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
+    # A ctid is unique only within one partition, hence the tableoid.
+    yield (
+        f"{found}After a backup, keep the newest row of each key: "  # noqa: S608 -- as above
+        f"DELETE FROM {quoted(wanted.name)} WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM (SELECT tableoid, "
+        f"ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank FROM {rows}) AS ranked "
+        "WHERE rank > 1); -- Then run `capacity init` again."
+    )
+
+
+_INDEXES = """
+SELECT c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisunique AS is_unique,
+       i.indisprimary AS is_primary, i.indisvalid AS is_valid,
+       c.relispartition AS is_attached, pg_get_indexdef(i.indexrelid) AS definition,
+       pg_get_expr(i.indpred, i.indrelid) AS condition,
+       EXISTS (SELECT FROM pg_constraint k
+               WHERE k.conindid = i.indexrelid AND k.conrelid = i.indrelid) AS is_constraint,
+       EXISTS (SELECT FROM pg_constraint k
+               WHERE k.conindid = i.indexrelid AND k.contype = 'f') AS is_referred_to,
+       ARRAY(SELECT coalesce(a.attname, '(expression)')::text
+             FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
+             LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND a.attnum > 0
+             WHERE place <= i.indnkeyatts ORDER BY place) AS columns
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = to_regclass(:table) ORDER BY c.relname
+"""
+
+_LEAVES = """
+SELECT CAST(relid::regclass AS text) FROM pg_partition_tree(to_regclass(:table)) WHERE isleaf ORDER BY 1
+"""

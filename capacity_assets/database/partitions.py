@@ -1,0 +1,364 @@
+"""Partitions of the tables that are cut by time: which there are, adding, filling and dropping one.
+
+Samples and forecasts are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old
+rows can go while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few
+and of like size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its
+rows there.
+
+A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
+decided by `retention.rules`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy.exc import OperationalError
+
+from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.database.adoption import other_owner
+from capacity_assets.database.cluster import change_shards_in_turn
+from capacity_assets.database.sql import free_name, quoted
+from capacity_assets.database.tables import (
+    AGGREGATES,
+    BY_DAY,
+    BY_FORECAST_DAY,
+    BY_WINDOW,
+    SAMPLES,
+    SERVER_AGGREGATES,
+    capacity_runways,
+    database_limit_stats,
+    group_size_aggregations,
+    volume_size_stats,
+)
+
+UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
+"""Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
+CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
+PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
+
+# Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a
+# partition must not have.
+LIKE_PARENT = " ".join(
+    f"INCLUDING {what}" for what in ("DEFAULTS", "CONSTRAINTS", "GENERATED", "STORAGE", "COMPRESSION", "COMMENTS")
+)
+BY_START = "RANGE (period_start)"  # legacy aggregates: all periods of a month together
+
+FIRST_PLAUSIBLE, AFTER_PLAUSIBLE = date(1900, 1, 1), date(9000, 1, 1)
+"""A mistyped day, or infinity, stays in the default partition."""
+
+_MONTH = Period("month", months=1)
+YEAR = Period("year", months=12)
+_QUOTED = re.compile(r"'((?:[^']|'')*)'")
+ATTACH_SECONDS = 10
+_MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks for a deadlock and ends someone's work
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """What one partition holds: the days from `first` to before `after`, of one period or (None) of all."""
+
+    period_type: str | None
+    first: date
+    after: date
+
+    @property
+    def last(self) -> date:
+        """Last day, included."""
+        return self.after - timedelta(days=1)
+
+    def __str__(self) -> str:
+        """Name the days for people."""
+        days = f"{self.first} to {self.last}"
+        return f"{self.period_type} windows that start from {days}" if self.period_type else days
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition in the catalogue; `span` is None for the default one, and for bounds of another kind."""
+
+    name: str
+    span: Span | None
+    is_default: bool
+
+
+@dataclass(frozen=True)
+class DefaultRows:
+    """What lies in a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
+
+    spans: tuple[Span, ...] = ()
+    staying: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PartitionLayout:
+    """How one table is stored now; a plain table has no key and no partitions."""
+
+    key: str | None
+    partitions: tuple[Partition, ...]
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether rows can leave as whole partitions."""
+        return self.key is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is cut by days of the calendar, so that partitions can be added to those it has."""
+        known = self.key in {BY_DAY, BY_FORECAST_DAY, BY_WINDOW, BY_START}
+        return known and all(partition.span or partition.is_default for partition in self.partitions)
+
+    @property
+    def by_period(self) -> bool:
+        """Whether each period has partitions of its own."""
+        return self.key == BY_WINDOW
+
+    @property
+    def default(self) -> Partition | None:
+        """The partition for rows that no other partition takes."""
+        return next((partition for partition in self.partitions if partition.is_default), None)
+
+    def covers(self, span: Span) -> bool:
+        """Whether a partition holds `span`, or a part of it."""
+        there = (partition.span for partition in self.partitions if partition.span)
+        return any(
+            found.period_type == span.period_type and found.first < span.after and span.first < found.after
+            for found in there
+        )
+
+
+def span_of(day: date, period: Period | None = None) -> Span:
+    """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
+    unit = _MONTH if period is None or period.days == 1 else YEAR
+    window = unit.window_of(day)
+    return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
+
+
+def spans_between(first: date, last: date, period: Period | None = None) -> list[Span]:
+    """Return the spans that hold a day from `first` to `last`, in order."""
+    spans = [span_of(first, period)]
+    while spans[-1].after <= last:
+        spans.append(span_of(spans[-1].after, period))
+    return spans
+
+
+def layout_of(connection: Connection, table: Table) -> PartitionLayout:
+    """Read how `table`, which must exist, is stored."""
+    key = connection.execute(
+        text(
+            "SELECT pg_get_partkeydef(partrelid) FROM pg_partitioned_table WHERE partrelid = to_regclass(:table) "
+            "AND partstrat = 'r'"
+        ),
+        {"table": table.name},
+    ).scalar()
+    rows = connection.execute(
+        text(
+            "SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound "
+            "FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+            "WHERE i.inhparent = to_regclass(:table) AND c.relispartition ORDER BY c.relname"
+        ),
+        {"table": table.name},
+    ).all()
+    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
+    return PartitionLayout(key, tuple(partitions))
+
+
+def _span(bound: str) -> Span | None:
+    """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
+    with suppress(ValueError):
+        match _QUOTED.findall(bound):
+            case [first, after]:
+                return Span(None, date.fromisoformat(first), date.fromisoformat(after))
+            case [period, first, same, after] if period == same:
+                return Span(period, date.fromisoformat(first), date.fromisoformat(after))
+    return None
+
+
+def rows_in_default(connection: Connection, table: Table, layout: PartitionLayout) -> DefaultRows:
+    """Scan the whole default partition."""
+    if layout.default is None:
+        return DefaultRows()
+    day = _day_column(table)
+    period = "period_type" if layout.by_period else "CAST(NULL AS varchar)"
+    rows = connection.execute(
+        text(
+            f"SELECT DISTINCT {period} AS period_type, CASE WHEN {day} >= :first AND {day} < :after "  # noqa: S608 -- our own names
+            f"THEN CAST(date_trunc('month', {day}) AS date) END AS month FROM {layout.default.name}"
+        ),
+        {"first": FIRST_PLAUSIBLE, "after": AFTER_PLAUSIBLE},
+    ).all()
+    spans, staying = set(), set()
+    for row in rows:
+        if row.period_type is not None and row.period_type not in PERIODS:
+            staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
+        elif row.month is None:
+            staying.add(f"rows dated before {FIRST_PLAUSIBLE.year} or after {AFTER_PLAUSIBLE.year - 1}")
+        else:
+            span = span_of(row.month, PERIODS[row.period_type] if row.period_type else None)
+            if layout.covers(span):
+                staying.add(f"rows of {span}, of which another partition holds a part,")
+            else:
+                spans.add(span)
+    return DefaultRows(tuple(sorted(spans, key=str)), tuple(sorted(staying)))
+
+
+def _day_column(table: Table) -> str:
+    if table in AGGREGATES:
+        return "period_start"
+    return "as_of" if table is capacity_runways else "collected_date"
+
+
+def condition_of(table: Table, span: Span) -> str:
+    """Return the condition for rows of `span`; its parameters are those of `parameters_of`."""
+    day = _day_column(table)
+    days = f"{day} >= :first AND {day} < :after"
+    return f"period_type = :period_type AND {days}" if span.period_type else days
+
+
+def parameters_of(span: Span) -> dict[str, object]:
+    """Return what `condition_of` needs."""
+    return {"first": span.first, "after": span.after, "period_type": span.period_type}
+
+
+def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:
+    """Count the rows of a partition, or those of a span in it."""
+    where = f" WHERE {condition_of(table, span)}" if span else ""
+    query = f"SELECT count(*) FROM {partition.name}{where}"  # noqa: S608 -- from the catalogue
+    return int(connection.execute(text(query), parameters_of(span) if span else {}).scalar_one())
+
+
+def has_rows(connection: Connection, partition: Partition) -> bool:
+    """Whether a partition holds any row."""
+    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue
+
+
+def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
+    """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
+
+    Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table, not
+    for its default partition: who waits there has chosen it for a row that it then refuses.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
+    """
+    change_shards_in_turn(connection)
+    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
+    name = free_name(connection, partition_name(table, span))
+    # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
+    connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {quoted(table.name)} {LIKE_PARENT})")
+    owner = other_owner(connection, table.name)
+    if owner:
+        connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
+    moved = _move(connection, table, layout.default, span, name) if layout.default else 0
+    bounds = [f"'{span.period_type}', "] * 2 if layout.by_period else ["", ""]
+    attach = (
+        f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(name)} "
+        f"FOR VALUES FROM ({bounds[0]}'{span.first}') TO ({bounds[1]}'{span.after}')"
+    )
+    _attach(connection, table, layout.default, attach)
+    return moved
+
+
+def _attach(connection: Connection, table: Table, default: Partition | None, statement: str) -> None:
+    """Attach a partition in short tries, because no session may be using the default partition.
+
+    A transaction that has read the default partition and then writes waits for this one, which waits for it: PostgreSQL
+    would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
+    """
+    deadline = time.monotonic() + ATTACH_SECONDS
+    while True:
+        try:
+            with connection.begin_nested():
+                connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
+                connection.exec_driver_sql(statement)
+        except OperationalError as error:
+            names = {"table": table.name, "default": default.name if default else None}
+            gives_way = connection.execute(text(_WAITS_FOR_US), names).scalar()
+            if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
+def _move(connection: Connection, table: Table, default: Partition, span: Span, name: str) -> int:
+    columns = ", ".join(map(quoted, _stored_columns(connection, table)))
+    with _row_triggers_off(connection, default):
+        return connection.execute(
+            text(
+                f"WITH moved AS (DELETE FROM {default.name} WHERE {condition_of(table, span)} RETURNING {columns}) "  # noqa: S608 -- our own names
+                f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved"
+            ),
+            parameters_of(span),
+        ).rowcount
+
+
+@contextmanager
+def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[None]:
+    """Disable inherited row triggers, which would take moved rows for deleted ones."""
+    triggers = connection.execute(text(_ROW_TRIGGERS), {"partition": partition.name}).all()
+    for trigger in triggers:
+        connection.exec_driver_sql(f"ALTER TABLE {partition.name} DISABLE TRIGGER {quoted(trigger.name)}")
+    yield
+    for trigger in triggers:
+        connection.exec_driver_sql(f"ALTER TABLE {partition.name} {trigger.enable} TRIGGER {quoted(trigger.name)}")
+
+
+def _stored_columns(connection: Connection, table: Table) -> list[str]:
+    """List the columns by name: those of the default partition may stand in another order, and some are computed."""
+    return [column["name"] for column in inspect(connection).get_columns(table.name) if "computed" not in column]
+
+
+def partition_name(table: Table, span: Span) -> str:
+    """Return the name that the partition for `span` gets."""
+    whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
+    when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
+    return "_".join(part for part in (table.name, span.period_type, when) if part)
+
+
+def drop_partition(connection: Connection, table: Table, partition: Partition) -> None:
+    """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
+    connection.exec_driver_sql(f"ALTER TABLE {quoted(table.name)} DETACH PARTITION {partition.name}")
+    connection.exec_driver_sql(f"DROP TABLE {partition.name}")
+
+
+def lock_partition(connection: Connection, table: Table, partition: Partition) -> None:
+    """Lock a partition until the transaction ends, after its table, in the order of readers."""
+    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN ACCESS EXCLUSIVE MODE")
+    connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
+
+
+def empty_default(connection: Connection, layout: PartitionLayout) -> bool:
+    """Truncate a default partition that holds no row any more; return whether it was truncated."""
+    if layout.default is None:
+        return False
+    name = layout.default.name
+    connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+    if has_rows(connection, layout.default):
+        return False
+    connection.exec_driver_sql(f"TRUNCATE {name}")
+    return True
+
+
+_WAITS_FOR_US = """
+SELECT EXISTS (
+    SELECT FROM pg_locks waiting JOIN pg_locks holding ON holding.pid = waiting.pid
+    WHERE NOT waiting.granted AND holding.granted AND waiting.relation = to_regclass(:table)
+      AND holding.relation = to_regclass(:default) AND waiting.database = holding.database
+)
+"""
+
+
+_ROW_TRIGGERS = """
+SELECT tgname AS name,
+       CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS enable
+FROM pg_trigger WHERE tgrelid = to_regclass(:partition) AND tgconstraint = 0 AND tgenabled <> 'D'
+  AND tgtype & 1 = 1  -- of rows
+ORDER BY tgname
+"""

@@ -1,0 +1,407 @@
+"""The schema as a whole: creating and upgrading it, and saying whether a database has it.
+
+How an existing table is brought to the wanted shape is the business of `adoption`; what comparing tables cannot do, of
+`migrations`. The revision is kept in a table of our own, because the legacy application keeps its own in the same
+database.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+
+from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.database.adoption import (
+    comment_statements,
+    default_partition_steps,
+    table_problems,
+    table_steps,
+    widened_columns,
+)
+from capacity_assets.database.changes import distrust_windows, prepare_nodes
+from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
+from capacity_assets.database.indexes import build_ahead, lacking
+from capacity_assets.database.sql import carry_out, execute
+from capacity_assets.database.tables import NO_TIME_LIMIT, capacity_locks, metadata, try_lock
+from capacity_assets.database.triggers import change_tracking_steps
+from capacity_assets.database.views import (
+    VIEWS,
+    Reader,
+    create_views,
+    in_the_way,
+    names_taken,
+    outdated_views,
+    take_away,
+)
+
+VERSION_TABLE = "capacity_alembic_version"
+SCHEMA_REVISION = "0016"
+MIGRATIONS = ("0012_baseline", "0015_changes", "0016_groups")
+"""Steps by the revision that they lead to; the number of a revision without any keeps older programs out."""
+FIRST_REVISION = "0012"
+"""That of version 0.2.0; no release had an earlier one."""
+QUEUE_REVISION = "0015"
+NOT_RECORDED_MEANWHILE = (
+    "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
+)
+SECONDS_BETWEEN_TRIES = 0.2
+IS_IN_THE_WAY = (
+    "reads a column that has to be widened, or a view that has to be made again, which PostgreSQL refuses. Drop it, "
+    "run `capacity init`, then create it again."
+)
+
+
+def untracked_changes(engine: Engine) -> tuple[str, ...]:
+    """Return what keeps changed samples from being recorded; nothing if all is well."""
+    with engine.connect() as connection:
+        return tuple(dict.fromkeys(step.reason for step in change_tracking_steps(connection) if step.is_lossy))
+
+
+class SchemaProblemsError(CapacityError):
+    """The upgrade needs a person's decision; nothing was changed."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Keep the problems; the text lists them all."""
+        self.problems = problems
+        super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
+
+
+@dataclass(frozen=True)
+class SchemaState:
+    """What a database holds: its revision, and what is still to be done to the tables that exist."""
+
+    revision: str | None
+    missing_tables: tuple[str, ...]
+    shortcomings: tuple[str, ...]
+
+    @property
+    def fit(self) -> bool:
+        """Whether aggregation can work on this database."""
+        return self.revision == SCHEMA_REVISION and not self.missing_tables and not self.shortcomings
+
+
+def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: None) -> tuple[str, ...]:
+    """Create the tables, or upgrade or fix those that are there, in one transaction; return what was done.
+
+    Indexes that filled tables lack are built before it, each beside the running work: that may take hours, and the
+    transaction, in which nobody else reads or writes the tables, then takes seconds.
+
+    Raises:
+        SchemaProblemsError: duplicates or missing columns stand in the way, or the schema is newer than this
+            version; nothing was changed.
+        sqlalchemy.exc.DBAPIError: the database refused a step; nothing was changed.
+    """
+    locks = _build_indexes_ahead(engine, on_step)
+    with _keeping_other_upgrades_out(engine) as (connection, created):
+        revision = _revision(connection)
+        # A column that a view reads cannot be widened.
+        taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
+        done = [*locks, *created, *adopt(connection, metadata)]
+        if distributed_tables(connection):
+            prepare_nodes(connection, kept="The schema was not changed.")
+        # Before migrations read what was recorded: the locks of new triggers keep writers out until all is committed.
+        done += _track_changes(connection, revision)
+        _migrate(connection, revision)
+        done += _put_views_back(connection, *taken)
+        execute(connection, [*comment_statements(connection, metadata.sorted_tables)])
+    return tuple(done)
+
+
+def _migrate(connection: Connection, revision: str | None) -> None:
+    """Do what comparing tables cannot do, and note the revision that the database has then."""
+    for name in MIGRATIONS:
+        if name[:4] > (revision or ""):
+            import_module(f"{__package__}.migrations.versions.{name}").upgrade(connection)
+    if revision != SCHEMA_REVISION:
+        execute(connection, _NOTE_NO_REVISION)
+        connection.execute(text("INSERT INTO capacity_alembic_version VALUES (:now)"), {"now": SCHEMA_REVISION})
+
+
+# Roles that read only views must also be able to detect a newer schema.
+_NOTE_NO_REVISION = (
+    "CREATE TABLE IF NOT EXISTS capacity_alembic_version ("
+    "version_num varchar(32) NOT NULL, CONSTRAINT capacity_alembic_version_pkc PRIMARY KEY (version_num))",
+    "GRANT SELECT ON capacity_alembic_version TO PUBLIC",
+    "DELETE FROM capacity_alembic_version",
+)
+
+
+def _track_changes(connection: Connection, revision: str | None) -> list[str]:
+    """Create functions and triggers that are missing, old or disabled; return what was fixed.
+
+    What was written while they were absent is not known. In an older schema they are absent by themselves, and the
+    migration to `QUEUE_REVISION` enters what was recorded there.
+    """
+    missing = change_tracking_steps(connection)
+    carry_out(connection, missing)
+    if (revision or "") < QUEUE_REVISION:
+        return []
+    if any(step.is_lossy for step in missing):
+        distrust_windows(connection)
+    unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
+    return [*dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)]
+
+
+def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
+    """Build the indexes whose place is taken by others today, while no other upgrade does; return what else was done.
+
+    On a cluster nothing is built: there a key takes no index that was built before it.
+    """
+    with engine.connect() as connection:
+        tables = [table for table in _present_tables(connection) if any(lacking(connection, table))]
+        if not tables or distributed_tables(connection):
+            return []
+    # The first one makes what another upgrade has to see in order to wait.
+    with _keeping_other_upgrades_out(engine) as (_, done):
+        pass
+    with _keeping_other_upgrades_out(engine, is_checked=True):
+        build_ahead(engine, tables, on_step)
+    return done
+
+
+def _present_tables(connection: Connection) -> list[Table]:
+    present = set(inspect(connection).get_table_names())
+    return [table for table in metadata.sorted_tables if table.name in present]
+
+
+@contextmanager
+def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
+    """Yield a transaction that holds the schema lock, whose table is created first if missing, and what was done.
+
+    An index that is built beside the running work waits for each transaction that had a snapshot when it began. So who
+    waits for the lock asks again and again, each time in a transaction of its own; and who has it has no snapshot. One
+    that was `is_checked` before looks at no table, because dropping such an index waits for whoever did.
+
+    Raises SchemaProblemsError: the database is not to be written to, or something stands in the way of the upgrade.
+    """
+    while True:
+        with engine.begin() as connection:
+            # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+            change_shards_in_turn(connection)
+            # Before the first write, because it would run triggers of other roles.
+            if not is_checked:
+                _refuse(_cells(connection) or _open_doors(connection, is_init=True))
+            done = _create_locks(connection)
+            if try_lock(connection, "schema"):
+                if not is_checked:
+                    _refuse(_another_schema(connection) or names_taken(connection) or _problems(connection))
+                connection.execute(text(NO_TIME_LIMIT))
+                # As the last statement: the snapshot of a SELECT lasts until the next one.
+                connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+                yield connection, done
+                return
+        time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise SchemaProblemsError(problems)
+
+
+def _problems(connection: Connection) -> list[str]:
+    tables = _present_tables(connection)
+    return [problem for table in tables for problem in table_problems(connection, table)]
+
+
+def _create_locks(connection: Connection) -> list[str]:
+    """Create the table of locks if it is missing; return what was done."""
+    if not inspect(connection).has_table(capacity_locks.name):
+        # If another upgrade is creating the table, this waits for it.
+        with suppress(IntegrityError, ProgrammingError), connection.begin_nested():
+            capacity_locks.create(connection)
+            return [f"created table {capacity_locks.name}"]
+    return []
+
+
+def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
+    """Find what reads columns that are to be widened, or our views if these are to be made again."""
+    tables = _present_tables(connection)
+    widened = [(table.name, column) for table in tables for column in widened_columns(connection, table)]
+    return in_the_way(connection, widened, ours=ours)
+
+
+def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
+    """Drop what is in the way, and our own views if wanted; return what puts it back, and the names of all of them.
+
+    Raises SchemaProblemsError: something is in the way that cannot be put back.
+    """
+    found = _in_the_way(connection, ours=ours)
+    _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in found if not reader.movable])
+    return take_away(connection, found), [reader.name for reader in found]
+
+
+def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
+    """Create views of ours that are missing or outdated, and put others back; return what was done.
+
+    Raises SchemaProblemsError: a view has to be made again, and something reads it that cannot be put back.
+    """
+    outdated = outdated_views(connection)
+    names: list[str] = []
+    try:
+        with connection.begin_nested():
+            create_views(connection, outdated)
+    except DBAPIError:
+        # In place, a column can be added, but not change its type.
+        further, names = _take_views_away(connection, ours=True)
+        create_views(connection, outdated_views(connection))
+        back = [*further, *back]
+    execute(connection, back)
+    ours = {view.name for view in VIEWS}
+    return [
+        *(f"taken away and put back as it was: view {name}" for name in (*taken, *names) if name not in ours),
+        *(f"created or renewed view {view.name}" for view in outdated if view.name not in taken),
+    ]
+
+
+def adopt(connection: Connection, wanted: MetaData) -> list[str]:
+    """Create missing tables, bring the others to the wanted shape; return what was done."""
+    present = set(inspect(connection).get_table_names())
+    done: list[str] = []
+    for table in wanted.sorted_tables:
+        if table.name in present:
+            steps = table_steps(connection, table)
+            carry_out(connection, steps)
+            done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
+        else:
+            table.create(connection)
+            carry_out(connection, default_partition_steps(connection, table))
+            done.append(f"created table {table.name}")
+    return done
+
+
+def _another_schema(connection: Connection) -> list[str]:
+    revision = _revision(connection) or SCHEMA_REVISION
+    if revision > SCHEMA_REVISION:
+        return [newer_schema_text(revision)]
+    if revision < FIRST_REVISION:
+        return [
+            f"The capacity schema is at revision {revision}, which no release had. Run 0.3.0's `capacity init` first."
+        ]
+    return []
+
+
+def newer_schema_text(revision: str) -> str:
+    """Return the message that a newer version created the schema, with what to do."""
+    return (
+        f"The capacity schema is at revision {revision}, created by a newer version; this version supports "
+        f"{SCHEMA_REVISION}. Install the newer version."
+    )
+
+
+def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
+    """List objects through which another role could run code in statements of the owner, and what to do.
+
+    Objects of this project must belong to a role that could replace them anyway (the owner of the schema or database, a
+    superuser) or to the role that runs `capacity init`; later, to the owner of the version table.
+    """
+    problems = [
+        f"every role may create objects in the schema {row.schema}, as PostgreSQL 14 and older allow in public. A "
+        "role could place an operator or a table there that statements of the owner would use. As a superuser, or as "
+        f"the owner of the schema, run: REVOKE CREATE ON SCHEMA {row.schema} FROM PUBLIC; GRANT CREATE ON SCHEMA "
+        f"{row.schema} TO {row.role}"
+        for row in connection.execute(text(_EVERYBODY_MAY_CREATE))
+    ]
+    named = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE, *(view.name for view in VIEWS)]
+    asked = {"relations": named, "version": VERSION_TABLE, "is_init": is_init}
+    problems += [
+        f"the {row.kind} {row.name} belongs to the role {row.owner}, which could make every user of it run that "
+        f"role's code. Check its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER "
+        f"TO {row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
+        for row in connection.execute(text(_OF_OTHERS), asked)
+    ]
+    return problems
+
+
+_EVERYBODY_MAY_CREATE = """
+SELECT quote_ident(n.nspname) AS schema, quote_ident(current_user) AS role FROM pg_namespace n
+WHERE n.nspname = current_schema()
+  AND EXISTS (SELECT FROM aclexplode(n.nspacl) a WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
+"""
+_OF_OTHERS = """
+WITH named AS (
+    SELECT oid, relowner, relkind FROM pg_class
+    WHERE relname = ANY (:relations) AND relnamespace = CAST(current_schema() AS regnamespace)
+), ours AS (
+    SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'table' END AS kind, CAST(CAST(oid AS regclass) AS text) AS name,
+           relowner AS owner FROM named
+    UNION
+    SELECT 'table', CAST(tree.relid AS text), part.relowner
+    FROM named CROSS JOIN LATERAL pg_partition_tree(named.oid) AS tree JOIN pg_class part ON part.oid = tree.relid
+    UNION
+    SELECT 'function', CAST(CAST(oid AS regprocedure) AS text), proowner FROM pg_proc
+    WHERE proname LIKE 'capacity\\_%' AND pronamespace = CAST(current_schema() AS regnamespace)
+), trusted AS (
+    SELECT coalesce((SELECT pg_get_userbyid(relowner) FROM pg_class
+                     WHERE NOT :is_init AND oid = to_regclass(:version)), current_user) AS role
+)
+SELECT ours.kind, ours.name, quote_ident(r.rolname) AS owner, quote_ident(trusted.role) AS trusted
+FROM ours JOIN pg_roles r ON r.oid = ours.owner CROSS JOIN trusted
+WHERE NOT r.rolsuper AND r.rolname <> trusted.role
+  AND r.oid NOT IN (SELECT nspowner FROM pg_namespace WHERE nspname = current_schema()
+                    UNION SELECT datdba FROM pg_database WHERE datname = current_database())
+ORDER BY 1, 2
+"""
+
+
+def _cells(connection: Connection) -> list[str]:
+    """Return what to do with a database in which version 0.2.0 or 0.3.0 read other capacity databases."""
+    if not connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar():
+        return []
+    drop = connection.execute(text(_DROP_CELLS)).scalar_one()
+    return [
+        "This database reads cells, as version 0.3.0 made it, and holds no figures. This version has no cells; "
+        'docs/scale.md, "Several capacity databases", has the SQL that takes their place. '
+        f"To take away what cells made here, which changes none of the databases that they read, run: {drop} -- "
+        "After that, `capacity init` makes a capacity database of this one."
+    ]
+
+
+_DROP_CELLS = """
+SELECT coalesce(string_agg(format('DROP SERVER %1$I CASCADE; DROP SCHEMA IF EXISTS %1$I CASCADE; ', srvname), ''
+                           ORDER BY srvname), '')
+       || 'DROP TABLE capacity_cells;'
+FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
+"""
+
+
+def schema_state(engine: Engine) -> SchemaState:
+    """Inspect the database without changing it."""
+    with engine.connect() as connection:
+        present = _present_tables(connection)
+        missing = tuple(table.name for table in metadata.sorted_tables if table not in present)
+        shortcomings = _open_doors(connection)
+        for table in present:
+            shortcomings += dict.fromkeys(step.reason for step in table_steps(connection, table))
+            shortcomings += table_problems(connection, table)
+        if not missing:
+            shortcomings += dict.fromkeys(step.reason for step in change_tracking_steps(connection))
+            shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
+        shortcomings += [
+            f"view {reader.name} reads a column that is widened: it is taken away meanwhile and put back as it was"
+            if reader.movable
+            else f"{reader.described} {IS_IN_THE_WAY}"
+            for reader in _in_the_way(connection)
+            if not reader.is_ours
+        ]
+        return SchemaState(_revision(connection), missing, tuple(shortcomings))
+
+
+def schema_revision(engine: Engine) -> str | None:
+    """Return the revision the database is at, or None where `capacity init` never ran."""
+    with engine.connect() as connection:
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not connection.execute(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}).scalar():
+        return None
+    revision = connection.execute(text("SELECT version_num FROM capacity_alembic_version")).scalar()
+    return None if revision is None else str(revision)

@@ -1,0 +1,708 @@
+"""The views that reports, BI tools and Grafana read: names people use, units in them, stable.
+
+They hide how the tables are keyed and partitioned, nothing else: every figure is a stored one. Columns are only ever
+added, at the end, so that what is built on a view keeps working. `capacity init` creates and renews them.
+
+PostgreSQL refuses to widen a column that a view reads, and to drop a view that another one reads. Such views of others
+are removed and restored, with owner, grants, options, comments, triggers and rules, in the transaction of the upgrade.
+What cannot be restored from its definition alone (a materialised view, a rule on a table) is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.database.changes import STALE_WINDOWS_VIEW
+from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.database.group_days import FLEET, TOTAL
+from capacity_assets.database.partitions import PARTITIONED
+from capacity_assets.database.sql import (
+    LIKE,
+    SERVER_SIZES,
+    SPANS_BY_SERVER,
+    View,
+    before,
+    execute,
+    labels_in,
+    labels_of,
+    literal,
+    possible,
+    quoted,
+    views_in,
+)
+from capacity_assets.database.tables import PART_SIZES, PartSize, database_limit_stats, group_size_aggregations
+
+
+def _share(stem: str) -> str:
+    """Return the share of a row `s` in the mean of the fleet `f`, over all its days: of one key, they add up to it."""
+    total = f"coalesce(s.sum_{stem}, s.{_MEANS[stem]})"
+    rest = f"mod(mod({total}, f.data_count) + f.data_count, f.data_count)"
+    down = f"div({total} - {rest}, f.data_count)"
+    whole = f"div(coalesce(f.sum_{stem}, f.{_MEANS[stem]}), f.data_count)"
+    place = f"row_number() OVER (PARTITION BY s.label_key ORDER BY {rest} DESC, s.label_value)"
+    return f"""{down} + CASE
+                   WHEN {place} <= {whole} - sum({down}) OVER (PARTITION BY s.label_key) THEN 1 ELSE 0 END"""
+
+
+_MEANS = {"size_mb": "avg_size_mb", "database_count": "database_count"}
+
+
+def _shares(fleet: str) -> str:
+    """Return the shares of the groups of the window of a row of the fleet."""
+    return f"""
+            SELECT s.label_key, s.label_value, s.max_server_count AS servers, {_share("database_count")} AS databases,
+                   {_share("size_mb")} AS size_mb
+            FROM group_size_aggregations s CROSS JOIN (SELECT {fleet}.data_count, {fleet}.sum_size_mb,
+                {fleet}.avg_size_mb, {fleet}.sum_database_count, {fleet}.database_count) AS f
+            WHERE s.period_type = {fleet}.period_type AND s.period_start = {fleet}.period_start
+              AND s.label_key <> ALL (ARRAY['{FLEET}', '{TOTAL}'])"""  # noqa: S608 -- names of our own
+
+
+# What is gone since the window before has a row, with nothing in it: changes of groups add up as well.
+_LABELLED = f"""
+    SELECT w.period_type, w.period_start, w.period_end, CAST(g.label_key AS text) AS grouped_by,
+           CAST(nullif(g.label_value, '') AS text) AS group_name, CAST(g.servers AS bigint) AS servers,
+           CAST(g.databases AS bigint) AS databases, CAST(g.size_mb AS numeric) AS size_mb,
+           CAST(CASE WHEN b.period_start IS NOT NULL THEN g.size_mb - g.before_mb END AS numeric) AS change_mb
+    FROM group_size_aggregations w
+    LEFT JOIN group_size_aggregations b ON b.period_type = w.period_type AND b.period_start = {before("w")}
+        AND b.label_key = '{FLEET}' AND b.label_value = '{FLEET}'
+    CROSS JOIN LATERAL (
+        SELECT label_key, label_value, sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb,
+               sum(before_mb) AS before_mb
+        FROM (
+            SELECT n.*, 0 AS before_mb FROM ({_shares("w")}) AS n
+            UNION ALL
+            SELECT o.label_key, o.label_value, 0, 0, 0, o.size_mb FROM ({_shares("b")}) AS o
+        ) AS both_windows GROUP BY label_key, label_value
+    ) AS g
+    WHERE w.label_key = '{FLEET}' AND w.label_value = '{FLEET}'"""  # noqa: S608 -- as above
+_SERVERS = f"""
+    SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text) AS grouped_by,
+           CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name, CAST(1 AS bigint) AS servers,
+           CAST(a.database_count AS bigint) AS databases, CAST(a.total_size_mb AS numeric) AS size_mb,
+           CAST(a.total_size_change_mb AS numeric) AS change_mb
+    FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
+    WHERE i.counted_by IS NULL"""  # noqa: S608 -- as above
+
+GROUP_VIEWS = views_in(rf"""
+-- Labels of servers and databases, each with the days on which it holds.
+CREATE VIEW capacity_label_spans AS
+SELECT l.instance_id,  -- Number of the server
+       l.database_pattern,  -- Database or pattern; empty: the server as a whole
+       {LIKE} AS database_like,  -- The pattern as LIKE reads it
+       l.key,  -- Key of the label, such as team
+       l.value,  -- Its value; null: none on these days
+       l.valid_from,  -- First day on which it holds; 0001-01-01: always
+       lead(l.valid_from, 1, CAST('infinity' AS date))
+           OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from) AS valid_until,
+          -- First day on which it does not hold any more; infinity: it holds
+       l.declared_at  -- When it was declared
+FROM capacity_labels l;
+
+-- Size of the fleet in each window by engine, by server and by each label.
+CREATE VIEW capacity_groups AS
+SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
+       g.period_start AS window_start,  -- First day of the window
+       g.period_end AS window_end,  -- Last day of the window, included
+       g.grouped_by,  -- engine, server, or the key of a label: take one of them
+       g.group_name,  -- Engine, server or value of the label; null: no such label
+       g.servers,  -- Largest number of servers with a part in it on a day
+       g.databases,  -- Mean number of databases per measured day of the fleet
+       g.size_mb,  -- Mean size per measured day of the fleet, MiB
+       g.change_mb  -- Change of that against the window before, MiB; null: that was not measured
+FROM ({_LABELLED}
+    UNION ALL {_SERVERS}) AS g;
+""")  # noqa: S608 -- as above
+
+
+DECLARED_LIMIT = """LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
+    AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END"""
+LIMIT_IS_GONE = "r.limit_source = 'declared' AND own.instance_id IS NULL"
+"""Whether the declared limit that a runway was computed with was removed since, given `DECLARED_LIMIT`."""
+LAST_DECLARED = """(SELECT instance_id, max(declared_at) AS last_at
+    FROM (SELECT instance_id, declared_at FROM capacity_limits
+          UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
+    GROUP BY instance_id)"""
+"""When limits or steps of each server were last declared; an issue that includes them has a later time in its rows."""
+_CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
+STANDS_FOR_ITSELF = f"""(
+  r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
+      SELECT FROM capacity_runways o
+      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id AND {_CHANCES.format("o")} >= {_CHANCES.format("r")}
+        AND (r.binds = 'volume' AND o.subject = 'volume'
+             OR r.binds = 'server limit' AND o.subject = 'server' AND o.binds = 'own limit')))"""
+"""Whether no other row says the same at least as urgently: a thousand databases may share one volume."""
+
+
+def headroom(rows: str) -> str:
+    """Return the query for the free capacity in MiB, given rows with server_id, subject, headroom_mb and counted.
+
+    It adds up volumes and, for servers without volumes, their own limit. A full one counts as 0; one without a known
+    limit is left out. Null: no limit is known.
+    """
+    return f"""
+    SELECT sum(greatest(l.headroom_mb, 0)) FROM {rows} AS l
+    WHERE l.counted AND l.headroom_mb IS NOT NULL AND (l.subject = 'volume' OR l.subject = 'server' AND NOT EXISTS (
+        SELECT FROM {rows} AS v WHERE v.server_id = l.server_id AND v.subject = 'volume'))"""  # noqa: S608 -- names of our own
+
+
+UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
+"""Number of databases without a known limit, including replicas, because their disks fill as well."""
+
+
+def error_measures(actual: str, forecast: str, lower: str, upper: str, size: str) -> dict[str, str]:
+    """Return the expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
+    return {
+        # Mean absolute error in percent of the measured size.
+        "error_percent": f"round(avg(abs({actual} - {forecast}) * 100.0 / nullif({actual}, 0)), 2)",
+        # Sum of absolute errors, relative to that of the last size.
+        "relative_error": f"round(sum(abs({actual} - {forecast})) / nullif(sum(abs({actual} - {size})), 0), 3)",
+        # Shares of measured sizes within the band, and above it.
+        "covered_percent": f"round(avg(CASE WHEN {actual} BETWEEN {lower} AND {upper} THEN 100 ELSE 0 END), 1)",
+        "above_percent": f"round(avg(CASE WHEN {actual} > {upper} THEN 100 ELSE 0 END), 1)",
+    }
+
+
+def _runway(labels_of_database: str, labels_of_server: str, join: str = "") -> str:
+    """Return the query of the newest runways."""
+    horizons = "".join(
+        f"""
+       r.probability_{days} AS probability_{days}_days,
+          -- Probability of being full within {days} days, 0 to 1; null: unknown
+       r.forecast_{days}_mb AS forecast_{days}_days_mb,  -- Size that is forecast in {days} days, MiB
+       r.lower_{days}_mb AS lower_{days}_days_mb,  -- Lower end of its band of 80 percent, MiB
+       r.upper_{days}_mb AS upper_{days}_days_mb,  -- Upper end of its band of 80 percent, MiB"""
+        for days in HORIZONS_DAYS
+    )
+    return f"""
+SELECT r.as_of,  -- Day up to which samples were looked at
+       coalesce(i.name, 'server ' || r.instance_id) AS server,  -- Name of the server
+       r.subject,  -- server, database or volume
+       r.name,  -- Database or volume; empty: the server as a whole
+       r.state,  -- forecast, full, too little history, unlimited, or limit unknown
+       r.last_day,  -- Newest measured day
+       r.size_mb,  -- Size on that day, MiB
+       r.limit_mb,  -- Binding limit, MiB; null: unlimited, or unknown
+       r.limit_mb - r.size_mb AS headroom_mb,  -- What is left up to it, MiB
+       r.binds,  -- Whose limit binds: own limit, own ceiling, server limit or volume
+       r.limit_source,  -- Where it comes from: measured, declared or imported
+       r.change_mb_per_day,  -- Change that is forecast, MiB per day
+       r.early_day AS full_early,  -- Full by then with 10 percent; null: not within a year
+       r.middle_day AS full_middle,  -- Full by then with 50 percent; null: not within a year
+       r.late_day AS full_late,  -- Full by then with 90 percent; null: not within a year{horizons}
+       r.instance_id AS server_id,  -- Number of the server
+       r.issued_at,  -- When it was computed
+       r.recent_mb_per_day,  -- Change over the last 30 days, MiB per day; null: unknown
+       r.history_days,  -- Days of sizes that the forecast looked at
+       CASE r.subject WHEN 'database' THEN {labels_of_database} ELSE {labels_of_server} END AS labels,
+          -- Labels on that day, as JSON: labels ->> 'team'; of a volume, those of its server
+       coalesce(i.db_type, 'unknown') AS engine,  -- Engine of the server
+       (i.counted_by IS NULL) AS counted,  -- Whether the server counts itself; false: a replica
+       {STANDS_FOR_ITSELF} AS stands_for_itself,
+          -- Whether no other row says the same at least as urgently, as a volume does for its databases
+       coalesce(declared.last_at > r.issued_at, false) OR coalesce({LIMIT_IS_GONE}, false) AS is_outdated,
+          -- Whether limits or steps of its server were declared after the newest forecast, or its limit removed
+       r.volumes  -- Volumes on which a database grows; null: unknown
+FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
+JOIN capacity_runways r ON r.as_of = newest.as_of
+LEFT JOIN instances i ON i.id = r.instance_id
+LEFT JOIN {LAST_DECLARED} AS declared ON declared.instance_id = r.instance_id
+{DECLARED_LIMIT}{join}"""  # noqa: S608 -- constants
+
+
+_DUE = ", ".join(
+    f"({days}, r.forecast_{days}_mb, r.lower_{days}_mb, r.upper_{days}_mb, r.actual_{days}_mb)"
+    for days in HORIZONS_DAYS
+)
+_MEASURES = error_measures("due.actual_mb", "due.forecast_mb", "due.lower_mb", "due.upper_mb", "r.size_mb")
+
+RUNWAY_VIEWS = (
+    View(
+        "capacity_runway",
+        "When each server, database and volume is full, by the newest runways that were issued.",
+        _runway(labels_of("r.instance_id", "r.name", "r.as_of"), labels_of("r.instance_id", None, "r.as_of")),
+        query_on_nodes=_runway(
+            labels_in("labelled", "r.name", "r.as_of"),
+            labels_in("labelled", None, "r.as_of"),
+            f"\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
+        ),
+    ),
+    *views_in(f"""
+-- How far issued forecasts were off, by the month in which they came due.
+CREATE VIEW capacity_forecast_errors AS
+SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month they came due
+       r.subject,  -- server, database or volume
+       due.days AS horizon_days,  -- How many days ahead was forecast
+       r.in_time AS issued_in_time,
+          -- Whether they were issued on their day or the next one; false: computed in hindsight
+       count(*) AS forecasts,  -- Forecasts that came due and whose size was measured
+       {_MEASURES["error_percent"]} AS error_percent,  -- Mean absolute error in percent of the measured size
+       {_MEASURES["relative_error"]} AS relative_error,
+          -- Sum of absolute errors, relative to that of the last size; null: no size had changed
+       {_MEASURES["covered_percent"]} AS covered_percent,  -- Measured sizes within the band of 80 percent, in percent
+       {_MEASURES["above_percent"]} AS above_percent
+          -- Measured sizes above it, in percent: full sooner than was said
+FROM capacity_runways r
+CROSS JOIN LATERAL (VALUES {_DUE}) AS due (days, forecast_mb, lower_mb, upper_mb, actual_mb)
+WHERE due.actual_mb IS NOT NULL
+GROUP BY 1, 2, 3, 4;
+"""),  # noqa: S608 -- constants
+)
+
+
+_REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
+_REGISTER_WITH_LABELS = f"{_REGISTER}\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = a.instance_id"
+
+_TOTALS = """
+SELECT instance_id,  -- Server, instances.id
+       period_type,  -- Name of the period, such as daily or monthly
+       period_start,  -- First day of the window
+       period_end,  -- Last day of the window, included
+       data_count,  -- Days with samples in the window
+       total_size_mb,  -- Mean daily total of the server, rounded down, MiB
+       total_size_change_mb,  -- Change of the mean against the window before, cut toward zero, MiB; null: unknown
+       total_size_change_percent,  -- The same in percent; null: unknown, or from 0
+       database_count,  -- Mean number of databases, rounded down
+       max_size_mb,  -- Largest daily total, MiB
+       min_size_mb,  -- Smallest daily total, MiB
+       trend_direction,  -- growing, shrinking or stable; null: nothing to compare with
+       database_count_change,  -- Change of the mean number of databases, cut toward zero; null: unknown
+       last_total_size_mb,  -- Daily total on the last measured day of the window, MiB
+       total_size_growth_in_window_mb,  -- That less the total on the first; null: fewer than two measured days
+       total_size_year_change_mb,  -- Change against the same window a year before, cut toward zero, MiB; null: unknown
+       total_size_year_change_percent,  -- The same in percent; null: unknown, or from 0
+       total_size_yearly_rate_percent,
+          -- Change of the mean in percent, compounded to a year; null: unknown, from 0, or the window is not a whole
+          -- number of months
+       false AS is_derived
+          -- Whether the server has no total in the window; its size and change are then those of its databases
+FROM instance_size_aggregations"""
+# Windows with days on which a server has databases but no total, as the level of groups found. Sizes of databases are
+# weighted by their days, so that renaming a database changes no sum. Both parts have the same types; otherwise
+# PostgreSQL pushes no condition down into them.
+_SERVER_SIZES = f"""{_TOTALS}
+WHERE {possible("total_size_mb", "total_size_change_mb")}
+UNION ALL
+SELECT n.instance_id, w.period_type, w.period_start, n.period_end, n.days, CAST(n.size_mb AS bigint),
+       CAST(n.size_mb - n.before_mb AS bigint),
+       CAST(round((n.size_mb - n.before_mb) * 100 / nullif(n.before_mb, 0), 2) AS numeric(30, 2)),
+       CAST(n.databases AS integer), NULL, NULL, CAST(NULL AS varchar(20)), NULL, NULL, NULL, NULL,
+       CAST(NULL AS numeric(30, 2)), NULL, true
+FROM (
+    SELECT g.period_type, g.period_start, {before("g")} AS before_start FROM group_size_aggregations g
+    WHERE g.label_key = '(total)' AND g.label_value = 'derived') AS w
+CROSS JOIN LATERAL (
+    SELECT s.instance_id, max(s.period_end) AS period_end,
+           max(s.days) FILTER (WHERE s.period_start = w.period_start) AS days,
+           max(s.size_mb) FILTER (WHERE s.period_start = w.period_start) AS size_mb,
+           max(s.databases) FILTER (WHERE s.period_start = w.period_start) AS databases,
+           max(s.size_mb) FILTER (WHERE s.period_start = w.before_start AND s.size_mb <= {LARGEST_MB}) AS before_mb
+    FROM (
+        SELECT d.instance_id, d.period_start, max(d.period_end) AS period_end, max(d.data_count) AS days,
+               div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb,
+               div(sum(d.data_count), max(d.data_count)) AS databases
+        FROM database_size_aggregations d
+        WHERE d.period_type = w.period_type AND d.period_start = ANY (ARRAY[w.period_start, w.before_start])
+          AND NOT EXISTS (SELECT FROM instance_size_aggregations t
+                          WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
+                            AND t.period_start = d.period_start)
+        GROUP BY d.instance_id, d.period_start) AS s
+    GROUP BY s.instance_id
+    HAVING max(s.size_mb) FILTER (WHERE s.period_start = w.period_start) <= {LARGEST_MB}) AS n"""  # noqa: S608 -- constants
+
+_WINDOW_AND_SERVER = """
+SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
+       a.period_start AS window_start,  -- First day of the window
+       a.period_end AS window_end,  -- Last day of the window, included
+       coalesce(i.name, 'server ' || a.instance_id) AS server,  -- Name of the server
+       coalesce(i.db_type, 'unknown') AS engine,  -- Engine: mysql, postgresql, sqlserver, oracle, ..."""
+_SAMPLED = """a.data_count AS measured_days,  -- Days of the window with a sample
+       (a.period_end - a.period_start + 1) AS window_days,
+          -- Days of the window; those of a current window that are still to come included
+       round(a.data_count * 100.0 / (a.period_end - a.period_start + 1), 1) AS coverage_percent,
+          -- Measured days in percent of them
+       a.instance_id AS server_id,
+          -- Number of the server; a filter by it is answered from an index, one by name is not
+       (i.counted_by IS NULL) AS counted,
+          -- Whether sums over the fleet count it; false: another server does, whose replica it is or whose storage it
+          -- shares
+       greatest(0, least(a.period_end, current_date) - a.period_start + 1) AS elapsed_days,
+          -- Days of the window up to today, the day of the session's time zone
+       (a.period_end > current_date) AS is_open,  -- Whether days of the window are still to come"""
+
+
+def _further(stem: str, last: str) -> str:
+    """Return columns on the ends of a window and on a year, of the measure that growth follows."""
+    return f"""
+       a.{last} AS last_size_mb,  -- Size on the last measured day of the window, MiB
+       a.{stem}_growth_in_window_mb AS growth_in_window_mb,
+          -- That less the size on the first measured day, MiB; null: fewer than two measured days
+       a.{stem}_year_change_mb AS year_change_mb,
+          -- Change of the mean against the same window a year before, MiB; null: unknown
+       a.{stem}_year_change_percent AS year_change_percent,  -- The same in percent; null: unknown, or from 0
+       a.{stem}_yearly_rate_percent AS yearly_rate_percent,
+          -- change_percent compounded to a year; null: unknown, from 0, or the window is not a whole number of months
+"""
+
+
+def _parts(parts: Sequence[PartSize]) -> str:
+    return "".join(
+        f"a.avg_{part.stem}_mb AS {part.stem}_mb,  -- Mean size of {part.files}, MiB; null: not measured\n       "
+        for part in parts
+    )
+
+
+def _growth(rows: str, labels: str) -> str:
+    """Return the query of the growth of databases; the first two parts of a size are older than other columns."""
+    return f"""{_WINDOW_AND_SERVER}
+       a.database_name AS database,  -- Name of the database
+       a.avg_size_mb AS size_mb,  -- Mean total size, rounded down, MiB
+       a.max_size_mb AS largest_size_mb,  -- Largest total size, MiB
+       a.min_size_mb AS smallest_size_mb,  -- Smallest total size, MiB
+       {_parts(PART_SIZES[:2])}a.size_change_mb AS change_mb,
+          -- Change of the mean against the window before, MiB; null: unknown
+       a.size_change_percent AS change_percent,  -- The same in percent; null: unknown, or from 0
+       a.trend_direction AS trend,  -- growing, shrinking or stable; null: nothing to compare with
+       {_SAMPLED}{_further("size", "last_size_mb")}       {_parts(PART_SIZES[2:])}{labels} AS labels
+          -- Labels on the last day of the window, as JSON: labels ->> 'team'
+FROM {rows}"""
+
+
+def _server_growth(register: str, labels: str) -> str:
+    return f"""{_WINDOW_AND_SERVER}
+       a.total_size_mb AS size_mb,  -- Mean daily total, rounded down, MiB
+       a.max_size_mb AS largest_size_mb,  -- Largest daily total, MiB
+       a.min_size_mb AS smallest_size_mb,  -- Smallest daily total, MiB
+       a.total_size_change_mb AS change_mb,  -- Change of the mean against the window before, MiB; null: unknown
+       a.total_size_change_percent AS change_percent,  -- The same in percent; null: unknown, or from 0
+       a.trend_direction AS trend,  -- growing, shrinking or stable; null: nothing to compare with
+       a.database_count AS databases,  -- Mean number of databases, rounded down
+       a.database_count_change AS databases_change,  -- Change of their mean number, cut to whole; null: unknown
+       {_SAMPLED}{_further("total_size", "last_total_size_mb")}       {labels} AS labels,
+          -- Labels on the last day of the window, as JSON: labels ->> 'team'
+       a.is_derived
+          -- Whether the server has no total in the window; its size and change are then those of its databases
+FROM capacity_server_sizes a {register}"""
+
+
+_LABELS = labels_of("a.instance_id", "a.database_name", "a.period_end")
+_LABELS_ON_NODES = labels_in("labelled", "a.database_name", "a.period_end")
+_NEWEST = " UNION ALL ".join(
+    f"SELECT CAST('{name}' AS text) AS name, max(period_start) AS period_start "  # noqa: S608 -- names of periods, checked where they are registered
+    f"FROM database_size_aggregations WHERE period_type = '{name}'"
+    for name in PERIODS
+)
+# Found period by period, by the first columns of the key, whatever the size of the history.
+_OF_NEWEST_WINDOWS = f"""({_NEWEST}) AS newest
+JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
+# The rows of a window, and those of the window before whose server has none in it.
+_FLEET_AND_COVERAGE = views_in("""
+-- Size of the fleet by engine in each window. Servers that are counted by another one are left out.
+CREATE VIEW capacity_fleet AS
+SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
+       a.period_start AS window_start,  -- First day of the window
+       a.period_end AS window_end,  -- Last day of the window, included
+       coalesce(i.db_type, 'unknown') AS engine,  -- Engine: mysql, postgresql, sqlserver, oracle, ...
+       count(a.total_size_mb) AS servers,  -- Servers with samples in the window
+       sum(a.database_count) AS databases,  -- Mean number of their databases
+       sum(a.total_size_mb) AS size_mb,  -- Sum of their mean sizes, MiB
+       sum(a.total_size_change_mb) AS change_mb,
+          -- Sum of their changes, of those that are known, MiB; null: none is known
+       count(a.total_size_mb) - count(a.total_size_change_mb) AS servers_without_change,
+          -- Servers that were not measured in the window before, whose size does not count as growth
+       count(a.missing_size_mb) AS servers_missing,
+          -- Servers measured in the window before and not in this one, whose absence does not count as shrinkage
+       sum(a.missing_size_mb) AS missing_size_mb,  -- Their size in the window before, MiB; null: none
+       CASE WHEN count(a.last_total_size_mb) = count(a.total_size_mb) THEN sum(a.last_total_size_mb) END AS last_size_mb
+          -- Sum of the sizes of its servers, each on its last measured day of the window, MiB; null: not of all
+FROM (
+    SELECT period_type, period_start, period_end, instance_id, total_size_mb, total_size_change_mb, database_count,
+           CAST(NULL AS bigint) AS missing_size_mb, last_total_size_mb
+    FROM capacity_server_sizes
+    UNION ALL
+    SELECT w.period_type, w.period_start, w.period_end, b.instance_id, NULL, NULL, NULL, b.total_size_mb, NULL
+    FROM (SELECT DISTINCT period_type, period_start, period_end FROM capacity_server_sizes) AS w
+    JOIN capacity_server_sizes b ON b.period_type = w.period_type AND b.period_end = w.period_start - 1
+    WHERE NOT EXISTS (SELECT FROM capacity_server_sizes n
+                      WHERE n.period_type = w.period_type AND n.period_start = w.period_start
+                        AND n.instance_id = b.instance_id)) AS a
+LEFT JOIN instances i ON i.id = a.instance_id
+WHERE i.counted_by IS NULL
+GROUP BY 1, 2, 3, 4;
+
+-- Servers and databases measured on each day. A day without a row was not measured at all.
+CREATE VIEW capacity_coverage AS
+SELECT s.collected_date AS day,  -- Day of the samples
+       count(DISTINCT s.instance_id) AS servers,  -- Servers measured on it
+       sum(s.database_count) AS databases,  -- Databases on them
+       sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL) AS size_mb
+          -- Sum of the sizes measured of servers that are not counted by another one, MiB
+FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
+WHERE NOT s.is_deleted
+GROUP BY 1;
+""")
+
+# By these, readers reach what figures are made of without a right on any table.
+READER_VIEWS = views_in(f"""
+-- The registered servers.
+CREATE VIEW capacity_servers AS
+SELECT i.id AS server_id,  -- Number of the server
+       i.name AS server,  -- Name of the server
+       i.db_type AS engine,  -- Engine: mysql, postgresql, sqlserver, oracle, ...
+       (i.is_active AND i.deleted_at IS NULL) AS is_active,  -- Whether it is in service
+       c.name AS counted_by,  -- Server that counts in its place; null: it counts itself
+       {labels_of("i.id", None, "current_date")} AS labels  -- Its labels of today, as JSON
+FROM instances i LEFT JOIN instances c ON c.id = i.counted_by;
+
+-- The samples of databases.
+CREATE VIEW capacity_samples AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.database_name AS database,  -- Name of the database
+       s.size_mb,  -- Total size, MiB
+       s.collected_at,  -- When it was taken
+       s.created_at,  -- When it was first written
+       s.updated_at  -- When it was last changed
+FROM database_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
+
+-- The samples of whole servers.
+CREATE VIEW capacity_server_samples AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.total_size_mb AS size_mb,  -- Total size of its databases, MiB
+       s.database_count AS databases,  -- Number of its databases
+       s.collected_at,  -- When it was taken
+       s.created_at,  -- When it was first written
+       s.updated_at  -- When it was last changed
+FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
+WHERE NOT s.is_deleted;
+
+-- The samples of volumes.
+CREATE VIEW capacity_volumes AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.volume_name AS volume,  -- File system, disk group or pool
+       s.total_mb,  -- How much it holds, MiB
+       s.free_mb,  -- How much of that is free, MiB
+       coalesce(s.used_mb, s.total_mb - s.free_mb) AS used_mb,  -- Used space, MiB
+       s.source,  -- Where the figures come from: measured or imported
+       s.collected_at  -- When it was taken
+FROM volume_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
+
+-- What became of each server on each day of the last months.
+CREATE VIEW capacity_attempts AS
+SELECT s.collected_date AS day,  -- Day that was measured
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.status,  -- collected or failed
+       s.failure,  -- Kind of the failure; null: none
+       s.reason,  -- Why it failed, and what to do; null: it did not
+       s.attempted_at  -- When the last attempt ended
+FROM capacity_collection_attempts s LEFT JOIN instances i ON i.id = s.instance_id;
+
+-- Changes of size that people declared, which no forecast takes for a trend.
+CREATE VIEW capacity_declared_steps AS
+SELECT s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       nullif(s.database_name, '') AS database,  -- Database; null: all databases of the server
+       s.step_date AS day,  -- First day with the new size
+       s.note  -- What happened
+FROM capacity_steps s LEFT JOIN instances i ON i.id = s.instance_id;
+""")  # noqa: S608 -- constants
+
+VIEWS = (
+    View(
+        SERVER_SIZES,
+        "Size of each server in each window: its total or, without a total, the sum of its databases.",
+        _SERVER_SIZES,
+        query_on_nodes=_TOTALS,
+    ),
+    *GROUP_VIEWS,
+    View(
+        "capacity_growth",
+        "Size, change and trend of each database in each window.",
+        _growth(f"database_size_aggregations a {_REGISTER}", _LABELS),
+        query_on_nodes=_growth(f"database_size_aggregations a {_REGISTER_WITH_LABELS}", _LABELS_ON_NODES),
+    ),
+    View(
+        "capacity_latest",
+        "Size, change and trend of each database in the newest stored window of each period.",
+        _growth(f"{_OF_NEWEST_WINDOWS}\n{_REGISTER}", _LABELS),
+        query_on_nodes=_growth(f"{_OF_NEWEST_WINDOWS}\n{_REGISTER_WITH_LABELS}", _LABELS_ON_NODES),
+    ),
+    View(
+        "capacity_server_growth",
+        "Size, change, trend and number of databases of each server in each window.",
+        _server_growth(_REGISTER, labels_of("a.instance_id", None, "a.period_end")),
+        query_on_nodes=_server_growth(_REGISTER_WITH_LABELS, labels_in("labelled", None, "a.period_end")),
+    ),
+    *_FLEET_AND_COVERAGE,
+    *RUNWAY_VIEWS,
+    *READER_VIEWS,
+    STALE_WINDOWS_VIEW,
+)
+
+
+_NAMES = [view.name for view in VIEWS]
+
+Reader = Row[Any]
+"""What reads a column or a view, see `in_the_way`."""
+
+
+def names_taken(connection: Connection) -> list[str]:
+    """Return what to do about objects that have the name of one of our views."""
+    return [
+        f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
+        "`capacity init` again."
+        for name in connection.execute(text(_NOT_OURS), {"views": _NAMES}).scalars()
+    ]
+
+
+def outdated_views(connection: Connection) -> list[View]:
+    """Return the views that are missing or of another definition."""
+    comment = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
+    views = [view.on_nodes for view in VIEWS] if tables_are_distributed(connection) else VIEWS
+    return [view for view in views if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
+
+
+def create_views(connection: Connection, views: Iterable[View]) -> None:
+    """Create views, or renew them in place, so that grants and what is built on them stay."""
+    for view in views:
+        comments = [(f"{view.name}.{quoted(column.name)}", column.comment) for column in view.columns]
+        execute(connection, [f"CREATE OR REPLACE VIEW {view.name} AS {view.query}"])
+        execute(connection, [f"COMMENT ON VIEW {view.name} IS {literal(view.marked_comment)}"])
+        execute(connection, (f"COMMENT ON COLUMN {name} IS {literal(comment)}" for name, comment in comments))
+
+
+def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> Sequence[Reader]:
+    """Find what reads one of the columns, given as (table, column), or one of our views, directly or through a view.
+
+    Views come in an order in which they can be dropped. What is not `movable` cannot be put back.
+    """
+    parameters = {
+        "tables": [table for table, _ in columns],
+        "columns": [column for _, column in columns],
+        "again": _NAMES if ours else [],
+        "ours": _NAMES,
+    }
+    return connection.execute(text(_READERS), parameters).all()
+
+
+def take_away(connection: Connection, readers: Iterable[Reader]) -> list[str]:
+    """Drop views; return the statements that put them back, ours as soon as they were created again."""
+    back: list[str] = []
+    for view in readers:
+        back = [*connection.execute(text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
+        execute(connection, [f"DROP VIEW {view.name}"])
+    return back
+
+
+_AS_IT_WAS = """
+SELECT format('CREATE VIEW %s AS %s', c.oid::regclass, pg_get_viewdef(c.oid)) AS statement
+FROM pg_class c WHERE c.oid = to_regclass(:view) AND NOT :is_ours
+UNION ALL
+SELECT CASE objsubid WHEN 0 THEN format('COMMENT ON VIEW %s IS %L', c.oid::regclass, d.description)
+       ELSE format('COMMENT ON COLUMN %s.%I IS %L', c.oid::regclass, a.attname, d.description) END
+FROM pg_class c JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid
+WHERE c.oid = to_regclass(:view) AND NOT :is_ours
+UNION ALL
+SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', c.oid::regclass, a.attname,
+              pg_get_expr(e.adbin, e.adrelid))
+FROM pg_class c JOIN pg_attrdef e ON e.adrelid = c.oid
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = e.adnum
+WHERE c.oid = to_regclass(:view)
+UNION ALL
+SELECT pg_get_ruledef(oid) FROM pg_rewrite WHERE ev_class = to_regclass(:view) AND rulename <> '_RETURN'
+UNION ALL
+SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = to_regclass(:view) AND NOT tgisinternal
+UNION ALL
+SELECT format('ALTER VIEW %s OWNER TO %I', c.oid::regclass, r.rolname)
+FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
+UNION ALL
+-- The owner may have taken rights from himself.
+SELECT format('REVOKE ALL ON %s FROM %I', c.oid::regclass, r.rolname)
+FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:view) AND c.relacl IS NOT NULL
+UNION ALL
+SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass, coalesce(quote_ident(r.rolname), 'PUBLIC'),
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE c.oid = to_regclass(:view)
+UNION ALL
+SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, c.oid::regclass,
+              coalesce(quote_ident(r.rolname), 'PUBLIC'),
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid CROSS JOIN LATERAL aclexplode(t.attacl) a
+LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
+UNION ALL
+SELECT format('ALTER VIEW %s SET (%s)', c.oid::regclass, array_to_string(c.reloptions, ', '))
+FROM pg_class c WHERE c.oid = to_regclass(:view) AND c.reloptions IS NOT NULL
+"""
+
+_NOT_OURS = """
+SELECT c.relname FROM pg_class c
+WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS name)
+  AND (c.relkind <> 'v' OR coalesce(obj_description(c.oid, 'pg_class'), '') NOT LIKE '%(definition %)')
+ORDER BY 1
+"""
+
+# A rule on a table and a materialised view's contents are more than a definition.
+_READERS = """
+WITH RECURSIVE wanted AS (
+    SELECT a.attrelid, a.attnum
+    FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[])) AS w (name, column_name)
+    JOIN pg_attribute a ON a.attrelid = to_regclass(w.name) AND a.attname = w.column_name
+), readers AS (
+    SELECT r.ev_class AS oid, 1 AS depth
+    FROM wanted JOIN pg_depend d
+        ON d.refclassid = 'pg_class'::regclass AND d.refobjid = wanted.attrelid AND d.refobjsubid = wanted.attnum
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+    UNION
+    SELECT to_regclass(name), 0 FROM unnest(CAST(:again AS text[])) AS name WHERE to_regclass(name) IS NOT NULL
+    UNION
+    SELECT r.ev_class, readers.depth + 1
+    FROM readers JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = readers.oid
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> readers.oid
+)
+SELECT c.oid::regclass::text AS name, c.relkind = 'v' AS movable,
+       c.relname = ANY (:ours) AND c.relkind = 'v' AS is_ours,
+       pg_describe_object('pg_class'::regclass, c.oid, 0) AS described, max(readers.depth) AS depth
+FROM readers JOIN pg_class c ON c.oid = readers.oid
+GROUP BY c.oid, c.relkind
+UNION ALL
+-- A function, say, that takes a row of a view.
+SELECT NULL, false, false, pg_describe_object(d.classid, d.objid, d.objsubid), 0
+FROM (SELECT DISTINCT oid FROM readers) r JOIN pg_class c ON c.oid = r.oid AND c.relkind = 'v'
+JOIN pg_type t ON t.oid = c.reltype
+JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray) AND d.deptype = 'n'
+ORDER BY depth DESC, name DESC
+"""
+
+
+READER_ROLE = "capacity_reader"
+READ_ON_NODES = tuple(
+    table.name for table in PARTITIONED if table not in {database_limit_stats, group_size_aggregations}
+)
+"""What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
+READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines", "capacity_prices")
+
+
+def ensure_reader_role(connection: Connection) -> None:
+    """Create the role, without a login, and grant it what it reads; for a server that is ours alone."""
+    connection.exec_driver_sql(
+        f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(READABLE)} TO {READER_ROLE}")

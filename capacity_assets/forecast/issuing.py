@@ -1,0 +1,308 @@
+"""`RunwayService` issues the runways of a day: computes them, stores them for good, and scores those that came due.
+
+What was issued in time is what people were told, so nothing replaces it later: corrected samples and a better method
+change what is issued from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+import numpy as np
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import LARGEST_MB, first_of
+from capacity_assets.database.engine import copy_rows
+from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
+from capacity_assets.database.tables import capacity_runways, try_lock, wait_for_lock
+from capacity_assets.database.views import LAST_DECLARED
+from capacity_assets.forecast import history
+from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
+from capacity_assets.forecast.model import Forecasts
+from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
+from capacity_assets.forecast.runway import of_batch
+
+logger = logging.getLogger("capacity_assets")
+
+MOST_AT_ONCE = 5_000
+"""The most runways that a command reissues after a declaration, so that it takes seconds."""
+
+RISKS_HANDED_ON = 1_000
+"""Risks that an issue hands on; who shows them shows fewer."""
+
+IN_TIME_DAYS = 1
+"""A runway of a day that is longer ago was not issued in time; one that was is not replaced."""
+
+NAMED = 10
+IMPOSSIBLE = (
+    "No forecast where a size or limit is above 8 EiB, which is impossible. Correct the samples or limits of: %s"
+)
+_ISSUED_AT = "issued_at"
+_SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
+_IN_TIME = "in_time"
+COLUMNS = tuple(
+    column.name for column in capacity_runways.columns if column.name not in {_ISSUED_AT, _IN_TIME, *_SCORED}
+)
+KEYS = tuple(column.name for column in capacity_runways.primary_key)
+
+
+@dataclass(frozen=True)
+class IssuedRunways:
+    """What is stored of a day once it was issued, by this run or in time by an earlier one."""
+
+    as_of: date
+    issue: IssuedDay | None
+    """None: there was nothing to look at."""
+    written: int = 0
+    states: Mapping[str, int] = field(default_factory=dict)
+    """How many servers, databases and volumes there are in each state."""
+    left_out: Sequence[str] = ()
+    """Servers with an impossible size or limit: the subjects concerned have no runway."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the counts as plain values, flat, as the metadata of a partition has them."""
+        scores = self.issue.scores if self.issue else ()
+        headroom = self.issue.headroom_mb if self.issue else None
+        return {
+            "as_of": self.as_of.isoformat(),
+            "subjects": sum(self.states.values()),
+            "forecasts": self.states.get(FORECAST, 0),
+            "full": self.states.get(FULL, 0),
+            "unknown_limits": self.issue.unknown_limits if self.issue else 0,
+            "too_little_history": self.states.get(TOO_LITTLE_HISTORY, 0),
+            **({} if headroom is None else {"headroom_mb": headroom}),
+            "written_records": self.written,
+            **{key: value for one in scores for key, value in one.to_dict().items()},
+        }
+
+
+def is_in_time(as_of: date, today: date) -> bool:
+    """Whether runways of a day that are issued today are what people are told, not hindsight."""
+    return as_of >= today - timedelta(days=IN_TIME_DAYS)
+
+
+def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
+    """Compute the runways of a day from the samples up to it, and store them; all of them or none.
+
+    Of a day that is over, those that were issued in time stay, unless `overwrite` replaces them.
+
+    Raises:
+        DatabaseError: the database failed; nothing was changed.
+    """
+    in_time = is_in_time(as_of, today)
+    with (
+        database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
+        engine.begin() as connection,
+    ):
+        wait_for_lock(connection, "runways")
+        asked = history.HistoryScope(as_of, every=True)
+        written, left_out = _store(connection, asked, in_time=in_time, replace=overwrite or in_time)
+        score(connection, as_of, today)
+        states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
+        # What is told is what is stored: another run may have issued it.
+        issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON)
+        return IssuedRunways(as_of, issued, written, states, left_out)
+
+
+def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> bool | None:
+    """Reissue the newest runways of some servers after a declaration for them; those of other servers are kept.
+
+    Returns whether they were reissued; None if none were issued yet. They are not reissued if the newest runways are
+    too old, which would change published forecasts, if the local clock and PostgreSQL's differ, if the servers have
+    more than MOST_AT_ONCE of them, while another run issues runways, or by a role without the rights.
+
+    Raises:
+        DatabaseError: the database failed; no runway was changed.
+    """
+    kept = "The declaration is stored. The next run of the asset runway uses it."
+    with database_errors(doing="issuing runways", kept=kept), engine.begin() as connection:
+        if not connection.execute(text(_MAY_ISSUE)).scalar_one():
+            return False
+        today = clock.today()
+        as_of: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
+        if as_of is None:
+            return None
+        if not is_in_time(as_of, today) or judged_day(connection, clock).apart:
+            return False
+        of_servers = {"as_of": as_of, "instance_ids": _ids_of(connection, servers)}
+        if connection.execute(text(_COUNT), of_servers).scalar_one() > MOST_AT_ONCE:
+            return False
+        if not try_lock(connection, "runways"):
+            return False
+        _store(connection, history.HistoryScope(as_of, servers, every=True), in_time=True, replace=True)
+        return True
+
+
+def _store(
+    connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool
+) -> tuple[int, list[str]]:
+    """Compute runways and store them; with `replace` they may replace those of the day.
+
+    Returns the number of changed rows, and the servers left out because of an impossible size or limit.
+    """
+    connection.execute(text(_STAGE))
+    left_out = _stage(connection, asked)
+    if left_out:
+        logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
+    # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
+    at = {"as_of": asked.as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
+    connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
+    written: int = connection.execute(text(_WRITTEN), at).scalar_one()
+    if replace:
+        ids = None if asked.servers is None else _ids_of(connection, asked.servers)
+        of_servers = {"as_of": asked.as_of, "instance_ids": ids}
+        written += connection.execute(text(_REMOVE), of_servers).rowcount
+        # An unchanged row was also computed with the declaration.
+        declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
+        connection.execute(text(_KNOWS_THEM), {**at, "declared": list(declared)})
+    return written, left_out
+
+
+def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
+    query = "SELECT id FROM instances WHERE name = ANY (:names)"
+    return list(connection.execute(text(query), {"names": list(servers)}).scalars())
+
+
+def _stage(connection: Connection, asked: history.HistoryScope) -> list[str]:
+    """Stage the runways of every subject; return the servers with impossible values."""
+    left_out: set[str] = set()
+    with history.reading(connection, asked) as reader:
+        for kind in history.KINDS:
+            for batch in reader.series(kind):
+                made = of_batch(batch)
+                rows = _rows(asked.as_of, batch, made.rows, made.made, left_out)
+                copy_rows(connection, f"COPY issued_runway ({', '.join(COLUMNS)}) FROM STDIN", rows)
+    return sorted(left_out)
+
+
+def _rows(
+    as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
+) -> Iterator[tuple[object, ...]]:
+    """Turn outlooks into rows of the table, in the order of COLUMNS; ends of bands are rounded outwards.
+
+    Other programs may have stored an impossible size or limit: its server is added to `left_out`.
+    """
+    every_middle = made.middle
+    largest = np.nanmax(batch.sizes, axis=1)
+    for place, (subject, row) in enumerate(zip(batch.subjects, rows, strict=True)):
+        if max(largest[place], row.limit_mb or 0) > LARGEST_MB:
+            left_out.add(row.server)
+            continue
+        has_band = made.upper[place, 0] == made.upper[place, 0]
+        forecasts: list[object] = []
+        for number, days in enumerate(HORIZONS_DAYS):
+            ends = (every_middle[place, number], made.lower[place, number], made.upper[place, number])
+            middle, lower, upper = ends
+            sizes = (round(float(middle)), int(lower), -int(-upper // 1)) if has_band else (None, None, None)
+            forecasts += [*sizes, row.probabilities.get(days)]
+        yield (
+            as_of,
+            subject.instance_id,
+            subject.subject,
+            subject.name or "",
+            row.state,
+            row.last_day,
+            row.size_mb,
+            row.limit_mb,
+            row.binds,
+            row.source,
+            row.change_mb_per_day,
+            row.recent_mb_per_day,
+            row.history_days,
+            row.early_day,
+            row.middle_day,
+            row.late_day,
+            *forecasts,
+            subject.volumes,
+        )
+
+
+_STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
+_WRITTEN = f"SELECT count(*) FROM capacity_runways WHERE as_of = :as_of AND {_ISSUED_AT} = :issued_at"  # noqa: S608 -- our column
+_VALUES = tuple(name for name in COLUMNS if name not in KEYS)
+_INSERT = f"""
+INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}, {_IN_TIME}, {_ISSUED_AT})
+SELECT {", ".join(COLUMNS)}, :in_time, CAST(:issued_at AS timestamptz) FROM issued_runway
+ON CONFLICT ({", ".join(KEYS)}) DO """  # noqa: S608 -- names from our own table definition
+_CHANGED = " OR ".join(f"t.{name} IS DISTINCT FROM excluded.{name}" for name in _VALUES)
+_STORE = {
+    False: f"{_INSERT} NOTHING",
+    # What was measured stays beside a forecast only if it is still that of the same day.
+    True: f"{_INSERT} UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}, "
+    f"{', '.join(f'{name} = CASE WHEN t.last_day = excluded.last_day THEN t.{name} END' for name in sorted(_SCORED))}, "
+    f"{_ISSUED_AT} = excluded.{_ISSUED_AT}, {_IN_TIME} = excluded.{_IN_TIME} WHERE {_CHANGED}",
+}
+# Subjects that a repetition on the same day does not find any more. Looked up apart: a table that may be distributed is
+# not compared with a temporary one row by row.
+_REMOVE = f"""
+DELETE FROM capacity_runways t USING (
+    SELECT {", ".join(KEYS)} FROM capacity_runways WHERE as_of = :as_of
+      AND (CAST(:instance_ids AS integer[]) IS NULL OR instance_id = ANY (CAST(:instance_ids AS integer[])))
+    EXCEPT SELECT {", ".join(KEYS)} FROM issued_runway
+) AS gone
+WHERE t.as_of = :as_of AND {" AND ".join(f"gone.{name} = t.{name}" for name in KEYS)}
+"""  # noqa: S608 -- as above
+_MAY_ISSUE = """
+SELECT bool_and(has_table_privilege('capacity_runways', needed))
+FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
+"""
+_NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of <= :today"
+_COUNT = """
+SELECT count(*) FROM capacity_runways
+WHERE as_of = :as_of AND instance_id = ANY (CAST(:instance_ids AS integer[]))
+"""
+_DECLARED_SINCE = f"""
+SELECT d.instance_id FROM {LAST_DECLARED} AS d
+WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
+  AND d.last_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
+"""  # noqa: S608 -- a constant
+_KNOWS_THEM = f"""
+UPDATE capacity_runways SET {_ISSUED_AT} = CAST(:issued_at AS timestamptz)
+WHERE as_of = :as_of AND instance_id = ANY (CAST(:declared AS integer[]))
+"""  # noqa: S608 -- as above
+_STAGE = f"""
+CREATE TEMPORARY TABLE issued_runway ON COMMIT DROP AS
+SELECT {", ".join(COLUMNS)} FROM capacity_runways WITH NO DATA
+"""  # noqa: S608 -- as above
+
+
+@dataclass(frozen=True)
+class RunwayService:
+    """Issues runways on one capacity database."""
+
+    engine: Engine
+    clock: Clock
+
+    def issue(self, as_of: date, *, overwrite: bool = False) -> IssuedRunways:
+        """Issue the runways of a day.
+
+        Raises:
+            ValidationError: the day is in the future, or is the current day by a clock that differs from PostgreSQL's;
+            nothing was changed.
+            DatabaseError: the database failed; nothing was changed.
+        """
+        today = self.clock.today()
+        if as_of > today:
+            raise ValidationError(f"{as_of} lies ahead: there is nothing to forecast from. Nothing was changed.")
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was changed.")
+        doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
+        with doing, self.engine.connect() as connection:
+            apart = judged_day(connection, self.clock).apart
+        # Forecasts in hindsight are marked as such. Without recent samples there is nothing to issue.
+        if apart and is_in_time(as_of, today):
+            raise ValidationError(f"{apart} No forecast is issued while the date is in doubt. Nothing was changed.")
+        return issue(self.engine, as_of, today, overwrite=overwrite)
+
+    def newest(self) -> IssuedDay | None:
+        """Return the newest issue of the last month; None: there is none. Raises DatabaseError."""
+        return recent_issue(self.engine, self.clock.today(), shown=RISKS_HANDED_ON)
+
+    def is_in_time(self, as_of: date) -> bool:
+        """Whether runways of that day, issued now, are issued in time."""
+        return is_in_time(as_of, self.clock.today())

@@ -1,0 +1,436 @@
+"""Declared limits and steps of servers and databases: how much one can hold, and what changed a size once.
+
+When a limit is reached is in `outlook`; forecasts leave steps out (`model`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field
+from sqlalchemy import Connection, Engine, Row, RowMapping, Table, delete, select, text
+
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.files import things_of_file
+from capacity_assets.base.units import LARGEST_MB, first_of, meant, printable
+from capacity_assets.database.cluster import copied_for_reading, tables_are_distributed
+from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_steps
+
+WHOLE_SERVER = ""
+"""Stands for a server as a whole where a database is named; no database has this name."""
+
+NAMED = 10
+
+Key = TypeVar("Key")
+
+
+class UnknownSubjectError(NotFoundError):
+    """A server is not registered (its database None), or a database was never measured: `subjects` are all of them."""
+
+    def __init__(self, message: str, subjects: Collection[tuple[str, str | None]]) -> None:
+        """Keep the subjects with the text, for whoever knows where they were written."""
+        super().__init__(message)
+        self.subjects = subjects
+
+
+@contextmanager
+def naming_places(things: Sequence[Any]) -> Iterator[None]:
+    """Begin the refusal of things that were read from a file with the places of unknown servers and databases."""
+    try:
+        yield
+    except UnknownSubjectError as error:
+        places = [
+            place
+            for thing, place in zip(things, getattr(things, "places", ()), strict=False)
+            if {(thing.server, None), (thing.server, getattr(thing, "database", None))} & {*error.subjects}
+        ]
+        raise NotFoundError(f"{first_of(places, NAMED)}: {error}" if places else str(error)) from None
+
+
+@contextmanager
+def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[Connection]:
+    """Yield a connection whose work is committed at the end as a whole, in a dry run not at all.
+
+    Raises DatabaseError: the database failed; nothing was changed.
+    """
+    with database_errors(doing=doing, kept="Nothing was changed."), engine.connect() as connection:
+        yield connection
+        if not dry_run:
+            connection.commit()
+
+
+def rows_of(engine: Engine, what: str, statement: str, **asked: object) -> Sequence[Any]:
+    """Return what a statement reads; raises DatabaseError, where `what` completes "while reading …"."""
+    with database_errors(doing=f"reading {what}", kept="Nothing was changed."), engine.connect() as connection:
+        return connection.execute(text(statement), asked).all()
+
+
+def replace_rows(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]
+) -> list[tuple[int, RowMapping]]:
+    """Store rows, each in the place of one with its key; return earlier ones that were different, by number of row."""
+    keys = [column.name for column in table.primary_key]
+    stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
+    earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
+    names = list(rows[0]) if rows else []
+    values = [name for name in names if name not in keys]
+    if rows:
+        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+        # In one statement: triggers look at what each one changed.
+        statement = f"""
+INSERT INTO {table.name} ({", ".join(names)}) SELECT {", ".join(names)} FROM {_given(table)} AS g
+ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {changes}, declared_at = now()"""  # noqa: S608 -- names of our own
+        connection.execute(text(statement), {"rows": json.dumps(rows, default=str)})
+    return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
+
+
+def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Delete all that was declared, on whatever day, of the subjects of those rows that always hold."""
+    subject = [column.name for column in table.primary_key if column.name != "valid_from"]
+    same = " AND ".join(f"t.{name} = g.{name}" for name in subject)
+    always = [row for row in rows if row["valid_from"] == ALWAYS]
+    statement = f"DELETE FROM {table.name} t USING {_given(table)} AS g WHERE {same}"  # noqa: S608 -- names of our own
+    if always:
+        connection.execute(text(statement), {"rows": json.dumps(always, default=str)})
+
+
+def _given(table: Table) -> str:
+    return f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
+
+
+def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
+    """Delete the row of a key; return it, or None where there is none."""
+    chosen = delete(table).where(*(table.c[name] == value for name, value in key.items()))
+    return connection.execute(chosen.returning(table)).first()
+
+
+def named(server: str, database: str | None) -> str:
+    """Return a server, or a database of it, as people read it."""
+    return printable(server if database is None else f"{database} on {server}")
+
+
+def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem: str) -> None:
+    """Refuse what is listed twice: raises ValidationError whose text begins with `problem`."""
+    repeated = [name_of(key) for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
+
+
+def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
+    """Return the key of a server, or of a database of it, measured or not; raises as `keys_of`."""
+    return _keys(connection, [(server, database)])[0]
+
+
+def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
+    """Return the numbers of servers by name; raises NotFoundError where one is not registered."""
+    rows = connection.execute(text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": list(names)})
+    ids: dict[str, int] = {row.name: row.id for row in rows}
+    missing = sorted(set(names) - set(ids))
+    if missing:
+        every = connection.execute(text("SELECT name FROM instances")).scalars()
+        message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)}"
+        raise UnknownSubjectError(f"{message} Nothing was changed.", [(name, None) for name in missing])
+    return ids
+
+
+def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
+    """Return `instance_id` and `database_name` of servers (database None) and databases, in their order.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured.
+        ValidationError: a name is empty, which stands for the whole server in the tables.
+    """
+    keys = _keys(connection, subjects)
+    if not keys:
+        return []
+    never = _NEVER_MEASURED_ON_NODES if tables_are_distributed(connection) else _NEVER_MEASURED
+    unknown = [subjects[number - 1] for number in connection.execute(text(never), columns_of(keys)).scalars()]
+    if unknown:
+        names = first_of((f"{database!r} on {server}" for server, database in unknown), NAMED)
+        [(server, database), *_] = unknown
+        every = connection.execute(text(_NAMES), {"server": server}).scalars()
+        message = f"No database {names} was ever measured.{meant(str(database), every)} Nothing was changed."
+        raise UnknownSubjectError(message, unknown)
+    return keys
+
+
+def _keys(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
+    if any(database == WHOLE_SERVER for _, database in subjects):
+        raise ValidationError("The name of a database is empty. Nothing was changed.")
+    ids = ids_of(connection, {server for server, _ in subjects})
+    return [{"instance_id": ids[server], "database_name": database or WHOLE_SERVER} for server, database in subjects]
+
+
+def columns_of(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    """Return the values of rows by column, as `instance_ids` of `instance_id`."""
+    return {f"{name}s": [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+_NAMES = """
+SELECT DISTINCT s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+WHERE i.name = :server
+"""
+_NEVER_MEASURED = """
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])) WITH ORDINALITY
+    AS g (instance_id, database_name, number)
+WHERE g.database_name <> '' AND NOT EXISTS (
+    SELECT FROM database_size_stats s WHERE s.instance_id = g.instance_id AND s.database_name = g.database_name
+    UNION ALL
+    SELECT FROM database_size_aggregations a
+    WHERE a.instance_id = g.instance_id AND a.database_name = g.database_name
+)
+ORDER BY g.number
+"""
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
+_NEVER_MEASURED_ON_NODES = """
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])) WITH ORDINALITY
+    AS g (instance_id, database_name, number)
+WHERE g.database_name <> '' AND (g.instance_id, g.database_name) NOT IN (
+    SELECT DISTINCT s.instance_id, s.database_name FROM database_size_stats s
+    WHERE s.instance_id = ANY (CAST(:instance_ids AS integer[]))
+) AND (g.instance_id, g.database_name) NOT IN (
+    SELECT DISTINCT a.instance_id, a.database_name FROM database_size_aggregations a
+    WHERE a.instance_id = ANY (CAST(:instance_ids AS integer[]))
+)
+ORDER BY g.number
+"""
+
+
+MB_PER_GB = 1024
+UNLIMITED = "unlimited"
+DECLARED = "declared"
+
+
+def megabytes_of(limit_gb: object) -> int | None:
+    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
+    written = str(limit_gb)
+    if written.strip().lower() == UNLIMITED:
+        return None
+    try:
+        megabytes = int(Decimal(written.strip()) * MB_PER_GB)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ValidationError(f"{written!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
+    if not 0 < megabytes <= LARGEST_MB:
+        raise ValidationError(
+            f"{written!r} is not a limit; it must be above zero, and at most {LARGEST_MB // MB_PER_GB:,}."
+        )
+    return megabytes
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much one database, or with None the whole server, can hold; `limit_mb` None: unlimited."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    database: DatabaseName
+    limit_mb: Annotated[int | None, BeforeValidator(megabytes_of), Field(validation_alias="limit_gb")]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredLimit:
+    """A limit, where it comes from and since when it holds."""
+
+    limit: Limit
+    source: str
+    declared_at: datetime
+
+
+def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -> list[Limit]:
+    """Store limits, each in the place of an earlier one of the same server and database. All of them or none.
+
+    A dry run checks them and stores none. Returns the earlier limits that are replaced by other ones.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured there.
+        ValidationError: two limits are of the same server and database.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    subjects = [(limit.server, limit.database) for limit in limits]
+    refuse_repeated(subjects, lambda key: named(*key), "More than one limit of")
+    with naming_places(limits), declaring(engine, "storing limits", dry_run=dry_run) as connection:
+        rows = [
+            {**key, "limit_mb": limit.limit_mb, "source": DECLARED, "note": limit.note}
+            for key, limit in zip(keys_of(connection, subjects), limits, strict=True)
+        ]
+        replaced = replace_rows(connection, capacity_limits, rows)
+    return [replace(limits[number], limit_mb=row["limit_mb"], note=row["note"]) for number, row in replaced]
+
+
+def forget(engine: Engine, server: str, database: str | None, *, dry_run: bool = False) -> None:
+    """Delete the limit of a server, or of one of its databases.
+
+    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
+    """
+    with declaring(engine, "removing a limit", dry_run=dry_run) as connection:
+        if remove_row(connection, capacity_limits, key_of(connection, server, database)) is None:
+            raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
+
+
+def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
+    """Return those limits below what was measured last, each with that size in MiB; raises as `declare`."""
+    with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
+        keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
+        parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
+        of_servers = "instance_id = ANY (CAST(:instance_ids AS integer[]))"
+        wanted = dict.fromkeys(("database_size_stats", "instance_size_stats"), of_servers)
+        with copied_for_reading(connection, wanted, parameters):
+            return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
+
+
+def stored_limits(engine: Engine) -> list[StoredLimit]:
+    """Return every limit, by server and database, the server's own first; raises DatabaseError."""
+    return [
+        StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), row.source, row.declared_at)
+        for row in rows_of(engine, "limits", _LIST)
+    ]
+
+
+def limits_of_file(path: Path) -> list[Limit]:
+    """Read limits from a CSV file with the columns server, database (empty: the whole server), limit_gb and note.
+
+    Raises ValidationError, with all problems of all lines.
+    """
+    return things_of_file(path, Limit)
+
+
+_BELOW = """
+SELECT g.number, newest.size_mb
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[]), CAST(:limits_mb AS bigint[]))
+    WITH ORDINALITY AS g (instance_id, database_name, limit_mb, number)
+CROSS JOIN LATERAL (
+    SELECT * FROM (
+        (SELECT s.size_mb FROM database_size_stats s
+         WHERE g.database_name <> '' AND s.instance_id = g.instance_id AND s.database_name = g.database_name
+         ORDER BY s.collected_date DESC LIMIT 1)
+        UNION ALL
+        (SELECT t.total_size_mb FROM instance_size_stats t
+         WHERE g.database_name = '' AND t.instance_id = g.instance_id AND NOT t.is_deleted
+         ORDER BY t.collected_date DESC LIMIT 1)
+    ) AS one
+) AS newest
+WHERE newest.size_mb > g.limit_mb ORDER BY g.number
+"""
+_LIST = """
+SELECT i.name, l.database_name, l.limit_mb, l.source, l.note, l.declared_at
+FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name
+"""
+
+
+@dataclass(frozen=True)
+class SizeStep:
+    """A step of one database, or with None of every database of the server; `day` is the first with the new size."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    database: DatabaseName
+    day: Day
+    note: str
+
+
+def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = False) -> list[SizeStep]:
+    """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
+
+    A dry run checks them and stores none. Returns the earlier steps that get another note.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured there.
+        ValidationError: two steps are of the same subject and day.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    keys = ((step.server, step.database, step.day) for step in steps)
+    refuse_repeated(keys, lambda key: f"{named(key[0], key[1])}, {key[2]}", "More than one step of")
+    with naming_places(steps), declaring(engine, "storing steps", dry_run=dry_run) as connection:
+        subjects = keys_of(connection, [(step.server, step.database) for step in steps])
+        rows = [{**key, "step_date": step.day, "note": step.note} for key, step in zip(subjects, steps, strict=True)]
+        return [
+            replace(steps[number], note=row["note"]) for number, row in replace_rows(connection, capacity_steps, rows)
+        ]
+
+
+def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
+    """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
+    with database_errors(doing="reading sizes", kept="Nothing was changed."), engine.connect() as connection:
+        [key] = keys_of(connection, [(step.server, step.database)])
+        first, last = connection.execute(text(_STORED_DAYS)).one()
+        # Listed, because the keys begin with the day.
+        days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+        asked = {**key, "database": step.database, "day": step.day, "days": days}
+        row = connection.execute(text(_AROUND), asked).one()
+    return row.before_mb, row.after_mb
+
+
+def forget_step(engine: Engine, server: str, database: str | None, day: date, *, dry_run: bool = False) -> None:
+    """Delete a declared step.
+
+    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
+    """
+    with declaring(engine, "removing a step", dry_run=dry_run) as connection:
+        key = {**key_of(connection, server, database), "step_date": day}
+        if remove_row(connection, capacity_steps, key) is None:
+            raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
+
+
+def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
+    """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
+    found = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
+    return [SizeStep(row.name, row.database_name or None, row.step_date, row.note) for row in found]
+
+
+def steps_of_file(path: Path) -> list[SizeStep]:
+    """Read steps from a CSV file with the columns server, database (empty: all of the server), day and note.
+
+    Raises ValidationError, with all problems of all lines.
+    """
+    return things_of_file(path, SizeStep)
+
+
+# Without days that were mistyped.
+_STORED_DAYS = """
+SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), current_date) AS last FROM (
+    SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats
+    UNION ALL SELECT min(collected_date), max(collected_date) FROM instance_size_stats
+    UNION ALL SELECT min(period_start), max(period_start) FROM database_size_aggregations WHERE period_type = 'daily'
+    UNION ALL SELECT min(period_start), max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily'
+) AS ends
+"""
+# Samples, and before the first that is kept the daily aggregates, as forecasts have them.
+_AROUND = """
+WITH sizes AS (
+    SELECT s.collected_date AS day, s.size_mb FROM database_size_stats s
+    WHERE CAST(:database AS text) IS NOT NULL AND s.instance_id = :instance_id AND s.database_name = :database
+      AND s.collected_date = ANY (CAST(:days AS date[]))
+    UNION ALL
+    SELECT a.period_start, a.avg_size_mb FROM database_size_aggregations a
+    WHERE CAST(:database AS text) IS NOT NULL AND a.instance_id = :instance_id AND a.database_name = :database
+      AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[]))
+    UNION ALL
+    SELECT t.collected_date, t.total_size_mb FROM instance_size_stats t
+    WHERE CAST(:database AS text) IS NULL AND t.instance_id = :instance_id AND NOT t.is_deleted
+      AND t.collected_date = ANY (CAST(:days AS date[]))
+    UNION ALL
+    SELECT a.period_start, a.total_size_mb FROM instance_size_aggregations a
+    WHERE CAST(:database AS text) IS NULL AND a.instance_id = :instance_id AND a.period_type = 'daily'
+      AND a.period_start = ANY (CAST(:days AS date[]))
+)
+SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
+       (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb
+"""
+_LIST_STEPS = """
+SELECT i.name, t.database_name, t.step_date, t.note FROM capacity_steps t JOIN instances i ON i.id = t.instance_id
+WHERE (CAST(:server AS text) IS NULL OR i.name = :server)
+  AND (CAST(:database AS text) IS NULL OR t.database_name IN ('', :database))
+ORDER BY t.step_date, i.name, t.database_name
+"""

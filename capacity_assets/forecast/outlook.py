@@ -1,0 +1,202 @@
+"""What is said of a server, database or volume: size, limit, and when that is reached; greatest risk first.
+
+The limit that binds is the smallest that is known. How an outlook is computed is in `runway`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import Row
+
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.forecast.limits import DECLARED
+
+OWN, CEILING, SERVER, VOLUME = "own limit", "own ceiling", "server limit", "volume"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The limit that binds: MiB, whose it is and where it comes from; `limit_mb` None: unlimited, or unknown."""
+
+    limit_mb: float | None
+    binds: str | None
+    source: str | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a limit, or somebody said that there is none."""
+        return self.binds is not None
+
+
+UNKNOWN = Binding(None, None, None)
+
+
+def binding_limit(row: Row[Any], size_mb: float, size_then_mb: float) -> Binding:
+    """Return the smallest of a subject's limits; `size_then_mb` is its size on the day its volumes were measured.
+
+    An engine's "no ceiling of its own" is no limit and no lack of one: the volumes decide, and where these are not
+    known, the limit is unknown. Only people say unlimited.
+    """
+    known: list[tuple[float, str, str]] = []
+    if row.own_mb is not None:
+        known.append((float(row.own_mb), VOLUME if row.subject == "volume" else OWN, row.own_source))
+    if row.ceiling_mb is not None:
+        known.append((float(row.ceiling_mb), CEILING, row.ceiling_source))
+    if row.server_mb is not None and row.total_mb is not None:
+        known.append((size_mb + row.server_mb - row.total_mb, SERVER, row.server_source))
+    if row.free_mb is not None:
+        known.append((size_then_mb + float(row.free_mb), VOLUME, row.free_source))
+    if known:
+        return Binding(*min(known))
+    if row.own_source == DECLARED:
+        return Binding(None, OWN, DECLARED)
+    return Binding(None, SERVER, DECLARED) if row.server_source == DECLARED else UNKNOWN
+
+
+FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
+    "forecast",
+    "full",
+    "too little history",
+    "unlimited",
+    "limit unknown",
+)
+RECENT_DAYS = 30
+FASTER = 2
+"""So many times the forecast change, the recent one is worth a remark."""
+
+
+def day_text(day: date | None) -> str:
+    """Render a day on which something is full, or that it is not within the horizon."""
+    return "not within a year" if day is None else str(day)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One server, database or volume of a server: how much it holds, may hold, and when that is reached.
+
+    Days and probabilities count from `last_day`. A day is None where the limit is not reached within a year, or `state`
+    is neither `forecast` nor `full`.
+    """
+
+    server: str
+    database: str | None
+    volume: str | None
+    last_day: date
+    size_mb: int
+    limit_mb: int | None
+    """The binding limit: the smallest that is known; None: unlimited, or unknown."""
+    binds: str | None
+    source: str | None
+    headroom_mb: int | None
+    change_mb_per_day: float
+    """What is forecast."""
+    recent_mb_per_day: float | None
+    """What it was over the last RECENT_DAYS; None: not measured then."""
+    history_days: int
+    state: str
+    early_day: date | None
+    middle_day: date | None
+    late_day: date | None
+    probabilities: dict[int, float]
+    """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
+
+    @property
+    def sooner_day(self) -> date | None:
+        """The day on which it is full at its recent pace, where that is much faster and sooner than is forecast."""
+        recent = self.recent_mb_per_day
+        if self.state not in {FORECAST, TOO_LITTLE_HISTORY} or not self.headroom_mb or not recent:
+            return None
+        days = math.ceil(self.headroom_mb / recent) if recent > 0 else HORIZONS_DAYS[-1] + 1
+        if days > HORIZONS_DAYS[-1] or recent < FASTER * self.change_mb_per_day:
+            return None
+        day = self.last_day + timedelta(days=days)
+        return day if self.middle_day is None or day < self.middle_day else None
+
+    @property
+    def name(self) -> str:
+        """The database or volume; empty: the server as a whole."""
+        return self.database or self.volume or ""
+
+    @property
+    def subject(self) -> str:
+        """What it is: server, database or volume."""
+        if self.database is not None:
+            return DATABASE_ROWS
+        return SERVER_ROWS if self.volume is None else VOLUME_ROWS
+
+    @property
+    def display_name(self) -> str:
+        """The name as people read it: of a database, a volume, or all of the server together."""
+        return self.database or (f"volume {self.volume}" if self.volume else "all together")
+
+    @property
+    def ends(self) -> list[str]:
+        """The early, middle and late day as people read them."""
+        return [day_text(day) for day in (self.early_day, self.middle_day, self.late_day)]
+
+    @property
+    def days_text(self) -> list[str]:
+        """The same, or that it is full."""
+        return [FULL] * 3 if self.state == FULL else self.ends
+
+    def sentence(self, within_days: int) -> str:
+        """Say when it is full, how sure that is, by which limit, and what was assumed."""
+        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}."
+        if self.state == FULL:
+            return f"{self.display_name} on {self.server}: full. {holds}"
+        early, middle, late = self.ends
+        return (
+            f"{self.display_name} on {self.server}: full within {within_days} days with "
+            f"{self.probabilities[within_days]:.0%} (early {early}, middle {middle}, late {late}). {holds} "
+            f"Assumed: it goes on by {human_change_mb(round(self.change_mb_per_day))} per day, and past errors of "
+            "such forecasts." + ("" if self.sooner_day is None else f" {self.remark}")
+        )
+
+    @property
+    def remark(self) -> str:
+        """Say that it grows faster of late than is forecast; to be asked where `sooner_day` is known."""
+        return (
+            f"In the last {RECENT_DAYS} days it grew by {human_change_mb(round(self.recent_mb_per_day or 0))} per day: "
+            f"at that pace it is full on {self.sooner_day}."
+        )
+
+    @property
+    def risk(self) -> tuple[object, ...]:
+        """What sorts the greatest risk first."""
+        return (*(-self.probabilities.get(days, -1.0) for days in HORIZONS_DAYS), self.early_day or date.max)
+
+
+@dataclass(frozen=True)
+class Outlooks:
+    """Every server and database with a limit, greatest risk first, and how many databases have none that is known."""
+
+    as_of: date | None
+    rows: Sequence[Outlook]
+    unknown_limits: int
+    unknown_on: Mapping[str, int]
+    """The same by server."""
+
+
+def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
+    """Leave out what another row says at least as urgently: the volume or server that binds it.
+
+    A volume that is not known to fill, or has too little history, stands for nothing that does.
+    """
+    greatest: dict[tuple[str, str], tuple[object, ...]] = {}
+    for row in rows:
+        stands_for = {VOLUME_ROWS: VOLUME, SERVER_ROWS: SERVER if row.binds == OWN else None}.get(row.subject)
+        if stands_for:
+            key = (row.server, stands_for)
+            greatest[key] = min(greatest.get(key, row.risk), row.risk)
+    return [
+        row
+        for row in rows
+        if row.volume or row.binds is None or greatest.get((row.server, row.binds), (math.inf,)) > row.risk
+    ]

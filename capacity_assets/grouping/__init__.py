@@ -1,1 +1,0 @@
-"""Whose databases they are and what they cost: labels, groups, prices and bills. No Dagster, no command line."""

@@ -1,0 +1,1 @@
+"""History: importing it, copying it, and how long it is kept."""

@@ -1,0 +1,210 @@
+"""The tables of a legacy database: its servers, both raw tables, and its aggregates, which outlive the samples.
+
+Servers are matched by name and registered where they are not known. Raw samples go the way of every import; aggregates
+are copied where there are none, because they may rest on samples that exist no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from capacity_assets.aggregates.levels import Level
+from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError, database_errors, reason_of
+from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable
+from capacity_assets.collection.credentials import SecretFolders, password_of
+from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
+from capacity_assets.history.rows import layout_of
+from capacity_assets.history.sources import QuerySource
+
+WRITE_IT = (
+    "write postgresql://user@host/database with --password-from, or env:NAME of a variable that holds the address"
+)
+COPY_ROWS = 100_000
+SECRET_PARAMETERS = {"password", "sslpassword"}
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is a database and no file."""
+    return source.startswith("env:") or "://" in source
+
+
+def address_of(source: str, password_from: str | None, settings: Settings) -> URL:
+    """Return the URL of a legacy database, password included.
+
+    Raises:
+        ValidationError: it cannot be one, or holds a password, which everybody on this machine could read; the text
+            repeats none of it.
+        CredentialError: the password cannot be looked up.
+    """
+    named = source.removeprefix("env:") if source.startswith("env:") else None
+    value = source if named is None else variable(named)
+    if not value:
+        raise ValidationError(f"The variable {named} is empty; {WRITE_IT}.")
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        raise ValidationError(f"The source is neither a file nor an address; {WRITE_IT}.") from None
+    if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
+        raise ValidationError(f"The source is not a PostgreSQL database; {WRITE_IT}.")
+    if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):
+        raise ValidationError(
+            f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}. "
+            "Nothing was read."
+        )
+    if password_from is not None:
+        url = url.set(password=password_of(password_from, SecretFolders.of(settings)))
+    return url.set(drivername=CAPACITY_DRIVER)
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """A legacy database, open for reading."""
+
+    engine: Engine
+
+    @property
+    def description(self) -> str:
+        """Where it is, without a password."""
+        return safe_url(self.engine.url)
+
+    def tables(self) -> set[str]:
+        """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
+        try:
+            with self.engine.connect() as connection:
+                found = set(inspect(connection).get_table_names())
+        except DATABASE_FAILURES as error:
+            raise DatabaseError(
+                f"{self.description} cannot be read: {reason_of(error)}. Nothing was imported."
+            ) from None
+        if "instances" not in found:
+            raise DatabaseError(f"{self.description} has no table `instances`: is it the right database?")
+        return found
+
+    def samples(self, level: Level) -> QuerySource:
+        """Return a raw table as a source of rows; void samples are left out."""
+        layout, table = layout_of(level), level.source.name
+        with self.engine.connect() as connection:
+            present = {column["name"] for column in inspect(connection).get_columns(table)}
+        names = {"database": "s.database_name", "day": "s.collected_date", "instance_id": "NULL"}
+        # Samples of a server that is registered no more are told as such, not left out.
+        names["server"] = "coalesce(i.name, 'number ' || s.instance_id || ' there')"
+        listed = ", ".join(
+            names.get(column, f"s.{column}" if column in present else "NULL") for column in layout.columns
+        )
+        live = " AND NOT s.is_deleted" if "is_deleted" in present else ""
+        query = (
+            f"SELECT s.id, {listed} FROM {table} s LEFT JOIN instances i ON i.id = s.instance_id "  # noqa: S608 -- our names
+            f"WHERE s.id > :after{live} ORDER BY s.id"
+        )
+        return QuerySource(self.engine, f"{self.description}, {table}", f"{self.description}/{table}", query)
+
+
+def open_legacy(url: URL) -> Legacy:
+    """Return a legacy database whose sessions can only read."""
+    options = f"{url.query.get('options', '')} -c default_transaction_read_only=on -c timezone=UTC".strip()
+    engine = create_engine(
+        url.difference_update_query(["options"]),
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
+    )
+    return Legacy(engine)
+
+
+@dataclass(frozen=True)
+class LegacyServers:
+    """The servers of a legacy database that are not known here, as rows of its table."""
+
+    rows: tuple[dict[str, object], ...]
+    known: int = 0
+
+    def add(self, connection: Connection) -> None:
+        """Register them, in the caller's transaction."""
+        if self.rows:
+            connection.execute(text(_ADD_SERVER), list(self.rows))
+
+
+_ADD_SERVER = """
+INSERT INTO instances (name, db_type, host, port, is_active, deleted_at)
+VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (name) DO NOTHING
+"""
+
+
+def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
+    """Look which servers are to be registered, by name; raises DatabaseError of either database."""
+    query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
+    with database_errors(doing="comparing servers", kept="No server was registered."):
+        with legacy.engine.connect() as there:
+            rows = [dict(row) for row in there.execute(query).mappings()]
+        with engine.connect() as connection:
+            known = set(connection.execute(text("SELECT name FROM instances")).scalars())
+    unknown = tuple(row for row in rows if row["name"] not in known)
+    return LegacyServers(unknown, len(rows) - len(unknown))
+
+
+def add_servers(servers: LegacyServers, engine: Engine) -> None:
+    """Register them, all or none; raises DatabaseError."""
+    with database_errors(doing="copying servers", kept="No server was registered."), engine.begin() as connection:
+        servers.add(connection)
+
+
+def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
+    legacy: Legacy,
+    engine: Engine,
+    level: Level,
+    servers: LegacyServers,
+    *,
+    dry_run: bool,
+    progress: Callable[[int], None],
+) -> dict[str, int]:
+    """Copy aggregates of windows that have none here; those that are here are kept.
+
+    Raises:
+        DatabaseError: one of the databases failed; what was committed before is kept, a repetition continues.
+    """
+    counts = {"read": 0, "written": 0, "present": 0}
+    target = level.target.name
+    with (
+        database_errors(doing=f"copying {target}", kept="What was copied before is kept; a repetition continues."),
+        legacy.engine.connect() as there,
+    ):
+        present = {column["name"] for column in inspect(there).get_columns(target)}
+        names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
+        query = text(
+            f"SELECT a.id, i.name, {', '.join(f'a.{name}' for name in names)} FROM {target} a "  # noqa: S608 -- our names
+            "JOIN instances i ON i.id = a.instance_id WHERE a.id > :after ORDER BY a.id LIMIT :rows"
+        )
+        after = 0
+        while rows := there.execute(query, {"after": after, "rows": COPY_ROWS}).all():
+            after = rows[-1][0]
+            with engine.connect() as connection, connection.begin() as transaction:
+                if dry_run:
+                    servers.add(connection)
+                written = _insert_aggregates(connection, level, names, [row[1:] for row in rows])
+                if dry_run:
+                    transaction.rollback()
+            counts["read"] += len(rows)
+            counts["written"] += written
+            counts["present"] += len(rows) - written
+            progress(counts["read"])
+    return counts
+
+
+def _insert_aggregates(connection: Connection, level: Level, names: list[str], rows: list[tuple[object, ...]]) -> int:
+    target, listed = level.target.name, ", ".join(names)
+    connection.execute(text(f"CREATE TEMPORARY TABLE copied (server text, LIKE {target}) ON COMMIT DROP"))
+    connection.execute(text("ALTER TABLE copied DROP COLUMN id, DROP COLUMN instance_id"))
+    copy_rows(connection, f"COPY copied (server, {listed}) FROM STDIN", rows)
+    written = connection.execute(
+        text(
+            f"INSERT INTO {target} (instance_id, {listed}) SELECT i.id, {', '.join(f'c.{n}' for n in names)} "  # noqa: S608
+            "FROM copied c JOIN instances i ON i.name = c.server ON CONFLICT DO NOTHING RETURNING 1"
+        )
+    )
+    # On Citus the number that a statement tells is that of the rows it was given.
+    number = len(written.all())
+    connection.execute(text("DROP TABLE copied"))
+    return number

@@ -1,0 +1,338 @@
+"""Loads rows of history: slice by slice, by COPY and set-wise comparison with what is stored.
+
+A slice is a transaction that also records how far it came, so that an interrupted import continues after the last
+slice. A stored sample is never replaced unasked: the same value is counted as present, another one as a conflict and
+listed. The statements work on temporary tables: `staged` holds the rows of a slice, `compared` what each of them is,
+`totals` the totals of servers that follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.aggregates.levels import (
+    DATABASE,
+    INSTANCE,
+    SERVER_LEVELS,
+    Level,
+    bytes_of,
+    insert_samples,
+    staging_columns,
+)
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.units import LARGEST_BYTES, counted
+from capacity_assets.database.cluster import copied_for_reading
+from capacity_assets.database.engine import copy_rows
+from capacity_assets.database.legacy_tables import record_history
+from capacity_assets.database.locks import HeldLock
+from capacity_assets.history.rows import Problem, RowReader
+from capacity_assets.history.sources import PositionedRow, Source
+
+KEY_TYPES = {"database_name": "varchar(255)", "day": "date"}
+
+
+@dataclass(frozen=True)
+class SliceStatements:
+    """The statements of one level."""
+
+    copy: str
+    stage: str
+    compare: str
+    write: str
+    conflicts: str
+    totals: str | None
+
+
+def _statements(level: Level) -> SliceStatements:
+    keys, values, exact = (*level.keys[1:], "day"), level.values, level.exact
+    columns = (*keys, *values, *exact)
+    head = ("position bigint", "server text", "instance_id integer", *(f"{name} {KEY_TYPES[name]}" for name in keys))
+    staged = staging_columns(level, *head)
+    written = ", ".join(("found_id AS instance_id", *level.keys[1:], "day AS collected_date", *values, *exact))
+    return SliceStatements(
+        copy=f"COPY staged (position, server, instance_id, {', '.join(columns)}, collected_at) FROM STDIN",
+        stage=f"CREATE TEMPORARY TABLE staged ({staged}, collected_at timestamptz, found_id integer) ON COMMIT DROP",
+        compare=_compare(level, keys, values, exact[0]),
+        write=insert_samples(level, f"(SELECT {written}, collected_at FROM compared WHERE taken)"),  # noqa: S608 -- see the module
+        conflicts=_conflicts(level, values[0]),
+        totals=TOTALS if level is DATABASE else None,
+    )
+
+
+def _compare(level: Level, keys: Sequence[str], values: Sequence[str], exact: str) -> str:
+    """Say of each row which turn it has among those of its key, and whether it is new, present or in conflict.
+
+    Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
+    its own.
+    """
+    same_database = "AND o.database_name = s.database_name" if level is DATABASE else "AND o.is_deleted = false"
+    row, stored = (", ".join(f"{side}.{name}" for name in values) for side in ("s", "o"))
+    first = ", ".join(f"first_value(s.{name}) OVER w" for name in values)
+    key = ", ".join(f"s.{name}" for name in ("found_id", *keys))
+    return f"""
+CREATE TEMPORARY TABLE compared ON COMMIT DROP AS
+SELECT c.*, turn = 1 AND (stored_mb IS NULL OR (CAST(:replace AS boolean) AND NOT same_stored)) AS taken,
+       (turn = 1 AND NOT same_stored AND NOT CAST(:replace AS boolean)) OR (turn > 1 AND NOT same_first) AS conflicting
+FROM (
+    SELECT s.*, row_number() OVER w AS turn, ({row}) IS NOT DISTINCT FROM ({first}) AS same_first,
+           first_value(s.{values[0]}) OVER w AS first_mb, o.{values[0]} AS stored_mb, o.{exact} AS stored_bytes,
+           o.instance_id IS NULL OR ({row}) IS NOT DISTINCT FROM ({stored}) AS same_stored
+    FROM staged s LEFT JOIN {level.source.name} o
+        ON o.instance_id = s.found_id AND o.collected_date = s.day {same_database}
+    WHERE s.found_id IS NOT NULL
+    WINDOW w AS (PARTITION BY {key} ORDER BY CASE WHEN CAST(:replace AS boolean) THEN -s.position ELSE s.position END)
+) AS c
+"""  # noqa: S608 -- see the module
+
+
+def _conflicts(level: Level, size: str) -> str:
+    database = "c.database_name" if level is DATABASE else "NULL"
+    return f"""
+SELECT c.position, i.name AS server, {database} AS database, c.day, c.{size} AS size_mb, c.turn > 1 AS another,
+       CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
+FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
+"""  # noqa: S608 -- see the module
+
+
+# The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
+# this slice; one that somebody measured otherwise is kept.
+TOTALS = f"""
+CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
+WITH touched AS (
+    SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
+           sum({bytes_of("size_mb", "size_bytes")} - coalesce({bytes_of("stored_mb", "stored_bytes")}, 0))
+               AS grown_bytes,
+           count(*) FILTER (WHERE stored_mb IS NULL) AS added
+    FROM compared WHERE taken GROUP BY found_id, day
+    UNION ALL
+    SELECT found_id, day, max(collected_at), 0, 0 FROM compared c
+    WHERE NOT EXISTS (SELECT FROM instance_size_stats o
+                      WHERE o.instance_id = c.found_id AND o.collected_date = c.day AND o.is_deleted = false)
+    GROUP BY found_id, day HAVING NOT bool_or(taken)
+), derived AS (
+    SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
+           sum({bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
+           count(d.size_bytes) = count(*) AS is_exact
+    FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
+    GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
+)
+SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
+       CASE WHEN d.is_exact AND d.total_bytes <= {LARGEST_BYTES} THEN d.total_bytes END AS total_size_bytes,
+       d.database_count, d.collected_at
+FROM derived d LEFT JOIN instance_size_stats o
+    ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
+WHERE o.instance_id IS NULL
+   OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
+       AND o.database_count = d.database_count - d.added)
+"""  # noqa: S608 -- see the module
+WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
+# What a slice is compared with, where statements cannot read the raw tables themselves.
+NEAR_A_SLICE = (
+    "collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged) "
+    "AND instance_id IN (SELECT found_id FROM staged)"
+)
+COUNT = """
+SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
+       count(*) FILTER (WHERE taken AND stored_mb IS NOT NULL) AS replaced,
+       count(*) FILTER (WHERE turn = 1 AND stored_mb IS NOT NULL AND same_stored) AS present,
+       count(*) FILTER (WHERE turn > 1 AND same_first) AS repeated,
+       count(*) FILTER (WHERE conflicting) AS conflicts
+FROM compared
+"""
+DAYS = "SELECT min(day) AS first_day, max(day) AS last_day FROM compared"
+# A server that is registered by an import is known by name only, and measured once somebody says where it is.
+REGISTER = """
+INSERT INTO instances (name, db_type, host, port, is_active)
+SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
+WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
+"""
+FIND_BY_NAME = "UPDATE staged s SET found_id = i.id FROM instances i WHERE i.name = s.server"
+FIND_BY_NUMBER = "UPDATE staged s SET found_id = i.id FROM instances i WHERE s.server IS NULL AND i.id = s.instance_id"
+UNKNOWN = """
+SELECT coalesce(server, 'number ' || instance_id) AS who, count(*) AS rows FROM staged WHERE found_id IS NULL
+GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+NOTE = """
+INSERT INTO capacity_imports AS i (fingerprint, source, target, position, counts)
+VALUES (:fingerprint, :source, :target, :position, CAST(:counts AS json))
+ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = excluded.counts, finished_at = NULL
+"""
+POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
+FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :fingerprint"
+
+STATEMENTS = {level.name: _statements(level) for level in SERVER_LEVELS.values()}
+
+
+SLICE_ROWS = 100_000
+LISTED = 20
+RAW_TABLES = [level.source.name for level in SERVER_LEVELS.values()]
+COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
+
+
+@dataclass
+class LoadReport:
+    """What became of the rows: read = written + replaced + present + repeated + conflicts + unknown + bad."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    listed: dict[str, list[str]] = field(default_factory=dict)
+    resumed_after: int = 0
+    first_day: date | None = None
+    last_day: date | None = None
+
+    @property
+    def left_out(self) -> int:
+        """Rows that were not imported and should be looked at."""
+        return sum(self.counts[name] for name in ("conflicts", "unknown", "bad"))
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Count."""
+        for name, count in counts.items():
+            self.counts[name] += count
+
+    def name(self, what: str, lines: Iterable[object]) -> None:
+        """List places, the first of each kind."""
+        listed = self.listed.setdefault(what, [])
+        listed += map(str, itertools.islice(lines, LISTED - len(listed)))
+
+    def recorded(self) -> str:
+        """What an import that goes on has to know, as JSON."""
+        days = {"first_day": self.first_day, "last_day": self.last_day}
+        return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
+
+    def go_on(self, position: int, recorded: Mapping[str, Any]) -> None:
+        """Take over what was recorded of an interrupted import, so that every row of it is accounted for."""
+        self.resumed_after = position
+        self.counts |= recorded["counts"]
+        self.listed = recorded["listed"]
+        first, last = (recorded[name] and date.fromisoformat(recorded[name]) for name in ("first_day", "last_day"))
+        self.first_day, self.last_day = first, last
+
+    def spans(self, first_day: date | None, last_day: date | None) -> None:
+        """Take the days of a slice in."""
+        days = [day for day in (self.first_day, self.last_day, first_day, last_day) if day is not None]
+        self.first_day, self.last_day = min(days, default=None), max(days, default=None)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How rows are loaded; `register_as` is the engine of servers that are not known yet.
+
+    Totals of servers are derived from their databases unless the source has totals of its own.
+    """
+
+    replace: bool = False
+    register_as: str | None = None
+    port: int = 0
+    dry_run: bool = False
+    derive_totals: bool = True
+    slice_rows: int = SLICE_ROWS
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads sources into the raw table of a level; a dry run does the same in one transaction and undoes it."""
+
+    engine: Engine
+    level: Level
+    reader: RowReader
+    options: LoadOptions
+    held: HeldLock
+    progress: Callable[[int], None] = lambda _rows: None
+    rehearsal: Callable[[Connection], None] = lambda _connection: None
+    """What a dry run does before, because the real one would have found it done."""
+
+    def load(self, source: Source, fingerprint: str) -> LoadReport:
+        """Load a source; `fingerprint` tells an interrupted import of it again.
+
+        Raises:
+            ValidationError: the source cannot be read any further; earlier slices are kept.
+            DatabaseError: the database failed; earlier slices are kept, the same again continues behind them.
+        """
+        report = LoadReport()
+        with database_errors(
+            doing=f"loading {self.level.source.name}",
+            kept="The slice at work was rolled back, earlier ones are kept; the same command continues.",
+        ):
+            if self.options.dry_run:
+                self._rehearse(source, report)
+            else:
+                self._load(source, fingerprint, report)
+        return report
+
+    def _rehearse(self, source: Source, report: LoadReport) -> None:
+        with self.engine.connect() as connection, connection.begin() as transaction:
+            self.rehearsal(connection)
+            for part in self._slices(source.rows(0)):
+                self._slice(connection, part, report)
+                self.progress(report.counts["read"])
+            transaction.rollback()
+
+    def _load(self, source: Source, fingerprint: str, report: LoadReport) -> None:
+        this = {"fingerprint": fingerprint}
+        with self.engine.connect() as connection:
+            # A finished import begins anew, and finds everything present.
+            earlier = connection.execute(text(POSITION), this).first()
+        if earlier is not None:
+            report.go_on(earlier.position, earlier.counts)
+        for part in self._slices(source.rows(report.resumed_after)):
+            with self.engine.begin() as connection:
+                self._slice(connection, part, report)
+                recorded = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
+                connection.execute(text(NOTE), {**this, **recorded, "counts": report.recorded()})
+                self.held.ensure_held()
+            self.progress(report.counts["read"])
+        with self.engine.begin() as connection:
+            if self.level is DATABASE:
+                record_history(connection)
+            connection.execute(text(FINISH), this)
+
+    def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
+        while part := list(itertools.islice(rows, self.options.slice_rows)):
+            yield part
+
+    def _slice(self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport) -> None:
+        statements = STATEMENTS[self.level.name]
+        read = [self.reader.read(position, texts) for position, texts in part]
+        problems = [row for row in read if isinstance(row, Problem)]
+        report.add({"read": len(part), "bad": len(problems)})
+        report.name("bad", problems)
+        connection.execute(text(statements.stage))
+        copy_rows(connection, statements.copy, (row for row in read if not isinstance(row, Problem)))
+        self._find_servers(connection, report)
+        with copied_for_reading(connection, {self.level.source.name: NEAR_A_SLICE}):
+            connection.execute(text(statements.compare), {"replace": self.options.replace})
+        connection.execute(text("ANALYZE compared"))
+        report.add(dict(connection.execute(text(COUNT)).mappings().one()))
+        report.spans(*connection.execute(text(DAYS)).one())
+        report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
+        connection.execute(text(statements.write))
+        if statements.totals and self.options.derive_totals:
+            with copied_for_reading(connection, dict.fromkeys(RAW_TABLES, NEAR_A_SLICE)):
+                connection.execute(text(statements.totals))
+            report.add({"totals_written": len(connection.execute(text(WRITE_TOTALS)).all())})
+            connection.execute(text("DROP TABLE totals"))
+        connection.execute(text("DROP TABLE staged, compared"))
+
+    def _find_servers(self, connection: Connection, report: LoadReport) -> None:
+        connection.execute(text("ANALYZE staged"))
+        if self.options.register_as is not None:
+            known = {"engine": self.options.register_as, "port": self.options.port}
+            connection.execute(text(REGISTER), known)
+        connection.execute(text(FIND_BY_NAME))
+        connection.execute(text(FIND_BY_NUMBER))
+        unknown = connection.execute(text(UNKNOWN)).all()
+        report.add({"unknown": sum(row.rows for row in unknown)})
+        report.name("unknown", (f"{row.who}: {counted(row.rows, 'row')}" for row in unknown))
+
+
+def _conflict(row: Row[Any]) -> str:
+    database = f", {row.database}" if row.database else ""
+    other = "another row has" if row.another else "stored is"
+    return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MiB, {other} {row.other_mb} MiB"

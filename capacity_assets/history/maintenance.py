@@ -1,0 +1,385 @@
+"""Maintenance of the tables: adds partitions ahead, moves rows out of default partitions, drops old partitions.
+
+Each partition is a transaction of its own, decided and done under its lock; an interruption keeps what was done, and
+an error in one table does not keep the others from being maintained.
+
+How partitions are made is the business of `storage.partitions`; how long rows are kept, of `rules`; what keeps samples
+longer than that, of `needs`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Engine, Table, text
+
+from capacity_assets.aggregates.ledger import Ledger
+from capacity_assets.base.errors import DatabaseError, database_errors
+from capacity_assets.base.periods import PERIODS, Clock, Period
+from capacity_assets.base.units import BYTES_PER_MB, counted
+from capacity_assets.database.cluster import size_of_table
+from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
+from capacity_assets.database.partitions import (
+    PARTITIONED,
+    UNREAD,
+    DefaultRows,
+    Partition,
+    PartitionLayout,
+    Span,
+    add_partition,
+    count_rows,
+    drop_partition,
+    empty_default,
+    has_rows,
+    layout_of,
+    lock_partition,
+    parameters_of,
+    partition_name,
+    rows_in_default,
+)
+from capacity_assets.database.tables import AGGREGATES, SAMPLES, wait_for_lock
+from capacity_assets.history.retention import KeptSpans, Needs, Retention, level_of
+
+logger = logging.getLogger("capacity_assets")
+
+LOCK_TIMEOUT_SECONDS = 10
+"""A lock request that waits blocks those that come after it, so maintenance gives up after this time and retries."""
+
+TRIES = 3
+"""How often adding a partition is tried while another session is in the way."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+HOW_TO_PARTITION = "`capacity copy` to an empty database makes it so there"
+
+# The bills of these months are frozen: the remaining samples no longer support them.
+_MARK_BILLS = """
+UPDATE capacity_bills SET samples_dropped_at = now()
+WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
+"""
+AHEAD_DAYS = 62
+"""Partitions exist this long before their first row: two months, or the next year from November on."""
+
+
+@dataclass
+class MaintenanceReport:
+    """What was done, or, in a dry run, would be; `kept` and `notes` say why something was not."""
+
+    dry_run: bool
+    created: list[str] = field(default_factory=list)
+    moved_records: int = 0
+    dropped: list[str] = field(default_factory=list)
+    dropped_records: int = 0
+    freed_mb: int = 0
+    purged_check_records: int = 0
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values, for scripts and metadata."""
+        return {
+            "dry_run": self.dry_run,
+            "created_partitions": len(self.created),
+            "moved_records": self.moved_records,
+            "dropped_partitions": len(self.dropped),
+            "dropped_records": self.dropped_records,
+            "freed_mb": self.freed_mb,
+            "purged_check_records": self.purged_check_records,
+            "kept_partitions": len(self.kept),
+            "created": self.created,
+            "dropped": self.dropped,
+            "kept": self.kept,
+            "notes": self.notes,
+        }
+
+
+class MaintenanceError(DatabaseError):
+    """Some of the work could not be done; `report` says what was."""
+
+    def __init__(self, troubles: list[DatabaseError], report: MaintenanceReport) -> None:
+        """List each error once; the whole is transient if all of them are."""
+        message = "\n".join(dict.fromkeys(map(str, troubles)))
+        transient = all(trouble.transient for trouble in troubles)
+        super().__init__(message, sqlstate=troubles[0].sqlstate, transient=transient)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Rows that may be old enough to go: a partition, or, in a dry run, one that would be made of default rows."""
+
+    name: str
+    span: Span
+    partition: Partition | None
+    records: int = 0
+
+
+class TableMaintenance:
+    """Maintains the partitions of one capacity database."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        first_day: date,
+        retention: Retention,
+        periods: Mapping[str, Period] = PERIODS,
+        on_step: Callable[[str], None] = logger.info,
+    ) -> None:
+        """Work through `engine`; `first_day` is the first with samples; `on_step` is called with each finished step."""
+        self._on_step = on_step
+        self._engine = engine
+        self._kept = KeptSpans(first_day, retention, periods)
+        self._needs = Needs(Ledger(engine, periods), self._kept)
+
+    def run(
+        self, today: date, *, dry_run: bool = False, certain_day: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
+        """Add partitions, move rows, and apply retention as of `today`; a dry run only reports what would be done.
+
+        If today may be wrong, partitions are added ahead of `certain_day`, and `keeping` is the reason why none is
+        dropped.
+
+        Raises MaintenanceError: earlier steps are kept, and a repeated call continues. Also raised if partitions that
+        are old as of `today` were kept because of `keeping`.
+        """
+        report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
+        if keeping is not None and report.kept:
+            advice = f"Set the clock that is wrong. If {today} is right, run `capacity maintain --despite-clock`."
+            raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
+        return report
+
+    def prepare(self, today: date) -> MaintenanceReport:
+        """Add the partitions wanted as of `today`, and those of rows in the default ones; raises as `run`."""
+        return self._each_table(today, MaintenanceReport(dry_run=False))
+
+    def _each_table(
+        self, today: date, report: MaintenanceReport, *, retire_as_of: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
+        troubles = []
+        for table in PARTITIONED:
+            try:
+                planned = self._prepare(table, self._layout(table), today, report)
+                if retire_as_of is not None:
+                    self._retire(table, planned, retire_as_of, report, keeping)
+            except DatabaseError as error:
+                troubles.append(error)
+                if error.sqlstate is None:
+                    break  # nobody answers
+        if troubles:
+            raise MaintenanceError(troubles, report)
+        return report
+
+    def shortcomings(self, today: date) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
+        found = []
+        next_month = today + timedelta(days=AHEAD_DAYS // 2)
+        for table in PARTITIONED:
+            with self._transaction(f"reading {table.name}") as connection:
+                layout = layout_of(connection, table)
+                in_default = _default_rows(connection, table, layout, today)
+            if not layout.is_partitioned:
+                found.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
+            if not layout.is_served:
+                continue
+            found += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
+            if in_default.spans:
+                found.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
+            elif any(not layout.covers(span) for span in self._kept.wanted(table, layout, today, next_month)):
+                found.append(
+                    f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
+                    "`capacity maintain` adds it"
+                )
+        return found
+
+    def _prepare(
+        self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
+    ) -> list[_Candidate]:
+        """Add partitions and move rows; return what a dry run would have moved."""
+        if not layout.is_served:
+            self._note_other_layout(table, layout, report)
+            return []
+        last = today + timedelta(days=AHEAD_DAYS)
+        with self._transaction(f"reading {table.name}") as connection:
+            found = _default_rows(connection, table, layout, today)
+        wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
+        if layout.default:
+            stay = f"stay in {layout.default.name}"
+            report.notes += [f"{table.name}: {rows} {stay}" for rows in found.staying]
+        planned = [self._add(table, span, report) for span in sorted(wanted | set(found.spans), key=str)]
+        if found.spans and not found.staying and not report.dry_run:
+            with self._work(f"giving back the space of moved rows of {table.name}") as connection:
+                empty_default(connection, layout)
+        return [candidate for candidate in planned if candidate]
+
+    def _note_other_layout(self, table: Table, layout: PartitionLayout, report: MaintenanceReport) -> None:
+        if layout.is_partitioned:
+            report.notes.append(f"{table.name} is partitioned in a way of its own ({layout.key}): left alone")
+        else:
+            report.notes.append(f"{table.name} is not partitioned: nothing leaves it; {HOW_TO_PARTITION}")
+
+    def _add(self, table: Table, span: Span, report: MaintenanceReport) -> _Candidate | None:
+        """Add one partition, retrying while another session is in the way; in a dry run return what it would hold."""
+        if report.dry_run:
+            with self._transaction(f"reading {table.name}") as connection:
+                default = layout_of(connection, table).default
+                records = count_rows(connection, table, default, span) if default else 0
+            report.moved_records += records
+            report.created.append(f"{table.name}: {span}")
+            return _Candidate(partition_name(table, span), span, None, records)
+        moved = 0
+        for pause_seconds in range(1, TRIES + 1):
+            try:
+                with self._work(f"adding the partition of {table.name} for {span}") as connection:
+                    layout = layout_of(connection, table)
+                    if layout.covers(span):
+                        return None
+                    moved = add_partition(connection, table, layout, span)
+                break
+            except DatabaseError as error:
+                if error.sqlstate != LOCK_NOT_AVAILABLE or pause_seconds == TRIES:
+                    raise
+                time.sleep(pause_seconds)
+        report.moved_records += moved
+        report.created.append(f"{table.name}: {span}")
+        if moved:
+            self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
+        return None
+
+    def _retire(
+        self,
+        table: Table,
+        planned: list[_Candidate],
+        today: date,
+        report: MaintenanceReport,
+        keeping: str | None,
+    ) -> None:
+        layout = self._layout(table)
+        if not layout.is_served:
+            return
+        there = [_Candidate(part.name, part.span, part) for part in layout.partitions if part.span]
+        for candidate in sorted((*there, *planned), key=lambda candidate: candidate.name):
+            if not self._kept.is_old(table, candidate.span, today):
+                continue
+            if keeping is None:
+                self._retire_one(table, candidate, today, report)
+            else:
+                report.kept.append(f"{candidate.name}: today's date may be wrong")
+
+    def _retire_one(self, table: Table, candidate: _Candidate, today: date, report: MaintenanceReport) -> None:
+        partition, records, size_bytes = candidate.partition, candidate.records, 0
+        with self._work(f"retiring {candidate.name}") as connection:
+            reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=True)
+            if reason is None and partition:
+                size_bytes = size_of_table(connection, partition.name)
+                if not report.dry_run:
+                    lock_partition(connection, table, partition)
+                records = count_rows(connection, table, partition)
+            if reason is None and partition and not report.dry_run:
+                # Locked, nothing can arrive any more.
+                reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=False)
+            if reason is not None:
+                report.kept.append(f"{candidate.name}: {reason}")
+                return
+            if partition and not report.dry_run:
+                if table in SAMPLES and records:
+                    connection.execute(text(_MARK_BILLS), parameters_of(candidate.span))
+                drop_partition(connection, table, partition)
+        report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")
+        if not report.dry_run:
+            self._on_step(f"{candidate.name}: dropped with {counted(records, 'row')}, {candidate.span}")
+        report.dropped_records += records
+        report.freed_mb += size_bytes // BYTES_PER_MB
+
+    def _reason_to_keep(
+        self, connection: Connection, table: Table, span: Span, today: date, *, thoroughly: bool
+    ) -> str | None:
+        """Say what still needs the samples of `span`; aggregates, limits and forecasts are needed by nothing.
+
+        Thoroughly also counts what is stored, which takes too long while everyone waits.
+        """
+        if table in (*AGGREGATES, *UNREAD):
+            return None
+        level = level_of(table)
+        reason = self._needs.reason_to_keep(connection, level, span, today, is_locked=not thoroughly)
+        return self._needs.lost_rows(connection, level, span, today) if reason is None and thoroughly else reason
+
+    def _layout(self, table: Table) -> PartitionLayout:
+        with self._transaction(f"reading {table.name}") as connection:
+            return layout_of(connection, table)
+
+    @contextmanager
+    def _work(self, doing: str) -> Iterator[Connection]:
+        """Open a transaction that other maintenances wait for."""
+        with self._transaction(doing) as connection:
+            wait_for_lock(connection, "maintenance")
+            yield connection
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[Connection]:
+        with (
+            database_errors(doing=doing, kept="What was done before was kept; no row was lost."),
+            self._engine.begin() as connection,
+        ):
+            # A month of a large fleet takes longer to move than a statement may otherwise take.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+            yield connection
+
+
+def _default_rows(connection: Connection, table: Table, layout: PartitionLayout, today: date) -> DefaultRows:
+    """Return what lies in the default partition.
+
+    Rows from far ahead stay there: their days are hardly meant.
+    """
+    if layout.default is None or not has_rows(connection, layout.default):
+        return DefaultRows()
+    found = rows_in_default(connection, table, layout)
+    last = today + timedelta(days=AHEAD_DAYS)
+    ahead = [span for span in found.spans if span.first > last]
+    if not ahead:
+        return found
+    too_far = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
+    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, too_far))
+
+
+@dataclass(frozen=True)
+class RetentionService:
+    """Maintains the tables of one capacity database as of today; raises as `TableMaintenance`."""
+
+    engine: Engine
+    clock: Clock
+    tables: TableMaintenance
+
+    def maintain(self, *, dry_run: bool = False, despite_clock: bool = False) -> MaintenanceReport:
+        """Add future partitions and apply retention; a dry run only reports what would be done.
+
+        If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
+        `despite_clock` confirms the date.
+        """
+        self._refuse_an_unfit_database()
+        today = self.clock.today()
+        if despite_clock:
+            return self.tables.run(today, dry_run=dry_run)
+        judged = self._judged_day()
+        keeping = judged.why_nothing_is_deleted
+        return self.tables.run(today, dry_run=dry_run, certain_day=judged.certain_day, keeping=keeping)
+
+    def prepare(self) -> MaintenanceReport:
+        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
+        return self.tables.prepare(self._judged_day().certain_day)
+
+    def shortcomings(self) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing."""
+        return self.tables.shortcomings(self._judged_day().certain_day)
+
+    def _judged_day(self) -> JudgedDay:
+        doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
+        with doing, self.engine.connect() as connection:
+            return judged_day(connection, self.clock)
+
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")

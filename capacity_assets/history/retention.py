@@ -1,0 +1,193 @@
+"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, and which old samples windows still need.
+
+Every window that reads a day, as its own or for comparison, must be over, computed over the samples as they are,
+without a failed server, and its rows must be stored, before the samples of that day may go. `maintenance` carries it
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Table
+
+from capacity_assets.aggregates.ledger import IncompleteWindow, Ledger
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level, aggregates_name
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.database.partitions import UNREAD, PartitionLayout, Span, span_of, spans_between
+from capacity_assets.database.tables import AGGREGATES, capacity_runways
+
+VARIABLE = "CAPACITY_RETENTION_DAYS"
+RAW = "raw"
+FOREVER = "forever"
+LONGEST_DAYS = 100_000
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Days by name; None for ever. A name that is missing is kept for ever too."""
+
+    days: Mapping[str, int | None]
+
+    def of_table(self, table: Table) -> int | None:
+        """How many days the rows of a table that holds no aggregates are kept, or None: raw limits as samples are."""
+        return self._first(table.name) if table is capacity_runways else self._first(table.name, RAW)
+
+    def of_aggregates(self, period: str, level: Level) -> int | None:
+        """How many days after their window's first day the rows of a period and level are kept, or None."""
+        return self._first(aggregates_name(period, level), period)
+
+    def _first(self, *names: str) -> int | None:
+        return next((self.days[name] for name in names if name in self.days), None)
+
+
+@dataclass(frozen=True)
+class KeptSpans:
+    """Which partitions the rules want, and how long each is kept; `first_day` is the first with samples."""
+
+    first_day: date
+    retention: Retention
+    periods: Mapping[str, Period]
+
+    def wanted(self, table: Table, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
+        """The spans from the first day that is kept to the last one wanted ahead."""
+        if not layout.by_period:
+            # Rows of earlier days, if there are any, get their partitions when they are there.
+            begin = today if table in UNREAD else self._begin(today, self.days(table, None))
+            yield from spans_between(min(begin, last), last)
+            return
+        for period in self.periods.values():
+            begin = self._begin(today, self.days(table, period.name))
+            yield from spans_between(min(period.window_of(begin).start, last), last, period)
+
+    def days(self, table: Table, period: str | None) -> int | None:
+        """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
+        if table not in AGGREGATES:
+            return self.retention.of_table(table)
+        level = level_of(table)
+        if period is not None:
+            return self.retention.of_aggregates(period, level)
+        every = [self.retention.of_aggregates(name, level) for name in self.periods]
+        bounded = [days for days in every if days is not None]
+        return max(bounded) if len(bounded) == len(every) else None
+
+    def is_old(self, table: Table, span: Span, today: date) -> bool:
+        """Whether the last day of `span` is longer ago than its rows are kept."""
+        days = self.days(table, span.period_type)
+        return days is not None and span.last < today - timedelta(days=days)
+
+    def _begin(self, today: date, days: int | None) -> date:
+        return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
+
+
+def level_of(table: Table) -> Level:
+    """Return the level whose samples or aggregates `table` holds."""
+    return next(level for level in LEVELS.values() if table in (level.source, level.target))
+
+
+def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
+    """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for what is no rule."""
+    return Retention(dict(_rules(DEFAULT_RETENTION_DAYS)) | dict(_checked(value, set(_names(periods)))))
+
+
+def _names(periods: Iterable[str]) -> Iterator[str]:
+    yield RAW
+    yield from (level.source.name for level in SERVER_LEVELS.values())
+    yield from (table.name for table in UNREAD)
+    for period in periods:
+        yield period
+        yield from (aggregates_name(period, level) for level in LEVELS.values())
+
+
+def _checked(value: str, names: set[str]) -> Iterator[tuple[str, int | None]]:
+    for name, days in _rules(value):
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise ConfigurationError(f"{VARIABLE}: {name!r} is none of {known}")
+        yield name, days
+
+
+def _rules(value: str) -> Iterator[tuple[str, int | None]]:
+    for rule in filter(None, (part.strip() for part in value.split(","))):
+        name, _, days = (part.strip() for part in rule.partition("="))
+        if days == FOREVER:
+            yield name, None
+        elif days.isascii() and days.isdigit() and 1 <= int(days) <= LONGEST_DAYS:
+            yield name, int(days)
+        else:
+            raise ConfigurationError(
+                f"{VARIABLE}: {rule!r} is not a rule; write for example raw=400,daily=1096,weekly=forever"
+            )
+
+
+# A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
+A_YEAR_LATER = timedelta(days=364)
+SLACK = timedelta(days=2)
+NODE_SECONDS = 10
+"""How long a node may take to say what was changed there: samples may be locked meanwhile."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What reads samples: the windows of the registered periods, as the ledger knows them."""
+
+    ledger: Ledger
+    kept: KeptSpans
+
+    def reason_to_keep(
+        self, connection: Connection, level: Level, span: Span, today: date, *, is_locked: bool
+    ) -> str | None:
+        """Name a window that still needs the samples of `span`, by what the ledger says; or None.
+
+        Where the samples are locked, the queue of changes is not read, which may have to look at them.
+
+        Raises DBAPIError; DatabaseError where a node of a cluster does not say in time what was changed there.
+        """
+        ask = self.ledger.take_over if is_locked else self.ledger.gather
+        ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
+        undecided = self.ledger.undecided(connection)
+        if undecided:
+            return undecided
+        for period in self.kept.periods.values():
+            reading = _reading(period, span)
+            if reading[-1].end >= today and reading[-1].start >= self._first(period):
+                return f"the {period.name} window from {reading[-1].start} reads them and is not over"
+            left = self.ledger.left(connection, period, level, reading)
+            if left:
+                return self._sentence(period, left[0])
+        return None
+
+    def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
+        """Name a window that reads `span` and lacks rows for another reason than retention; raises DBAPIError."""
+        for period in self.kept.periods.values():
+            stored = [
+                window
+                for window in _reading(period, span)
+                if not self.kept.is_old(level.target, span_of(window.start, period), today)
+            ]
+            lost = self.ledger.lost_rows(connection, period, level, stored)
+            if lost:
+                return self._sentence(period, lost)
+        return None
+
+    def _sentence(self, period: Period, left: IncompleteWindow) -> str:
+        before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
+        return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
+
+    def _first(self, period: Period) -> date:
+        return period.window_of(self.kept.first_day).start
+
+
+def _reading(period: Period, span: Span) -> Sequence[Window]:
+    """The windows that hold a day of `span`, the one after them, and those of a year later, in order."""
+    windows = period.windows_between(span.first, span.last)
+    return sorted({*windows, period.following(windows[-1]), *_a_year_later(period, span)})
+
+
+def _a_year_later(period: Period, span: Span) -> Sequence[Window]:
+    """The windows that compare with one of those that hold a day of `span`."""
+    later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
+    return [window for window in later if period.year_before(window).start <= span.last]

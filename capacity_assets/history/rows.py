@@ -1,0 +1,254 @@
+"""What a row of history is: its columns by level, and how their texts become values, or a problem with a reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+from capacity_assets.aggregates.levels import Level
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import LARGEST_MB, printable
+
+# How many megabytes a unit is, as a fraction.
+UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
+SERVER, INSTANCE_ID, DATABASE_NAME, DAY, COLLECTED_AT = "server", "instance_id", "database", "day", "collected_at"
+# Names the legacy tables have for ours.
+ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
+LARGEST_COUNT = 2**31 - 1
+LONGEST_NAME = 255
+MOST_DIGITS = 30
+# As much of a source's headings is shown.
+MOST_LISTED, BEGINNING = 20, 4
+_HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
+BYTES = "bytes"
+POINT, COMMA = ".", ","
+# What a number is before its decimal mark is known; other alphabets' digits and `1_000` are none.
+_PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
+# As on the command line.
+FIRST_YEAR = 1900
+
+
+@dataclass(frozen=True)
+class ImportColumns:
+    """The columns of a level: which hold sizes, which of them may be missing or empty."""
+
+    keys: tuple[str, ...]
+    sizes: tuple[str, ...]
+    optional_sizes: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in the order in which rows are handed on."""
+        return (SERVER, INSTANCE_ID, *self.keys, *self.sizes, *self.optional_sizes, *self.counts, COLLECTED_AT)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those a source must have, beside a column for the server."""
+        return (*self.keys, *self.sizes, *self.counts)
+
+
+def layout_of(level: Level) -> ImportColumns:
+    """Return the columns of a level: keys, then what is measured."""
+    sizes = [name for name in level.values if name.endswith("_mb")]
+    return ImportColumns(
+        (DATABASE_NAME, DAY) if "database_name" in level.keys else (DAY,),
+        tuple(name for name in sizes if not level.source.c[name].nullable),
+        tuple(name for name in sizes if level.source.c[name].nullable),
+        tuple(name for name in level.values if name not in sizes),
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be a sample: where it is, and why."""
+
+    position: int
+    reason: str
+
+    def __str__(self) -> str:
+        """As one line."""
+        return f"row {self.position}: {self.reason}"
+
+
+class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
+    """A text that is no value of its column."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given.
+
+    `decimal` is the mark before the decimals; None where both a point and a comma may be meant, so neither is taken.
+    """
+
+    layout: ImportColumns
+    unit: str
+    zone: ZoneInfo
+    now: datetime
+    server: str | None = None
+    decimal: str | None = POINT
+    _places: Mapping[str, int] = field(init=False)
+    _today: date = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look the places of the columns and the day up once."""
+        object.__setattr__(self, "_today", self.now.astimezone(self.zone).date())
+        object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
+
+    def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
+        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time) or what is wrong."""
+        try:
+            return (position, *self._values(texts))
+        except _BadValue as bad:
+            return Problem(position, str(bad))
+
+    def _values(self, texts: Sequence[str | None]) -> list[object]:
+        layout = self.layout
+        if len(texts) != len(layout.columns):
+            raise _BadValue("it has another number of fields than the heading")
+        cells = {name: (texts[place] or "").strip() for name, place in self._places.items()}
+        # A database may be named with blanks at its ends.
+        name = texts[self._places[DATABASE_NAME]] if DATABASE_NAME in self._places else None
+        day = _day(cells[DAY])
+        if day > self._today:
+            raise _BadValue(f"day {day} lies ahead")
+        values: list[object] = [*self._server(cells)]
+        values += [_database(name) if key == DATABASE_NAME else day for key in layout.keys]
+        amounts: list[Decimal | None] = [self._amount(cells, column) for column in layout.sizes]
+        amounts += [self._amount(cells, column) if cells[column] else None for column in layout.optional_sizes]
+        times, parts = UNITS[self.unit]
+        # Whole megabytes, rounded down, as the collection does it.
+        values += [None if amount is None else int(amount * times // parts) for amount in amounts]
+        values += [_count(cells, column) for column in layout.counts]
+        values += [int(amount) if amount is not None and self.unit == BYTES else None for amount in amounts]
+        return [*values, min(_moment(cells[COLLECTED_AT], day, self.zone), self.now)]
+
+    def _server(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
+        if self.server is not None:
+            return self.server, None
+        if cells[SERVER]:
+            return _name(SERVER, cells[SERVER]), None
+        if not cells[INSTANCE_ID]:
+            raise _BadValue("it names no server")
+        return None, _count(cells, INSTANCE_ID)
+
+    def _amount(self, cells: Mapping[str, str], column: str) -> Decimal:
+        text = cells[column]
+        if text.startswith("-"):
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size")
+        if self.decimal is None and (POINT in text or COMMA in text):
+            raise _BadValue(
+                f"{column} {text!r:.40} may have decimals or thousands: say which with --decimal . or --decimal ,"
+            )
+        plain = text.replace(COMMA, POINT) if self.decimal == COMMA and POINT not in text else text
+        if (self.decimal == COMMA and POINT in text) or not _PLAIN.fullmatch(plain):
+            raise _BadValue(f"{column} {text!r:.40} is not a number")
+        amount = Decimal(plain)
+        times, parts = UNITS[self.unit]
+        # Before anything is multiplied: 1e999999999 would not fit into memory.
+        if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size: the maximum is 8 EiB")
+        return amount
+
+
+def _database(name: str | None) -> str:
+    if not name:
+        raise _BadValue("it names no database")
+    return _name(DATABASE_NAME, name)
+
+
+def _name(column: str, name: str) -> str:
+    if len(name) > LONGEST_NAME or "\0" in name:
+        raise _BadValue(f"{column} {name!r:.40} is not a valid name")
+    return name
+
+
+# A file has few days and many rows of each.
+@lru_cache(maxsize=4096)
+def _day(text: str) -> date:
+    try:
+        # Files of other programs write a day as its midnight.
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _BadValue(f"day {text!r:.40} is not YYYY-MM-DD") from None
+    if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
+        raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
+    if moment.year < FIRST_YEAR:
+        raise _BadValue(f"day {text!r:.40} lies before {FIRST_YEAR}")
+    return moment.date()
+
+
+def _count(cells: Mapping[str, str], column: str) -> int:
+    text = cells[column]
+    if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
+        raise _BadValue(f"{column} {text!r:.40} is not a whole number up to {LARGEST_COUNT}")
+    return int(text)
+
+
+@lru_cache(maxsize=4096)
+def _noon(day: date, zone: ZoneInfo) -> datetime:
+    return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
+
+
+def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
+    """Return when it was measured; where that is not told, noon of its day."""
+    if not text:
+        return _noon(day, zone)
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _BadValue(f"collected_at {text!r:.40} is not a time such as 2025-01-31T03:00:00+08:00") from None
+
+
+def column_positions(
+    headings: Sequence[str], layout: ImportColumns, mapping: Mapping[str, str], server: str | None
+) -> dict[str, int]:
+    """Find our columns among the headings; raises ValidationError: one is missing, mapped to nothing, or twice."""
+    unknown = sorted(set(mapping) - set(layout.columns))
+    if unknown:
+        raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")
+    places: dict[str, int] = {}
+    for ours in layout.columns:
+        theirs = mapping.get(ours)
+        # Numbers of servers mean something in one registry only: whether they are ours, the user must say.
+        ours_unasked = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
+        candidates = [theirs] if theirs is not None else ours_unasked
+        # Spreadsheets and databases write them in capitals.
+        lowered = {name.lower(): name for name in reversed(headings)}
+        found = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
+        if found is None and theirs is not None:
+            raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
+        if found is not None:
+            if headings.count(found) > 1:
+                raise ValidationError(f"The column {found!r} is there more than once; which one is meant?")
+            places[ours] = headings.index(found)
+    missing = [name for name in layout.needed if name not in places]
+    whose = ""
+    if server is None and SERVER not in places and INSTANCE_ID not in places:
+        missing.insert(0, SERVER)
+        whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
+    if missing:
+        mapped = " ".join(f"--map {name}=NAME" for name in missing)
+        raise ValidationError(
+            f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
+            f"{_listed(headings)}. Nothing was imported."
+        )
+    return places
+
+
+def _listed(headings: Sequence[str]) -> str:
+    """Name the headings of a source; of what hardly is one, only how it begins: it may be a secret."""
+    are_headings = len(headings) > 1
+    shown = [
+        name if are_headings and _HEADING.fullmatch(name) else f"{printable(name[:BEGINNING])}..."
+        for name in headings[:MOST_LISTED]
+    ]
+    more = len(headings) - MOST_LISTED
+    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")

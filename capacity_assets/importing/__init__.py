@@ -1,1 +1,0 @@
-"""Bringing history in from elsewhere: files with one row per sample, or the tables of a legacy database."""

@@ -1,0 +1,387 @@
+"""Growth report, showback and digest as assets: made again when the aggregates they rest on are recomputed.
+
+The report has one page per month, showback one bill per month, the digest one partition per week, sent on Monday and on
+the next two days to receivers that it did not reach. What they say is in `report`, `ownership` and `digest`; here they
+get a partition, a file or metadata, and an automation condition.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import dagster as dg
+from pydantic import Field
+
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
+from capacity_assets.database.tables import capacity_bill_lines
+from capacity_assets.digest.content import Digest, read_digest
+from capacity_assets.digest.receivers import receivers_of
+from capacity_assets.digest.sending import Sent, send_digests
+from capacity_assets.digest.writing import opening, sections
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
+from capacity_assets.orchestration.partitions import (
+    OWNERS,
+    PARTITIONS_PER_RUN,
+    REPORTS_PATH,
+    asset_name,
+    partitions_of,
+    windows_of,
+)
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
+from capacity_assets.ownership.bills import IssuedBill, amount_text, gib, group_named, issue_bill, notes, read_bill
+from capacity_assets.ownership.groups import default_grouping
+from capacity_assets.report.data import ChangeKind, Report, file_name, read_report
+from capacity_assets.report.issues import Edition
+from capacity_assets.runtime import digest_channels
+
+
+class AssetArguments(TypedDict):
+    """Arguments of `dg.asset`."""
+
+    partitions_def: dg.PartitionsDefinition[str]
+    deps: Sequence[str]
+    backfill_policy: dg.BackfillPolicy
+    retry_policy: dg.RetryPolicy
+    owners: Sequence[str]
+    tags: Mapping[str, str]
+    required_resource_keys: set[str]
+
+
+def made_of_aggregates(settings: Settings, period: Period, retries: dg.RetryPolicy) -> AssetArguments:
+    """Return what `dg.asset` is told of an asset with the period's partitions, downstream of its aggregates."""
+    return {
+        "partitions_def": partitions_of(period, settings),
+        "deps": [asset_name(period, level) for level in LEVELS.values()],
+        "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        "retry_policy": retries,
+        "owners": OWNERS,
+        "tags": {"period": period.name},
+        "required_resource_keys": {AGGREGATION_RESOURCE},
+    }
+
+
+def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+    """As `eager`, for every partition: a backfill or late samples change old months.
+
+    `since_last_handled` would forget aggregates that are recomputed while a report is rendered: a report may be
+    rendered once too often, never once too little.
+    """
+    condition = dg.AutomationCondition
+    made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
+    quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
+    return (made & quiet).with_label("whenever the month's aggregates are made")
+
+
+def sensor_of(name: str, asset: str, description: str) -> dg.AutomationConditionSensorDefinition:
+    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
+    return dg.AutomationConditionSensorDefinition(
+        name,
+        target=dg.AssetSelection.assets(asset),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=description,
+    )
+
+
+GROWTH_REPORT = "growth_report"
+GROWTH_REPORT_JOB = "growth_report_job"
+GROWTH_REPORT_SENSOR = "growth_report_sensor"
+REPORT_PERIOD = "monthly"
+REPORT_GROUP = "reports"
+GROWN_LISTED = 5
+
+REPORT_DESCRIPTION = """\
+A page for people, one per month: size by engine over time, a waterfall from the month before that adds up exactly, the
+largest growers and shrinkers, new and vanished databases, and the days that were not measured.
+
+The file, named in the materialisation, lies under `CAPACITY_HOME` in `reports`. It needs no network and prints on A4.
+It is written again whenever the month's aggregates are. Where the figures of a closed month change, the page that was
+issued is kept beside it, and the new one says what it was, what it is, and why. Any other window, or one server:
+`capacity report`.
+"""
+
+
+def growth_report(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=GROWTH_REPORT,
+        description=REPORT_DESCRIPTION,
+        group_name=REPORT_GROUP,
+        automation_condition=whenever_aggregates_are_made(),
+        kinds={"html"},
+        **made_of_aggregates(settings, period, retries),
+    )
+    def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        # Only here: drawing is loaded by runs that draw, not by the code location.
+        from capacity_assets.report.issues import next_edition
+        from capacity_assets.report.page import make_report_folder, write_report
+
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        try:
+            with dagster_failures():
+                for window in windows_of(period, context.partition_keys):
+                    report = read_report(
+                        runner.service.engine,
+                        period,
+                        window,
+                        today=runner.service.clock.today(),
+                        by=next(iter(settings.label_keys), None),
+                    )
+                    path = settings.reports / file_name(period, window)
+                    edition = next_edition(runner.service.engine, report, path)
+                    make_report_folder(settings.reports)
+                    write_report(report, path, edition)
+                    metadata = report_metadata(report, edition, path)
+                    context.add_asset_metadata(metadata, partition_key=window.key)
+        except OSError as error:
+            raise dg.Failure(
+                description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "
+                "before were kept. Make room or fix the folder's rights, then run these partitions again."
+            ) from None
+        yield dg.MaterializeResult()
+
+    return make_report
+
+
+growth_report_sensor = sensor_of(
+    GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
+)
+growth_report_job = dg.define_asset_job(
+    GROWTH_REPORT_JOB,
+    selection=dg.AssetSelection.assets(GROWTH_REPORT),
+    description="Makes the growth report of a month.",
+)
+
+
+def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:
+    """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
+    steps = {f"{kind}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
+    return {
+        "Open the report": dg.MetadataValue.url(f"{REPORTS_PATH}/{path.name}"),
+        "report": dg.MetadataValue.path(path),
+        "summary": dg.MetadataValue.md(report_text(report, edition)),
+        "issue": dg.MetadataValue.int(edition.issue.number),
+        "start_mb": dg.MetadataValue.int(report.start_mb),
+        **steps,
+        "end_mb": dg.MetadataValue.int(report.end_mb),
+        "unmeasured_servers": dg.MetadataValue.int(len(report.unmeasured_servers)),
+    }
+
+
+def report_text(report: Report, edition: Edition) -> str:
+    """Say the waterfall in words, as Markdown."""
+    lines = [f"- {kind}: {human_change_mb(change)}" for kind, change in report.steps if change]
+    before, now = human_pair_mb(report.start_mb, report.end_mb)
+    restated = [escaped(edition.sentence), ""] if edition.sentence else []
+    growers = [
+        f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
+        for database in report.databases[ChangeKind.GROWN][:GROWN_LISTED]
+    ]
+    return "\n".join(
+        [
+            *restated,
+            f"From **{before}** to **{now}**",
+            "",
+            *(lines or ["- nothing changed"]),
+            "",
+            "Largest growers:",
+            "",
+            *(growers or ["- none"]),
+        ]
+    )
+
+
+SHOWBACK, SHOWBACK_GROUP = "showback", "showback"
+SHOWBACK_JOB, SHOWBACK_SENSOR = "showback_job", "showback_sensor"
+GROUPS_SHOWN = 20
+
+SHOWBACK_DESCRIPTION = """\
+The cost of each database in a month: its size on each day, with the labels and prices of that day.
+
+Lines are stored in `capacity_bill_lines`, bills in `capacity_bills`. The bill of an unfinished month is replaced. The
+bill of a closed month is kept; if late samples, labels or prices change it, a new issue states by how much and why.
+Once retention has dropped samples of the month, its bill no longer changes.
+`capacity bill` shows it by team or any other group, as a table, CSV, JSON or a page. Rules: docs/groups.md.
+"""
+
+
+def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=SHOWBACK,
+        description=SHOWBACK_DESCRIPTION,
+        group_name=SHOWBACK_GROUP,
+        automation_condition=whenever_aggregates_are_made(),
+        kinds={"postgres", "table"},
+        metadata=table_metadata(capacity_bill_lines),
+        **made_of_aggregates(settings, period, retries),
+    )
+    def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        with dagster_failures():
+            for window in windows_of(period, context.partition_keys):
+                try:
+                    issue_bill(runner.service.engine, window, runner.service.clock, settings.label_keys)
+                except NotFoundError as nothing:
+                    metadata: MetadataMapping = {"bill": dg.MetadataValue.md(escaped(str(nothing)))}
+                else:
+                    metadata = bill_metadata(
+                        read_bill(runner.service.engine, window, default_grouping(settings.label_keys))
+                    )
+                context.add_asset_metadata(metadata, partition_key=window.key)
+        yield dg.MaterializeResult()
+
+    return make_bill
+
+
+def bill_metadata(found: IssuedBill) -> MetadataMapping:
+    """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
+    bill = found.bill
+    amounts = {} if bill.amount is None else {"amount": dg.MetadataValue.float(float(bill.amount))}
+    restated = {} if found.difference is None else {"difference": dg.MetadataValue.float(float(found.difference))}
+    return {
+        "bill": dg.MetadataValue.md(_table(found)),
+        **amounts,
+        **restated,
+        "currency": dg.MetadataValue.text(bill.currency or "none"),
+        "issue": dg.MetadataValue.int(bill.issue),
+        "gib_months": dg.MetadataValue.float(float(bill.gib_months)),
+        "unpriced_gib_months": dg.MetadataValue.float(float(bill.unpriced_gib_months)),
+        "measured_days": dg.MetadataValue.int(bill.measured_days),
+        "billed_days": dg.MetadataValue.int(bill.billed_days),
+    }
+
+
+def _table(found: IssuedBill) -> str:
+    rows = [
+        [escaped(group_named(group.name, found.grouped_by)), gib(group.gib_months), f"{group.amount or 'no price'}"]
+        for group in found.groups[:GROUPS_SHOWN]
+    ]
+    table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
+    remarks = bullets([note.strip() for note in notes(found)], hidden=0)
+    hidden = len(found.groups) - GROUPS_SHOWN
+    more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
+    return f"Total: **{amount_text(found.bill)}**\n\n{table}{more}\n\n{remarks}"
+
+
+showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
+showback_job = dg.define_asset_job(
+    SHOWBACK_JOB, selection=dg.AssetSelection.assets(SHOWBACK), description="Issues the bill of a month."
+)
+
+
+DIGEST, DIGEST_GROUP = "digest", "reports"
+DIGEST_JOB, DIGEST_SCHEDULE = "digest_job", "digest_schedule"
+DIGEST_SENT = "digest_sent"
+DIGEST_PERIOD = "weekly"
+# After the week's aggregates and the day's runways.
+MINUTE = 50
+
+DIGEST_DESCRIPTION = """\
+What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
+that are not measured any more, databases that came and went. A week without such news has one line.
+
+The newest complete week is sent to those in `CAPACITY_DIGEST_RECEIVERS` who did not get it yet, as mail or to the alert
+webhook; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only: the check
+`digest_sent` names it, and the next two days try again.
+"""
+
+
+class DigestConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    again: bool = Field(default=False, description="Send also to those who got it before.")
+
+
+def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=DIGEST,
+        description=DIGEST_DESCRIPTION,
+        group_name=DIGEST_GROUP,
+        kinds={"mail"},
+        check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
+        **made_of_aggregates(settings, period, retries),
+    )
+    def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        newest = period.last(runner.service.clock.today())
+        failed: tuple[tuple[str, str], ...] = ()
+        with dagster_failures():
+            path = settings.digest_receivers
+            receivers = [] if path is None else receivers_of(path, settings.label_keys)
+            for week in windows_of(period, context.partition_keys):
+                done = Sent()
+                if week == newest:
+                    channels = digest_channels(settings)
+                    done = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
+                    failed = done.failed
+                digest = read_digest(runner.service.engine, week)
+                context.add_asset_metadata(digest_metadata(digest, done), partition_key=week.key)
+        yield dg.MaterializeResult(check_results=[_check_result(failed)])
+
+    return make_digest
+
+
+def digest_metadata(digest: Digest, done: Sent) -> MetadataMapping:
+    """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
+    return {
+        "digest": dg.MetadataValue.md(digest_text(digest)),
+        **{name: dg.MetadataValue.int(count) for name, count in digest.counts.items()},
+        "sent": dg.MetadataValue.int(len(done.sent)),
+        "sent_earlier": dg.MetadataValue.int(len(done.earlier)),
+        "not_sent": dg.MetadataValue.int(len(done.failed)),
+    }
+
+
+def digest_text(digest: Digest) -> str:
+    """Return the digest as Markdown."""
+    parts = [
+        escaped(sentence.text) + (f" `{sentence.command}`" if sentence.command else "") for sentence in opening(digest)
+    ]
+    parts += [f"**{section.heading}**\n\n{bullets(section.lines, hidden=section.more)}" for section in sections(digest)]
+    return "\n\n".join(parts)
+
+
+def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
+    failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
+    return dg.AssetCheckResult(
+        check_name=DIGEST_SENT,
+        passed=not failed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=failures or "All receivers got the digest, or none is configured.",
+        metadata={"places": len(failed), "found": dg.MetadataValue.md(failures or "nothing")},
+    )
+
+
+digest_job = dg.define_asset_job(
+    DIGEST_JOB, selection=dg.AssetSelection.assets(DIGEST), description="Makes and sends the digest of a week."
+)
+
+
+def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
+    """Build the schedule: Monday, and two days more for receivers that were not reached."""
+
+    @dg.schedule(
+        name=DIGEST_SCHEDULE,
+        job_name=DIGEST_JOB,
+        cron_schedule=f"{MINUTE} {settings.schedule_hour} * * 1-3",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Sends the digest of the last week on Monday, and on the next two days to whom it did not reach.",
+    )
+    def request_week(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = context.scheduled_execution_time.astimezone(settings.zone).date()
+        week: Window = period.last(day)
+        if week.start < period.window_of(settings.start_date).start:
+            return dg.SkipReason("The last week lies before the first partition.")
+        return dg.RunRequest(run_key=day.isoformat(), partition_key=week.key)
+
+    return request_week

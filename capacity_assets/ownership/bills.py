@@ -1,0 +1,601 @@
+"""Bills: what the databases of a month cost, by whom they belong to; issued once, and restated visibly.
+
+Quantities are exact daily sizes, amounts are decimal, and groups add up to the total to the cent. The rules are in
+docs/groups.md. `READ` is what is taken of samples and aggregates; everything else is made of these and of what is
+declared. The words of a bill are the same on the screen, in files and on pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select, text
+
+from capacity_assets.base.errors import NotFoundError, database_errors
+from capacity_assets.base.periods import PERIODS, Clock, Window
+from capacity_assets.base.units import counted, first_of
+from capacity_assets.database.cluster import make_temporary_tables
+from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
+from capacity_assets.database.sql import labels_of
+from capacity_assets.database.tables import capacity_bills, wait_for_lock
+from capacity_assets.ownership.groups import refuse_unknown_grouping
+
+# Labels and prices change between segments only, so each is looked up once per database and segment.
+SEGMENTS = """
+SELECT CAST(:start AS date) AS day
+UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND :end
+UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :start AND :end
+ORDER BY day
+"""
+# A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
+# its last one, to the end of the month where it was measured later; days of these without a sample count as the others
+# on average. Aggregates stand for samples of other months that retention has dropped.
+_MEASURED = """
+    SELECT m.*, z.database_name, z.segment, z.days, z.bytes
+    FROM (
+        SELECT d.instance_id, count(*) AS measured, min(d.day) AS first_day, max(d.day) AS last_day,
+               EXISTS (SELECT FROM database_size_stats s
+                       WHERE s.instance_id = d.instance_id AND s.collected_date > :end)
+               OR EXISTS (SELECT FROM instance_size_stats s
+                          WHERE s.instance_id = d.instance_id AND s.collected_date > :end AND NOT s.is_deleted)
+                   AS is_later,
+               EXISTS (SELECT FROM database_size_stats s
+                       WHERE s.instance_id = d.instance_id AND s.collected_date < :start)
+               OR EXISTS (SELECT FROM instance_size_stats s
+                          WHERE s.instance_id = d.instance_id AND s.collected_date < :start AND NOT s.is_deleted)
+               OR EXISTS (SELECT FROM instance_size_aggregations s
+                          WHERE s.instance_id = d.instance_id AND s.period_end < :start)
+               OR EXISTS (SELECT FROM database_size_aggregations s
+                          WHERE s.instance_id = d.instance_id AND s.period_end < :start) AS was_before
+        FROM (
+            SELECT DISTINCT every.instance_id, every.day FROM (
+                SELECT r.instance_id, r.collected_date AS day FROM database_size_stats r
+                WHERE r.collected_date BETWEEN :start AND :end
+                UNION ALL
+                SELECT t.instance_id, t.collected_date FROM instance_size_stats t
+                WHERE t.collected_date BETWEEN :start AND :end AND NOT t.is_deleted AND t.database_count = 0
+            ) AS every
+        ) AS d GROUP BY d.instance_id
+    ) AS m LEFT JOIN (
+        SELECT s.instance_id, s.database_name, s.segment, count(*) AS days, sum(s.bytes) AS bytes FROM (
+            SELECT r.instance_id, r.database_name,
+                   coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric)) AS bytes,
+                   (CAST(:segments AS date[]))[width_bucket(r.collected_date, CAST(:segments AS date[]))] AS segment
+            FROM database_size_stats r WHERE r.collected_date BETWEEN :start AND :end
+        ) AS s GROUP BY s.instance_id, s.database_name, s.segment
+    ) AS z ON z.instance_id = m.instance_id"""
+_TOTALS = """
+    SELECT t.instance_id, count(DISTINCT t.collected_date) AS days, bool_or(t.total_size_mb > 0) AS is_sized
+    FROM instance_size_stats t WHERE t.collected_date BETWEEN :start AND :end AND NOT t.is_deleted
+    GROUP BY t.instance_id"""
+_MONTHLY_SERVERS = """
+    SELECT instance_id, data_count FROM instance_size_aggregations
+    WHERE period_type = 'monthly' AND period_start = :start"""
+_MONTHLY_DATABASES = """
+    SELECT instance_id, database_name, data_count FROM database_size_aggregations
+    WHERE period_type = 'monthly' AND period_start = :start"""
+# The first window that ended in the month, and the first remaining day: retention drops the oldest samples first.
+_OLDEST = """
+    SELECT 'database' AS level, a.first_end, r.oldest
+    FROM (SELECT min(period_end) AS first_end FROM database_size_aggregations
+          WHERE period_type IN ('daily', 'monthly') AND period_start >= :start AND period_end <= :end) AS a
+    CROSS JOIN (SELECT coalesce(min(collected_date), 'infinity') AS oldest FROM database_size_stats) AS r
+    UNION ALL
+    SELECT 'instance' AS level, a.first_end, r.oldest
+    FROM (SELECT min(period_end) AS first_end FROM instance_size_aggregations
+          WHERE period_type IN ('daily', 'monthly') AND period_start >= :start AND period_end <= :end) AS a
+    CROSS JOIN (SELECT coalesce(min(collected_date), 'infinity') AS oldest FROM instance_size_stats) AS r"""
+READ = {
+    "measured": _MEASURED,
+    "totals": _TOTALS,
+    "monthly_servers": _MONTHLY_SERVERS,
+    "monthly_databases": _MONTHLY_DATABASES,
+    "oldest_left": _OLDEST,
+}
+"""What a bill reads of samples and aggregates, each as the temporary table that the statements below look at: where
+tables are distributed, their nodes add it up. Days and sizes are read together, so that a sample which comes meanwhile
+is in both or in neither; what retention drops afterwards is billed. Segments are given by their first days; a label
+that is declared meanwhile makes none, and the next issue has it."""
+
+_BILLED_SERVERS = """
+    SELECT m.instance_id, m.measured, coalesce(i.name, last.server, 'server ' || m.instance_id) AS server,
+           coalesce(i.db_type, last.engine, 'unknown') AS engine,
+           CASE WHEN m.is_later THEN CAST(:end AS date) ELSE m.last_day END
+           - CASE WHEN m.was_before THEN CAST(:start AS date) ELSE m.first_day END + 1 AS billed
+    FROM (SELECT DISTINCT instance_id, measured, first_day, last_day, is_later, was_before FROM measured) AS m
+    LEFT JOIN instances i ON i.id = m.instance_id
+    -- A server that is registered no more is what it was when it was billed.
+    LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
+                       WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
+    ) AS last ON i.id IS NULL
+    WHERE i.counted_by IS NULL"""
+# Exact amounts are whole numbers of twelve decimals of a currency, times `whole`: the least common multiple of 1 to 31
+# is a common denominator for any number of measured days. Each is rounded down to twelve decimals; then the lines with
+# the largest remainders get one unit more until they add up to the exact total, rounded down, so the cents are those of
+# the exact sum.
+_LINES = f"""
+    WITH labelled AS MATERIALIZED (
+        SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
+               {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
+        FROM measured z WHERE z.database_name IS NOT NULL
+    ), spans AS MATERIALIZED (
+        SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
+                    OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
+        FROM capacity_prices p
+    ), priced AS (
+        SELECT l.*, v.server, v.engine, v.billed, v.measured, found.price
+        FROM labelled l JOIN billed_servers v USING (instance_id)
+        LEFT JOIN LATERAL (
+            SELECT p.price FROM spans p
+            WHERE p.price IS NOT NULL AND p.valid_from <= l.segment AND l.segment < p.valid_until
+              AND p.engine IN ('', v.engine) AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
+            ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = ''
+            LIMIT 1
+        ) AS found ON true
+    ), exact AS (
+        SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
+               round(sum(bytes) * billed / (measured * CAST(:days AS numeric) * 1073741824), 12) AS gib_months, price,
+               sum(bytes) * billed * price * div(72201776446800, measured) * 1000000000000 AS parts,
+               72201776446800 * CAST(:days AS numeric) * 1073741824 AS whole
+        FROM priced
+        GROUP BY instance_id, server, engine, database_name, labels, price, billed, measured
+    ), numbered AS (
+        SELECT row_number() OVER (ORDER BY instance_id, database_name, labels, price) AS line, exact.* FROM exact
+    ), placed AS (
+        SELECT *, row_number() OVER (ORDER BY mod(parts, whole) DESC NULLS LAST, line) AS place,
+               div(sum(parts) OVER (), whole) - sum(div(parts, whole)) OVER () AS left_over
+        FROM numbered
+    )
+    SELECT line, instance_id, server, engine, database_name, labels, days, gib_months, price,
+           (div(parts, whole) + CASE WHEN place <= left_over THEN 1 ELSE 0 END) * 0.000000000001 AS amount
+    FROM placed"""  # noqa: S608 -- an expression of our own
+COMPUTED = {"billed_servers": _BILLED_SERVERS, "computed_lines": _LINES}
+"""The servers of the bill and its lines, as temporary tables too; lines are stored with the bill."""
+
+DAYS = """
+SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
+       (SELECT count(*) FROM totals t LEFT JOIN instances i ON i.id = t.instance_id
+        WHERE t.is_sized AND i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers))
+           AS unbilled_servers
+FROM billed_servers
+"""
+# The amount follows from quantity and price. Renaming a server does not change its cost, but a replaced bill shows the
+# new name.
+DIFFERS = """
+SELECT EXISTS (
+    SELECT FROM (
+        SELECT instance_id, engine, database_name, labels, days, gib_months, price, server, 1 AS here
+        FROM computed_lines
+        UNION ALL
+        SELECT instance_id, engine, database_name, labels, days, gib_months, price, server, -1
+        FROM capacity_bill_lines WHERE month = :start AND issue = :issue
+    ) AS lines
+    GROUP BY instance_id, engine, database_name, labels, days, gib_months, price,
+             CASE WHEN CAST(:was_final AS boolean) THEN '' ELSE server END
+    HAVING sum(here) <> 0
+) OR EXISTS (
+    SELECT FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
+      AND b.currency <> (SELECT min(currency) FROM capacity_prices)
+)
+"""
+DELETE = (
+    "DELETE FROM capacity_bills WHERE month = :start AND issue = :issue",
+    "DELETE FROM capacity_bill_lines WHERE month = :start AND issue = :issue",
+)
+STORE_LINES = """
+INSERT INTO capacity_bill_lines
+    (month, issue, line, instance_id, server, engine, database_name, labels, days, gib_months, price, amount)
+SELECT :start, :issue, line, instance_id, server, engine, database_name, labels, days, gib_months, price, amount
+FROM computed_lines
+"""
+STORE_BILL = """
+INSERT INTO capacity_bills (month, issue, is_final, currency, amount, gib_months, unpriced_gib_months, measured_days,
+                            billed_days, unbilled_servers, label_keys, reason, clock_doubt)
+SELECT :start, :issue, :is_final, CASE WHEN count(amount) > 0 THEN (SELECT min(currency) FROM capacity_prices) END,
+       coalesce(sum(amount), 0),
+       coalesce(sum(gib_months), 0), coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0), :measured_days,
+       :billed_days, :unbilled_servers, CAST(:label_keys AS json), :reason, :clock_doubt
+FROM computed_lines
+"""
+DECLARED_STATE = """(
+    SELECT concat_ws(' ', l.number, p.number, l.newest, p.newest)
+    FROM (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
+          FROM capacity_label_spans WHERE valid_from <= :end) AS l,
+         (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
+          FROM capacity_prices WHERE valid_from <= :end) AS p)"""
+"""What is declared up to :end as a text that changes with it, whatever is added, changed or removed.
+
+It begins with the numbers of labels and of prices."""
+KEEP_DECLARED = f"""
+UPDATE capacity_bills SET declared_state = {DECLARED_STATE}, samples_dropped_at = NULL
+WHERE month = :start AND issue = :issue
+"""  # noqa: S608 -- a constant of this module
+SAMPLES_SINCE = """
+SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
+       count(*) FILTER (WHERE s.created_at <= :since AND s.updated_at > :since) AS corrected
+FROM database_size_stats s WHERE s.collected_date BETWEEN :start AND :end
+"""
+# Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
+# Deleted samples are counted of servers that are still billed; others may be counted differently now.
+SINCE = f"""
+SELECT deleted.fewer, states.before, states.now,
+       ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
+                    || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
+             FROM capacity_labels l JOIN instances i ON i.id = l.instance_id
+             WHERE l.declared_at > :since AND l.valid_from <= :end ORDER BY l.declared_at) AS labels,
+       ARRAY(SELECT coalesce(trim_scale(p.price) || ' ' || p.currency, 'none') || ' for '
+                    || CASE WHEN p.key <> '' THEN p.key || '=' || p.value
+                            ELSE coalesce(nullif(p.engine, ''), 'everything else') END
+             FROM capacity_prices p
+             WHERE p.declared_at > :since AND p.valid_from <= :end
+               AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines))
+               AND (p.key = '' OR EXISTS (SELECT FROM computed_lines c WHERE c.labels ->> p.key = p.value))
+             ORDER BY p.declared_at) AS prices
+FROM (SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 0) FROM computed_lines
+                         WHERE instance_id = ANY (array_agg(DISTINCT l.instance_id)))) AS fewer
+      FROM capacity_bill_lines l WHERE l.month = :start AND l.issue = :issue
+        AND l.instance_id IN (SELECT instance_id FROM computed_lines)) AS deleted,
+     (SELECT b.declared_state AS before, {DECLARED_STATE} AS now
+      FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue) AS states
+"""  # noqa: S608 -- a constant of this module
+# Samples that retention dropped can no longer be billed. The aggregates or the bill know more than there are, and
+# either our retention marked the bill or the oldest samples are gone. If older samples remain, a missing sample was
+# deleted or declared void, and is no longer billed.
+DROPPED = """
+SELECT EXISTS (
+    SELECT FROM oldest_left o
+    WHERE (CAST(:is_marked AS boolean) OR o.oldest > least(o.first_end, CAST(:end AS date)))
+      AND CASE o.level WHEN 'instance' THEN EXISTS (
+              SELECT FROM monthly_servers a LEFT JOIN totals t USING (instance_id)
+              WHERE a.data_count > coalesce(t.days, 0))
+          -- Includes replicas: a server that is counted differently now has not lost samples.
+          ELSE EXISTS (
+              SELECT FROM monthly_databases a
+              LEFT JOIN (SELECT instance_id, database_name, sum(days) AS days FROM measured GROUP BY 1, 2) AS m
+                  USING (instance_id, database_name) WHERE a.data_count > coalesce(m.days, 0))
+              OR (SELECT coalesce(sum(measured), 0) FROM (SELECT DISTINCT instance_id, measured FROM measured) AS m)
+                 < :billed_before END
+)
+"""
+MARK_DROPPED = """
+UPDATE capacity_bills SET samples_dropped_at = coalesce(samples_dropped_at, now())
+WHERE month = :start AND issue = :issue
+"""
+# Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
+GROUPS = """
+WITH grouped AS (
+    SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine WHEN 'server' THEN server
+                ELSE labels ->> CAST(:by AS text) END AS group_name,
+           count(DISTINCT (instance_id, database_name)) AS databases,
+           sum(gib_months) AS gib_months, coalesce(sum(amount), 0) AS exact, count(amount) AS priced,
+           coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0) AS unpriced_gib_months
+    FROM capacity_bill_lines WHERE month = :start AND issue = :issue GROUP BY 1
+), placed AS (
+    SELECT *, floor(exact * 100) AS cents,
+           row_number() OVER (ORDER BY exact * 100 - floor(exact * 100) DESC, exact DESC, group_name) AS place,
+           round(sum(exact) OVER () * 100) - sum(floor(exact * 100)) OVER () AS left_over
+    FROM grouped
+)
+SELECT group_name, databases, gib_months, unpriced_gib_months,
+       CASE WHEN priced > 0 THEN round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) END AS amount,
+       CASE WHEN priced > 0 THEN exact END AS exact_amount
+FROM placed ORDER BY exact DESC, group_name NULLS LAST
+"""
+DATABASES = """
+SELECT count(DISTINCT (instance_id, database_name)) FROM capacity_bill_lines WHERE month = :start AND issue = :issue
+"""
+
+
+ONE_PLACE = Decimal("0.1")
+
+
+def title(found: IssuedBill) -> str:
+    """Say which bill it is."""
+    month = PERIODS["monthly"]
+    so_far = "" if found.bill.is_final else " so far"
+    return f"Bill of {month.name_of(month.window_of(found.bill.month))}{so_far}, by {found.grouped_by}"
+
+
+def group_named(name: str | None, grouped_by: str) -> str:
+    """Name a group; what has no label is a group of its own."""
+    return f"(no {grouped_by})" if name is None else name
+
+
+def gib(quantity: Decimal) -> str:
+    """Render a mean size over the month."""
+    return f"{quantity.quantize(ONE_PLACE):,}"
+
+
+def notes(found: IssuedBill) -> list[str]:
+    """Say what the amounts leave out and what they replace, one sentence each."""
+    bill = found.bill
+    sentences = []
+    if found.restated:
+        sentences.append(found.restated)
+        sentences += [difference for difference in _differences(found) if difference]
+    if bill.is_unpriced:
+        sentences.append(
+            f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
+            "`capacity prices set` declares one."
+        )
+    if bill.unbilled_servers:
+        sentences.append(
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} of which totals were measured, but no databases."
+        )
+    if bill.measured_days < bill.billed_days:
+        missing = bill.billed_days - bill.measured_days
+        sentences.append(
+            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
+            "server's measured days."
+        )
+    if sum(group.databases for group in found.groups) > found.databases:
+        sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
+    if bill.samples_dropped_at:
+        sentences.append(
+            f"Retention dropped samples of this month (detected on {bill.samples_dropped_at:%Y-%m-%d}). This bill no "
+            "longer changes: later samples, labels and prices do not affect it."
+        )
+    if bill.clock_doubt:
+        sentences.append(f"This bill is not final; the next one replaces it. {bill.clock_doubt}")
+    elif not bill.is_final:
+        sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
+    return sentences
+
+
+def _differences(found: IssuedBill) -> list[str]:
+    """Name the groups whose amount is another one than in the issue before."""
+    assert found.before is not None  # noqa: S101 -- asked of restated bills only
+    before = {group.name: group for group in found.before.groups}
+    now = {group.name: group for group in found.groups}
+    return [
+        f"  {group_named(name, found.grouped_by)}: {_amount(before.get(name))} before, {_amount(now.get(name))} now"
+        + (", by rounding" if _exact(before.get(name)) == _exact(now.get(name)) else "")
+        for name in dict.fromkeys([*now, *before])
+        if _amount(before.get(name)) != _amount(now.get(name))
+    ]
+
+
+def _amount(group: BillGroup | None) -> str:
+    if group is None:
+        return "nothing"
+    return "no price" if group.amount is None else f"{group.amount:,}"
+
+
+def _exact(group: BillGroup | None) -> Decimal | None:
+    return None if group is None else group.exact_amount
+
+
+def quantity_note(found: IssuedBill) -> str:
+    """Say what the GiB of a bill are."""
+    if found.bill.is_final:
+        return "GiB are means over the month."
+    return "GiB are what the days so far add up to, divided by the days of the month."
+
+
+CENT = Decimal("0.01")
+DECLARED_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One issue of a month's bill; `amount` is None where nothing had a price."""
+
+    month: date
+    issue: int
+    issued_at: datetime
+    is_final: bool
+    currency: str | None
+    exact_amount: Decimal
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    measured_days: int
+    billed_days: int
+    unbilled_servers: int
+    label_keys: Sequence[str]
+    reason: str | None
+    samples_dropped_at: datetime | None = None
+    """When the bill was frozen because retention had dropped its samples."""
+    clock_doubt: str | None = None
+    """Why the bill is not final although the month seems to be over."""
+
+    @property
+    def amount(self) -> Decimal | None:
+        """Total, rounded to the cent, halves up."""
+        return None if self.currency is None else self.exact_amount.quantize(CENT, ROUND_HALF_UP)
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether a part of what was measured is in no amount."""
+        return self.unpriced_gib_months > 0
+
+
+@dataclass(frozen=True)
+class BillGroup:
+    """What one group has to pay; `name` None: without such a label. `amount` None: nothing of it had a price."""
+
+    name: str | None
+    databases: int
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    amount: Decimal | None
+    exact_amount: Decimal | None = None
+    """Not rounded: two issues may differ by rounding alone."""
+
+
+@dataclass(frozen=True)
+class IssuedBill:
+    """A bill with its groups, and what an issue before it said."""
+
+    bill: Bill
+    grouped_by: str
+    groups: Sequence[BillGroup]
+    databases: int = 0
+    """Of all groups; one that changed hands is in two of them."""
+    before: "IssuedBill | None" = None  # noqa: UP037 -- a dataclass field of its own type
+
+    @property
+    def difference(self) -> Decimal | None:
+        """What it is more than the issue before; None: there is none, or one of the two has no amount."""
+        if self.before is None or self.bill.amount is None or self.before.bill.amount is None:
+            return None
+        return self.bill.amount - self.before.bill.amount
+
+    @property
+    def restated(self) -> str:
+        """The sentence that a restated bill carries; empty for a first issue."""
+        if self.before is None:
+            return ""
+        was, now = self.before.bill, self.bill
+        amounts = f"{amount_text(was)} became {amount_text(now)}"
+        return f"Restated: issue {was.issue} of {was.issued_at:%Y-%m-%d %H:%M %Z}, {amounts}. {now.reason}"
+
+
+def amount_text(bill: Bill) -> str:
+    """Render a total with its currency."""
+    return "no amount" if bill.amount is None else f"{bill.amount:,} {bill.currency}"
+
+
+def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str]) -> Bill:
+    """Compute the bill of a month and store it if it differs from the previous issue; return the newest issue.
+
+    The bill of a month that is not over, or is over only by a clock that may be wrong, is replaced. The bill of a month
+    that is over is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill no
+    longer changes.
+
+    Raises:
+        NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
+        ValidationError: the days in the database are those of another time zone than the clock's.
+        DatabaseError: the database failed; no bill was changed.
+    """
+    refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
+    asked: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+    with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
+        wait_for_lock(connection, "bills")
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        latest = next(iter(_issues(connection, month)), None)
+        judged = judged_day(connection, clock)
+        segments = connection.execute(text(SEGMENTS), asked).scalars().all()
+        make_temporary_tables(connection, READ, {**asked, "segments": list(segments)})
+        known = {
+            "is_marked": latest is not None and latest.samples_dropped_at is not None,
+            "billed_before": latest.measured_days if latest else 0,
+        }
+        if connection.execute(text(DROPPED), {**asked, **known}).scalar():
+            if latest is None:
+                raise NotFoundError(
+                    f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
+                    "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
+                )
+            issue, done = latest.issue, MARK_DROPPED
+        else:
+            make_temporary_tables(connection, COMPUTED, asked)
+            issue = _store(connection, month, asked, latest, _finality(latest, month, judged, clock))
+            done = KEEP_DECLARED
+        connection.execute(text(done), {**asked, "issue": issue})
+        return _issues(connection, month)[0]
+
+
+def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
+    """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
+    # Samples after a long pause may have been written by the wrong clock itself.
+    is_over = judged.pause is None and month.end < judged.certain_day
+    is_final = is_over or (latest is not None and latest.is_final)
+    seems_over = month.end < clock.today()
+    return {"is_final": is_final, "clock_doubt": judged.why_nothing_is_deleted if seems_over and not is_final else None}
+
+
+def _issues(connection: Connection, month: Window) -> list[Bill]:
+    """The issues of a month's bill, the newest first; columns of the table are those of a bill."""
+    columns = [column for column in capacity_bills.c if column is not capacity_bills.c.declared_state]
+    query = select(*columns).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
+    return [Bill(*row) for row in connection.execute(query)]
+
+
+def _named(month: Window) -> str:
+    return PERIODS["monthly"].name_of(month)
+
+
+def _store(
+    connection: Connection, month: Window, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]
+) -> int:
+    """Store the computed lines if they differ from the latest issue; return the number of the newest issue then."""
+    issue, reason = 1, None
+    if latest is None:
+        if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
+            raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+    else:
+        issue, reason = latest.issue, latest.reason
+        stored = {**asked, "issue": issue, "was_final": latest.is_final}
+        differs = connection.execute(text(DIFFERS), stored).scalar()
+        if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
+            return issue
+        if latest.is_final and differs:
+            issue, reason = issue + 1, _reason(connection, asked, latest)
+    days = connection.execute(text(DAYS), asked).one()
+    values = {**asked, "issue": issue, **finality, "reason": reason, **days._asdict()}
+    for statement in (*DELETE, STORE_LINES, STORE_BILL):
+        connection.execute(text(statement), {**values, "label_keys": json.dumps(asked["keys"])})
+    return issue
+
+
+def _reason(connection: Connection, asked: dict[str, Any], latest: Bill) -> str:
+    """Say why a bill differs from the one that was issued."""
+    since = {**asked, "since": latest.issued_at, "issue": latest.issue}
+    samples = connection.execute(text(SAMPLES_SINCE), since).one()
+    declared = connection.execute(text(SINCE), since).one()
+    differences = [
+        f"{counted(samples.added, 'sample')} came later" if samples.added else "",
+        f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
+        f"{counted(declared.fewer, 'sample')} deleted" if declared.fewer else "",
+        f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
+        f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
+    ]
+    if declared.before is not None:
+        numbers = ([int(number) for number in state.split()[:2]] for state in (declared.before, declared.now))
+        kinds = zip(("labels", "prices"), *numbers, strict=True)
+        differences += [f"{kind} removed" for kind, before, now in kinds if now < before]
+    found = "; ".join(filter(None, differences))
+    otherwise = (
+        "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
+        "were removed"
+    )
+    return f"Since then: {found or otherwise}."
+
+
+def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
+    """Read an issue of a bill, by default the newest, by groups, with the one before.
+
+    Raises:
+        NotFoundError: there is no such issue.
+        ValidationError: the bill cannot be grouped so.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.connect() as connection:
+        return read_bill_of(connection, month, by, issue)
+
+
+def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> IssuedBill:
+    """Read a bill within the caller's transaction; raises as `read_bill`, but for errors of the database."""
+    chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
+    if not chosen or (issue is not None and chosen[0].issue != issue):
+        if issue is not None:
+            raise NotFoundError(f"There is no issue {issue} of a bill of {_named(month)}.")
+        raise NotFoundError(
+            f"There is no bill of {_named(month)}. `capacity bill` issues one where something was measured."
+        )
+    now, *older = chosen
+    refuse_unknown_grouping(by, now.label_keys)
+    before = _issued(connection, older[0], by, None) if older else None
+    return _issued(connection, now, by, before)
+
+
+def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
+    asked = {"start": bill.month, "issue": bill.issue, "by": by}
+    databases = connection.execute(text(DATABASES), asked).scalar_one()
+    groups = [BillGroup(*row) for row in connection.execute(text(GROUPS), asked)]
+    return IssuedBill(bill, by, groups, databases, before)

@@ -1,0 +1,293 @@
+"""Groups: what they are made by, how those of a window are read, what fills first, and what the sum of one is made of.
+
+Figures are those of the view `capacity_groups` (docs/semantics.md). To explain a group, its parts are added up from the
+samples, with the labels of each single row, and compared with the stored row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.units import first_of, human_percent
+from capacity_assets.database.group_days import FLEET, asked_days, group_parts
+from capacity_assets.database.sql import SPANS, holds_on, matches, precedence
+from capacity_assets.database.tables import ALWAYS
+
+WITHOUT_LABEL = ("engine", "server")
+"""What groups are made by without any label."""
+
+
+@dataclass(frozen=True)
+class FillsFirst:
+    """What of a group is full first, and the day by which that is as likely as not."""
+
+    server: str
+    name: str
+    day: date
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A database, volume or server that fills, as part of a group."""
+
+    server_id: int
+    subject: str
+    first: FillsFirst
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of a window; `name` None: what has no such label. `change_mb` None: no change is known."""
+
+    name: str | None
+    servers: int
+    databases: int
+    size_mb: int
+    change_mb: int | None
+    fills_first: FillsFirst | None = None
+
+    @property
+    def growth(self) -> str:
+        """The change in percent of the size before."""
+        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+
+
+def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
+    """Refuse a grouping that is none; raises ValidationError."""
+    known = (*WITHOUT_LABEL, *keys)
+    if by not in known:
+        raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
+
+
+def group_column(by: str) -> tuple[str, dict[str, str]]:
+    """Return a group as an expression over columns engine, server and labels, and the parameters it takes."""
+    return (by, {}) if by in WITHOUT_LABEL else ("labels ->> CAST(:key AS text)", {"key": by})
+
+
+def default_grouping(keys: Sequence[str]) -> str:
+    """Return what groups are made by where nobody says: the first key of labels, or engines."""
+    return next(iter(keys), WITHOUT_LABEL[0])
+
+
+def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
+    """Return what of each group fills first, if anything, at most so many, by newest forecasts; raises DBAPIError."""
+    grouped = _BY_COLUMN.format(by=by) if by in WITHOUT_LABEL else _BY_LABEL
+    rows = connection.execute(text(_FILLING.format(grouped=grouped)), {**group_column(by)[1], "most": most})
+    found: dict[str | None, list[Filling]] = {}
+    for row in rows:
+        first = FillsFirst(row.server, row.name, row.full_middle)
+        found.setdefault(row.group_name, []).append(Filling(row.server_id, row.subject, first))
+    return found
+
+
+def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]:
+    """Return what of each group is full first; as `filling_of_groups`."""
+    return first_of_each(filling_of_groups(connection, by, 1))
+
+
+def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str | None, FillsFirst]:
+    """Return the first of each group."""
+    return {name: subjects[0].first for name, subjects in filling.items()}
+
+
+def groups_of(
+    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
+) -> list[Group]:
+    """Return the groups of a window, the largest first, each with what `fills` has of it; raises DBAPIError.
+
+    None where no row is stored. Without any label of a key, everything is one group.
+    """
+    asked = {"period": period.name, "start": window.start}
+    rows = connection.execute(text(_GROUPS), {**asked, "by": by}).all()
+    if not rows and by not in WITHOUT_LABEL:
+        rows = connection.execute(text(_WITHOUT_LABELS), asked).all()
+    return [
+        Group(
+            row.group_name,
+            int(row.servers),
+            int(row.databases),
+            int(row.size_mb),
+            None if row.change_mb is None else int(row.change_mb),
+            fills.get(row.group_name),
+        )
+        for row in rows
+    ]
+
+
+def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
+    """Return when labels or samples changed that groups of these windows do not show yet; raises DBAPIError."""
+    asked = {"period": period.name, "starts": [window.start for window in windows]}
+    found: datetime | None = connection.execute(text(_BEHIND), asked).scalar()
+    return found
+
+
+def being_computed(changed_at: datetime) -> str:
+    """Say that groups are behind what changed."""
+    moment = changed_at.astimezone(UTC)
+    return f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; groups are being computed."
+
+
+_GROUPS = """
+SELECT group_name, servers, databases, size_mb, change_mb FROM capacity_groups
+WHERE period = :period AND window_start = :start AND grouped_by = :by
+ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+_WITHOUT_LABELS = """
+SELECT CAST(NULL AS text) AS group_name, sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb,
+       sum(change_mb) AS change_mb
+FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
+"""
+_BEHIND = """
+SELECT max(newest_change) FROM capacity_stale_windows
+WHERE level = 'group' AND period_type = :period AND period_start = ANY (CAST(:starts AS date[]))
+"""
+# A group fills with the volume, or the server, that binds one of its databases.
+_FILLING = """
+WITH filling AS (
+    SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
+    WHERE full_middle IS NOT NULL
+), issued AS (
+    SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
+    UNION ALL
+    SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
+    FROM filling f JOIN capacity_runway d ON d.server_id = f.server_id AND d.subject = 'database'
+        AND d.binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
+    WHERE f.subject <> 'database'
+), grouped AS ({grouped}), ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY group_name ORDER BY full_middle, server, name, subject) AS place
+    FROM (SELECT DISTINCT group_name, server_id, server, subject, name, full_middle FROM grouped) AS each
+)
+SELECT group_name, server_id, server, subject, name, full_middle FROM ranked
+WHERE place <= :most ORDER BY group_name, place
+"""
+_BY_COLUMN = "SELECT {by} AS group_name, server_id, server, subject, name, full_middle FROM issued"
+# Labels of all of them at once: asked for one by one, as the view does, twenty thousand take a tenth of a second.
+_BY_LABEL = f"""
+    SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
+           l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
+    FROM issued t
+    CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
+    LEFT JOIN {SPANS} l ON l.instance_id = t.server_id AND l.key = :key AND {holds_on("l", "newest.as_of")}
+        AND (l.database_pattern = '' OR t.of_subject = 'database' AND {matches("l", "t.of_name")})
+    ORDER BY t.server_id, t.of_subject, t.of_name, t.subject, t.name, {precedence("l", "t.of_name")}"""  # noqa: S608 -- expressions of our own views
+
+
+VALUES_NAMED = 8
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """A part of a group; `database` None: a server without the databases that belong to other groups.
+
+    `sum_mb` is added up over its `days` in the group. `label_of` is what its label was declared for on the last of
+    these: a database, a pattern, or None for the server; `valid_from` None: always.
+    """
+
+    server: str
+    database: str | None
+    days: int
+    sum_mb: int
+    label_of: str | None
+    valid_from: date | None
+
+
+@dataclass(frozen=True)
+class ExplainedGroup:
+    """A group with its parts, the largest first, and what its row has; `row_...` None: there is no row.
+
+    `days` are those on which anything was measured, and `row_days` those that the row of the fleet rests on.
+    """
+
+    key: str
+    value: str
+    parts: Sequence[GroupPart]
+    days: int
+    row_sum_mb: int | None
+    row_days: int | None
+
+    @property
+    def sum_mb(self) -> int:
+        """The sum of the parts, over all days."""
+        return sum(part.sum_mb for part in self.parts)
+
+    @property
+    def size_mb(self) -> int:
+        """The mean of that, rounded down."""
+        return self.sum_mb // max(1, self.days)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are samples of all days of the row."""
+        return self.row_days is None or self.days >= self.row_days
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the row has the same."""
+        return self.sum_mb == (self.row_sum_mb or 0)
+
+
+def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
+    """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
+    asked: dict[str, object] = {
+        "period": period.name,
+        "start": window.start,
+        "key": key,
+        "value": value,
+        **asked_days(connection, window.dates),
+    }
+    asked["servers"] = connection.execute(text(_LABELLED), asked).scalars().all()
+    parts = [
+        GroupPart(
+            row.server,
+            row.database_name,
+            row.days,
+            int(row.sum_mb),
+            row.database_pattern or None,
+            None if row.valid_from == ALWAYS else row.valid_from,
+        )
+        for row in connection.execute(text(_PARTS), asked)
+    ]
+    stored = connection.execute(text(_STORED), asked).one()
+    if not parts and stored.sum_mb is None:
+        values = connection.execute(text(_VALUES), asked).scalars().all()
+        there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
+        raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
+    sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
+    days = int(connection.execute(text(_DAYS), asked).scalar_one())
+    return ExplainedGroup(key, value, parts, days, sum_mb, stored.days)
+
+
+_LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
+_PARTS = f"""{group_parts("instance_id = ANY (CAST(:servers AS integer[]))")}, found AS (
+    SELECT instance_id, database_name, count(DISTINCT collected_date) AS days, sum(size_mb) AS sum_mb,
+           max(collected_date) AS last_day
+    FROM parts WHERE label_key = :key AND label_value = :value GROUP BY 1, 2
+)
+SELECT i.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
+FROM found f JOIN instances i ON i.id = f.instance_id
+LEFT JOIN LATERAL (
+    SELECT l.database_pattern, l.valid_from FROM {SPANS} l
+    WHERE l.instance_id = f.instance_id AND l.key = :key AND {holds_on("l", "f.last_day")}
+      AND (l.database_pattern = '' AND f.database_name IS NULL
+           OR f.database_name IS NOT NULL AND {matches("l", "f.database_name")})
+    ORDER BY {precedence("l", "f.database_name")} LIMIT 1
+) AS held ON true
+ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
+"""  # noqa: S608 -- expressions of our own views
+_DAYS = f"{group_parts()} SELECT count(DISTINCT collected_date) FROM servers"  # noqa: S608 -- as above
+_STORED = f"""
+SELECT max(coalesce(sum_size_mb, avg_size_mb)) FILTER (WHERE label_key = :key AND label_value = :value) AS sum_mb,
+       max(data_count) FILTER (WHERE label_key = '{FLEET}') AS days
+FROM group_size_aggregations WHERE period_type = :period AND period_start = :start
+"""  # noqa: S608 -- as above
+_VALUES = """
+SELECT label_value FROM group_size_aggregations
+WHERE period_type = :period AND period_start = :start AND label_key = :key AND label_value <> ''
+ORDER BY 1
+"""

@@ -1,0 +1,361 @@
+"""Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
+
+Each is dated, so that last year's figures keep last year's owners. Which one holds for a database on a day is in
+`database.sql`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.base.declarations import Things, day_of
+from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.files import declarations, refuse_lacking
+from capacity_assets.base.units import first_of, meant
+from capacity_assets.database.sql import LIKE, labels_of, weights
+from capacity_assets.database.tables import ALWAYS, capacity_labels
+from capacity_assets.forecast.limits import (
+    WHOLE_SERVER,
+    clear_history,
+    columns_of,
+    declaring,
+    ids_of,
+    keys_of,
+    named,
+    naming_places,
+    refuse_repeated,
+    replace_rows,
+    rows_of,
+)
+
+# Whether a label `l` gave a value to something that the given label takes over: the server, or one of its databases `d`
+# that the given label matches by name or by a pattern of higher precedence.
+_LIKE_GIVEN = LIKE.replace("l.", "g.")
+_GIVEN_WEIGHT, _OTHER_WEIGHT = (", ".join(weights(label, "d.name")) for label in ("g", "l"))
+_TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
+            SELECT FROM (
+                SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
+                UNION ALL SELECT n.name FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[]))
+                              AS n (instance_id, name)
+                WHERE n.instance_id = g.instance_id AND n.name LIKE {_LIKE_GIVEN}
+            ) AS d
+            WHERE d.name LIKE {LIKE}
+              AND ({_GIVEN_WEIGHT}, l.database_pattern) > ({_OTHER_WEIGHT}, g.database_pattern))"""  # noqa: S608 -- expressions of our own
+# From when each holds, and what is declared of its subject, by day.
+PLACED = f"""
+SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
+           SELECT FROM capacity_labels l WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
+       ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:keys AS varchar[]),
+            CAST(:values AS varchar[]), CAST(:valid_froms AS date[])) WITH ORDINALITY
+    AS g (instance_id, database_pattern, key, value, valid_from, number)
+CROSS JOIN LATERAL (
+    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS held
+    FROM capacity_labels l
+    WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
+) AS history
+ORDER BY g.number
+"""  # noqa: S608 -- constants of this module
+# Databases of servers that already have pattern labels.
+NAMES = """
+SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
+UNION SELECT instance_id, database_name FROM database_size_aggregations
+WHERE instance_id = ANY (CAST(:ids AS integer[]))
+"""
+WITH_PATTERNS = """
+SELECT DISTINCT instance_id FROM capacity_labels
+WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:keys AS varchar[]))
+  AND database_pattern ~ '[*?]'
+"""
+LIST = """
+SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
+       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
+FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE CAST(:server AS text) IS NULL OR i.name = :server
+ORDER BY i.name, s.database_pattern, s.key, s.valid_from
+"""
+HELD = """
+SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
+"""
+MATCHING = f"""
+SELECT count(*) AS matched FROM database_size_stats d
+CROSS JOIN (SELECT CAST(:pattern AS text) AS database_pattern) AS l
+WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
+  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
+                          WHERE n.instance_id = (SELECT id FROM instances WHERE name = :server))
+  AND d.database_name LIKE {LIKE}
+"""  # noqa: S608 -- an expression of our own
+# Where no database is named, only labels of the server match.
+LABELS_ON = f"""
+SELECT {labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")} AS labels
+FROM instances i WHERE i.name = :server
+"""  # noqa: S608 -- expressions of our own
+HAVING = f"""
+SELECT g.number
+FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
+JOIN instances i ON i.name = g.server
+WHERE (CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name)
+  AND (CAST(:key AS text) IS NULL
+       OR {labels_of("i.id", "g.database", "CAST(:day AS date)")} ->> CAST(:key AS text) = :value)
+"""  # noqa: S608 -- expressions of our own
+KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
+ALIKE = """
+SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
+"""
+COLUMNS = """
+SELECT column_name FROM information_schema.columns
+WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
+"""
+
+
+LONGEST_VALUE = 100
+WILDCARDS = re.compile(r"[*?]")
+SUBJECT_COLUMNS = ("server", "database", "from")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label of a server, or with `database` of its databases that match that name or pattern.
+
+    `value` None removes the label. `valid_from` None: all of history if the key had no value before, not even from
+    another pattern or the server; else from today.
+    """
+
+    server: str
+    database: str | None
+    key: str
+    value: str | None
+    valid_from: date | None = None
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """A label that was declared: from when it holds, what held on that day before, and what holds from later days on.
+
+    Where the label always holds, the later ones were taken away; a value of None says that it was removed that day.
+    """
+
+    label: Label
+    before: str | None
+    later: Sequence[tuple[date, str | None]]
+
+
+def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
+    """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
+    if key not in keys:
+        raise ValidationError(
+            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)} "
+            "Nothing was changed."
+        )
+    if value is None:
+        return key, None
+    value = value.strip()
+    if not value or len(value) > LONGEST_VALUE or not value.isprintable():
+        raise ValidationError(f"The value of {key} must have 1 to {LONGEST_VALUE} printable characters.")
+    return key, value
+
+
+def declare_labels(
+    engine: Engine, labels: Sequence[Label], today: date, *, dry_run: bool = False
+) -> Sequence[LabelChange]:
+    """Store labels, all of them or none; return those that change something.
+
+    A dry run checks them and stores none.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database that is named without * and ? was never measured.
+        ValidationError: a key is given twice for one subject.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
+    refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
+    with naming_places(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
+        rows = _rows(connection, labels)
+        placed = [_change(label, row) for label, row in zip(labels, _placed(connection, rows, today), strict=True)]
+        changes = [change for change in placed if change is not None]
+        removed = [named(label.server, label.database) for label in labels if label.value is None]
+        if removed and not changes:
+            raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days. Nothing was changed.")
+        changed = [
+            {**row, "valid_from": change.label.valid_from} for row, change in zip(rows, placed, strict=True) if change
+        ]
+        clear_history(connection, capacity_labels, changed)
+        kept = [row for row in changed if row["value"] is not None or row["valid_from"] != ALWAYS]
+        replace_rows(connection, capacity_labels, kept)
+    return changes
+
+
+def _rows(connection: Connection, labels: Sequence[Label]) -> list[dict[str, object]]:
+    # A pattern may name databases that are yet to come.
+    exact = [(label.server, None if WILDCARDS.search(label.database or "") else label.database) for label in labels]
+    return [
+        {
+            "instance_id": key["instance_id"],
+            "database_pattern": label.database or WHOLE_SERVER,
+            "key": label.key,
+            "value": label.value,
+            "valid_from": label.valid_from,
+        }
+        for key, label in zip(keys_of(connection, exact), labels, strict=True)
+    ]
+
+
+def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today: date) -> Sequence[Row[Any]]:
+    """Return from when each label holds, and what is declared of its subject."""
+    if not rows:
+        return []
+    parameters = {**columns_of(rows), "today": today, "always": ALWAYS}
+    ids = connection.execute(text(WITH_PATTERNS), parameters).scalars().all()
+    names = connection.execute(text(NAMES), {"ids": ids}).all() if ids else []
+    parameters |= {"named_ids": [row.instance_id for row in names], "names": [row.database_name for row in names]}
+    return connection.execute(text(PLACED), parameters).all()
+
+
+def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
+    """Return what a label changes; None: it holds already."""
+    history = list(zip(placed.days or (), placed.held or (), strict=True))
+    later = tuple(one for one in history if one[0] > placed.first_day)
+    before = next((value for day, value in reversed(history) if day <= placed.first_day), None)
+    if label.valid_from == ALWAYS:
+        is_change = bool(history) if label.value is None else (len(history) != 1 or before != label.value)
+    else:
+        is_change = before != label.value
+    return LabelChange(replace(label, valid_from=placed.first_day), before, later) if is_change else None
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A declared label with the days on which it holds; `valid_until` None: it still does."""
+
+    label: Label
+    valid_until: date | None
+
+    def holds_on(self, day: date) -> bool:
+        """Whether it holds on a day."""
+        assert self.label.valid_from is not None  # noqa: S101 -- stored labels are dated
+        return self.label.valid_from <= day and (self.valid_until is None or day < self.valid_until)
+
+
+def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel]:
+    """Return labels by server, database and key, servers' first, of all or one; raises NotFoundError, DatabaseError."""
+    if server is not None:
+        with declaring(engine, "reading labels", dry_run=True) as connection:
+            ids_of(connection, {server})
+    return [
+        StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
+        for row in rows_of(engine, "labels", LIST, server=server)
+    ]
+
+
+def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
+    """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
+    found = rows_of(engine, "labels", LABELS_ON, server=server, database=database, day=day)
+    labels: dict[str, str] = found[0].labels if found else {}
+    return labels
+
+
+def having(
+    engine: Engine,
+    subjects: Sequence[tuple[str, str | None]],
+    day: date,
+    *,
+    label: tuple[str, str] | None = None,
+    of_engine: str | None = None,
+) -> set[tuple[str, str | None]]:
+    """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
+    servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
+    key, value = label or (None, None)
+    asked = {
+        "servers": servers,
+        "databases": databases,
+        "day": day,
+        "key": key,
+        "value": value,
+        "engine_name": of_engine,
+    }
+    found = rows_of(engine, "labels", HAVING, **asked)
+    return {subjects[row.number - 1] for row in found}
+
+
+def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
+    """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
+    known = [row.label for row in rows_of(engine, "labels", KNOWN)]
+    asked = f"{key}={value}"
+    return None if asked in known else f"Nothing has the label {asked}.{meant(asked, known)}"
+
+
+def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
+    """Refuse a label that nothing has or ever had; raises NotFoundError and DatabaseError."""
+    refusal = label_of_nothing(engine, key, value)
+    if refusal:
+        raise NotFoundError(f"{refusal} `capacity labels list` has them.")
+
+
+def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
+    """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
+    found = rows_of(engine, "labels", ALIKE, key=key, value=value)
+    return [row.value for row in found if row.value != value]
+
+
+def matching(engine: Engine, label: Label) -> int:
+    """Count the databases of the newest samples of a server that a name or pattern matches; raises DatabaseError."""
+    [row] = rows_of(engine, "names", MATCHING, server=label.server, pattern=label.database)
+    return int(row.matched)
+
+
+def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
+    """Read labels from a CSV file with the columns server, database, from, and one per key; what is empty is left out.
+
+    Raises:
+        ValidationError: it cannot be read, or a line makes no sense; all problems are reported together.
+    """
+
+    def read(row: Mapping[str, str]) -> list[Label]:
+        refuse_lacking(row, ("server",))
+        valid_from = day_of(row["from"]) if "from" in row else None
+        values = {name: value for name, value in row.items() if name not in SUBJECT_COLUMNS}
+        return labels_from_values(row["server"], row.get("database"), values, keys, valid_from)
+
+    rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), read)
+    placed = [(label, place) for labels, place in zip(rows, rows.places, strict=True) for label in labels]
+    return Things((label for label, _ in placed), (place for _, place in placed))
+
+
+def labels_from_values(
+    server: str, database: str | None, values: Mapping[str, str | None], keys: Sequence[str], valid_from: date | None
+) -> list[Label]:
+    """Return the labels that `values` gives a subject by key; raises as `checked`."""
+    pairs = [checked(key, value, keys) for key, value in values.items()]
+    return [Label(server, database, key, value, valid_from) for key, value in pairs]
+
+
+def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
+    """Return labels that take a column of the registry over: a value where it has one, none where it had.
+
+    Raises:
+        NotFoundError: the table instances has no such column.
+        ValidationError: a value cannot be one of a label.
+        DatabaseError: the database failed.
+    """
+    columns = [row.column_name for row in rows_of(engine, "the registry", COLUMNS)]
+    if column not in columns:
+        raise NotFoundError(
+            f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.{meant(column, columns)}"
+        )
+    quoted = '"' + column.replace('"', '""') + '"'
+    taken = f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name"  # noqa: S608 -- a column that exists, quoted
+    values = {row.name: (row.value or "").strip() for row in rows_of(engine, "the registry", taken)}
+    held = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
+    return [
+        Label(name, None, *checked(key, value or None, [key]))
+        for name, value in values.items()
+        if value or name in held
+    ]

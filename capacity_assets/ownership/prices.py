@@ -1,0 +1,220 @@
+"""Price lists: what a GiB costs per month, by engine and label, dated. Bills are made of them in `bills`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.base.declarations import day_of
+from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.files import declarations, key_and_value, refuse_lacking
+from capacity_assets.database.tables import ALWAYS, capacity_prices
+from capacity_assets.forecast.limits import (
+    clear_history,
+    columns_of,
+    declaring,
+    refuse_repeated,
+    remove_row,
+    replace_rows,
+    rows_of,
+)
+from capacity_assets.ownership.labels import checked
+
+COLUMNS = ("engine", "label", "price", "currency", "from")
+NEEDED = ("price", "currency")
+MOST = Decimal(10) ** 12
+PLACES = 6
+NO_PRICE = "none"
+EVERYTHING = ""
+CURRENCY = re.compile(r"[A-Z]{3}")
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of a GiB per month from a day on; `price` None ends the price.
+
+        `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: all of
+    history if nothing it covers had a price before, else from the current month on.
+    """
+
+    price: Decimal | None
+    currency: str
+    engine: str = EVERYTHING
+    key: str = EVERYTHING
+    value: str = EVERYTHING
+    valid_from: date | None = None
+
+    @property
+    def display_name(self) -> str:
+        """What it holds for, as people read it."""
+        parts = [self.engine, f"{self.key}={self.value}" if self.key else ""]
+        return " with ".join(filter(None, parts)) or "everything else"
+
+
+@dataclass(frozen=True)
+class PriceChange:
+    """A price that was declared or removed, with its first day, and the closed months whose bills it changes."""
+
+    price: Price
+    restated: Sequence[date]
+
+
+def price_of(written: str) -> Decimal | None:
+    """Read a price per GiB and month, 0 or more to six decimals, or `none`; raises ValidationError otherwise."""
+    if written.strip().lower() == NO_PRICE:
+        return None
+    try:
+        price = Decimal(written.strip())
+    except InvalidOperation:
+        price = Decimal("nan")
+    if not price.is_finite() or not 0 <= price < MOST or price != round(price, PLACES):
+        raise ValidationError(f"{written!r} is not a price; write 0.25, with at most {PLACES} decimals, or {NO_PRICE}.")
+    return price
+
+
+def label_of(written: str | None, keys: Sequence[str]) -> tuple[str, str]:
+    """Read `key=value`; empty for None. Raises ValidationError where it is no label."""
+    if not written:
+        return EVERYTHING, EVERYTHING
+    key, value = key_and_value(written)
+    key, checked_value = checked(key.strip(), value, keys)
+    return key, str(checked_value)
+
+
+def prices_of_file(path: Path, keys: Sequence[str]) -> list[Price]:
+    """Read prices from a CSV file with the columns engine, label (key=value), price, currency and from.
+
+    Raises:
+        ValidationError: it cannot be read, or a line cannot be a price; all problems are reported together.
+    """
+    return declarations(path, COLUMNS, NEEDED, lambda row: _price(row, keys))
+
+
+def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
+    refuse_lacking(row, NEEDED)
+    valid_from = day_of(row["from"]) if "from" in row else None
+    label = label_of(row.get("label"), keys)
+    return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
+
+
+def declare_prices(
+    engine: Engine, prices: Sequence[Price], today: date, *, dry_run: bool = False
+) -> Sequence[PriceChange]:
+    """Store all prices or none; each replaces an earlier price of the same subject and day.
+
+    A price for all of history also replaces prices of the same subject from later days. A dry run stores none.
+
+    Raises:
+        ValidationError: two prices have the same subject and day, or a currency is invalid or differs from that of the
+        price list.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    if not prices:
+        return []
+    subjects = ((price.display_name, price.valid_from) for price in prices)
+    refuse_repeated(subjects, lambda key: f"{key[0]}", "More than one price of")
+    with declaring(engine, "storing prices", dry_run=dry_run) as connection:
+        connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
+        known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
+        _refuse_currencies({*known, *(price.currency for price in prices)})
+        days = {"always": ALWAYS, "this_month": today.replace(day=1)}
+        placed = connection.execute(
+            text(_PLACED), {**columns_of([asdict(price) for price in prices]), **days}
+        ).scalars()
+        dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
+        rows = [asdict(price) for price in dated]
+        clear_history(connection, capacity_prices, rows)
+        replace_rows(connection, capacity_prices, rows)
+        return [PriceChange(price, _restated(connection, price)) for price in dated]
+
+
+def _refuse_currencies(currencies: set[str]) -> None:
+    wrong = sorted(currency for currency in currencies if not CURRENCY.fullmatch(currency))
+    if wrong:
+        raise ValidationError(f"{wrong[0]!r} is not a currency; write EUR, USD or another code of ISO 4217.")
+    if len(currencies) > 1:
+        raise ValidationError(
+            f"A price list has one currency, these have {' and '.join(sorted(currencies))}: amounts of a bill could "
+            "not be added. Nothing was changed."
+        )
+
+
+def forget_price(engine: Engine, price: Price, *, dry_run: bool = False) -> PriceChange:
+    """Delete a declared price of a subject and day; raises NotFoundError or DatabaseError, nothing being changed."""
+    with declaring(engine, "removing a price", dry_run=dry_run) as connection:
+        gone = remove_row(connection, capacity_prices, _subject(price))
+        if gone is None:
+            raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
+        return PriceChange(price, _restated(connection, price, removed=gone.price))
+
+
+def _subject(price: Price) -> dict[str, object]:
+    return {"engine": price.engine, "key": price.key, "value": price.value, "valid_from": price.valid_from}
+
+
+def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
+    """Return the closed months whose bills have lines with another price than this one, or with the removed price."""
+    asked = {**_subject(price), "price": price.price, "removed": removed}
+    return connection.execute(text(_RESTATED), asked).scalars().all()
+
+
+def stored_prices(engine: Engine) -> list[Price]:
+    """Return every declared price, the most general first; raises DatabaseError."""
+    return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
+
+
+_GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
+            CAST(:valid_froms AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
+    AS g (engine, key, value, valid_from, price, number)"""
+_SAME_SUBJECT = "p.engine = g.engine AND p.key = g.key AND p.value = g.value"
+# The first price of a history in one file applies to all of history; an existing price is kept. If a price of equal or
+# lower precedence may have applied to the same subjects, the new one changes the amounts.
+_PLACED = f"""
+SELECT coalesce(g.valid_from, CASE
+    WHEN EXISTS (SELECT FROM {_GIVEN.replace("AS g", "AS p")} WHERE {_SAME_SUBJECT} AND p.valid_from IS NOT NULL)
+        THEN CAST(:always AS date)
+    WHEN held.price IS NOT DISTINCT FROM g.price THEN held.valid_from END, CASE
+    WHEN EXISTS (
+        SELECT FROM capacity_prices p
+        WHERE {_SAME_SUBJECT} OR p.price IS NOT NULL AND CASE
+            WHEN (p.key, p.value) IN (('', ''), (g.key, g.value)) THEN p.engine IN ('', g.engine)
+            ELSE g.key <> '' AND p.key <> g.key AND (g.engine = '' OR p.engine IN ('', g.engine)) END
+    ) THEN CAST(:this_month AS date) ELSE CAST(:always AS date) END)
+FROM {_GIVEN}
+LEFT JOIN LATERAL (
+    SELECT p.price, p.valid_from FROM capacity_prices p
+    WHERE {_SAME_SUBJECT} AND p.valid_from <= :this_month ORDER BY p.valid_from DESC LIMIT 1
+) AS held ON true
+ORDER BY g.number
+"""  # noqa: S608 -- constants of this module
+# Lines priced by a more specific declaration keep their price, and so do months in which a later declaration applies.
+_RESTATED = """
+SELECT b.month FROM capacity_bills b
+WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 month' > :valid_from
+  AND b.issue = (SELECT max(n.issue) FROM capacity_bills n WHERE n.month = b.month)
+  AND NOT EXISTS (SELECT FROM capacity_prices p
+                  WHERE p.engine = :engine AND p.key = :key AND p.value = :value
+                    AND p.valid_from > :valid_from AND p.valid_from <= b.month)
+  AND EXISTS (
+    SELECT FROM capacity_bill_lines l
+    WHERE l.month = b.month AND l.issue = b.issue
+      AND :engine IN ('', l.engine) AND (:key = '' OR l.labels ->> CAST(:key AS text) = :value)
+      AND CASE WHEN CAST(:removed AS numeric) IS NULL THEN l.price IS DISTINCT FROM CAST(:price AS numeric)
+               ELSE l.price = CAST(:removed AS numeric) END
+      AND NOT EXISTS (SELECT FROM capacity_prices p
+                      WHERE p.price = l.price AND p.engine IN ('', l.engine)
+                        AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
+                        AND (:key = '' AND p.key <> ''
+                             OR p.key = :key AND p.value = :value AND :engine = '' AND p.engine <> '')))
+ORDER BY b.month DESC
+"""
+_LIST = """
+SELECT price, currency, engine, key, value, valid_from FROM capacity_prices
+ORDER BY key <> '', engine <> '', engine, key, value, valid_from
+"""

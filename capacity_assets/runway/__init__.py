@@ -1,1 +1,0 @@
-"""Limits of servers and databases, and when they are reached."""

@@ -1,1 +1,0 @@
-"""Where data is stored: tables, engines, schema, change tracking, the embedded server."""

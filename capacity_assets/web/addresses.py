@@ -1,0 +1,125 @@
+"""What an address asks for: its parameters, checked, and addresses of other pages. The address is the whole state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from urllib.parse import urlencode
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import PERIODS, Period
+
+ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
+"""How many rows of a list a page has, and a CSV file of it."""
+MOST_PAGES = 200
+LONGEST = 300
+MONTH = re.compile(r"\d{4}-\d{2}")
+# So far from the ends of the calendar that windows before and after exist.
+FIRST_YEAR, LAST_YEAR = 1900, 2999
+NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
+         "format")  # fmt: skip
+"""Every parameter that a page takes."""
+
+
+def known_values(given: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what no page takes: it would be kept apart, and go on into every link."""
+    return {name: value for name, value in given.items() if name in NAMES}
+
+
+def address(path: str, /, **values: object) -> str:
+    """Return the address of a page; what is None is left out."""
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The parameters of a request."""
+
+    path: str
+    values: Mapping[str, str]
+    label_keys: Sequence[str]
+    today: date
+
+    def with_values(self, **changes: object) -> str:
+        """Return this page's address with other values; None takes one away."""
+        return address(self.path, **{**self.values, "format": None, **changes})
+
+    def text(self, name: str) -> str | None:
+        """Return a parameter, None where it is missing; raises ValidationError where no name can be so."""
+        value = self.values.get(name)
+        if value is not None and (len(value) > LONGEST or "\0" in value):
+            raise ValidationError(f"{name} is longer than any name, or none that a database can have.")
+        return value
+
+    def needed(self, name: str) -> str:
+        """Return a parameter; raises ValidationError where it is missing."""
+        value = self.text(name)
+        if not value:
+            raise ValidationError(f"The address names no {name}.")
+        return value
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """Return a whole number from 1 to `most`; raises ValidationError where it is none."""
+        written = self.text(name)
+        if written is None:
+            return default
+        if not (written.isascii() and written.isdecimal() and 1 <= int(written) <= most):
+            raise ValidationError(f"{name} must be a whole number from 1 to {most:,}.")
+        return int(written)
+
+    def server(self) -> int:
+        """Return the number of the server that the address names; raises ValidationError."""
+        self.needed("server")
+        return self.number("server", 0, 2**31 - 1)
+
+    def period(self, default: str = "daily") -> Period:
+        """Return the period; raises ValidationError where it is unknown."""
+        name = self.text("period") or default
+        if name not in PERIODS:
+            raise ValidationError(f"There is no period {name!r}; known are {', '.join(PERIODS)}.")
+        return PERIODS[name]
+
+    def day(self, name: str) -> date | None:
+        """Return a day; None where it is missing. Raises ValidationError where it is none."""
+        written = self.text(name)
+        if not written:
+            return None
+        try:
+            # A month is written without a day too.
+            day = date.fromisoformat(f"{written}-01" if MONTH.fullmatch(written) else written)
+        except ValueError:
+            kind = "month, as 2026-03" if name == "month" else "day, as 2026-03-31"
+            raise ValidationError(f"{name} must be a {kind}.") from None
+        if not FIRST_YEAR <= day.year <= LAST_YEAR:
+            raise ValidationError(f"{name} must lie in the years {FIRST_YEAR} to {LAST_YEAR}.")
+        return day
+
+    def one_of(self, name: str, known: Sequence[str]) -> str:
+        """Return one of the known words, the first by default; raises ValidationError."""
+        value = self.text(name) or known[0]
+        if value not in known:
+            raise ValidationError(f"{name} must be one of {', '.join(known)}.")
+        return value
+
+    def label(self) -> tuple[str, str] | None:
+        """Return the label that is filtered by; an empty value means without one. Raises ValidationError."""
+        written = self.text("label")
+        if not written:
+            return None
+        key, equals, value = written.partition("=")
+        if not equals:
+            raise ValidationError("label must be written as team=payments.")
+        return key, value
+
+    @property
+    def rows_shown(self) -> int:
+        """How many rows of a list are asked for."""
+        return ROWS_PER_FILE if self.values.get("format") == "csv" else ROWS_PER_PAGE
+
+    @property
+    def page(self) -> int:
+        """Which page of a long list."""
+        return self.number("page", 1, MOST_PAGES)
