@@ -1,6 +1,6 @@
 """The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
-A further size of a database is an entry of `SIZE_METRICS` in `database.tables`; a measure of another kind is a
+A further size of a database is an entry of `database.size_metrics`; a measure of another kind is a
 `Measure` here with its columns there. How figures are computed is in `statements`. The raw tables and the one statement
 that writes samples, behind the collection, imports and the demo, are here too.
 """
@@ -17,7 +17,8 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, Meta
 from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
-from capacity_assets.database.tables import PART_SIZES, database_limit_stats, volume_size_stats
+from capacity_assets.database.size_metrics import PART_SIZES
+from capacity_assets.database.tables import database_limit_stats, volume_size_stats
 
 _KEYS = {
     "database": "(instance_id, database_name, collected_date)",

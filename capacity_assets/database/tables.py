@@ -9,12 +9,11 @@ the name that the unique key of these columns has in the legacy application, who
 
 There are no foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
 Measured limits are samples like sizes, one row per day. What people declare (limits, steps, labels, prices) is dated
-or holds until they declare something else. A further size of a database is one entry of `SIZE_METRICS`.
+or holds until they declare something else. A further size of a database is one entry of `size_metrics`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date
 
 from sqlalchemy import (
@@ -48,27 +47,7 @@ from sqlalchemy.ext.compiler import compiles
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
-
-
-@dataclass(frozen=True)
-class PartSize:
-    """A part of a database's size: `{stem}_mb` and `{stem}_bytes` of a sample; null where the engine reports none."""
-
-    stem: str
-    files: str
-    """What is measured, as in "Size of the data files"."""
-
-    @property
-    def what(self) -> str:
-        """The stem in words, as in "Mean data size"."""
-        return self.stem.replace("_", " ")
-
-
-PART_SIZES = (
-    PartSize("data_size", "the data files"),
-    PartSize("log_size", "the log files"),
-)
-
+from capacity_assets.database.size_metrics import PART_SIZES
 
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
 # 28 digits before the point hold every value that can occur.

@@ -22,6 +22,7 @@ from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.group_days import FLEET, TOTAL
 from capacity_assets.database.partitions import PARTITIONED
+from capacity_assets.database.size_metrics import PART_SIZES, PartSize
 from capacity_assets.database.sql import (
     LIKE,
     SERVER_SIZES,
@@ -36,7 +37,7 @@ from capacity_assets.database.sql import (
     quoted,
     views_in,
 )
-from capacity_assets.database.tables import PART_SIZES, PartSize, database_limit_stats, group_size_aggregations
+from capacity_assets.database.tables import database_limit_stats, group_size_aggregations
 
 
 def _share(stem: str) -> str:

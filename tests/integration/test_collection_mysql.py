@@ -196,7 +196,7 @@ WHERE SPACE_TYPE <> 'Single' AND NAME LIKE '%/%' AND NAME NOT LIKE 'mysql/%' GRO
 
 
 @pytest.fixture
-def every_kind(measured_mysql: MySQLServer) -> Iterator[None]:
+def every_kind_of_table(measured_mysql: MySQLServer) -> Iterator[None]:
     """More tables than the table definition cache holds, with all kinds of names and locations."""
     measured_mysql.execute(
         "SET GLOBAL table_definition_cache = 400",
@@ -219,7 +219,7 @@ def every_kind(measured_mysql: MySQLServer) -> Iterator[None]:
     )
 
 
-@pytest.mark.usefixtures("every_kind")
+@pytest.mark.usefixtures("every_kind_of_table")
 def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
     measured_mysql: MySQLServer, collection: Collection
 ) -> None:

@@ -17,7 +17,7 @@ from tests.forked import COMMAND, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = """
-import capacity_assets.database.tables as metrics
+import capacity_assets.database.size_metrics as metrics
 metrics.PART_SIZES = (*metrics.PART_SIZES, metrics.PartSize("temp_size", "the temporary files"))
 """
 PERIOD = """

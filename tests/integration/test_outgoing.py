@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.base import network
 from capacity_assets.cli.up import _answers
+from capacity_assets.collection import volumes as source_volumes
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.volumes import SourceError, volume_sources, volumes_of
 from capacity_assets.database import locks
@@ -81,7 +82,7 @@ LATE = "no complete answer within 1 s"
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (network, "WEBHOOK_SECONDS"),
-        (volumes, "TIMEOUT_SECONDS"),
+        (source_volumes, "TIMEOUT_SECONDS"),
         (sending, "MAIL_SECONDS"),
         (locks, "CALL_SECONDS"),
     ):

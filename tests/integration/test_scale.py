@@ -15,6 +15,7 @@ from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.web.reading import databases
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
@@ -24,6 +25,8 @@ from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_
 @pytest.mark.single_server("counts the statements of a single server")
 def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_windows(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
+    with CapacityLockManager(engine).job_lock("daily"):
+        pass  # enters the row of the lock
     counts = {}
     for fleet in (10, 200):
         new = range(1 if fleet == 10 else 11, fleet + 1)
@@ -46,11 +49,11 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             counts[fleet, days] = len(statements)
 
     expected = (
-        "three for the schema and zone, four for the lock, two for the queue of changes; per level: the servers twice, "
-        "four for the ledger, a setting, its statement and one for the guard, the measured days; five for the days of "
-        "groups"
+        "three for the schema and zone, two for the lock, two for the queue of changes, two for the ledger, the "
+        "servers; per level a setting, its statement, one for the guard, and the ledger; five for the days of groups; "
+        "the measured days"
     )
-    assert set(counts.values()) == {44}, expected
+    assert set(counts.values()) == {28}, expected
 
 
 @pytest.mark.single_server("reads the plan or the settings of its statement")
@@ -147,11 +150,11 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     event.remove(engine, "before_cursor_execute", count)
 
     expected = (
-        "three for the schema and zone, four for the lock and one for the guard; two for the queue of changes and two "
-        "for the days of the new server; the servers twice, four for the ledger, a setting, its statement, the days; "
-        "one asks whether tables are distributed"
+        "three for the schema and zone, five for the lock and its row; two for the queue of changes, four for the days "
+        "of the new server, two for the ledger, the servers; a setting, its statement, one for the guard, and the "
+        "ledger; the measured days; one asks whether tables are distributed"
     )
-    assert len(statements) == 22, expected
+    assert len(statements) == 23, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

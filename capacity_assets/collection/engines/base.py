@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of
-from capacity_assets.database.tables import PART_SIZES
+from capacity_assets.database.size_metrics import PART_SIZES
 
 LONGEST_REASON = 1000
 HIDDEN = "***"
@@ -178,7 +178,7 @@ class Access:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `storage.size_metrics`."""
+    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `size_metrics`."""
 
     name: str
     size_mb: int
