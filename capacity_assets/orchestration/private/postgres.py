@@ -6,12 +6,14 @@ its web server it pools connections, but the first statement on each fails after
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from dagster import RunsFilter
 from dagster._core.events import ASSET_CHECK_EVENTS
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
+from dagster._serdes import serialize_value
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -114,6 +116,24 @@ class _Events(_Part, PostgresEventLogStorage):
         for entry, number in stored:
             if entry.dagster_event_type in ASSET_CHECK_EVENTS:
                 self.store_asset_check_event(entry, number)
+
+    def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
+        """Write one record of a planned check per partition; Dagster's own method serialises the event for each."""
+        planned = event.get_dagster_event().asset_check_planned_data
+        record = {
+            "asset_key": planned.asset_key.to_string(),
+            "check_name": planned.check_name,
+            "run_id": event.run_id,
+            "execution_status": PLANNED,
+            "evaluation_event": serialize_value(event),
+            # The column has no zone; Dagster writes UTC.
+            "evaluation_event_timestamp": datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None),
+            "evaluation_event_storage_id": event_id,
+        }
+        subset = planned.partitions_subset
+        keys = subset.get_partition_keys() if subset else [None]
+        with self.index_connection() as connection:
+            connection.execute(AssetCheckExecutionsTable.insert(), [record | {"partition": key} for key in keys])
 
 
 class _Schedules(_Part, PostgresScheduleStorage):
