@@ -368,11 +368,13 @@ def window_sizes(
 ) -> dict[date, WindowSizes]:
     """Read sums and extremes of `windows` by first day; raises DatabaseError."""
     totals, movers = _statements(level)
-    found = {}
     with (
         database_errors(doing="reading the largest changes", kept="What was computed is kept."),
         engine.connect() as connection,
     ):
+        parameters = {"period_type": period.name, "starts": [window.start for window in windows]}
+        sums = {row.period_start: row for row in connection.execute(totals, parameters)}
+        found = {}
         for window in windows:
             values = {
                 "period_type": period.name,
@@ -380,15 +382,18 @@ def window_sizes(
                 "previous_start": period.previous(window).start,
                 "largest": largest,
             }
-            sums = connection.execute(totals, values).one()
             moved = [Mover(*row) for row in connection.execute(movers, values)]
+            growers = tuple(one for one in moved if one.change_mb > 0)
+            shrinkers = tuple(one for one in moved if one.change_mb < 0)
+            row = sums.get(window.start)
+            total = row.total_change_mb if row else None
             found[window.start] = WindowSizes(
-                int(sums.total_size_mb),
-                None if sums.total_change_mb is None else int(sums.total_change_mb),
-                int(sums.known_before_mb),
-                sums.unknown_changes,
-                growers=tuple(one for one in moved if one.change_mb > 0),
-                shrinkers=tuple(one for one in moved if one.change_mb < 0),
+                int(row.total_size_mb) if row else 0,
+                None if total is None else int(total),
+                int(row.known_before_mb) if row else 0,
+                row.unknown_changes if row else 0,
+                growers,
+                shrinkers,
             )
     return found
 
@@ -397,17 +402,18 @@ def window_sizes(
 _COUNTED = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
 _LABELLED = f"label_key <> ALL (ARRAY['{FLEET}', '{ENGINE}', '{TOTAL}']) AND label_value <> '{WITHOUT}'"
 _NAMED = "coalesce(i.name, 'server ' || m.server_id) AS server, m.database"
+_OF_WINDOWS = "period_type = :period_type AND period_start = ANY (CAST(:starts AS date[]))"
 _SIZES_OF_SERVERS = f"""
-    SELECT total_size_mb AS size_mb, total_size_change_mb AS change_mb FROM {SERVER_SIZES}
-    WHERE period_type = :period_type AND period_start = :start AND {_COUNTED}"""  # noqa: S608 -- constants of our own
+    SELECT period_start, total_size_mb AS size_mb, total_size_change_mb AS change_mb FROM {SERVER_SIZES}
+    WHERE {_OF_WINDOWS} AND {_COUNTED}"""  # noqa: S608 -- constants of our own
 _SIZE_OF_FLEET = f"""
-    SELECT avg_size_mb AS size_mb, size_change_mb AS change_mb FROM group_size_aggregations
-    WHERE period_type = :period_type AND period_start = :start AND label_key = '{FLEET}'"""  # noqa: S608 -- as above
+    SELECT period_start, avg_size_mb AS size_mb, size_change_mb AS change_mb FROM group_size_aggregations
+    WHERE {_OF_WINDOWS} AND label_key = '{FLEET}'"""  # noqa: S608 -- as above
 
 
 @cache
 def _statements(level: Level) -> tuple[TextClause, TextClause]:
-    """Return what reads the sums of one window, and its largest changes in each direction.
+    """Return what reads the sums of windows, and the largest changes of one window in each direction.
 
     The change is that of exact means; a mean before whose row is gone is known to a megabyte. Only the rows that are
     shown are looked up in the window before.
@@ -422,10 +428,13 @@ def _statements(level: Level) -> tuple[TextClause, TextClause]:
     columns = f"""{server} AS server_id, {database[0] if database else "CAST(NULL AS varchar)"} AS database,
            {size} AS size_mb, {change} AS change_mb"""
     totals = f"""
-SELECT t.*, u.unknown_changes
-FROM (SELECT coalesce(sum(s.size_mb), 0) AS total_size_mb, sum(s.change_mb) AS total_change_mb,
-             coalesce(sum(s.size_mb - s.change_mb), 0) AS known_before_mb FROM ({sizes}) AS s) AS t
-CROSS JOIN (SELECT count(*) - count({change}) AS unknown_changes FROM {target} WHERE {of_window}) AS u
+SELECT period_start, coalesce(t.total_size_mb, 0) AS total_size_mb, t.total_change_mb,
+       coalesce(t.known_before_mb, 0) AS known_before_mb, coalesce(u.unknown_changes, 0) AS unknown_changes
+FROM (SELECT s.period_start, sum(s.size_mb) AS total_size_mb, sum(s.change_mb) AS total_change_mb,
+             sum(s.size_mb - s.change_mb) AS known_before_mb
+      FROM ({sizes}) AS s GROUP BY s.period_start) AS t
+FULL JOIN (SELECT period_start, count(*) - count({change}) AS unknown_changes
+           FROM {target} WHERE {_OF_WINDOWS} AND {counted} GROUP BY period_start) AS u USING (period_start)
 """  # noqa: S608 -- names from our own table definitions
     movers = f"""
 WITH growers AS MATERIALIZED (
