@@ -145,7 +145,7 @@ def prepare_database(
     `on_step` is called before each step that may take long.
 
     Raises:
-        SchemaProblemsError: as `storage.schema.initialise`; nothing was changed.
+        SchemaProblemsError: as `database.schema.initialise`; nothing was changed.
         DatabaseError: a partition could not be added; the schema is there, and a repetition continues.
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """

@@ -1,6 +1,6 @@
 """The ledger of computed windows: which were computed, over which changes, and which must be computed again.
 
-What a change touches, and when a window is stale, is defined in `storage.changes`. A run gathers the queue of changes
+What a change touches, and when a window is stale, is defined in `database.changes`. A run gathers the queue of changes
 once, asks what is `unchanged`, and for the rest goes from `begin`, which says up to which change the samples are about
 to be read, to `finish`, which enters that. A change that commits in between is in the queue, so that nothing depends on
 a clock, on the order of commits, or on which server numbered them.

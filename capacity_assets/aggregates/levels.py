@@ -302,7 +302,7 @@ def _count_measure(name: str) -> Measure:
 
 GROUP = Level(
     name="group",
-    # A row per day and group, added up by `aggregation.group_days` for the days that a computation reads.
+    # A row per day and group, added up by `database.group_days` for the days that a computation reads.
     source=Table(
         "capacity_group_days",
         MetaData(),

@@ -171,7 +171,7 @@ class Work:
         return max(1, len(parts) + sum(span.days for span in days))
 
     def parameters(self) -> dict[str, object]:
-        """Return the parameters of the statement, `states.Parameters`."""
+        """Return the parameters of the statement, as in `statements.Parameters`."""
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)

@@ -564,7 +564,7 @@ def aggregation_statement(
     Without `overwrite` no row is removed, whatever its parameter of that name says.
 
     With `dry_run` the statement only reads, and counts what would be written and removed. Its parameters are those of
-    `states.Parameters`. It is made a text once per process: SQLAlchemy takes longer for it than PostgreSQL.
+    `Parameters`. It is compiled once per process: SQLAlchemy takes longer for it than PostgreSQL.
 
     Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
     `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
@@ -609,7 +609,7 @@ def execute(connection: Connection, statement: Compiled, parameters: Mapping[str
 
 @dataclass(frozen=True)
 class NodeStatements:
-    """What one slice takes where tables are distributed, in this order; parameters as those of `states.Parameters`.
+    """What one slice takes where tables are distributed, in this order; parameters as in `Parameters`.
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
     - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`,

@@ -1,7 +1,7 @@
 """What people declare, in files and by options: read into the type of the thing, and refused in sentences.
 
 A type is a dataclass that forbids further names; its annotations say how pydantic reads each value. How files are read
-is in `csv_files` and `toml_files`.
+is in `files`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
 # Compounded over twelve months, a percentage may have hundreds of digits, more than a Parquet decimal holds.
 TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
-# The same as foundation.spreadsheets, in SQL, because the rows do not pass through Python.
+# The same as base.units.as_plain_text, in SQL, because the rows do not pass through Python.
 _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1', 'g') AS {{name}}")
 
 

@@ -1,7 +1,7 @@
 """Distributing the capacity tables over the nodes of a Citus cluster: what stands in the way, and doing it.
 
-Each table is distributed in a transaction of its own, so that what was interrupted goes on where it stopped. What
-distributed tables need from then on is in `distribution`.
+Each table is distributed in a transaction of its own, so that an interrupted command continues where it stopped. What
+distributed tables need from then on is in `cluster`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Samples and forecasts are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old
 rows can go while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few
-and of like size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its
-rows there.
+and of like size. A default partition takes the rows that belong to no other, so no row is refused; adding a partition
+moves its rows out of the default one.
 
-A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
-decided by `retention.rules`.
+A legacy table that is cut by month already is used as it is. `history.maintenance` decides which partitions are wanted
+and which may go.
 """
 
 from __future__ import annotations

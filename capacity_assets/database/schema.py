@@ -1,8 +1,7 @@
 """The schema as a whole: creating and upgrading it, and saying whether a database has it.
 
-How an existing table is brought to the wanted shape is the business of `adoption`; what comparing tables cannot do, of
-`migrations`. The revision is kept in a table of our own, because the legacy application keeps its own in the same
-database.
+How an existing table is brought to the wanted shape is in `adoption`; what comparing tables cannot do, in `migrations`.
+The revision is kept in a table of our own, because the legacy application keeps its own in the same database.
 """
 
 from __future__ import annotations

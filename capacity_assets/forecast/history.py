@@ -1,6 +1,6 @@
 """The sizes that forecasts look at: samples, and before the first that is kept the daily aggregates.
 
-Which rows are read is said in `history_statements`; how sizes go on is the business of `forecast`.
+The statements are in `history_statements`; how sizes continue is in `model`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Declared limits and steps of servers and databases: how much one can hold, and what changed a size once.
 
-When a limit is reached is in `outlook`; forecasts leave steps out (`model`).
+When a limit is reached is computed in `runway`; forecasts leave steps out (`model`).
 """
 
 from __future__ import annotations

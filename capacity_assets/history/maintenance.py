@@ -3,8 +3,8 @@
 Each partition is a transaction of its own, decided and done under its lock; an interruption keeps what was done, and
 an error in one table does not keep the others from being maintained.
 
-How partitions are made is the business of `storage.partitions`; how long rows are kept, of `rules`; what keeps samples
-longer than that, of `needs`.
+How partitions are made is in `database.partitions`; how long rows are kept, and what keeps samples longer than that, in
+`retention`.
 """
 
 from __future__ import annotations

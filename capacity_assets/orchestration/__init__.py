@@ -1,1 +1,1 @@
-"""Everything that imports Dagster: the asset graph over the business in `capacity_assets.aggregation`."""
+"""Everything that imports Dagster: the asset graph over the business in `capacity_assets.aggregates`."""

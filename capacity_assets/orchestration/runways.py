@@ -1,6 +1,6 @@
 """The runway as an asset: one partition per day, with every forecast that was issued, and a check that calls a person.
 
-What a runway is made of is the business of `runway`; here it gets a partition, metadata, a check and a schedule.
+How a runway is computed is in `forecast.runway`; here it gets a partition, metadata, a check and a schedule.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """The web application: routes, who may look, answers as page, JSON or CSV, refusals, and limits of connections.
 
 uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
-process runs out of file descriptors; `connections` bounds all three for the pages and for Dagster's web server.
+process runs out of file descriptors. `BoundedConnection` bounds all three for the pages and for Dagster's web server.
 """
 
 from __future__ import annotations

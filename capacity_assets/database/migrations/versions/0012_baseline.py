@@ -1,6 +1,6 @@
 """The baseline: windows that have rows already are entered as computed.
 
-Tables are made and adopted by the comparison that `capacity init` makes before, see `storage.adoption`. Revisions hold
+Tables are made and adopted by the comparison that `capacity init` makes before, see `database.adoption`. Revisions hold
 only what a comparison cannot do.
 """
 
