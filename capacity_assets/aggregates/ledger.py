@@ -1,11 +1,11 @@
 """The ledger of computed windows: which were computed, over which changes, and which must be computed again.
 
 What a change touches, and when a window is stale, is defined in `database.changes`. A run gathers the queue of changes
-once, asks what is `unchanged`, and for the rest goes from `begin`, which says up to which change the samples are about
-to be read, to `finish`, which enters that. A change that commits in between is in the queue, so that nothing depends on
-a clock, on the order of commits, or on which server numbered them.
+once and looks up what is `known`. Then `begin` notes up to which change the samples will be read, and `finish` stores
+that with the result. A change that commits in between is in the queue, so that nothing depends on a clock, on the order
+of commits, or on transaction numbers.
 
-Requesting runs belongs to the orchestration, computing to `service`.
+Runs are requested in the orchestration, windows are computed in `service`.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class ComputedWindow:
 
 @dataclass(frozen=True)
 class KnownWindow:
-    """A window that was computed, by which `fingerprint`, what came of it, and whether that still holds.
+    """A computed window: its `fingerprint`, its counts, and whether they are current.
 
-    It `is_intact` while change tracking is on, no server failed, and its rows are stored. It `is_stale` where something
-    has touched it since: a sample of its days or of a window that it compares with, or another session its rows. It
-    `has_its_sums` where nothing but a window that it compares with has changed.
+    It `is_intact` if change tracking is on, no server failed, and its rows are stored. It `is_stale` if samples of its
+    days or of a window that it compares with changed since, or another session wrote to its rows. It `has_its_sums` if
+    at most a window that it compares with has changed.
     """
 
     window: Window
@@ -80,12 +80,12 @@ class KnownWindow:
     has_its_sums: bool
 
     def is_unchanged(self, fingerprint: str) -> bool:
-        """Whether computing it again, in the way that `fingerprint` marks, would leave it as it is."""
+        """Whether a computation with this `fingerprint` would leave it as it is."""
         is_known = self.fingerprint == fingerprint and self.unsampled_records is not None
         return is_known and self.is_intact and not self.is_stale
 
     def has_current_sums(self, fingerprint: str) -> bool:
-        """Whether its rows are as its samples give them, summed up for all servers as `fingerprint` marks."""
+        """Whether its stored sums are those of its samples, for all servers, by the arithmetic of `fingerprint`."""
         is_whole = self.protected_records == self.unsampled_records == 0
         return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
 
@@ -116,10 +116,10 @@ class Ledger:
             gather_changes(connection)
 
     def begin(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, dict[date, int]]:
-        """Read the queue of changes, and enter that a computation of `windows` begins.
+        """Read the queue of changes, and record that a computation of `windows` begins.
 
-        Returns `wanted` of each, by level and first day, for `finish`. What the nodes of a cluster recorded is taken
-        over by `take_over`.
+        Returns `wanted` of each, by level and first day, for `finish`. The records of a cluster's nodes are read by
+        `take_over`.
         """
         years_before = [period.year_before(window) for window in windows]
         parameters = {
@@ -131,7 +131,7 @@ class Ledger:
         }
         found: dict[str, dict[date, int]] = {level.name: {} for level in levels}
         with self._work("recording that a computation begins", "Nothing was written.") as connection:
-            # Were it lost, what is written after it would be lost too.
+            # If a crash loses this commit, it loses the later ones too.
             connection.execute(text("SET LOCAL synchronous_commit = off"))
             gather_changes(connection)
             for row in connection.execute(text(_BEGIN), parameters):
@@ -139,9 +139,9 @@ class Ledger:
         return found
 
     def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
-        """Return what is known of stored windows, by level.
+        """Return the computed ones of some windows, by level.
 
-        Ask after `begin`: what changes later than this has the windows that are begun computed again.
+        Call it after `begin`: later changes cause these windows to be computed again.
         """
         listed = sorted((level.name, *part) for level, some in parts.items() for part in some)
         parameters: dict[str, Any] = {
@@ -271,7 +271,7 @@ class Ledger:
     def take_over(self, kept: str, within_seconds: int | None = None) -> None:
         """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
 
-        `kept` is said where one does not.
+        If one does not, `kept` is part of the error.
         """
         if within_seconds is not None:
             # Another process may have distributed the tables just now.
@@ -284,7 +284,7 @@ class Ledger:
             raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
 
     def _lookup(self, what: str, level: Level) -> str:
-        """Return the condition that a window of a level has stored rows, or samples."""
+        """Return the condition that a window of a level has rows that are `stored`, or days that are `sampled`."""
         tables = (level.target,) if what == "stored" else level.raw_tables
         distributed = level.has_servers or what == "sampled"
         lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self._engine) else _LOOKUPS)[what]
@@ -319,8 +319,8 @@ _DISTRIBUTED_LOOKUPS = {
     "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
     ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
 }
-# Stale windows are looked up once, not for each window. A whole partition may have gone without a trigger, but then no
-# row of the window is left.
+# Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but then the
+# window has no row.
 _KNOWN = f"""
 WITH stale AS MATERIALIZED (SELECT * FROM {STALE_WHEN_GATHERED} AS s)
 SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,

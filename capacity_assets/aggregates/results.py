@@ -413,10 +413,10 @@ _SIZE_OF_FLEET = f"""
 
 @cache
 def _statements(level: Level) -> tuple[TextClause, TextClause]:
-    """Return what reads the sums of windows, and the largest changes of one window in each direction.
+    """Return the statements for the sums of windows and for the largest changes of one window in each direction.
 
-    The change is that of exact means; a mean before whose row is gone is known to a megabyte. Only the rows that are
-    shown are looked up in the window before.
+    Changes are those of exact means; if the row of the window before is gone, its mean is known to a megabyte. Only
+    rows that are shown are looked up in the window before.
     """
     target, size, change = level.target.name, level.headline.average, level.headline.change
     server, *database = level.keys

@@ -1,13 +1,13 @@
 """Write the aggregates of windows, one level at a time: what is read for them, in slices and transactions.
 
-Of a window asked for, stored shorter windows are read in place of samples where the ledger says that they hold what the
-samples give: of a quarter its months. A window that is only compared with is read from its stored rows; where the
-ledger does not vouch for these, its samples are read as well. For the level of groups, days that are not stored are
-added up from samples into a temporary table; how is said in `database.group_days`.
+A quarter is made of its months: stored shorter windows are read in place of samples where they are current by the
+ledger. A window that is only compared with is read from its stored rows, or from samples where these rows are not
+current. For the level of groups, days that are not stored are added up from samples into a temporary table, by the rule
+in `database.group_days`.
 
-Servers go in bounded slices, each its own transaction, so that an interruption keeps what was written and a repetition
-continues. When the rows of a slice are at fault, the slice is halved until the failing server, and for it the failing
-windows, are alone; everything else is written. Which servers and windows take part is decided by `service`.
+Servers are processed in bounded slices, each its own transaction, so that an interrupted run keeps what was written and
+the next one continues. When the rows of a slice cause an error, the slice is halved until the failing server, and then
+its failing windows, are alone; everything else is written. `service` chooses the servers and windows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class Parts:
-    """The stored windows that may be read in place of samples; `periods` are theirs, the longest first."""
+    """The stored windows that may be read in place of samples, and their periods, the longest first."""
 
     periods: Sequence[Period] = ()
     usable: Collection[Part] = ()
@@ -108,8 +108,8 @@ NO_PARTS = Parts()
 class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `computed` are the first days of those windows that were computed before. `gone` are windows whose stored rows stand
-    for them because their days are not all left, each with the number of these rows. No sample is older than `since`.
+    `computed` are the first days of the windows that were computed before. `gone` has the windows that keep their
+    stored rows because some of their days are gone, with the number of these rows. No sample is older than `since`.
     """
 
     period: Period
@@ -142,7 +142,7 @@ class Work:
         return {one for one in others if (self.period.name, one) in self.parts.usable or one in self.gone}
 
     def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
-        """Cover a window by its own stored row: only one that it is compared with has changed. A day keeps no sums."""
+        """Cover a window by its own stored row if only a compared window has changed. Days have no sums."""
         own = (self.period.name, window)
         is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
         return None if is_asked_for or own not in self.parts.usable else ([own], [])
@@ -222,9 +222,9 @@ def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Wind
 
 
 def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level) -> list[Period]:
-    """Return those of the registered periods that a window of `period` may be made of, the longest first.
+    """Return the registered periods whose windows a window of `period` may be made of, the longest first.
 
-    A stored day of a server is read no faster than its sample; one of groups stands for the samples of all servers.
+    Days only for groups: a day of a server is read no faster than its sample.
     """
     with_days = not level.has_servers and period.days != 1
     shorter = (
@@ -234,7 +234,7 @@ def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level)
 
 
 def compared(period: Period, windows: Sequence[Window]) -> set[Window]:
-    """Return the windows that `windows` are compared with."""
+    """Return the previous windows of `windows`, and those a year before."""
     return {other for window in windows for other in (period.previous(window), period.year_before(window))}
 
 
@@ -258,8 +258,8 @@ SERVER_DAYS_PER_STATEMENT = 100_000
 def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
-    Return the windows of which fewer days are left than their stored rows have, with the numbers of these rows: they
-    are kept if they are asked for, and else compared with.
+    Return the windows whose stored rows hold more days than are stored now, with the number of these rows. The rows
+    are kept, or compared with.
     """
     GROUP.source.create(connection, checkfirst=False)
     parts, spans = work.reading
@@ -371,7 +371,7 @@ class AggregationRunner:
             yield whole
             return
         if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
-            # Days of before the first sample, such as those of a year before, make no slice larger.
+            # Days before the first sample, such as those of the year before, must not make slices smaller.
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
                 whole = replace(whole, since=self._first_day() or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
@@ -440,14 +440,14 @@ class AggregationRunner:
         return self._on_nodes(connection, left) if self._distributed else self._at_once(connection, left)
 
     def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
-        """Make a summary of what became of a window; no row: nothing was found in it, or it was kept."""
+        """Summarise a window from its row of counts; without one it has no samples, or its rows were kept."""
         empty = self._empty(work.period, window)
         if row is None:
             return replace(empty, skipped_instances=len(work.instances), unsampled_records=work.gone.get(window, 0))
         return replace(
             empty,
             processed_instances=row.instances,
-            # Of a group, servers count that were not asked for.
+            # Groups also count servers that are not active.
             skipped_instances=max(0, len(work.instances) - row.instances),
             written_records=row.written,
             unchanged_records=row.unchanged,
@@ -458,7 +458,7 @@ class AggregationRunner:
 
     def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
         """Compute, decide, write and count in one statement."""
-        # Rows of groups follow the labels, so none is kept because it once rested on more days than now.
+        # Rows of groups follow the labels, so a row with more days than now is not kept for that.
         overwrite = work.options.overwrite or not self.level.has_servers
         parts, days = work.reading
         read = ((of_samples, days), (of_shorter_windows, parts))

@@ -204,8 +204,8 @@ for _period in PERIODS:
 class Known:
     """What is known of a level before its windows are computed.
 
-    `windows` are those that were computed before, `parts` what may be read in place of samples, and `begun` says up to
-    which change the windows are computed, by first day; empty: this is not entered.
+    `windows` are those that were computed before, and `parts` may be read in place of samples. `begun` has by first day
+    the change up to which a window is computed; it is empty if the ledger does not record the computation.
     """
 
     windows: Sequence[KnownWindow]
@@ -270,7 +270,7 @@ class AggregationService(LegacyCalls):
             self.instances(options.instance_ids)
         with self._guarded(chosen, options) as guarded:
             known = self._begin(chosen, [runner.level for runner in runners], wanted, options)
-            # Only now: a server that becomes active later than this is a change that is read after windows were begun.
+            # Only now: a server that becomes active later is a change that no window of this run has followed.
             active = [one for one in self.instances(options.instance_ids) if one.active]
             parts = [
                 part
@@ -283,9 +283,9 @@ class AggregationService(LegacyCalls):
     def _begin(
         self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
     ) -> dict[Level, Known]:
-        """Read what was changed, enter that a computation begins, and return what is known by then, by level.
+        """Read the queue, record that a computation begins, and return what is known then, by level.
 
-        A computation for some instances only is not entered.
+        A computation for some instances only is not recorded.
         """
         begun: Mapping[str, Mapping[date, int]] = {}
         self.ledger.take_over("Nothing was written.")
@@ -312,9 +312,9 @@ class AggregationService(LegacyCalls):
             yield replace(options, guard=guard)
 
     def _computed(self, runner: AggregationRunner, whole: Work, known: Known) -> tuple[PeriodSummary, ...]:
-        """Compute one level, and enter it in the ledger if it was begun.
+        """Compute one level, and record it in the ledger if its beginning was recorded.
 
-        Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
+        Windows that are unchanged by the ledger are reported so, and not read.
         """
         options, windows = whole.options, whole.windows
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
@@ -335,7 +335,7 @@ class AggregationService(LegacyCalls):
         return tuple(parts[window.start] for window in windows)
 
     def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
-        """Ask the ledger for the windows, and for the stored ones that may be read in place of samples."""
+        """Return what the ledger knows of the windows, and of those that may be read in place of samples."""
         asked = {(period.name, window) for window in windows}
         shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
         found = self.ledger.known({level: asked | candidates(shorter[level], period, windows) for level in levels})
@@ -407,7 +407,7 @@ class AggregationService(LegacyCalls):
 
 
 def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
-    """Summarise a window that is as it was computed, of so many active servers."""
+    """Summarise a window that is unchanged, for a number of active servers."""
     return PeriodSummary(
         known.period_type,
         level.name,

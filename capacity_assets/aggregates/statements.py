@@ -10,11 +10,11 @@ A *state* is what figures are made of: counts, exact sums, extremes, and the val
    denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
    impossible sizes makes its server fail.
 3. `aggregation_statement` inserts each computed row, puts it in place of its stored row, or leaves that alone, and
-   counts. A row is never replaced by one of fewer samples. A comparison is kept where nothing is left of the window
-   that it compares with, while the figures of the measure in this window are the same.
+   counts. A row is never replaced by one of fewer samples. A comparison is kept if the window that it compares with has
+   no samples and no row, and the figures of the measure in this window are the same.
 
-Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus hands nodes no step that is read
-twice, so `NodeStatements` does the third part in several statements, on each node over its own servers.
+Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus does not push down a step that is
+read twice, so `NodeStatements` does the third part in several statements, on each node over its own servers.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Parameters:
     """The parameters of the statement.
 
     `starts`, `ends` and `wanted` describe the windows that are read, in order; only the `wanted` ones are written. The
-    others are those that they compare with, so that the one before a wanted window always stands before it.
+    others are compared with, so the window before a wanted one is always the one before it in the list.
 
-    Samples are read of the days from an odd one of `cuts` to before the next, all of which lie in the two spans of
-    `read_...`; stored shorter windows are named by `part_types` and `part_starts`, pair by pair. With `overwrite`,
-    history may be replaced. `windows_per_year` is what a growth is raised to for its yearly rate; null: there is none.
-    `computed_starts` are those of the wanted windows that were computed by this system before, `unread_starts` those of
-    the windows that are compared with by their stored rows alone.
+    `cuts` are pairs of days: samples are read from the first of a pair to the day before the second. All lie in the two
+    spans of `read_...`. `part_types` and `part_starts` name stored shorter windows, pair by pair. With `overwrite`,
+    history may be replaced. A growth is raised to `windows_per_year` for its yearly rate; null: there is none.
+    `computed_starts` are the wanted windows that were computed before, `unread_starts` the windows that are compared
+    with by their stored rows alone.
     """
 
     # Not named as a column: SQLAlchemy would take it for a value of the update.
@@ -284,10 +284,7 @@ def of_rows(level: Level) -> Any:
 
 
 def of_rows_a_year_before(level: Level) -> Any:
-    """Select the same of the windows of a year before.
-
-    PostgreSQL chooses partitions by one span, not by one of two.
-    """
+    """Select the same of the windows a year before: PostgreSQL prunes partitions by one span, not by one of two."""
     return _of_stored_rows(level, Parameters.year_first, Parameters.year_last)
 
 
@@ -347,7 +344,7 @@ def _count_kept(level: Level, measure: Measure) -> Element:
 
 
 def _sum_kept(level: Level, measure: Measure) -> Element:
-    """Return the sum of the values of a stored row; that of a day is its value."""
+    """Return the stored sum of a row; for a day it is the value."""
     columns = level.target.c
     of_several = columns[named("sum", measure)]
     return cast(case((_is_day(level), columns[measure.average]), else_=of_several), BigInteger)
@@ -561,7 +558,7 @@ def aggregation_statement(
 ) -> Compiled:
     """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
-    Without `overwrite` no row is removed, whatever its parameter of that name says.
+    Without `overwrite` no row is removed, even if the parameter `overwrite` is true.
 
     With `dry_run` the statement only reads, and counts what would be written and removed. Its parameters are those of
     `Parameters`. It is compiled once per process: SQLAlchemy takes longer for it than PostgreSQL.
@@ -603,19 +600,19 @@ def aggregation_statement(
 
 
 def execute(connection: Connection, statement: Compiled, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-    """Execute a statement that is text already; raises DBAPIError."""
+    """Execute a compiled statement; raises DBAPIError."""
     return connection.exec_driver_sql(str(statement), {**statement.params, **parameters}).all()
 
 
 @dataclass(frozen=True)
 class NodeStatements:
-    """What one slice takes where tables are distributed, in this order; parameters as in `Parameters`.
+    """The statements of one slice where tables are distributed, in their order; parameters as in `Parameters`.
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
-    - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`,
-      which marks the rows that `written` counts by. `removable` counts what `remove` deletes.
+    - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`.
+      `written` counts the rows marked by the latter, `removable` those that `remove` deletes.
 
-    Each counts per `period_start`; no row: none.
+    Each counts per `period_start`; a window without rows is left out.
     """
 
     counts: Rows
@@ -657,13 +654,13 @@ def _per_window(found: Rows, start: Element) -> Rows:
 
 
 ARITHMETIC = 1
-"""Takes another number when the same samples give other figures; a test asks for it where the statement changes."""
+"""To be raised when the same samples give other figures. A test fails when the statement changes."""
 
 
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
     """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
-    A new metric or another trend threshold is another way by itself. The last half is that of the sums.
+    It changes with the measures and the trend threshold. The last half is the fingerprint of the sums.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
     made_of = f"{ARITHMETIC} {level.measures} {level.ratios} {level.figures}"

@@ -1,8 +1,8 @@
 """`AggregationTaskRunner` runs periods for assets, tasks and commands; `Inspection` reads the state of windows.
 
 The runner chooses the windows that are due, runs periods through the service, logs one line per run, and enters runs in
-the legacy application's table where that is configured. Checks, locks and writing belong to the service. Groups that
-are behind their labels are computed at once for a limited time; the sensor of late data requests what is left.
+the legacy application's table where that is configured. Checks, locks and writing belong to the service.
+`follow_labels` computes groups that are out of date for a limited time; the sensor of late data requests the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What people declare, in files and by options: read into the type of the thing, and refused in sentences.
+"""Reads what people declare, in files and by options, into its type; refuses it in sentences.
 
-A type is a dataclass that forbids further names; its annotations say how pydantic reads each value. How files are read
-is in `files`.
+A type is a dataclass that forbids other names; its annotations tell pydantic how to read each value. Files are read by
+`files`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Entry = TypeVar("Entry")
 NO_OTHER_NAMES = ConfigDict(extra="forbid")
 BYTES_PER_GB = 1 << 30
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
-# By the beginning of pydantic's name of a problem. Its own sentences repeat the value, which may be a password.
+# By the first part of pydantic's error type. Its own messages repeat the value, which may be a password.
 NATURES = {
     "string": "text, in quotes",
     "int": "a whole number",
@@ -35,9 +35,9 @@ NATURES = {
 
 
 def declaration(kind: type[T], values: Mapping[str, object]) -> T:
-    """Read one thing from its values by name; what is None or empty counts as not given.
+    """Make one thing from its values by name; None and empty texts count as not given.
 
-    Raises ValidationError: a needed value is missing, a name is unknown, or a value cannot be one.
+    Raises ValidationError: a required value is missing, a name is unknown, or a value is invalid.
     """
     given = {name: value for name, value in values.items() if value is not None and value != ""}
     adapter: TypeAdapter[T] = _adapter(kind)
@@ -62,7 +62,7 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
 
 
 def names_of(kind: type[Any]) -> tuple[list[str], list[str]]:
-    """Return the names of all values of a type, and of those that are needed."""
+    """Return the names of all values of a type, and of the required ones."""
     schema = _adapter(kind).json_schema(mode="validation")
     return list(schema["properties"]), schema["required"]
 
@@ -74,7 +74,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 class Things(list[T]):
-    """What was read, and beside each thing its place in the file."""
+    """The things of a file, with the place of each."""
 
     def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
         """Take the things and their places, in the same order."""
@@ -106,7 +106,7 @@ def day_of(written: object) -> date:
 
 
 def bytes_of_gb(written: object) -> int:
-    """Read a number of GiB, as 500 or 1.5, in bytes; raises ValidationError where it is none."""
+    """Convert a number of GiB, such as 500 or 1.5, to bytes; raises ValidationError if it is not a number."""
     try:
         return int(Decimal(str(written).strip()) * BYTES_PER_GB)
     except (InvalidOperation, ValueError, OverflowError):
@@ -114,5 +114,5 @@ def bytes_of_gb(written: object) -> int:
 
 
 DatabaseName = Annotated[str | None, Field(default=None)]
-"""A database of a server, or without one the server as a whole."""
+"""A database of a server; None: the server as a whole."""
 Day = Annotated[date, BeforeValidator(day_of)]

@@ -1,8 +1,8 @@
-"""Errors as types, which of them are transient, and what the operating system refuses as sentences.
+"""Errors as types, which of them are transient, and refusals of the operating system as sentences.
 
 A permanent failure (bad input, bad data, a missing table) comes back on every attempt; a transient one (lost
 connection, deadlock, server starting) may not. Texts say what is wrong, what was kept and what to do, and never hold a
-statement, its parameters or a password. Retries are decided elsewhere, how errors are shown by `cli.options`.
+statement, its parameters or a password. Callers decide about retries; `cli.options` prints errors.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ T = TypeVar("T")
 
 
 def things_of_file(path: Path, kind: type[T]) -> Things[T]:
-    """Return the things of a type that a file declares, one per row; raises as `declarations`."""
+    """Return the things of one type that a CSV file declares, one per row; raises as `declarations`."""
     return declarations(path, *names_of(kind), lambda row: declaration(kind, row))
 
 

@@ -1,6 +1,6 @@
-"""What the commands that declare things share: the opened registry, --dry-run, --json, files, lists and first days.
+"""Shared code of the commands that declare things: the opened registry, --dry-run, --json, files, lists, first days.
 
-A command that declares returns a report. It is printed here, and forecasts that it touches are issued anew.
+Such a command returns a report. It is printed here, and the forecasts of its servers are issued again.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ LINES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Registry:
-    """The opened database of one command that declares."""
+    """The opened database of one declaring command."""
 
     settings: Settings
     engine: Engine
@@ -98,29 +98,29 @@ class Registry:
     as_json: bool
 
     def today(self) -> date:
-        """Return today; raises ValidationError where the database uses another time zone."""
+        """Return today; raises ValidationError if the database uses another time zone."""
         refuse_an_unfit_database(self.engine, self.settings.zone, kept="Nothing was changed.")
         return Clock(self.settings.zone).today()
 
     def read_from(self, path: Path, number: int, noun: str) -> str:
-        """Say how many things of a file were declared, or in a dry run read."""
+        """Say how many things of a file were declared; in a dry run, how many were read."""
         return f"{counted(number, noun)} {'read' if self.dry_run else 'declared'} from {path}."
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command did, or would do: for scripts, for people, and whose forecasts it touches."""
+    """The result of a command: `document` for scripts, `lines` for people, `servers` whose forecasts it changes."""
 
     document: Mapping[str, object]
     lines: Sequence[str]
     servers: Collection[str] = ()
     follow_up: Callable[[Registry], None] | None = None
-    """What is computed after all is stored; it says what it does where the output is for people."""
+    """Computes what follows after everything is stored; reports it if the output is for people."""
     code: int = 0
 
 
 def declaring(function: Callable[..., Report]) -> Callable[..., None]:
-    """Run a command that declares on the opened registry, with --dry-run and --json."""
+    """Run a declaring command on the opened registry, with --dry-run and --json."""
 
     @dry_run_option
     @json_command
@@ -146,7 +146,7 @@ def declaring(function: Callable[..., Report]) -> Callable[..., None]:
 def listing(
     title: str, columns: Sequence[tuple[str, str]], cells: Callable[[T], Sequence[object]], nothing: str
 ) -> Callable[[Callable[..., Sequence[tuple[T, object]]]], Callable[..., None]]:
-    """Run a command that lists declared things, each with what --json prints of it; `nothing` is said without any."""
+    """Run a command that lists declared things, each with its JSON; without any it prints `nothing`."""
 
     def decorate(function: Callable[..., Sequence[tuple[T, object]]]) -> Callable[..., None]:
         @json_command

@@ -1,6 +1,6 @@
 """`capacity explain`: the samples behind one row and the arithmetic of each figure, the parts of a group, or a runway.
 
-A runway is shown with the forecast computed a second way.
+A runway is shown beside a forecast that was computed a second way.
 """
 
 from __future__ import annotations

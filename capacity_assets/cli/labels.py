@@ -112,7 +112,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
 
 
 def _notes(engine: Engine, labels: Sequence[Label]) -> Iterator[str]:
-    """Say what is written almost as a label, and how many databases a pattern matches."""
+    """Name labels with a similar spelling, and count the databases that a pattern matches."""
     for label in labels:
         alike = written_otherwise(engine, label.key, label.value or "")
         if alike:

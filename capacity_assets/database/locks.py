@@ -1,9 +1,9 @@
 """`CapacityLockManager`: one writer per period, also among writers that the run coordinator does not see.
 
-The command line, a second deployment, the legacy scheduler during a migration: whoever writes a period's aggregates
+The command line, a second deployment, the legacy scheduler during a migration: every writer of a period's aggregates
 holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed by a thread while the
 work lasts; if the process dies, the key expires. Without Redis it is a row of `capacity_locks`, locked in a transaction
-of a connection of its own, which the server ends when the process dies; a role that may not write there cannot hold it.
+of a connection of its own, which the server ends when the process dies; a role that may not write to it cannot hold it.
 The work asks `ensure_held` before each commit, so that it stops when the lock was lost.
 
 Queueing inside Dagster belongs to the pools, retrying to the callers.
@@ -61,7 +61,7 @@ class HeldLock(Protocol):
         """Raise `LockLostError` unless the lock is still ours."""
 
 
-# Taken by whoever writes into the raw tables for many servers at once: the collection and the import.
+# Taken by the collection and the import, which write to the raw tables for many servers at once.
 SAMPLES = "samples"
 
 
@@ -301,7 +301,7 @@ class _RowLock:
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
             taken = self._take(asked)
             if not taken:
-                # The first time, there is no row yet.
+                # The first lock of a period has no row yet.
                 self.connection.execute(text(ENTER), asked)
                 self.connection.commit()
                 taken = self._take(asked)
@@ -314,7 +314,7 @@ class _RowLock:
         return self.connection.execute(text(TAKE), asked).first() is not None
 
     def release(self) -> None:
-        """Give the lock back, and with it what the session said of itself."""
+        """Release the lock and reset the name of the session."""
         with suppress(SQLAlchemyError):
             self.connection.rollback()
 
@@ -322,11 +322,11 @@ class _RowLock:
         try:
             self.connection.execute(text("SELECT 1"))
         except (DBAPIError, PendingRollbackError) as error:
-            # Asked again after it was lost, by another slice, SQLAlchemy refuses before the server could.
+            # When another slice asks again after the loss, SQLAlchemy itself refuses.
             raise lost(self.period, "its connection was closed") from error
 
 
-# The session is idle in this transaction while the work goes on elsewhere, and says what it is there for.
+# The session is idle in this transaction while the work goes on in others, so its name says why.
 _SESSION = """
 SELECT set_config(name, CASE name WHEN 'application_name' THEN CAST(:application AS text) ELSE '0' END, true)
 FROM pg_settings

@@ -42,7 +42,7 @@ from capacity_assets.database.views import (
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0016"
 MIGRATIONS = ("0012_baseline", "0015_changes", "0016_groups")
-"""Steps by the revision that they lead to; the number of a revision without any keeps older programs out."""
+"""Steps, named by the revision that they lead to. A revision without a step keeps older programs out."""
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
 QUEUE_REVISION = "0015"
@@ -104,7 +104,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         done = [*locks, *created, *adopt(connection, metadata)]
         if distributed_tables(connection):
             prepare_nodes(connection, kept="The schema was not changed.")
-        # Before migrations read what was recorded: the locks of new triggers keep writers out until all is committed.
+        # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
         done += _put_views_back(connection, *taken)
@@ -113,7 +113,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
 
 
 def _migrate(connection: Connection, revision: str | None) -> None:
-    """Do what comparing tables cannot do, and note the revision that the database has then."""
+    """Run the migrations that are due, and record the new revision."""
     for name in MIGRATIONS:
         if name[:4] > (revision or ""):
             import_module(f"{__package__}.migrations.versions.{name}").upgrade(connection)
@@ -134,8 +134,8 @@ _NOTE_NO_REVISION = (
 def _track_changes(connection: Connection, revision: str | None) -> list[str]:
     """Create functions and triggers that are missing, old or disabled; return what was fixed.
 
-    What was written while they were absent is not known. In an older schema they are absent by themselves, and the
-    migration to `QUEUE_REVISION` enters what was recorded there.
+    Changes that were written without them are unknown. An older schema does not have them yet; the migration to
+    `QUEUE_REVISION` enters the changes that it recorded.
     """
     missing = change_tracking_steps(connection)
     carry_out(connection, missing)
@@ -148,15 +148,15 @@ def _track_changes(connection: Connection, revision: str | None) -> list[str]:
 
 
 def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
-    """Build the indexes whose place is taken by others today, while no other upgrade does; return what else was done.
+    """Build missing indexes beside the running work, one upgrade at a time; return the other steps that were done.
 
-    On a cluster nothing is built: there a key takes no index that was built before it.
+    On a cluster none is built: there a key cannot take over an existing index.
     """
     with engine.connect() as connection:
         tables = [table for table in _present_tables(connection) if any(lacking(connection, table))]
         if not tables or distributed_tables(connection):
             return []
-    # The first one makes what another upgrade has to see in order to wait.
+    # The first one creates the table of locks, for which other upgrades wait.
     with _keeping_other_upgrades_out(engine) as (_, done):
         pass
     with _keeping_other_upgrades_out(engine, is_checked=True):
@@ -173,11 +173,11 @@ def _present_tables(connection: Connection) -> list[Table]:
 def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
     """Yield a transaction that holds the schema lock, whose table is created first if missing, and what was done.
 
-    An index that is built beside the running work waits for each transaction that had a snapshot when it began. So who
-    waits for the lock asks again and again, each time in a transaction of its own; and who has it has no snapshot. One
-    that was `is_checked` before looks at no table, because dropping such an index waits for whoever did.
+    Building an index beside the running work waits for each transaction that has a snapshot. So a waiting upgrade polls
+    the lock, each time in a new transaction, and the holder has no snapshot. With `is_checked` no table is read,
+    because dropping such an index waits for its readers.
 
-    Raises SchemaProblemsError: the database is not to be written to, or something stands in the way of the upgrade.
+    Raises SchemaProblemsError: the database must not be written to, or something prevents the upgrade.
     """
     while True:
         with engine.begin() as connection:
@@ -228,9 +228,9 @@ def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reade
 
 
 def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
-    """Drop what is in the way, and our own views if wanted; return what puts it back, and the names of all of them.
+    """Drop views of others that prevent the upgrade, and with `ours` our own; return how to restore them, and names.
 
-    Raises SchemaProblemsError: something is in the way that cannot be put back.
+    Raises SchemaProblemsError: an object that prevents it cannot be restored.
     """
     found = _in_the_way(connection, ours=ours)
     _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in found if not reader.movable])
@@ -238,9 +238,9 @@ def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], 
 
 
 def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
-    """Create views of ours that are missing or outdated, and put others back; return what was done.
+    """Create our missing and outdated views, and restore those of others; return the steps.
 
-    Raises SchemaProblemsError: a view has to be made again, and something reads it that cannot be put back.
+    Raises SchemaProblemsError: an object that reads one of our views cannot be restored.
     """
     outdated = outdated_views(connection)
     names: list[str] = []
@@ -248,7 +248,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
         with connection.begin_nested():
             create_views(connection, outdated)
     except DBAPIError:
-        # In place, a column can be added, but not change its type.
+        # A view in place can get another column, but no column another type.
         further, names = _take_views_away(connection, ours=True)
         create_views(connection, outdated_views(connection))
         back = [*further, *back]
@@ -261,7 +261,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
-    """Create missing tables, bring the others to the wanted shape; return what was done."""
+    """Create missing tables, and bring the others to the wanted shape; return the steps."""
     present = set(inspect(connection).get_table_names())
     done: list[str] = []
     for table in wanted.sorted_tables:

@@ -1,4 +1,4 @@
-"""What SQL is put together from: views as data, schema steps, quoting, and expressions over windows and labels.
+"""Building blocks of SQL: views as data, schema steps, quoting, and expressions over windows and labels.
 
 A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
 label of the server. Windows in Python are in `base.periods`.
@@ -25,7 +25,7 @@ _LINE_OF_COMMENT = re.compile(r"-- (.+)")
 
 
 class ViewColumn(NamedTuple):
-    """A column of a view, and what it says."""
+    """A column of a view, and its comment."""
 
     name: str
     comment: str
@@ -39,7 +39,7 @@ class View:
     comment: str
     query: str
     query_on_nodes: str | None = None
-    """The query where rows are distributed over nodes, if that is another one."""
+    """The query for distributed tables, if it differs."""
 
     @cached_property
     def columns(self) -> tuple[ViewColumn, ...]:
@@ -49,7 +49,7 @@ class View:
 
     @property
     def on_nodes(self) -> View:
-        """The view as it is there."""
+        """The view for distributed tables."""
         return replace(self, query=self.query_on_nodes or self.query)
 
     @property
@@ -59,7 +59,7 @@ class View:
 
 
 def views_in(statements: str) -> tuple[View, ...]:
-    """Read views from the statements that create them, which run in psql as they stand."""
+    """Parse the statements that create views; they run in psql unchanged."""
     return tuple(View(name, comment, query) for comment, name, query in _VIEW.findall(statements))
 
 

@@ -1,7 +1,7 @@
-"""Change tracking: triggers append what changed to `capacity_changes`, whoever writes.
+"""Change tracking: triggers append every change to `capacity_changes`, whoever writes.
 
 On each raw table they record the days whose samples were added, corrected or deleted, once per statement and stretch of
-days; on the aggregates, writes that are not a computation's; on `instances` and the labels, the day from which groups
+days; on the aggregates, writes by others than a computation; on `instances` and the labels, the day from which groups
 changed. What follows from a change is in `changes`. A row of the queue has no key, so that no writer waits for another
 one. Rows written to a partition by its own name bypass the triggers of the table.
 
@@ -28,7 +28,7 @@ EVENTS = {
     "delete": "REFERENCING OLD TABLE AS old_rows",
     "truncate": "",
 }
-"""What can happen to a table, and how a trigger sees its rows."""
+"""The events of a table, and how a trigger sees the rows."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
     found = connection.execute(text(_FOUND), {"name": function}).first()
-    # However it is laid out.
+    # White space does not count.
     wanted = ("".join(body.split()), True, [f"search_path={path}"])
     if found is None or ("".join(found.prosrc.split()), found.prosecdef, found.proconfig) != wanted:
         yield SchemaStep(
@@ -143,7 +143,7 @@ def _every_tracking() -> Iterator[Tracking]:
         yield Tracking(name, f"capacity_track_groups_{name}", body, "changes of groups")
     names = tuple(table.name for table in AGGREGATES)
     for name in names:
-        # One trigger each: Citus does not hand one to the shards that is also for TRUNCATE.
+        # One trigger per event: Citus does not copy a trigger to the shards that is also for TRUNCATE.
         yield Tracking(name, "capacity_track_writes", _WRITES_BODY, "writes", dict.fromkeys(EVENTS, ""), names)
 
 
@@ -253,7 +253,7 @@ END
 
 
 def _samples_body(table: Table) -> str:
-    """Return the body for a table of samples; what says when something happened to a row is no figure of it."""
+    """Return the body for a table of samples; times of writing are no figures and not compared."""
     measured = [column for column in table.columns if column.name != "id" and not isinstance(column.type, DateTime)]
     old, new = (", ".join(f"{side}.{quoted(column.name)}" for column in measured) for side in ("o", "n"))
     return _SAMPLES_BODY.format(schema=SCHEMA_MARK, table=table.name, old=old, new=new)

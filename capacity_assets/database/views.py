@@ -557,7 +557,7 @@ VIEWS = (
 _NAMES = [view.name for view in VIEWS]
 
 Reader = Row[Any]
-"""What reads a column or a view, see `in_the_way`."""
+"""An object that reads a column or a view, see `in_the_way`."""
 
 
 def names_taken(connection: Connection) -> list[str]:
@@ -577,7 +577,7 @@ def outdated_views(connection: Connection) -> list[View]:
 
 
 def create_views(connection: Connection, views: Iterable[View]) -> None:
-    """Create views, or renew them in place, so that grants and what is built on them stay."""
+    """Create views, or replace them in place, which keeps grants and the objects that read them."""
     for view in views:
         comments = [(f"{view.name}.{quoted(column.name)}", column.comment) for column in view.columns]
         execute(connection, [f"CREATE OR REPLACE VIEW {view.name} AS {view.query}"])
@@ -586,9 +586,9 @@ def create_views(connection: Connection, views: Iterable[View]) -> None:
 
 
 def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> Sequence[Reader]:
-    """Find what reads one of the columns, given as (table, column), or one of our views, directly or through a view.
+    """Find the objects that read one of the columns (table, column) or, with `ours`, our views, also through a view.
 
-    Views come in an order in which they can be dropped. What is not `movable` cannot be put back.
+    They come in an order in which they can be dropped. Those that are not `movable` cannot be restored.
     """
     parameters = {
         "tables": [table for table, _ in columns],
@@ -600,7 +600,7 @@ def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ou
 
 
 def take_away(connection: Connection, readers: Iterable[Reader]) -> list[str]:
-    """Drop views; return the statements that put them back, ours as soon as they were created again."""
+    """Drop views; return the statements that restore them, and of ours the grants, once they are created again."""
     back: list[str] = []
     for view in readers:
         back = [*connection.execute(text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]

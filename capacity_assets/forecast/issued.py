@@ -1,4 +1,4 @@
-"""Reads issued runways back: the greatest risks of a day, what is left, and how far earlier forecasts were off.
+"""Reads issued runways: the greatest risks of a day, the headroom, and the errors of earlier forecasts.
 
 A score compares a forecast with the size that was measured on its day.
 """

@@ -1,4 +1,4 @@
-"""Declared limits and steps of servers and databases: how much one can hold, and what changed a size once.
+"""Declared limits and steps of servers and databases: how much one can hold, and single changes of its size.
 
 When a limit is reached is computed in `runway`; forecasts leave steps out (`model`).
 """
@@ -34,17 +34,17 @@ Key = TypeVar("Key")
 
 
 class UnknownSubjectError(NotFoundError):
-    """A server is not registered (its database None), or a database was never measured: `subjects` are all of them."""
+    """Servers are not registered (database None), or databases were never measured: `subjects` are all of them."""
 
     def __init__(self, message: str, subjects: Collection[tuple[str, str | None]]) -> None:
-        """Keep the subjects with the text, for whoever knows where they were written."""
+        """Keep the subjects, so that `naming_places` can name their places in a file."""
         super().__init__(message)
         self.subjects = subjects
 
 
 @contextmanager
 def naming_places(things: Sequence[Any]) -> Iterator[None]:
-    """Begin the refusal of things that were read from a file with the places of unknown servers and databases."""
+    """Put the places of unknown servers and databases in a file in front of the error."""
     try:
         yield
     except UnknownSubjectError as error:
@@ -58,7 +58,7 @@ def naming_places(things: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[Connection]:
-    """Yield a connection whose work is committed at the end as a whole, in a dry run not at all.
+    """Yield a connection whose work is committed as a whole at the end; in a dry run it is rolled back.
 
     Raises DatabaseError: the database failed; nothing was changed.
     """
@@ -69,7 +69,7 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
 
 
 def rows_of(engine: Engine, what: str, statement: str, **asked: object) -> Sequence[Any]:
-    """Return what a statement reads; raises DatabaseError, where `what` completes "while reading …"."""
+    """Return the rows of a query; raises DatabaseError, whose text says "while reading" and `what`."""
     with database_errors(doing=f"reading {what}", kept="Nothing was changed."), engine.connect() as connection:
         return connection.execute(text(statement), asked).all()
 
@@ -77,7 +77,7 @@ def rows_of(engine: Engine, what: str, statement: str, **asked: object) -> Seque
 def replace_rows(
     connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]
 ) -> list[tuple[int, RowMapping]]:
-    """Store rows, each in the place of one with its key; return earlier ones that were different, by number of row."""
+    """Store rows in place of those with the same keys; return replaced rows that differ, by number of the new one."""
     keys = [column.name for column in table.primary_key]
     stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
@@ -85,7 +85,7 @@ def replace_rows(
     values = [name for name in names if name not in keys]
     if rows:
         changes = ", ".join(f"{name} = excluded.{name}" for name in values)
-        # In one statement: triggers look at what each one changed.
+        # In one statement, because triggers fire once per statement.
         statement = f"""
 INSERT INTO {table.name} ({", ".join(names)}) SELECT {", ".join(names)} FROM {_given(table)} AS g
 ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {changes}, declared_at = now()"""  # noqa: S608 -- names of our own
@@ -94,7 +94,7 @@ ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {changes}, declared_at = now()""" 
 
 
 def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Delete all that was declared, on whatever day, of the subjects of those rows that always hold."""
+    """Delete every earlier declaration for the subjects of rows that hold for all of history."""
     subject = [column.name for column in table.primary_key if column.name != "valid_from"]
     same = " AND ".join(f"t.{name} = g.{name}" for name in subject)
     always = [row for row in rows if row["valid_from"] == ALWAYS]
@@ -108,7 +108,7 @@ def _given(table: Table) -> str:
 
 
 def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
-    """Delete the row of a key; return it, or None where there is none."""
+    """Delete the row with a key and return it; None: there is none."""
     chosen = delete(table).where(*(table.c[name] == value for name, value in key.items()))
     return connection.execute(chosen.returning(table)).first()
 
@@ -119,7 +119,7 @@ def named(server: str, database: str | None) -> str:
 
 
 def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem: str) -> None:
-    """Refuse what is listed twice: raises ValidationError whose text begins with `problem`."""
+    """Refuse repeated keys; raises ValidationError whose text begins with `problem`."""
     repeated = [name_of(key) for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
@@ -171,7 +171,7 @@ def _keys(connection: Connection, subjects: Sequence[tuple[str, str | None]]) ->
 
 
 def columns_of(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
-    """Return the values of rows by column, as `instance_ids` of `instance_id`."""
+    """Return the values of each column as a list, named in the plural: `instance_ids` for `instance_id`."""
     return {f"{name}s": [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 

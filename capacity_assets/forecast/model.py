@@ -1,4 +1,4 @@
-"""How sizes continue: a robust drift, or the last value where that was the better forecast, and bands from own errors.
+"""How sizes continue: a robust drift, or the last value where it was the better forecast, and bands from past errors.
 
 Everything is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in
 the batch, in which order, and on how many processors. Declared steps, changes that will not repeat, are taken out of a

@@ -1,4 +1,4 @@
-"""What is said of a server, database or volume: size, limit, and when that is reached; greatest risk first.
+"""The outlook of a server, database or volume: size, limit, and when it is reached; greatest risk first.
 
 The limit that binds is the smallest that is known. How an outlook is computed is in `runway`.
 """

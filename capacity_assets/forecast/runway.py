@@ -1,6 +1,6 @@
 """When a limit is reached: sizes, forecasts and limits put together, in the order of their risk.
 
-How sizes continue is in `model`; what is said of one server, database or volume is in `outlook`.
+How sizes continue is in `model`; the outlook of one server, database or volume is in `outlook`.
 """
 
 from __future__ import annotations

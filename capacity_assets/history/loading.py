@@ -1,9 +1,9 @@
 """Loads rows of history: slice by slice, by COPY and set-wise comparison with what is stored.
 
 A slice is a transaction that also records how far it came, so that an interrupted import continues after the last
-slice. A stored sample is never replaced unasked: the same value is counted as present, another one as a conflict and
-listed. The statements work on temporary tables: `staged` holds the rows of a slice, `compared` what each of them is,
-`totals` the totals of servers that follow.
+slice. A stored sample is replaced only with `--on-conflict replace`: the same value is counted as present, another one
+as a conflict and listed. The statements work on temporary tables: `staged` holds the rows of a slice, `compared` the
+result for each, `totals` the totals of servers that follow from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, and which old samples windows still need.
 
-Every window that reads a day, as its own or for comparison, must be over, computed over the samples as they are,
-without a failed server, and its rows must be stored, before the samples of that day may go. `maintenance` carries it
-out.
+Samples of a day may be dropped when every window that contains the day or compares with it is over, computed from the
+current samples without a failed server, and stored. `maintenance` drops them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Growth report, showback and digest as assets: made again when the aggregates they rest on are recomputed.
+"""Growth report, showback and digest as assets: made again when their aggregates are recomputed.
 
 The report has one page per month, showback one bill per month, the digest one partition per week, sent on Monday and on
-the next two days to receivers that it did not reach. What they say is in `report`, `ownership` and `digest`; here they
-get a partition, a file or metadata, and an automation condition.
+the next two days to receivers that it did not reach. Their content is computed in `report`, `ownership` and `digest`;
+here they get a partition, a file or metadata, and an automation condition.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,8 @@
 The sensor keeps no state of its own. The ledger says which computed windows have not followed a change; a run that
 succeeds takes its windows off that list, so nothing is lost by a restart and nothing is requested forever.
 
-Dagster knows a partition only by a materialisation of its own: it shows what is there as missing, and warns before a
-backfill that what is upstream was never made. The marking sensors therefore report days with samples that were not
+Dagster knows a partition only by its materialisations: it shows stored days without one as missing, and warns before a
+backfill that upstream partitions were never made. The marking sensors therefore report days with samples that were not
 measured here (imported ones, the demo's, those from before there was a collection), and windows that the command line,
 the task functions or another deployment computed: a materialisation each, without a run, a few per tick.
 """
@@ -79,7 +79,7 @@ def unmarked_days(
 
 
 def report_marks(instance: dg.DagsterInstance, marks: Sequence[dg.AssetMaterialization]) -> None:
-    """Report to Dagster what a sensor's ticks would, in batches: `report_runless_asset_event` writes one at a time."""
+    """Report materialisations to Dagster in batches: `report_runless_asset_event` writes one at a time."""
     batch = uuid4().hex
     for number, mark in enumerate(marks, start=1):
         event = DagsterEvent(

@@ -3,7 +3,7 @@
 The one place where a summary becomes typed metadata. Numbers stay numbers, flat, so that the UI plots them over
 partitions. Nothing here holds an address, a user or a password. A failed check does not fail the run. Most checks are
 part of the asset's own computation, so that they know which windows were written, in a range run too. The standing
-check looks for windows that are left: after every run, and once a day by a job of its own. Only the daily one sends
+check looks for incomplete windows, after every run and once a day by a job of its own. Only the daily one sends
 alerts, because during a backfill windows are missing after every run but the last.
 """
 

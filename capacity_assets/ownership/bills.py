@@ -1,8 +1,8 @@
 """Bills: what the databases of a month cost, by whom they belong to; issued once, and restated visibly.
 
 Quantities are exact daily sizes, amounts are decimal, and groups add up to the total to the cent. The rules are in
-docs/groups.md. `READ` is what is taken of samples and aggregates; everything else is made of these and of what is
-declared. The words of a bill are the same on the screen, in files and on pages.
+docs/groups.md. `READ` has all reads of samples and aggregates; everything else is computed from these and from
+declarations. The words of a bill are the same on the screen, in files and on pages.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ READ = {
     "monthly_databases": _MONTHLY_DATABASES,
     "oldest_left": _OLDEST,
 }
-"""What a bill reads of samples and aggregates, each as the temporary table that the statements below look at: where
-tables are distributed, their nodes add it up. Days and sizes are read together, so that a sample which comes meanwhile
-is in both or in neither; what retention drops afterwards is billed. Segments are given by their first days; a label
-that is declared meanwhile makes none, and the next issue has it."""
+"""The reads of samples and aggregates, each into a temporary table for the statements below; where tables are
+distributed, the nodes add them up. Days and sizes are read together, so that a sample that arrives meanwhile is in both
+or in neither; samples that retention drops afterwards are billed. Segments are given by their first days. A label that
+is declared meanwhile is in the next issue."""
 
 _BILLED_SERVERS = """
     SELECT m.instance_id, m.measured, coalesce(i.name, last.server, 'server ' || m.instance_id) AS server,
@@ -208,7 +208,7 @@ DECLARED_STATE = """(
           FROM capacity_label_spans WHERE valid_from <= :end) AS l,
          (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
           FROM capacity_prices WHERE valid_from <= :end) AS p)"""
-"""What is declared up to :end as a text that changes with it, whatever is added, changed or removed.
+"""A text that changes whenever a label or price that holds up to :end is added, changed or removed.
 
 It begins with the numbers of labels and of prices."""
 KEEP_DECLARED = f"""
@@ -220,8 +220,8 @@ SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
        count(*) FILTER (WHERE s.created_at <= :since AND s.updated_at > :since) AS corrected
 FROM database_size_stats s WHERE s.collected_date BETWEEN :start AND :end
 """
-# Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
-# Deleted samples are counted of servers that are still billed; others may be counted differently now.
+# Why a bill differs from its last issue: later samples and declarations that can touch the month. Deleted samples are
+# counted only of servers that are still billed.
 SINCE = f"""
 SELECT deleted.fewer, states.before, states.now,
        ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
@@ -523,7 +523,7 @@ def _named(month: Window) -> str:
 def _store(
     connection: Connection, month: Window, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]
 ) -> int:
-    """Store the computed lines if they differ from the latest issue; return the number of the newest issue then."""
+    """Store the computed lines if they differ from the latest issue; return the number of the now latest issue."""
     issue, reason = 1, None
     if latest is None:
         if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():

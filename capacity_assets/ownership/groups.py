@@ -1,4 +1,4 @@
-"""Groups: what they are made by, how those of a window are read, what fills first, and what the sum of one is made of.
+"""Groups: the keys they are made by, the groups of a window, the first to fill in each, and the parts of a sum.
 
 Figures are those of the view `capacity_groups` (docs/semantics.md). To explain a group, its parts are added up from the
 samples, with the labels of each single row, and compared with the stored row.

@@ -48,7 +48,7 @@ _TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_p
             ) AS d
             WHERE d.name LIKE {LIKE}
               AND ({_GIVEN_WEIGHT}, l.database_pattern) > ({_OTHER_WEIGHT}, g.database_pattern))"""  # noqa: S608 -- expressions of our own
-# From when each holds, and what is declared of its subject, by day.
+# The first day of each label, and the declarations for its subject by day.
 PLACED = f"""
 SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
            SELECT FROM capacity_labels l WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
@@ -209,7 +209,7 @@ def _rows(connection: Connection, labels: Sequence[Label]) -> list[dict[str, obj
 
 
 def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today: date) -> Sequence[Row[Any]]:
-    """Return from when each label holds, and what is declared of its subject."""
+    """Return the first day of each label, and the declarations for its subject."""
     if not rows:
         return []
     parameters = {**columns_of(rows), "today": today, "always": ALWAYS}
@@ -220,7 +220,7 @@ def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today:
 
 
 def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
-    """Return what a label changes; None: it holds already."""
+    """Return the change that a label makes; None: it holds already."""
     history = list(zip(placed.days or (), placed.held or (), strict=True))
     later = tuple(one for one in history if one[0] > placed.first_day)
     before = next((value for day, value in reversed(history) if day <= placed.first_day), None)

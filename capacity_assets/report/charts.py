@@ -203,7 +203,7 @@ def chart_style(name: str) -> Iterator[None]:
 
 
 def _canvas(height: float = HEIGHT_INCHES, right: float = 0.1) -> tuple[Figure, Axes]:
-    """Make a drawing with a fixed margin: to measure every text first would take twice as long as to draw."""
+    """Make a drawing with fixed margins: measuring every text first takes twice as long as drawing."""
     figure = Figure(figsize=(WIDTH_INCHES, height))
     left, bottom, top = 0.95, 0.6, 0.15
     width = (WIDTH_INCHES - left - right) / WIDTH_INCHES

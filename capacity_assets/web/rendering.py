@@ -1,4 +1,4 @@
-"""From what a page shows, as data, to its HTML, its JSON and its CSV file, all with the same names."""
+"""Renders the data of a page as HTML, as JSON and as a CSV file, all with the same names."""
 
 from __future__ import annotations
 

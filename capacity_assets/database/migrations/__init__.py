@@ -1,1 +1,1 @@
-"""Steps of an upgrade that comparing tables cannot do, each named after the revision that it leads to."""
+"""Steps of an upgrade beyond comparing tables, each named after the revision that it leads to."""

@@ -103,7 +103,7 @@ class _Events(_Part, PostgresEventLogStorage):
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Write events of assets with one statement per table.
 
-        Dagster's own method does so for materialisations, and writes the planned ones of a run one at a time.
+        Dagster's own method does so for materialisations, but writes planned ones one at a time.
         """
         insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
         with self.index_connection() as connection:

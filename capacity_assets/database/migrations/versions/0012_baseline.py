@@ -1,7 +1,7 @@
 """The baseline: windows that have rows already are entered as computed.
 
-Tables are made and adopted by the comparison that `capacity init` makes before, see `database.adoption`. Revisions hold
-only what a comparison cannot do.
+`capacity init` first creates and adopts tables by comparison, see `database.adoption`. Revisions hold only what a
+comparison cannot do.
 """
 
 import sqlalchemy as sa

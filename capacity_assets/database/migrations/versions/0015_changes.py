@@ -90,7 +90,7 @@ FORMER_TABLES = (
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """Enter in the queue and in the windows what the logs still held."""
+    """Move the changes of the former logs to the queue and the windows."""
     if "snapshot" not in {column["name"] for column in sa.inspect(connection).get_columns("capacity_computed_windows")}:
         return
     execute(connection, [FORMER_FUNCTION, *YOUNGER_TABLES, CONVERT, SERVERS, SUMS])
