@@ -71,7 +71,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANSWER_SECONDS = 5
 
 
-class _StopRequestedError(BaseException):
+class StopRequestedError(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
 
@@ -141,7 +141,7 @@ def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes 
             raise CommandFailedError(
                 f"Dagster stopped by itself with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
             )
-        except _StopRequestedError:
+        except StopRequestedError:
             say("Stopping ...")
 
 
@@ -157,12 +157,12 @@ def _stop_signals() -> Iterator[threading.Event]:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         requested.set()
-        raise _StopRequestedError
+        raise StopRequestedError
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield requested
-    except _StopRequestedError:
+    except StopRequestedError:
         # Arrived before the UI was served: nothing but the databases was running.
         say("Stopping ...")
     finally:
@@ -251,9 +251,9 @@ def _ensure_schema(settings: Settings) -> None:
 
 def _wait_until_served(processes: Processes, address: str, log: Path, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not _answers(address):
+    while not answers(address):
         if stop.is_set():
-            raise _StopRequestedError
+            raise StopRequestedError
         if processes.ended:
             raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
@@ -263,7 +263,8 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
         time.sleep(POLL_SECONDS)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether a web server answers at an address; the request for a login counts."""
     try:
         # Our own address, so without any proxy from the environment.
         status = ask(address, seconds=ANSWER_SECONDS, by_proxy=False).status
@@ -281,7 +282,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
-                raise _StopRequestedError
+                raise StopRequestedError
             try:
                 before, runs = runs, active_runs(storage)
                 if next(readings) % READINGS_PER_CHECK_FOR_LATE == 0 or len(runs) < len(before):

@@ -20,6 +20,7 @@ from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.settings import (
     DEFAULT_PASSWORD_FOLDERS,
     DEFAULT_PASSWORD_VARIABLES,
+    ENV_FILE,
     OUR_PREFIX,
     Settings,
     variable,
@@ -29,8 +30,6 @@ from capacity_assets.base.settings import (
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Password folders also contain our own environment file (/etc/capacity/capacity.env), certificates and keys.
-ENVIRONMENT_FILE = ".env"
 _ASSIGNMENT = re.compile(rf"(export\s+)?({OUR_PREFIX}|DAGSTER_)[A-Z0-9_]+=")
 _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -85,7 +84,8 @@ class SecretFolders:
                 f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
-        if path is not None and ENVIRONMENT_FILE in {path.name[-4:], path.resolve().name[-4:]}:
+        # Password folders also contain our own environment file (/etc/capacity/capacity.env), certificates and keys.
+        if path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]}:
             raise CredentialError(
                 f"No password: {path} is an environment file, not a password file. "
                 "Write the password to a separate file."

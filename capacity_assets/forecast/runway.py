@@ -34,9 +34,6 @@ from capacity_assets.forecast.outlook import (
     binding_limit,
 )
 
-HORIZON_DAYS = HORIZONS_DAYS[-1]
-"""What is not reached in so many days is "not within the horizon"."""
-
 NOT_WITHIN_HORIZON = -1
 EARLY, MIDDLE, LATE = 0.1, 0.5, 0.9
 

@@ -173,7 +173,7 @@ def late_data_sensor(
             stale = runner.inspection.stale_windows()
         if not stale:
             return dg.SkipReason("Every computed window is up to date.")
-        moving = {found.period_type for found in stale if not _has_settled(found, settle_seconds)}
+        moving = {found.period_type for found in stale if not is_settled(found, settle_seconds)}
         names = [name for name in dict.fromkeys(found.period_type for found in stale) if name not in moving]
         waiting = [name for name in names if _is_at_work(context.instance, periods[name])]
         now = clock.local_now()
@@ -181,7 +181,7 @@ def late_data_sensor(
             request
             for name in names
             if name not in waiting
-            for request in _requests(periods[name], [found for found in stale if found.period_type == name], now)
+            for request in run_requests(periods[name], [found for found in stale if found.period_type == name], now)
         ]
         reasons = {"samples are still being written": moving, "the runs requested before are not done yet": waiting}
         sentences = [f"{reason} ({', '.join(sorted(held))})" for reason, held in reasons.items() if held]
@@ -190,7 +190,7 @@ def late_data_sensor(
     return request_stale_windows
 
 
-def _has_settled(stale: StaleWindow, settle_seconds: int) -> bool:
+def is_settled(stale: StaleWindow, settle_seconds: int) -> bool:
     """Whether samples have been quiet since the last change, or have been changing for too long to wait.
 
     Without it, a collection that commits server by server for an hour would have its windows computed all that time.
@@ -204,7 +204,7 @@ def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
     return bool(instance.get_run_ids(dg.RunsFilter(job_name=job_name(period), statuses=UNFINISHED, tags=tags), limit=1))
 
 
-def _requests(period: Period, stale: Sequence[StaleWindow], now: datetime) -> Iterator[dg.RunRequest]:
+def run_requests(period: Period, stale: Sequence[StaleWindow], now: datetime) -> Iterator[dg.RunRequest]:
     """Request the windows in few runs.
 
     The key holds the changes, so that a tick evaluated again requests nothing twice, and the hour, so that windows

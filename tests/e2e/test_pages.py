@@ -155,7 +155,7 @@ def test_without_script_every_page_is_there_and_the_search_is_a_form(browser: Br
     page.context.close()
 
 
-def test_no_page_breaks_a_rule_for_people_who_read_otherwise(browser: Browser, address: str) -> None:
+def test_no_page_breaks_a_rule_of_accessibility(browser: Browser, address: str) -> None:
     # The rules run as a script in the page, which its policy forbids to anything but ours.
     page = opened(browser, address, bypass_csp=True)
     for path in PATHS:
@@ -247,7 +247,7 @@ def test_on_paper_a_page_has_its_figures_and_no_menu(page: Page) -> None:
     assert len(page.pdf(format="A4")) > 10_000
 
 
-def test_over_an_empty_database_every_page_says_how_to_begin(browser: Browser, empty_home: Path) -> None:
+def test_every_page_over_an_empty_database_says_how_to_begin(browser: Browser, empty_home: Path) -> None:
     with serving(empty_home) as address:
         page = opened(browser, address)
         expect(page.get_by_role("heading", name="Nothing was computed yet")).to_be_visible()

@@ -185,7 +185,7 @@ NO_PRICES = [
 ]
 
 
-def test_what_cannot_be_a_price_is_refused() -> None:
+def test_invalid_prices_are_refused() -> None:
     printed("prices", "set", "0.2", "--currency", "EUR")
     for arguments, problem in NO_PRICES:
         refused = capacity("prices", "set", *arguments)

@@ -144,7 +144,7 @@ def repetition(daemon: Daemon, run: dg.DagsterRun) -> dg.DagsterRun:
     return again
 
 
-def test_workers_take_a_run_each_by_their_zones_and_what_a_killed_one_had_is_failed_and_repeated(
+def test_each_worker_takes_a_run_of_its_zone_and_the_run_of_a_killed_one_fails_and_is_repeated(
     celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
     weekly = queued(celery)["weekly_aggregation_job"]

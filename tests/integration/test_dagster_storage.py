@@ -112,7 +112,7 @@ def test_marks_of_several_assets_are_written_a_hundred_at_a_time(
     assert statements(storage, "ASSET_MATERIALIZATION") == 3
 
 
-def test_what_a_run_plans_is_written_a_hundred_at_a_time(
+def test_planned_materialisations_are_written_a_hundred_at_a_time(
     shipped_instance: dg.DagsterInstance, settings: Settings, storage: Engine
 ) -> None:
     job = build_definitions(settings).resolve_job_def("daily_aggregation_job")

@@ -137,7 +137,7 @@ UNEXPLAINED = [
 
 
 @pytest.mark.usefixtures("orders")
-def test_what_cannot_be_explained_is_refused_with_what_to_do(engine: Engine) -> None:
+def test_rows_that_cannot_be_explained_are_refused_with_what_to_do(engine: Engine) -> None:
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "both", "2025-02-01", [1]))
     for arguments, said in UNEXPLAINED:

@@ -129,7 +129,7 @@ NO_EXPORTS = [
 
 
 @pytest.mark.usefixtures("sample")
-def test_what_cannot_be_exported_is_refused_with_what_to_do() -> None:
+def test_impossible_exports_are_refused_with_what_to_do() -> None:
     for arguments, code, said in NO_EXPORTS:
         result = capacity("export", *arguments)
 

@@ -126,7 +126,7 @@ def assert_adding_up(engine: Engine) -> None:
         assert size == sums[period, start, "(fleet)"]
 
 
-def test_groups_are_those_of_a_naive_computation_whatever_changes(engine: Engine, service: AggregationService) -> None:
+def test_groups_equal_a_naive_computation_after_any_change(engine: Engine, service: AggregationService) -> None:
     choose = random.Random(7)  # noqa: S311 -- reproducible
     fleet = random_fleet(choose)
     fill(engine, fleet)
@@ -157,7 +157,7 @@ def test_groups_are_those_of_a_naive_computation_whatever_changes(engine: Engine
     assert_adding_up(engine)
 
 
-def test_windows_made_of_stored_days_are_those_made_of_samples_in_any_order(
+def test_windows_of_stored_days_equal_those_of_samples_in_any_order(
     engine: Engine, service: AggregationService
 ) -> None:
     choose = random.Random(7)  # noqa: S311 -- reproducible

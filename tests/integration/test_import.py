@@ -183,7 +183,7 @@ UNREADABLE = [
 ]
 
 
-def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for content, arguments, reason in UNREADABLE:
         refused = capacity("import", write(tmp_path / "x.csv", content), *arguments)
 

@@ -141,7 +141,7 @@ def numbered(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("kind", BEFORE)
-def test_one_key_by_window_takes_the_place_and_the_name_of_former_ones_and_who_names_those_is_served(
+def test_one_key_by_window_replaces_former_ones_under_their_name_and_serves_statements_that_name_them(
     cluster: Databases, kind: str
 ) -> None:
     with database_of(cluster, kind) as engine:

@@ -166,7 +166,7 @@ NO_LABELS = [
 ]
 
 
-def test_what_cannot_be_a_label_is_refused_in_one_sentence() -> None:
+def test_invalid_labels_are_refused_in_one_sentence() -> None:
     for arguments, problem in NO_LABELS:
         refused = capacity("labels", "set", *arguments)
 

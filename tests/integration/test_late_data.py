@@ -15,7 +15,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, _has_settled, _requests
+from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, is_settled, run_requests
 from tests.clocks import fixed_clock
 from tests.daemon import Daemon, partitions_of
 from tests.databases import execute
@@ -205,7 +205,7 @@ def test_windows_wait_until_samples_have_rested_but_not_for_ever() -> None:
     [window] = stale_days([FIRST])
 
     def has_settled(quiet_seconds: float, waiting_seconds: float) -> bool:
-        return _has_settled(replace(window, quiet_seconds=quiet_seconds, waiting_seconds=waiting_seconds), 60)
+        return is_settled(replace(window, quiet_seconds=quiet_seconds, waiting_seconds=waiting_seconds), 60)
 
     assert not has_settled(10, 10)
     assert has_settled(61, 61)
@@ -229,7 +229,7 @@ def keys(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
 def test_a_few_scattered_stretches_are_requested_exactly() -> None:
     days = [FIRST + timedelta(days=10 * number) for number in range(EXACT_SPANS)]
 
-    found = keys(list(_requests(PERIODS["daily"], stale_days(days), NOON)))
+    found = keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
 
     assert found == [(day.isoformat(), day.isoformat()) for day in days]
 
@@ -239,7 +239,7 @@ def test_many_scattered_days_are_bridged_into_ranges_of_at_most_a_hundred_that_c
 
     found = [
         (date.fromisoformat(first), date.fromisoformat(last))
-        for first, last in keys(list(_requests(PERIODS["daily"], stale_days(days), NOON)))
+        for first, last in keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
     ]
 
     assert len(found) == 9, "840 days"
@@ -252,16 +252,16 @@ def test_stretches_without_a_stale_window_are_left_out_when_gaps_are_bridged() -
     days = [FIRST + timedelta(days=2 * number) for number in range(EXACT_SPANS + 1)]
     days.append(FIRST + timedelta(days=900))
 
-    found = keys(list(_requests(PERIODS["daily"], stale_days(days), NOON)))
+    found = keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
 
     assert [first for first, _ in found] == ["2025-01-01", "2027-06-20"]
 
 
 def test_windows_whose_run_failed_are_requested_again_in_the_next_hour_and_new_changes_at_once() -> None:
-    [request] = _requests(PERIODS["daily"], stale_days([FIRST]), NOON)
-    [same_hour] = _requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(minutes=59))
-    [next_hour] = _requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(hours=1))
-    [new_change] = _requests(PERIODS["daily"], stale_days([FIRST], change=2), NOON)
+    [request] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON)
+    [same_hour] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(minutes=59))
+    [next_hour] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(hours=1))
+    [new_change] = run_requests(PERIODS["daily"], stale_days([FIRST], change=2), NOON)
 
     assert request.run_key == same_hour.run_key
     assert len({request.run_key, next_hour.run_key, new_change.run_key}) == 3

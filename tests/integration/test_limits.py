@@ -54,7 +54,7 @@ NO_LIMITS = [
 ]
 
 
-def test_a_limit_that_cannot_be_one_is_refused() -> None:
+def test_invalid_limits_are_refused() -> None:
     for arguments, message in NO_LIMITS:
         refused = capacity("limits", "set", *arguments)
 
@@ -137,7 +137,7 @@ def test_a_misspelt_column_is_refused_with_the_nearest_one(tmp_path: Path) -> No
     assert (refused.exit_code, "unknown column 'databse'. Did you mean 'database'?" in refused.output) == (2, True)
 
 
-def test_what_is_no_number_of_gib_is_refused() -> None:
+def test_texts_that_are_no_number_of_gib_are_refused() -> None:
     for wrong in ["abc", "nan", "Infinity", "-1"]:
         refused = capacity("runway", "--add-gb", wrong)
 

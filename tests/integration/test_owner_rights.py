@@ -115,7 +115,7 @@ PLANTED = {
 }
 
 
-def test_init_refuses_what_another_role_has_made_before_it(empty_engine: Engine) -> None:
+def test_init_refuses_objects_that_another_role_made_before(empty_engine: Engine) -> None:
     role = f"planter_{empty_engine.url.database}"
     execute(empty_engine, f"CREATE ROLE {role}", f"GRANT CREATE ON SCHEMA public TO {role}")
     for planted, statement in PLANTED.items():

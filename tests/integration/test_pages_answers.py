@@ -69,7 +69,7 @@ NO_ADDRESSES = [
 ]
 
 
-def test_what_an_address_cannot_mean_is_said_in_a_sentence(pages: Pages) -> None:
+def test_invalid_addresses_are_answered_with_a_sentence(pages: Pages) -> None:
     for path, status, said in NO_ADDRESSES:
         answer = pages.ask(path)
 

@@ -49,7 +49,7 @@ NO_SERVERS = [
 ]
 
 
-def test_what_cannot_be_registered_is_refused_in_a_sentence(engine: Engine) -> None:
+def test_invalid_servers_are_refused_in_a_sentence(engine: Engine) -> None:
     for arguments, reason in NO_SERVERS:
         refused = capacity("instances", "add", *arguments)
 

@@ -31,7 +31,7 @@ from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregat
 NOT_RECORDED = "changes of {} are not recorded: a trigger is missing, old or disabled"
 
 
-def test_an_empty_database_gets_exactly_the_tables_of_the_definitions_with_what_columns_mean(
+def test_an_empty_database_gets_exactly_the_tables_of_the_definitions_with_comments_on_columns(
     empty_engine: Engine,
 ) -> None:
     done = initialise(empty_engine)

@@ -126,7 +126,7 @@ def test_every_server_is_in_one_share_however_many_there_are(collection: Collect
 NO_SHARES = ["0/4", "5/4", "1/0", "1/101", "four", "Zone=eu", "=eu", "1/2/3", ""]
 
 
-def test_a_share_that_is_none_is_refused_with_how_one_is_written() -> None:
+def test_an_invalid_share_is_refused_with_the_right_form() -> None:
     for wrong in NO_SHARES:
         with pytest.raises(
             ValidationError, match="write 2/4 for the second of four shares, zone=eu for servers with a"

@@ -143,7 +143,7 @@ def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
     ],
     ids=["some", "all"],
 )
-def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(months: Engine, statement: str) -> None:
+def test_a_month_whose_rows_differ_from_its_days_is_read_day_by_day(months: Engine, statement: str) -> None:
     service = AggregationService(months, fixed_clock())
     execute(months, statement)
     service.aggregate(MONTHLY, windows("monthly"))

@@ -25,7 +25,7 @@ from capacity_assets.forecast.model import (
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
-from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
+from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, runways
 from tests.documents import ROOT
 
 MANY_DAYS = 500
@@ -225,7 +225,7 @@ def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_
     ends = runways(made, np.array([limit, limit * (1 + more)]))
 
     for days in (ends.early_days, ends.middle_days, ends.late_days):
-        low, high = (HORIZON_DAYS + 1 if day == NOT_WITHIN_HORIZON else day for day in days)
+        low, high = (HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day for day in days)
         assert low <= high
     if ends.has_band[0]:
         assert (ends.probability[0] >= ends.probability[1]).all()
@@ -237,7 +237,7 @@ def test_the_early_day_comes_before_the_late_one(values: Sizes) -> None:
     made = one(values)
     ends = runways(made, made.last * 1.05)
     in_order = [
-        HORIZON_DAYS + 1 if day == NOT_WITHIN_HORIZON else day
+        HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day
         for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0])
     ]
 

@@ -67,7 +67,7 @@ def test_days_are_named_by_their_cuts() -> None:
 
 
 @pytest.mark.parametrize("period", ["weekly", "monthly", "quarterly", "yearly"])
-def test_of_groups_stored_days_are_read_where_no_longer_window_is_stored(period: str) -> None:
+def test_stored_days_of_groups_are_read_where_no_longer_window_is_stored(period: str) -> None:
     usable = stored("daily", "2025-04") + stored("monthly", "2025-05") + stored("daily", "2025-05")
 
     parts, days = work(period, usable, GROUP).reading

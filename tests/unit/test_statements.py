@@ -11,7 +11,7 @@ from capacity_assets.aggregates.statements import ARITHMETIC, aggregation_statem
 KNOWN = (1, "1296568addca7aaf")
 
 
-def test_a_statement_that_gives_other_figures_takes_another_number() -> None:
+def test_a_statement_with_other_figures_needs_another_number() -> None:
     statements = [aggregation_statement(level) for level in LEVELS.values()]
     texts = [f"{one} {sorted(one.params.items(), key=repr)}" for one in statements]
 
