@@ -196,7 +196,7 @@ class DatabaseSize:
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/tables.py")
+            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/size_metrics.py")
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}
