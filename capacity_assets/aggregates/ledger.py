@@ -112,7 +112,7 @@ class Ledger:
     def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
         """Read the queue of changes, with what the nodes of a cluster recorded; see `take_over` for the parameters."""
         self.take_over(kept, within_seconds)
-        with self._work("reading what was changed", kept) as connection:
+        with self._work("reading the queue of changes", kept) as connection:
             gather_changes(connection)
 
     def begin(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, dict[date, int]]:
@@ -277,7 +277,7 @@ class Ledger:
             # Another process may have distributed the tables just now.
             ask_again(self._engine)
         try:
-            with database_errors(doing="asking the nodes what was changed there", kept=kept):
+            with database_errors(doing="reading the changes of the nodes", kept=kept):
                 gather_records(self._engine, within_seconds)
         except NodeError as error:
             message = f"{error} {kept}"

@@ -235,7 +235,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class InstanceSummary:
-    """Outcome for one instance asked for by id; `active` is False for an instance that is not aggregated."""
+    """Outcome for one instance that was given by id; `active` is False for an instance that is not aggregated."""
 
     instance_id: int
     instance_name: str

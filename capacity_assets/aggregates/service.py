@@ -390,7 +390,7 @@ class AggregationService(LegacyCalls):
         return self._runners[level]
 
     def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
-        """Return all registered instances, or exactly those asked for; raises NotFoundError for an unknown id."""
+        """Return all registered instances, or those with the given ids; raises NotFoundError for an unknown id."""
         with (
             database_errors(doing="reading the servers", kept="Nothing was written."),
             self.engine.connect() as connection,

@@ -56,7 +56,7 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
     names, _ = names_of(kind)
     for name, problem in found:
         if problem == "unexpected_keyword_argument":
-            yield f"{name!r} is none of {', '.join(names)}.{meant(name, names)}"
+            yield f"{name!r} is not one of {', '.join(names)}.{meant(name, names)}"
         elif problem != "missing":
             yield f"{name} must be {NATURES[problem.partition('_')[0]]}."
 

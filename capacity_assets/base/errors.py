@@ -64,7 +64,7 @@ class ValidationError(CapacityError):
 
 
 class NotFoundError(CapacityError):
-    """Something asked for by name or id does not exist. Nothing was done."""
+    """No such name or id exists. Nothing was done."""
 
 
 class DatabaseError(CapacityError):

@@ -40,7 +40,7 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
 
 @dataclass(frozen=True)
 class AggregateRequest:
-    """What was asked for on the command line; open days are None."""
+    """The options of the command line; open days are None."""
 
     periods: tuple[str, ...]
     first_day: date | None

@@ -157,7 +157,7 @@ def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Name samples of days that have not come: the clock of whoever measured them was wrong."""
+    """Name samples of future days: they were measured with a wrong clock."""
     today = Clock(settings.zone).today()
     for level in SERVER_LEVELS.values():
         day = level.source.c.collected_date

@@ -159,7 +159,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
     made = forecast(found.smooth[None, :], found.sizes[None, :])
     days = sum(value is not None for value in measured)
     with (
-        database_errors(doing="reading what was said before", kept="Nothing was changed."),
+        database_errors(doing="reading earlier forecasts", kept="Nothing was changed."),
         engine.connect() as connection,
     ):
         said = said_before(connection, found.outlook)

@@ -55,7 +55,7 @@ _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1'
 
 @dataclass(frozen=True)
 class Export:
-    """What was asked for on the command line; open days are None."""
+    """The options of the command line; open days are None."""
 
     period: str | None
     level: str

@@ -117,7 +117,7 @@ def say_next(report: LoadReport, settings: Settings, *, dry_run: bool, replaces:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     level: str = "database"
     mapping: tuple[str, ...] = ()

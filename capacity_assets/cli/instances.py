@@ -347,7 +347,7 @@ def add(registry: Registry, /, *, name: str, replace: bool, **given: Any) -> Rep
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
     values: dict[str, Any] = {
-        # What is not given stays as it is known; what is given empty is taken away.
+        # An option that is not given keeps the known value; an empty one removes it.
         key: getattr(known, key) if value is None and known else (value or None)
         for key, value in given.items()
     }

@@ -116,7 +116,7 @@ def _notes(engine: Engine, labels: Sequence[Label]) -> Iterator[str]:
     for label in labels:
         alike = written_otherwise(engine, label.key, label.value or "")
         if alike:
-            yield f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group."
+            yield f"note: {label.key} also has {first_of(alike, CHANGES_NAMED)}, which is another group."
     database = labels[0].database
     if database and WILDCARDS.search(database):
         matched = counted(matching(engine, labels[0]), "database")
@@ -135,7 +135,7 @@ def _declared(
 
 
 def _follow(registry: Registry, *, now: bool) -> None:
-    """Compute the groups that the changes touch, all of them or for a few seconds, and say what is left."""
+    """Compute the groups that the changes touch, all of them or for a few seconds, and count the rest."""
     runner = task_runner(registry.engine, registry.settings)
     done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if registry.as_json else _say_progress())
     if registry.as_json:
@@ -232,7 +232,7 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @database_option
-@dated_options("First day without them. Default: today.", "Take them out of all of history.")
+@dated_options("First day without them. Default: today.", "Remove them from all of history.")
 @now_option
 @declaring
 def remove(  # noqa: PLR0913 -- one argument per documented option

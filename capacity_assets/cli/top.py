@@ -56,7 +56,7 @@ ORDER BY {order}, {ties} LIMIT :limit
 
 @dataclass(frozen=True)
 class Top:
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     period: str
     day: date | None

@@ -1,1 +1,1 @@
-"""Measuring the registered servers: who they are, how each engine is asked, and what became of each one."""
+"""Measuring the registered servers: their registry, one class per engine, and the result for each."""

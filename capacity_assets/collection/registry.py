@@ -95,7 +95,7 @@ def complete(server: Server) -> Server:
         ),
         (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: a name, an address or a socket is needed"),
         (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),
-        (tls not in TLS_MODES, f"tls: {tls!r} is none of {', '.join(TLS_MODES)}"),
+        (tls not in TLS_MODES, f"tls: {tls!r} is not one of {', '.join(TLS_MODES)}"),
         (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
         (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
@@ -177,7 +177,7 @@ def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
 def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     unknown = sorted({*document} - {"servers", "defaults"})
     if unknown:
-        raise ValidationError(f"{unknown[0]!r} is none of the tables [defaults], [defaults.ENGINE] and [[servers]].")
+        raise ValidationError(f"{unknown[0]!r} is not one of the tables [defaults], [defaults.ENGINE] and [[servers]].")
     listed, defaults = document.get("servers", []), document.get("defaults", {})
     if not isinstance(listed, list) or not isinstance(defaults, dict) or not all(isinstance(s, dict) for s in listed):
         raise ValidationError("Write servers as [[servers]], each with its own lines, and defaults as [defaults].")

@@ -176,7 +176,7 @@ class NodeRefusedError(CapacityError):
 
 
 def prepare_nodes(connection: Connection, *, kept: str) -> None:
-    """Give each node the tables that its triggers write to, with their grants; `kept` is said where one refuses.
+    """Give each node the tables that its triggers write to, with grants. If one refuses, `kept` is in the error.
 
     Raises:
         NodeRefusedError: a node refused.
@@ -274,7 +274,7 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
             # Refused, it stays refused; anything else may pass.
             refused = any(part in row.result for part in ("does not exist", "permission denied"))
             message = (
-                f"Node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result.rstrip('.')}"
+                f"Node {row.nodename}:{row.nodeport} did not report its changes: {row.result.rstrip('.')}"
                 f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}."
             )
             raise NodeError(message, refused=refused)

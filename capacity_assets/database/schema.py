@@ -255,7 +255,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
     execute(connection, back)
     ours = {view.name for view in VIEWS}
     return [
-        *(f"taken away and put back as it was: view {name}" for name in (*taken, *names) if name not in ours),
+        *(f"dropped and restored: view {name}" for name in (*taken, *names) if name not in ours),
         *(f"created or renewed view {view.name}" for view in outdated if view.name not in taken),
     ]
 
@@ -384,7 +384,7 @@ def schema_state(engine: Engine) -> SchemaState:
             shortcomings += dict.fromkeys(step.reason for step in change_tracking_steps(connection))
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
         shortcomings += [
-            f"view {reader.name} reads a column that is widened: it is taken away meanwhile and put back as it was"
+            f"view {reader.name} reads a column that is widened: it is dropped and restored"
             if reader.movable
             else f"{reader.described} {IS_IN_THE_WAY}"
             for reader in _in_the_way(connection)

@@ -240,7 +240,7 @@ def _impossible_index(table: str, *measured: str) -> Index:
 
 
 def _sorted_index(table: str, name: str, column: str) -> Index:
-    """Return the index that keeps a list sorted: what grew most, and what is largest, is asked on every page.
+    """Return the index that keeps a list sorted: every page lists the largest, and those that grew most.
 
     Not of days, which are five sixths of the rows: sorting one takes less than writing it to two more indexes.
     """

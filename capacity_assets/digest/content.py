@@ -41,7 +41,7 @@ class Mover:
 
 @dataclass(frozen=True)
 class MovedRunway:
-    """Something that is full sooner than was said a week ago; `before` None: not within a year then."""
+    """Something that is full sooner than forecast a week ago; `before` None: not within a year then."""
 
     server: str
     display_name: str

@@ -40,7 +40,7 @@ class Score:
     covered_percent: float
     """Share of measured sizes within the band of 80 percent."""
     above_percent: float
-    """Share of those above it: full sooner than was said."""
+    """Share of those above it: full sooner than forecast."""
     in_hindsight: int
     """Forecasts that were not issued on their day, but computed later from the samples up to it."""
 
@@ -196,7 +196,7 @@ class IssuedDay:
     unknown_limits: int
     """Databases of which no limit is known."""
     scores: Sequence[Score]
-    """Of the forecasts that came due in the days that were asked for, by horizon."""
+    """Scores of the forecasts that came due in the chosen days, by horizon."""
 
     def within(self, days: int, probability: float) -> list[Outlook]:
         """Return what is full within so many days with at least this probability."""

@@ -105,7 +105,7 @@ def _checked(value: str, names: set[str]) -> Iterator[tuple[str, int | None]]:
     for name, days in _rules(value):
         if name not in names:
             known = ", ".join(sorted(names))
-            raise ConfigurationError(f"{VARIABLE}: {name!r} is none of {known}")
+            raise ConfigurationError(f"{VARIABLE}: {name!r} is not one of {known}")
         yield name, days
 
 
@@ -126,7 +126,7 @@ def _rules(value: str) -> Iterator[tuple[str, int | None]]:
 A_YEAR_LATER = timedelta(days=364)
 SLACK = timedelta(days=2)
 NODE_SECONDS = 10
-"""How long a node may take to say what was changed there: samples may be locked meanwhile."""
+"""How long a node may take to report its changes: samples may be locked meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Needs:
 
         Where the samples are locked, the queue of changes is not read, which may have to look at them.
 
-        Raises DBAPIError; DatabaseError where a node of a cluster does not say in time what was changed there.
+        Raises DBAPIError; DatabaseError if a node of a cluster does not report its changes in time.
         """
         ask = self.ledger.take_over if is_locked else self.ledger.gather
         ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)

@@ -37,7 +37,7 @@ from capacity_assets.orchestration.schedules import COLLECTION_POOL
 
 @dataclass(frozen=True)
 class RequestedDays:
-    """The days that were asked for, which of them hold samples taken before, and what was measured for today."""
+    """The days of a run, those that already had samples, and the measurements of today."""
 
     days: tuple[date, ...]
     kept: frozenset[date]

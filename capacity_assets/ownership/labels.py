@@ -138,9 +138,9 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """A label that was declared: from when it holds, what held on that day before, and what holds from later days on.
+    """A declared label with its first day, the value that held on that day before, and those of later days.
 
-    Where the label always holds, the later ones were taken away; a value of None says that it was removed that day.
+    If the label holds for all of history, the later ones were removed. A value of None: removed on that day.
     """
 
     label: Label

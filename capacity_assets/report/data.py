@@ -252,7 +252,7 @@ def file_name(period: Period, window: Window, server: str | None = None) -> str:
 
 
 def _in_a_file_name(server: str) -> str:
-    """The name itself if it can be one; else what is left of it, made unique by a hash."""
+    """The name itself if it is a possible one; else its possible characters, made unique by a hash."""
     plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 

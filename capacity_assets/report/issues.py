@@ -77,7 +77,7 @@ class Edition:
 
     @property
     def sentence(self) -> str | None:
-        """What was said before, what is said now, and why; None for a page that restates nothing."""
+        """The old figure, the new one and why; None for a page that restates nothing."""
         if self.restatement is None:
             return None
         before = self.restatement.before

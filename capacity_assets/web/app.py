@@ -332,7 +332,7 @@ class Answers:
             return self._refused(request, self._asked(request), 503, _slow(ANSWER_SECONDS))
 
     def read_ahead(self, ended: threading.Event) -> None:
-        """Read what every reader sees until the event is set; what fails is said to who asks."""
+        """Read what every reader sees until the event is set; failures are shown to later requests."""
         pages = {page.path: page for page in PAGES}
         ahead: list[Callable[[], object]] = [
             partial(self._read_now, pages["/groups"]),

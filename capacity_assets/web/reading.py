@@ -195,7 +195,7 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
 
 
 def asked_window(connection: Connection, asked: Asked, period: Period) -> Window | None:
-    """Return the window that is asked for, by default the last complete one."""
+    """Return the chosen window, by default the last complete one."""
     day = asked.day("window")
     if day is not None:
         return period.window_of(day)

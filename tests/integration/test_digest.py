@@ -192,7 +192,7 @@ NO_RECEIVERS = [
     ('[[receivers]]\nname = "x"\nto = ["a@b, c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b\\nBcc: c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b"]\nlabel = "taem=x"\n', "Did you mean 'team'?"),
-    ('[[receivers]]\nname = "x"\nto = ["a@b"]\npassword = "x"\n', "'password' is none of"),
+    ('[[receivers]]\nname = "x"\nto = ["a@b"]\npassword = "x"\n', "'password' is not one of"),
     (TEAM + TEAM, "two receivers are called 'dba'"),
 ]
 

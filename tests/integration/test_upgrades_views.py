@@ -52,10 +52,8 @@ def test_views_of_others_that_read_a_widened_column_are_put_back_as_they_were(em
     assert len(before) == 2
     assert after == before
     for view in ("v_database_size_aggregations_recent", '"Office"."Top 100%"'):
-        assert f"taken away and put back as it was: view {view}" in done
-        assert f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was" in (
-            foreseen
-        )
+        assert f"dropped and restored: view {view}" in done
+        assert f"view {view} reads a column that is widened: it is dropped and restored" in (foreseen)
 
 
 def test_a_function_on_the_row_of_such_a_view_is_named_too(empty_engine: Engine) -> None:

@@ -199,8 +199,8 @@ def test_a_view_whose_columns_were_others_is_made_anew_and_what_somebody_built_o
     )
 
     assert initialise(engine) == (
-        "taken away and put back as it was: view of_theirs",
-        "taken away and put back as it was: view theirs",
+        "dropped and restored: view of_theirs",
+        "dropped and restored: view theirs",
         "created or renewed view capacity_coverage",
     )
 

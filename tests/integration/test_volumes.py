@@ -211,7 +211,7 @@ def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.Mo
 
 NO_SOURCES = [
     ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
-    ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of name, url, total, free, server_label"),
+    ("[[prometheus]]\npassword = 'hunter2'", "'password' is not one of name, url, total, free, server_label"),
     ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
     ("[[prometheus]", "cannot be read"),
     (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),

@@ -123,7 +123,7 @@ def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loadin
 ) -> None:
     monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "hourly=3")
 
-    with pytest.raises(ConfigurationError, match="CAPACITY_RETENTION_DAYS: 'hourly' is none of"):
+    with pytest.raises(ConfigurationError, match="CAPACITY_RETENTION_DAYS: 'hourly' is not one of"):
         build_definitions(Settings())
 
 

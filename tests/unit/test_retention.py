@@ -41,7 +41,7 @@ def test_a_period_that_is_registered_later_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("hourly=5", "CAPACITY_RETENTION_DAYS: 'hourly' is none of capacity_runways, daily, "),
+        ("hourly=5", "CAPACITY_RETENTION_DAYS: 'hourly' is not one of capacity_runways, daily, "),
         ("raw", "CAPACITY_RETENTION_DAYS: 'raw' is not a rule; write for example raw=400"),
         ("raw=0", "'raw=0' is not a rule"),
         ("raw=-3", "'raw=-3' is not a rule"),

@@ -40,7 +40,7 @@ def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again
     port, database = nodes.ports[2], str(distributed.url.database)
     nodes.on_node(port, "DROP TABLE capacity_changes", database)
 
-    with pytest.raises(DatabaseError, match=rf"Node 127.0.0.1:{port} does not say what was changed there") as failed:
+    with pytest.raises(DatabaseError, match=rf"Node 127.0.0.1:{port} did not report its changes") as failed:
         service(distributed).ledger.stale()
 
     assert not failed.value.transient
