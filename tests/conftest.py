@@ -153,12 +153,12 @@ def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
     found.close()
 
 
-# What the users of a fixture begin with; a module may name further ones in `PREPARED`.
+# How the database of a fixture is filled; a module may name further ones in `PREPARED`.
 EVERYWHERE = {"sample": load_sample, "every_kind": fill_with_every_kind, "labelled_fleet": fill_to_label}
 
 
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
-    """What a test's database is copied from."""
+    """Return the template of a test's database."""
     for fixture, fill in {**EVERYWHERE, **getattr(request.module, "PREPARED", {})}.items():
         if fixture in request.fixturenames:
             return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill)

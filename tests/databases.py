@@ -210,7 +210,7 @@ def keep_rows(engine: Engine, name: str) -> None:
 
 
 def put_rows_back(engine: Engine, name: str) -> None:
-    """Put back the rows that were kept under a name, in place of what the tables have now, unnoticed by triggers."""
+    """Replace the rows of all tables by those kept under a name, without firing triggers."""
     with _alone(engine) as connection:
         connection.execute("SET session_replication_role = replica")
         tables = _value(connection, _FILLED)

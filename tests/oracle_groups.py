@@ -126,7 +126,7 @@ def group_figures(
 def expected(
     groups: dict[tuple[str, str], dict[date, tuple[int, int, int]]], period: str
 ) -> dict[tuple[object, ...], oracle.Figures]:
-    """The rows of a period, by key, value, period and first day, of what each group has on each day."""
+    """Return the rows of a period by key, value, period and first day, from the days of each group."""
     found = {
         (*group, period, bounds[0]): group_figures(days, period, bounds)
         for group, days in groups.items()

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def generated(strategy: st.SearchStrategy[T], number: int = HISTORIES) -> list[T]:
-    """As many examples, for a test that computes all of them together; what fails is not made smaller."""
+    """Return examples for a test that computes all of them together; a failing one is not reduced."""
     found: list[T] = []
 
     @given(strategy)

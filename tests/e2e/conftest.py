@@ -25,14 +25,14 @@ FIRST_DAY = (datetime.now(tz=SHANGHAI).date() - timedelta(days=103)).isoformat()
 
 
 class Demo(NamedTuple):
-    """What `capacity demo` of the wheel printed in an empty folder of an empty environment, and what it left."""
+    """The output and the files of the wheel's `capacity demo`, run in an empty folder and environment."""
 
     done: subprocess.CompletedProcess[str]
     folder: Path
     """Holds `dist` with the wheel and the sdist, the environment `venv`, and the data folder `home`."""
 
     def copy_to(self, home: Path) -> Path:
-        """Copy the folder with its database; the owners of the files stay, and the server's user may pass through."""
+        """Copy the folder with its database. Files keep their owners, and the server's user can traverse the folder."""
         home.parent.chmod(0o711)
         subprocess.run(["cp", "-a", str(self.folder / "home"), str(home)], check=True)  # noqa: S607
         return home
@@ -63,9 +63,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
 
 
 def installed(folder: Path) -> Path:
-    """Build the package and install its wheel in an empty environment; return the interpreter of that.
+    """Build the package and install its wheel in an empty environment; return its interpreter.
 
-    Its dependencies are those of this environment: they are pinned, and half a gigabyte.
+    Its dependencies are taken from this environment: they are pinned, and half a gigabyte.
     """
     program, dist = folder / "venv" / "bin" / "python", folder / "dist"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)

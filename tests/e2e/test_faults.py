@@ -115,7 +115,7 @@ def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Ite
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
     own_server: RestartableServer, tmp_path: Path
 ) -> None:
-    """The one that holds the figures and Dagster's storage."""
+    """It holds the figures and Dagster's storage."""
     capacity, storage = own_server.url(CAPACITY_DATABASE), own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
     with engine_on(capacity) as engine, deployment(capacity, storage, tmp_path / "home") as daemon:
         add_instances(engine, [1])

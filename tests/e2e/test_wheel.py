@@ -1,4 +1,4 @@
-"""The package outside its checkout: what sdist and wheel hold, and that the demo of the tests is that of the wheel."""
+"""The package outside its checkout: the contents of sdist and wheel, and the origin of the tests' demo."""
 
 from __future__ import annotations
 

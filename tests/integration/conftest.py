@@ -95,7 +95,7 @@ def own_pages(database: URL) -> Iterator[Pages]:
 
 @pytest.fixture
 def pages(request: pytest.FixtureRequest) -> Pages:
-    """The pages; tests of a module that ask for nothing else can only read them, and share them."""
+    """The pages. Tests of a module that use no other fixture only read, and share them."""
     asked = inspect.signature(request.function).parameters
     reads = list(asked) == ["pages"] and "pages" in getattr(request.module, "PREPARED", {})
     served: Pages = request.getfixturevalue("shared_pages" if reads else "own_pages")

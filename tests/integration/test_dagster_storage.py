@@ -91,7 +91,7 @@ def test_a_closed_instance_leaves_no_connection(shipped_instance: dg.DagsterInst
 
 
 def statements(storage: Engine, kind: str) -> int:
-    """How many statements wrote the events of a kind: each is a transaction of its own."""
+    """Count the statements that wrote the events of a kind, each in its own transaction."""
     with storage.connect() as connection:
         query = "SELECT count(DISTINCT CAST(xmin AS text)) FROM event_logs WHERE dagster_event_type = :kind"
         return int(connection.execute(text(query), {"kind": kind}).scalar_one())

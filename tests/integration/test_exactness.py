@@ -27,7 +27,7 @@ SIZES = st.one_of(
     st.integers(0, 12), st.integers(0, 100_000), st.just(0), st.integers(-9, 9), st.integers(HUGE - 9, HUGE)
 )
 LEDGER = "capacity_computed_windows, capacity_changes"
-# Windows of a period that are computed each by itself too, about.
+# About so many windows of a period are also computed one by one.
 ALONE = 8
 NAMES = st.one_of(
     st.sampled_from(
@@ -87,7 +87,7 @@ Histories = dict[int, list[Row]]
 
 
 def histories(strategy: st.SearchStrategy[list[Row]]) -> Histories:
-    """A history for each of many servers, which are computed together."""
+    """Generate one history per server; all are computed together."""
     return {
         number: [{"instance_id": number, **row} for row in rows] for number, rows in enumerate(generated(strategy), 1)
     }
@@ -98,7 +98,7 @@ def every(found: Histories) -> list[Row]:
 
 
 def expected(rows: list[Row], level: Level) -> dict[object, Row]:
-    """The figures of one server, by key and window."""
+    """Return the figures of one server, by key and window."""
     figures_of = {"database": oracle.database_figures, "instance": oracle.instance_figures}[level.name]
     by_key: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
@@ -117,7 +117,7 @@ def windows(period: str, rows: list[Row]) -> list[tuple[date, date]]:
 
 
 def assert_exact(engine: Engine, found: Histories, level: Level) -> None:
-    """Compute all windows of a period at once, then some each by itself, for which the statement has another form."""
+    """Compute all windows of a period at once, then some one by one."""
     service = AggregationService(engine, fixed_clock())
     collected = [row["collected_date"] for row in every(found)]
     for period in PERIODS:

@@ -30,7 +30,7 @@ FIRST = date(2024, 6, 20)
 DAYS = 395
 PERIODS = ("daily", "weekly", "monthly", "quarterly", "yearly")
 NAMES = ("pay_a", "pay_b", "other")
-# The servers of a history are computed with those of all others; its labels have values of its own.
+# All histories are computed together; each has servers and values of labels of its own.
 EACH = 3
 
 
@@ -134,7 +134,7 @@ def test_groups_equal_a_naive_computation_after_any_change(engine: Engine, servi
     assert_as_expected(engine, fleet)
     assert_adding_up(engine)
 
-    # Of each history other labels, days on which a database is gone, another engine, another replica.
+    # In each history labels, an engine and a replica change, and a database is gone on some days.
     second = range(2, EACH * HISTORIES + 1, EACH)
     changed = Fleet(
         fleet.engines | dict.fromkeys(second, "postgresql"),

@@ -193,7 +193,7 @@ WHERE i.indisunique AND i.indkey[0] <> 1 AND t.relname ~ '^(database|instance)_s
 
 
 def assert_writers_are_served(engine: Engine, sample: str) -> None:
-    """Those that name a key's columns in their order, or the key, which for samples is `sample`."""
+    """Statements work that name a key's columns in their order, or the key itself; `sample` is that of samples."""
     for conflict in (
         "(instance_id, database_name, collected_date) DO UPDATE SET size_mb = excluded.size_mb + 1",
         f"ON CONSTRAINT {sample} DO UPDATE SET size_mb = excluded.size_mb + 2",

@@ -63,7 +63,7 @@ RENAMED_ON = st.integers(0, 59)
 
 
 def test_renaming_databases_changes_no_total(engine: Engine, service: AggregationService) -> None:
-    """Of each history two servers, on the second of which the databases have other names from a day on."""
+    """Each history has two servers; on the second one, databases are renamed on a day."""
     histories = generated(st.tuples(DATABASES, RENAMED_ON))
     for number, (databases, renamed_on) in enumerate(histories):
         plain: dict[str, list[int | None]] = {"always": [100] * 59}

@@ -25,8 +25,8 @@ from tests.profiles import HISTORIES
 RECOMPUTE = RunOptions(recompute=True)
 MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
 MIXED = "reads days and stored months of one window"
-PUT_BACK = "puts rows back unnoticed by triggers, which the nodes of a cluster have"
-UNNOTICED = "deletes rows unnoticed by triggers, which the nodes of a cluster have"
+PUT_BACK = "replaces rows without firing triggers, which the nodes of a cluster have"
+UNNOTICED = "deletes rows without firing triggers, which the nodes of a cluster have"
 
 
 def months_computed(engine: Engine) -> None:
@@ -251,7 +251,7 @@ def _apply(engine: Engine, level: Level, action: tuple[str, int, int, str]) -> N
 
 @pytest.fixture(scope="module")
 def computed(cluster: Databases) -> Iterator[Engine]:
-    """Two years of samples, and every window computed but the years; the rows are kept under `computed`."""
+    """Two years of samples, with every window but the years computed; the rows are kept under `computed`."""
     with cluster.copy(TEMPLATE) as url, disposed(capacity_engine(url)) as engine:
         fill(engine)
         keep_rows(engine, "samples")

@@ -35,7 +35,7 @@ def spans(*days: str) -> list[Window]:
         ("monthly", [], [], ["2024-04-01 to 2024-04-30", "2025-03-01 to 2025-04-30"]),
         # The others are read from their rows, which are no parts.
         ("monthly", stored("monthly", "2024-04", "2025-03"), [], ["2025-04-01 to 2025-04-30"]),
-        # Its own row stands for its samples where only a window that it compares with has changed.
+        # Its own row is read if only a window that it compares with has changed.
         ("monthly", stored("monthly", "2024-04", "2025-03", "2025-04"), stored("monthly", "2025-04"), []),
         (
             "quarterly",

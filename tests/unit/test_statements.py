@@ -1,4 +1,4 @@
-"""The statement that computes: what marks a window as computed by it."""
+"""The fingerprint of the statement that computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.statements import ARITHMETIC, aggregation_statement
 
-# Where only the text is another one, the digest alone changes. Where figures are, so does the number.
+# If only the text changes, renew the digest. If figures change, raise the number too.
 KNOWN = (1, "1296568addca7aaf")
 
 

@@ -180,7 +180,7 @@ def test_what_a_bill_rests_on_is_added_up_on_the_nodes(distributed: Engine, name
     with distributed.connect() as connection:
         plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {READ[name]}"), asked).scalar_one()[0]["Plan"]
 
-    # What has no server cannot be joined by it: the coordinator joins the one row that the nodes found of each table.
+    # Rows without a server cannot be joined on the nodes: the coordinator joins one row per table.
     below = plan["Distributed Query"].get("Subplans", [])
     read = [statement["Plan"] for one in below for statement in one["PlannedStmt"]] or [plan]
     assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
