@@ -10,8 +10,7 @@ from datetime import date
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
-from capacity_assets.database.partitions import CAPACITY_TABLES
-from capacity_assets.database.tables import instances
+from capacity_assets.database.tables import CAPACITY_TABLES, instances
 from tests.fleet import SAMPLE
 
 

@@ -9,7 +9,8 @@ from sqlalchemy import Engine, Table, select, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Period
-from capacity_assets.database.partitions import CAPACITY_TABLES, layout_of
+from capacity_assets.database.partitions import layout_of
+from capacity_assets.database.tables import CAPACITY_TABLES
 from capacity_assets.history.maintenance import TableMaintenance
 from capacity_assets.history.retention import parse_retention
 from tests.clocks import TODAY

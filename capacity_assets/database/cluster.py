@@ -17,11 +17,10 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.database.tables import SAMPLES, SERVER_AGGREGATES
+from capacity_assets.database.tables import CAPACITY_TABLES
 
-DISTRIBUTED = (*SAMPLES, *SERVER_AGGREGATES)
-"""What is computed on the nodes: all of them are distributed, or none counts as such."""
-NAMES = tuple(table.name for table in DISTRIBUTED)
+NAMES = tuple(table.name for table in CAPACITY_TABLES)
+"""Tables that are computed on the nodes if all of them are distributed."""
 
 ROW_NUMBER_FUNCTION = "capacity_row_number"
 
@@ -41,7 +40,7 @@ _known: WeakKeyDictionary[Engine, tuple[int, float]] = WeakKeyDictionary()
 
 def is_distributed(engine: Engine) -> bool:
     """Whether the tables of a database are distributed; where they are not, a process asks again after a minute."""
-    return number_distributed(engine) == len(DISTRIBUTED)
+    return number_distributed(engine) == len(NAMES)
 
 
 def ask_again(engine: Engine) -> None:
@@ -50,9 +49,9 @@ def ask_again(engine: Engine) -> None:
 
 
 def number_distributed(engine: Engine) -> int:
-    """Count those of `DISTRIBUTED` that are, as of the last time it was asked."""
+    """Count those of `NAMES` that are distributed, as of the last query."""
     number, asked = _known.get(engine, (0, -math.inf))
-    if number < len(DISTRIBUTED) and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
+    if number < len(NAMES) and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
         with engine.connect() as connection:
             number = len(distributed_tables(connection))
         _known[engine] = number, time.monotonic()
@@ -61,7 +60,7 @@ def number_distributed(engine: Engine) -> int:
 
 def tables_are_distributed(connection: Connection) -> bool:
     """Whether the tables of a connection's database are distributed, all of them."""
-    return len(distributed_tables(connection)) == len(DISTRIBUTED)
+    return len(distributed_tables(connection)) == len(NAMES)
 
 
 def distributed_tables(connection: Connection, names: Iterable[str] = NAMES) -> list[str]:

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import prepare_nodes
 from capacity_assets.database.cluster import (
-    DISTRIBUTED,
     ROW_NUMBER_FUNCTION,
     ask_again,
     change_shards_in_turn,
@@ -23,11 +22,12 @@ from capacity_assets.database.cluster import (
 from capacity_assets.database.partitions import UNREAD, layout_of
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.database.sql import execute
+from capacity_assets.database.tables import CAPACITY_TABLES
 from capacity_assets.database.views import create_views, outdated_views
 
 DISTRIBUTION_COLUMN = "instance_id"
-BY_SERVER = (*DISTRIBUTED, *UNREAD)
-"""What is distributed, by server."""
+BY_SERVER = (*CAPACITY_TABLES, *UNREAD)
+"""The distributed tables."""
 DEFAULT_SHARDS = 32
 _ROW_NUMBER = f"""
 CREATE OR REPLACE FUNCTION {ROW_NUMBER_FUNCTION}(sequence text, instance_id integer) RETURNS bigint

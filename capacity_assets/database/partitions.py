@@ -31,8 +31,7 @@ from capacity_assets.database.tables import (
     BY_DAY,
     BY_FORECAST_DAY,
     BY_WINDOW,
-    SAMPLES,
-    SERVER_AGGREGATES,
+    CAPACITY_TABLES,
     capacity_runways,
     database_limit_stats,
     group_size_aggregations,
@@ -41,7 +40,6 @@ from capacity_assets.database.tables import (
 
 UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
 """Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
-CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
 PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
 
 # Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a

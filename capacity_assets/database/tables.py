@@ -404,6 +404,8 @@ group_size_aggregations = Table(
 SAMPLES = (database_size_stats, instance_size_stats)
 SERVER_AGGREGATES = (database_size_aggregations, instance_size_aggregations)
 AGGREGATES = (*SERVER_AGGREGATES, group_size_aggregations)
+CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
+"""The tables with rows of each server, from samples to aggregates."""
 
 changes = Table(
     "capacity_changes",

@@ -14,9 +14,8 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.collection.registry import Server, register, registered
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import initialise, schema_state
-from capacity_assets.database.tables import metadata
+from capacity_assets.database.tables import CAPACITY_TABLES, metadata
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

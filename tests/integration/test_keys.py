@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, event, inspect, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.database.indexes import index_steps
-from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
+from capacity_assets.database.tables import CAPACITY_TABLES
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import Databases, count, execute, rows

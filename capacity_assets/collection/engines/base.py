@@ -137,6 +137,8 @@ def volume_of(folder: str, mounts: Iterable[str]) -> str | None:
 
 PROGRAM = "capacity_assets"
 NAMED = 5
+Read = Callable[[str], Sequence[tuple[Any, ...]]]
+"""Runs a query and returns its rows."""
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
 # More than any server reports, and small enough for endless responses from many servers at the same time.

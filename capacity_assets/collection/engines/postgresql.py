@@ -38,6 +38,7 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    Read,
     ServerFacts,
     Volume,
     closed_on_failure,
@@ -52,8 +53,6 @@ from capacity_assets.database.sql import quoted
 if TYPE_CHECKING:
     import psycopg
 
-
-Read = Callable[[str], Sequence[tuple[Any, ...]]]
 
 DATA_FOLDER = "data directory"
 PGNODEMX, SYSTEM_STATS = "pgnodemx", "system_stats"

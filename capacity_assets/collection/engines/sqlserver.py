@@ -24,6 +24,7 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    Read,
     ServerFacts,
     Volume,
     first_line,
@@ -33,8 +34,6 @@ from capacity_assets.collection.engines.base import (
     rows_of,
     without_driver,
 )
-
-Read = Callable[[str], Sequence[tuple[Any, ...]]]
 
 EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
 EXPRESS_GB = {17: 50}

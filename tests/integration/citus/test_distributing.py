@@ -17,6 +17,7 @@ from capacity_assets.database.distributing import distribute, placements, what_s
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.partitions import UNREAD
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
+from capacity_assets.database.tables import CAPACITY_TABLES
 from capacity_assets.forecast.issuing import issue, issue_anew
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.forecast.runway import outlooks
@@ -212,7 +213,7 @@ def test_changes_are_gathered_while_a_distribution_is_unfinished(
     undistributed: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_everything(undistributed)
-    monkeypatch.setattr(distributing, "BY_SERVER", cluster.DISTRIBUTED[:1])
+    monkeypatch.setattr(distributing, "BY_SERVER", CAPACITY_TABLES[:1])
     assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
     assert not cluster.is_distributed(undistributed)
 
@@ -228,7 +229,7 @@ def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the
     compute_everything(undistributed)
 
     def stop(table: str) -> None:
-        if table == cluster.DISTRIBUTED[-1].name:
+        if table == CAPACITY_TABLES[-1].name:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
