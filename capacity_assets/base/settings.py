@@ -228,7 +228,7 @@ def numbered_shares(number: int) -> tuple[str, ...]:
 
 
 def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Write `4` as its four shares; what a share is, is read in `collection.shares`."""
+    """Expand `4` to four shares; `collection.service` parses each."""
     if len(value) == 1 and value[0].isdecimal():
         if not 1 <= int(value[0]) <= MOST_SHARES:
             raise ValueError(f"{value[0]!r} is not a possible number of shares; write one from 1 to {MOST_SHARES}")

@@ -203,6 +203,16 @@ def test_links_between_documents_lead_to_pages_and_headings_that_exist() -> None
     assert checked > 20
 
 
+def test_every_file_to_change_exists() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Which files to change")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w/]+\.py)`", table)) - {"cli/NAME.py", "collection/engines/NAME.py"}
+
+    assert len(named) > 15
+    assert {
+        name for name in named if not any((ROOT / room / name).is_file() for room in ("", "capacity_assets"))
+    } == set()
+
+
 def test_the_readme_fits_on_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 100
 
