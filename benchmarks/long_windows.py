@@ -19,7 +19,7 @@ import click
 from sqlalchemy import Engine, text
 
 from benchmarks import yardstick
-from benchmarks.__main__ import Size
+from benchmarks.__main__ import OF_SERVERS, Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
@@ -80,8 +80,8 @@ class _Case:
         from_days, ours = FromDays(self.engine, CLOCK), AggregationService(self.engine, CLOCK)
         return {
             "hand": lambda: yardstick.compute(self.engine, self.period, self.window),
-            "days": lambda: from_days.aggregate(self.period, [self.window]),
-            "ours": lambda: ours.aggregate(self.period, [self.window]),
+            "days": lambda: from_days.aggregate(self.period, [self.window], OF_SERVERS),
+            "ours": lambda: ours.aggregate(self.period, [self.window], OF_SERVERS),
         }
 
 
@@ -101,7 +101,7 @@ def main(*, fleet: Fleet, rounds: int) -> None:
         for name in MEASURED:
             period = PERIODS[name]
             before = period.window_of(last).start - timedelta(days=1)
-            service.aggregate(period, period.windows_between(fleet.first_day, before))
+            service.aggregate(period, period.windows_between(fleet.first_day, before), OF_SERVERS)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
         click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days, both levels\n")
