@@ -44,12 +44,12 @@ def stale(service: AggregationService) -> set[tuple[str, str, str]]:
 
 
 def recorded(engine: Engine, kind: str = "samples") -> list[tuple[str, date]]:
-    """Tables and days of a kind of change that nobody has read."""
+    """Tables and days of a kind of change that nobody has read, in order: nodes record in any."""
     gather_records(engine)
     days = (
         "SELECT table_name, CAST(day AS date) FROM capacity_changes "
         "CROSS JOIN LATERAL generate_series(lower(days), upper(days) - 1, '1 day') AS day "
-        "WHERE kind = :kind ORDER BY change_id, day"
+        "WHERE kind = :kind ORDER BY table_name, day"
     )
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(days), {"kind": kind})]
