@@ -258,15 +258,21 @@ SERVER_DAYS_PER_STATEMENT = 100_000
 def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
-    Return the windows whose stored rows hold more days than are stored now, with the number of these rows. The rows
-    are kept, or compared with.
+    Return the windows whose stored rows hold more days than are left, with the number of these rows. The rows are kept,
+    or compared with. A day whose samples were dropped is left if its daily aggregates are of as many servers as its
+    stored row.
     """
     GROUP.source.create(connection, checkfirst=False)
     parts, spans = work.reading
     days = [day for span in spans for day in span.dates]
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
-        connection.execute(text(_ADD_UP), asked_days(connection, days[first : first + step]))
+        asked = asked_days(connection, days[first : first + step])
+        connection.execute(text(_ADD_UP), asked)
+        unsampled = [set(some) for name, some in asked.items() if name != "days"]
+        dropped = sorted(set.intersection(*unsampled))
+        if dropped:
+            connection.execute(text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
     windows = {window.start: window for window in (*work.windows, *compared(work.period, work.windows))}
     parameters = {
         "period_type": work.period.name,
@@ -278,6 +284,13 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
 
 
 _ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
+# A server that is out of service has no daily aggregates that could stand for its dropped samples.
+_FORGET_DAYS_SHORT_OF_SERVERS = f"""
+DELETE FROM {GROUP.source.name} AS d USING {GROUP.source.name} AS f, group_size_aggregations AS g
+WHERE d.collected_date = f.collected_date AND f.collected_date = ANY (CAST(:dropped AS date[]))
+  AND f.label_key = '{FLEET}' AND g.label_key = '{FLEET}' AND g.period_type = 'daily'
+  AND g.period_start = f.collected_date AND g.server_count > f.server_count
+"""  # noqa: S608 -- names and constants of our own
 _GONE = f"""
 WITH found AS MATERIALIZED (
     SELECT collected_date AS day, 1 AS days FROM {GROUP.source.name} WHERE label_key = '{FLEET}'

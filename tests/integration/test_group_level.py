@@ -356,6 +356,33 @@ def test_a_window_of_which_days_are_gone_is_kept_and_compared_with_as_it_is_stor
 
 
 @pytest.mark.usefixtures("two_months")
+def test_a_day_that_lost_a_server_with_its_samples_is_kept(engine: Engine, service: AggregationService) -> None:
+    compute_windows(service, "daily", MARCH, date(2025, 3, 31), scope="group")
+    before = {period: figures(engine, GROUP, period) for period in ("daily", "monthly")}
+    for table in ("database_size", "instance_size"):
+        execute(
+            engine,
+            f"DELETE FROM {table}_stats WHERE collected_date = '2025-03-10'",
+            # As if server-2 had been out of service before its day was computed.
+            f"DELETE FROM {table}_aggregations WHERE period_type = 'daily' AND period_start = '2025-03-10' "
+            "AND instance_id = 2",
+        )
+    declare_labels(engine, [Label("server-1", None, "team", "red", ALWAYS)], TODAY)
+
+    for period in ("daily", "monthly"):
+        compute_windows(service, period, MARCH, date(2025, 3, 31), scope="group")
+
+    after = {period: figures(engine, GROUP, period) for period in ("daily", "monthly")}
+    lost = date(2025, 3, 10)
+    assert [row for key, row in after["daily"].items() if key[3] == lost] == [
+        row for key, row in before["daily"].items() if key[3] == lost
+    ]
+    fleet = ("(fleet)", "(fleet)", "monthly", MARCH)
+    assert after["monthly"][fleet] == before["monthly"][fleet]
+    assert ("team", "red", "daily", date(2025, 3, 11)) in after["daily"]
+
+
+@pytest.mark.usefixtures("two_months")
 def test_an_impossible_total_gives_way_to_the_sum_of_its_databases(engine: Engine, service: AggregationService) -> None:
     before = size_of(engine, "(fleet)", "(fleet)", date(2025, 4, 5), "daily")
     execute(

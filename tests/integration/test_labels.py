@@ -62,7 +62,7 @@ def test_a_database_of_a_labelled_server_changes_hands_from_today_on(engine: Eng
     assert f"team = search, from {TODAY}." in labelled("set", "server-1", "team=search", "--database", "pay_a")
 
     assert labels_of(engine, 1, "pay_a") == {"team": "platform"}, "April was billed to it"
-    assert "note: team has platform too" in labelled("set", "server-2", "team=Platform")
+    assert "note: team also has platform" in labelled("set", "server-2", "team=Platform")
 
 
 def test_what_had_a_value_by_any_pattern_changes_hands_from_today_on(engine: Engine) -> None:
