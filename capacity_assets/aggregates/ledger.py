@@ -429,7 +429,8 @@ ORDER BY period_type, level, period_start
 
 _OUTDATED = """
 SELECT period_type, level, period_start, period_end, CASE
-    WHEN newest_change IS NOT NULL THEN 'samples changed since it was computed'
+    WHEN newest_change IS NOT NULL THEN concat('samples', CASE level WHEN 'group' THEN ' or labels' END,
+        ' changed since it was computed')
     ELSE 'another session wrote its aggregates or deleted samples, or a window that it compares with was overwritten'
     END AS reason
 FROM capacity_stale_windows WHERE period_type = ANY (:periods)
@@ -453,7 +454,7 @@ CROSS JOIN LATERAL (SELECT CASE
     WHEN w.computed IS NULL THEN 'was begun, but never finished'
     WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
     WHEN s.oldest_change <= now() - make_interval(secs => :patience_seconds)
-        THEN 'samples changed since it was computed'
+        THEN concat('samples', CASE w.level WHEN 'group' THEN ' or labels' END, ' changed since it was computed')
     END) AS state (reason)
 WHERE state.reason IS NOT NULL ORDER BY asked.period_start
 """

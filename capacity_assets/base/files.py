@@ -168,7 +168,8 @@ def declarations(
     A misspelt heading would have its values ignored, and a limit of one database be that of the whole server.
 
     Raises:
-        ValidationError: as `csv_rows`; a column is unknown or missing; or rows make no sense, all reported together.
+        ValidationError: as `csv_rows`; a column is unknown, missing or there twice; or rows make no sense, all reported
+            together.
     """
     headings, rows = csv_rows(path)
     named = f"The columns are {', '.join(columns)}. Nothing was changed."
@@ -178,6 +179,9 @@ def declarations(
     unknown = [name for name in headings if name not in columns]
     if unknown:
         raise ValidationError(f"{path} has an unknown column {unknown[0]!r}.{meant(unknown[0], columns)} {named}")
+    twice = next((name for name in headings if headings.count(name) > 1), None)
+    if twice:
+        raise ValidationError(f"{path} has the column {twice!r} twice. Nothing was changed.")
     return read_each(((f"line {line}", row) for line, row in rows), parse, "Nothing was changed.")
 
 

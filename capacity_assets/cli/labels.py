@@ -144,7 +144,7 @@ def _follow(registry: Registry, *, now: bool) -> None:
         say(f"{counted(done.computed, 'window')} of groups computed.")
     if done.left:
         say(
-            f"Groups of {counted(done.left, 'window')} are left to the next evaluation of the sensor. "
+            f"Groups of {counted(done.left, 'window')} are left to the late data sensor. "
             "`capacity groups --now` computes them at once."
         )
 

@@ -130,7 +130,10 @@ def groups_changed_at(connection: Connection, period: Period, windows: Sequence[
 def being_computed(changed_at: datetime) -> str:
     """Say that groups are behind what changed."""
     moment = changed_at.astimezone(UTC)
-    return f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; groups are being computed."
+    return (
+        f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; these groups do not show it yet. "
+        "The late data sensor computes them, or `capacity groups --now`."
+    )
 
 
 _GROUPS = """

@@ -130,7 +130,7 @@ def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkey
     computed = capacity("groups", *april, "--now").output
     at_once = labelled("set", "server-2", "team=platform", "--now")
 
-    assert "Groups of 2 windows are left to the next evaluation of the sensor." in declared
+    assert "Groups of 2 windows are left to the late data sensor." in declared
     assert "Labels or samples changed at " in behind
     assert "payments" not in behind
     assert "samples changed" not in computed

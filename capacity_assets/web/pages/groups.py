@@ -49,7 +49,7 @@ class GroupsPage:
     order: str
     groups: Sequence[Group]
     notice: str | None = None
-    """That labels changed and groups are being computed."""
+    """When labels changed that the groups do not show yet, in a sentence."""
 
     @property
     def size_mb(self) -> int:
@@ -74,7 +74,7 @@ class GroupPage:
     declared_since: Sequence[str]
     """Servers of the fleet whose limits or steps changed after the newest forecast."""
     notice: str | None = None
-    """That labels changed and groups are being computed."""
+    """When labels changed that the groups do not show yet, in a sentence."""
 
     @property
     def display_name(self) -> str:
