@@ -316,13 +316,14 @@ INSTANCE_DAYS_PER_SLICE = 10_000
 what it sorts and keeps stays in memory."""
 
 SESSION_OF_A_SLICE = text(
-    "SELECT set_config('enable_nestloop', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
-    f"set_config('{WRITER_SETTING}', 'on', true), "
+    "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true), "
+    f"set_config('plan_cache_mode', 'force_custom_plan', true), set_config('{WRITER_SETTING}', 'on', true), "
     "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 65536) AS text), true)"
 )
-"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
-the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
-this transaction writes is our own computation, not a foreign change. What it sorts stays in memory."""
+"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops, or
+merges by the day alone, which compares each row with every one of its window. From the eleventh slice on it would plan
+for no window in particular, which takes three times as long over a quarter. What this transaction writes is our own
+computation, not a foreign change. What it sorts stays in memory."""
 
 READ_ONLY = text("SET TRANSACTION READ ONLY")
 """PostgreSQL enforces that a dry run writes nothing."""
