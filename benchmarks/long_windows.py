@@ -24,7 +24,7 @@ from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
 from capacity_assets.aggregates.runs import NO_PARTS
-from capacity_assets.aggregates.service import AggregationService, Known
+from capacity_assets.aggregates.service import AggregationService, KnownWindows
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
@@ -37,7 +37,7 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
         known = super()._known(period, levels, windows)
         return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
 

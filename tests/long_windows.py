@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event
 
 from capacity_assets.aggregates.levels import LEVELS, Level
 from capacity_assets.aggregates.runs import NO_PARTS
-from capacity_assets.aggregates.service import AggregationService, Known
+from capacity_assets.aggregates.service import AggregationService, KnownWindows
 from capacity_assets.base.periods import PERIODS, Period, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
@@ -22,7 +22,7 @@ DAYS = 731  # two years, the first a leap year
 class FromDays(AggregationService):
     """Reads samples alone, as if no window were vouched for."""
 
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
         known = super()._known(period, levels, windows)
         return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
 

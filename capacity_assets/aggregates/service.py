@@ -201,7 +201,7 @@ for _period in PERIODS:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownWindows:
     """What is known of a level before its windows are computed.
 
     `windows` are those that were computed before, and `parts` may be read in place of samples. `begun` has by first day
@@ -282,7 +282,7 @@ class AggregationService(LegacyCalls):
 
     def _begin(
         self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
-    ) -> dict[Level, Known]:
+    ) -> dict[Level, KnownWindows]:
         """Read the queue, record that a computation begins, and return what is known then, by level.
 
         A computation for some instances only is not recorded.
@@ -311,7 +311,7 @@ class AggregationService(LegacyCalls):
 
             yield replace(options, guard=guard)
 
-    def _computed(self, runner: AggregationRunner, whole: Work, known: Known) -> tuple[PeriodSummary, ...]:
+    def _computed(self, runner: AggregationRunner, whole: Work, known: KnownWindows) -> tuple[PeriodSummary, ...]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
 
         Windows that are unchanged by the ledger are reported so, and not read.
@@ -334,7 +334,7 @@ class AggregationService(LegacyCalls):
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
 
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, Known]:
+    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
         """Return what the ledger knows of the windows, and of those that may be read in place of samples."""
         asked = {(period.name, window) for window in windows}
         shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
@@ -344,7 +344,7 @@ class AggregationService(LegacyCalls):
             mark = sums_fingerprint(level)
             usable = frozenset((one.period_type, one.window) for one in every if one.has_current_sums(mark))
             computed = [one for one in every if (one.period_type, one.window) in asked]
-            known[level] = Known(computed, Parts(shorter[level], usable))
+            known[level] = KnownWindows(computed, Parts(shorter[level], usable))
         return known
 
     def period(self, period: str | Period, *others: str) -> Period:

@@ -90,7 +90,7 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-class Allowed:
+class AccessGuard:
     """Allows requests with the token, or with a user named by a proxy; all requests if neither is configured.
 
     The browser asks for the token as a password and sends it only to this port. It would send a cookie to every port of
@@ -296,7 +296,7 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
-            Middleware(Allowed, token=serving.token, user_header=serving.user_header),
+            Middleware(AccessGuard, token=serving.token, user_header=serving.user_header),
             Middleware(GZipMiddleware, minimum_size=2000),
         ],
         lifespan=read_ahead,

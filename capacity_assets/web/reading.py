@@ -528,8 +528,8 @@ SEPARATOR = "\n"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A name that was found: what it is, and where; of a group, `server` is the key of its label."""
+class NameMatch:
+    """A name that a search matches: what it is, and where; of a group, `server` is the key of its label."""
 
     kind: str
     name: str
@@ -538,21 +538,21 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _NameIndex:
     """The names, one line of text each, and where each line begins."""
 
-    names: Sequence[Found]
+    names: Sequence[NameMatch]
     text: str
     starts: Sequence[int]
 
     @classmethod
-    def of(cls, names: Sequence[Found]) -> _Known:
+    def of(cls, names: Sequence[NameMatch]) -> _NameIndex:
         """Write the lines."""
         lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
         starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
         return cls(names, SEPARATOR.join(lines), list(starts))
 
-    def holding(self, word: str) -> Iterator[Found]:
+    def holding(self, word: str) -> Iterator[NameMatch]:
         """Return the names whose line holds a word, in order."""
         at = self.text.find(word)
         while at >= 0:
@@ -568,19 +568,19 @@ class Names:
         """Read by `reader`, at the first search."""
         self._reader = reader
 
-    def search(self, query: str, shown: int, today: date) -> list[Found]:
+    def search(self, query: str, shown: int, today: date) -> list[NameMatch]:
         """Return names that hold all words of a query, those that begin with it first; raises DBAPIError."""
         known = self._reader.kept_of(
             ("names", today),
-            lambda connection: _Known.of(found(Found, connection, _NAMES, {"today": today})),
+            lambda connection: _NameIndex.of(found(NameMatch, connection, _NAMES, {"today": today})),
             KEPT_SECONDS,
         )
         words = query.casefold().split()
         if not words:
             return []
         longest = max(words, key=len)
-        first: list[Found] = []
-        others: list[Found] = []
+        first: list[NameMatch] = []
+        others: list[NameMatch] = []
         for one in known.holding(longest):
             whole = f"{one.name} {one.server}".casefold()
             if all(word in whole for word in words):

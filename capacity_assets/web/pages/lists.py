@@ -12,7 +12,7 @@ from capacity_assets.web.reading import (
     FILLS_FIRST,
     ORDERS,
     UNMEASURED_SHOWN,
-    Found,
+    NameMatch,
     Names,
     Reader,
     asked_window,
@@ -100,7 +100,7 @@ class SearchPage:
     """What a search finds: names that begin with the words first."""
 
     query: str
-    found: Sequence[Found]
+    found: Sequence[NameMatch]
     has_more: bool
 
 
