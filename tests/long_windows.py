@@ -74,7 +74,7 @@ def _watched(engine: Engine) -> Iterator[dict[str, dict[str, object]]]:
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         # One statement on a single server; where rows are distributed, the first of several, which counts.
-        if statement.startswith(("WITH classified", "SELECT by_server")):
+        if statement.startswith(("WITH classified", "WITH inserted", "SELECT by_server")):
             level = next(level.name for level in LEVELS.values() if level.target.name in statement)
             found[level] = parameters  # type: ignore[assignment]
 

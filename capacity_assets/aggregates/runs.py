@@ -30,12 +30,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
 from capacity_assets.aggregates.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregates.statements import (
-    STORED_ROWS,
+    Sources,
     aggregation_statement,
     execute,
     node_statements,
-    of_samples,
-    of_shorter_windows,
+    stored_windows,
 )
 from capacity_assets.base.errors import (
     DatabaseFailure,
@@ -46,6 +45,7 @@ from capacity_assets.base.errors import (
     sqlstate_of,
 )
 from capacity_assets.base.periods import Period, Window, adjacent_spans
+from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
 from capacity_assets.database.group_days import FLEET, GROUP_DAYS, asked_days
 from capacity_assets.database.triggers import WRITER_SETTING
@@ -163,6 +163,16 @@ class Work:
                 parts += stored
                 days += left
         return parts, days
+
+    def reads_a_year_before(self, stored: Collection[date]) -> bool:
+        """Whether a window a year before is one of the windows, is read, or is among those with `stored` rows."""
+        parts, days = self.reading
+        spans = [*self.windows, *days, *(window for _, window in parts)]
+        others = [self.period.year_before(window) for window in self.windows]
+        first, last = others[0].start, others[-1].end
+        return any(span.start <= last and first <= span.end for span in spans) or any(
+            other.start in stored for other in others
+        )
 
     @property
     def rows_read(self) -> int:
@@ -315,6 +325,9 @@ INSTANCE_DAYS_PER_SLICE = 10_000
 """Bounds the rows of one statement, about 200,000 for servers of twenty databases, however long the range, so that
 what it sorts and keeps stays in memory."""
 
+SMALLEST_SLICE = 500
+"""Instances times days below which dividing costs more than two slices side by side save."""
+
 SESSION_OF_A_SLICE = text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true), "
     f"set_config('plan_cache_mode', 'force_custom_plan', true), set_config('{WRITER_SETTING}', 'on', true), "
@@ -343,7 +356,12 @@ class AggregationRunner:
     """Computes and writes one level."""
 
     def __init__(
-        self, level: Level, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE, parallel_slices: int = 1
+        self,
+        level: Level,
+        engine: Engine,
+        *,
+        instances_per_slice: int = INSTANCES_PER_SLICE,
+        parallel_slices: int = DEFAULT_PARALLEL_SLICES,
     ) -> None:
         """Work through `engine` in transactions of at most `instances_per_slice` instances, some side by side."""
         self.level = level
@@ -389,7 +407,7 @@ class AggregationRunner:
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
                 whole = replace(whole, since=self._first_day() or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
-        share = -(-len(whole.instances) // self._parallel_slices)
+        share = max(-(-len(whole.instances) // self._parallel_slices), SMALLEST_SLICE // whole.rows_read)
         size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
@@ -474,15 +492,31 @@ class AggregationRunner:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than now is not kept for that.
         overwrite = work.options.overwrite or not self.level.has_servers
-        parts, days = work.reading
-        read = ((of_samples, days), (of_shorter_windows, parts))
-        sources = (*(source for source, there in read if there), *STORED_ROWS)
+        sources = self._sources(connection, work)
         statement = aggregation_statement(self.level, sources, overwrite=overwrite, dry_run=work.options.dry_run)
         connection.execute(SESSION_OF_A_SLICE)
         return {
             row.period_start: row
             for row in execute(connection, statement, {**work.parameters(), "overwrite": overwrite})
         }
+
+    def _sources(self, connection: Connection, work: Work) -> Sources:
+        """Name what there is to read. Windows that were all computed before have rows, which is not looked up."""
+        parts, days = work.reading
+        read = Sources(samples=bool(days), shorter_windows=bool(parts))
+        wanted = {window.start for window in work.windows}
+        if wanted <= work.computed:
+            return read
+        stored = {row.period_start for row in execute(connection, stored_windows(self.level), work.parameters())}
+        are_days = all(window.start == window.end for window in work.windows)
+        is_read_twice = any(day in stored for span in days for day in span.dates) if are_days else True
+        return replace(
+            read,
+            rows=bool(stored),
+            wanted_rows=bool(wanted & stored),
+            year_before=work.reads_a_year_before(stored),
+            are_disjoint=not (parts or is_read_twice),
+        )
 
     def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""

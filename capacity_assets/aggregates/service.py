@@ -37,7 +37,7 @@ from capacity_assets.aggregates.runs import (
 from capacity_assets.aggregates.statements import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window, in_order
-from capacity_assets.base.settings import DEFAULT_SCHEDULE_HOUR
+from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES, DEFAULT_SCHEDULE_HOUR
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import CapacityLockManager
 
@@ -225,12 +225,12 @@ class AggregationService(LegacyCalls):
         partitions: PartitionRange | None = None,
         locks: CapacityLockManager | None = None,
         instances_per_slice: int = INSTANCES_PER_SLICE,
-        parallel_slices: int = 1,
+        parallel_slices: int = DEFAULT_PARALLEL_SLICES,
     ) -> None:
         """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
 
         Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by
-        default. With `parallel_slices`, so many slices are written side by side, each on its own connection.
+        default. So many slices are written side by side, each on its own connection.
         """
         self.engine = engine
         self.clock = clock

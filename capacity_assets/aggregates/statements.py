@@ -54,6 +54,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
     type_coerce,
     union_all,
@@ -130,19 +131,19 @@ def states(level: Level, sources: Sources) -> Subquery:
     keys = [united.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
     a_year_before = FrameClause(Parameters.year_interval, Parameters.year_interval, preceding, preceding)
-    beside = select(
-        *united.c,
-        func.lag(united.c.valid).over(partition_by=keys, order_by=united.c.period_start).label("previous"),
-        func.first_value(united.c.valid)
-        .over(partition_by=keys, order_by=united.c.period_start, range_=a_year_before)
-        .label("year_before"),
-    ).subquery("beside")
+    others = {"previous": func.lag(united.c.valid).over(partition_by=keys, order_by=united.c.period_start)}
+    if sources.year_before:
+        others["year_before"] = func.first_value(united.c.valid).over(
+            partition_by=keys, order_by=united.c.period_start, range_=a_year_before
+        )
+    beside = select(*united.c, *(other.label(name) for name, other in others.items())).subquery("beside")
     is_adjacent = _element(beside.c.previous, 1) == beside.c.bucket - 1
     columns = [beside.c[name] for name in ("bucket", "period_start", *_own_names(level))]
     for place, name in enumerate(_compared_names(level), start=2):
         columns.append(case((is_adjacent, _element(beside.c.previous, place))).label(f"previous_{name}"))
         if name in _compared_names(level, further=True):
-            columns.append(_element(beside.c.year_before, place).label(f"year_before_{name}"))
+            a_year_ago = _element(beside.c.year_before, place) if sources.year_before else _nothing(name)
+            columns.append(a_year_ago.label(f"year_before_{name}"))
     return (
         select(*(beside.c[key] for key in level.keys), *columns)
         .where(window_of(Parameters.wanted, beside.c.bucket))
@@ -193,29 +194,34 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 
 
 def _united(level: Level, sources: Sources) -> Subquery:
-    """Unite what was found of each key and window."""
-    found = union_all(*(source(level) for source in sources)).subquery("found")
+    """Unite the rows of each key and window."""
+    found = union_all(*sources.selects(level)).subquery("found")
     keys = [found.c[name] for name in (*level.keys, "period_start")]
-    columns: dict[str, Element] = {"bucket": func.max(found.c.bucket)}
+    columns: dict[str, Element] = {"bucket": found.c.bucket if sources.are_disjoint else func.max(found.c.bucket)}
     for name in _own_names(level):
         kind = name.split("_")[0]
-        united = _UNITE[kind](found.c[name])
+        united = found.c[name] if sources.are_disjoint else _UNITE[kind](found.c[name])
         if kind in ("first", "last"):
             united = _undated(united)
         columns[name] = cast(united, BigInteger) if kind == "sum" else united
-    # One row each, or twice the same.
-    stored = {name: func.max(found.c[name]) for name in _stored_names(level)}
-    is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
-    if not level.has_servers:
-        # Days of a group come and go with the labels.
-        is_stored = and_(is_stored, found.c.period_start == func.any(Parameters.unread_starts))
-    # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
-    # because each look at another row costs as much as reading it.
     names = list(_compared_names(level))
-    kept, own = [stored[f"stored_{name}"] for name in names], [columns[name] for name in names]
-    columns["valid"] = case((is_stored, array([columns["bucket"], *kept])), else_=array([columns["bucket"], *own]))
+    own = array([columns["bucket"], *(columns[name] for name in names)])
+    columns["valid"] = own
+    if sources.rows:
+        # One row each, or twice the same.
+        stored = {
+            name: found.c[name] if sources.are_disjoint else func.max(found.c[name]) for name in _stored_names(level)
+        }
+        is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
+        if not level.has_servers:
+            # Days of a group come and go with the labels.
+            is_stored = and_(is_stored, found.c.period_start == func.any(Parameters.unread_starts))
+        # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
+        # because each look at another row costs as much as reading it.
+        kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
+        columns["valid"] = case((is_stored, kept), else_=own)
     rows = select(*keys, *(column.label(name) for name, column in columns.items()))
-    return rows.group_by(*keys).subquery("united")
+    return (rows if sources.are_disjoint else rows.group_by(*keys)).subquery("united")
 
 
 def of_samples(level: Level) -> Any:
@@ -288,9 +294,33 @@ def of_rows_a_year_before(level: Level) -> Any:
     return _of_stored_rows(level, Parameters.year_first, Parameters.year_last)
 
 
-Sources: TypeAlias = tuple[Callable[[Level], Any], ...]
-STORED_ROWS: Sources = (of_rows, of_rows_a_year_before)
-EVERY_SOURCE: Sources = (of_samples, of_shorter_windows, *STORED_ROWS)
+@dataclass(frozen=True)
+class Sources:
+    """What a statement reads. A source that is known to be empty is left out: PostgreSQL would join and group for it.
+
+    `rows` are stored rows of any window that is read, `wanted_rows` those of the windows that are written, and
+    `year_before` stands for everything of the windows a year before these. Sources are disjoint if no two rows that are
+    read are of one key and window.
+    """
+
+    samples: bool = True
+    shorter_windows: bool = True
+    rows: bool = True
+    wanted_rows: bool = True
+    year_before: bool = True
+    are_disjoint: bool = False
+
+    def selects(self, level: Level) -> list[Any]:
+        """Return a SELECT for each source that is read, all with the same columns."""
+        selects = [of_samples(level)] if self.samples else []
+        if self.shorter_windows:
+            selects.append(of_shorter_windows(level))
+        if self.rows or not selects:
+            selects += [of_rows(level), of_rows_a_year_before(level)]
+        return selects
+
+
+EVERY_SOURCE = Sources()
 
 
 def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
@@ -566,6 +596,8 @@ def aggregation_statement(
     Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
     `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
     """
+    if not sources.wanted_rows:
+        return _insert_statement(level, sources, dry_run=dry_run).compile(dialect=DIALECT)
     target = level.target
     rows = _classified(level, sources, fenced=True).cte("classified")
     is_removed = _is_removed(rows, rows)
@@ -597,6 +629,37 @@ def aggregation_statement(
     if not dry_run:
         statement = statement.add_cte(_insert(level, rows).cte("inserted"))
     return statement.compile(dialect=DIALECT)
+
+
+def _insert_statement(level: Level, sources: Sources, *, dry_run: bool) -> Rows:
+    """Build the statement for windows without stored rows: there is nothing to decide, and every row is inserted."""
+    computed = select(*window_figures(level, sources, fenced=True).c, INSERT.label("action")).subquery("computed")
+    if dry_run:
+        counts = _counts(level, computed, _fits(level, computed)).subquery("counts")
+    else:
+        counted = ("period_start", "instance_id" if level.has_servers else "max_server_count")
+        inserted = _insert(level, computed).returning(*(level.target.c[name] for name in counted)).cte("inserted")
+        counts = _counts(level, select(inserted, INSERT.label("action")).subquery("written")).subquery("counts")
+    written = counts.c.to_write if dry_run else counts.c.inserted
+    nothing = literal_column("0", Integer).label("removed")
+    given = (counts.c.period_start, counts.c.instances, counts.c.records, written.label("written"), nothing)
+    return select(*given, counts.c.unchanged, counts.c.unsampled)
+
+
+@cache
+def stored_windows(level: Level) -> Compiled:
+    """Select the first days of the windows that are read and have a stored row of a server of the slice.
+
+    Each window is looked up by itself: no plan reads all of its rows.
+    """
+    target = level.target
+    window: Any = func.unnest(Parameters.starts).column_valued("period_start")
+    row = select(literal_column("1", Integer)).where(
+        target.c.period_type == Parameters.period_type,
+        target.c.period_start == window,
+        *level.of_servers(target, Parameters.instance_ids),
+    )
+    return select(window).join(row.limit(1).lateral("stored_row"), true()).compile(dialect=DIALECT)
 
 
 def execute(connection: Connection, statement: Compiled, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:

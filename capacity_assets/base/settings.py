@@ -292,6 +292,7 @@ def unknown_variables() -> list[str]:
 # Samples are measured at three.
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
+DEFAULT_PARALLEL_SLICES = 2
 LONGEST_SETTLING = 30
 # 400 days hold a year and the month before it. Of volumes no aggregate is made, so their samples are kept as long.
 DEFAULT_RETENTION_DAYS = "raw=400,daily=1096,volume_size_stats=1096"
@@ -406,7 +407,7 @@ class Variables(BaseSettings):
         "default. See the operations page.",
     )
     parallel_slices: int = Field(
-        default=1,
+        default=DEFAULT_PARALLEL_SLICES,
         ge=1,
         le=32,
         description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
+from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 
 APPLICATION_NAME = "capacity_assets"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -57,7 +58,7 @@ class UnreachableError(CapacityError):
 def capacity_engine(
     url: URL,
     *,
-    parallel_slices: int = 1,
+    parallel_slices: int = DEFAULT_PARALLEL_SLICES,
     kept_connections: int = POOL_SIZE,
     pool_timeout_seconds: int = POOL_TIMEOUT_SECONDS,
 ) -> Engine:

@@ -94,7 +94,9 @@ BLOCK = text(
 
 
 def waits_for_a_lock(engine: Engine) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH classified%'"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '^WITH (classified|inserted)'"
+    )
     with engine.connect() as connection:
         return bool(connection.execute(text(query)).scalar())
 

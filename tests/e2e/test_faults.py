@@ -205,7 +205,7 @@ def test_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal_to_a_f
 
 
 def wait_until_computing(engine: Engine) -> None:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'WITH classified%'"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ '^WITH (classified|inserted)'"
     deadline = time.monotonic() + PATIENCE_SECONDS
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while not connection.execute(text(query)).scalar():

@@ -84,7 +84,9 @@ def wait_until(engine: Engine, query: str) -> None:
     pytest.fail(f"gave up waiting for {query}")
 
 
-WAITING = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH classified%'"
+WAITING = (
+    "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '^WITH (classified|inserted)'"
+)
 KILL_WAITING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 SAME_KEY = (
     "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, "

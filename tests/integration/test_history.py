@@ -209,7 +209,8 @@ def test_a_row_another_writer_commits_in_between_is_replaced_only_if_it_is_not_f
         other.execute(text(INSERT_MARCH), {"samples": samples})
         thread.start()
         waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH classified%'"
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND query ~ '^WITH (classified|inserted)'"
         )
         deadline = time.monotonic() + 20
         with engine.connect() as watcher:

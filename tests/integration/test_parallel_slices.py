@@ -108,13 +108,13 @@ def test_a_slice_that_waits_holds_up_no_other(wide_engine: Engine, parallel: Agg
 
 def test_a_fleet_smaller_than_a_slice_is_divided_too(wide_engine: Engine) -> None:
     service = AggregationService(wide_engine, fixed_clock(), parallel_slices=3)
-    add_servers(wide_engine, 7)
+    add_servers(wide_engine, 37)
     slices: list[int] = []
 
     service.aggregate("monthly", MARCH, RunOptions(("instance",), progress=slices.append))
 
-    assert slices == [3, 3, 1]
-    assert len(stored(wide_engine, INSTANCE)) == 7
+    assert slices == [13, 13, 11]
+    assert len(stored(wide_engine, INSTANCE)) == 37
 
 
 def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_completes(
