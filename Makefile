@@ -57,8 +57,11 @@ check: $(DEVELOPER) ## Lint and type-check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code
+docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code, and build the site in build/site
+	@$(INSTALL) --quiet -e '.[docs]'
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/site_pages.py
+	@$(BIN)/zensical build --strict
 
 screenshots: $(DEVELOPER) ## Make the pictures of the pages in docs/images, from the demo
 	@tests/install_servers.sh

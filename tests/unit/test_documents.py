@@ -72,6 +72,27 @@ def test_the_generated_parts_of_the_reference_are_fresh() -> None:
     assert generated(REFERENCE) == REFERENCE
 
 
+def test_every_document_is_a_page_of_the_site_and_its_links_lead_to_pages() -> None:
+    """`make docs` builds it, and fails at a link that leads nowhere."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from site_pages import as_page, documents
+    finally:
+        sys.path.pop(0)
+    pages = documents()
+    navigation = (ROOT / "zensical.toml").read_text()
+    in_the_navigation = set(re.findall(r'"([^"]+\.md)"', navigation))
+
+    assert set(pages) == {path.relative_to(ROOT).as_posix() for path in DOCUMENTS}
+    assert in_the_navigation == {page for page in pages.values() if not re.match(r"decisions/\d", page)}
+    text = "[a](docs/scale.md#x) ![b](docs/images/fleet.png) [c](.env.example) [d](https://dagster.io) [e](#here)"
+    as_shown = "[a](scale.md#x) ![b](images/fleet.png) c [d](https://dagster.io) [e](#here)"
+    assert as_page("README.md", text, pages) == as_shown
+    assert as_page("docs/decisions/0001-shape.md", "[a](../scale.md) [b](../../CHANGELOG.md)", pages) == (
+        "[a](../scale.md) [b](../CHANGELOG.md)"
+    )
+
+
 def test_every_asset_job_schedule_and_pool_is_documented() -> None:
     definitions = build_definitions(Settings())
     graph = definitions.resolve_asset_graph()
