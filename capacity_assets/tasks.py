@@ -129,12 +129,12 @@ def aggregate_current_period(
     `instance_summary` and `group_summary` (null where the scope leaves a level out).
     """
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
-    asked: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
+    request: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
     try:
         with open_task_runner(load_settings()) as runner:
             levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
             window = period.current(runner.service.clock.today())
-            asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
+            request |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
             parts = [
                 part
                 for level in levels
@@ -145,9 +145,9 @@ def aggregate_current_period(
             first = {part.level: part for part in combine(parts)}
             run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
     except CapacityError as error:
-        return {"status": AggregationStatus.FAILED.value, "message": str(error), **asked, **summaries}
+        return {"status": AggregationStatus.FAILED.value, "message": str(error), **request, **summaries}
     summaries |= {f"{part.level}_summary": part.to_dict() for part in run.parts}
-    return {"status": run.status.value, "message": run.message, **asked, **summaries}
+    return {"status": run.status.value, "message": run.message, **request, **summaries}
 
 
 def _run_by_instance(
@@ -194,11 +194,11 @@ def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: log
 
 
 def _errors_by_instance(run: RunSummary) -> dict[int, list[InstanceError]]:
-    found: dict[int, list[InstanceError]] = {}
+    by_server: dict[int, list[InstanceError]] = {}
     for part in run.parts:
         for error in part.errors:
-            found.setdefault(error.instance_id, []).append(error)
-    return found
+            by_server.setdefault(error.instance_id, []).append(error)
+    return by_server
 
 
 def _counted_once(run: RunSummary, instances: Sequence[InstanceRef]) -> TaskResult:

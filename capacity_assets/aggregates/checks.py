@@ -29,7 +29,7 @@ from capacity_assets.database.tables import active_condition
 def _first(body: str, order: str) -> str:
     """Number the places of a query, keep the first ones, and carry the count of all."""
     return (
-        f"SELECT place, count(*) OVER () AS places FROM ({body}) AS found "  # noqa: S608 -- built from our own names
+        f"SELECT place, count(*) OVER () AS places FROM ({body}) AS places_listed "  # noqa: S608 -- built from our own names
         f"ORDER BY {order} LIMIT :listed"
     )
 
@@ -287,7 +287,7 @@ def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) ->
     stretches = [
         (reason, span)
         for reason in dict.fromkeys(window.reason for window in left)
-        for span in adjacent_spans(sorted(found.window for found in left if found.reason == reason))
+        for span in adjacent_spans(sorted(window.window for window in left if window.reason == reason))
     ]
     listed = tuple(_stretch(span, reason) for reason, span in stretches[:MAXIMUM_LISTED_ERRORS])
     return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)

@@ -398,8 +398,8 @@ def _read_samples(connection: Connection, subject: Subject, window: Window) -> t
         .group_by(day)
         .order_by(day)
     )
-    found = connection.execute(query).mappings()
-    return tuple(Sample(one["day"], {name: _whole(one[name]) for name in columns}) for one in found)
+    rows = connection.execute(query).mappings()
+    return tuple(Sample(one["day"], {name: _whole(one[name]) for name in columns}) for one in rows)
 
 
 def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
@@ -425,17 +425,17 @@ def _sampled_days() -> tuple[ScalarSelect[date], TableValuedAlias]:
 def _has_any(database: str, table: Table, windows: FromClause, of_window: ColumnElement[bool]) -> ColumnElement[bool]:
     """Whether a server has a row of a database in any window, each looked up by the key."""
     of_database = and_(of_window, table.c.instance_id == instances.c.id, table.c.database_name == database)
-    row = select(literal(1).label("found")).where(of_database).limit(1).correlate(instances, windows).lateral()
+    row = select(literal(1).label("there")).where(of_database).limit(1).correlate(instances, windows).lateral()
     return select(literal(1)).select_from(windows.join(row, true())).correlate(instances).exists()
 
 
 def _those_with_on_nodes(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
     """The same where rows are distributed: each node looks through the servers that it has."""
-    found = (
+    has_database = (
         instances.c.id.in_(select(table.c.instance_id).where(table.c.database_name == database).distinct())
         for table in (DATABASE.source, DATABASE.target)
     )
-    return servers.where(or_(*found))
+    return servers.where(or_(*has_database))
 
 
 def _whole(value: object) -> int | None:

@@ -129,14 +129,14 @@ class Ledger:
             "year_before_starts": [window.start for window in years_before],
             "year_before_ends": [window.end for window in years_before],
         }
-        found: dict[str, dict[date, int]] = {level.name: {} for level in levels}
+        wanted: dict[str, dict[date, int]] = {level.name: {} for level in levels}
         with self._work("recording that a computation begins", "Nothing was written.") as connection:
             # If a crash loses this commit, it loses the later ones too.
             connection.execute(text("SET LOCAL synchronous_commit = off"))
             gather_changes(connection)
             for row in connection.execute(text(_BEGIN), parameters):
-                found[row.level][row.period_start] = row.wanted
-        return found
+                wanted[row.level][row.period_start] = row.wanted
+        return wanted
 
     def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
         """Return the computed ones of some windows, by level.
@@ -152,10 +152,10 @@ class Ledger:
         stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
             rows = connection.execute(text(_KNOWN.format(stored=f"CASE w.level {stored} END")), parameters).all()
-        found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+        known: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
         for name, start, end, *rest in rows:
-            found[name].append(KnownWindow(Window(start, end), *rest))
-        return {level: found[level.name] for level in parts}
+            known[name].append(KnownWindow(Window(start, end), *rest))
+        return {level: known[level.name] for level in parts}
 
     def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Enter that the windows of `parts` were computed over the changes before they were `begun`."""

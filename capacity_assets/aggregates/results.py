@@ -374,7 +374,7 @@ def window_sizes(
     ):
         parameters = {"period_type": period.name, "starts": [window.start for window in windows]}
         sums = {row.period_start: row for row in connection.execute(totals, parameters)}
-        found = {}
+        sizes = {}
         for window in windows:
             values = {
                 "period_type": period.name,
@@ -387,7 +387,7 @@ def window_sizes(
             shrinkers = tuple(one for one in moved if one.change_mb < 0)
             row = sums.get(window.start)
             total = row.total_change_mb if row else None
-            found[window.start] = WindowSizes(
+            sizes[window.start] = WindowSizes(
                 int(row.total_size_mb) if row else 0,
                 None if total is None else int(total),
                 int(row.known_before_mb) if row else 0,
@@ -395,7 +395,7 @@ def window_sizes(
                 growers,
                 shrinkers,
             )
-    return found
+    return sizes
 
 
 # The size and growth of a replica are already counted with its primary.

@@ -277,9 +277,9 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
     days = [day for span in spans for day in span.dates]
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
-        asked = asked_days(connection, days[first : first + step])
-        connection.execute(text(_ADD_UP), asked)
-        unsampled = [set(some) for name, some in asked.items() if name != "days"]
+        days_to_add = asked_days(connection, days[first : first + step])
+        connection.execute(text(_ADD_UP), days_to_add)
+        unsampled = [set(some) for name, some in days_to_add.items() if name != "days"]
         dropped = sorted(set.intersection(*unsampled))
         if dropped:
             connection.execute(text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
@@ -302,7 +302,7 @@ WHERE d.collected_date = f.collected_date AND f.collected_date = ANY (CAST(:drop
   AND g.period_start = f.collected_date AND g.server_count > f.server_count
 """  # noqa: S608 -- names and constants of our own
 _GONE = f"""
-WITH found AS MATERIALIZED (
+WITH days_left AS MATERIALIZED (
     SELECT collected_date AS day, 1 AS days FROM {GROUP.source.name} WHERE label_key = '{FLEET}'
     UNION ALL
     SELECT period_start, g.data_count
@@ -314,7 +314,7 @@ SELECT g.period_start, count(*) AS rows FROM group_size_aggregations g
 WHERE g.period_type = :period_type AND g.period_start = ANY (CAST(:starts AS date[]))
 GROUP BY g.period_start, g.period_end
 HAVING max(g.data_count) FILTER (WHERE g.label_key = '{FLEET}')
-    > (SELECT coalesce(sum(f.days), 0) FROM found f WHERE f.day BETWEEN g.period_start AND g.period_end)
+    > (SELECT coalesce(sum(f.days), 0) FROM days_left f WHERE f.day BETWEEN g.period_start AND g.period_end)
 """  # noqa: S608 -- names and constants of our own
 
 
@@ -458,11 +458,11 @@ class AggregationRunner:
                 work = replace(work, gone=prepare_group_days(connection, work))
             if options.dry_run:
                 connection.execute(READ_ONLY)
-            found = self._found(connection, work)
+            counts = self._found(connection, work)
             if options.guard:
                 with self._guarding:
                     options.guard()
-        return [self._counted(work, window, found.get(window.start)) for window in work.windows]
+        return [self._counted(work, window, counts.get(window.start)) for window in work.windows]
 
     def _found(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Compute and write, and return what became of each window."""

@@ -336,14 +336,16 @@ class AggregationService(LegacyCalls):
 
     def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
         """Return what the ledger knows of the windows, and of those that may be read in place of samples."""
-        asked = {(period.name, window) for window in windows}
+        chosen = {(period.name, window) for window in windows}
         shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
-        found = self.ledger.known({level: asked | candidates(shorter[level], period, windows) for level in levels})
+        computed_windows = self.ledger.known(
+            {level: chosen | candidates(shorter[level], period, windows) for level in levels}
+        )
         known = {}
-        for level, every in found.items():
+        for level, every in computed_windows.items():
             mark = sums_fingerprint(level)
             usable = frozenset((one.period_type, one.window) for one in every if one.has_current_sums(mark))
-            computed = [one for one in every if (one.period_type, one.window) in asked]
+            computed = [one for one in every if (one.period_type, one.window) in chosen]
             known[level] = KnownWindows(computed, Parts(shorter[level], usable))
         return known
 
@@ -364,8 +366,8 @@ class AggregationService(LegacyCalls):
 
     def instance(self, instance_id: int) -> InstanceRef:
         """Look an instance up by id; raises NotFoundError where it is not registered."""
-        [found] = self.instances([instance_id])
-        return found
+        [instance] = self.instances([instance_id])
+        return instance
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
         """Look servers up by name, or where none has that name, by number; raises NotFoundError."""

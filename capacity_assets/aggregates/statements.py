@@ -195,33 +195,33 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 
 def _united(level: Level, sources: Sources) -> Subquery:
     """Unite the rows of each key and window."""
-    found = union_all(*sources.selects(level)).subquery("found")
-    keys = [found.c[name] for name in (*level.keys, "period_start")]
-    columns: dict[str, Element] = {"bucket": found.c.bucket if sources.are_disjoint else func.max(found.c.bucket)}
+    rows = union_all(*sources.selects(level)).subquery("rows")
+    keys = [rows.c[name] for name in (*level.keys, "period_start")]
+    columns: dict[str, Element] = {"bucket": rows.c.bucket if sources.are_disjoint else func.max(rows.c.bucket)}
     for name in _own_names(level):
         kind = name.split("_")[0]
-        united = found.c[name] if sources.are_disjoint else _UNITE[kind](found.c[name])
+        value = rows.c[name] if sources.are_disjoint else _UNITE[kind](rows.c[name])
         if kind in ("first", "last"):
-            united = _undated(united)
-        columns[name] = cast(united, BigInteger) if kind == "sum" else united
+            value = _undated(value)
+        columns[name] = cast(value, BigInteger) if kind == "sum" else value
     names = list(_compared_names(level))
     own = array([columns["bucket"], *(columns[name] for name in names)])
     columns["valid"] = own
     if sources.rows:
         # One row each, or twice the same.
         stored = {
-            name: found.c[name] if sources.are_disjoint else func.max(found.c[name]) for name in _stored_names(level)
+            name: rows.c[name] if sources.are_disjoint else func.max(rows.c[name]) for name in _stored_names(level)
         }
         is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
         if not level.has_servers:
             # Days of a group come and go with the labels.
-            is_stored = and_(is_stored, found.c.period_start == func.any(Parameters.unread_starts))
+            is_stored = and_(is_stored, rows.c.period_start == func.any(Parameters.unread_starts))
         # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
         # because each look at another row costs as much as reading it.
         kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
         columns["valid"] = case((is_stored, kept), else_=own)
-    rows = select(*keys, *(column.label(name) for name, column in columns.items()))
-    return (rows if sources.are_disjoint else rows.group_by(*keys)).subquery("united")
+    united = select(*keys, *(column.label(name) for name, column in columns.items()))
+    return (united if sources.are_disjoint else united.group_by(*keys)).subquery("united")
 
 
 def of_samples(level: Level) -> Any:
@@ -432,20 +432,20 @@ def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
 
 def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Compute the figures of each measure, each once: the next step names them several times."""
-    found = _compared(level, sources, fenced=fenced)
-    state = dict(found.c.items())
+    compared = _compared(level, sources, fenced=fenced)
+    state = dict(compared.c.items())
     columns: dict[str, Element] = {}
     for measure in level.measures:
         columns |= _measure_figures(measure, state)
         if measure.further:
             columns |= _further_figures(measure, measure.further, state)
     for ratio in level.ratios:
-        numerator, denominator = (found.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
+        numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == _whole(0), _whole(0)), else_=_floor(numerator, denominator))
-    columns |= {name: found.c[name] for name in (*level.sums, named("sum", level.headline))}
-    columns["previous_headline_sum"] = found.c[named("previous_sum", level.headline)]
+    columns |= {name: compared.c[name] for name in (*level.sums, named("sum", level.headline))}
+    columns["previous_headline_sum"] = compared.c[named("previous_sum", level.headline)]
     names = (*level.keys, "bucket", "period_start", "data_count", "previous_data_count", "year_before_data_count")
-    rows = select(*(found.c[name] for name in names), *(column.label(name) for name, column in columns.items()))
+    rows = select(*(compared.c[name] for name in names), *(column.label(name) for name, column in columns.items()))
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("measured")
 
 
@@ -455,16 +455,16 @@ def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     The difference of two means is `difference_` / (`count_` times the other count), and in parts of the other mean it
     is `difference_` / `base_`.
     """
-    found = states(level, sources)
+    own = states(level, sources)
     columns: list[Element] = []
     for measure in level.measures:
-        total, count = found.c[named("sum", measure)], found.c[named("count", measure)]
+        total, count = own.c[named("sum", measure)], own.c[named("count", measure)]
         for other in ("previous_", "year_before_") if measure.further else ("previous_",):
-            other_total, other_count = found.c[named(f"{other}sum", measure)], found.c[named(f"{other}count", measure)]
+            other_total, other_count = own.c[named(f"{other}sum", measure)], own.c[named(f"{other}count", measure)]
             columns.append((total * other_count - other_total * count).label(named(f"{other}difference", measure)))
             columns.append((other_total * count).label(named(f"{other}base", measure)))
             columns.append(func.nullif(count * other_count, _whole(0)).label(named(f"{other}counts", measure)))
-    rows = select(*found.c, *columns)
+    rows = select(*own.c, *columns)
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("compared")
 
 
@@ -613,8 +613,8 @@ def aggregation_statement(
     joined: FromClause = counts
     number: dict[str, Element] = {"removed": literal_column("0", Integer)}
     for name, statement in changed.items():
-        found = statement.cte(name)
-        per_window = _per_window(select(found.c.period_start), found.c.period_start).subquery(f"{name}_rows")
+        written = statement.cte(name)
+        per_window = _per_window(select(written.c.period_start), written.c.period_start).subquery(f"{name}_rows")
         joined = joined.outerjoin(per_window, per_window.c.period_start == counts.c.period_start)
         number[name] = func.coalesce(per_window.c.rows, 0)
     statement = select(
@@ -712,8 +712,8 @@ def node_statements(level: Level) -> NodeStatements:
     )
 
 
-def _per_window(found: Rows, start: Element) -> Rows:
-    return found.add_columns(func.count().label("rows")).group_by(start)
+def _per_window(rows: Rows, start: Element) -> Rows:
+    return rows.add_columns(func.count().label("rows")).group_by(start)
 
 
 ARITHMETIC = 1

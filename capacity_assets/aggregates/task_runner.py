@@ -71,16 +71,16 @@ class Inspection:
         """
         self._refuse_an_unfit_database()
         return [
-            (name, level, found)
-            for name, level, found in self.ledger.outdated()
-            if name in self.periods and self.partitions.contains(self.periods[name], found.window)
+            (name, level, window)
+            for name, level, window in self.ledger.outdated()
+            if name in self.periods and self.partitions.contains(self.periods[name], window.window)
         ]
 
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
         """Return the windows that were computed, within the partition range."""
         self._refuse_an_unfit_database()
-        found = self.ledger.computed(period, LEVELS[level])
-        return [computed for computed in found if self.partitions.contains(period, computed.window)]
+        computed_windows = self.ledger.computed(period, LEVELS[level])
+        return [computed for computed in computed_windows if self.partitions.contains(period, computed.window)]
 
     def last_computation(self) -> str:
         """Return a token that changes when a further window is computed."""
@@ -205,7 +205,7 @@ WINDOWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
-class Followed:
+class LabelProgress:
     """How many windows of groups were computed, and how many are left."""
 
     computed: int
@@ -214,17 +214,17 @@ class Followed:
 
 def follow_labels(
     runner: AggregationTaskRunner, seconds: float | None, on_progress: Callable[[int, int], None] | None = None
-) -> Followed:
+) -> LabelProgress:
     """Compute the windows of groups that are stale, for about `seconds` at most; None: all of them.
 
     `on_progress` is called with the numbers of windows computed and of all. A period at which another run is at work
     is left to that. Raises: as `AggregationService.aggregate`.
     """
     began = time.monotonic()
-    stale = [found for found in runner.inspection.stale_windows() if found.level == GROUP.name]
+    stale = [window for window in runner.inspection.stale_windows() if window.level == GROUP.name]
     left: dict[str, list[Window]] = {}
-    for found in sorted(stale, key=lambda one: one.window, reverse=True):
-        left.setdefault(found.period_type, []).append(found.window)
+    for window in sorted(stale, key=lambda one: one.window, reverse=True):
+        left.setdefault(window.period_type, []).append(window.window)
     # The shorter ones first: longer ones are made of them.
     periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))
     computed = 0
@@ -243,4 +243,4 @@ def follow_labels(
             computed += len(windows)
             if on_progress:
                 on_progress(computed, len(stale))
-    return Followed(computed, len(stale) - computed)
+    return LabelProgress(computed, len(stale) - computed)

@@ -49,12 +49,12 @@ def declaration(kind: type[T], values: Mapping[str, object]) -> T:
 
 
 def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
-    found = [(str(one["loc"][0]), one["type"]) for one in error.errors()]
-    missing = [name for name, problem in found if problem == "missing"]
+    problems = [(str(one["loc"][0]), one["type"]) for one in error.errors()]
+    missing = [name for name, problem in problems if problem == "missing"]
     if missing:
         yield f"{' and '.join(missing)} missing."
     names, _ = names_of(kind)
-    for name, problem in found:
+    for name, problem in problems:
         if problem == "unexpected_keyword_argument":
             yield f"{name!r} is not one of {', '.join(names)}.{meant(name, names)}"
         elif problem != "missing":
@@ -84,17 +84,17 @@ class Things(list[T]):
 
 def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> Things[T]:
     """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
-    found: Things[T] = Things()
+    things: Things[T] = Things()
     problems = []
     for place, entry in entries:
         try:
-            found.append(read(entry))
-            found.places.append(place)
+            things.append(read(entry))
+            things.places.append(place)
         except ValidationError as error:
             problems.append(f"{place}: {error}")
     if problems:
         raise ValidationError("\n".join([*problems, *remarks]))
-    return found
+    return things
 
 
 def day_of(written: object) -> date:

@@ -130,12 +130,12 @@ def named_tables(path: Path, table: str, called: str, declared: Callable[[Mappin
     entries = document.get(table)
     if set(document) != {table} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
         raise ValidationError(f"{path} holds tables [[{table}]], one per {called}, and nothing else.")
-    found = read_each(((f"{called} {n}", values) for n, values in enumerate(entries, start=1)), declared)
-    names = [one.name for one in found]
+    things = read_each(((f"{called} {n}", values) for n, values in enumerate(entries, start=1)), declared)
+    names = [one.name for one in things]
     twice = [f"two {called}s are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
     if twice:
         raise ValidationError("\n".join(twice))
-    return found
+    return things
 
 
 def key_and_value(written: str, hint: str = "") -> tuple[str, str]:

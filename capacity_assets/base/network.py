@@ -71,10 +71,10 @@ class Opened:
     def close(self) -> None:
         """Shut down the open connections, so that waiting threads continue."""
         for one in list(self._found):
-            found = getattr(one, "sock", one)
-            if found is not None:
+            connection = getattr(one, "sock", one)
+            if connection is not None:
                 with suppress(OSError):
-                    found.shutdown(socket.SHUT_RDWR)
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]) -> Result:
@@ -149,14 +149,14 @@ def ask(  # noqa: PLR0913 -- what a question may have
 
     proxies = [] if by_proxy else [urllib.request.ProxyHandler({})]
 
-    def asked() -> Answer:
+    def answer() -> Answer:
         request = urllib.request.Request(url, data=body, headers=dict(headers or {}))  # noqa: S310 -- the caller's
         opener = urllib.request.build_opener(Plain, Encrypted, _AsItIs, *proxies)
         with opener.open(request, timeout=seconds) as answer:
             return Answer(answer.status, answer.read(most_bytes + 1) if most_bytes else b"")
 
     try:
-        return within(seconds, asked, opened.close)
+        return within(seconds, answer, opened.close)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):

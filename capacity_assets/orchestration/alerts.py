@@ -95,7 +95,7 @@ def newest_event(instance: dg.DagsterInstance) -> int:
 
 
 def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[int, EventLogEntry]]:
-    found = [
+    events = [
         (record.storage_id, record.event_log_entry)
         for kind in KINDS
         for record in instance.event_log_storage.get_event_records(
@@ -103,7 +103,7 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
         )
     ]
     # Both kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
-    yield from sorted(found, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
+    yield from sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
 
 
 def _new_incidents(

@@ -76,11 +76,11 @@ def measure_requested(
 
 
 def _days_with_samples(service: CollectionService, days: Sequence[date]) -> frozenset[date]:
-    found = [
+    measured = [
         set(days_with_samples(service.engine, level.source, days[0], days[-1] + timedelta(days=1)))
         for level in SERVER_LEVELS.values()
     ]
-    return frozenset(set.intersection(*found) & set(days))
+    return frozenset(set.intersection(*measured) & set(days))
 
 
 RAW_GROUP = "raw"
@@ -220,9 +220,9 @@ def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.Asse
         failing, failed = _failures(measured), measured.failed_instances
         text = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
     else:
-        found = standing(engine)
-        failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in found.failing], found.failed
-        text = found.text
+        fleet = standing(engine)
+        failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
+        text = fleet.text
     listed = first_bullets(failing)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,

@@ -173,15 +173,15 @@ def late_data_sensor(
             stale = runner.inspection.stale_windows()
         if not stale:
             return dg.SkipReason("Every computed window is up to date.")
-        moving = {found.period_type for found in stale if not is_settled(found, settle_seconds)}
-        names = [name for name in dict.fromkeys(found.period_type for found in stale) if name not in moving]
+        moving = {window.period_type for window in stale if not is_settled(window, settle_seconds)}
+        names = [name for name in dict.fromkeys(window.period_type for window in stale) if name not in moving]
         waiting = [name for name in names if _is_at_work(context.instance, periods[name])]
         now = clock.local_now()
         requests = [
             request
             for name in names
             if name not in waiting
-            for request in run_requests(periods[name], [found for found in stale if found.period_type == name], now)
+            for request in run_requests(periods[name], [window for window in stale if window.period_type == name], now)
         ]
         reasons = {"samples are still being written": moving, "the runs requested before are not done yet": waiting}
         sentences = [f"{reason} ({', '.join(sorted(held))})" for reason, held in reasons.items() if held]
@@ -222,8 +222,8 @@ def run_requests(period: Period, stale: Sequence[StaleWindow], now: datetime) ->
 def _groups(stale: Iterable[StaleWindow]) -> list[tuple[tuple[str, ...], tuple[Window, ...], str]]:
     """Levels, the windows of one period that are stale at just these, and a token that any further change changes."""
     changes: dict[Window, dict[str, int]] = {}
-    for found in stale:
-        changes.setdefault(found.window, {})[found.level] = found.wanted
+    for one in stale:
+        changes.setdefault(one.window, {})[one.level] = one.wanted
     groups: dict[tuple[str, ...], list[Window]] = {}
     for window in sorted(changes):
         groups.setdefault(tuple(sorted(changes[window])), []).append(window)

@@ -8,7 +8,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.statements import ARITHMETIC, aggregation_statement
 
 # If only the text changes, renew the digest. If figures change, raise the number too.
-KNOWN = (1, "1296568addca7aaf")
+KNOWN = (1, "e6e57e5e6e642dce")
 
 
 def test_a_statement_with_other_figures_needs_another_number() -> None:
