@@ -209,10 +209,10 @@ class Level:
         count = () if f"count_{measure.source}" in states else ("data_count",)
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
-    def live(self) -> Iterator[ColumnElement[bool]]:
-        """Conditions a raw row must meet to count."""
+    def live(self, rows: FromClause | None = None) -> Iterator[ColumnElement[bool]]:
+        """Conditions a raw row must meet to count; `rows` is the raw table by another name."""
         if self.void_flag:
-            yield self.source.c[self.void_flag].is_(False)
+            yield (self.source if rows is None else rows).c[self.void_flag].is_(False)
 
     def lineage(self) -> dict[str, tuple[str, ...]]:
         """Map each column of the aggregate table to the raw columns it is made of."""
