@@ -47,7 +47,7 @@ from capacity_assets.base.errors import (
 from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
-from capacity_assets.database.group_days import FLEET, GROUP_DAYS, asked_days
+from capacity_assets.database.group_days import GROUP_DAYS, asked_days
 from capacity_assets.database.triggers import WRITER_SETTING
 
 ALL_LEVELS = tuple(LEVELS)
@@ -295,27 +295,27 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
 
 _ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
 # A server that is out of service has no daily aggregates that could stand for its dropped samples.
-_FORGET_DAYS_SHORT_OF_SERVERS = f"""
-DELETE FROM {GROUP.source.name} AS d USING {GROUP.source.name} AS f, group_size_aggregations AS g
+_FORGET_DAYS_SHORT_OF_SERVERS = """
+DELETE FROM capacity_group_days AS d USING capacity_group_days AS f, group_size_aggregations AS g
 WHERE d.collected_date = f.collected_date AND f.collected_date = ANY (CAST(:dropped AS date[]))
-  AND f.label_key = '{FLEET}' AND g.label_key = '{FLEET}' AND g.period_type = 'daily'
+  AND f.label_key = '(fleet)' AND g.label_key = '(fleet)' AND g.period_type = 'daily'
   AND g.period_start = f.collected_date AND g.server_count > f.server_count
-"""  # noqa: S608 -- names and constants of our own
-_GONE = f"""
+"""
+_GONE = """
 WITH days_left AS MATERIALIZED (
-    SELECT collected_date AS day, 1 AS days FROM {GROUP.source.name} WHERE label_key = '{FLEET}'
+    SELECT collected_date AS day, 1 AS days FROM capacity_group_days WHERE label_key = '(fleet)'
     UNION ALL
     SELECT period_start, g.data_count
     FROM unnest(CAST(:part_types AS text[]), CAST(:part_starts AS date[])) AS p (period_type, period_start)
     JOIN group_size_aggregations g USING (period_type, period_start)
-    WHERE g.label_key = '{FLEET}'
+    WHERE g.label_key = '(fleet)'
 )
 SELECT g.period_start, count(*) AS rows FROM group_size_aggregations g
 WHERE g.period_type = :period_type AND g.period_start = ANY (CAST(:starts AS date[]))
 GROUP BY g.period_start, g.period_end
-HAVING max(g.data_count) FILTER (WHERE g.label_key = '{FLEET}')
+HAVING max(g.data_count) FILTER (WHERE g.label_key = '(fleet)')
     > (SELECT coalesce(sum(f.days), 0) FROM days_left f WHERE f.day BETWEEN g.period_start AND g.period_end)
-"""  # noqa: S608 -- names and constants of our own
+"""
 
 
 INSTANCES_PER_SLICE = 1000
