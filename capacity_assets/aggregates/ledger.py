@@ -230,7 +230,8 @@ class Ledger:
         """
         doing = "looking for windows that are left"
         with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
-            return self.left(connection, period, level, windows, patience_seconds=patience_seconds)
+            left = self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
+        return [window for _, window in left]
 
     def undecided(self, connection: Connection) -> str | None:
         """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
@@ -242,18 +243,27 @@ class Ledger:
     def left(
         self,
         connection: Connection,
-        period: Period,
         level: Level,
-        windows: Sequence[Window],
+        windows: Mapping[Period, Sequence[Window]],
         *,
         patience_seconds: float = 0,
-    ) -> list[IncompleteWindow]:
-        """As `incomplete_windows`, as the transaction of a connection sees the ledger; raises DBAPIError."""
-        if not windows:
+    ) -> list[tuple[Period, IncompleteWindow]]:
+        """As `incomplete_windows`, of several periods in their order, as the transaction of a connection sees them.
+
+        Raises DBAPIError.
+        """
+        listed = [(period, window) for period, some in windows.items() for window in some]
+        if not listed:
             return []
-        parameters = {**_asked_for(period, windows, level), "patience_seconds": patience_seconds}
-        rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters).all()
-        return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+        parameters = {
+            "level": level.name,
+            "period_types": [period.name for period, _ in listed],
+            "starts": [window.start for _, window in listed],
+            "ends": [window.end for _, window in listed],
+            "patience_seconds": patience_seconds,
+        }
+        rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters)
+        return [(listed[row.place - 1][0], IncompleteWindow(listed[row.place - 1][1], row.reason)) for row in rows]
 
     def lost_rows(
         self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
@@ -442,13 +452,15 @@ SELECT {TRACKING_IS_ON} AS tracking_is_on,
        EXISTS (SELECT FROM capacity_changes WHERE days IS NULL) AS servers_are_unread
 """  # noqa: S608 -- as above
 
+# Stale windows are looked up once, not for each window.
 _LEFT = """
-SELECT asked.period_start, asked.period_end, state.reason
-FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
+WITH stale AS MATERIALIZED (SELECT * FROM capacity_stale_windows WHERE level = :level)
+SELECT asked.place, state.reason
+FROM unnest(CAST(:period_types AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[])) WITH ORDINALITY
+    AS asked (period_type, period_start, period_end, place)
 LEFT JOIN capacity_computed_windows w
-    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
-LEFT JOIN capacity_stale_windows s
-    ON s.period_type = :period_type AND s.level = :level AND s.period_start = asked.period_start
+    ON w.level = :level AND w.period_type = asked.period_type AND w.period_start = asked.period_start
+LEFT JOIN stale s ON s.period_type = asked.period_type AND s.period_start = asked.period_start
 CROSS JOIN LATERAL (SELECT CASE
     WHEN w.period_start IS NULL THEN CASE WHEN {sampled} THEN 'has samples, but was never computed' END
     WHEN w.computed IS NULL THEN 'was begun, but never finished'
@@ -456,7 +468,7 @@ CROSS JOIN LATERAL (SELECT CASE
     WHEN s.oldest_change <= now() - make_interval(secs => :patience_seconds)
         THEN concat('samples', CASE w.level WHEN 'group' THEN ' or labels' END, ' changed since it was computed')
     END) AS state (reason)
-WHERE state.reason IS NOT NULL ORDER BY asked.period_start
+WHERE state.reason IS NOT NULL ORDER BY asked.place
 """
 
 # Rows of other servers, inactive by now, may be there besides.

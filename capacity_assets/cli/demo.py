@@ -8,7 +8,8 @@ a database with other servers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -89,26 +90,40 @@ def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, 
         report_marks(instance, list(unmarked_days(instance, service, settings, before=today + timedelta(days=1))))
 
 
-def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[Chunk]:
+@dataclass(frozen=True)
+class OpenWork:
+    """What is left to do: windows to compute, documents to make of them, and maintenance, which drops samples."""
+
+    windows: Sequence[Chunk]
+    documents: Sequence[Chunk]
+    maintenance: Sequence[Chunk]
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All of it, in order."""
+        return (*self.windows, *self.documents, *self.maintenance)
+
+
+def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> OpenWork:
     """List the windows without a materialisation, and those whose samples, or whose predecessor's, are new."""
-    chunks = []
+    windows, documents, maintenance = [], [], []
     for one in PERIODS.values():
         names = [asset_name(one, level) for level in LEVELS.values()]
         for span in _open_spans(instance, one, names, (first_day, today), fleet):
-            chunks.append(Chunk(job_name(one), f"the {one.name} windows", span))
+            windows.append(Chunk(job_name(one), f"the {one.name} windows", span))
     # Before the reports, which show them.
     for day in _runway_days(instance, first_day, today):
-        chunks.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
+        documents.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
     for period, asset, job, subject in (
         (REPORT_PERIOD, GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
         (REPORT_PERIOD, SHOWBACK, SHOWBACK_JOB, "the bills"),
         (DIGEST_PERIOD, DIGEST, DIGEST_JOB, "the digests"),
     ):
         for span in _open_spans(instance, PERIODS[period], [asset], (first_day, today), fleet):
-            chunks.append(Chunk(job, subject, span))
+            documents.append(Chunk(job, subject, span))
     if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
-        chunks.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
-    return chunks
+        maintenance.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
+    return OpenWork(windows, documents, maintenance)
 
 
 def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[date]:
@@ -135,19 +150,32 @@ def _is_touched(period: Period, window: Window, fleet: LoadedFleet) -> bool:
     return period.previous(window).start <= fleet.last_day_added and window.end >= fleet.first_day_added
 
 
-def materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Sequence[Chunk]) -> int:
-    """Run the jobs over the chunks; return how many rows were written."""
-    written = 0
-    if not chunks:
-        return written
+def materialise(
+    settings: Settings, instance: dg.DagsterInstance, work: OpenWork, verify: Callable[[], RunSummary]
+) -> tuple[int, RunSummary]:
+    """Run the jobs, and verify the windows while documents are made of them, which only read.
+
+    Returns how many rows were written, and what `verify` returned.
+    """
+    if not work.chunks:
+        return 0, verify()
     # Nobody is to get mail about servers that do not exist.
     definitions = build_definitions(settings.model_copy(update={"digest_receivers": None}))
-    with _progress_bar() as bar:
-        task = bar.add_task("windows computed and drawn", total=sum(len(chunk.windows) for chunk in chunks))
-        for chunk in chunks:
-            written += _materialise_chunk(definitions, instance, chunk)
-            bar.advance(task, len(chunk.windows))
-    return written
+    with _progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="verify") as thread:
+        task = bar.add_task("windows computed and drawn", total=sum(len(chunk.windows) for chunk in work.chunks))
+
+        def run(chunks: Sequence[Chunk]) -> int:
+            written = 0
+            for chunk in chunks:
+                written += _materialise_chunk(definitions, instance, chunk)
+                bar.advance(task, len(chunk.windows))
+            return written
+
+        written = run(work.windows)
+        verified = thread.submit(verify)
+        written += run(work.documents)
+        summary = verified.result()
+        return written + run(work.maintenance), summary
 
 
 def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: Chunk) -> int:
@@ -241,12 +269,11 @@ def run_demo(settings: Settings) -> None:
             declare_sample_limits(engine, today)
             declare_sample_groups(engine, today)
             mark_days(settings, instance, engine, today)
-            chunks = open_work(instance, first_day, today, fleet)
-            written = materialise(settings, instance, chunks)
+            work = open_work(instance, first_day, today, fleet)
             month = MONTHLY.last(today)
             runner = task_runner(engine, settings)
-            run = _verify(runner, first_day, today)
-            _print_result(run, written, fleet, changed=bool(chunks))
+            written, run = materialise(settings, instance, work, lambda: _verify(runner, first_day, today))
+            _print_result(run, written, fleet, changed=bool(work.chunks))
             _print_fastest(engine, month)
             print_outlooks(outlooks(engine, today), show=FASTEST_SHOWN)
         _print_where_to_look(settings, month)

@@ -150,14 +150,15 @@ class Needs:
         undecided = self.ledger.undecided(connection)
         if undecided:
             return undecided
+        not_over, windows = None, {}
         for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):
-                return f"the {period.name} window from {reading[-1].start} reads them and is not over"
-            left = self.ledger.left(connection, period, level, reading)
-            if left:
-                return self._sentence(period, left[0])
-        return None
+                not_over = f"the {period.name} window from {reading[-1].start} reads them and is not over"
+                break
+            windows[period] = reading
+        left = self.ledger.left(connection, level, windows)
+        return self._sentence(*left[0]) if left else not_over
 
     def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
         """Name a window that reads `span` and lacks rows for another reason than retention; raises DBAPIError."""
