@@ -71,11 +71,10 @@ INSERT INTO capacity_changes (table_name, kind, days, changed_at)
 SELECT '{table}', 'samples', unnest(range_agg(daterange(collected_date, collected_date, '[]'))), :changed_at
 FROM (SELECT DISTINCT collected_date FROM {table} WHERE instance_id = ANY (CAST(:servers AS integer[]))) AS days
 """
-# Given rows `changed`, the windows that they touch. A window reads its own days, those of the window before and of the
-# one a year before.
-_TOUCHED = """
-    SELECT w.period_type, w.level, w.period_start,
-           bool_or(c.days && daterange(w.period_start, w.period_end, '[]')) AS own,
+# How the rows `changed` touch a window `w`; no row does where `own` is null. A window reads its own days, those of the
+# window before and of the one a year before. Asked for each window, the planner need not know how many there are.
+_TOUCH = """
+    SELECT bool_or(c.days && daterange(w.period_start, w.period_end, '[]')) AS own,
            min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS oldest_change,
            max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS newest_change
     FROM changed c JOIN (VALUES
@@ -84,10 +83,8 @@ _TOUCHED = """
         ('instance_size_stats', 'group'), ('instance_size_aggregations', 'instance'),
         ('group_size_aggregations', 'group'), ('capacity_labels', 'group'), ('instances', 'group')
     ) AS pair (table_name, level) ON pair.table_name = c.table_name
-    JOIN capacity_computed_windows w ON w.level = pair.level
-        AND (c.days && daterange(w.reads_from, w.period_end, '[]')
-             OR w.year_before_start IS NOT NULL AND c.days && daterange(w.year_before_start, w.year_before_end, '[]'))
-    GROUP BY w.period_type, w.level, w.period_start
+    WHERE pair.level = w.level AND (c.days && daterange(w.reads_from, w.period_end, '[]')
+        OR w.year_before_start IS NOT NULL AND c.days && daterange(w.year_before_start, w.year_before_end, '[]'))
 """
 _GATHER = f"""
 WITH taken AS (
@@ -97,7 +94,9 @@ WITH taken AS (
 ), changed AS (
     SELECT table_name, kind, days, min(changed_at) AS oldest, max(changed_at) AS newest
     FROM taken GROUP BY table_name, kind, days
-), touched AS ({_TOUCHED}
+), touched AS (
+    SELECT w.period_type, w.level, w.period_start, t.*
+    FROM capacity_computed_windows w CROSS JOIN LATERAL ({_TOUCH}) AS t WHERE t.own IS NOT NULL
 ), locked AS (
     SELECT t.* FROM touched t
     JOIN capacity_computed_windows w USING (period_type, level, period_start)
@@ -124,19 +123,12 @@ _UNREAD_SERVERS = "".join(
 )
 
 
-def _stale(unread: str) -> str:
-    return f"""FROM capacity_computed_windows w LEFT JOIN (
-    WITH changed AS ({unread})
-    {_TOUCHED}) AS t ON t.period_type = w.period_type AND t.level = w.level AND t.period_start = w.period_start
-WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""
-
-
 _COLUMNS = """
 SELECT w.period_type,  -- Name of the period, such as daily or monthly
        w.level,  -- database, instance or group
        w.period_start,  -- First day of the window
        w.period_end,  -- Last day of the window, included
-       w.wanted + CASE WHEN t.period_start IS NULL THEN 0 ELSE 1 END AS wanted,
+       w.wanted + CASE WHEN t.own IS NULL THEN 0 ELSE 1 END AS wanted,
           -- How often a change has touched it; unread ones count as one
        least(w.oldest_change, t.oldest_change) AS oldest_change,
           -- When the first change of samples or labels began that it has not followed; null: no run is requested,
@@ -145,9 +137,17 @@ SELECT w.period_type,  -- Name of the period, such as daily or monthly
        w.computed >= w.changed AND t.own IS NOT TRUE AS has_its_sums
           -- Whether only a window that it compares with has changed, so that its sums are those of its samples
 """
+
+
+def _stale(unread: str) -> str:
+    return f"""WITH changed AS MATERIALIZED ({unread})
+{_COLUMNS.strip()}
+FROM capacity_computed_windows w CROSS JOIN LATERAL ({_TOUCH}) AS t
+WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.own IS NOT NULL)"""
+
+
 STALE_WHEN_GATHERED = f"""(
-    SELECT period_type, level, period_start, has_its_sums FROM ({_COLUMNS}{_stale(_UNREAD)}
-    ) AS gathered
+    SELECT period_type, level, period_start, has_its_sums FROM ({_stale(_UNREAD)}) AS gathered
     UNION ALL
     SELECT period_type, level, period_start, false FROM capacity_computed_windows
     WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
@@ -157,9 +157,9 @@ column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
-    _COLUMNS + _stale(_UNREAD + _UNREAD_SERVERS),
+    _stale(_UNREAD + _UNREAD_SERVERS),
     # Nodes are not asked by a view: what they recorded, and servers put into service, count once they are gathered.
-    query_on_nodes=_COLUMNS + _stale(_UNREAD),
+    query_on_nodes=_stale(_UNREAD),
 )
 
 
