@@ -1,4 +1,4 @@
-"""`make bench`: ours, the yardstick, a plain scan and the row-at-a-time baseline in one run, as a table and a plot.
+"""`make bench`: ours, the yardstick, a plain scan and the row-at-a-time baseline in one run, as a table.
 
 Everything runs on an embedded PostgreSQL with stock settings in a temporary folder. Figures are medians; what counts
 are the ratios within one run, because machines differ and are shared.
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
@@ -36,7 +35,6 @@ OF_SERVERS = RunOptions(tuple(SERVER_LEVELS))
 """The levels that the hand-written statements compute too."""
 LARGEST_ROW_BY_ROW = 2000
 LARGEST_COMPARED = 20_000
-PLOT = Path(__file__).parents[1] / "docs" / "images" / "performance.svg"
 HEADINGS = (
     "databases",
     "period",
@@ -107,8 +105,7 @@ class Size(click.ParamType[Fleet]):
 @click.command()
 @click.option("--size", "fleets", type=Size(), multiple=True, default=["100x20x184"], show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
-@click.option("--plot", is_flag=True, help="Draw docs/images/performance.svg; needs matplotlib.")
-def main(*, fleets: tuple[Fleet, ...], rounds: int, plot: bool) -> None:
+def main(*, fleets: tuple[Fleet, ...], rounds: int) -> None:
     """Measure one window at both levels; 184 days are needed for quarters, 62 for months, 2 for days."""
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     measured: list[Measured] = []
@@ -122,8 +119,6 @@ def main(*, fleets: tuple[Fleet, ...], rounds: int, plot: bool) -> None:
         click.echo(f"| {' | '.join(one.cells())} |")
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     click.echo(f"\nLargest memory of this process: {peak_mb} MB")
-    if plot:
-        draw(measured)
 
 
 def _measure(engine: Engine, fleet: Fleet, rounds: int) -> list[Measured]:
@@ -190,23 +185,6 @@ def _rows(engine: Engine) -> list[list[tuple[object, ...]]]:
             query = f"SELECT {names} FROM {level.target.name} ORDER BY {', '.join(level.keys)}"  # noqa: S608
             found.append([tuple(row) for row in connection.execute(text(query))])
     return found
-
-
-def draw(measured: list[Measured]) -> None:
-    """Draw seconds over databases for ours and the hand-written statements, one line per period."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for period in MEASURED_PERIODS:
-        points = [one for one in measured if one.period == period]
-        for kind, style in (("ours", "o-"), ("hand", "x--")):
-            label = f"{period}, {'ours' if kind == 'ours' else 'hand-written'}"
-            axes.plot([one.databases for one in points], [one.median(kind) or 0 for one in points], style, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="databases", ylabel="seconds for one window, both levels")
-    axes.legend(fontsize="small")
-    axes.grid(visible=True, alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(PLOT, metadata={"Date": None})
 
 
 if __name__ == "__main__":

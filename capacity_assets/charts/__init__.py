@@ -1,1 +1,1 @@
-"""Charts as inline SVG for pages: drawn from plain numbers, styled by the page's sheet, without script."""
+"""Charts as inline SVG: drawn from plain numbers, styled by the page's sheet, without script."""

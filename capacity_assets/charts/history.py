@@ -1,34 +1,26 @@
 """The chart of a size over time: mean and extremes of each window, gaps, a forecast with its band, a limit, steps.
 
-Two SVG elements beside each other, sizes and plot. Everything is placed in percent of the width and in pixels of the
-height, so that text keeps its size on every screen.
-Colours are classes of the page's sheet: a policy that forbids inline style holds.
+Everything is placed in percent of the width and in pixels of the height, so that text keeps its size on every screen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
-from html import escape
 from itertools import groupby
-from pathlib import Path
+
+from markupsafe import Markup
 
 from capacity_assets.base.units import human_mb
+from capacity_assets.charts.axis import Axis, size_axis
+from capacity_assets.charts.templates import draw
 
-STYLES = Path(__file__).with_name("styles")
-"""Folder of the sheet that a page with charts needs."""
-
-# Below the plot, for the days.
-MARGIN = 28
-TICKS = 4
 # The first day, the middle and the last: more do not fit on a phone.
 DATE_SIDES = ("start", "middle", "end")
-# Sizes of the stretched inner viewport, in which lines are drawn.
+# Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
-STEPS = (1, 2, 2.5, 5, 10)
-UNITS = ("MiB", "GiB", "TiB", "PiB")
 # At most this many points are links; more cannot be distinguished.
 MOST_LINKS = 130
 
@@ -79,14 +71,11 @@ class History:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class _Plot:
     height: int
+    axis: Axis
     first: int
     last: int
-    top: float
-    bottom: float
-    unit: int = 1
-    ticks: Sequence[float] = field(default=())
 
     def x(self, day: date) -> float:
         """Place a day, in percent of the width."""
@@ -94,33 +83,43 @@ class _Scale:
 
     def y(self, size_mb: float) -> float:
         """Place a size, in pixels from the top."""
-        return self.height * (self.top - size_mb) / (self.top - self.bottom)
+        return self.height * (1 - self.axis.share(size_mb))
+
+    def line(self, sizes: Iterable[tuple[date, float | None]]) -> list[str]:
+        """Place sizes in the stretched viewport."""
+        return [f"{self.x(day) * WIDTH / 100:.1f},{self.y(size):.1f}" for day, size in sizes if size is not None]
+
+    def dates(self) -> list[tuple[date, str]]:
+        """Return the days that are named, each with the side at which it is anchored."""
+        if self.last == self.first:
+            return [(date.fromordinal(self.first), DATE_SIDES[0])]
+        span = self.last - self.first
+        days = (date.fromordinal(self.first + span * number // 2) for number in range(len(DATE_SIDES)))
+        return list(zip(days, DATE_SIDES, strict=True))
 
 
-def history_chart(history: History) -> str:
+def history_chart(history: History) -> Markup:
     """Draw a history; empty where nothing was measured."""
     measured = [point for point in history.points if point.size_mb is not None]
     if not measured:
-        return ""
-    scale = _scale(history)
-    drawn = [
-        *_grid(scale),
-        f'<svg viewBox="0 0 {WIDTH} {scale.height}" preserveAspectRatio="none" width="100%" height="{scale.height}">',
-        *_bands(history, scale),
-        *_lines(history, scale),
-        "</svg>",
-        *_limit(history, scale),
-        *_marks(history, scale),
-        *_points(history, scale),
-        *_dates(scale),
-    ]
-    height = f'height="{scale.height + MARGIN}"'
-    sizes = f'<svg class="sizes" {height} aria-hidden="true">{"".join(_sizes(scale))}</svg>'
-    plot = f'<svg class="plot" {height} role="group" aria-label="{escape(history.title)}">{"".join(drawn)}</svg>'
-    return f'<div class="chart">{sizes}{plot}</div>'
+        return Markup()
+    plot = _plot(history)
+    return draw(
+        "history",
+        title=history.title,
+        description=f"From {human_mb(measured[0].size_mb or 0)} to {human_mb(measured[-1].size_mb or 0)}.",
+        plot=plot,
+        width=WIDTH,
+        areas=list(_areas(history, plot)),
+        lines=list(_lines(history, plot)),
+        limit_mb=history.limit_mb if history.limit_mb is not None and history.limit_mb <= plot.axis.top else None,
+        limit="" if history.limit_mb is None else human_mb(history.limit_mb),
+        marks=[mark for mark in history.marks if plot.first <= mark.day.toordinal() <= plot.last],
+        points=[point for point in measured if point.label][-MOST_LINKS:] or measured[-1:],
+    )
 
 
-def _scale(history: History) -> _Scale:
+def _plot(history: History) -> _Plot:
     days = [*(point.day for point in history.points), *(one.day for one in history.ahead)]
     sizes = [
         size
@@ -134,40 +133,7 @@ def _scale(history: History) -> _Scale:
     # A limit far above would press the history into a line; the text beside the chart has it.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
-    unit = 1024 ** min(int(math.log(max(high, 1), 1024)), len(UNITS) - 1)
-    step = _step(((high - low) or max(high // 10, 1)) / TICKS, unit)
-    bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
-    if top == bottom:
-        top = bottom + step
-    ticks = [bottom + step * number for number in range(round((top - bottom) / step) + 1)]
-    return _Scale(history.height, min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), unit, ticks)
-
-
-def _step(least: float, unit: int) -> float:
-    """Return a round step of at least so many MiB, in the unit of the axis; no part of a MiB."""
-    scaled = max(least, 1) / unit
-    power = 10.0 ** math.floor(math.log10(scaled))
-    return float(max(unit * power * next(step for step in STEPS if step * power >= scaled), 1))
-
-
-def _sizes(scale: _Scale) -> Iterator[str]:
-    for tick in scale.ticks:
-        yield f'<text x="100%" dx="-6" y="{scale.y(tick) + 4:.1f}">{_in_unit(tick, scale.unit)}</text>'
-
-
-def _in_unit(size_mb: float, unit: int) -> str:
-    """Write a size of the axis: all of them in one unit, with as many decimals as they need."""
-    return f"{size_mb / unit:,.10g} {UNITS[round(math.log(unit, 1024))]}"
-
-
-def _grid(scale: _Scale) -> Iterator[str]:
-    for tick in scale.ticks:
-        y = scale.y(tick)
-        yield f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-
-
-def _at(scale: _Scale, day: date, size_mb: float) -> str:
-    return f"{scale.x(day) * WIDTH / 100:.1f},{scale.y(size_mb):.1f}"
+    return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal())
 
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
@@ -177,66 +143,20 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
             yield list(stretch)
 
 
-def _bands(history: History, scale: _Scale) -> Iterator[str]:
+def _areas(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
     for stretch in _stretches(history.points):
-        upper = [_at(scale, one.day, one.largest_mb) for one in stretch if one.largest_mb is not None]
-        lower = [_at(scale, one.day, one.smallest_mb) for one in stretch if one.smallest_mb is not None]
+        upper = plot.line((one.day, one.largest_mb) for one in stretch)
+        lower = plot.line((one.day, one.smallest_mb) for one in stretch)
         if len(upper) > 1:
-            yield f'<polygon class="extremes" points="{" ".join([*upper, *reversed(lower)])}"/>'
+            yield "extremes", [*upper, *reversed(lower)]
     if history.ahead:
-        upper = [_at(scale, one.day, one.upper_mb) for one in history.ahead]
-        lower = [_at(scale, one.day, one.lower_mb) for one in history.ahead]
-        yield f'<polygon class="forecast" points="{" ".join([*upper, *reversed(lower)])}"/>'
+        upper = plot.line((one.day, one.upper_mb) for one in history.ahead)
+        lower = plot.line((one.day, one.lower_mb) for one in history.ahead)
+        yield "forecast", [*upper, *reversed(lower)]
 
 
-def _lines(history: History, scale: _Scale) -> Iterator[str]:
+def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
     for stretch in _stretches(history.points):
-        placed = [_at(scale, one.day, one.size_mb) for one in stretch if one.size_mb is not None]
-        yield f'<polyline class="mean" points="{" ".join(placed)}"/>'
+        yield "mean", plot.line((one.day, one.size_mb) for one in stretch)
     if history.expected:
-        placed = [_at(scale, day, size) for day, size in history.expected]
-        yield f'<polyline class="middle" points="{" ".join(placed)}"/>'
-
-
-def _limit(history: History, scale: _Scale) -> Iterator[str]:
-    if history.limit_mb is None or history.limit_mb > scale.top:
-        return
-    y = scale.y(history.limit_mb)
-    yield f'<line class="limit" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-    yield f'<text class="limit" x="0" y="{y - 4:.1f}">limit {escape(human_mb(history.limit_mb))}</text>'
-
-
-def _marks(history: History, scale: _Scale) -> Iterator[str]:
-    for mark in history.marks:
-        if scale.first <= mark.day.toordinal() <= scale.last:
-            x = f"{scale.x(mark.day):.2f}%"
-            title = escape(f"{mark.day}: {mark.note}")
-            yield f'<line class="mark" x1="{x}" x2="{x}" y1="0" y2="{scale.height}"><title>{title}</title></line>'
-
-
-def _points(history: History, scale: _Scale) -> Iterator[str]:
-    measured = [point for point in history.points if point.size_mb is not None]
-    named = [point for point in measured if point.label][-MOST_LINKS:]
-    for point in named or measured[-1:]:
-        placed = f'cx="{scale.x(point.day):.2f}%" cy="{scale.y(point.size_mb or 0):.1f}" r="3"'
-        kind = ' class="partial"' if point.is_partial else ""
-        circle = f"<circle {placed}{kind}><title>{escape(point.label)}</title></circle>"
-        address = escape(point.address)
-        yield f'<a href="{address}" aria-label="{escape(point.label)}">{circle}</a>' if address else circle
-
-
-def _dates(scale: _Scale) -> Iterator[str]:
-    for number, side in enumerate(DATE_SIDES):
-        day = date.fromordinal(scale.first + (scale.last - scale.first) * number // (len(DATE_SIDES) - 1))
-        yield f'<text class="date" x="{scale.x(day):.2f}%" y="{scale.height + 18}" text-anchor="{side}">{day}</text>'
-        if scale.last == scale.first:
-            return
-
-
-def share_bar(part: int, whole: int) -> str:
-    """Draw a part of a whole as a bar; it says nothing that the number beside it does not."""
-    percent = 0 if whole <= 0 else max(0, min(100, round(100 * part / whole)))
-    return (
-        '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="part" width="{percent}" height="8"/></svg>'
-    )
+        yield "middle", plot.line(history.expected)

@@ -1,8 +1,15 @@
-"""How the templates of pages, reports and mails are filled in."""
+"""How the templates of charts, pages, reports and mails are filled in."""
 
 from __future__ import annotations
 
-from jinja2 import BaseLoader, Environment, StrictUndefined
+from functools import cache
+from pathlib import Path
+
+from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+STYLES = Path(__file__).with_name("styles")
+"""Folder of the sheet that a page with charts needs."""
 
 
 def environment_of(loader: BaseLoader) -> Environment:
@@ -15,3 +22,15 @@ def environment_of(loader: BaseLoader) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+
+
+@cache  # Reading the templates takes longer than filling them in.
+def _drawings() -> Environment:
+    environment = environment_of(PackageLoader("capacity_assets.charts", "drawings"))
+    environment.filters.update(px="{:.1f}".format, percent="{:.2f}%".format)
+    return environment
+
+
+def draw(name: str, **values: object) -> Markup:
+    """Fill in the drawing of that name."""
+    return Markup(_drawings().get_template(f"{name}.svg.j2").render(values))  # noqa: S704 -- the template escapes

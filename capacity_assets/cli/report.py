@@ -13,6 +13,9 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_mb
 from capacity_assets.cli.options import STANDARD_OUTPUT, json_command, print_json, say, window_options, writing
 from capacity_assets.ownership.groups import refuse_unknown_grouping
+from capacity_assets.report.data import file_name, read_report
+from capacity_assets.report.issues import next_edition
+from capacity_assets.report.page import make_report_folder, render, write_report
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 
 
@@ -69,10 +72,6 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         CommandFailedError: the file cannot be written.
         DatabaseError: the database failed.
     """
-    from capacity_assets.report.data import file_name, read_report
-    from capacity_assets.report.issues import next_edition
-    from capacity_assets.report.page import make_report_folder, render, write_report
-
     if by is not None:
         refuse_unknown_grouping(by, settings.label_keys)
     refuse_an_absent_embedded_server(settings)

@@ -1,10 +1,10 @@
-"""A digest as a mail: plain text, HTML, and one chart as a picture, because mail programs draw no SVG."""
+"""A digest as a mail: plain text, and HTML with a chart of table cells, because mail programs draw no SVG."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from email.message import EmailMessage
 from functools import cache
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 from jinja2 import PackageLoader, Template
 
 from capacity_assets.base.units import human_change_mb, human_mb, human_percent, printable
+from capacity_assets.charts.axis import size_axis
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest, Mover, Named
 
-CHART = "size-over-time"
+# Heights of a row of the chart and of what marks a size in it, in pixels.
+ROW_HEIGHT, MARK_HEIGHT = 28, 4
 
 
 @dataclass(frozen=True)
@@ -127,45 +129,73 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
-    """Return the digest as HTML; `chart` is the address of the picture."""
+def as_html(digest: Digest, pages_url: str | None = None) -> str:
+    """Return the digest as HTML."""
     return _template().render(
         opening=opening(digest),
+        chart=size_chart(digest.history) if digest.has_news and digest.history else None,
+        mark_height=MARK_HEIGHT,
+        row_height=ROW_HEIGHT,
         sections=sections(digest),
         subject=subject_of(digest),
         pages_url=pages_url,
-        chart=chart,
     )
 
 
 def as_mail(digest: Digest, sender: str, to: Sequence[str], pages_url: str | None = None) -> EmailMessage:
-    """Return the digest as a mail with both forms; a week without news has one line and no picture."""
+    """Return the digest as a mail with both forms; a week without news has one line."""
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = subject_of(digest), sender, ", ".join(to)
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(as_text(digest, pages_url))
     if digest.has_news:
-        drawn = chart_of(digest)
-        mail.add_alternative(as_html(digest, pages_url, chart=f"cid:{CHART}"), subtype="html")
-        html = mail.get_payload()[1]  # type: ignore[index]
-        html.add_related(drawn, "image", "png", cid=f"<{CHART}>", filename=f"{CHART}.png")  # type: ignore[union-attr]
+        mail.add_alternative(as_html(digest, pages_url), subtype="html")
     return mail
 
 
-def chart_of(digest: Digest) -> bytes:
-    """Draw the weekly sizes as a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+@dataclass(frozen=True)
+class ChartRow:
+    """A step of the chart's axis: the size at its lower edge, and how many pixels above it each week's size lies.
 
-    figure = Figure(figsize=(6.4, 2.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([day for day, _ in digest.history], [size for _, size in digest.history], color="#0066a8", marker=".")  # type: ignore[arg-type]
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _place: human_mb(round(size))))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", alpha=0.3)
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=120)
-    return written.getvalue()
+    None: the week's size is in another row, or unknown.
+    """
+
+    label: str
+    places: Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class SizeChart:
+    """Weekly sizes as rows of cells, the largest sizes first, and the same in words."""
+
+    weeks: Sequence[date]
+    rows: Sequence[ChartRow]
+    summary: str
+
+
+def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
+    """Place weekly sizes, oldest first, in rows of cells; a week without a size has its column too."""
+    sizes = dict(history)
+    (first, first_mb), (last, last_mb) = history[0], history[-1]
+    weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]
+    axis = size_axis(min(sizes.values()), max(sizes.values()))
+    steps = len(axis.ticks) - 1
+    # Counted in marks: the largest size may lie on the upper edge of its row.
+    heights = {week: axis.share(size) * steps for week, size in sizes.items()}
+    rows = [
+        ChartRow(
+            axis.ticks[step].label,
+            [
+                round((heights[week] - step) * (ROW_HEIGHT - MARK_HEIGHT))
+                if week in heights and min(int(heights[week]), steps - 1) == step
+                else None
+                for week in weeks
+            ],
+        )
+        for step in reversed(range(steps))
+    ]
+    words = f"Size by week: {human_mb(first_mb)} in the week of {first}, {human_mb(last_mb)} in the week of {last}."
+    return SizeChart(weeks, rows, words)
 
 
 @cache  # Reading it takes longer than filling it in.

@@ -36,7 +36,8 @@ from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagste
 from capacity_assets.ownership.bills import IssuedBill, amount_text, gib, group_named, issue_bill, notes, read_bill
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.report.data import ChangeKind, Report, file_name, read_report
-from capacity_assets.report.issues import Edition
+from capacity_assets.report.issues import Edition, next_edition
+from capacity_assets.report.page import make_report_folder, write_report
 from capacity_assets.runtime import digest_channels
 
 
@@ -117,10 +118,6 @@ def growth_report(settings: Settings, period: Period, retries: dg.RetryPolicy) -
         **made_of_aggregates(settings, period, retries),
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-        # Only here: drawing is loaded by runs that draw, not by the code location.
-        from capacity_assets.report.issues import next_edition
-        from capacity_assets.report.page import make_report_folder, write_report
-
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         try:
             with dagster_failures():

@@ -11,8 +11,7 @@ from markupsafe import Markup
 
 from capacity_assets.base.files import atomic_write
 from capacity_assets.base.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
-from capacity_assets.charts.history import STYLES
-from capacity_assets.charts.templates import environment_of
+from capacity_assets.charts.templates import STYLES, environment_of
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import IssuedBill
 from capacity_assets.report.charts import (
@@ -22,10 +21,10 @@ from capacity_assets.report.charts import (
     coverage_chart,
     fan_charts,
     fleet_history_chart,
+    growth_chart,
     in_words,
     score_sentences,
     stacked_series,
-    waterfall_chart,
 )
 from capacity_assets.report.data import ChangeKind, Report
 from capacity_assets.report.issues import Edition
@@ -52,7 +51,7 @@ def _environment() -> Environment:
         number="{:,}".format,
         signed=signed,
         pair=human_pair_mb,
-        bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
+        bar=band_bar,
         in_words=in_words,
         counted=counted,
         group=bills.group_named,
@@ -78,10 +77,10 @@ def render(report: Report, edition: Edition | None = None) -> str:
             kinds_listed=KINDS_LISTED,
             series=stacked_series(report),
             notes=notes(report),
-            history_chart=Markup(fleet_history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
-            waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
-            coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
-            fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
+            history_chart=fleet_history_chart(report),
+            waterfall_chart=growth_chart(report) if report.has_before else "",
+            coverage_chart=coverage_chart(report),
+            fans=fan_charts(report.runways) if report.runways else (),
             scores=score_sentences(report.runways) if report.runways else (),
         )
     )

@@ -47,7 +47,7 @@ from capacity_assets.base.errors import (
 )
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
-from capacity_assets.charts.history import STYLES
+from capacity_assets.charts.templates import STYLES
 from capacity_assets.web.addresses import Asked, known_values
 from capacity_assets.web.pages import fleet, groups, lists, subjects
 from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Names, Reader

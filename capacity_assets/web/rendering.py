@@ -27,7 +27,8 @@ from capacity_assets.base.units import (
     human_percent,
     printable,
 )
-from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart, share_bar
+from capacity_assets.charts.bars import share_bar
+from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.ownership.bills import gib, group_named
 from capacity_assets.web.addresses import Asked, address
@@ -109,8 +110,8 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
     )
     environment.globals.update(
         address=address,
-        chart=lambda *what, **more: Markup(history_chart(drawn(*what, **more))),  # noqa: S704 -- texts escaped there
-        share_bar=lambda part, whole: Markup(share_bar(part, whole)),  # noqa: S704 -- numbers only
+        chart=lambda *what, **more: history_chart(drawn(*what, **more)),
+        share_bar=share_bar,
         growth=human_percent,
         window_named=window_named,
         window_span=window_span,

@@ -1,15 +1,35 @@
-"""The chart of a size over time: gaps, bands, round sizes, and nothing that a name could add to the page."""
+"""Charts: round axes, gaps, bars that add up and lie where their numbers say, and nothing that a name could add."""
 
 from __future__ import annotations
 
 import re
 from datetime import date, timedelta
+from itertools import pairwise
+from xml.etree import ElementTree as ET
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markupsafe import Markup
 
-from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart, share_bar
+from capacity_assets.base.units import LARGEST_MB, human_change_mb, human_mb
+from capacity_assets.charts.axis import Axis, count_axis, size_axis
+from capacity_assets.charts.bars import (
+    MOST_SERIES,
+    Columns,
+    Series,
+    Step,
+    Waterfall,
+    columns_chart,
+    share_bar,
+    span_bar,
+    waterfall_chart,
+)
+from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart
+from capacity_assets.digest.writing import MARK_HEIGHT, ROW_HEIGHT, size_chart
 
 DAY = date(2025, 3, 1)
+HOSTILE = '"><script>alert(1)</script>'
 
 
 def points(*sizes: int | None) -> list[Point]:
@@ -18,6 +38,21 @@ def points(*sizes: int | None) -> list[Point]:
 
 def labels(chart: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+
+
+def parsed(chart: Markup) -> ET.Element:
+    """The chart as a tree: it is well-formed."""
+    return ET.fromstring(chart)  # noqa: S314 -- drawn by us
+
+
+def rectangles(chart: Markup) -> list[ET.Element]:
+    """The bars in the plot, in their order."""
+    plot = next(part for part in parsed(chart) if part.get("class") == "plot")
+    return [one for one in plot.iter("rect") if not one.get("class", "").startswith("series-")]
+
+
+def number(rectangle: ET.Element, name: str) -> float:
+    return float(rectangle.get(name, "").rstrip("%"))
 
 
 def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> None:
@@ -34,6 +69,7 @@ def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> No
     ("sizes", "expected"),
     [
         ((0, 100), ["0 MiB", "25 MiB", "50 MiB", "75 MiB", "100 MiB"]),
+        ((0, 9), ["0 MiB", "5 MiB", "10 MiB"]),
         ((20 * 1024, 60 * 1024), ["20 GiB", "30 GiB", "40 GiB", "50 GiB", "60 GiB"]),
         ((5 * 1024**2, 7 * 1024**2), ["5 TiB", "5.5 TiB", "6 TiB", "6.5 TiB", "7 TiB"]),
         ((700 * 1024, 1100 * 1024), ["0.6 TiB", "0.7 TiB", "0.8 TiB", "0.9 TiB", "1 TiB", "1.1 TiB"]),
@@ -44,6 +80,29 @@ def test_the_axis_has_round_sizes(sizes: tuple[int, int], expected: list[str]) -
     chart = history_chart(History("sizes", points(*sizes)))
 
     assert [label for label in labels(chart) if "iB" in label] == expected
+
+
+def test_an_axis_of_servers_has_whole_ones() -> None:
+    assert [tick.label for tick in count_axis(3, "server").ticks] == ["0 servers", "1 server", "2 servers", "3 servers"]
+
+
+STORED = st.integers(-LARGEST_MB, LARGEST_MB)
+
+
+@given(STORED, STORED, st.integers(1, 8))
+@example(0, 0, 4)
+@example(1024**3 - 1, 1024**3, 4)
+def test_an_axis_holds_its_values_at_equal_distances_with_labels_that_differ(one: int, other: int, steps: int) -> None:
+    low, high = sorted((one, other))
+
+    axis = size_axis(low, high, steps)
+
+    assert axis.ticks[0].value <= low <= high <= axis.ticks[-1].value
+    assert 2 <= len(axis.ticks) <= steps + 2
+    distances = [after.value - before.value for before, after in pairwise(axis.ticks)]
+    assert distances == pytest.approx([distances[0]] * len(distances))
+    assert len({tick.label for tick in axis.ticks}) == len(axis.ticks)
+    assert len({tick.label.split()[1] for tick in axis.ticks}) == 1, "one unit"
 
 
 def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> None:
@@ -58,13 +117,15 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
 
 def test_names_and_notes_are_text() -> None:
-    hostile = '"><script>alert(1)</script>'
-    point = Point(DAY, 1, label=hostile, address=hostile)
+    point = Point(DAY, 1, label=HOSTILE, address=HOSTILE)
+    history = History(HOSTILE, [point, Point(DAY + timedelta(days=9), 2)], marks=[Mark(DAY, HOSTILE)])
+    columns = Columns(HOSTILE, [HOSTILE], [Series(HOSTILE, [1])], size_axis, human_mb, [1], HOSTILE)
+    waterfall = Waterfall(HOSTILE, 1, HOSTILE, HOSTILE, [Step(HOSTILE, 1, HOSTILE, "up")])
 
-    chart = history_chart(History(hostile, [point, Point(DAY + timedelta(days=9), 2)], marks=[Mark(DAY, hostile)]))
-
-    assert "<script" not in chart
-    assert chart.count("&lt;script&gt;") == 5
+    for chart in (history_chart(history), columns_chart(columns), waterfall_chart(waterfall)):
+        assert "<script" not in chart
+        assert chart.count("&lt;script&gt;") >= 5
+        assert parsed(chart).find(".//script") is None
 
 
 def test_nothing_measured_draws_nothing_and_one_day_is_a_point() -> None:
@@ -72,6 +133,182 @@ def test_nothing_measured_draws_nothing_and_one_day_is_a_point() -> None:
     assert history_chart(History("sizes", points(5))).count("<circle") == 1
 
 
+def stacked(*values: list[int | None]) -> Columns:
+    series = [Series(f"series {number}", column) for number, column in enumerate(values, 1)]
+    return Columns("sizes", [f"window {number}" for number in range(len(values[0]))], series, size_axis, human_mb)
+
+
+@given(
+    st.integers(1, 20).flatmap(
+        lambda count: st.lists(
+            st.lists(st.integers(0, LARGEST_MB), min_size=count, max_size=count), min_size=1, max_size=MOST_SERIES
+        )
+    )
+)
+def test_the_parts_of_a_column_lie_on_each_other_and_add_up_to_its_total(values: list[list[int]]) -> None:
+    chart = stacked(*values)
+    totals = [sum(column) for column in zip(*values, strict=True)]
+    pixels = chart.height / (max(totals) or 1)
+
+    columns: dict[float, list[tuple[float, float]]] = {}
+    for part in rectangles(columns_chart(chart)):
+        columns.setdefault(number(part, "x"), []).append((number(part, "y"), number(part, "height")))
+
+    drawn = [sum(height for _, height in columns[x]) for x in sorted(columns)]
+    assert drawn == pytest.approx([total * pixels for total in totals if total], abs=0.1 * MOST_SERIES)
+    for parts in columns.values():
+        for (y, _), (upper_y, upper_height) in pairwise([(chart.height, 0), *parts]):
+            assert upper_y + upper_height == pytest.approx(y, abs=0.11)
+
+
+def test_columns_stand_over_their_names_and_say_what_they_are_and_gaps_stay_gaps() -> None:
+    chart = columns_chart(stacked([100, None, None, 400], [100, None, None, 0]))
+
+    found = [(number(one, "x") + number(one, "width") / 2, one.findtext("title")) for one in rectangles(chart)]
+    assert found == [
+        (pytest.approx(12.5), "series 1, window 0: 100 MiB"),
+        (pytest.approx(87.5), "series 1, window 3: 400 MiB"),
+        (pytest.approx(12.5), "series 2, window 0: 100 MiB"),
+    ]
+    names = dict(re.findall(r'<text[^>]*x="([^"]*)"[^>]*>(window \d)</text>', chart))
+    assert names == {"87.50%": "window 3", "62.50%": "window 2", "37.50%": "window 1", "12.50%": "window 0"}
+    assert re.findall(r'<tspan x="([^"]*)" dy="0">no</tspan>', chart) == ["50.00%"], "once for both windows"
+    assert parsed(chart).findtext(".//desc") == "window 0: 200 MiB; window 3: 400 MiB"
+
+
+def test_where_names_under_columns_have_no_room_the_newest_is_among_those_that_are_shown() -> None:
+    chart = columns_chart(stacked([1] * 62))
+
+    shown = re.findall(r'<text( class="wide")? x="[^"]*" y="248" text-anchor="(\w+)">window (\d+)</text>', chart)
+    assert [int(name) for _, _, name in shown] == [61, 48, 35, 22, 9]
+    assert [bool(wide) for wide, _, _ in shown] == [False, True, False, True, False], "on a phone every second"
+    assert [side for _, side, _ in shown] == ["end", *["middle"] * 4], "nothing sticks out"
+
+
+def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_hatching() -> None:
+    names = ["x" * 200, "y" * 200]
+    chart = columns_chart(Columns("sizes", ["now"], [Series(name, [1]) for name in names], size_axis, human_mb))
+
+    assert re.findall(r'<li title="([xy]+)">', chart) == names
+    ids = re.findall(r'<pattern id="([^"]+)"', chart)
+    assert len(ids) == 2
+    assert re.findall(r'<g fill="url\(#([^)]+)\)">', chart) == ids
+
+
+def test_the_expected_number_is_a_level_line_over_each_column() -> None:
+    servers = [Series("now", [1, 3], "now")]
+    chart = columns_chart(Columns("servers", ["a", "b"], servers, size_axis, str, [2, 4], "expected", height=100))
+
+    [line] = re.findall(r'<polyline class="expected" points="([^"]*)"', chart)
+    assert line == "0.0,50.0 500.0,50.0 500.0,0.0 1000.0,0.0"
+    assert [number(one, "height") for one in rectangles(chart)] == [25, 75]
+    assert "<pattern" not in chart, "its series have colours of the sheet"
+
+
+def waterfall(start: int, *changes: int) -> Waterfall:
+    steps = [Step(f"step {number}", change, human_change_mb(change), "up") for number, change in enumerate(changes)]
+    return Waterfall("sizes", start, human_mb(start), human_mb(start + sum(changes)), steps)
+
+
+@given(STORED, st.lists(st.integers(-LARGEST_MB, LARGEST_MB), max_size=9))
+@example(100, [1, -2])
+@example(0, [])
+def test_each_bar_of_a_waterfall_begins_where_the_one_before_ends_and_the_last_is_the_sum(
+    start: int, changes: list[int]
+) -> None:
+    chart = waterfall_chart(waterfall(start, *changes))
+
+    bars = [(number(one, "x"), number(one, "x") + number(one, "width")) for one in rectangles(chart)]
+    levels = [float(x) for x in re.findall(r'<line class="level" x1="([\d.]+)%"', chart)]
+    assert len(bars) == len(changes) + 2
+    assert len(levels) == len(bars) - 1
+    for (bar, following), level in zip(pairwise(bars), levels, strict=True):
+        assert level in (pytest.approx(bar[0], abs=0.02), pytest.approx(bar[1], abs=0.02))
+        assert level in (pytest.approx(following[0], abs=0.02), pytest.approx(following[1], abs=0.02))
+    assert all(-0.01 <= left <= right <= 100.02 for left, right in bars)
+
+
+def test_a_waterfall_is_drawn_to_scale() -> None:
+    chart = waterfall_chart(waterfall(400, 600, -200))
+
+    assert [(number(one, "x"), number(one, "width")) for one in rectangles(chart)] == [
+        (0, 40),
+        (40, 60),
+        (80, 20),
+        (0, 80),
+    ]
+    assert re.findall(r'class="value" x="([\d.]+)%"[^>]*>([^<]*)<', chart) == [
+        ("40.00", "400 MiB"),
+        ("100.00", "+600 MiB"),
+        ("100.00", "-200 MiB"),
+        ("80.00", "800 MiB"),
+    ]
+    assert "does not begin at 0" not in chart
+    described = parsed(chart).findtext(".//desc")
+    assert described == "Before: 400 MiB; step 0: +600 MiB; step 1: -200 MiB; Now: 800 MiB"
+
+
+def test_small_steps_are_seen_because_the_axis_is_cut_and_says_so() -> None:
+    chart = waterfall_chart(waterfall(1000, 100))
+
+    assert [(number(one, "x"), number(one, "width")) for one in rectangles(chart)] == [(0, 50), (50, 50), (0, 100)]
+    assert "The axis does not begin at 0." in chart
+    assert "0 MiB" not in labels(chart)
+
+
+def test_names_of_steps_have_lines() -> None:
+    chart = waterfall_chart(
+        Waterfall("sizes", 1, "1 MiB", "2 MiB", [Step("Not measured\nnow", 1, "+1 MiB", "unknown")])
+    )
+
+    assert re.findall(r"<tspan[^>]*>([^<]*)</tspan>", chart) == ["Before", "Not measured", "now", "Now"]
+
+
 @pytest.mark.parametrize(("part", "whole", "width"), [(1, 4, 25), (5, 4, 100), (0, 0, 0), (-1, 4, 0)])
 def test_a_bar_shows_a_share_within_its_ends(part: int, whole: int, width: int) -> None:
-    assert f'width="{width}"' in share_bar(part, whole)
+    assert f'<rect class="part" x="0" width="{width}"' in share_bar(part, whole)
+
+
+def test_a_bar_of_a_span_has_a_mark_in_it() -> None:
+    bar = span_bar(0.25, 1, 0.5)
+
+    assert 'x="25" width="75"' in bar
+    assert '<line class="mark" x1="50" x2="50"' in bar
+
+
+def test_an_axis_is_cut_to_what_is_drawn() -> None:
+    axis = size_axis(0, 110).cut_to(0, 110)
+
+    assert [tick.label for tick in axis.ticks] == ["0 MiB", "50 MiB", "100 MiB"]
+    assert (axis.share(0), axis.share(55), axis.share(110)) == (0, 0.5, 1)
+    assert Axis(0, 5, ()).cut_to(3, 3) == Axis(0, 5, ())
+
+
+def test_the_chart_of_a_mail_has_each_week_in_the_row_of_its_size_and_a_column_for_those_that_are_missing() -> None:
+    weeks = [DAY + timedelta(weeks=number) for number in range(4)]
+
+    chart = size_chart([(weeks[0], 800), (weeks[1], 950), (weeks[3], 1000)])
+
+    highest = ROW_HEIGHT - MARK_HEIGHT
+    assert chart.weeks == weeks
+    assert [(row.label, row.places) for row in chart.rows] == [
+        ("950 MiB", [None, 0, None, highest]),
+        ("900 MiB", [None, None, None, None]),
+        ("850 MiB", [None, None, None, None]),
+        ("800 MiB", [0, None, None, None]),
+    ]
+    assert chart.summary == "Size by week: 800 MiB in the week of 2025-03-01, 1,000 MiB in the week of 2025-03-22."
+
+
+@given(st.lists(st.integers(0, LARGEST_MB), min_size=1, max_size=26))
+def test_the_marks_of_a_mail_are_as_high_as_the_sizes_are(sizes: list[int]) -> None:
+    chart = size_chart([(DAY + timedelta(weeks=number), size) for number, size in enumerate(sizes)])
+
+    axis = size_axis(min(sizes), max(sizes))
+    for number, size in enumerate(sizes):
+        [height] = [
+            row * (ROW_HEIGHT - MARK_HEIGHT) + place
+            for row, shown in enumerate(reversed(chart.rows))
+            if (place := shown.places[number]) is not None
+        ]
+        assert height == pytest.approx(axis.share(size) * len(chart.rows) * (ROW_HEIGHT - MARK_HEIGHT), abs=0.51)

@@ -1,0 +1,64 @@
+"""The axis of a chart: round values in one unit, and where on it a value lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from capacity_assets.base.units import counted
+
+STEPS = 4
+ROUND_STEPS = (1, 2, 2.5, 5, 10)
+UNITS = ("MiB", "GiB", "TiB", "PiB")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A marked value of an axis, and its label."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values between two ends, some of them marked."""
+
+    bottom: float
+    top: float
+    ticks: Sequence[Tick]
+
+    def share(self, value: float) -> float:
+        """Return where a value lies: 0 at the bottom, 1 at the top."""
+        return (value - self.bottom) / (self.top - self.bottom)
+
+    def cut_to(self, low: float, high: float) -> Axis:
+        """Return the part of it between two values; all of it where these are equal."""
+        if low == high:
+            return self
+        return Axis(low, high, [tick for tick in self.ticks if low <= tick.value <= high])
+
+
+def size_axis(low_mb: float, high_mb: float, steps: int = STEPS) -> Axis:
+    """Return an axis from the round size below both to the one above, some steps long, in the unit of the larger."""
+    power = min((max(round(abs(low_mb)), round(abs(high_mb)), 1).bit_length() - 1) // 10, len(UNITS) - 1)
+    unit = 1024**power
+    # As many decimals as they need.
+    return _axis(low_mb, high_mb, unit, steps, lambda value: f"{value / unit:,.13g} {UNITS[power]}")
+
+
+def count_axis(high: int, noun: str, steps: int = STEPS) -> Axis:
+    """Return an axis of numbers of things, from 0."""
+    return _axis(0, high, 1, steps, lambda value: counted(round(value), noun))
+
+
+def _axis(low: float, high: float, unit: int, steps: int, written: Callable[[float], str]) -> Axis:
+    """Mark round multiples of the unit, or of a decimal part of it; the smallest unit has no parts."""
+    least = max(((high - low) or max(high // 10, 1)) / steps, 1) / unit
+    power = 10.0 ** math.floor(math.log10(least))
+    factors = (factor * power for factor in ROUND_STEPS)
+    step = unit * next(factor for factor in factors if factor >= least and (unit > 1 or factor.is_integer()))
+    first, last = math.floor(low / step), math.ceil(high / step)
+    ticks = [Tick(step * number, written(step * number)) for number in range(first, max(last, first + 1) + 1)]
+    return Axis(ticks[0].value, ticks[-1].value, ticks)

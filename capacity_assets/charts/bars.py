@@ -1,0 +1,212 @@
+"""Charts of bars: stacked columns over time, a waterfall, and single bars for the cells of a table.
+
+Everything is placed in percent along one side and in pixels along the other, so that text keeps its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+from markupsafe import Markup
+
+from capacity_assets.charts.axis import Axis, size_axis
+from capacity_assets.charts.templates import draw
+
+MOST_SERIES = 8
+"""So many colours and hatchings are told apart."""
+STEPS = 6
+# Share of its place that a column takes; where there are many, gaps would be seen rather than columns.
+COLUMN_WIDTH, MOST_GAPS = 0.8, 100
+# Of the names under columns, so many are shown, and on a phone every second of these.
+NAMES_SHOWN = 5
+# Width of the stretched inner viewport, in which lines are drawn.
+WIDTH = 1000
+ROW_HEIGHT, BAR_HEIGHT = 32, 18
+# Steps that are smaller against the whole would not be seen on an axis from 0.
+SMALL_STEPS = 0.25
+
+
+@dataclass(frozen=True)
+class Series:
+    """One part of stacked columns: a value for each column, None where nothing is known of the column.
+
+    `colour` is a class of the sheet; without one, the series has the colour and the hatching of its place.
+    """
+
+    name: str
+    values: Sequence[int | None]
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Stacked columns with their names; `written` renders a value, `expected` is a dashed line over all columns."""
+
+    title: str
+    names: Sequence[str]
+    series: Sequence[Series]
+    axis_between: Callable[[int, int, int], Axis]
+    written: Callable[[int], str]
+    expected: Sequence[int] = ()
+    expected_name: str = ""
+    height: int = 230
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a column, in percent of the width and in pixels from the top, with what it shows in words."""
+
+    x: float
+    y: float
+    height: float
+    title: str
+
+
+class _ColumnPlot:
+    """Places columns."""
+
+    def __init__(self, chart: Columns) -> None:
+        self.chart, self.height = chart, chart.height
+        stacks = [
+            [value or 0 for value in column] for column in zip(*(one.values for one in chart.series), strict=True)
+        ]
+        # Sizes are never negative, but nothing keeps a collector from storing such.
+        self._levels = [list(accumulate(stack, initial=0)) for stack in stacks]
+        levels = [level for column in self._levels for level in column] or [0]
+        low, high = min(levels), max([*levels, *chart.expected])
+        self.axis = chart.axis_between(low, high, STEPS).cut_to(low, high)
+        count = max(len(chart.names), 1)
+        self.width = 100 / count * (COLUMN_WIDTH if count <= MOST_GAPS else 1)
+
+    def middle(self, number: int) -> float:
+        """Place the middle of a column, in percent of the width."""
+        return 100 * (number + 0.5) / len(self.chart.names)
+
+    def y(self, value: float) -> float:
+        """Place a value, in pixels from the top."""
+        return self.height * (1 - self.axis.share(value))
+
+    def parts(self, place: int) -> Iterator[Part]:
+        """Return the rectangles of the series at a place; none where there is nothing to see."""
+        series = self.chart.series[place]
+        for number, value in enumerate(series.values):
+            if value:
+                upper, lower = sorted(map(self.y, self._levels[number][place : place + 2]))
+                title = f"{series.name}, {self.chart.names[number]}: {self.chart.written(value)}"
+                yield Part(self.middle(number) - self.width / 2, upper, lower - upper, title)
+
+    def unknown(self) -> list[float]:
+        """Place the middle of each stretch of columns of which nothing is known."""
+        columns = enumerate(zip(*(one.values for one in self.chart.series), strict=True))
+        stretches = groupby(columns, lambda column: all(value is None for value in column[1]))
+        numbers = [[number for number, _ in stretch] for is_unknown, stretch in stretches if is_unknown]
+        return [(self.middle(stretch[0]) + self.middle(stretch[-1])) / 2 for stretch in numbers]
+
+    def names(self) -> list[int]:
+        """Return the columns whose names are shown, the newest first."""
+        count = len(self.chart.names)
+        return list(range(count - 1, -1, -count // NAMES_SHOWN or -1))
+
+    def line(self) -> list[str]:
+        """Place the expected values in the stretched viewport: a level line over each column."""
+        edges = WIDTH / max(len(self.chart.names), 1)
+        return [
+            f"{edges * side:.1f},{self.y(value):.1f}"
+            for number, value in enumerate(self.chart.expected)
+            for side in (number, number + 1)
+        ]
+
+
+def columns_chart(chart: Columns) -> Markup:
+    """Draw stacked columns."""
+    plot = _ColumnPlot(chart)
+    known = [
+        f"{name}: {chart.written(sum(value or 0 for value in values))}"
+        for name, *values in zip(chart.names, *(one.values for one in chart.series), strict=True)
+        if any(value is not None for value in values)
+    ]
+    description = "; ".join(dict.fromkeys([*known[:1], *known[-1:]]))
+    return draw("columns", title=chart.title, description=description, chart=chart, plot=plot, width=WIDTH)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a waterfall, from one level to the next: its name in lines, its change in words, its colour."""
+
+    name: str
+    change: int
+    written: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """How one size becomes another: start + all steps = end."""
+
+    title: str
+    start_mb: int
+    start_written: str
+    end_written: str
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A bar between two levels, with its name in lines and what it stands for in words."""
+
+    lines: Sequence[str]
+    first: int
+    last: int
+    written: str
+    colour: str
+
+
+class _WaterfallPlot:
+    """Places the rows of a waterfall, one under the other."""
+
+    def __init__(self, chart: Waterfall) -> None:
+        levels = list(accumulate((step.change for step in chart.steps), initial=chart.start_mb))
+        low, high = min(levels), max(levels)
+        self.is_cut = 0 < high - low < high * SMALL_STEPS
+        low, high = max(0, 2 * low - high) if self.is_cut else min(0, low), max(0, high)
+        self.axis = size_axis(low, high, STEPS).cut_to(low, high)
+        self.rows = [
+            Row(["Before"], 0, chart.start_mb, chart.start_written, "total"),
+            *(
+                Row(step.name.split("\n"), level, level + step.change, step.written, step.colour)
+                for level, step in zip(levels, chart.steps, strict=False)
+            ),
+            Row(["Now"], 0, levels[-1], chart.end_written, "total"),
+        ]
+        self.height = len(self.rows) * ROW_HEIGHT
+
+    def x(self, value: float) -> float:
+        """Place a value, in percent of the width; the bars of the ends begin at the edge of an axis that is cut."""
+        return 100 * max(self.axis.share(value), 0)
+
+
+def waterfall_chart(chart: Waterfall) -> Markup:
+    """Draw how one size becomes another, a row for each step: names and values have room on every screen."""
+    plot = _WaterfallPlot(chart)
+    description = "; ".join(f"{' '.join(row.lines)}: {row.written}" for row in plot.rows)
+    return draw(
+        "waterfall",
+        title=chart.title,
+        description=description,
+        plot=plot,
+        row_height=ROW_HEIGHT,
+        bar_height=BAR_HEIGHT,
+    )
+
+
+def share_bar(part: int, whole: int) -> Markup:
+    """Draw a part of a whole as a bar; it says nothing that the number beside it does not."""
+    return span_bar(0, 0 if whole <= 0 else part / whole)
+
+
+def span_bar(first: float, last: float, mark: float | None = None) -> Markup:
+    """Draw what lies between two shares of a whole as a bar, with a mark in it."""
+    start, end = (round(100 * min(max(share, 0), 1)) for share in (first, last))
+    return draw("bar", start=start, width=end - start, mark=None if mark is None else round(100 * mark))
