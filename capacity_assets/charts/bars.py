@@ -18,9 +18,9 @@ MOST_SERIES = 8
 """So many colours and hatchings are told apart."""
 STEPS = 6
 # Share of its place that a column takes; where there are many, gaps would be seen rather than columns.
-COLUMN_WIDTH, MOST_GAPS = 0.8, 100
+COLUMN_WIDTH, MOST_GAPS, NARROW_PERCENT = 0.8, 100, 5
 # Of the names under columns, so many are shown, and on a phone every second of these.
-NAMES_SHOWN = 5
+NAMES_SHOWN = 6
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 ROW_HEIGHT, BAR_HEIGHT = 32, 18
@@ -105,9 +105,10 @@ class _ColumnPlot:
         return [(self.middle(stretch[0]) + self.middle(stretch[-1])) / 2 for stretch in numbers]
 
     def names(self) -> list[int]:
-        """Return the columns whose names are shown, the newest first."""
+        """Return the columns whose names are shown, the newest first; under narrow ones, names would stick out."""
         count = len(self.chart.names)
-        return list(range(count - 1, -1, -count // NAMES_SHOWN or -1))
+        step = -(-count // NAMES_SHOWN) or 1
+        return list(range(count - 1 - (step // 2 if self.width < NARROW_PERCENT else 0), -1, -step))
 
     def line(self) -> list[str]:
         """Place the expected values in the stretched viewport: a level line over each column."""

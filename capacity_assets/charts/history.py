@@ -17,8 +17,8 @@ from capacity_assets.base.units import human_mb
 from capacity_assets.charts.axis import Axis, size_axis
 from capacity_assets.charts.templates import draw
 
-# The first day, the middle and the last: more do not fit on a phone.
-DATE_SIDES = ("start", "middle", "end")
+# The first day, the middle and the last: more do not fit on a phone. Small charts stand beside each other.
+DATE_SIDES, SMALL_HEIGHT = ("start", "middle", "end"), 150
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 # At most this many points are links; more cannot be distinguished.
@@ -91,11 +91,9 @@ class _Plot:
 
     def dates(self) -> list[tuple[date, str]]:
         """Return the days that are named, each with the side at which it is anchored."""
-        if self.last == self.first:
-            return [(date.fromordinal(self.first), DATE_SIDES[0])]
-        span = self.last - self.first
-        days = (date.fromordinal(self.first + span * number // 2) for number in range(len(DATE_SIDES)))
-        return list(zip(days, DATE_SIDES, strict=True))
+        days = {"start": self.first, "middle": (self.first + self.last) // 2, "end": self.last}
+        shown = DATE_SIDES[:1] if self.last == self.first else DATE_SIDES[:: 2 if self.height < SMALL_HEIGHT else 1]
+        return [(date.fromordinal(days[side]), side) for side in shown]
 
 
 def history_chart(history: History) -> Markup:

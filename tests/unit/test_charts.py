@@ -128,6 +128,16 @@ def test_names_and_notes_are_text() -> None:
         assert parsed(chart).find(".//script") is None
 
 
+def test_a_small_chart_names_its_first_and_its_last_day() -> None:
+    year = [Point(DAY, 1), Point(DAY + timedelta(days=364), 2)]
+
+    dates = [
+        re.findall(r">(20[\d-]+)</text>", history_chart(History("", year, height=height))) for height in (200, 110)
+    ]
+
+    assert dates == [["2025-03-01", "2025-08-30", "2026-02-28"], ["2025-03-01", "2026-02-28"]]
+
+
 def test_nothing_measured_draws_nothing_and_one_day_is_a_point() -> None:
     assert history_chart(History("sizes", points(None, None))) == ""
     assert history_chart(History("sizes", points(5))).count("<circle") == 1
@@ -176,13 +186,15 @@ def test_columns_stand_over_their_names_and_say_what_they_are_and_gaps_stay_gaps
     assert parsed(chart).findtext(".//desc") == "window 0: 200 MiB; window 3: 400 MiB"
 
 
-def test_where_names_under_columns_have_no_room_the_newest_is_among_those_that_are_shown() -> None:
-    chart = columns_chart(stacked([1] * 62))
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (13, [12, 9, 6, 3, 0]), (62, [56, 45, 34, 23, 12, 1]), (0, [])]
+)
+def test_as_many_names_stand_under_columns_as_have_room(count: int, expected: list[int]) -> None:
+    chart = columns_chart(stacked([1] * count))
 
-    shown = re.findall(r'<text( class="wide")? x="[^"]*" y="248" text-anchor="(\w+)">window (\d+)</text>', chart)
-    assert [int(name) for _, _, name in shown] == [61, 48, 35, 22, 9]
-    assert [bool(wide) for wide, _, _ in shown] == [False, True, False, True, False], "on a phone every second"
-    assert [side for _, side, _ in shown] == ["end", *["middle"] * 4], "nothing sticks out"
+    shown = re.findall(r'<text( class="wide")? x="[^"]*" y="248" text-anchor="middle">window (\d+)</text>', chart)
+    assert [int(name) for _, name in shown] == expected
+    assert [bool(wide) for wide, _ in shown] == [rank % 2 == 1 for rank in range(len(shown))], "on a phone every second"
 
 
 def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_hatching() -> None:
