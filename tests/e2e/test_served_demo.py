@@ -262,7 +262,7 @@ def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tabl
     # Where runways were issued in the month, there is one more.
     assert page.locator("section:not([aria-labelledby=fills-first]) svg.plot").count() == 3
     assert page.locator("svg.plot").first.bounding_box()["width"] > 500  # type: ignore[index]
-    page.set_viewport_size({"width": 1000, "height": 1400})
+    page.set_viewport_size({"width": 1000, "height": 1800})
     ui.picture(page, "report")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1000
     page.set_viewport_size({"width": 390, "height": 800})
