@@ -5,22 +5,24 @@ Everything is placed in percent along one side and in pixels along the other, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 from markupsafe import Markup
 
-from capacity_assets.charts.axis import Axis, size_axis
+from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb
+from capacity_assets.charts.axis import count_axis, size_axis
 from capacity_assets.charts.templates import draw
 
 MOST_SERIES = 8
 """So many colours and hatchings are told apart."""
+# Of an axis, which ends where the bars do.
 STEPS = 6
 # Share of its place that a column takes; where there are many, gaps would be seen rather than columns.
-COLUMN_WIDTH, MOST_GAPS, NARROW_PERCENT = 0.8, 100, 5
+COLUMN_WIDTH, MOST_GAPS = 0.8, 100
 # Of the names under columns, so many are shown, and on a phone every second of these.
-NAMES_SHOWN = 6
+NAMES_SHOWN, NARROW_PERCENT = 6, 5
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 ROW_HEIGHT, BAR_HEIGHT = 32, 18
@@ -42,16 +44,22 @@ class Series:
 
 @dataclass(frozen=True)
 class Columns:
-    """Stacked columns with their names; `written` renders a value, `expected` is a dashed line over all columns."""
+    """Stacked columns with their names: sizes in MiB, or numbers of the things that `noun` names.
+
+    `expected` is a dashed line over all columns.
+    """
 
     title: str
     names: Sequence[str]
     series: Sequence[Series]
-    axis_between: Callable[[int, int, int], Axis]
-    written: Callable[[int], str]
+    noun: str = ""
     expected: Sequence[int] = ()
     expected_name: str = ""
     height: int = 230
+
+    def written(self, value: int) -> str:
+        """Write a value with its unit."""
+        return counted(value, self.noun) if self.noun else human_mb(value)
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,14 @@ class _ColumnPlot:
 
     def __init__(self, chart: Columns) -> None:
         self.chart, self.height = chart, chart.height
-        stacks = [
-            [value or 0 for value in column] for column in zip(*(one.values for one in chart.series), strict=True)
-        ]
+        columns = list(zip(*(series.values for series in chart.series), strict=True))
         # Sizes are never negative, but nothing keeps a collector from storing such.
-        self._levels = [list(accumulate(stack, initial=0)) for stack in stacks]
-        levels = [level for column in self._levels for level in column] or [0]
+        self._levels = [list(accumulate((value or 0 for value in column), initial=0)) for column in columns]
+        self._is_known = [any(value is not None for value in column) for column in columns]
+        levels = [0, *(level for column in self._levels for level in column)]
         low, high = min(levels), max([*levels, *chart.expected])
-        self.axis = chart.axis_between(low, high, STEPS).cut_to(low, high)
+        axis = count_axis(high, chart.noun, STEPS) if chart.noun else size_axis(low, high, STEPS)
+        self.axis = axis.cut_to(low, high)
         count = max(len(chart.names), 1)
         self.width = 100 / count * (COLUMN_WIDTH if count <= MOST_GAPS else 1)
 
@@ -99,9 +107,8 @@ class _ColumnPlot:
 
     def unknown(self) -> list[float]:
         """Place the middle of each stretch of columns of which nothing is known."""
-        columns = enumerate(zip(*(one.values for one in self.chart.series), strict=True))
-        stretches = groupby(columns, lambda column: all(value is None for value in column[1]))
-        numbers = [[number for number, _ in stretch] for is_unknown, stretch in stretches if is_unknown]
+        stretches = groupby(range(len(self._is_known)), self._is_known.__getitem__)
+        numbers = [list(stretch) for is_known, stretch in stretches if not is_known]
         return [(self.middle(stretch[0]) + self.middle(stretch[-1])) / 2 for stretch in numbers]
 
     def names(self) -> list[int]:
@@ -119,47 +126,38 @@ class _ColumnPlot:
             for side in (number, number + 1)
         ]
 
+    def description(self) -> str:
+        """Say the first and the last known total."""
+        known = [
+            f"{name}: {self.chart.written(levels[-1])}"
+            for name, levels, is_known in zip(self.chart.names, self._levels, self._is_known, strict=False)
+            if is_known
+        ]
+        return "; ".join(dict.fromkeys([*known[:1], *known[-1:]]))
+
 
 def columns_chart(chart: Columns) -> Markup:
     """Draw stacked columns."""
     plot = _ColumnPlot(chart)
-    known = [
-        f"{name}: {chart.written(sum(value or 0 for value in values))}"
-        for name, *values in zip(chart.names, *(one.values for one in chart.series), strict=True)
-        if any(value is not None for value in values)
-    ]
-    description = "; ".join(dict.fromkeys([*known[:1], *known[-1:]]))
-    return draw("columns", title=chart.title, description=description, chart=chart, plot=plot, width=WIDTH)
+    return draw("columns", title=chart.title, description=plot.description(), chart=chart, plot=plot, width=WIDTH)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a waterfall, from one level to the next: its name in lines, its change in words, its colour."""
+    """A step of a waterfall: its name in lines, by how many MiB it changes the size, and a class of the sheet."""
 
     name: str
-    change: int
-    written: str
+    change_mb: int
     colour: str
 
 
 @dataclass(frozen=True)
-class Waterfall:
-    """How one size becomes another: start + all steps = end."""
-
-    title: str
-    start_mb: int
-    start_written: str
-    end_written: str
-    steps: Sequence[Step]
-
-
-@dataclass(frozen=True)
 class Row:
-    """A bar between two levels, with its name in lines and what it stands for in words."""
+    """A bar between two sizes, with its name in lines and what it stands for in words."""
 
     lines: Sequence[str]
-    first: int
-    last: int
+    first_mb: int
+    last_mb: int
     written: str
     colour: str
 
@@ -167,39 +165,34 @@ class Row:
 class _WaterfallPlot:
     """Places the rows of a waterfall, one under the other."""
 
-    def __init__(self, chart: Waterfall) -> None:
-        levels = list(accumulate((step.change for step in chart.steps), initial=chart.start_mb))
-        low, high = min(levels), max(levels)
+    def __init__(self, start_mb: int, steps: Sequence[Step]) -> None:
+        sizes = list(accumulate((step.change_mb for step in steps), initial=start_mb))
+        low, high = min(sizes), max(sizes)
         self.is_cut = 0 < high - low < high * SMALL_STEPS
         low, high = max(0, 2 * low - high) if self.is_cut else min(0, low), max(0, high)
         self.axis = size_axis(low, high, STEPS).cut_to(low, high)
+        before, now = human_pair_mb(start_mb, sizes[-1])
         self.rows = [
-            Row(["Before"], 0, chart.start_mb, chart.start_written, "total"),
+            Row(["Before"], 0, start_mb, before, "total"),
             *(
-                Row(step.name.split("\n"), level, level + step.change, step.written, step.colour)
-                for level, step in zip(levels, chart.steps, strict=False)
+                Row(step.name.split("\n"), size, size + step.change_mb, human_change_mb(step.change_mb), step.colour)
+                for size, step in zip(sizes, steps, strict=False)
             ),
-            Row(["Now"], 0, levels[-1], chart.end_written, "total"),
+            Row(["Now"], 0, sizes[-1], now, "total"),
         ]
+        self.row_height, self.bar_height = ROW_HEIGHT, BAR_HEIGHT
         self.height = len(self.rows) * ROW_HEIGHT
 
-    def x(self, value: float) -> float:
-        """Place a value, in percent of the width; the bars of the ends begin at the edge of an axis that is cut."""
-        return 100 * max(self.axis.share(value), 0)
+    def x(self, size_mb: float) -> float:
+        """Place a size, in percent of the width; the bars of the ends begin at the edge of an axis that is cut."""
+        return 100 * max(self.axis.share(size_mb), 0)
 
 
-def waterfall_chart(chart: Waterfall) -> Markup:
+def waterfall_chart(title: str, start_mb: int, steps: Sequence[Step]) -> Markup:
     """Draw how one size becomes another, a row for each step: names and values have room on every screen."""
-    plot = _WaterfallPlot(chart)
+    plot = _WaterfallPlot(start_mb, steps)
     description = "; ".join(f"{' '.join(row.lines)}: {row.written}" for row in plot.rows)
-    return draw(
-        "waterfall",
-        title=chart.title,
-        description=description,
-        plot=plot,
-        row_height=ROW_HEIGHT,
-        bar_height=BAR_HEIGHT,
-    )
+    return draw("waterfall", title=title, description=description, plot=plot)
 
 
 def share_bar(part: int, whole: int) -> Markup:

@@ -14,14 +14,12 @@ from markupsafe import Markup
 
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb
-from capacity_assets.charts.axis import count_axis, size_axis
+from capacity_assets.base.units import counted
 from capacity_assets.charts.bars import (
     MOST_SERIES,
     Columns,
     Series,
     Step,
-    Waterfall,
     columns_chart,
     span_bar,
     waterfall_chart,
@@ -73,22 +71,19 @@ def fleet_history_chart(report: Report) -> Markup:
             f"Size by {'database' if report.server else 'engine'}, window by window",
             [report.period.label_of(window) for window in report.windows],
             stacked_series(report),
-            size_axis,
-            human_mb,
         )
     )
 
 
 def growth_chart(report: Report) -> Markup:
     """Draw how the size of the window before becomes that of this one."""
-    before, now = human_pair_mb(report.start_mb, report.end_mb)
     steps = [
-        Step(STEP_NAMES[kind], change, human_change_mb(change), _step_colour(kind, change))
+        Step(STEP_NAMES[kind], change, _step_colour(kind, change))
         for kind, change in report.steps
         if change or kind not in RARE_STEPS
     ]
     title = "From the size of the window before to the size of this window"
-    return waterfall_chart(Waterfall(title, report.start_mb, before, now, steps))
+    return waterfall_chart(title, report.start_mb, steps)
 
 
 def _step_colour(kind: str, change: int) -> str:
@@ -108,8 +103,7 @@ def coverage_chart(report: Report) -> Markup:
             "Servers measured on each day",
             [PERIODS["daily"].label_of(Window(day, day)) for day in days],
             [Series("window before", before, "before"), Series("this window", now, "now")],
-            lambda _low, high, steps: count_axis(high, "server", steps),
-            lambda count: counted(count, "server"),
+            "server",
             [report.expected_servers.get(day, 0) for day in days],
             "servers that should have been measured",
             height=140,
