@@ -180,7 +180,7 @@ def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
     weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]
     axis = size_axis(min(sizes.values()), max(sizes.values()))
     steps = len(axis.ticks) - 1
-    # Counted in marks: the largest size may lie on the upper edge of its row.
+    # In steps of the axis from its lower end; the largest size may lie on the upper edge of the highest step.
     heights = {week: axis.share(size) * steps for week, size in sizes.items()}
     rows = [
         ChartRow(
