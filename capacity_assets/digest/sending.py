@@ -41,8 +41,8 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What became of a week's digests: by name of receiver, those that failed with the reason."""
+class Deliveries:
+    """The receivers of a week's digest by what became of it; those that failed with the reason."""
 
     sent: Sequence[str] = ()
     earlier: Sequence[str] = ()
@@ -51,45 +51,45 @@ class Sent:
 
 def send_digests(
     engine: Engine, week: Window, receivers: Sequence[Receiver], channels: Channels, *, again: bool = False
-) -> Sent:
-    """Send a week's digest to those without it, with `again` to all; raises DatabaseError; who got it is remembered."""
-    done: dict[str, str | None] = {}
-    with ExitStack() as held:
+) -> Deliveries:
+    """Send a week's digest to those without it, with `again` to all, and store who got it; raises DatabaseError."""
+    problems: dict[str, list[str] | None] = {}
+    with ExitStack() as stack:
         # One at a time, so that two runs do not both send. The lock goes with the connection.
         with database_errors(doing="locking the digest", kept="Nothing was sent."):
-            connection = held.enter_context(engine.connect())
+            connection = stack.enter_context(engine.connect())
             connection.execute(text(NO_TIME_LIMIT))
             wait_for_lock(connection, "digests")
         for receiver in receivers:
-            done[receiver.name] = _send_to(engine, week, receiver, channels, again=again)
-    return Sent(
-        [name for name, outcome in done.items() if outcome == _SENT],
-        [name for name, outcome in done.items() if outcome is None],
-        tuple((name, outcome) for name, outcome in done.items() if outcome not in {_SENT, None}),
+            problems[receiver.name] = _send_to(engine, week, receiver, channels, again=again)
+    return Deliveries(
+        [name for name, reasons in problems.items() if reasons == []],
+        [name for name, reasons in problems.items() if reasons is None],
+        tuple((name, " ".join(reasons)) for name, reasons in problems.items() if reasons),
     )
 
 
-def _send_to(engine: Engine, week: Window, receiver: Receiver, channels: Channels, *, again: bool) -> str | None:
-    """Send by each channel that did not take it yet; return _SENT, why one did not take it, or None: all had it."""
-    wanted = [channel for channel, is_wanted in ((WEBHOOK, receiver.webhook), (MAIL, bool(receiver.to))) if is_wanted]
-    before = set() if again else set(_sent_before(engine, week, receiver))
-    open_channels = [channel for channel in wanted if channel not in before]
-    if not open_channels:
+def _send_to(engine: Engine, week: Window, receiver: Receiver, channels: Channels, *, again: bool) -> list[str] | None:
+    """Send by each channel of a receiver that has not delivered it; return what failed, None if all delivered it."""
+    delivered = set() if again else set(_delivered(engine, week, receiver))
+    names = [*([WEBHOOK] if receiver.webhook else []), *([MAIL] if receiver.to else [])]
+    remaining = [name for name in names if name not in delivered]
+    if not remaining:
         return None
     digest = read_digest(engine, week, receiver.label)
     problems = []
-    for channel in open_channels:
+    for name in remaining:
         try:
-            refused = _BY[channel](digest, receiver, channels)
+            refusal = _SENDERS[name](digest, receiver, channels)
         except SendingError as error:
             problems.append(str(error))
         else:
-            _remember(engine, week, receiver, channel)
-            problems += [refused] if refused else []
-    return " ".join(problems) or _SENT
+            _store_delivery(engine, week, receiver, name)
+            problems += [refusal] if refusal else []
+    return problems
 
 
-def _by_webhook(digest: Digest, _receiver: Receiver, channels: Channels) -> str:
+def _send_by_webhook(digest: Digest, _receiver: Receiver, channels: Channels) -> str:
     if channels.webhook_url is None:
         raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
     try:
@@ -99,8 +99,8 @@ def _by_webhook(digest: Digest, _receiver: Receiver, channels: Channels) -> str:
     return ""
 
 
-def _by_mail(digest: Digest, receiver: Receiver, channels: Channels) -> str:
-    """Return who did not get it where others did."""
+def _send_by_mail(digest: Digest, receiver: Receiver, channels: Channels) -> str:
+    """Return which addresses were refused where others were not."""
     if channels.smtp_url is None or channels.sender is None:
         raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
     mail = as_mail(digest, channels.sender, receiver.to, channels.pages_url)
@@ -108,12 +108,11 @@ def _by_mail(digest: Digest, receiver: Receiver, channels: Channels) -> str:
 
 
 WEBHOOK, MAIL = "webhook", "mail"
-_BY = {WEBHOOK: _by_webhook, MAIL: _by_mail}
-_SENT = ""
+_SENDERS = {WEBHOOK: _send_by_webhook, MAIL: _send_by_mail}
 
 
 def _mail(url: str, mail: EmailMessage) -> str:
-    """Hand a mail over; return who was refused where others were not.
+    """Hand a mail over; return which addresses were refused where others were not.
 
     smtps:// encrypts from the start, smtp:// as soon as the server offers it. A password is never
     sent in clear: without encryption there is no login.
@@ -154,14 +153,13 @@ def _mail(url: str, mail: EmailMessage) -> str:
     return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
 
 
-def _sent_before(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
+def _delivered(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
     query = text("SELECT channel FROM capacity_digests WHERE week = :week AND receiver = :receiver")
-    asked = {"week": week.start, "receiver": receiver.name}
     with database_errors(doing="reading who got a digest", kept="Nothing was sent."), engine.connect() as connection:
-        return list(connection.execute(query, asked).scalars())
+        return list(connection.execute(query, {"week": week.start, "receiver": receiver.name}).scalars())
 
 
-def _remember(engine: Engine, week: Window, receiver: Receiver, channel: str) -> None:
+def _store_delivery(engine: Engine, week: Window, receiver: Receiver, channel: str) -> None:
     statement = text(
         "INSERT INTO capacity_digests (week, receiver, channel) VALUES (:week, :receiver, :channel) "
         "ON CONFLICT (week, receiver, channel) DO UPDATE SET sent_at = now()"

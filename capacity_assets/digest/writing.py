@@ -76,7 +76,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "growers": ("Grew more than usual", _moved),
     "shrinkers": ("Shrank more than usual", _moved),
     "runways": (
-        "Full sooner than was said a week ago",
+        "Full sooner than forecast a week ago",
         lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'no date'}",
     ),
     "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
@@ -106,14 +106,14 @@ class Sentence:
 
 def opening(digest: Digest) -> list[Sentence]:
     """Return the sentences before the news: size and change, what is as usual, and what is unknown."""
-    said = [Sentence(headline(digest))]
+    sentences = [Sentence(headline(digest))]
     if not digest.has_news and digest.size_mb:
-        said.append(Sentence(NOTHING_UNUSUAL))
+        sentences.append(Sentence(NOTHING_UNUSUAL))
         if digest.has_forecast:
-            said.append(Sentence(NOTHING_FILLS))
+            sentences.append(Sentence(NOTHING_FILLS))
     if not digest.has_forecast:
-        said.append(Sentence(NO_FORECAST, "capacity runway"))
-    return said
+        sentences.append(Sentence(NO_FORECAST, "capacity runway"))
+    return sentences
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:

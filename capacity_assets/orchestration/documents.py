@@ -21,7 +21,7 @@ from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import receivers_of
-from capacity_assets.digest.sending import Sent, send_digests
+from capacity_assets.digest.sending import Deliveries, send_digests
 from capacity_assets.digest.writing import opening, sections
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
 from capacity_assets.orchestration.partitions import (
@@ -315,26 +315,26 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
             path = settings.digest_receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
             for week in windows_of(period, context.partition_keys):
-                done = Sent()
+                deliveries = Deliveries()
                 if week == newest:
                     channels = digest_channels(settings)
-                    done = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
-                    failed = done.failed
+                    deliveries = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
+                    failed = deliveries.failed
                 digest = read_digest(runner.service.engine, week)
-                context.add_asset_metadata(digest_metadata(digest, done), partition_key=week.key)
+                context.add_asset_metadata(digest_metadata(digest, deliveries), partition_key=week.key)
         yield dg.MaterializeResult(check_results=[_check_result(failed)])
 
     return make_digest
 
 
-def digest_metadata(digest: Digest, done: Sent) -> MetadataMapping:
+def digest_metadata(digest: Digest, deliveries: Deliveries) -> MetadataMapping:
     """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
     return {
         "digest": dg.MetadataValue.md(digest_text(digest)),
         **{name: dg.MetadataValue.int(count) for name, count in digest.counts.items()},
-        "sent": dg.MetadataValue.int(len(done.sent)),
-        "sent_earlier": dg.MetadataValue.int(len(done.earlier)),
-        "not_sent": dg.MetadataValue.int(len(done.failed)),
+        "sent": dg.MetadataValue.int(len(deliveries.sent)),
+        "sent_earlier": dg.MetadataValue.int(len(deliveries.earlier)),
+        "not_sent": dg.MetadataValue.int(len(deliveries.failed)),
     }
 
 

@@ -15,7 +15,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_name
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.digest.content import Digest
-from capacity_assets.digest.sending import Sent
+from capacity_assets.digest.sending import Deliveries
 from capacity_assets.forecast.issued import IssuedDay, Score
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.maintenance import MaintenanceReport
@@ -154,7 +154,7 @@ def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
     week = PERIODS["weekly"].window_of(date(2025, 1, 6))
     found = Digest(week, None, 0, None, (), (), (), (), (), (), counts)
 
-    assert first_cells("Metadata of digest") == set(digest_metadata(found, Sent()))
+    assert first_cells("Metadata of digest") == set(digest_metadata(found, Deliveries()))
     for option in DigestConfig.model_fields:
         assert f"`{option}`" in section("Periods, assets and jobs")
 
