@@ -9,7 +9,7 @@ from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 STYLES = Path(__file__).with_name("styles")
-"""Folder of the sheet that a page with charts needs."""
+"""Folder of the sheets of all pages, and of charts."""
 
 
 def environment_of(loader: BaseLoader) -> Environment:

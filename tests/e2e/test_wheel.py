@@ -25,7 +25,7 @@ def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(demo: Demo) -> N
 
     assert wheel.name.startswith(f"capacity_assets-{version('capacity_assets')}-")
     shipped = ("py.typed", "report/templates/report.html.j2", "shipped/dagster.yaml", "shipped/workspace.yaml")
-    charts = ("charts/styles/chart.css", "charts/drawings/chart.svg.j2")
+    charts = ("charts/styles/page.css", "charts/styles/chart.css", "charts/drawings/chart.svg.j2")
     for name in (*shipped, *charts, "web/templates/fleet.html.j2", "web/static/search.js"):
         assert f"capacity_assets/{name}" in names
     assert not any(name.startswith(("tests/", "docs/", "benchmarks/")) for name in names)
