@@ -37,7 +37,7 @@ from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.collection.registry import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.issued import Said, said_before
+from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
 from capacity_assets.forecast.model import Forecasts, forecast, without_steps
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
@@ -107,7 +107,7 @@ RUNWAY_COLUMNS = (
 )
 
 
-SAID_COLUMNS = (*left("As of", "Full (50 %)"), *right("Horizon", "Forecast", "Measured", "Error"))
+EARLIER_COLUMNS = (*left("As of", "Full (50 %)"), *right("Horizon", "Forecast", "Measured", "Error"))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RunwayExplanation:
     steps: Sequence[SizeStep]
     made: Forecasts
     again: Reference
-    said: Sequence[Said]
+    earlier: Sequence[EarlierForecast]
 
     @property
     def agrees(self) -> bool:
@@ -162,8 +162,8 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
         database_errors(doing="reading earlier forecasts", kept="Nothing was changed."),
         engine.connect() as connection,
     ):
-        said = said_before(connection, found.outlook)
-    explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured), said)
+        earlier = earlier_forecasts(connection, found.outlook)
+    explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured), earlier)
     if as_json:
         print_json(_runway_as_dict(explanation))
     else:
@@ -221,18 +221,18 @@ def _print_runway(explanation: RunwayExplanation) -> None:
         say(f"No date: {outlook.state}.")
     if outlook.sooner_day is not None:
         say(outlook.remark)
-    if explanation.said:
-        print_table("What was said before", SAID_COLUMNS, list(map(_said_cells, explanation.said)))
+    if explanation.earlier:
+        print_table("What was said before", EARLIER_COLUMNS, list(map(_earlier_cells, explanation.earlier)))
     say("Both ways come to the same." if explanation.agrees else "The two ways DIFFER: please report this.")
 
 
-def _said_cells(said: Said) -> list[object]:
-    middle = said.state if said.state != FORECAST else day_text(said.middle_day)
-    sizes = ["none" if size is None else human_mb(size) for size in (said.forecast_mb, said.actual_mb)]
+def _earlier_cells(earlier: EarlierForecast) -> list[object]:
+    middle = earlier.state if earlier.state != FORECAST else day_text(earlier.middle_day)
+    sizes = ["none" if size is None else human_mb(size) for size in (earlier.forecast_mb, earlier.actual_mb)]
     error = ""
-    if said.forecast_mb is not None and said.actual_mb:
-        error = f"{(said.actual_mb - said.forecast_mb) / said.actual_mb:+.1%}"
-    return [said.as_of, middle, f"{said.horizon_days} days", *sizes, error]
+    if earlier.forecast_mb is not None and earlier.actual_mb:
+        error = f"{(earlier.actual_mb - earlier.forecast_mb) / earlier.actual_mb:+.1%}"
+    return [earlier.as_of, middle, f"{earlier.horizon_days} days", *sizes, error]
 
 
 def _runway_cells(explanation: RunwayExplanation, place: int) -> list[object]:
@@ -260,7 +260,7 @@ def _runway_as_dict(explanation: RunwayExplanation) -> dict[str, object]:
         "follows_drift": again.follows_drift,
         "errors_mb": again.errors,
         "band_mb": again.band,
-        "said_before": [asdict(one) for one in explanation.said],
+        "said_before": [asdict(one) for one in explanation.earlier],
         "agrees": explanation.agrees,
     }
 

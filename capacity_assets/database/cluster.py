@@ -93,33 +93,24 @@ def change_shards_in_turn(connection: Connection) -> None:
     connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
 
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
 @contextmanager
 def copied_for_reading(
-    connection: Connection,
-    wanted: Mapping[str, str],
-    parameters: Mapping[str, object] = NOTHING,
-    on_nodes: Mapping[str, str] = NOTHING,
+    connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object] = MappingProxyType({})
 ) -> Iterator[bool]:
-    """Copy the rows of each table that meet its condition until the block ends; what then writes finds the tables.
+    """Keep the result of each query as a temporary table of its name until the block ends, if tables are distributed.
 
-    Queries of `on_nodes` are run by the nodes first; the result of each is a temporary table of that name. Yields
-    whether tables are distributed; where they are not, nothing is copied.
+    A query named like the table that it reads hides that table: what then writes finds the tables once the block has
+    ended. Yields whether tables are distributed; where they are not, nothing is copied.
 
-    Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.
+    Raises DBAPIError: the database failed, or the transaction may not write, not even temporary tables.
     """
-    # Asked before: copies hide what is distributed.
-    if not (wanted or on_nodes) or not tables_are_distributed(connection):
+    # Looked up first: copies hide what is distributed.
+    if not queries or not tables_are_distributed(connection):
         yield False
         return
-    schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
-    rows = {table: f"SELECT * FROM {schema}.{table} WHERE {condition}" for table, condition in wanted.items()}  # noqa: S608 -- our own names and conditions
-    made = {**on_nodes, **rows}
-    make_temporary_tables(connection, made, parameters)
+    make_temporary_tables(connection, queries, parameters)
     yield True
-    connection.execute(text(f"DROP TABLE {_temporary(made)}"))
+    connection.execute(text(f"DROP TABLE {_temporary(queries)}"))
 
 
 def make_temporary_tables(connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object]) -> None:

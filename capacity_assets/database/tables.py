@@ -524,8 +524,6 @@ imports = Table(
 
 BY_FORECAST_DAY = "RANGE (as_of)"
 
-# Null means that all space that is not free is used, or that the sample is older than the column.
-USED_MB = "coalesce({0}.used_mb, {0}.total_mb - {0}.free_mb)"
 volume_size_stats = Table(
     "volume_size_stats",
     metadata,

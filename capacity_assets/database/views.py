@@ -149,7 +149,7 @@ def headroom(rows: str) -> str:
     limit is left out. Null: no limit is known.
     """
     return f"""
-    SELECT sum(greatest(l.headroom_mb, 0)) FROM {rows} AS l
+    SELECT sum(greatest(l.headroom_mb, 0)) AS headroom_mb FROM {rows} AS l
     WHERE l.counted AND l.headroom_mb IS NOT NULL AND (l.subject = 'volume' OR l.subject = 'server' AND NOT EXISTS (
         SELECT FROM {rows} AS v WHERE v.server_id = l.server_id AND v.subject = 'volume'))"""  # noqa: S608 -- names of our own
 

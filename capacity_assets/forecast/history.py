@@ -12,24 +12,23 @@ from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import ARRAY, Connection, Row, Text, any_, literal, select, text
 
 from capacity_assets.database.cluster import copied_for_reading
+from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.history_statements import (
+    KINDS,
     NEWEST_DAY,
-    READ_OF_DISTRIBUTED,
-    SERIES,
-    SERVERS_IN_SERVICE,
+    SOURCES,
     STALE_DAYS,
-    STATEMENTS,
     WITHOUT_LIMIT,
+    sources_of,
+    statement,
 )
 from capacity_assets.forecast.model import HISTORY_DAYS, Sizes, without_steps
 
 BATCH = 500
 """Series that are read and forecast together, so that memory does not grow with the fleet."""
-
-KINDS = tuple(STATEMENTS)
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,16 @@ class HistoryScope:
     name: str | None = None
     every: bool = False
 
-    def parameters(self) -> dict[str, object]:
-        """Return the parameters of the statements."""
+    def parameters(self, server_ids: Sequence[int]) -> dict[str, object]:
+        """Return the parameters of the statements, for servers by number."""
+        days = [self.as_of - timedelta(days=back) for back in range(HISTORY_DAYS)]
         return {
             "as_of": self.as_of,
             "before_first": self.as_of - timedelta(days=HISTORY_DAYS),
             "stale": self.as_of - timedelta(days=STALE_DAYS),
+            "recent_days": days[:STALE_DAYS],
+            "days": days if len(server_ids) == 1 else None,
+            "instance_ids": list(server_ids),
             "name": self.name,
             "every": self.every,
         }
@@ -66,24 +69,25 @@ class Histories:
 
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day with samples up to `today`."""
-    found: date | None = connection.execute(text(NEWEST_DAY), {"today": today}).scalar()
-    return found
+    newest: date | None = connection.execute(text(NEWEST_DAY), {"today": today}).scalar()
+    return newest
 
 
 @contextmanager
-def reading(connection: Connection, asked: HistoryScope, kinds: Sequence[str] = KINDS) -> Iterator[HistoryReader]:
+def reading(connection: Connection, scope: HistoryScope, kinds: Sequence[str] = KINDS) -> Iterator[HistoryReader]:
     """Read within a transaction, series of these `kinds` alone.
 
-    Where tables are distributed, nodes put the series together, and what was measured last is copied until the block
-    ends. Raises DBAPIError.
+    Where tables are distributed, nodes put the series together and find what was measured last; both are kept in
+    temporary tables until the block ends. Raises DBAPIError.
     """
-    names = None if asked.servers is None else list(asked.servers)
-    servers = connection.execute(text(SERVERS_IN_SERVICE), {"servers": names}).scalars().all()
-    days = [asked.as_of - timedelta(days=back) for back in range(HISTORY_DAYS)] if len(servers) == 1 else None
-    parameters = {**asked.parameters(), "instance_ids": list(servers), "days": days}
-    on_nodes = {_table_of(kind): SERIES[kind] for kind in kinds}
-    with copied_for_reading(connection, READ_OF_DISTRIBUTED, parameters, on_nodes) as are_copied:
-        yield HistoryReader(connection, asked, parameters, are_copied)
+    in_service = select(instances.c.id).where(is_active()).order_by(instances.c.id)
+    if scope.servers is not None:
+        in_service = in_service.where(instances.c.name == any_(literal(list(scope.servers), ARRAY(Text))))
+    parameters = scope.parameters(connection.execute(in_service).scalars().all())
+    names = {name for kind in (*kinds, WITHOUT_LIMIT) for name in sources_of(kind)}
+    queries = {name: query for name, query in SOURCES.items() if name in names}
+    with copied_for_reading(connection, queries, parameters) as are_copied:
+        yield HistoryReader(connection, scope, parameters, are_copied)
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,16 @@ class HistoryReader:
     """Reads series and what is without a limit, of servers in service. Its calls raise DBAPIError."""
 
     connection: Connection
-    asked: HistoryScope
+    scope: HistoryScope
     parameters: Mapping[str, object]
-    from_nodes: bool
+    from_copies: bool
 
     def series(self, kind: str) -> Iterator[Histories]:
         """Yield the series of one kind of subject, in batches."""
         # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
         self.connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
-        query = f"SELECT * FROM {_table_of(kind)}" if self.from_nodes else SERIES[kind]  # noqa: S608 -- our own name
-        statement = text(STATEMENTS[kind].format(series=query))
-        rows = self.connection.execute(statement, self.parameters, execution_options={"yield_per": BATCH})
+        query = statement(kind, from_copies=self.from_copies)
+        rows = self.connection.execute(query, self.parameters, execution_options={"yield_per": BATCH})
         for batch in rows.partitions(BATCH):
             yield self._histories(batch)
 
@@ -110,16 +113,12 @@ class HistoryReader:
         steps = []
         for place, row in enumerate(batch):
             # A day that was not measured is no day without a change: each series ends with its own last one.
-            not_measured_since = (self.asked.as_of - row.last_day).days
+            not_measured_since = (self.scope.as_of - row.last_day).days
             sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
             steps.append([day - 1 + not_measured_since for day in row.steps or ()])
         return Histories(batch, sizes, without_steps(sizes, steps))
 
     def without_limit(self) -> dict[str, int]:
         """Count by server the databases of which no limit is known."""
-        rows = self.connection.execute(text(WITHOUT_LIMIT), self.parameters)
+        rows = self.connection.execute(statement(WITHOUT_LIMIT, from_copies=self.from_copies), self.parameters)
         return {row.server: row.databases for row in rows}
-
-
-def _table_of(kind: str) -> str:
-    return f"{kind}_series"

@@ -8,21 +8,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Update,
+    and_,
+    func,
+    literal,
+    select,
+    text,
+    union_all,
+    update,
+)
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.database.tables import USED_MB
-from capacity_assets.database.views import (
-    DECLARED_LIMIT,
-    LAST_DECLARED,
-    LIMIT_IS_GONE,
-    STANDS_FOR_ITSELF,
-    UNKNOWN_LIMITS,
-    error_measures,
-    headroom,
+from capacity_assets.database.tables import (
+    capacity_runways,
+    database_size_stats,
+    instance_size_stats,
+    instances,
+    volume_size_stats,
 )
+from capacity_assets.database.views import STANDS_FOR_ITSELF, headroom
 from capacity_assets.forecast.history_statements import STALE_DAYS
 from capacity_assets.forecast.outlook import Outlook
 
@@ -67,15 +80,54 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
-    spans = [(_DUE, first, last) for first, last in changed_spans(connection, as_of, today)]
-    spans.append((_OWN, as_of, today))
+    runways = capacity_runways.c
+    spans = changed_spans(connection, as_of, today)
     for days in HORIZONS_DAYS:
-        for subject, measured in _MEASURED.items():
-            for due, since, until in spans:
-                statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
-                statement += _IS_COMPARABLE.get(subject, "")
-                asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
-                connection.execute(text(statement), asked)
+        is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
+        is_own = and_(runways.as_of == as_of, runways.last_day <= today - timedelta(days=days), is_forecast)
+        for subject in _MEASURED:
+            for first, last in spans:
+                connection.execute(_scoring(subject, days, first, last, _is_due(days, first, last)))
+            connection.execute(_scoring(subject, days, as_of, today, is_own))
+
+
+def _scoring(subject: str, days: int, first: date, last: date, is_due: ColumnElement[bool]) -> Update:
+    """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
+    runways, volumes = capacity_runways.c, volume_size_stats.c
+    measured = _MEASURED[subject].subquery("measured")
+    actual_mb = runways[f"actual_{days}_mb"]
+    scoring = update(capacity_runways).where(
+        runways.subject == subject,
+        measured.c.instance_id == runways.instance_id,
+        measured.c.name == runways.name,
+        measured.c.collected_date.between(first - timedelta(days=STALE_DAYS), last),
+        measured.c.collected_date == runways.last_day + days,
+        actual_mb.is_distinct_from(measured.c.size_mb),
+        is_due,
+    )
+    if subject == "volume":
+        # A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
+        of_forecast = select(volumes.used_mb).where(
+            volumes.instance_id == runways.instance_id,
+            volumes.volume_name == runways.name,
+            volumes.collected_date == runways.last_day,
+            volumes.used_mb.is_(None) != measured.c.used_mb.is_(None),
+        )
+        scoring = scoring.where(~of_forecast.correlate(capacity_runways, measured).exists())
+    return scoring.values({actual_mb: measured.c.size_mb})
+
+
+def _is_due(days: int, first: date, last: date) -> ColumnElement[bool]:
+    """Return the condition that a forecast came due from `first` to `last`.
+
+    A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
+    """
+    runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
+    return and_(
+        runways.as_of.between(first - ahead, last - ahead + stale),
+        runways.last_day.between(first - ahead, last - ahead),
+        runways[f"forecast_{days}_mb"].is_not(None),
+    )
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
@@ -86,10 +138,10 @@ def changed_spans(connection: Connection, as_of: date, today: date) -> list[tupl
     before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
     # An issue is computed on its day or the next one, and days begin earlier in other time zones.
     spans = [(before - timedelta(days=1), as_of)]
-    asked = {"since": spans[0][0], "as_of": as_of}
     is_past = as_of < today - timedelta(days=1)
     # Issuing a past day scores that day only.
-    changed = () if is_past else connection.execute(text(_CHANGED_DAYS), asked).scalars()
+    since = {"since": spans[0][0], "as_of": as_of}
+    changed = () if is_past else connection.execute(text(_CHANGED_DAYS), since).scalars()
     for day in changed:
         first, last = spans[0]
         if first - day > timedelta(days=STALE_DAYS):
@@ -101,29 +153,45 @@ def changed_spans(connection: Connection, as_of: date, today: date) -> list[tupl
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> Sequence[Score]:
     """Return the scores of the forecasts that came due from `first` to `last`, by horizon; raises as `score`."""
-    found = []
+    scores = []
     for days in HORIZONS_DAYS:
-        statement = _SCORES.format(days=days, due=_DUE.format(days=days))
-        asked = {"since": first, "until": last, "stale": STALE_DAYS, "days": days, "server": server}
-        row = connection.execute(text(statement), asked).one()
+        runways = capacity_runways.c
+        names = {f"{name}_{days}_mb": f"{name}_mb" for name in ("actual", "forecast", "lower", "upper")}
+        due = select(runways.size_mb, runways.in_time, *(runways[name].label(label) for name, label in names.items()))
+        due = due.where(_is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None))
+        if server is not None:
+            number = select(instances.c.id).where(instances.c.name == server).scalar_subquery()
+            due = due.where(runways.instance_id == number)
+        row = connection.execute(text(_SCORES).columns().add_cte(due.cte("due"))).one()
         if row.forecasts:
-            found.append(Score(days, *row))
-    return found
+            scores.append(Score(days, *row))
+    return scores
 
 
-_MEASURED = {
-    "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
-    # A void total has no size: a size stored before is removed.
-    "server": "SELECT instance_id, '' AS name, collected_date, "
-    "sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb FROM instance_size_stats "
-    "GROUP BY instance_id, collected_date",
-    "volume": f"SELECT v.*, v.volume_name AS name, {USED_MB.format('v')} AS size_mb FROM volume_size_stats v",  # noqa: S608 -- our own
-}
-# A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
-_IS_COMPARABLE = {
-    "volume": "AND NOT EXISTS (SELECT FROM volume_size_stats v WHERE v.instance_id = r.instance_id "
-    "AND v.volume_name = r.name AND v.collected_date = r.last_day AND (v.used_mb IS NULL) <> (s.used_mb IS NULL))"
-}
+def _measured() -> dict[str, Select[Any]]:
+    """Return the measured sizes of each kind of subject; a volume's is what is used of it."""
+    databases, servers, volumes = database_size_stats.c, instance_size_stats.c, volume_size_stats.c
+    server_mb = func.sum(servers.total_size_mb).filter(~servers.is_deleted)
+    volume_mb = func.coalesce(volumes.used_mb, volumes.total_mb - volumes.free_mb)
+    return {
+        "database": select(
+            databases.instance_id, databases.database_name.label("name"), databases.collected_date, databases.size_mb
+        ),
+        # A void total has no size: a size stored before is removed.
+        "server": select(
+            servers.instance_id, literal("").label("name"), servers.collected_date, server_mb.label("size_mb")
+        ).group_by(servers.instance_id, servers.collected_date),
+        "volume": select(
+            volumes.instance_id,
+            volumes.volume_name.label("name"),
+            volumes.collected_date,
+            volumes.used_mb,
+            volume_mb.label("size_mb"),
+        ),
+    }
+
+
+_MEASURED = _measured()
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """
@@ -135,26 +203,18 @@ SELECT day FROM (
     UNION SELECT collected_date FROM volume_size_stats WHERE collected_at >= CAST(:since AS date)
 ) AS changed WHERE day < :as_of ORDER BY day DESC
 """
-# A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
-_DUE = """r.as_of BETWEEN CAST(:since AS date) - :days AND CAST(:until AS date) - :days + :stale
-  AND r.last_day + :days BETWEEN CAST(:since AS date) AND CAST(:until AS date) AND r.forecast_{days}_mb IS NOT NULL"""
-_OWN = """r.as_of = :as_of AND r.last_day + :days <= CAST(:until AS date) AND r.forecast_{days}_mb IS NOT NULL"""
-_SCORE = """
-UPDATE capacity_runways r SET actual_{days}_mb = s.size_mb FROM ({measured}) AS s
-WHERE r.subject = '{subject}' AND s.instance_id = r.instance_id AND s.name = r.name
-  AND s.collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)
-  AND s.collected_date = r.last_day + :days AND r.actual_{days}_mb IS DISTINCT FROM s.size_mb AND {due}
+# As the view `capacity_forecast_errors` has them.
+_SCORES = """
+SELECT count(*) AS forecasts,
+       CAST(round(avg(abs(actual_mb - forecast_mb) * 100.0 / nullif(actual_mb, 0)), 2) AS float8) AS error_percent,
+       CAST(round(sum(abs(actual_mb - forecast_mb)) / nullif(sum(abs(actual_mb - size_mb)), 0), 3) AS float8)
+           AS relative_error,
+       CAST(round(avg(CASE WHEN actual_mb BETWEEN lower_mb AND upper_mb THEN 100 ELSE 0 END), 1) AS float8)
+           AS covered_percent,
+       CAST(round(avg(CASE WHEN actual_mb > upper_mb THEN 100 ELSE 0 END), 1) AS float8) AS above_percent,
+       count(*) FILTER (WHERE NOT in_time) AS in_hindsight
+FROM due
 """
-_MEASURES = error_measures(
-    "r.actual_{days}_mb", "r.forecast_{days}_mb", "r.lower_{days}_mb", "r.upper_{days}_mb", "r.size_mb"
-)
-_SCORES = f"""
-SELECT count(*) AS forecasts, {", ".join(f"CAST({one} AS float8) AS {name}" for name, one in _MEASURES.items())},
-       count(*) FILTER (WHERE NOT r.in_time) AS in_hindsight
-FROM capacity_runways r
-WHERE r.actual_{{days}}_mb IS NOT NULL AND {{due}}
-  AND (CAST(:server AS text) IS NULL OR r.instance_id = (SELECT i.id FROM instances i WHERE i.name = :server))
-"""  # noqa: S608 -- expressions of our own
 
 
 HISTORY_SHOWN_DAYS = 180
@@ -190,7 +250,7 @@ class IssuedDay:
     is_outdated: bool
     """Whether limits or steps were declared, or limits removed, since."""
     risks: Sequence[Risk]
-    """The greatest ones first, each said by one row."""
+    """The greatest ones first; a volume or limit that several subjects share is named once."""
     headroom_mb: int | None
     """What the volumes have left, and servers without measured volumes by their declared limit; None: none is known."""
     unknown_limits: int
@@ -211,13 +271,12 @@ def newest_issue(
     as_of = connection.execute(text(_NEWEST), days).scalar()
     if as_of is None:
         return None
-    asked = {"as_of": as_of, "server": server}
-    rows = connection.execute(text(_RISKS), {**asked, "shown": shown}).all()
+    rows = connection.execute(_risks(as_of, server).limit(shown)).all()
     risks = [Risk(row.instance_id, _outlook(row), _bands(row)) for row in rows]
-    counts = connection.execute(text(_COUNTS), asked).one()
-    headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
+    counts = connection.execute(_COUNTS, {"as_of": as_of, "server": server}).one()
+    headroom_mb = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
-    return IssuedDay(*issued, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
+    return IssuedDay(*issued, risks, headroom_mb, counts.unknown_limits, scores_of(connection, first, last, server))
 
 
 def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None:
@@ -256,7 +315,7 @@ def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
 
 
 @dataclass(frozen=True)
-class Said:
+class EarlierForecast:
     """What was issued of one subject a horizon ago, and what was measured since."""
 
     horizon_days: int
@@ -267,97 +326,119 @@ class Said:
     actual_mb: int | None
 
 
-def said_before(connection: Connection, outlook: Outlook) -> list[Said]:
-    """Return what the newest issues said that are a horizon old, by horizon. Raises as `newest_issue`."""
-    asked = {
-        "server": outlook.server,
-        "subject": outlook.subject,
-        "name": outlook.name,
-        "day": outlook.last_day,
-        "stale": STALE_DAYS,
-    }
-    return [Said(*row) for row in connection.execute(text(_SAID), asked)]
+def earlier_forecasts(connection: Connection, outlook: Outlook) -> list[EarlierForecast]:
+    """Return the newest forecasts of a subject that are a horizon old, by horizon. Raises as `newest_issue`."""
+    runways, issues = capacity_runways.c, capacity_runways.alias("issues").c
+    number = select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
+    forecasts = []
+    for days in HORIZONS_DAYS:
+        until = outlook.last_day - timedelta(days=days)
+        is_recent = and_(issues.as_of <= until, issues.as_of > until - timedelta(days=STALE_DAYS))
+        sizes = (runways[f"forecast_{days}_mb"], runways[f"actual_{days}_mb"])
+        forecasts.append(
+            select(literal(days), runways.as_of, runways.state, runways.middle_day, *sizes).where(
+                runways.instance_id == number,
+                runways.subject == outlook.subject,
+                runways.name == outlook.name,
+                runways.as_of == select(func.max(issues.as_of)).where(is_recent).scalar_subquery(),
+            )
+        )
+    return [EarlierForecast(*row) for row in connection.execute(union_all(*forecasts))]
 
 
 def with_histories(connection: Connection, issue: IssuedDay) -> IssuedDay:
     """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises as `newest_issue`."""
-    asked = {
+    parameters = {
         "ids": [risk.instance_id for risk in issue.risks],
         "subjects": [risk.outlook.subject for risk in issue.risks],
         "names": [risk.outlook.name for risk in issue.risks],
         "days": [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)],
     }
-    found: dict[tuple[int, str, str], list[tuple[date, int]]] = {}
-    for row in connection.execute(text(_HISTORY), asked):
-        found.setdefault((row.instance_id, row.subject, row.name), []).append((row.day, row.size_mb))
+    sizes: dict[tuple[int, str, str], list[tuple[date, int]]] = {}
+    for row in connection.execute(text(_HISTORY), parameters):
+        sizes.setdefault((row.instance_id, row.subject, row.name), []).append((row.day, row.size_mb))
     risks = [
-        replace(risk, history=found.get((risk.instance_id, risk.outlook.subject, risk.outlook.name), ()))
+        replace(risk, history=sizes.get((risk.instance_id, risk.outlook.subject, risk.outlook.name), ()))
         for risk in issue.risks
     ]
     return replace(issue, risks=risks)
 
 
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
-_ORDER = ", ".join(f"r.probability_{days} DESC" for days in HORIZONS_DAYS)
-_RISKS = f"""
-SELECT r.*, coalesce(i.name, 'server ' || r.instance_id) AS server
+
+
+def _risks(as_of: date, server: str | None) -> Select[Any]:
+    """Return the query of what may be full within a year, the greatest risk first."""
+    runways, servers = capacity_runways.alias("r"), instances.alias("i")
+    name = func.coalesce(servers.c.name, func.concat("server ", runways.c.instance_id)).label("server")
+    probabilities = [runways.c[f"probability_{days}"] for days in HORIZONS_DAYS]
+    risks = (
+        select(runways, name)
+        .outerjoin(servers, servers.c.id == runways.c.instance_id)
+        .where(runways.c.as_of == as_of, probabilities[-1] > 0, text(STANDS_FOR_ITSELF))
+    )
+    if server is not None:
+        risks = risks.where(servers.c.name == server)
+    order = (*(probability.desc() for probability in probabilities), runways.c.early_day.asc().nulls_last())
+    return risks.order_by(*order, name, runways.c.name)
+
+
+_LEFT_OVER = """
+SELECT r.instance_id AS server_id, r.subject, r.limit_mb - r.size_mb AS headroom_mb,
+       i.counted_by IS NULL OR CAST(:server AS text) IS NOT NULL AS counted
 FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-WHERE r.as_of = :as_of AND r.probability_{HORIZONS_DAYS[-1]} > 0
-  AND (CAST(:server AS text) IS NULL OR i.name = :server)
-  AND {STANDS_FOR_ITSELF}
-ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :shown
-"""  # noqa: S608 -- horizons and names of our own
-_COUNTS = f"""
-WITH left_over AS (
-    SELECT r.instance_id AS server_id, r.subject, r.limit_mb - r.size_mb AS headroom_mb,
-           i.counted_by IS NULL OR CAST(:server AS text) IS NOT NULL AS counted
-    FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-    WHERE r.as_of = :as_of AND r.subject <> 'database' AND (CAST(:server AS text) IS NULL OR i.name = :server)
-)
-SELECT ({headroom("left_over")}) AS headroom_mb,
-       (SELECT {UNKNOWN_LIMITS} FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-        WHERE r.as_of = :as_of AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
+WHERE r.as_of = :as_of AND r.subject <> 'database' AND (CAST(:server AS text) IS NULL OR i.name = :server)
+"""
+_COUNTS = (
+    text("""
+SELECT (SELECT headroom_mb FROM headroom) AS headroom_mb,
+       (SELECT count(*) FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
+        WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
+          AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
        newest.issued_at,
-       EXISTS (SELECT 1 FROM capacity_runways r JOIN {LAST_DECLARED} AS d ON d.instance_id = r.instance_id
-               WHERE r.as_of = :as_of AND d.last_at > r.issued_at)
-           OR EXISTS (SELECT 1 FROM capacity_runways r {DECLARED_LIMIT} WHERE r.as_of = :as_of AND {LIMIT_IS_GONE})
-       AS is_outdated
+       EXISTS (
+           SELECT 1 FROM capacity_runways r
+           JOIN (SELECT d.instance_id, max(d.declared_at) AS last_at
+                 FROM (SELECT instance_id, declared_at FROM capacity_limits
+                       UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
+                 GROUP BY d.instance_id) AS declared ON declared.instance_id = r.instance_id
+           WHERE r.as_of = :as_of AND declared.last_at > r.issued_at
+       ) OR EXISTS (
+           SELECT 1 FROM capacity_runways r
+           LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id AND own.database_name
+               = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END
+           WHERE r.as_of = :as_of AND r.limit_source = 'declared' AND own.instance_id IS NULL
+       ) AS is_outdated
 FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest
-"""  # noqa: S608 -- names of our own
-_SAID = " UNION ALL ".join(
-    f"""
-SELECT {days}, r.as_of, r.state, r.middle_day, r.forecast_{days}_mb, r.actual_{days}_mb
-FROM capacity_runways r JOIN instances i ON i.id = r.instance_id AND i.name = :server
-WHERE r.subject = :subject AND r.name = :name AND r.as_of = (
-    SELECT max(n.as_of) FROM capacity_runways n
-    WHERE n.as_of <= CAST(:day AS date) - {days} AND n.as_of > CAST(:day AS date) - {days} - :stale)"""  # noqa: S608
-    for days in HORIZONS_DAYS
+""")
+    .columns()
+    .add_cte(text(_LEFT_OVER).columns().cte("left_over"), text(headroom("left_over")).columns().cte("headroom"))
 )
 # Samples, and where retention has dropped them, the daily aggregates.
-_HISTORY = f"""
-WITH asked AS (
+_HISTORY = """
+WITH risks AS (
     SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
         AS g (instance_id, subject, name)
 )
 SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
-    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM asked g
+    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM risks g
     JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
-    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM asked g
+    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM risks g
     JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
         AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
-    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM asked g
+    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM risks g
     JOIN instance_size_stats s ON s.instance_id = g.instance_id AND NOT s.is_deleted
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
-    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM asked g
+    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM risks g
     JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
         AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
-    SELECT g.*, s.collected_date, {USED_MB.format("s")}, 1 FROM asked g
+    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM risks g
     JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
 ) AS sizes ORDER BY instance_id, subject, name, day, rank
-"""  # noqa: S608 -- an expression of our own
+"""

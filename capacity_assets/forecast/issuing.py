@@ -12,7 +12,26 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 import numpy as np
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    any_,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.schema import CreateTable
 
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
@@ -21,8 +40,8 @@ from capacity_assets.base.units import LARGEST_MB, first_of
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
 from capacity_assets.database.tables import capacity_runways, try_lock, wait_for_lock
-from capacity_assets.database.views import LAST_DECLARED
 from capacity_assets.forecast import history
+from capacity_assets.forecast.history_statements import KINDS
 from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
 from capacity_assets.forecast.model import Forecasts
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
@@ -43,13 +62,17 @@ NAMED = 10
 IMPOSSIBLE = (
     "No forecast where a size or limit is above 8 EiB, which is impossible. Correct the samples or limits of: %s"
 )
-_ISSUED_AT = "issued_at"
-_SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
-_IN_TIME = "in_time"
-COLUMNS = tuple(
-    column.name for column in capacity_runways.columns if column.name not in {_ISSUED_AT, _IN_TIME, *_SCORED}
+_KEYS = [column.name for column in capacity_runways.primary_key]
+_SCORED = [f"actual_{days}_mb" for days in HORIZONS_DAYS]
+_COLUMNS = [column.name for column in capacity_runways.columns if column.name not in {"issued_at", "in_time", *_SCORED}]
+_STAGED = Table(
+    "issued_runway",
+    MetaData(),
+    *(Column(name, capacity_runways.c[name].type) for name in _COLUMNS),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
 )
-KEYS = tuple(column.name for column in capacity_runways.primary_key)
+"""The runways of a run, before they are stored."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,8 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         engine.begin() as connection,
     ):
         wait_for_lock(connection, "runways")
-        asked = history.HistoryScope(as_of, every=True)
-        written, left_out = _store(connection, asked, in_time=in_time, replace=overwrite or in_time)
+        scope = history.HistoryScope(as_of, every=True)
+        written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
         score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
@@ -140,28 +163,58 @@ def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> bool |
 
 
 def _store(
-    connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool
+    connection: Connection, scope: history.HistoryScope, *, in_time: bool, replace: bool
 ) -> tuple[int, list[str]]:
     """Compute runways and store them; with `replace` they may replace those of the day.
 
     Returns the number of changed rows, and the servers left out because of an impossible size or limit.
     """
-    connection.execute(text(_STAGE))
-    left_out = _stage(connection, asked)
+    connection.execute(CreateTable(_STAGED))
+    left_out = _stage(connection, scope)
     if left_out:
         logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
+    runways = capacity_runways.c
     # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
-    at = {"as_of": asked.as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
-    connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
-    written: int = connection.execute(text(_WRITTEN), at).scalar_one()
+    issued_at = connection.execute(text("SELECT now()")).scalar_one()
+    staged = select(*_STAGED.c, literal(in_time), literal(issued_at))
+    store = insert(capacity_runways).from_select([*_COLUMNS, "in_time", "issued_at"], staged)
+    if not replace:
+        connection.execute(store.on_conflict_do_nothing(index_elements=_KEYS))
+    else:
+        new = store.excluded
+        values = [name for name in _COLUMNS if name not in _KEYS]
+        # What was measured stays beside a forecast only if it is still that of the same day.
+        actual = {name: case((runways.last_day == new.last_day, runways[name])) for name in _SCORED}
+        changes = {**{name: new[name] for name in (*values, "issued_at", "in_time")}, **actual}
+        is_changed = or_(*(runways[name].is_distinct_from(new[name]) for name in values))
+        connection.execute(store.on_conflict_do_update(index_elements=_KEYS, set_=changes, where=is_changed))
+    written: int = connection.execute(
+        select(func.count()).where(runways.as_of == scope.as_of, runways.issued_at == issued_at)
+    ).scalar_one()
     if replace:
-        ids = None if asked.servers is None else _ids_of(connection, asked.servers)
-        of_servers = {"as_of": asked.as_of, "instance_ids": ids}
-        written += connection.execute(text(_REMOVE), of_servers).rowcount
+        ids = None if scope.servers is None else _ids_of(connection, scope.servers)
+        written += _remove_subjects_gone(connection, scope.as_of, ids)
         # An unchanged row was also computed with the declaration.
+        of_servers = {"as_of": scope.as_of, "instance_ids": ids}
         declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
-        connection.execute(text(_KNOWS_THEM), {**at, "declared": list(declared)})
+        is_declared = runways.instance_id == any_(literal(declared, ARRAY(Integer)))
+        confirm = update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
+        connection.execute(confirm.values(issued_at=issued_at))
     return written, left_out
+
+
+def _remove_subjects_gone(connection: Connection, as_of: date, instance_ids: Sequence[int] | None) -> int:
+    """Remove the runways of the day whose subjects are not staged any more; return how many were removed.
+
+    They are looked up apart: a table that may be distributed is not compared with a temporary one row by row.
+    """
+    runways = capacity_runways.c
+    stored = select(*(runways[name] for name in _KEYS)).where(runways.as_of == as_of)
+    if instance_ids is not None:
+        stored = stored.where(runways.instance_id == any_(literal(instance_ids, ARRAY(Integer))))
+    gone = stored.except_(select(*(_STAGED.c[name] for name in _KEYS))).subquery("gone")
+    remove = delete(capacity_runways).where(runways.as_of == as_of, *(gone.c[name] == runways[name] for name in _KEYS))
+    return connection.execute(remove).rowcount
 
 
 def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
@@ -169,22 +222,22 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
     return list(connection.execute(text(query), {"names": list(servers)}).scalars())
 
 
-def _stage(connection: Connection, asked: history.HistoryScope) -> list[str]:
+def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     """Stage the runways of every subject; return the servers with impossible values."""
     left_out: set[str] = set()
-    with history.reading(connection, asked) as reader:
-        for kind in history.KINDS:
+    with history.reading(connection, scope) as reader:
+        for kind in KINDS:
             for batch in reader.series(kind):
                 made = of_batch(batch)
-                rows = _rows(asked.as_of, batch, made.rows, made.made, left_out)
-                copy_rows(connection, f"COPY issued_runway ({', '.join(COLUMNS)}) FROM STDIN", rows)
+                rows = _rows(scope.as_of, batch, made.rows, made.made, left_out)
+                copy_rows(connection, "COPY issued_runway FROM STDIN", rows)
     return sorted(left_out)
 
 
 def _rows(
     as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
-    """Turn outlooks into rows of the table, in the order of COLUMNS; ends of bands are rounded outwards.
+    """Turn outlooks into rows of the table, in the order of its columns; ends of bands are rounded outwards.
 
     Other programs may have stored an impossible size or limit: its server is added to `left_out`.
     """
@@ -224,30 +277,6 @@ def _rows(
 
 
 _STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
-_WRITTEN = f"SELECT count(*) FROM capacity_runways WHERE as_of = :as_of AND {_ISSUED_AT} = :issued_at"  # noqa: S608 -- our column
-_VALUES = tuple(name for name in COLUMNS if name not in KEYS)
-_INSERT = f"""
-INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}, {_IN_TIME}, {_ISSUED_AT})
-SELECT {", ".join(COLUMNS)}, :in_time, CAST(:issued_at AS timestamptz) FROM issued_runway
-ON CONFLICT ({", ".join(KEYS)}) DO """  # noqa: S608 -- names from our own table definition
-_CHANGED = " OR ".join(f"t.{name} IS DISTINCT FROM excluded.{name}" for name in _VALUES)
-_STORE = {
-    False: f"{_INSERT} NOTHING",
-    # What was measured stays beside a forecast only if it is still that of the same day.
-    True: f"{_INSERT} UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}, "
-    f"{', '.join(f'{name} = CASE WHEN t.last_day = excluded.last_day THEN t.{name} END' for name in sorted(_SCORED))}, "
-    f"{_ISSUED_AT} = excluded.{_ISSUED_AT}, {_IN_TIME} = excluded.{_IN_TIME} WHERE {_CHANGED}",
-}
-# Subjects that a repetition on the same day does not find any more. Looked up apart: a table that may be distributed is
-# not compared with a temporary one row by row.
-_REMOVE = f"""
-DELETE FROM capacity_runways t USING (
-    SELECT {", ".join(KEYS)} FROM capacity_runways WHERE as_of = :as_of
-      AND (CAST(:instance_ids AS integer[]) IS NULL OR instance_id = ANY (CAST(:instance_ids AS integer[])))
-    EXCEPT SELECT {", ".join(KEYS)} FROM issued_runway
-) AS gone
-WHERE t.as_of = :as_of AND {" AND ".join(f"gone.{name} = t.{name}" for name in KEYS)}
-"""  # noqa: S608 -- as above
 _MAY_ISSUE = """
 SELECT bool_and(has_table_privilege('capacity_runways', needed))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
@@ -257,19 +286,13 @@ _COUNT = """
 SELECT count(*) FROM capacity_runways
 WHERE as_of = :as_of AND instance_id = ANY (CAST(:instance_ids AS integer[]))
 """
-_DECLARED_SINCE = f"""
-SELECT d.instance_id FROM {LAST_DECLARED} AS d
+_DECLARED_SINCE = """
+SELECT DISTINCT d.instance_id
+FROM (SELECT instance_id, declared_at FROM capacity_limits
+      UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
 WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
-  AND d.last_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
-"""  # noqa: S608 -- a constant
-_KNOWS_THEM = f"""
-UPDATE capacity_runways SET {_ISSUED_AT} = CAST(:issued_at AS timestamptz)
-WHERE as_of = :as_of AND instance_id = ANY (CAST(:declared AS integer[]))
-"""  # noqa: S608 -- as above
-_STAGE = f"""
-CREATE TEMPORARY TABLE issued_runway ON COMMIT DROP AS
-SELECT {", ".join(COLUMNS)} FROM capacity_runways WITH NO DATA
-"""  # noqa: S608 -- as above
+  AND d.declared_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
+"""
 
 
 @dataclass(frozen=True)

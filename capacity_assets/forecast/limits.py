@@ -5,7 +5,6 @@ When a limit is reached is computed in `runway`; forecasts leave steps out (`mod
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,24 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
-from sqlalchemy import Connection, Engine, Row, RowMapping, Table, delete, select, text
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Row,
+    RowMapping,
+    Select,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
@@ -68,43 +84,44 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
             connection.commit()
 
 
-def rows_of(engine: Engine, what: str, statement: str, **asked: object) -> Sequence[Any]:
+def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> Sequence[Any]:
     """Return the rows of a query; raises DatabaseError, whose text says "while reading" and `what`."""
     with database_errors(doing=f"reading {what}", kept="Nothing was changed."), engine.connect() as connection:
-        return connection.execute(text(statement), asked).all()
+        return connection.execute(text(statement), parameters).all()
 
 
 def replace_rows(
     connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]
 ) -> list[tuple[int, RowMapping]]:
     """Store rows in place of those with the same keys; return replaced rows that differ, by number of the new one."""
+    if not rows:
+        return []
     keys = [column.name for column in table.primary_key]
     stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
-    names = list(rows[0]) if rows else []
-    values = [name for name in names if name not in keys]
-    if rows:
-        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
-        # In one statement, because triggers fire once per statement.
-        statement = f"""
-INSERT INTO {table.name} ({", ".join(names)}) SELECT {", ".join(names)} FROM {_given(table)} AS g
-ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {changes}, declared_at = now()"""  # noqa: S608 -- names of our own
-        connection.execute(text(statement), {"rows": json.dumps(rows, default=str)})
+    values = [name for name in rows[0] if name not in keys]
+    # In one statement, because triggers fire once per statement.
+    store = insert(table).from_select(list(rows[0]), _rows_of_values(table, list(rows[0]), rows))
+    changes = {**{name: store.excluded[name] for name in values}, "declared_at": func.now()}
+    connection.execute(store.on_conflict_do_update(index_elements=keys, set_=changes))
     return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
 
 
 def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Delete every earlier declaration for the subjects of rows that hold for all of history."""
     subject = [column.name for column in table.primary_key if column.name != "valid_from"]
-    same = " AND ".join(f"t.{name} = g.{name}" for name in subject)
     always = [row for row in rows if row["valid_from"] == ALWAYS]
-    statement = f"DELETE FROM {table.name} t USING {_given(table)} AS g WHERE {same}"  # noqa: S608 -- names of our own
     if always:
-        connection.execute(text(statement), {"rows": json.dumps(always, default=str)})
+        key = tuple_(*(table.c[name] for name in subject))
+        connection.execute(delete(table).where(key.in_(_rows_of_values(table, subject, always))))
 
 
-def _given(table: Table) -> str:
-    return f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
+def _rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Select[Any]:
+    """Return a query that yields the values of these columns, row by row."""
+    columns = {name: [row[name] for row in rows] for name in names}
+    # A cast to varchar(n) would cut what is too long.
+    types = {name: Text() if isinstance(table.c[name].type, String) else table.c[name].type for name in names}
+    return select(*(func.unnest(literal(columns[name], ARRAY(types[name]))).label(name) for name in names))
 
 
 def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
@@ -283,9 +300,7 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
-        of_servers = "instance_id = ANY (CAST(:instance_ids AS integer[]))"
-        wanted = dict.fromkeys(("database_size_stats", "instance_size_stats"), of_servers)
-        with copied_for_reading(connection, wanted, parameters):
+        with copied_for_reading(connection, _SAMPLES_OF_SERVERS, parameters):
             return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
 
 
@@ -305,6 +320,10 @@ def limits_of_file(path: Path) -> list[Limit]:
     return things_of_file(path, Limit)
 
 
+_SAMPLES_OF_SERVERS = {
+    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:instance_ids AS int[]))",
+    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:instance_ids AS int[]))",
+}
 _BELOW = """
 SELECT g.number, newest.size_mb
 FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[]), CAST(:limits_mb AS bigint[]))
@@ -367,8 +386,8 @@ def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None
         first, last = connection.execute(text(_STORED_DAYS)).one()
         # Listed, because the keys begin with the day.
         days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-        asked = {**key, "database": step.database, "day": step.day, "days": days}
-        row = connection.execute(text(_AROUND), asked).one()
+        parameters = {**key, "database": step.database, "day": step.day, "days": days}
+        row = connection.execute(text(_AROUND), parameters).one()
     return row.before_mb, row.after_mb
 
 
@@ -385,8 +404,8 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
     """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
-    found = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
-    return [SizeStep(row.name, row.database_name or None, row.step_date, row.note) for row in found]
+    rows = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
+    return [SizeStep(row.name, row.database_name or None, row.step_date, row.note) for row in rows]
 
 
 def steps_of_file(path: Path) -> list[SizeStep]:

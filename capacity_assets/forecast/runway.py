@@ -19,7 +19,7 @@ from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import first_of
 from capacity_assets.forecast import history
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, VOLUME_ROWS
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, KINDS, VOLUME_ROWS
 from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes, ahead, forecast
 from capacity_assets.forecast.outlook import (
     FORECAST,
@@ -141,9 +141,9 @@ def outlooks(
             return Outlooks(None, (), 0, {})
         # One server is shown with everything on it, limited or not.
         servers = None if server is None else (server,)
-        asked = history.HistoryScope(as_of, servers, database, every=server is not None)
-        kinds = history.KINDS if database is None else (DATABASE_ROWS,)
-        with history.reading(connection, asked, kinds) as reader:
+        scope = history.HistoryScope(as_of, servers, database, every=server is not None)
+        kinds = KINDS if database is None else (DATABASE_ROWS,)
+        with history.reading(connection, scope, kinds) as reader:
             rows = [
                 outlook for kind in kinds for batch in reader.series(kind) for outlook in of_batch(batch, add_mb).rows
             ]

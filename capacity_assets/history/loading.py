@@ -55,10 +55,10 @@ def _statements(level: Level) -> SliceStatements:
     columns = (*keys, *values, *exact)
     head = ("position bigint", "server text", "instance_id integer", *(f"{name} {KEY_TYPES[name]}" for name in keys))
     staged = staging_columns(level, *head)
-    written = ", ".join(("found_id AS instance_id", *level.keys[1:], "day AS collected_date", *values, *exact))
+    written = ", ".join(("server_id AS instance_id", *level.keys[1:], "day AS collected_date", *values, *exact))
     return SliceStatements(
         copy=f"COPY staged (position, server, instance_id, {', '.join(columns)}, collected_at) FROM STDIN",
-        stage=f"CREATE TEMPORARY TABLE staged ({staged}, collected_at timestamptz, found_id integer) ON COMMIT DROP",
+        stage=f"CREATE TEMPORARY TABLE staged ({staged}, collected_at timestamptz, server_id integer) ON COMMIT DROP",
         compare=_compare(level, keys, values, exact[0]),
         write=insert_samples(level, f"(SELECT {written}, collected_at FROM compared WHERE taken)"),  # noqa: S608 -- see the module
         conflicts=_conflicts(level, values[0]),
@@ -75,7 +75,7 @@ def _compare(level: Level, keys: Sequence[str], values: Sequence[str], exact: st
     same_database = "AND o.database_name = s.database_name" if level is DATABASE else "AND o.is_deleted = false"
     row, stored = (", ".join(f"{side}.{name}" for name in values) for side in ("s", "o"))
     first = ", ".join(f"first_value(s.{name}) OVER w" for name in values)
-    key = ", ".join(f"s.{name}" for name in ("found_id", *keys))
+    key = ", ".join(f"s.{name}" for name in ("server_id", *keys))
     return f"""
 CREATE TEMPORARY TABLE compared ON COMMIT DROP AS
 SELECT c.*, turn = 1 AND (stored_mb IS NULL OR (CAST(:replace AS boolean) AND NOT same_stored)) AS taken,
@@ -85,8 +85,8 @@ FROM (
            first_value(s.{values[0]}) OVER w AS first_mb, o.{values[0]} AS stored_mb, o.{exact} AS stored_bytes,
            o.instance_id IS NULL OR ({row}) IS NOT DISTINCT FROM ({stored}) AS same_stored
     FROM staged s LEFT JOIN {level.source.name} o
-        ON o.instance_id = s.found_id AND o.collected_date = s.day {same_database}
-    WHERE s.found_id IS NOT NULL
+        ON o.instance_id = s.server_id AND o.collected_date = s.day {same_database}
+    WHERE s.server_id IS NOT NULL
     WINDOW w AS (PARTITION BY {key} ORDER BY CASE WHEN CAST(:replace AS boolean) THEN -s.position ELSE s.position END)
 ) AS c
 """  # noqa: S608 -- see the module
@@ -97,7 +97,7 @@ def _conflicts(level: Level, size: str) -> str:
     return f"""
 SELECT c.position, i.name AS server, {database} AS database, c.day, c.{size} AS size_mb, c.turn > 1 AS another,
        CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
-FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
+FROM compared c JOIN instances i ON i.id = c.server_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
 """  # noqa: S608 -- see the module
 
 
@@ -106,16 +106,16 @@ FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER 
 TOTALS = f"""
 CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
 WITH touched AS (
-    SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
+    SELECT server_id AS instance_id, day, max(collected_at) AS collected_at,
            sum({bytes_of("size_mb", "size_bytes")} - coalesce({bytes_of("stored_mb", "stored_bytes")}, 0))
                AS grown_bytes,
            count(*) FILTER (WHERE stored_mb IS NULL) AS added
-    FROM compared WHERE taken GROUP BY found_id, day
+    FROM compared WHERE taken GROUP BY server_id, day
     UNION ALL
-    SELECT found_id, day, max(collected_at), 0, 0 FROM compared c
+    SELECT server_id, day, max(collected_at), 0, 0 FROM compared c
     WHERE NOT EXISTS (SELECT FROM instance_size_stats o
-                      WHERE o.instance_id = c.found_id AND o.collected_date = c.day AND o.is_deleted = false)
-    GROUP BY found_id, day HAVING NOT bool_or(taken)
+                      WHERE o.instance_id = c.server_id AND o.collected_date = c.day AND o.is_deleted = false)
+    GROUP BY server_id, day HAVING NOT bool_or(taken)
 ), derived AS (
     SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
            sum({bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
@@ -134,10 +134,18 @@ WHERE o.instance_id IS NULL
 """  # noqa: S608 -- see the module
 WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
 # What a slice is compared with, where statements cannot read the raw tables themselves.
-NEAR_A_SLICE = (
-    "collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged) "
-    "AND instance_id IN (SELECT found_id FROM staged)"
-)
+NEAR_A_SLICE = {
+    "database_size_stats": """
+SELECT * FROM database_size_stats
+WHERE collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
+  AND instance_id IN (SELECT server_id FROM staged)
+""",
+    "instance_size_stats": """
+SELECT * FROM instance_size_stats
+WHERE collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
+  AND instance_id IN (SELECT server_id FROM staged)
+""",
+}
 COUNT = """
 SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
        count(*) FILTER (WHERE taken AND stored_mb IS NOT NULL) AS replaced,
@@ -153,10 +161,10 @@ INSERT INTO instances (name, db_type, host, port, is_active)
 SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
 WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
 """
-FIND_BY_NAME = "UPDATE staged s SET found_id = i.id FROM instances i WHERE i.name = s.server"
-FIND_BY_NUMBER = "UPDATE staged s SET found_id = i.id FROM instances i WHERE s.server IS NULL AND i.id = s.instance_id"
+FIND_BY_NAME = "UPDATE staged s SET server_id = i.id FROM instances i WHERE i.name = s.server"
+FIND_BY_NUMBER = "UPDATE staged s SET server_id = i.id FROM instances i WHERE s.server IS NULL AND i.id = s.instance_id"
 UNKNOWN = """
-SELECT coalesce(server, 'number ' || instance_id) AS who, count(*) AS rows FROM staged WHERE found_id IS NULL
+SELECT coalesce(server, 'number ' || instance_id) AS who, count(*) AS rows FROM staged WHERE server_id IS NULL
 GROUP BY 1 ORDER BY 2 DESC, 1
 """
 NOTE = """
@@ -172,7 +180,6 @@ STATEMENTS = {level.name: _statements(level) for level in SERVER_LEVELS.values()
 
 SLICE_ROWS = 100_000
 LISTED = 20
-RAW_TABLES = [level.source.name for level in SERVER_LEVELS.values()]
 COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
 
 
@@ -306,7 +313,8 @@ class Loader:
         connection.execute(text(statements.stage))
         copy_rows(connection, statements.copy, (row for row in read if not isinstance(row, Problem)))
         self._find_servers(connection, report)
-        with copied_for_reading(connection, {self.level.source.name: NEAR_A_SLICE}):
+        source = self.level.source.name
+        with copied_for_reading(connection, {source: NEAR_A_SLICE[source]}):
             connection.execute(text(statements.compare), {"replace": self.options.replace})
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))
@@ -314,7 +322,7 @@ class Loader:
         report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
         connection.execute(text(statements.write))
         if statements.totals and self.options.derive_totals:
-            with copied_for_reading(connection, dict.fromkeys(RAW_TABLES, NEAR_A_SLICE)):
+            with copied_for_reading(connection, NEAR_A_SLICE):
                 connection.execute(text(statements.totals))
             report.add({"totals_written": len(connection.execute(text(WRITE_TOTALS)).all())})
             connection.execute(text("DROP TABLE totals"))

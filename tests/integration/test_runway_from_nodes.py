@@ -48,7 +48,7 @@ def test_a_sample_that_comes_between_the_series_and_what_was_measured_last_waits
     engine: Engine,
 ) -> None:
     def measure(_connection: Any, _cursor: Any, statement: str, *_: object) -> None:
-        if statement.startswith("CREATE TEMPORARY TABLE database_size_stats"):
+        if statement.startswith("CREATE TEMPORARY TABLE present "):
             add_database_sizes(engine, sizes(1, "orders", TOMORROW.isoformat(), [88_888]))
 
     def newest() -> tuple[object, float]:

@@ -15,7 +15,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.forecast.history import HistoryScope
-from capacity_assets.forecast.history_statements import SERIES
+from capacity_assets.forecast.history_statements import SOURCES
 from capacity_assets.ownership.bills import READ
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
@@ -163,12 +163,12 @@ def test_stored_windows_are_read_on_the_nodes_beside_days(
     assert days_read_on_nodes(distributed, plain, period, level) == days
 
 
-@pytest.mark.parametrize("kind", SERIES)
-def test_the_series_of_forecasts_are_put_together_on_the_nodes(distributed: Engine, kind: str) -> None:
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_forecasts_look_at_is_put_together_on_the_nodes(distributed: Engine, name: str) -> None:
     with distributed.connect() as connection:
         servers = connection.execute(text("SELECT id FROM instances")).scalars().all()
-        parameters = {**HistoryScope(LAST).parameters(), "instance_ids": list(servers), "days": None}
-        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {SERIES[kind]}"), parameters).scalar_one()[0]["Plan"]
+        parameters = HistoryScope(LAST).parameters(servers)
+        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {SOURCES[name]}"), parameters).scalar_one()[0]["Plan"]
 
     assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
     assert tasks_of(plan) == [shards_used(distributed)]
@@ -230,8 +230,8 @@ def test_what_people_ask_is_answered_as_on_a_single_server(
 
 def test_copies_for_reading_have_statistics(distributed: Engine) -> None:
     """Without these a bill of 2,000 databases took three seconds, and one of 20,000 a hundred times as long."""
-    wanted = {"database_size_stats": "instance_id = :server"}
-    with distributed.begin() as connection, copied_for_reading(connection, wanted, {"server": 2}):
+    queries = {"database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = :server"}
+    with distributed.begin() as connection, copied_for_reading(connection, queries, {"server": 2}):
         known = "SELECT reltuples FROM pg_class WHERE oid = 'pg_temp.database_size_stats'::regclass"
         rows = connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one()
 
