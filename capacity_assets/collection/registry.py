@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, names_of, read_each
@@ -41,7 +41,14 @@ from capacity_assets.collection.engines.base import (
     engines,
     is_loopback,
 )
-from capacity_assets.database.tables import active_condition, collection_targets, instances, is_active
+from capacity_assets.database.tables import (
+    capacity_labels,
+    capacity_limits,
+    capacity_steps,
+    collection_targets,
+    instances,
+    is_active,
+)
 from capacity_assets.forecast.limits import Limit, declaring, megabytes_of
 from capacity_assets.ownership.labels import Label, labels_from_values
 
@@ -411,8 +418,8 @@ def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tu
         for statement in _FORGET:
             connection.execute(text(statement), {"ids": list(ids)})
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
-        for table in ("capacity_limits", "capacity_steps", "capacity_labels"):
-            connection.execute(text(f"DELETE FROM {table} WHERE instance_id = ANY (:gone)"), {"gone": list(gone)})  # noqa: S608 -- our own names
+        for table in (capacity_limits, capacity_steps, capacity_labels):
+            connection.execute(delete(table).where(table.c.instance_id.in_(gone)))
         connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
     return tuple(name for number, name in ids.items() if number not in gone)
 
@@ -485,28 +492,30 @@ class Standing:
 def standing(engine: Engine) -> Standing:
     """Read the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
-        counts = connection.execute(text(_COUNTS)).one()
-        failing = [Failing(*row) for row in connection.execute(text(_FAILING))]
+        in_service = (
+            select(instances.c.id, instances.c.name)
+            .join(collection_targets, collection_targets.c.instance_id == instances.c.id)
+            .where(is_active())
+            .cte("servers")
+        )
+        counts = connection.execute(text(_COUNTS).columns().add_cte(in_service)).one()
+        failing = [Failing(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
-_IN_SERVICE = f"""
-SELECT i.id, i.name FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
-WHERE {active_condition("i")}
-"""  # noqa: S608 -- a constant condition
-_COUNTS = f"""
-WITH servers AS ({_IN_SERVICE}), newest AS (SELECT max(collected_date) AS day FROM capacity_collection_attempts)
-SELECT (SELECT count(*) FROM servers) AS registered, (SELECT day FROM newest) AS day,
+_COUNTS = """
+SELECT (SELECT count(*) FROM servers) AS registered,
+       (SELECT max(collected_date) FROM capacity_collection_attempts) AS day,
        count(*) FILTER (WHERE a.status = 'collected') AS collected,
        count(*) FILTER (WHERE a.status = 'failed') AS failed
-FROM servers s JOIN capacity_collection_attempts a
-    ON a.instance_id = s.id AND a.collected_date = (SELECT day FROM newest)
-"""  # noqa: S608 -- a constant of this module
-_FAILING = f"""
+FROM servers s JOIN capacity_collection_attempts a ON a.instance_id = s.id
+    AND a.collected_date = (SELECT max(collected_date) FROM capacity_collection_attempts)
+"""
+_FAILING = """
 SELECT s.name, a.failure, (SELECT max(c.collected_date) FROM capacity_collection_attempts c
                            WHERE c.instance_id = s.id AND c.status = 'collected') AS last_collected, a.reason
-FROM ({_IN_SERVICE}) AS s
+FROM servers s
 CROSS JOIN LATERAL (SELECT * FROM capacity_collection_attempts n WHERE n.instance_id = s.id
                     ORDER BY n.collected_date DESC LIMIT 1) AS a
 WHERE a.status = 'failed' ORDER BY last_collected NULLS FIRST, s.name
-"""  # noqa: S608 -- a constant of this module
+"""

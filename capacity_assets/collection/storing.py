@@ -13,7 +13,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregates.levels import DATABASE, INSTANCE, bytes_of, insert_samples, staging_columns
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, insert_samples, staging_columns
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted
@@ -64,38 +64,43 @@ CREATE TEMPORARY TABLE measured_limit (
 ) ON COMMIT DROP
 """,
 )
-_WRITE = """
-INSERT INTO {table} AS t (collected_date, instance_id, {name}, {columns}, source, collected_at)
-SELECT CAST(:day AS date), m.instance_id, m.{name}, {values}, '{source}', m.collected_at FROM {staged} m
-ON CONFLICT (collected_date, instance_id, {name}) DO UPDATE
-SET {changes}, source = excluded.source, collected_at = excluded.collected_at
-"""
 # A server that was measured says what it has now; one that says nothing of its limits keeps what it said on this day.
 # What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
-_REMOVE = """
-DELETE FROM {table} t USING (
-    SELECT instance_id, {name} FROM {table}
-    WHERE collected_date = :day AND source = '{source}' AND instance_id IN (SELECT instance_id FROM {staged})
-    EXCEPT SELECT instance_id, {name} FROM {staged}
-) AS gone
-WHERE t.collected_date = :day AND t.instance_id = gone.instance_id AND t.{name} = gone.{name}
-"""
-
-
-def _written(table: str, name: str, staged: str, columns: Sequence[str]) -> Iterator[str]:
-    names = {"table": table, "name": name, "staged": staged, "source": MEASURED}
-    yield _REMOVE.format(**names)
-    yield _WRITE.format(
-        **names,
-        columns=", ".join(columns),
-        values=", ".join(f"m.{column}" for column in columns),
-        changes=", ".join(f"{column} = excluded.{column}" for column in columns),
-    )
-
-
 LIMIT_STATEMENTS = (
-    *_written("volume_size_stats", "volume_name", "measured_volume", ("total_mb", "free_mb", "used_mb")),
-    *_written("database_limit_stats", "database_name", "measured_limit", ("limit_mb", "is_unlimited", "volumes")),
+    """
+DELETE FROM volume_size_stats v USING (
+    SELECT instance_id, volume_name FROM volume_size_stats
+    WHERE collected_date = :day AND source = 'measured' AND instance_id IN (SELECT instance_id FROM measured_volume)
+    EXCEPT SELECT instance_id, volume_name FROM measured_volume
+) AS gone
+WHERE v.collected_date = :day AND v.instance_id = gone.instance_id AND v.volume_name = gone.volume_name
+""",
+    """
+INSERT INTO volume_size_stats
+    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
+SELECT CAST(:day AS date), instance_id, volume_name, total_mb, free_mb, used_mb, 'measured', collected_at
+FROM measured_volume
+ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
+SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb, source = excluded.source,
+    collected_at = excluded.collected_at
+""",
+    """
+DELETE FROM database_limit_stats l USING (
+    SELECT instance_id, database_name FROM database_limit_stats
+    WHERE collected_date = :day AND source = 'measured' AND instance_id IN (SELECT instance_id FROM measured_limit)
+    EXCEPT SELECT instance_id, database_name FROM measured_limit
+) AS gone
+WHERE l.collected_date = :day AND l.instance_id = gone.instance_id AND l.database_name = gone.database_name
+""",
+    """
+INSERT INTO database_limit_stats
+    (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
+SELECT CAST(:day AS date), instance_id, database_name, limit_mb, is_unlimited, volumes, 'measured', collected_at
+FROM measured_limit
+ON CONFLICT (collected_date, instance_id, database_name) DO UPDATE
+SET limit_mb = excluded.limit_mb, is_unlimited = excluded.is_unlimited, volumes = excluded.volumes,
+    source = excluded.source, collected_at = excluded.collected_at
+""",
 )
 
 
@@ -202,14 +207,20 @@ CREATE TEMPORARY TABLE measured_database (
 ) ON COMMIT DROP
 """
 # Measured again on the same day, a server may have lost a database since.
-_OTHERS = """
-FROM database_size_stats
+_HAS_OTHERS = """
+SELECT EXISTS (
+    SELECT 1 FROM database_size_stats
+    WHERE collected_date = :day
+      AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
+      AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)
+)
+"""
+_REMOVE_OTHERS = """
+DELETE FROM database_size_stats
 WHERE collected_date = :day
   AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
   AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)
 """
-_HAS_OTHERS = f"SELECT EXISTS (SELECT 1 {_OTHERS})"
-_REMOVE_OTHERS = f"DELETE {_OTHERS}"
 _WRITE_DATABASES = insert_samples(
     DATABASE,
     "(SELECT m.*, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at "
@@ -218,16 +229,17 @@ _WRITE_DATABASES = insert_samples(
 # The sum of exact bytes, rounded down once: rounded per database, a server of many small ones would lose megabytes.
 _WRITE_TOTALS = insert_samples(
     INSTANCE,
-    f"""(
+    """(
     SELECT s.instance_id, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at,
-           div(coalesce(sum({bytes_of("d.size_mb", "d.size_bytes")}), 0), 1048576) AS total_size_mb,
+           div(coalesce(sum(coalesce(d.size_bytes, d.size_mb * CAST(1048576 AS numeric))), 0), 1048576)
+               AS total_size_mb,
            CASE WHEN count(d.size_bytes) = count(d.size_mb) THEN coalesce(sum(d.size_bytes), 0) END
                AS total_size_bytes,
            count(d.size_mb) AS database_count
     FROM measured_server s
     LEFT JOIN database_size_stats d ON d.instance_id = s.instance_id AND d.collected_date = :day
     WHERE s.status = 'collected'
-    GROUP BY s.instance_id, s.measured_at)""",  # noqa: S608 -- names from our own table definitions
+    GROUP BY s.instance_id, s.measured_at)""",
 )
 _WRITE_ATTEMPTS = """
 INSERT INTO capacity_collection_attempts AS a

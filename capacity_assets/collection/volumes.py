@@ -117,25 +117,26 @@ WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
-_ALONE = """
-alone AS (
+# Databases of whose limits the server says nothing: they may fill the volume.
+_PLACE_NEW = """
+WITH alone AS (
     SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
     WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
-)"""
-# Databases of whose limits the server says nothing: they may fill the volume.
-_PLACE_NEW = f"""
-WITH {_ALONE}
+)
 INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
-SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], '{IMPORTED}'
+SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], 'imported'
 FROM alone a JOIN database_size_stats s USING (collected_date, instance_id)
 ON CONFLICT DO NOTHING
-"""  # noqa: S608 -- constants
-# Those that have a ceiling, and lie the server does not say where.
-_PLACE_KNOWN = f"""
-WITH {_ALONE}
+"""
+# Databases with a ceiling, whose server does not report their volumes.
+_PLACE_KNOWN = """
+WITH alone AS (
+    SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
+    WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
+)
 UPDATE database_limit_stats l SET volumes = ARRAY[a.volume_name] FROM alone a
 WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND l.volumes IS NULL
-"""  # noqa: S608 -- constants
+"""
 
 
 KIND = "prometheus"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Date, Engine, func, select, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, insert_samples
 from capacity_assets.base.errors import CapacityError
@@ -24,13 +24,8 @@ MOST_DAYS_OF_SAMPLES = 3 * 366
 NEW_SERVER_DAYS = 100
 RETIRED_DAYS_AGO = 150
 OUTAGE_DAYS = range(200, 210)
+MEASURED_AT = time(3)
 MISSING_ONE_DAY_IN = 150
-HISTORY = (
-    "database_size_stats",
-    "instance_size_stats",
-    "database_size_aggregations",
-    "instance_size_aggregations",
-)
 THEMES = (
     "orders", "billing", "inventory", "crm", "audit", "reporting", "identity", "catalog", "pricing", "shipping",
     "archive", "sessions", "search", "metrics", "content", "payroll", "ledger", "support", "events", "staging",
@@ -155,36 +150,33 @@ def load_sample_fleet(
             text("CREATE TEMPORARY TABLE sample (LIKE database_size_stats INCLUDING DEFAULTS) ON COMMIT DROP")
         )
         _copy(connection, known, first_day, today)
-        added = connection.execute(text(_INSERT_SAMPLES)).one()
+        days = text(_INSERT_SAMPLES).columns(collected_date=Date).cte("added").c.collected_date
+        added = connection.execute(select(func.count(), func.min(days), func.max(days)).select_from(days.table)).one()
+        samples, first_added, last_added = added
         connection.execute(text(_INSERT_TOTALS))
         add_limits(connection)
-        if added.samples:
+        if samples:
             # Everything is read at once, long before the server would gather statistics by itself.
             connection.execute(text("ANALYZE database_size_stats, instance_size_stats"))
     retired = tuple(server.name for server in FLEET if server.fate == "retired")
-    return LoadedFleet(added.samples, added.first_day, added.last_day, retired)
+    return LoadedFleet(samples, first_added, last_added, retired)
 
 
-_OTHERS = f"""
-WITH fleet AS (SELECT id FROM instances WHERE name = ANY (:names))
+_OTHERS = """
 SELECT count(*) FROM (
-    SELECT id FROM instances {"".join(f"UNION SELECT instance_id FROM {table} " for table in HISTORY)}
-) AS known WHERE id NOT IN (SELECT id FROM fleet)
-"""  # noqa: S608 -- names of our own tables
-
-_VALUES = ", ".join((*DATABASE.values, *DATABASE.exact))
-_SAMPLE = f"""(
-    SELECT instance_id, database_name, collected_date, {_VALUES}, collected_date + time '03:00' AS collected_at
-    FROM sample)"""  # noqa: S608 -- names of our own tables
-_INSERT_SAMPLES = f"""
-WITH added AS ({insert_samples(DATABASE, _SAMPLE, replace=False)} RETURNING collected_date)
-SELECT count(*) AS samples, min(collected_date) AS first_day, max(collected_date) AS last_day FROM added
-"""  # noqa: S608 -- as above
+    SELECT id FROM instances
+    UNION SELECT instance_id FROM database_size_stats
+    UNION SELECT instance_id FROM instance_size_stats
+    UNION SELECT instance_id FROM database_size_aggregations
+    UNION SELECT instance_id FROM instance_size_aggregations
+) AS known WHERE id NOT IN (SELECT id FROM instances WHERE name = ANY (:names))
+"""
+_INSERT_SAMPLES = f"{insert_samples(DATABASE, 'sample', replace=False)} RETURNING collected_date"
 _INSERT_TOTALS = insert_samples(
     INSTANCE,
     """(
     SELECT instance_id, collected_date, sum(size_mb) AS total_size_mb, count(*) AS database_count,
-           CAST(NULL AS bigint) AS total_size_bytes, collected_date + time '03:00' AS collected_at
+           CAST(NULL AS bigint) AS total_size_bytes, max(collected_at) AS collected_at
     FROM sample GROUP BY instance_id, collected_date)""",
     replace=False,
 )
@@ -217,11 +209,11 @@ def _register(connection: Connection, today: date) -> dict[str, Registered]:
 
 
 def _copy(connection: Connection, known: dict[str, Registered], first_day: date, today: date) -> None:
-    columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date"
+    columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_at"
     copy_rows(connection, f"COPY sample ({columns}) FROM STDIN", _samples(known, first_day, today))
 
 
-Row = tuple[int, str, int, int | None, int | None, date]
+Row = tuple[int, str, int, int | None, int | None, date, datetime]
 
 
 def _samples(known: dict[str, Registered], first_day: date, today: date) -> Iterator[Row]:
@@ -251,7 +243,7 @@ def _sample(server: SampleServer, instance_id: int, number: int, day: date) -> R
         size = int(size * event.factor**times)
     log = size // 8 if server.db_type == "sqlserver" else None
     data = size - (log or 0) if server.db_type != "mysql" else None
-    return (instance_id, name, size, data, log, day)
+    return (instance_id, name, size, data, log, day, datetime.combine(day, MEASURED_AT))
 
 
 def _size_mb(server: str, database: str, day: int) -> int:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator
 from datetime import date
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, select, text
 
-from capacity_assets.database.tables import active_condition
+from capacity_assets.database.tables import instance_size_stats, instances, is_active
 from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps, stored_limits, stored_steps
 
@@ -39,8 +39,14 @@ def declare_sample_limits(engine: Engine, today: date) -> None:
 
 
 def _disks(connection: Connection, today: date) -> Iterator[Limit]:
-    servers = connection.execute(text(_TOTALS), {"today": today}).all()
-    for row in servers:
+    totals = instance_size_stats.c
+    servers = (
+        select(instances.c.name, totals.total_size_mb)
+        .join(instances, instances.c.id == totals.instance_id)
+        .where(totals.collected_date == today, is_active())
+        .order_by(instances.c.name)
+    )
+    for row in connection.execute(servers).all():
         if row.name not in {*WITHOUT_LIMIT, *WITH_VOLUME}:
             limit_mb = math.ceil(row.total_size_mb * DISK_TO_TOTAL / DISK_STEP_MB) * DISK_STEP_MB
             yield Limit(row.name, None, limit_mb, "the sample fleet's disk")
@@ -61,10 +67,6 @@ def add_measured_limits(connection: Connection) -> None:
         connection.execute(text(statement), {"names": names, "volumes": volumes})
 
 
-_TOTALS = f"""
-SELECT i.name, t.total_size_mb FROM instance_size_stats t JOIN instances i ON i.id = t.instance_id
-WHERE t.collected_date = :today AND {active_condition("i")} ORDER BY i.name
-"""  # noqa: S608 -- our own condition
 _FASTEST = """
 SELECT i.name AS server, s.database_name AS database, s.size_mb,
        CAST(ceil((s.size_mb - b.size_mb) / 90.0) AS bigint) AS mb_per_day
@@ -78,31 +80,31 @@ _MEASURED = """
 SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
 WHERE s.collected_date = :today
 """
-SOURCE = "CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END"
-"""MySQL reports no volumes: those of the sample come from monitoring, as they would."""
-
+# MySQL reports no volumes: those of the sample come from monitoring, as they would.
 # A volume also holds what belongs to no database, and is extended by 64 GiB when less than a tenth is free.
-_VOLUMES = f"""
+_VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
 SELECT u.day, u.instance_id, u.volume, ceil(u.used_mb * 1.1 / 65536.0) * 65536,
        ceil(u.used_mb * 1.1 / 65536.0) * 65536 - u.used_mb, u.source, u.day + time '03:00'
 FROM (
-    SELECT s.collected_date AS day, s.instance_id, g.volume, {SOURCE} AS source,
+    SELECT s.collected_date AS day, s.instance_id, g.volume,
+           CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END AS source,
            12000 + CAST(sum(s.size_mb) * 1.05 AS bigint) AS used_mb
     FROM sample s JOIN instances i ON i.id = s.instance_id
     JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
     GROUP BY s.collected_date, s.instance_id, g.volume, i.db_type
 ) AS u
 ON CONFLICT DO NOTHING
-"""  # noqa: S608 -- constants
+"""
 # SQL Server and Oracle know ceilings of databases, the others do not.
-_CEILINGS = f"""
+_CEILINGS = """
 INSERT INTO database_limit_stats
     (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
 SELECT s.collected_date, s.instance_id, s.database_name,
        CASE WHEN i.db_type IN ('sqlserver', 'oracle') THEN ceil(s.size_mb * 1.2 / 65536.0) * 65536 END,
-       i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume], {SOURCE}, s.collected_date + time '03:00'
+       i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume],
+       CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END, s.collected_date + time '03:00'
 FROM sample s JOIN instances i ON i.id = s.instance_id
 JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
 ON CONFLICT DO NOTHING
-"""  # noqa: S608 -- constants
+"""

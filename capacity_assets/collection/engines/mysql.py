@@ -345,23 +345,23 @@ SCHEMAS = "SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin FROM in
 # The tablespaces of single tables. No statement reads INNODB_TABLES, which opens every table that is not in the
 # definition cache: 20 s and more for 10,000 tables. MySQL decodes the names of its tablespaces, so `a/b/t` may be
 # table `t` of schema `a/b` or `b/t` of `a`: there, the encoded folder of the file says how many slashes (`@002f`)
-# belong to the schema. {size} is FILE_SIZE or ALLOCATED_SIZE.
+# belong to the schema.
 # https://dev.mysql.com/doc/refman/9.0/en/information-schema-innodb-tablespaces-table.html
 _MYSQL_OWN = """
-    SELECT s.NAME AS full_name, 0 AS slashes, s.{size} AS size_bytes FROM information_schema.INNODB_TABLESPACES AS s
+    SELECT s.NAME AS full_name, 0 AS slashes, s.FILE_SIZE AS file_size, s.ALLOCATED_SIZE AS allocated_size
+    FROM information_schema.INNODB_TABLESPACES AS s
     WHERE s.SPACE_TYPE = 'Single' AND s.NAME NOT LIKE '%/%/%'
     UNION ALL
-    SELECT s.NAME, (LENGTH(d.folder) - LENGTH(REPLACE(d.folder, '@002f', ''))) DIV 5, s.{size}
+    SELECT s.NAME, (LENGTH(d.folder) - LENGTH(REPLACE(d.folder, '@002f', ''))) DIV 5, s.FILE_SIZE,
+           s.ALLOCATED_SIZE
     FROM information_schema.INNODB_TABLESPACES AS s
     JOIN (SELECT CAST(SPACE AS UNSIGNED) AS space_id, SUBSTRING_INDEX(SUBSTRING_INDEX(PATH, '/', -2), '/', 1) AS folder
           FROM information_schema.INNODB_DATAFILES) AS d ON d.space_id = s.SPACE
     WHERE s.SPACE_TYPE = 'Single' AND s.NAME LIKE '%/%/%'
 """
-_MYSQL_IS_OWN = """own.full_name COLLATE utf8mb3_bin = CONCAT({schema}, '/', {table})
-      AND own.slashes = LENGTH({schema}) - LENGTH(REPLACE({schema}, '/', ''))"""
 MYSQL_FILES = f"""
 SELECT CONVERT(SUBSTRING_INDEX(full_name, '/', 1 + slashes) USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
-       CAST(SUM(size_bytes) AS UNSIGNED), COUNT(*)
+       CAST(SUM(file_size) AS UNSIGNED) AS file_size, CAST(SUM(allocated_size) AS UNSIGNED) AS allocated_size
 FROM ({_MYSQL_OWN}) AS own GROUP BY schema_name
 """  # noqa: S608 -- statements of our own
 # MariaDB keeps them encoded as file names, which the server itself decodes; a folder of before 5.1 is plain.
@@ -370,8 +370,8 @@ FROM ({_MYSQL_OWN}) AS own GROUP BY schema_name
 MARIADB_FILES = """
 SELECT IF(folder REGEXP '^[0-9A-Za-z_@]*$', CONVERT(CONVERT(CAST(folder AS BINARY) USING filename) USING utf8mb4),
           CONCAT('#mysql50#', CONVERT(folder USING utf8mb4))) COLLATE utf8mb4_bin AS schema_name,
-       CAST(SUM(size_bytes) AS UNSIGNED), COUNT(*)
-FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, {size} AS size_bytes
+       CAST(SUM(FILE_SIZE) AS UNSIGNED) AS file_size, CAST(SUM(ALLOCATED_SIZE) AS UNSIGNED) AS allocated_size
+FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, FILE_SIZE, ALLOCATED_SIZE
       FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE '%/%') AS f
 GROUP BY schema_name
 """
@@ -382,8 +382,8 @@ FROM (SELECT TABLE_SCHEMA, CONCAT(TABLE_NAME, COALESCE(CONCAT('#p#', LOWER(PARTI
                                   COALESCE(CONCAT('#sp#', LOWER(SUBPARTITION_NAME)), '')) AS part_name, TABLE_NAME
       FROM information_schema.PARTITIONS) AS p
 JOIN information_schema.TABLES AS t ON t.TABLE_SCHEMA = p.TABLE_SCHEMA AND t.TABLE_NAME = p.TABLE_NAME
-LEFT JOIN ({_MYSQL_OWN.format(size="FILE_SIZE")}) AS own
-    ON {_MYSQL_IS_OWN.format(schema="p.TABLE_SCHEMA", table="p.part_name")}
+LEFT JOIN ({_MYSQL_OWN}) AS own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.TABLE_SCHEMA, '/', p.part_name)
+    AND own.slashes = LENGTH(p.TABLE_SCHEMA) - LENGTH(REPLACE(p.TABLE_SCHEMA, '/', ''))
 WHERE t.ENGINE = 'InnoDB' AND own.full_name IS NULL GROUP BY schema_name
 """  # noqa: S608 -- as above
 # By the encoded folder of the file.
@@ -395,8 +395,8 @@ MYSQL_SHARED_SIZES = f"""
 SELECT CONVERT(p.database_name USING utf8mb4) COLLATE utf8mb4_bin, COUNT(*),
        CAST(SUM(p.clustered_index_size + p.sum_of_other_index_sizes) * @@innodb_page_size AS UNSIGNED)
 FROM mysql.innodb_table_stats AS p
-LEFT JOIN ({_MYSQL_OWN.format(size="FILE_SIZE")}) AS own
-    ON {_MYSQL_IS_OWN.format(schema="p.database_name", table="p.table_name")}
+LEFT JOIN ({_MYSQL_OWN}) AS own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.database_name, '/', p.table_name)
+    AND own.slashes = LENGTH(p.database_name) - LENGTH(REPLACE(p.database_name, '/', ''))
 WHERE own.full_name IS NULL GROUP BY p.database_name
 """  # noqa: S608 -- as above
 MARIADB_SHARED_SIZES = """
@@ -527,8 +527,8 @@ class MySQL(EngineAdapter):
         schemas: Iterable[str],
         visible: Mapping[str, Mapping[str | None, int]],
     ) -> dict[str, int]:
-        size = "ALLOCATED_SIZE" if sizing == ALLOCATED else "FILE_SIZE"
-        files = {str(row[0]): int(row[1]) for row in rows_of(connection, query.format(size=size))}
+        size = 2 if sizing == ALLOCATED else 1
+        files = {str(row[0]): int(row[size]) for row in rows_of(connection, query)}
         # A schema that has files and is not listed: others are not listed either.
         refuse_without_rights(sorted(set(files) - set(schemas)), "SHOW DATABASES")
         hidden = [name for name in files if name not in visible]
