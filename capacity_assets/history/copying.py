@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import psycopg
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, Table, delete, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import ValidationError, database_errors
-from capacity_assets.database.sql import quoted
+from capacity_assets.database.sql import DIALECT, quoted
 from capacity_assets.database.tables import capacity_locks, capacity_settings, metadata
 
 OnTable = Callable[[str, int], None]
@@ -38,7 +38,7 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
                 # A table may take hours, and ends with the transaction.
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
             _refuse_rows(writing)
-            writing.execute(text(f"DELETE FROM {capacity_settings.name}"))  # noqa: S608 -- a name of ours
+            writing.execute(delete(capacity_settings))
             copied = {}
             for table in COPIED:
                 copied[table.name] = _copy_table(reading, writing, table)
@@ -48,7 +48,7 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
 
 def _refuse_rows(writing: Connection) -> None:
     for table in COPIED:
-        filled = text(f"SELECT EXISTS (SELECT 1 FROM {quoted(table.name)})")  # noqa: S608 -- a name of ours, quoted
+        filled = select(select(literal(1)).select_from(table).exists())
         if table is not capacity_settings and writing.execute(filled).scalar_one():
             raise ValidationError(f"The target holds rows in {table.name}. {KEPT} Name an empty database.")
 
@@ -57,7 +57,7 @@ def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
     name, columns = quoted(table.name), ", ".join(quoted(column.name) for column in table.columns)
     # The triggers would note every day as changed. Only ours: those of foreign keys stay.
     writing.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
-    out = f"COPY (SELECT {columns} FROM {name}) TO STDOUT"  # noqa: S608 -- names of ours, quoted
+    out = f"COPY ({select(table).compile(dialect=DIALECT)}) TO STDOUT"
     try:
         with (
             reading.connection.cursor().copy(out) as read,
@@ -69,10 +69,7 @@ def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
         raise DBAPIError.instance(out, None, error, psycopg.Error, hide_parameters=True) from error
     writing.exec_driver_sql(f"ALTER TABLE {name} ENABLE TRIGGER USER")
     if "id" in table.columns:
-        writing.execute(text(_NEXT_NUMBER.format(table=name)), {"table": name})
-    return int(writing.execute(text(f"SELECT count(*) FROM {name}")).scalar_one())  # noqa: S608 -- as above
-
-
-_NEXT_NUMBER = """
-SELECT setval(pg_get_serial_sequence(:table, 'id'), max(id)) FROM {table} HAVING max(id) IS NOT NULL
-"""
+        newest = func.max(table.c.id)
+        sequence = func.pg_get_serial_sequence(table.name, "id")
+        writing.execute(select(func.setval(sequence, newest)).having(newest.is_not(None)))
+    return writing.execute(select(func.count()).select_from(table)).scalar_one()

@@ -8,16 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
+from sqlalchemy import (
+    URL,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    create_engine,
+    func,
+    inspect,
+    literal,
+    null,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.schema import CreateTable, DropTable
 
-from capacity_assets.aggregates.levels import Level
+from capacity_assets.aggregates.levels import DATABASE, Level
 from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError, database_errors, reason_of
 from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
+from capacity_assets.database.tables import instances
 from capacity_assets.history.rows import layout_of
 from capacity_assets.history.sources import QuerySource
 
@@ -87,21 +108,27 @@ class Legacy:
 
     def samples(self, level: Level) -> QuerySource:
         """Return a raw table as a source of rows; void samples are left out."""
-        layout, table = layout_of(level), level.source.name
+        source, name = level.source.c, level.source.name
         with self.engine.connect() as connection:
-            present = {column["name"] for column in inspect(connection).get_columns(table)}
-        names = {"database": "s.database_name", "day": "s.collected_date", "instance_id": "NULL"}
-        # Samples of a server that is registered no more are told as such, not left out.
-        names["server"] = "coalesce(i.name, 'number ' || s.instance_id || ' there')"
-        listed = ", ".join(
-            names.get(column, f"s.{column}" if column in present else "NULL") for column in layout.columns
-        )
-        live = " AND NOT s.is_deleted" if "is_deleted" in present else ""
+            present = {column["name"] for column in inspect(connection).get_columns(name)}
+        columns: dict[str, ColumnElement[Any]] = {
+            # Samples of a server that is not registered any more are reported as such, not left out.
+            "server": func.coalesce(instances.c.name, func.concat("number ", source.instance_id, " there")),
+            "instance_id": null(),
+            "day": source.collected_date,
+            **{column.name: column for column in source if column.name in present - {"instance_id"}},
+        }
+        if level is DATABASE:
+            columns["database"] = source.database_name
         query = (
-            f"SELECT s.id, {listed} FROM {table} s LEFT JOIN instances i ON i.id = s.instance_id "  # noqa: S608 -- our names
-            f"WHERE s.id > :after{live} ORDER BY s.id"
+            select(source.id, *(columns.get(column, null()) for column in layout_of(level).columns))
+            .outerjoin(instances, instances.c.id == source.instance_id)
+            .where(source.id > bindparam("after"))
+            .order_by(source.id)
         )
-        return QuerySource(self.engine, f"{self.description}, {table}", f"{self.description}/{table}", query)
+        if "is_deleted" in present:
+            query = query.where(~level.source.c.is_deleted)
+        return QuerySource(self.engine, f"{self.description}, {name}", f"{self.description}/{name}", query)
 
 
 def open_legacy(url: URL) -> Legacy:
@@ -173,12 +200,16 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
     ):
         present = {column["name"] for column in inspect(there).get_columns(target)}
         names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
-        query = text(
-            f"SELECT a.id, i.name, {', '.join(f'a.{name}' for name in names)} FROM {target} a "  # noqa: S608 -- our names
-            "JOIN instances i ON i.id = a.instance_id WHERE a.id > :after ORDER BY a.id LIMIT :rows"
+        aggregates = level.target.c
+        query = (
+            select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
+            .join(instances, instances.c.id == aggregates.instance_id)
+            .where(aggregates.id > bindparam("after"))
+            .order_by(aggregates.id)
+            .limit(COPY_ROWS)
         )
         after = 0
-        while rows := there.execute(query, {"after": after, "rows": COPY_ROWS}).all():
+        while rows := there.execute(query, {"after": after}).all():
             after = rows[-1][0]
             with engine.connect() as connection, connection.begin() as transaction:
                 if dry_run:
@@ -194,17 +225,22 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 
 
 def _insert_aggregates(connection: Connection, level: Level, names: list[str], rows: list[tuple[object, ...]]) -> int:
-    target, listed = level.target.name, ", ".join(names)
-    connection.execute(text(f"CREATE TEMPORARY TABLE copied (server text, LIKE {target}) ON COMMIT DROP"))
-    connection.execute(text("ALTER TABLE copied DROP COLUMN id, DROP COLUMN instance_id"))
-    copy_rows(connection, f"COPY copied (server, {listed}) FROM STDIN", rows)
-    written = connection.execute(
-        text(
-            f"INSERT INTO {target} (instance_id, {listed}) SELECT i.id, {', '.join(f'c.{n}' for n in names)} "  # noqa: S608
-            "FROM copied c JOIN instances i ON i.name = c.server ON CONFLICT DO NOTHING RETURNING 1"
-        )
+    """Insert the rows whose windows have none; return how many were inserted."""
+    copied = Table(
+        "copied",
+        MetaData(),
+        Column("server", Text),
+        *(Column(name, level.target.c[name].type) for name in names),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
     )
-    # On Citus the number that a statement tells is that of the rows it was given.
+    connection.execute(CreateTable(copied))
+    copy_rows(connection, "COPY copied FROM STDIN", rows)
+    known = select(instances.c.id, *(copied.c[name] for name in names))
+    known = known.join(copied, copied.c.server == instances.c.name)
+    target = insert(level.target).from_select(["instance_id", *names], known, include_defaults=False)
+    written = connection.execute(target.on_conflict_do_nothing().returning(literal(1)))
+    # On Citus the row count of a statement is the number of rows it was given.
     number = len(written.all())
-    connection.execute(text("DROP TABLE copied"))
+    connection.execute(DropTable(copied))
     return number

@@ -15,19 +15,35 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, text
-
-from capacity_assets.aggregates.levels import (
-    DATABASE,
-    INSTANCE,
-    SERVER_LEVELS,
-    Level,
-    bytes_of,
-    insert_samples,
-    staging_columns,
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    CreateTableAs,
+    Date,
+    DateTime,
+    Engine,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Table,
+    Text,
+    and_,
+    func,
+    null,
+    or_,
+    over,
+    select,
+    text,
+    tuple_,
 )
+from sqlalchemy.schema import CreateTable
+
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level, insert_samples
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.units import LARGEST_BYTES, counted
+from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
@@ -35,103 +51,111 @@ from capacity_assets.database.locks import HeldLock
 from capacity_assets.history.rows import Problem, RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
-KEY_TYPES = {"database_name": "varchar(255)", "day": "date"}
 
-
-@dataclass(frozen=True)
-class SliceStatements:
-    """The statements of one level."""
-
-    copy: str
-    stage: str
-    compare: str
-    write: str
-    conflicts: str
-    totals: str | None
-
-
-def _statements(level: Level) -> SliceStatements:
-    keys, values, exact = (*level.keys[1:], "day"), level.values, level.exact
-    columns = (*keys, *values, *exact)
-    head = ("position bigint", "server text", "instance_id integer", *(f"{name} {KEY_TYPES[name]}" for name in keys))
-    staged = staging_columns(level, *head)
-    written = ", ".join(("server_id AS instance_id", *level.keys[1:], "day AS collected_date", *values, *exact))
-    return SliceStatements(
-        copy=f"COPY staged (position, server, instance_id, {', '.join(columns)}, collected_at) FROM STDIN",
-        stage=f"CREATE TEMPORARY TABLE staged ({staged}, collected_at timestamptz, server_id integer) ON COMMIT DROP",
-        compare=_compare(level, keys, values, exact[0]),
-        write=insert_samples(level, f"(SELECT {written}, collected_at FROM compared WHERE taken)"),  # noqa: S608 -- see the module
-        conflicts=_conflicts(level, values[0]),
-        totals=TOTALS if level is DATABASE else None,
+def _staged(level: Level) -> Table:
+    """Return the temporary table of the rows of a slice; `server_id` is the number that a server has here."""
+    names = (*level.values, *level.exact)
+    database = (Column("database_name", String(255)),) if level is DATABASE else ()
+    return Table(
+        "staged",
+        MetaData(),
+        Column("position", BigInteger),
+        Column("server", Text),
+        Column("instance_id", Integer),
+        *database,
+        Column("day", Date),
+        *(Column(name, level.source.c[name].type) for name in names),
+        Column("collected_at", DateTime(timezone=True)),
+        Column("server_id", Integer),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
     )
 
 
-def _compare(level: Level, keys: Sequence[str], values: Sequence[str], exact: str) -> str:
-    """Say of each row which turn it has among those of its key, and whether it is new, present or in conflict.
+def _compared(level: Level, *, replace: bool) -> Select[Any]:
+    """Return each row with its turn among those of its key, and whether it is new, present or in conflict.
 
     Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
-    its own.
+    its own. The columns of samples have their names.
     """
-    same_database = "AND o.database_name = s.database_name" if level is DATABASE else "AND o.is_deleted = false"
-    row, stored = (", ".join(f"{side}.{name}" for name in values) for side in ("s", "o"))
-    first = ", ".join(f"first_value(s.{name}) OVER w" for name in values)
-    key = ", ".join(f"s.{name}" for name in ("server_id", *keys))
-    return f"""
-CREATE TEMPORARY TABLE compared ON COMMIT DROP AS
-SELECT c.*, turn = 1 AND (stored_mb IS NULL OR (CAST(:replace AS boolean) AND NOT same_stored)) AS taken,
-       (turn = 1 AND NOT same_stored AND NOT CAST(:replace AS boolean)) OR (turn > 1 AND NOT same_first) AS conflicting
-FROM (
-    SELECT s.*, row_number() OVER w AS turn, ({row}) IS NOT DISTINCT FROM ({first}) AS same_first,
-           first_value(s.{values[0]}) OVER w AS first_mb, o.{values[0]} AS stored_mb, o.{exact} AS stored_bytes,
-           o.instance_id IS NULL OR ({row}) IS NOT DISTINCT FROM ({stored}) AS same_stored
-    FROM staged s LEFT JOIN {level.source.name} o
-        ON o.instance_id = s.server_id AND o.collected_date = s.day {same_database}
-    WHERE s.server_id IS NOT NULL
-    WINDOW w AS (PARTITION BY {key} ORDER BY CASE WHEN CAST(:replace AS boolean) THEN -s.position ELSE s.position END)
-) AS c
-"""  # noqa: S608 -- see the module
+    staged, stored, values = STAGED[level.name].c, level.source.c, level.values
+    same_key = [stored.instance_id == staged.server_id, stored.collected_date == staged.day]
+    same_key.append(stored.database_name == staged.database_name if level is DATABASE else ~stored.is_deleted)
+    database = staged.database_name if level is DATABASE else null()
+    key = (staged.server_id, *([database] if level is DATABASE else ()), staged.day)
+    order = staged.position.desc() if replace else staged.position
+    row = tuple_(*(staged[name] for name in values))
+    firsts = [over(func.first_value(staged[name]), partition_by=key, order_by=order) for name in values]
+    is_same_as_stored = row.is_not_distinct_from(tuple_(*(stored[name] for name in values)))
+    turns = (
+        select(
+            staged.position,
+            staged.server_id.label("instance_id"),
+            database.label("database_name"),
+            staged.day.label("collected_date"),
+            *(staged[name] for name in (*values, *level.exact, "collected_at")),
+            staged[values[0]].label("new_mb"),
+            over(func.row_number(), partition_by=key, order_by=order).label("turn"),
+            row.is_not_distinct_from(tuple_(*firsts)).label("same_first"),
+            firsts[0].label("first_mb"),
+            stored[values[0]].label("stored_mb"),
+            stored[level.exact[0]].label("stored_bytes"),
+            or_(stored.instance_id.is_(None), is_same_as_stored).label("same_stored"),
+        )
+        .outerjoin_from(STAGED[level.name], level.source, and_(*same_key))
+        .where(staged.server_id.is_not(None))
+        .subquery("turns")
+    )
+    is_first, is_repeated_otherwise = turns.c.turn == 1, and_(turns.c.turn > 1, ~turns.c.same_first)
+    if replace:
+        taken, conflicting = or_(turns.c.stored_mb.is_(None), ~turns.c.same_stored), is_repeated_otherwise
+    else:
+        taken = turns.c.stored_mb.is_(None)
+        conflicting = or_(and_(is_first, ~turns.c.same_stored), is_repeated_otherwise)
+    return select(turns, and_(is_first, taken).label("taken"), conflicting.label("conflicting"))
 
 
-def _conflicts(level: Level, size: str) -> str:
-    database = "c.database_name" if level is DATABASE else "NULL"
-    return f"""
-SELECT c.position, i.name AS server, {database} AS database, c.day, c.{size} AS size_mb, c.turn > 1 AS another,
-       CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
-FROM compared c JOIN instances i ON i.id = c.server_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
-"""  # noqa: S608 -- see the module
-
-
+STAGED = {level.name: _staged(level) for level in SERVER_LEVELS.values()}
+WRITE = {level.name: insert_samples(level, "(SELECT * FROM compared WHERE taken)") for level in SERVER_LEVELS.values()}
+CONFLICTS = """
+SELECT c.position, i.name AS server, c.database_name AS database, c.collected_date AS day, c.new_mb AS size_mb,
+       c.turn > 1 AS another, CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
+FROM compared c JOIN instances i ON i.id = c.instance_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
+"""
 # The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
 # this slice; one that somebody measured otherwise is kept.
-TOTALS = f"""
+TOTALS = """
 CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
 WITH touched AS (
-    SELECT server_id AS instance_id, day, max(collected_at) AS collected_at,
-           sum({bytes_of("size_mb", "size_bytes")} - coalesce({bytes_of("stored_mb", "stored_bytes")}, 0))
-               AS grown_bytes,
+    SELECT instance_id, collected_date, max(collected_at) AS collected_at,
+           sum(coalesce(size_bytes, size_mb * CAST(1048576 AS numeric))
+               - coalesce(stored_bytes, stored_mb * CAST(1048576 AS numeric), 0)) AS grown_bytes,
            count(*) FILTER (WHERE stored_mb IS NULL) AS added
-    FROM compared WHERE taken GROUP BY server_id, day
+    FROM compared WHERE taken GROUP BY instance_id, collected_date
     UNION ALL
-    SELECT server_id, day, max(collected_at), 0, 0 FROM compared c
+    SELECT instance_id, collected_date, max(collected_at), 0, 0 FROM compared c
     WHERE NOT EXISTS (SELECT FROM instance_size_stats o
-                      WHERE o.instance_id = c.server_id AND o.collected_date = c.day AND o.is_deleted = false)
-    GROUP BY server_id, day HAVING NOT bool_or(taken)
+                      WHERE o.instance_id = c.instance_id AND o.collected_date = c.collected_date
+                        AND o.is_deleted = false)
+    GROUP BY instance_id, collected_date HAVING NOT bool_or(taken)
 ), derived AS (
-    SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
-           sum({bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
+    SELECT t.instance_id, t.collected_date, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
+           sum(coalesce(d.size_bytes, d.size_mb * CAST(1048576 AS numeric))) AS total_bytes,
            count(d.size_bytes) = count(*) AS is_exact
-    FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
-    GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
+    FROM touched t
+    JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
+    GROUP BY t.instance_id, t.collected_date, t.collected_at, t.grown_bytes, t.added
 )
-SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
-       CASE WHEN d.is_exact AND d.total_bytes <= {LARGEST_BYTES} THEN d.total_bytes END AS total_size_bytes,
+SELECT d.instance_id, d.collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
+       -- At most 8 EiB.
+       CASE WHEN d.is_exact AND d.total_bytes <= 9223372036854775807 THEN d.total_bytes END AS total_size_bytes,
        d.database_count, d.collected_at
 FROM derived d LEFT JOIN instance_size_stats o
-    ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
+    ON o.instance_id = d.instance_id AND o.collected_date = d.collected_date AND o.is_deleted = false
 WHERE o.instance_id IS NULL
    OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
        AND o.database_count = d.database_count - d.added)
-"""  # noqa: S608 -- see the module
+"""
 WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
 # What a slice is compared with, where statements cannot read the raw tables themselves.
 NEAR_A_SLICE = {
@@ -154,7 +178,7 @@ SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
        count(*) FILTER (WHERE conflicting) AS conflicts
 FROM compared
 """
-DAYS = "SELECT min(day) AS first_day, max(day) AS last_day FROM compared"
+DAYS = "SELECT min(collected_date) AS first_day, max(collected_date) AS last_day FROM compared"
 # A server that is registered by an import is known by name only, and measured once somebody says where it is.
 REGISTER = """
 INSERT INTO instances (name, db_type, host, port, is_active)
@@ -174,8 +198,6 @@ ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = e
 """
 POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
 FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :fingerprint"
-
-STATEMENTS = {level.name: _statements(level) for level in SERVER_LEVELS.values()}
 
 
 SLICE_ROWS = 100_000
@@ -305,25 +327,28 @@ class Loader:
             yield part
 
     def _slice(self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport) -> None:
-        statements = STATEMENTS[self.level.name]
+        staged = STAGED[self.level.name]
         read = [self.reader.read(position, texts) for position, texts in part]
         problems = [row for row in read if isinstance(row, Problem)]
         report.add({"read": len(part), "bad": len(problems)})
         report.name("bad", problems)
-        connection.execute(text(statements.stage))
-        copy_rows(connection, statements.copy, (row for row in read if not isinstance(row, Problem)))
+        connection.execute(CreateTable(staged))
+        columns = ", ".join(staged.columns.keys()[:-1])
+        good = (row for row in read if not isinstance(row, Problem))
+        copy_rows(connection, f"COPY staged ({columns}) FROM STDIN", good)
         self._find_servers(connection, report)
         source = self.level.source.name
         with copied_for_reading(connection, {source: NEAR_A_SLICE[source]}):
-            connection.execute(text(statements.compare), {"replace": self.options.replace})
+            compared = _compared(self.level, replace=self.options.replace)
+            connection.execute(CreateTableAs(compared, "compared", temporary=True))
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))
         report.spans(*connection.execute(text(DAYS)).one())
-        report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
-        connection.execute(text(statements.write))
-        if statements.totals and self.options.derive_totals:
+        report.name("conflicts", map(_conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
+        connection.execute(text(WRITE[self.level.name]))
+        if self.level is DATABASE and self.options.derive_totals:
             with copied_for_reading(connection, NEAR_A_SLICE):
-                connection.execute(text(statements.totals))
+                connection.execute(text(TOTALS))
             report.add({"totals_written": len(connection.execute(text(WRITE_TOTALS)).all())})
             connection.execute(text("DROP TABLE totals"))
         connection.execute(text("DROP TABLE staged, compared"))

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Executable
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
@@ -175,13 +175,14 @@ class QuerySource:
     engine: Engine
     description: str
     fingerprint: str
-    query: str
+    query: Executable
+    """Rows by id, after the parameter `after`."""
     decimal_is_ambiguous: ClassVar[bool] = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows by id, through a cursor of the server."""
         with self.engine.connect().execution_options(stream_results=True, yield_per=BATCH_ROWS) as connection:
-            for position, *values in connection.execute(text(self.query), {"after": after}):
+            for position, *values in connection.execute(self.query, {"after": after}):
                 yield position, [_text(value) for value in values]
 
 
