@@ -160,7 +160,9 @@ class CollectionService:
         """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""
         samples = instance_size_stats.c
         query = (
-            select(func.sum(samples.database_count).label("databases"), func.sum(samples.total_size_mb).label("size_mb"))
+            select(
+                func.sum(samples.database_count).label("databases"), func.sum(samples.total_size_mb).label("size_mb")
+            )
             .join(collection_targets, collection_targets.c.instance_id == samples.instance_id)
             .join(instances, instances.c.id == samples.instance_id)
             .where(samples.collected_date == day, ~samples.is_deleted, is_active(), instances.c.counted_by.is_(None))

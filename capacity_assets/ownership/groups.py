@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextualSelect, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_percent
-from capacity_assets.database.group_days import FLEET, asked_days, group_parts
-from capacity_assets.database.sql import SPANS, holds_on, matches, precedence
+from capacity_assets.database.group_days import GROUP_PARTS, asked_days
 from capacity_assets.database.tables import ALWAYS
 
 WITHOUT_LABEL = ("engine", "server")
@@ -65,11 +64,6 @@ def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
         raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
 
 
-def group_column(by: str) -> tuple[str, dict[str, str]]:
-    """Return a group as an expression over columns engine, server and labels, and the parameters it takes."""
-    return (by, {}) if by in WITHOUT_LABEL else ("labels ->> CAST(:key AS text)", {"key": by})
-
-
 def default_grouping(keys: Sequence[str]) -> str:
     """Return what groups are made by where nobody says: the first key of labels, or engines."""
     return next(iter(keys), WITHOUT_LABEL[0])
@@ -77,13 +71,13 @@ def default_grouping(keys: Sequence[str]) -> str:
 
 def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
     """Return what of each group fills first, if anything, at most so many, by newest forecasts; raises DBAPIError."""
-    grouped = _BY_COLUMN.format(by=by) if by in WITHOUT_LABEL else _BY_LABEL
-    rows = connection.execute(text(_FILLING.format(grouped=grouped)), {**group_column(by)[1], "most": most})
-    found: dict[str | None, list[Filling]] = {}
-    for row in rows:
+    parts = {"filling": _FILLING, "issued": _ISSUED, "grouped": _BY_COLUMN if by in WITHOUT_LABEL else _BY_LABEL}
+    query = text(_RANKED).columns().add_cte(*(text(part).columns().cte(name) for name, part in parts.items()))
+    groups: dict[str | None, list[Filling]] = {}
+    for row in connection.execute(query, {"by": by, "most": most}):
         first = FillsFirst(row.server, row.name, row.full_middle)
-        found.setdefault(row.group_name, []).append(Filling(row.server_id, row.subject, first))
-    return found
+        groups.setdefault(row.group_name, []).append(Filling(row.server_id, row.subject, first))
+    return groups
 
 
 def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]:
@@ -103,10 +97,10 @@ def groups_of(
 
     None where no row is stored. Without any label of a key, everything is one group.
     """
-    asked = {"period": period.name, "start": window.start}
-    rows = connection.execute(text(_GROUPS), {**asked, "by": by}).all()
+    of_window = {"period": period.name, "start": window.start}
+    rows = connection.execute(text(_GROUPS), {**of_window, "by": by}).all()
     if not rows and by not in WITHOUT_LABEL:
-        rows = connection.execute(text(_WITHOUT_LABELS), asked).all()
+        rows = connection.execute(text(_WITHOUT_LABELS), of_window).all()
     return [
         Group(
             row.group_name,
@@ -122,13 +116,13 @@ def groups_of(
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
     """Return when labels or samples changed that groups of these windows do not show yet; raises DBAPIError."""
-    asked = {"period": period.name, "starts": [window.start for window in windows]}
-    found: datetime | None = connection.execute(text(_BEHIND), asked).scalar()
-    return found
+    parameters = {"period": period.name, "starts": [window.start for window in windows]}
+    changed_at: datetime | None = connection.execute(text(_NEWEST_CHANGE), parameters).scalar()
+    return changed_at
 
 
 def being_computed(changed_at: datetime) -> str:
-    """Say that groups are behind what changed."""
+    """Say that groups do not show the newest changes yet."""
     moment = changed_at.astimezone(UTC)
     return (
         f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; these groups do not show it yet. "
@@ -146,39 +140,49 @@ SELECT CAST(NULL AS text) AS group_name, sum(servers) AS servers, sum(databases)
        sum(change_mb) AS change_mb
 FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
 """
-_BEHIND = """
+_NEWEST_CHANGE = """
 SELECT max(newest_change) FROM capacity_stale_windows
 WHERE level = 'group' AND period_type = :period AND period_start = ANY (CAST(:starts AS date[]))
 """
-# A group fills with the volume, or the server, that binds one of its databases.
 _FILLING = """
-WITH filling AS (
-    SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
-    WHERE full_middle IS NOT NULL
-), issued AS (
-    SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
-    UNION ALL
-    SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
-    FROM filling f JOIN capacity_runway d ON d.server_id = f.server_id AND d.subject = 'database'
-        AND d.binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
-    WHERE f.subject <> 'database'
-), grouped AS ({grouped}), ranked AS (
+SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway WHERE full_middle IS NOT NULL
+"""
+# A group fills with the volume, or the server, that binds one of its databases.
+_ISSUED = """
+SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
+UNION ALL
+SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
+FROM filling f JOIN capacity_runway d ON d.server_id = f.server_id AND d.subject = 'database'
+    AND d.binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
+WHERE f.subject <> 'database'
+"""
+_BY_COLUMN = """
+SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine ELSE server END AS group_name, server_id, server, subject, name,
+       full_middle
+FROM issued
+"""
+# All labels at once, in the order of `database.sql`: one by one, as in the view, twenty thousand take a tenth of a
+# second.
+_BY_LABEL = """
+SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
+       l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
+FROM issued t
+CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
+LEFT JOIN capacity_label_spans l ON l.instance_id = t.server_id AND l.key = :by AND l.value IS NOT NULL
+    AND l.valid_from <= newest.as_of AND newest.as_of < l.valid_until
+    AND (l.database_pattern = '' OR t.of_subject = 'database'
+         AND (t.of_name = l.database_pattern OR t.of_name LIKE l.database_like))
+ORDER BY t.server_id, t.of_subject, t.of_name, t.subject, t.name, l.database_pattern = t.of_name DESC,
+         l.database_pattern <> '' DESC, length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern
+"""
+_RANKED = """
+SELECT group_name, server_id, server, subject, name, full_middle
+FROM (
     SELECT *, row_number() OVER (PARTITION BY group_name ORDER BY full_middle, server, name, subject) AS place
     FROM (SELECT DISTINCT group_name, server_id, server, subject, name, full_middle FROM grouped) AS each
-)
-SELECT group_name, server_id, server, subject, name, full_middle FROM ranked
+) AS ranked
 WHERE place <= :most ORDER BY group_name, place
 """
-_BY_COLUMN = "SELECT {by} AS group_name, server_id, server, subject, name, full_middle FROM issued"
-# Labels of all of them at once: asked for one by one, as the view does, twenty thousand take a tenth of a second.
-_BY_LABEL = f"""
-    SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
-           l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
-    FROM issued t
-    CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
-    LEFT JOIN {SPANS} l ON l.instance_id = t.server_id AND l.key = :key AND {holds_on("l", "newest.as_of")}
-        AND (l.database_pattern = '' OR t.of_subject = 'database' AND {matches("l", "t.of_name")})
-    ORDER BY t.server_id, t.of_subject, t.of_name, t.subject, t.name, {precedence("l", "t.of_name")}"""  # noqa: S608 -- expressions of our own views
 
 
 VALUES_NAMED = 8
@@ -237,14 +241,9 @@ class ExplainedGroup:
 
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
-    asked: dict[str, object] = {
-        "period": period.name,
-        "start": window.start,
-        "key": key,
-        "value": value,
-        **asked_days(connection, window.dates),
-    }
-    asked["servers"] = connection.execute(text(_LABELLED), asked).scalars().all()
+    days = asked_days(connection, window.dates)
+    of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
+    servers = connection.execute(text(_LABELLED), of_group).scalars().all()
     parts = [
         GroupPart(
             row.server,
@@ -254,41 +253,63 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
             row.database_pattern or None,
             None if row.valid_from == ALWAYS else row.valid_from,
         )
-        for row in connection.execute(text(_PARTS), asked)
+        for row in connection.execute(_of_parts(_PARTS, _ROWS_OF_SERVERS), {**of_group, **days, "servers": servers})
     ]
-    stored = connection.execute(text(_STORED), asked).one()
+    stored = connection.execute(text(_STORED), of_group).one()
     if not parts and stored.sum_mb is None:
-        values = connection.execute(text(_VALUES), asked).scalars().all()
+        values = connection.execute(text(_VALUES), of_group).scalars().all()
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
     sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
-    days = int(connection.execute(text(_DAYS), asked).scalar_one())
-    return ExplainedGroup(key, value, parts, days, sum_mb, stored.days)
+    measured_days = connection.execute(_of_parts(_DAYS, _NO_LABELS), days).scalar_one()
+    return ExplainedGroup(key, value, parts, measured_days, sum_mb, stored.days)
+
+
+def _of_parts(query: str, tables: Mapping[str, str]) -> TextualSelect:
+    """Return a query of the parts of groups, which are made of these rows of the tables."""
+    ctes = [text(rows).columns().cte(table) for table, rows in tables.items()]
+    return text(query).columns().add_cte(*ctes, text(GROUP_PARTS).columns().cte("parts"))
 
 
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
-_PARTS = f"""{group_parts("instance_id = ANY (CAST(:servers AS integer[]))")}, found AS (
+_ROWS_OF_SERVERS = {
+    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "database_size_aggregations": """
+SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))
+""",
+    "instance_size_aggregations": """
+SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))
+""",
+}
+_PARTS = """
+SELECT i.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
+FROM (
     SELECT instance_id, database_name, count(DISTINCT collected_date) AS days, sum(size_mb) AS sum_mb,
            max(collected_date) AS last_day
     FROM parts WHERE label_key = :key AND label_value = :value GROUP BY 1, 2
-)
-SELECT i.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
-FROM found f JOIN instances i ON i.id = f.instance_id
+) AS f JOIN instances i ON i.id = f.instance_id
 LEFT JOIN LATERAL (
-    SELECT l.database_pattern, l.valid_from FROM {SPANS} l
-    WHERE l.instance_id = f.instance_id AND l.key = :key AND {holds_on("l", "f.last_day")}
-      AND (l.database_pattern = '' AND f.database_name IS NULL
-           OR f.database_name IS NOT NULL AND {matches("l", "f.database_name")})
-    ORDER BY {precedence("l", "f.database_name")} LIMIT 1
+    SELECT l.database_pattern, l.valid_from FROM capacity_label_spans l
+    WHERE l.instance_id = f.instance_id AND l.key = :key AND l.value IS NOT NULL
+      AND l.valid_from <= f.last_day AND f.last_day < l.valid_until
+      AND CASE WHEN f.database_name IS NULL THEN l.database_pattern = ''
+               ELSE l.database_pattern <> ''
+                    AND (f.database_name = l.database_pattern OR f.database_name LIKE l.database_like) END
+    ORDER BY l.database_pattern = f.database_name DESC, length(translate(l.database_pattern, '*?', '')) DESC,
+             l.database_pattern
+    LIMIT 1
 ) AS held ON true
 ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
-"""  # noqa: S608 -- expressions of our own views
-_DAYS = f"{group_parts()} SELECT count(DISTINCT collected_date) FROM servers"  # noqa: S608 -- as above
-_STORED = f"""
+"""
+# No label changes which days were measured.
+_NO_LABELS = {"capacity_label_spans": "SELECT * FROM capacity_label_spans WHERE false"}
+_DAYS = "SELECT count(DISTINCT collected_date) FROM parts WHERE label_key = '(fleet)'"
+_STORED = """
 SELECT max(coalesce(sum_size_mb, avg_size_mb)) FILTER (WHERE label_key = :key AND label_value = :value) AS sum_mb,
-       max(data_count) FILTER (WHERE label_key = '{FLEET}') AS days
+       max(data_count) FILTER (WHERE label_key = '(fleet)') AS days
 FROM group_size_aggregations WHERE period_type = :period AND period_start = :start
-"""  # noqa: S608 -- as above
+"""
 _VALUES = """
 SELECT label_value FROM group_size_aggregations
 WHERE period_type = :period AND period_start = :start AND label_key = :key AND label_value <> ''
