@@ -14,7 +14,7 @@ from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, func, select, text, update
 
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Window
@@ -118,17 +118,17 @@ _BILLED_SERVERS = """
 # is a common denominator for any number of measured days. Each is rounded down to twelve decimals; then the lines with
 # the largest remainders get one unit more until they add up to the exact total, rounded down, so the cents are those of
 # the exact sum.
-_LINES = f"""
-    WITH labelled AS MATERIALIZED (
-        SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
-               {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
-        FROM measured z WHERE z.database_name IS NOT NULL
-    ), spans AS MATERIALIZED (
+_LABELLED = f"""
+    SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
+           {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
+    FROM measured z WHERE z.database_name IS NOT NULL"""  # noqa: S608 -- the labels as everywhere
+_LINES = """
+    WITH spans AS MATERIALIZED (
         SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
                     OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
         FROM capacity_prices p
     ), priced AS (
-        SELECT l.*, v.server, v.engine, v.billed, v.measured, found.price
+        SELECT l.*, v.server, v.engine, v.billed, v.measured, applied.price
         FROM labelled l JOIN billed_servers v USING (instance_id)
         LEFT JOIN LATERAL (
             SELECT p.price FROM spans p
@@ -136,7 +136,7 @@ _LINES = f"""
               AND p.engine IN ('', v.engine) AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
             ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = ''
             LIMIT 1
-        ) AS found ON true
+        ) AS applied ON true
     ), exact AS (
         SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
                round(sum(bytes) * billed / (measured * CAST(:days AS numeric) * 1073741824), 12) AS gib_months, price,
@@ -153,9 +153,9 @@ _LINES = f"""
     )
     SELECT line, instance_id, server, engine, database_name, labels, days, gib_months, price,
            (div(parts, whole) + CASE WHEN place <= left_over THEN 1 ELSE 0 END) * 0.000000000001 AS amount
-    FROM placed"""  # noqa: S608 -- an expression of our own
-COMPUTED = {"billed_servers": _BILLED_SERVERS, "computed_lines": _LINES}
-"""The servers of the bill and its lines, as temporary tables too; lines are stored with the bill."""
+    FROM placed"""
+COMPUTED = {"billed_servers": _BILLED_SERVERS, "labelled": _LABELLED, "computed_lines": _LINES}
+"""The servers of the bill, databases with their labels, and lines, as temporary tables too; lines are stored."""
 
 DAYS = """
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
@@ -203,7 +203,7 @@ SELECT :start, :issue, :is_final, CASE WHEN count(amount) > 0 THEN (SELECT min(c
 FROM computed_lines
 """
 DECLARED_STATE = """(
-    SELECT concat_ws(' ', l.number, p.number, l.newest, p.newest)
+    SELECT concat_ws(' ', l.number, p.number, l.newest, p.newest) AS state
     FROM (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
           FROM capacity_label_spans WHERE valid_from <= :end) AS l,
          (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
@@ -211,10 +211,6 @@ DECLARED_STATE = """(
 """A text that changes whenever a label or price that holds up to :end is added, changed or removed.
 
 It begins with the numbers of labels and of prices."""
-KEEP_DECLARED = f"""
-UPDATE capacity_bills SET declared_state = {DECLARED_STATE}, samples_dropped_at = NULL
-WHERE month = :start AND issue = :issue
-"""  # noqa: S608 -- a constant of this module
 SAMPLES_SINCE = """
 SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
        count(*) FILTER (WHERE s.created_at <= :since AND s.updated_at > :since) AS corrected
@@ -222,7 +218,7 @@ FROM database_size_stats s WHERE s.collected_date BETWEEN :start AND :end
 """
 # Why a bill differs from its last issue: later samples and declarations that can touch the month. Deleted samples are
 # counted only of servers that are still billed.
-SINCE = f"""
+SINCE = """
 SELECT deleted.fewer, states.before, states.now,
        ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                     || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
@@ -240,9 +236,9 @@ FROM (SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 
                          WHERE instance_id = ANY (array_agg(DISTINCT l.instance_id)))) AS fewer
       FROM capacity_bill_lines l WHERE l.month = :start AND l.issue = :issue
         AND l.instance_id IN (SELECT instance_id FROM computed_lines)) AS deleted,
-     (SELECT b.declared_state AS before, {DECLARED_STATE} AS now
+     (SELECT b.declared_state AS before, (SELECT state FROM declared) AS now
       FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue) AS states
-"""  # noqa: S608 -- a constant of this module
+"""
 # Samples that retention dropped can no longer be billed. The aggregates or the bill know more than there are, and
 # either our retention marked the bill or the oldest samples are gone. If older samples remain, a missing sample was
 # deleted or declared void, and is no longer billed.
@@ -261,10 +257,6 @@ SELECT EXISTS (
               OR (SELECT coalesce(sum(measured), 0) FROM (SELECT DISTINCT instance_id, measured FROM measured) AS m)
                  < :billed_before END
 )
-"""
-MARK_DROPPED = """
-UPDATE capacity_bills SET samples_dropped_at = coalesce(samples_dropped_at, now())
-WHERE month = :start AND issue = :issue
 """
 # Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
 GROUPS = """
@@ -349,7 +341,7 @@ def notes(found: IssuedBill) -> list[str]:
 
 def _differences(found: IssuedBill) -> list[str]:
     """Name the groups whose amount is another one than in the issue before."""
-    assert found.before is not None  # noqa: S101 -- asked of restated bills only
+    assert found.before is not None  # noqa: S101 -- called for restated bills only
     before = {group.name: group for group in found.before.groups}
     now = {group.name: group for group in found.groups}
     return [
@@ -473,30 +465,33 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
         DatabaseError: the database failed; no bill was changed.
     """
     refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
-    asked: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+    parameters: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = next(iter(_issues(connection, month)), None)
         judged = judged_day(connection, clock)
-        segments = connection.execute(text(SEGMENTS), asked).scalars().all()
-        make_temporary_tables(connection, READ, {**asked, "segments": list(segments)})
+        segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
+        make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
         known = {
             "is_marked": latest is not None and latest.samples_dropped_at is not None,
             "billed_before": latest.measured_days if latest else 0,
         }
-        if connection.execute(text(DROPPED), {**asked, **known}).scalar():
+        changes: dict[str, object]
+        if connection.execute(text(DROPPED), {**parameters, **known}).scalar():
             if latest is None:
                 raise NotFoundError(
                     f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
                     "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
                 )
-            issue, done = latest.issue, MARK_DROPPED
+            issue = latest.issue
+            changes = {"samples_dropped_at": func.coalesce(capacity_bills.c.samples_dropped_at, func.now())}
         else:
-            make_temporary_tables(connection, COMPUTED, asked)
-            issue = _store(connection, month, asked, latest, _finality(latest, month, judged, clock))
-            done = KEEP_DECLARED
-        connection.execute(text(done), {**asked, "issue": issue})
+            make_temporary_tables(connection, COMPUTED, parameters)
+            issue = _store(connection, month, parameters, latest, _finality(latest, month, judged, clock))
+            changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
+        is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
+        connection.execute(update(capacity_bills).where(*is_issue).values(changes))
         return _issues(connection, month)[0]
 
 
@@ -521,7 +516,7 @@ def _named(month: Window) -> str:
 
 
 def _store(
-    connection: Connection, month: Window, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]
+    connection: Connection, month: Window, parameters: dict[str, Any], latest: Bill | None, finality: dict[str, object]
 ) -> int:
     """Store the computed lines if they differ from the latest issue; return the number of the now latest issue."""
     issue, reason = 1, None
@@ -530,24 +525,25 @@ def _store(
             raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
     else:
         issue, reason = latest.issue, latest.reason
-        stored = {**asked, "issue": issue, "was_final": latest.is_final}
+        stored = {**parameters, "issue": issue, "was_final": latest.is_final}
         differs = connection.execute(text(DIFFERS), stored).scalar()
         if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
             return issue
         if latest.is_final and differs:
-            issue, reason = issue + 1, _reason(connection, asked, latest)
-    days = connection.execute(text(DAYS), asked).one()
-    values = {**asked, "issue": issue, **finality, "reason": reason, **days._asdict()}
+            issue, reason = issue + 1, _reason(connection, parameters, latest)
+    days = connection.execute(text(DAYS), parameters).one()
+    values = {**parameters, "issue": issue, **finality, "reason": reason, **days._asdict()}
     for statement in (*DELETE, STORE_LINES, STORE_BILL):
-        connection.execute(text(statement), {**values, "label_keys": json.dumps(asked["keys"])})
+        connection.execute(text(statement), {**values, "label_keys": json.dumps(parameters["keys"])})
     return issue
 
 
-def _reason(connection: Connection, asked: dict[str, Any], latest: Bill) -> str:
+def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) -> str:
     """Say why a bill differs from the one that was issued."""
-    since = {**asked, "since": latest.issued_at, "issue": latest.issue}
+    since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
-    declared = connection.execute(text(SINCE), since).one()
+    state = text(DECLARED_STATE).columns().cte("declared")
+    declared = connection.execute(text(SINCE).columns().add_cte(state), since).one()
     differences = [
         f"{counted(samples.added, 'sample')} came later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
@@ -559,12 +555,12 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill) -> str:
         numbers = ([int(number) for number in state.split()[:2]] for state in (declared.before, declared.now))
         kinds = zip(("labels", "prices"), *numbers, strict=True)
         differences += [f"{kind} removed" for kind, before, now in kinds if now < before]
-    found = "; ".join(filter(None, differences))
+    named = "; ".join(filter(None, differences))
     otherwise = (
         "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
         "were removed"
     )
-    return f"Since then: {found or otherwise}."
+    return f"Since then: {named or otherwise}."
 
 
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
@@ -595,7 +591,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    asked = {"start": bill.month, "issue": bill.issue, "by": by}
-    databases = connection.execute(text(DATABASES), asked).scalar_one()
-    groups = [BillGroup(*row) for row in connection.execute(text(GROUPS), asked)]
+    parameters = {"start": bill.month, "issue": bill.issue, "by": by}
+    databases = connection.execute(text(DATABASES), parameters).scalar_one()
+    groups = [BillGroup(*row) for row in connection.execute(text(GROUPS), parameters)]
     return IssuedBill(bill, by, groups, databases, before)

@@ -13,13 +13,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
+from sqlalchemy import column as sql_column
 
 from capacity_assets.base.declarations import Things, day_of
-from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
 from capacity_assets.base.units import first_of, meant
-from capacity_assets.database.sql import LIKE, labels_of, weights
+from capacity_assets.database.sql import labels_of
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 from capacity_assets.forecast.limits import (
     WHOLE_SERVER,
@@ -35,34 +36,42 @@ from capacity_assets.forecast.limits import (
     rows_of,
 )
 
-# Whether a label `l` gave a value to something that the given label takes over: the server, or one of its databases `d`
-# that the given label matches by name or by a pattern of higher precedence.
-_LIKE_GIVEN = LIKE.replace("l.", "g.")
-_GIVEN_WEIGHT, _OTHER_WEIGHT = (", ".join(weights(label, "d.name")) for label in ("g", "l"))
-_TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
-            SELECT FROM (
-                SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
-                UNION ALL SELECT n.name FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[]))
-                              AS n (instance_id, name)
-                WHERE n.instance_id = g.instance_id AND n.name LIKE {_LIKE_GIVEN}
-            ) AS d
-            WHERE d.name LIKE {LIKE}
-              AND ({_GIVEN_WEIGHT}, l.database_pattern) > ({_OTHER_WEIGHT}, g.database_pattern))"""  # noqa: S608 -- expressions of our own
-# The first day of each label, and the declarations for its subject by day.
-PLACED = f"""
+# The first day of each label, and the declarations for its subject by day. A label holds from today where another one
+# `l` gave a value to something that it takes over: the server, or one of its databases `d` that it matches by name or
+# by a pattern of higher precedence.
+PLACED = r"""
+WITH given AS (
+    SELECT *, replace(replace(replace(replace(replace(database_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'),
+                      '?', '_') AS database_like
+    FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:keys AS varchar[]),
+                CAST(:values AS varchar[]), CAST(:valid_froms AS date[])) WITH ORDINALITY
+        AS g (instance_id, database_pattern, key, value, valid_from, number)
+), named AS (
+    SELECT * FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[])) AS n (instance_id, name)
+)
 SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
-           SELECT FROM capacity_labels l WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
+           SELECT FROM capacity_label_spans l
+           WHERE l.instance_id = g.instance_id AND l.key = g.key
+             AND (l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
+                 SELECT FROM (
+                     SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
+                     UNION ALL
+                     SELECT n.name FROM named n WHERE n.instance_id = g.instance_id AND n.name LIKE g.database_like
+                 ) AS d
+                 WHERE d.name LIKE l.database_like
+                   AND (g.database_pattern = d.name, g.database_pattern <> '',
+                        length(translate(g.database_pattern, '*?', '')), l.database_pattern)
+                     > (l.database_pattern = d.name, l.database_pattern <> '',
+                        length(translate(l.database_pattern, '*?', '')), g.database_pattern)))
        ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
-FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:keys AS varchar[]),
-            CAST(:values AS varchar[]), CAST(:valid_froms AS date[])) WITH ORDINALITY
-    AS g (instance_id, database_pattern, key, value, valid_from, number)
+FROM given g
 CROSS JOIN LATERAL (
     SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS held
     FROM capacity_labels l
     WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
 ) AS history
 ORDER BY g.number
-"""  # noqa: S608 -- constants of this module
+"""
 # Databases of servers that already have pattern labels.
 NAMES = """
 SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
@@ -85,27 +94,21 @@ HELD = """
 SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
 WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
 """
-MATCHING = f"""
+MATCHING = r"""
 SELECT count(*) AS matched FROM database_size_stats d
-CROSS JOIN (SELECT CAST(:pattern AS text) AS database_pattern) AS l
 WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
   AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
                           WHERE n.instance_id = (SELECT id FROM instances WHERE name = :server))
-  AND d.database_name LIKE {LIKE}
-"""  # noqa: S608 -- an expression of our own
+  AND d.database_name LIKE replace(replace(replace(replace(replace(
+          CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
+"""
 # Where no database is named, only labels of the server match.
 LABELS_ON = f"""
-SELECT {labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")} AS labels
-FROM instances i WHERE i.name = :server
-"""  # noqa: S608 -- expressions of our own
-HAVING = f"""
-SELECT g.number
+SELECT g.number, {labels_of("i.id", "g.database", "CAST(:day AS date)")} AS labels
 FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
 JOIN instances i ON i.name = g.server
-WHERE (CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name)
-  AND (CAST(:key AS text) IS NULL
-       OR {labels_of("i.id", "g.database", "CAST(:day AS date)")} ->> CAST(:key AS text) = :value)
-"""  # noqa: S608 -- expressions of our own
+WHERE CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name
+"""  # noqa: S608 -- the labels as everywhere
 KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
 ALIKE = """
 SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
@@ -257,8 +260,8 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
     """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    found = rows_of(engine, "labels", LABELS_ON, server=server, database=database, day=day)
-    labels: dict[str, str] = found[0].labels if found else {}
+    rows = rows_of(engine, "labels", LABELS_ON, servers=[server], databases=[database], day=day, engine_name=None)
+    labels: dict[str, str] = rows[0].labels if rows else {}
     return labels
 
 
@@ -272,24 +275,18 @@ def having(
 ) -> set[tuple[str, str | None]]:
     """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
     servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
-    key, value = label or (None, None)
-    asked = {
-        "servers": servers,
-        "databases": databases,
-        "day": day,
-        "key": key,
-        "value": value,
-        "engine_name": of_engine,
-    }
-    found = rows_of(engine, "labels", HAVING, **asked)
-    return {subjects[row.number - 1] for row in found}
+    # On no day, no label is looked up.
+    labelled_on = None if label is None else day
+    parameters = {"servers": servers, "databases": databases, "day": labelled_on, "engine_name": of_engine}
+    rows = rows_of(engine, "labels", LABELS_ON, **parameters)
+    return {subjects[row.number - 1] for row in rows if label is None or row.labels.get(label[0]) == label[1]}
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
     """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
     known = [row.label for row in rows_of(engine, "labels", KNOWN)]
-    asked = f"{key}={value}"
-    return None if asked in known else f"Nothing has the label {asked}.{meant(asked, known)}"
+    label = f"{key}={value}"
+    return None if label in known else f"Nothing has the label {label}.{meant(label, known)}"
 
 
 def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
@@ -301,8 +298,8 @@ def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
 
 def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
     """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
-    found = rows_of(engine, "labels", ALIKE, key=key, value=value)
-    return [row.value for row in found if row.value != value]
+    rows = rows_of(engine, "labels", ALIKE, key=key, value=value)
+    return [row.value for row in rows if row.value != value]
 
 
 def matching(engine: Engine, label: Label) -> int:
@@ -350,9 +347,10 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         raise NotFoundError(
             f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.{meant(column, columns)}"
         )
-    quoted = '"' + column.replace('"', '""') + '"'
-    taken = f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name"  # noqa: S608 -- a column that exists, quoted
-    values = {row.name: (row.value or "").strip() for row in rows_of(engine, "the registry", taken)}
+    registry = table("instances", sql_column("name"), sql_column(column))
+    taken = select(registry.c.name, cast(registry.c[column], Text)).order_by(registry.c.name)
+    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
+        values = {name: (value or "").strip() for name, value in connection.execute(taken)}
     held = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
     return [
         Label(name, None, *checked(key, value or None, [key]))

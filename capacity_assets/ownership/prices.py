@@ -39,7 +39,7 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 class Price:
     """The price of a GiB per month from a day on; `price` None ends the price.
 
-        `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: all of
+    `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: all of
     history if nothing it covers had a price before, else from the current month on.
     """
 
@@ -160,8 +160,8 @@ def _subject(price: Price) -> dict[str, object]:
 
 def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
     """Return the closed months whose bills have lines with another price than this one, or with the removed price."""
-    asked = {**_subject(price), "price": price.price, "removed": removed}
-    return connection.execute(text(_RESTATED), asked).scalars().all()
+    parameters = {**_subject(price), "price": price.price, "removed": removed}
+    return connection.execute(text(_RESTATED), parameters).scalars().all()
 
 
 def stored_prices(engine: Engine) -> list[Price]:
@@ -169,30 +169,33 @@ def stored_prices(engine: Engine) -> list[Price]:
     return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
 
 
-_GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
-            CAST(:valid_froms AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
-    AS g (engine, key, value, valid_from, price, number)"""
-_SAME_SUBJECT = "p.engine = g.engine AND p.key = g.key AND p.value = g.value"
 # The first price of a history in one file applies to all of history; an existing price is kept. If a price of equal or
 # lower precedence may have applied to the same subjects, the new one changes the amounts.
-_PLACED = f"""
+_PLACED = """
+WITH given AS (
+    SELECT * FROM unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
+                         CAST(:valid_froms AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
+        AS g (engine, key, value, valid_from, price, number)
+)
 SELECT coalesce(g.valid_from, CASE
-    WHEN EXISTS (SELECT FROM {_GIVEN.replace("AS g", "AS p")} WHERE {_SAME_SUBJECT} AND p.valid_from IS NOT NULL)
+    WHEN EXISTS (SELECT FROM given o WHERE (o.engine, o.key, o.value) = (g.engine, g.key, g.value)
+                   AND o.valid_from IS NOT NULL)
         THEN CAST(:always AS date)
     WHEN held.price IS NOT DISTINCT FROM g.price THEN held.valid_from END, CASE
     WHEN EXISTS (
         SELECT FROM capacity_prices p
-        WHERE {_SAME_SUBJECT} OR p.price IS NOT NULL AND CASE
+        WHERE (p.engine, p.key, p.value) = (g.engine, g.key, g.value) OR p.price IS NOT NULL AND CASE
             WHEN (p.key, p.value) IN (('', ''), (g.key, g.value)) THEN p.engine IN ('', g.engine)
             ELSE g.key <> '' AND p.key <> g.key AND (g.engine = '' OR p.engine IN ('', g.engine)) END
     ) THEN CAST(:this_month AS date) ELSE CAST(:always AS date) END)
-FROM {_GIVEN}
+FROM given g
 LEFT JOIN LATERAL (
     SELECT p.price, p.valid_from FROM capacity_prices p
-    WHERE {_SAME_SUBJECT} AND p.valid_from <= :this_month ORDER BY p.valid_from DESC LIMIT 1
+    WHERE (p.engine, p.key, p.value) = (g.engine, g.key, g.value) AND p.valid_from <= :this_month
+    ORDER BY p.valid_from DESC LIMIT 1
 ) AS held ON true
 ORDER BY g.number
-"""  # noqa: S608 -- constants of this module
+"""
 # Lines priced by a more specific declaration keep their price, and so do months in which a later declaration applies.
 _RESTATED = """
 SELECT b.month FROM capacity_bills b
