@@ -31,7 +31,7 @@ from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.digest.sending import Channels
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 
 logger = logging.getLogger("capacity_assets")
 

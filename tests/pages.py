@@ -20,8 +20,9 @@ from typing import Any
 import uvicorn
 from sqlalchemy import URL
 
+from capacity_assets.reading.access import reading_engine
 from capacity_assets.web.app import Serving, create_app, limits
-from capacity_assets.web.reading import Reader, reading_engine
+from capacity_assets.web.reader import Reader
 from tests.clocks import fixed_clock
 from tests.servers import free_port
 

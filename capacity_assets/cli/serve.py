@@ -41,7 +41,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     import uvicorn
 
     from capacity_assets.web.app import Serving, create_app, limits
-    from capacity_assets.web.reading import Reader
+    from capacity_assets.web.reader import Reader
 
     if settings.web_database_url is None:
         refuse_an_absent_embedded_server(settings)

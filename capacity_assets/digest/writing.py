@@ -14,7 +14,8 @@ from jinja2 import PackageLoader, Template
 from capacity_assets.base.units import human_change_mb, human_mb, human_percent, printable
 from capacity_assets.charts.axis import size_axis
 from capacity_assets.charts.templates import environment_of
-from capacity_assets.digest.content import Digest, Mover, Named
+from capacity_assets.digest.content import Digest
+from capacity_assets.reading.changes import DatabaseSize, UnusualChange
 
 # Heights of a row of the chart and of what marks a size in it, in pixels.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
@@ -57,11 +58,11 @@ def sections(digest: Digest) -> list[Section]:
     ]
 
 
-def _named(one: Named) -> str:
+def _named(one: DatabaseSize) -> str:
     return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
 
 
-def _moved(one: Mover) -> str:
+def _moved(one: UnusualChange) -> str:
     return (
         f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; in the twelve weeks before, at most "
         f"{human_mb(one.usual_mb)} in a week"

@@ -35,7 +35,8 @@ from capacity_assets.orchestration.partitions import (
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
 from capacity_assets.ownership.bills import IssuedBill, amount_text, gib, group_named, issue_bill, notes, read_bill
 from capacity_assets.ownership.groups import default_grouping
-from capacity_assets.report.data import ChangeKind, Report, file_name, read_report
+from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.report.data import Report, file_name, read_report
 from capacity_assets.report.issues import Edition, next_edition
 from capacity_assets.report.page import make_report_folder, write_report
 from capacity_assets.runtime import digest_channels

@@ -27,7 +27,8 @@ from capacity_assets.charts.bars import (
 from capacity_assets.charts.history import Ahead, History, Point, history_chart
 from capacity_assets.forecast.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
 from capacity_assets.forecast.outlook import Outlook
-from capacity_assets.report.data import NOT_COMPARABLE, OTHER, ChangeKind, Report
+from capacity_assets.reading.changes import NOT_COMPARABLE, ChangeKind
+from capacity_assets.report.data import OTHER, Report
 
 STEP_NAMES = {
     ChangeKind.GROWN.value: "Grown",

@@ -16,12 +16,12 @@ from datetime import datetime
 from html import escape, unescape
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.units import counted, first_of, human_pair_mb
-from capacity_assets.report import data
-from capacity_assets.report.data import Report, server_id
+from capacity_assets.reading.coverage import late_samples
+from capacity_assets.report.data import Report, registered_id
 
 META = "capacity-report"
 _HEAD_CHARACTERS = 8192
@@ -97,8 +97,8 @@ def issue_of(path: Path) -> Issue | None:
     """Return what the page at `path` says of itself; None where there is none, or none of ours."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            found = _FIGURES.search(file.read(_HEAD_CHARACTERS))
-        content: Mapping[str, object] = json.loads(unescape(found[1])) if found else {}
+            figures = _FIGURES.search(file.read(_HEAD_CHARACTERS))
+        content: Mapping[str, object] = json.loads(unescape(figures[1])) if figures else {}
         known = {name: content[name] for name in Issue.__dataclass_fields__ if name in content}
         return Issue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError):
@@ -136,19 +136,14 @@ def path_of_issue(path: Path, issue: Issue) -> Path:
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
     """Say which samples of the two windows came or changed since a moment."""
     with database_errors(doing="looking what changed", kept="No page was written."), engine.connect() as connection:
-        parameters = {
-            "since": since,
-            "before": report.before.start,
-            "end": report.window.end,
-            "server": server_id(connection, report.server),
-        }
-        rows = connection.execute(text(data.SAMPLES_SINCE), parameters).all()
-    if not rows:
+        server_id = None if report.server is None else registered_id(connection, report.server)
+        late = late_samples(connection, report.before.start, report.window.end, since, server_id)
+    if not late:
         return (
             "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "
             "servers were put into or out of service."
         )
-    servers = first_of([row.server for row in rows], SERVERS_NAMED)
-    added, corrected = (sum(getattr(row, name) for row in rows) for name in ("added", "corrected"))
+    servers = first_of([one.server for one in late], SERVERS_NAMED)
+    added, corrected = sum(one.added for one in late), sum(one.corrected for one in late)
     changed = f"{counted(added, 'sample')} of these two windows added and {corrected:,} corrected"
     return f"Since then: {changed}, of {servers}."

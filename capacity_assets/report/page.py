@@ -14,6 +14,7 @@ from capacity_assets.base.units import counted, first_of, human_change_mb, human
 from capacity_assets.charts.templates import STYLES, environment_of
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import IssuedBill
+from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
@@ -26,7 +27,7 @@ from capacity_assets.report.charts import (
     score_sentences,
     stacked_series,
 )
-from capacity_assets.report.data import ChangeKind, Report
+from capacity_assets.report.data import Report
 from capacity_assets.report.issues import Edition
 
 UNMEASURED_NAMED = 20
@@ -86,14 +87,14 @@ def render(report: Report, edition: Edition | None = None) -> str:
     )
 
 
-def render_bill(found: IssuedBill) -> str:
+def render_bill(issued: IssuedBill) -> str:
     """Return a bill as one HTML document."""
     context = {
-        "title": bills.title(found),
-        "notes": bills.notes(found),
-        "quantity": bills.quantity_note(found),
+        "title": bills.title(issued),
+        "notes": bills.notes(issued),
+        "quantity": bills.quantity_note(issued),
     }
-    return _environment().get_template("bill.html.j2").render(found=found, **context)
+    return _environment().get_template("bill.html.j2").render(found=issued, **context)
 
 
 def headline(report: Report) -> str:
@@ -136,57 +137,57 @@ def notes(report: Report) -> list[str]:
 
 
 def _notes_on_servers(report: Report) -> list[str]:
-    found = []
+    sentences = []
     if report.is_empty:
-        found.append("There is no stored row in either window: they were not computed, or nothing was measured.")
+        sentences.append("There is no stored row in either window: they were not computed, or nothing was measured.")
     if report.is_open:
-        found.append(
+        sentences.append(
             f"The window is not over, or its last days were not measured: the last is {report.last_sample or 'none'}."
         )
     if report.counted_by_others:
-        found.append(
+        sentences.append(
             f"Left out: {report.counted_by_others} of {counted(report.active_servers, 'active server')}, because "
             "another one counts their bytes: replicas, and servers on shared storage."
         )
     if report.never_measured_servers:
         never = first_of(report.never_measured_servers, UNMEASURED_NAMED)
-        found.append(f"{counted(len(report.never_measured_servers), 'active server')} never measured: {never}.")
+        sentences.append(f"{counted(len(report.never_measured_servers), 'active server')} never measured: {never}.")
     if report.unmeasured_servers:
         missing = f"{len(report.unmeasured_servers)} of {counted(report.active_servers, 'active server')}"
-        found.append(f"No row in this window: {missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
-    return found
+        sentences.append(f"No row in this window: {missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+    return sentences
 
 
 def _notes_on_days(report: Report) -> list[str]:
-    found = []
+    sentences = []
     if not report.days:
-        found.append("Which days were measured is not known: there are no totals of servers of these days.")
+        sentences.append("Which days were measured is not known: there are no totals of servers of these days.")
     elif report.days[0] > report.before.start:
-        found.append(f"There are no totals of servers before {report.days[0]}: days are counted from then on.")
+        sentences.append(f"There are no totals of servers before {report.days[0]}: days are counted from then on.")
     if report.partly_measured_days and report.server is None:
         expected = report.expected_servers
         some = [f"{day} ({count} of {expected[day]})" for day, count in report.partly_measured_days]
         days = f"{len(some)} of {counted(len(report.days), 'day')}"
-        found.append(f"Not every server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
+        sentences.append(f"Not every server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
     if report.unmeasured_days:
         days = f"{len(report.unmeasured_days)} of {counted(len(report.days), 'day')}"
-        found.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
-    return found
+        sentences.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
+    return sentences
 
 
 def _notes_on_databases(report: Report) -> list[str]:
-    found = []
+    sentences = []
     if report.changes[ChangeKind.PARTLY].databases:
-        found.append(
+        sentences.append(
             f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on only some "
             "of the measured days (renamed, created, dropped or a temporary copy), and counted for those days."
         )
     if report.levels_disagree:
-        found.append(
+        sentences.append(
             f"The totals of the servers changed by {human_change_mb(report.other_mb)} more than their databases: the "
             "two are measured separately, and do not agree. See the check levels_agree."
         )
-    return found
+    return sentences
 
 
 def make_report_folder(folder: Path) -> None:

@@ -35,7 +35,7 @@ def address(path: str, /, **values: object) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageQuery:
     """The parameters of a request."""
 
     path: str
@@ -116,7 +116,7 @@ class Asked:
 
     @property
     def rows_shown(self) -> int:
-        """How many rows of a list are asked for."""
+        """How many rows of a list are query for."""
         return ROWS_PER_FILE if self.values.get("format") == "csv" else ROWS_PER_PAGE
 
     @property

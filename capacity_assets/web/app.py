@@ -48,9 +48,10 @@ from capacity_assets.base.errors import (
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
 from capacity_assets.charts.templates import STYLES
-from capacity_assets.web.addresses import Asked, known_values
+from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
+from capacity_assets.web.addresses import PageQuery, known_values
 from capacity_assets.web.pages import fleet, groups, lists, subjects
-from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Names, Reader
+from capacity_assets.web.reader import Names, Reader
 from capacity_assets.web.rendering import Renderer, csv_of
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
@@ -201,7 +202,7 @@ class BoundedConnection(H11Protocol):
 logger = logging.getLogger("capacity_assets")
 
 SECONDS_KEPT = 10
-# What is kept for half a minute is read again before anybody has to wait for it.
+# Values that are cached for half a minute are read again before anybody has to wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 # More than there are connections, because many requests wait for one query.
@@ -218,7 +219,7 @@ class Page:
     path: str
     title: str
     shows: type
-    read: Callable[[Reader, Asked], Any]
+    read: Callable[[Reader, PageQuery], Any]
     table: str
     in_menu: bool = False
 
@@ -244,10 +245,10 @@ SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _asked: Non
 
 
 @dataclass(frozen=True)
-class Dated:
-    """What a page shows, and when it was read: it may be some seconds old."""
+class ReadPage:
+    """The content of a page, and when it was read: it may be some seconds old."""
 
-    found: Any
+    content: Any
     read_at: datetime
 
 
@@ -262,7 +263,7 @@ class Serving:
     token: str | None = None
     user_header: str | None = None
     reads_ahead: bool = True
-    """Whether what every reader sees is read before anybody asks, again and again."""
+    """Whether what every reader sees is read ahead, again and again."""
 
 
 def create_app(reader: Reader, serving: Serving) -> ASGIApp:
@@ -272,7 +273,7 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
 
     @asynccontextmanager
     async def read_ahead(_app: Starlette) -> AsyncIterator[None]:
-        # What takes long over a large fleet is read before anybody asks for it, and again before it is too old.
+        # What takes long over a large fleet is read ahead, and again before it is too old.
         if not serving.reads_ahead:
             yield
             return
@@ -310,7 +311,7 @@ class Answers:
     """Answers requests with pages, or with a page that says what is wrong."""
 
     def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
-        """Answer with what `reader` and `names` find."""
+        """Answer from `reader` and `names`."""
         self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
@@ -319,17 +320,17 @@ class Answers:
         """Return the endpoint of a page."""
 
         async def answer(request: Request) -> Response:
-            return await self._in_time(request, page, lambda asked: self._read(page, asked))
+            return await self._in_time(request, page, lambda query: self._read(page, query))
 
         return answer
 
-    async def _in_time(self, request: Request, page: Page, read: Callable[[Asked], Dated]) -> Response:
+    async def _in_time(self, request: Request, page: Page, read: Callable[[PageQuery], ReadPage]) -> Response:
         """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
         answering = self._threads.submit(self._answer, request, page, read)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
         except TimeoutError:
-            return self._refused(request, self._asked(request), 503, _slow(ANSWER_SECONDS))
+            return self._refused(request, self._query(request), 503, _slow(ANSWER_SECONDS))
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; failures are shown to later requests."""
@@ -352,65 +353,64 @@ class Answers:
             ended.wait(SECONDS_BETWEEN_READING_AHEAD)
 
     def _read_now(self, page: Page, **values: str) -> None:
-        page.read(self._reader, Asked(page.path, values, self._serving.label_keys, self._serving.clock.today()))
+        page.read(self._reader, PageQuery(page.path, values, self._serving.label_keys, self._serving.clock.today()))
 
-    def _read(self, page: Page, asked: Asked) -> Dated:
+    def _read(self, page: Page, query: PageQuery) -> ReadPage:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
-        if asked.values.get("format") == "csv":
+        if query.values.get("format") == "csv":
             # Not cached: two hundred times as many rows, for a single reader.
-            return self._now(page.read(self._reader, asked))
-        values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
-        key = (page.path, values, asked.today)
-        return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), SECONDS_KEPT)
+            return self._now(page.read(self._reader, query))
+        values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
+        key = (page.path, values, query.today)
+        return self._reader.kept(key, lambda: self._now(page.read(self._reader, query)), SECONDS_KEPT)
 
-    def _now(self, found: Any) -> Dated:
-        return Dated(found, self._serving.clock.local_now())
+    def _now(self, content: Any) -> ReadPage:
+        return ReadPage(content, self._serving.clock.local_now())
 
     async def search(self, request: Request) -> Response:
         """Answer a search."""
-        return await self._in_time(request, SEARCH, lambda asked: self._now(lists.read_search(self._names, asked)))
+        return await self._in_time(request, SEARCH, lambda query: self._now(lists.read_search(self._names, query)))
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
-        """Answer an address that is none."""
-        return self._refused(request, self._asked(request), 404, "There is no such page.")
+        """Answer an unknown address."""
+        return self._refused(request, self._query(request), 404, "There is no such page.")
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer where a page has a defect; the server's log has the traceback."""
         text = "This page has a defect, which is in the log of the server. Nothing was changed. The other pages work."
-        return self._refused(request, self._asked(request), 500, text)
+        return self._refused(request, self._query(request), 500, text)
 
-    def _asked(self, request: Request) -> Asked:
-        return Asked(
+    def _query(self, request: Request) -> PageQuery:
+        return PageQuery(
             request.url.path,
             known_values(request.query_params),
             self._serving.label_keys,
             self._serving.clock.today(),
         )
 
-    def _answer(self, request: Request, page: Page, read: Callable[[Asked], Dated]) -> Response:
-        asked = self._asked(request)
+    def _answer(self, request: Request, page: Page, read: Callable[[PageQuery], ReadPage]) -> Response:
+        query = self._query(request)
         try:
-            form = asked.one_of("format", FORMATS)
+            form = query.one_of("format", FORMATS)
             self._reader.refuse_a_newer_schema()
-            dated = read(asked)
+            answer = read(query)
         except ValidationError as error:
-            return self._refused(request, asked, 400, str(error))
+            return self._refused(request, query, 400, str(error))
         except NotFoundError as error:
-            return self._refused(request, asked, 404, str(error))
+            return self._refused(request, query, 404, str(error))
         except (DatabaseError, *DATABASE_FAILURES) as error:
-            return self._refused(request, asked, 503, _trouble(error))
-        found = dated.found
+            return self._refused(request, query, 503, _trouble(error))
         if form == "json":
-            return Response(TypeAdapter(page.shows).dump_json(found, indent=1), media_type="application/json")
+            return Response(TypeAdapter(page.shows).dump_json(answer.content, indent=1), media_type="application/json")
         if form == "csv":
-            return csv_of(page, found)
+            return csv_of(page, answer.content)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
-        return HTMLResponse(self._renderer.page(page.name, page.title, asked, dated, user))
+        return HTMLResponse(self._renderer.page(page.name, page.title, query, answer, user))
 
-    def _refused(self, request: Request, asked: Asked, status: int, text: str) -> Response:
+    def _refused(self, request: Request, query: PageQuery, status: int, text: str) -> Response:
         if request.query_params.get("format") in {"json", "csv"}:
             return JSONResponse({"error": text}, status_code=status)
-        return HTMLResponse(self._renderer.refusal(asked, status, text), status_code=status)
+        return HTMLResponse(self._renderer.refusal(query, status, text), status_code=status)
 
 
 def _slow(seconds: int) -> str:
@@ -429,9 +429,9 @@ def _trouble(error: DatabaseError | DatabaseFailure) -> str:
         return _slow(STATEMENT_TIMEOUT_SECONDS)
     logger.warning("The pages cannot read the database: %s", reason_of(error))
     if sqlstate_of(error) is not None:
-        return f"The database refuses: {reason_of(error)}. Nothing was changed. The server's log says more."
-    # Where it is, is no business of readers.
-    return "The database is away or busy. Nothing was changed. Try again in a moment."
+        return f"The database refuses: {reason_of(error)}. The server's log says more."
+    # The address of the database is not revealed.
+    return "The database is away or busy. Try again in a moment."
 
 
 def schema(_request: Request) -> Response:

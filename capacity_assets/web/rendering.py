@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from http import HTTPStatus
@@ -16,8 +15,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from capacity_assets.base.errors import NotFoundError
-from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import (
     as_plain_text,
     counted,
@@ -31,10 +29,13 @@ from capacity_assets.charts.bars import share_bar
 from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.ownership.bills import gib, group_named
-from capacity_assets.web.addresses import Asked, address
+from capacity_assets.reading.filling import Runway
+from capacity_assets.reading.sizes import SizeInWindow
+from capacity_assets.reading.subjects import StepRow
+from capacity_assets.web.addresses import PageQuery, address
 
 if TYPE_CHECKING:
-    from capacity_assets.web.app import Dated, Page
+    from capacity_assets.web.app import Page, ReadPage
 
 
 UNKNOWN = "unknown"
@@ -86,9 +87,9 @@ def before(period: str, start: date) -> date:
     return PERIODS[period].previous(PERIODS[period].window_of(start)).start
 
 
-def window_address(start: str, asked: Asked) -> str:
+def window_address(start: str, query: PageQuery) -> str:
     """Return where the samples behind a window are shown."""
-    return f"{asked.with_values(window=start)}#behind"
+    return f"{query.with_values(window=start)}#behind"
 
 
 @cache  # Reading the templates takes longer than filling them in.
@@ -131,137 +132,20 @@ class Renderer:
         """Render with these pages in the menu, and links to Dagster's UI where its address is known."""
         self._environment = _environment(tuple(menu), dagster_url.rstrip("/") if dagster_url else None)
 
-    def page(self, name: str, title: str, asked: Asked, dated: Dated, user: str | None) -> str:
+    def page(self, name: str, title: str, query: PageQuery, answer: ReadPage, user: str | None) -> str:
         """Return a page as HTML."""
         template = self._environment.get_template(f"{name}.html.j2")
-        return template.render(page=dated.found, read_at=dated.read_at, asked=asked, title=title, user=user)
+        return template.render(page=answer.content, read_at=answer.read_at, query=query, title=title, user=user)
 
-    def refusal(self, asked: Asked, status: int, text: str) -> str:
+    def refusal(self, query: PageQuery, status: int, text: str) -> str:
         """Return a page that says what is wrong."""
         return self._environment.get_template("refusal.html.j2").render(
-            asked=asked,
+            query=query,
             title="Not found" if status == HTTPStatus.NOT_FOUND else "No answer",
             status=status,
             text=text,
             user=None,
         )
-
-
-WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
-OTHER_PERIODS_SHOWN = 24
-
-
-@dataclass(frozen=True)
-class SizeInWindow:
-    """A size in one window, MiB; None where nothing was measured. `largest_mb` and `smallest_mb`: of its days."""
-
-    window_start: date
-    window_end: date
-    size_mb: int | None
-    change_mb: int | None = None
-    change_percent: float | None = None
-    largest_mb: int | None = None
-    smallest_mb: int | None = None
-    measured_days: int | None = None
-    """Unknown where sizes are sums over several."""
-    is_partial: bool = False
-    """Whether a server has no row in it that has one before and after: its size is missing in `size_mb`."""
-
-
-@dataclass(frozen=True)
-class Runway:
-    """When something is full, by its newest forecast; days are None where that is not within a year, or not known."""
-
-    server_id: int
-    server: str
-    subject: str
-    name: str
-    state: str
-    last_day: date
-    size_mb: int
-    limit_mb: int | None
-    headroom_mb: int | None
-    binds: str | None
-    limit_source: str | None
-    full_early: date | None
-    full_middle: date | None
-    full_late: date | None
-    probability_30_days: float | None
-    probability_90_days: float | None
-    change_mb_per_day: float
-    is_outdated: bool
-    """Whether limits or steps of its server were declared since."""
-    volumes: list[str] | None
-    """Volumes on which a database grows; None if unknown."""
-    ahead: Sequence[ForecastDay] = field(default=())
-
-    @property
-    def display_name(self) -> str:
-        """What it is, as people read it."""
-        return {"volume": f"volume {self.name}", "server": "all together"}.get(self.subject, self.name)
-
-
-@dataclass(frozen=True)
-class ForecastDay:
-    """What is forecast for a day, MiB, with the band in which four of five outcomes should lie."""
-
-    day: date
-    lower_mb: int
-    size_mb: int
-    upper_mb: int
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """A change of size that somebody declared."""
-
-    day: date
-    note: str
-    database: str | None
-
-
-@dataclass(frozen=True)
-class Unmeasured:
-    """An active server without a sample on the newest day; `reason` None: no attempt, or none with a reason."""
-
-    server_id: int
-    server: str
-    engine: str
-    last_day: date | None
-    failure: str | None
-    reason: str | None
-    tried_on: date | None
-    """Day of the last attempt to measure it; None: no attempt in the last week."""
-
-
-@dataclass(frozen=True)
-class DatabaseRow:
-    """A database in one window."""
-
-    server_id: int
-    server: str
-    engine: str
-    database: str
-    size_mb: int
-    change_mb: int | None
-    change_percent: float | None
-    measured_days: int
-    window_days: int
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-def windows_back(period: Period, newest: Window) -> list[Window]:
-    """Return the windows that a history shows, oldest first, as many as are usual for the period."""
-    return period.back(newest, WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN))
-
-
-def with_gaps(windows: Sequence[Window], found: Sequence[SizeInWindow]) -> list[SizeInWindow]:
-    """Return one size per window from the first that was measured on, oldest first; those in between may be empty."""
-    by_start = {one.window_start: one for one in found}
-    empty = (SizeInWindow(window.start, window.end, None, measured_days=0) for window in windows)
-    whole = [by_start.get(one.window_start, one) for one in empty]
-    first = next((number for number, one in enumerate(whole) if one.size_mb is not None), len(whole))
-    return whole[first:]
 
 
 def drawn(  # noqa: PLR0913 -- what a chart may show
@@ -308,12 +192,6 @@ def _ahead_days(points: Sequence[Point]) -> int:
 def window_named(period: str, one: SizeInWindow) -> str:
     """Name a window as people do."""
     return PERIODS[period].name_of(Window(one.window_start, one.window_end))
-
-
-def refuse_nothing(found: object, what: str) -> None:
-    """Refuse an address that names nothing; raises NotFoundError."""
-    if not found:
-        raise NotFoundError(f"There is no {what}: it was never measured, or has another name.")
 
 
 def csv_of(page: Page, found: Any) -> Response:

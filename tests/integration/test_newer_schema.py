@@ -64,7 +64,7 @@ def test_pages_are_not_served_from_a_newer_schema(settings: Settings, engine: En
 def test_pages_refuse_a_schema_that_becomes_newer_while_they_are_served(
     engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capacity_assets.web.reading.SECONDS_BETWEEN_REVISIONS", 0)
+    monkeypatch.setattr("capacity_assets.web.reader.SECONDS_BETWEEN_REVISIONS", 0)
     with served_pages(database, READER_ROLE) as pages:
         assert pages.ask("/").status == 200
         execute(engine, NEWER)

@@ -21,7 +21,8 @@ from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest.content import read_digest
 from capacity_assets.ownership.groups import explain_group, groups_of
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.report.data import ChangeKind, read_report
+from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.report.data import read_report
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

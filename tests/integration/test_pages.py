@@ -109,7 +109,7 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
     elsewhere = ("/servers?page=2", f"/databases?window={TODAY - timedelta(days=9)}", "/servers?engine=mysql")
     assert [pages.document(path)["unmeasured"] for path in elsewhere] == [[], [], []]
     on_a_server = pages.document("/servers")["unmeasured"]
-    monkeypatch.setattr("capacity_assets.web.reading.tables_are_distributed", lambda _connection: True)
+    monkeypatch.setattr("capacity_assets.reading.coverage.tables_are_distributed", lambda _connection: True)
     with served_pages(database) as on_nodes:
         assert on_nodes.document("/servers")["unmeasured"] == on_a_server
     with engine.begin() as connection:

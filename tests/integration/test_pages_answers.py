@@ -18,9 +18,11 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
-from capacity_assets.web import app, reading
+from capacity_assets.reading import access
+from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
-from capacity_assets.web.reading import Names, Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from capacity_assets.web.reader import Names, Reader
 from tests.command import capacity
 from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
@@ -48,7 +50,7 @@ def test_no_page_needs_inline_script_or_style(pages: Pages) -> None:
 
 
 NO_ADDRESSES = [
-    ("/server?server=99", 404, "There is no server of the number 99."),
+    ("/server?server=99", 404, "No server with ID 99."),
     ("/database?server=1&name=ordres", 404, "There is no database &#39;ordres&#39; on server-1"),
     ("/volume?server=1&name=/x", 404, "There is no volume"),
     ("/group?by=team&name=nobody", 404, "There is no group"),
@@ -105,7 +107,7 @@ def test_a_proxy_names_the_user(database: URL) -> None:
 def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
     engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "STATEMENT_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(access, "STATEMENT_TIMEOUT_SECONDS", 1)
     with served_pages(database) as pages, engine.begin() as connection:
         connection.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
         connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
@@ -228,7 +230,7 @@ def test_what_was_read_is_dropped_by_age_and_by_size(database: URL, monkeypatch:
     time.sleep(0.1)
     keep("n", 300)
     assert kept() == ["n"]
-    monkeypatch.setattr(reading, "MOST_KEPT_BYTES", 3500)
+    monkeypatch.setattr("capacity_assets.web.reader.MOST_KEPT_BYTES", 3500)
     for key in "defg":
         keep(key, 10)
     assert kept() == ["f", "g", "n"], "what is shown for long stays"
@@ -247,7 +249,7 @@ def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, mo
     def broken(*_arguments: object) -> None:
         raise RuntimeError("secret of the defect")
 
-    monkeypatch.setattr("capacity_assets.web.pages.lists.asked_window", broken)
+    monkeypatch.setattr("capacity_assets.web.pages.lists.chosen_window", broken)
     answer = pages.ask("/servers")
 
     assert answer.status == 500

@@ -14,7 +14,8 @@ from capacity_assets.aggregates.levels import INSTANCE
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Window
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.report.data import Change, ChangeKind, read_report
+from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.report.data import read_report
 from capacity_assets.report.issues import next_edition
 from capacity_assets.report.page import notes, render, write_report
 from tests.computing import compute_windows

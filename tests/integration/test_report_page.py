@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.units import human_change_mb
-from capacity_assets.report.data import ChangeKind, read_report
+from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes

@@ -16,7 +16,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.locks import CapacityLockManager
-from capacity_assets.web.reading import databases
+from capacity_assets.reading.lists import databases
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
@@ -208,7 +208,7 @@ def test_a_list_of_databases_is_read_in_the_order_of_an_index(
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         connection.execute(text("SET LOCAL enable_sort = off"))
         connection.execute(text("ANALYZE database_size_aggregations"))
-        databases(connection, PERIODS[period], window, order=order, engine=None, label=None, page=1)
+        databases(connection, PERIODS[period], window, order=order, engine=None, label=None, shown=50)
         [(statement, parameters)] = asked
         plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
     event.remove(engine, "before_cursor_execute", record)

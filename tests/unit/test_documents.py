@@ -27,7 +27,8 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, IssuedBill
-from capacity_assets.report.data import Change, ChangeKind, Report, Totals
+from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.report.data import Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section

@@ -19,11 +19,12 @@ ROOMS = [
     "forecast",
     "ownership",
     "demo",
+    "collection",
+    "history",
+    "reading",
     "charts",
     "digest",
     "report",
-    "collection",
-    "history",
     "web",
     "runtime",
     "tasks",
@@ -55,6 +56,20 @@ def test_imports_run_one_way() -> None:
         if room != "__init__":
             allowed = set(ROOMS[: ROOMS.index(room) + 1])
             assert imported_rooms(path) <= allowed, path
+
+
+def test_pages_report_and_digest_only_present() -> None:
+    """They have no SQL: what they show is asked in `reading`. A digest that was sent is remembered by `sending`."""
+    package = ROOT / "capacity_assets"
+    executing = {
+        path.relative_to(package).as_posix()
+        for room in ("web", "report", "digest", "charts")
+        for path in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "execute"
+    }
+
+    assert executing == {"digest/sending.py"}
 
 
 def test_private_names_of_dagster_are_imported_in_one_place() -> None:

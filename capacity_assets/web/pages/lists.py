@@ -3,85 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from typing import Any
 
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.web.addresses import ROWS_PER_PAGE, Asked
-from capacity_assets.web.reading import (
-    FILLS_FIRST,
+from capacity_assets.reading.coverage import UnmeasuredServer
+from capacity_assets.reading.filling import Runway, fills_first
+from capacity_assets.reading.lists import (
     ORDERS,
-    UNMEASURED_SHOWN,
-    NameMatch,
-    Names,
-    Reader,
-    asked_window,
+    SERVER_ORDERS,
+    DatabaseRow,
+    ServerRow,
     databases,
-    declared_since,
-    ends_of,
-    found,
-    rows,
-    runways,
-    unmeasured_beside,
+    engines,
+    servers,
 )
-from capacity_assets.web.rendering import DatabaseRow, Runway, Unmeasured
+from capacity_assets.reading.names import NameMatch
+from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
+from capacity_assets.web.reader import Names, Reader, chosen_window, shared_outdated, shared_unmeasured
+
+UNMEASURED_SHOWN = 20
+ENGINES_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class ServerRow:
-    """A server in one window."""
+@dataclass(frozen=True, kw_only=True)
+class ListPage:
+    """A list of a window."""
 
-    server_id: int
-    server: str
-    engine: str
-    databases: int
-    size_mb: int
-    change_mb: int | None
-    change_percent: float | None
-    measured_days: int
-    window_days: int
-    labels: dict[str, str] = field(default_factory=dict)
+    period: str
+    window_start: date | None
+    window_end: date | None
+    order: str
+    engines: Sequence[str]
+    engine: str | None
+    page: int
+    has_more: bool
+    newest_day: date | None
+    """Newest day with a sample or an attempt of any server."""
+    unmeasured: Sequence[UnmeasuredServer]
+    """The first active servers not measured on that day; only on the first page of the newest window."""
+    unmeasured_servers: int
 
 
-@dataclass(frozen=True)
-class ServersPage:
+@dataclass(frozen=True, kw_only=True)
+class ServersPage(ListPage):
     """The servers of a window."""
 
-    period: str
-    window_start: date | None
-    window_end: date | None
-    order: str
-    engines: Sequence[str]
-    engine: str | None
     servers: Sequence[ServerRow]
-    page: int
-    has_more: bool
-    newest_day: date | None
-    """Newest day with a sample or an attempt of any server."""
-    unmeasured: Sequence[Unmeasured]
-    """The first active servers not measured on that day; only on the first page of the newest window."""
-    unmeasured_servers: int
 
 
-@dataclass(frozen=True)
-class DatabasesPage:
+@dataclass(frozen=True, kw_only=True)
+class DatabasesPage(ListPage):
     """The databases of a window."""
 
-    period: str
-    window_start: date | None
-    window_end: date | None
-    order: str
-    engines: Sequence[str]
-    engine: str | None
     label: str | None
     databases: Sequence[DatabaseRow]
-    page: int
-    has_more: bool
-    newest_day: date | None
-    """Newest day with a sample or an attempt of any server."""
-    unmeasured: Sequence[Unmeasured]
-    """The first active servers not measured on that day; only on the first page of the newest window."""
-    unmeasured_servers: int
 
 
 @dataclass(frozen=True)
@@ -97,101 +75,85 @@ class FillingPage:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """What a search finds: names that begin with the words first."""
+    """The names that a search finds, those that begin with the words first."""
 
     query: str
     found: Sequence[NameMatch]
     has_more: bool
 
 
-SERVER_ORDERS = {
-    "size": "size_mb DESC",
-    "growth": "change_mb DESC NULLS LAST",
-    "shrinkage": "change_mb",
-    "percent": "change_percent DESC NULLS LAST",
-    "name": "server",
-}
-ENGINES_SECONDS_KEPT = 30
-
-
-def read_servers(reader: Reader, asked: Asked) -> ServersPage:
+def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     """Read the list of servers. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    period, order, engine = asked.period(), asked.one_of("order", tuple(SERVER_ORDERS)), asked.text("engine") or None
+    period, order, engine = query.period(), query.one_of("order", tuple(SERVER_ORDERS)), query.text("engine") or None
     with reader.transaction() as connection:
-        window = asked_window(connection, asked, period)
-        listed: list[ServerRow] = []
-        if window is not None:
-            parameters = {
-                "period": period.name,
-                "start": window.start,
-                "engine": engine,
-                "shown": asked.rows_shown + 1,
-                "skipped": (asked.page - 1) * asked.rows_shown,
-            }
-            query = _SERVERS.format(order=SERVER_ORDERS[order])
-            listed = found(ServerRow, connection, query, parameters)
-        shown, more = listed[: asked.rows_shown], len(listed) > asked.rows_shown
-    place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
-    return ServersPage(*place, shown, asked.page, more, *_unmeasured(reader, asked))
-
-
-def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
-    """Read the list of databases. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    period, order, engine = asked.period(), asked.one_of("order", tuple(ORDERS)), asked.text("engine") or None
-    label = asked.label()
-    with reader.transaction() as connection:
-        window = asked_window(connection, asked, period)
-        page, shown = asked.page, asked.rows_shown
-        listed, more = databases(
-            connection, period, window, order=order, engine=engine, label=label, page=page, shown=shown
+        window = chosen_window(connection, query, period)
+        listed, has_more = servers(
+            connection, period, window, order=order, engine=engine, page=query.page, shown=query.rows_shown
         )
-    place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
-    beside = _unmeasured(reader, asked)
-    return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more, *beside)
+    return ServersPage(servers=listed, has_more=has_more, **_around(reader, query, period, window, order))
 
 
-def read_filling(reader: Reader, asked: Asked) -> FillingPage:
-    """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    changed = declared_since(reader)
+def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
+    """Read the list of databases. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    period, order, label = query.period(), query.one_of("order", tuple(ORDERS)), query.label()
     with reader.transaction() as connection:
-        shown = asked.rows_shown
-        paged = {"shown": shown + 1, "skipped": (asked.page - 1) * shown}
-        filling = runways(connection, FILLS_FIRST, paged)
-        return FillingPage(filling[:shown], changed, asked.page, len(filling) > shown)
-
-
-def read_search(names: Names, asked: Asked) -> SearchPage:
-    """Search the names of servers, databases and volumes. Raises ValidationError."""
-    query = (asked.text("q") or "").strip()
-    shown = asked.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
-    names_found = names.search(query, shown + 1, asked.today) if query else []
-    return SearchPage(query, names_found[:shown], len(names_found) > shown)
-
-
-def _unmeasured(reader: Reader, asked: Asked) -> tuple[date | None, Sequence[Unmeasured], int]:
-    beside = unmeasured_beside(reader, asked)
-    return beside.day, beside.servers[:UNMEASURED_SHOWN], len(beside.servers)
-
-
-def _engines(reader: Reader, period: Period, window: Window | None) -> list[str]:
-    """Return the engines of a window: every list of it offers them, and finding them reads all of its servers."""
-    if window is None:
-        return []
-    asked = {"period": period.name, "start": window.start}
-    return reader.kept_of(
-        ("engines", *asked.values()),
-        lambda connection: [row.engine for row in rows(connection, _ENGINES, asked)],
-        ENGINES_SECONDS_KEPT,
+        window = chosen_window(connection, query, period)
+        listed, has_more = databases(
+            connection,
+            period,
+            window,
+            order=order,
+            engine=query.text("engine") or None,
+            label=label,
+            page=query.page,
+            shown=query.rows_shown,
+        )
+    return DatabasesPage(
+        databases=listed,
+        has_more=has_more,
+        label=None if label is None else "=".join(label),
+        **_around(reader, query, period, window, order),
     )
 
 
-_ENGINES = """
-SELECT DISTINCT engine FROM capacity_server_growth WHERE period = :period AND window_start = :start ORDER BY 1
-"""
-_SERVERS = """
-SELECT server_id, server, engine, databases, size_mb, change_mb,
-       CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
-FROM capacity_server_growth
-WHERE period = :period AND window_start = :start AND (CAST(:engine AS text) IS NULL OR engine = :engine)
-ORDER BY {order}, server_id LIMIT :shown OFFSET :skipped
-"""
+def _around(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
+    """Return what both lists show around their rows."""
+    engine = query.text("engine") or None
+    known_engines: Sequence[str] = ()
+    if window is not None:
+        # Every list of a window offers them, and finding them reads all of its servers.
+        read = partial(engines, period=period, window=window)
+        known_engines = reader.kept_of(("engines", period.name, window.start), read, ENGINES_SECONDS)
+    newest_day, unmeasured = None, []
+    if query.page == 1 and not query.day("window"):
+        newest = shared_unmeasured(reader, query.today)
+        newest_day = newest.day
+        unmeasured = [one for one in newest.servers if engine in {None, one.engine}]
+    return {
+        "period": period.name,
+        "window_start": window and window.start,
+        "window_end": window and window.end,
+        "order": order,
+        "engines": known_engines,
+        "engine": engine,
+        "page": query.page,
+        "newest_day": newest_day,
+        "unmeasured": unmeasured[:UNMEASURED_SHOWN],
+        "unmeasured_servers": len(unmeasured),
+    }
+
+
+def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
+    """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    shown = query.rows_shown
+    with reader.transaction() as connection:
+        filling = fills_first(connection, shown=shown + 1, skipped=(query.page - 1) * shown)
+    return FillingPage(filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
+
+
+def read_search(names: Names, query: PageQuery) -> SearchPage:
+    """Search the names of servers, databases, volumes and groups. Raises ValidationError."""
+    words = (query.text("q") or "").strip()
+    shown = query.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
+    matches = names.search(words, shown + 1, query.today) if words else []
+    return SearchPage(words, matches[:shown], len(matches) > shown)

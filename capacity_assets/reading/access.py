@@ -1,0 +1,124 @@
+"""Access to the capacity database for reading: sessions that cannot write, their rights, and rows as typed records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, Executable, Row, text
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import first_of
+from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
+
+STATEMENT_TIMEOUT_SECONDS = 5
+CONNECTIONS = 8
+NAMES_LISTED = 3
+
+T = TypeVar("T")
+
+
+def reading_engine(url: URL, *, role: str | None = None) -> Engine:
+    """Create an engine whose sessions can only read, each statement for a few seconds; `role` is taken on."""
+    options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
+    # Starting parallel workers takes longer than most statements of pages, and many readers ask at once.
+    options += " -c max_parallel_workers_per_gather=0"
+    if role is not None:
+        options += f" -c role={role}"
+    given = url.query.get("options", "")
+    # A new connection knows no table yet: its first page takes three times as long.
+    return capacity_engine(
+        url.update_query_dict({"options": f"{given} {options}".strip()}),
+        kept_connections=CONNECTIONS,
+        pool_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
+    )
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection that sees one state of the tables throughout and cannot write."""
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield connection
+
+
+def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
+    """Let PostgreSQL plan nested loops in this transaction, or not where its statistics are older than the rows."""
+    connection.execute(
+        text("SELECT set_config('enable_nestloop', :value, true)"), {"value": "on" if allowed else "off"}
+    )
+
+
+def rows(
+    connection: Connection, statement: str | Executable, parameters: Mapping[str, Any] | None = None
+) -> Sequence[Row[Any]]:
+    """Execute a statement and return its rows."""
+    executable = text(statement) if isinstance(statement, str) else statement
+    return connection.execute(executable, dict(parameters or {})).all()
+
+
+def records(
+    kind: Callable[..., T],
+    connection: Connection,
+    statement: str | Executable,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[T]:
+    """Execute a statement and return a `kind` of each row; columns are its fields. Sums (numeric) become integers."""
+    return [
+        kind(**{name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()})  # noqa: SLF001 -- SQLAlchemy's public name
+        for row in rows(connection, statement, parameters)
+    ]
+
+
+def refuse_a_role_that_can_write(engine: Engine) -> None:
+    """Refuse to serve with more rights than pages need, or with fewer; raises ValidationError and DBAPIError."""
+    with engine.connect() as connection:
+        [role] = rows(connection, _WRITABLE_TABLES)
+        names = [*READABLE, *(READ_ON_NODES if tables_are_distributed(connection) else ())]
+        unreadable = [row.name for row in rows(connection, _UNREADABLE, {"names": names})]
+    if unreadable:
+        raise ValidationError(
+            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}: the pages are not served. Run the "
+            "statements under Roles in docs/operations.md again, on a cluster those of docs/scale.md too: an upgrade "
+            "adds views and tables."
+        )
+    if role.tables:
+        raise ValidationError(
+            f"The role {role.name} can write ({role.tables[0]}, for one), and the pages are to read only: they are "
+            "not served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
+            "CAPACITY_WEB_DATABASE_URL to its address; or use `capacity serve --allow-writing-role`."
+        )
+
+
+def role_to_read_with(engine: Engine) -> str | None:
+    """Return the reader role where the session can write and may take that role on, else None; raises DBAPIError."""
+    with engine.connect() as connection:
+        [role] = rows(connection, _WRITABLE_TABLES)
+        parameters = {"role": READER_ROLE, "on_nodes": tables_are_distributed(connection)}
+        may_take_on = connection.execute(text(_MAY_TAKE_ON), parameters).scalar()
+    return READER_ROLE if role.tables and may_take_on else None
+
+
+_WRITABLE_TABLES = """
+SELECT current_user AS name, ARRAY(
+    SELECT c.relname FROM pg_class c
+    WHERE c.relkind IN ('r', 'p') AND c.relnamespace = CAST(current_schema() AS regnamespace)
+      AND (c.relname LIKE 'capacity\\_%' OR c.relname IN ('instances', 'database_size_stats', 'instance_size_stats',
+           'database_size_aggregations', 'instance_size_aggregations', 'group_size_aggregations'))
+      AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+    ORDER BY 1
+) AS tables
+"""
+_UNREADABLE = """
+SELECT name FROM unnest(CAST(:names AS text[])) AS name
+WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
+"""
+# A session that has taken a role on connects to the nodes of a cluster as that role.
+_MAY_TAKE_ON = """
+SELECT pg_has_role(current_user, oid, 'MEMBER') AND (rolcanlogin OR NOT CAST(:on_nodes AS boolean))
+FROM pg_roles WHERE rolname = :role AND rolname <> current_user
+"""

@@ -1,0 +1,279 @@
+"""What changed against the window before: each database by kind, each server, and what is unusual.
+
+A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
+day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; one whose server
+was not is *not comparable*, because it is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection
+
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.reading.access import records, rows
+
+
+class ChangeKind(StrEnum):
+    """How a database changed from one window to the next."""
+
+    GROWN = "grown"
+    SHRUNK = "shrunk"
+    SAME = "same"
+    PARTLY = "partly"
+    """There on a part of its server's measured days, in one of the windows or in both."""
+    NEW = "new"
+    GONE = "gone"
+    APPEARED = "appeared"
+    """Its server has no row in the window before."""
+    MISSING = "missing"
+    """Its server has no row in this window."""
+
+
+NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
+"""What became of these is not known, so it is neither growth nor shrinkage."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What all databases of one kind add up to, MiB; each counts with its share of its server's days."""
+
+    databases: int = 0
+    before_mb: int = 0
+    size_mb: int = 0
+    change_mb: int = 0
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database in the two windows; a mean size is None where it has no row.
+
+    `change_mb` is what it added to its server's total: the stored change, or where it was there on a part of the days
+    only, the difference of its shares. `days` are those on which it was there, of those of its server.
+    """
+
+    server: str
+    name: str
+    before_mb: int | None
+    size_mb: int | None
+    change_mb: int
+    days_before: str = ""
+    days: str = ""
+
+
+@dataclass(frozen=True)
+class DatabaseChanges:
+    """What the databases of each kind add up to, and the ones that changed most."""
+
+    sums: Mapping[ChangeKind, Change]
+    largest: Mapping[ChangeKind, Sequence[Database]]
+
+
+def database_changes(
+    connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
+) -> DatabaseChanges:
+    """Compare the databases of the fleet, with so many of each kind; of one server, with all."""
+    sums = dict.fromkeys(ChangeKind, Change())
+    databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
+    parameters = {**_of(period, window, server_id), "largest_mb": LARGEST_MB, "listed": largest}
+    for row in rows(connection, _DATABASES, parameters):
+        kind = ChangeKind(row.kind)
+        sums[kind] = Change(row.databases, int(row.sum_before_mb), int(row.sum_mb), int(row.sum_change_mb))
+        if kind is not ChangeKind.SAME or server_id is not None:
+            days = _days(row.days_there_before, row.days_before), _days(row.days_there, row.days)
+            changed = Database(row.server, row.database, row.before_mb, row.size_mb, int(row.moved_mb), *days)
+            databases[kind].append(changed)
+    return DatabaseChanges(sums, databases)
+
+
+def _days(there: int | None, measured: int | None) -> str:
+    return "" if there is None or measured is None else f"{there} of {measured}"
+
+
+@dataclass(frozen=True)
+class ServerChange:
+    """One server that was measured in both windows: its mean totals and their stored change, MiB."""
+
+    name: str
+    engine: str
+    databases: int
+    before_mb: int
+    size_mb: int
+    change_mb: int
+
+
+@dataclass(frozen=True)
+class ServerChanges:
+    """The servers that changed most, and the sizes of those measured in one of the two windows only, MiB."""
+
+    largest: Sequence[ServerChange]
+    appeared_mb: int
+    missing_mb: int
+
+
+def server_changes(
+    connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
+) -> ServerChanges:
+    """Compare the servers of the fleet, or one, with so many of them."""
+    listed = rows(connection, _SERVERS, {**_of(period, window, server_id), "listed": largest})
+    return ServerChanges(
+        [
+            ServerChange(row.server, row.engine, row.databases, row.before_mb, row.size_mb, row.change_mb)
+            for row in listed
+            if row.change_mb is not None
+        ],
+        *((int(listed[0].appeared_mb), int(listed[0].missing_mb)) if listed else (0, 0)),
+    )
+
+
+@dataclass(frozen=True)
+class UnusualChange:
+    """A database that grew or shrank more than usual, MiB; `usual_mb` is its largest change in an earlier window."""
+
+    server: str
+    database: str
+    change_mb: int
+    usual_mb: int
+
+
+WINDOWS_OF_HABIT, LEAST_WINDOWS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
+"""Unusual: a change of at least 1 GiB and more than twice the largest change of the twelve windows before."""
+
+
+def unusual_changes(
+    connection: Connection, period: Period, window: Window, label: tuple[str, str] | None
+) -> list[UnusualChange]:
+    """Return the databases with this label that changed more than usual, the largest change first."""
+    key, value = label or (None, None)
+    parameters = {
+        **_of(period, window),
+        "habit": [one.start for one in period.back(period.previous(window), WINDOWS_OF_HABIT)],
+        "least_windows": LEAST_WINDOWS,
+        "times": TIMES_HABIT,
+        "least_mb": LEAST_MB,
+        "key": key,
+        "value": value,
+    }
+    return records(UnusualChange, connection, _UNUSUAL, parameters)
+
+
+@dataclass(frozen=True)
+class DatabaseSize:
+    """A database that came or went, with its mean size in the window in which it was there, MiB."""
+
+    server: str
+    database: str
+    size_mb: int
+
+
+def databases_only_in(
+    connection: Connection, period: Period, window: Window, other: Window, label: tuple[str, str] | None
+) -> list[DatabaseSize]:
+    """Return the databases with this label that one window has and the other not, of servers measured in both."""
+    key, value = label or (None, None)
+    windows = {"period": period.name, "start": window.start, "other": other.start}
+    return records(DatabaseSize, connection, _ONLY_IN, {**windows, "key": key, "value": value})
+
+
+def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, object]:
+    before = period.previous(window)
+    return {"period": period.name, "before": before.start, "start": window.start, "server": server_id}
+
+
+# The change of a database that was there on every measured day of its server is the stored one.
+_DATABASES = """
+WITH servers AS MATERIALIZED (
+    SELECT server_id, max(measured_days) FILTER (WHERE window_start = :before) AS days_before,
+           max(measured_days) FILTER (WHERE window_start = :start) AS days
+    FROM capacity_server_growth
+    WHERE period = :period AND window_start BETWEEN :before AND :start
+      AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
+    GROUP BY server_id
+), sizes AS MATERIALIZED (
+    SELECT server_id, server, database, window_start, size_mb, change_mb, measured_days FROM capacity_growth
+    WHERE period = :period AND window_start BETWEEN :before AND :start
+      AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
+      -- Earlier versions stored any value.
+      AND size_mb <= :largest_mb AND (change_mb IS NULL OR change_mb BETWEEN -:largest_mb AND :largest_mb)
+), paired AS (
+    SELECT server_id, coalesce(n.server, b.server) AS server, database, b.size_mb AS before_mb, n.size_mb,
+           b.measured_days AS days_there_before, greatest(b.measured_days, s.days_before) AS days_before,
+           n.measured_days AS days_there, greatest(n.measured_days, s.days) AS days,
+           b.size_mb * CAST(b.measured_days AS numeric) / greatest(b.measured_days, s.days_before) AS share_before_mb,
+           n.size_mb * CAST(n.measured_days AS numeric) / greatest(n.measured_days, s.days) AS share_mb,
+           coalesce(n.change_mb, n.size_mb - b.size_mb) AS change_mb,
+           CASE WHEN s.days_before IS NULL THEN 'appeared'
+                WHEN s.days IS NULL THEN 'missing'
+                WHEN b.size_mb IS NULL THEN 'new'
+                WHEN n.size_mb IS NULL THEN 'gone'
+                WHEN n.measured_days < s.days OR b.measured_days < s.days_before THEN 'partly'
+                WHEN coalesce(n.change_mb, n.size_mb - b.size_mb) > 0 THEN 'grown'
+                WHEN coalesce(n.change_mb, n.size_mb - b.size_mb) < 0 THEN 'shrunk'
+                ELSE 'same' END AS kind
+    FROM (SELECT * FROM sizes WHERE window_start = :start) AS n
+    FULL JOIN (SELECT * FROM sizes WHERE window_start = :before) AS b USING (server_id, database)
+    JOIN servers s USING (server_id)
+), moved AS (
+    SELECT *, CASE WHEN kind IN ('grown', 'shrunk', 'same') THEN change_mb
+                   ELSE round(coalesce(share_mb, 0) - coalesce(share_before_mb, 0)) END AS moved_mb
+    FROM paired
+), kinds AS (
+    SELECT kind, count(*) AS databases, round(coalesce(sum(share_before_mb), 0)) AS sum_before_mb,
+           round(coalesce(sum(share_mb), 0)) AS sum_mb,
+           CASE WHEN kind IN ('grown', 'shrunk', 'same') THEN sum(change_mb)
+                ELSE round(coalesce(sum(share_mb), 0) - coalesce(sum(share_before_mb), 0)) END AS sum_change_mb
+    FROM moved GROUP BY kind
+), ranked AS (
+    SELECT *, row_number() OVER (
+        PARTITION BY kind ORDER BY abs(moved_mb) DESC, size_mb DESC, server_id, database) AS place
+    FROM moved
+)
+SELECT kinds.*, server, database, before_mb, size_mb, moved_mb, days_there_before, days_before, days_there, days
+FROM kinds JOIN ranked USING (kind)
+WHERE place <= :listed OR CAST(:server AS integer) IS NOT NULL ORDER BY kind, place
+"""
+_SERVERS = """
+WITH servers AS (
+    SELECT server_id, server, engine, max(size_mb) FILTER (WHERE window_start = :before) AS before_mb,
+           max(size_mb) FILTER (WHERE window_start = :start) AS size_mb,
+           max(change_mb) FILTER (WHERE window_start = :start) AS change_mb,
+           max(databases) FILTER (WHERE window_start = :start) AS databases
+    FROM capacity_server_growth
+    WHERE period = :period AND window_start BETWEEN :before AND :start
+      AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
+    GROUP BY server_id, server, engine
+)
+SELECT server, engine, databases, coalesce(before_mb, size_mb - change_mb) AS before_mb, size_mb, change_mb,
+       coalesce(sum(size_mb) FILTER (WHERE before_mb IS NULL) OVER (), 0) AS appeared_mb,
+       coalesce(sum(before_mb) FILTER (WHERE size_mb IS NULL) OVER (), 0) AS missing_mb
+FROM servers ORDER BY abs(change_mb) DESC NULLS LAST, size_mb DESC, server_id LIMIT :listed
+"""
+_UNUSUAL = """
+SELECT g.server, g.database, g.change_mb, usual.mb AS usual_mb
+FROM capacity_growth g
+CROSS JOIN LATERAL (
+    SELECT max(abs(h.size_change_mb)) AS mb, count(h.size_change_mb) AS windows FROM database_size_aggregations h
+    WHERE h.period_type = :period AND h.instance_id = g.server_id AND h.database_name = g.database
+      AND h.period_start = ANY (CAST(:habit AS date[]))
+) AS usual
+WHERE g.period = :period AND g.window_start = :start AND g.counted
+  AND (g.change_mb >= :least_mb OR g.change_mb <= -:least_mb)
+  AND abs(g.change_mb) > CAST(:times AS numeric) * usual.mb AND usual.windows >= :least_windows
+  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+ORDER BY abs(g.change_mb) DESC, g.size_mb DESC, g.server_id, g.database
+"""
+_ONLY_IN = """
+SELECT g.server, g.database, g.size_mb FROM capacity_growth g
+WHERE g.period = :period AND g.window_start = :start AND g.counted
+  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+  AND NOT EXISTS (SELECT FROM database_size_aggregations a
+                  WHERE a.period_type = :period AND a.period_start = :other AND a.instance_id = g.server_id
+                    AND a.database_name = g.database)
+  AND EXISTS (SELECT FROM database_size_aggregations a
+              WHERE a.period_type = :period AND a.period_start = :other AND a.instance_id = g.server_id)
+ORDER BY g.size_mb DESC, g.server_id, g.database
+"""

@@ -1,0 +1,318 @@
+"""What was measured: servers on each day, and which ones were not, on a day, in a window, or any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+
+from sqlalchemy import Connection
+
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.windows import newest_day, today_of
+
+ATTEMPT_DAYS = 7
+"""How far back attempts are searched: each day has one per server."""
+SILENT_DAYS = 3
+
+
+@dataclass(frozen=True)
+class MeasuredDay:
+    """How many servers were measured on a day, and how many should have been."""
+
+    day: date
+    measured: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The first and the last day with a total of a server."""
+
+    server_id: int
+    first_day: date
+    last_day: date
+
+
+def measured_days(connection: Connection, first: date, last: date, server_id: int | None) -> list[MeasuredDay]:
+    """Return the days of a range, of all servers or of one.
+
+    A server is expected from its first sample to its retirement: one that was registered since is not missing before.
+    """
+    retired = {row.id: row for row in rows(connection, _REGISTERED, {"server": server_id})}
+    spans: list[tuple[date, date | None]] = []
+    for ends in _ends_of_samples(connection, retired, last):
+        server = retired[ends.server_id]
+        gone_on = None if server.is_active else server.deleted_on or ends.last_day + timedelta(days=1)
+        spans.append((ends.first_day, gone_on and max(gone_on, ends.first_day + timedelta(days=1))))
+    return _measured_days(connection, first, last, spans, None if server_id is None else [server_id])
+
+
+def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
+    """Return measured in percent of expected days of the servers in service, over so many days up to `last`."""
+    active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
+    spans = [(ends.first_day, None) for ends in _ends_of_samples(connection, active, last)]
+    counts = _measured_days(connection, last - timedelta(days=days - 1), last, spans, active)
+    expected = sum(day.expected for day in counts)
+    if not expected:
+        return None
+    percent = Decimal(100 * sum(day.measured for day in counts)) / expected
+    return percent.quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
+def _measured_days(
+    connection: Connection,
+    first: date,
+    last: date,
+    spans: Sequence[tuple[date, date | None]],
+    servers: Sequence[int] | None,
+) -> list[MeasuredDay]:
+    """Count those of `servers`, None: of all, given the first day of each and the day from which it is gone."""
+    parameters = {
+        "first": first,
+        "last": last,
+        "servers": servers,
+        "first_days": [first_day for first_day, _ in spans],
+        "gone_days": [gone_on for _, gone_on in spans if gone_on],
+    }
+    return records(MeasuredDay, connection, _MEASURED_DAYS, parameters)
+
+
+def _ends_of_samples(connection: Connection, servers: Collection[int], until: date) -> list[_Ends]:
+    """Return the first and the last day with a total of each of the servers that have one up to a day."""
+    # Where rows are distributed, a subquery must not depend on the row of the outer query.
+    statement = _ENDS_ON_NODES if tables_are_distributed(connection) else _ENDS
+    return records(_Ends, connection, statement, {"servers": list(servers), "until": until})
+
+
+_REGISTERED = """
+SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
+WHERE CAST(:server AS integer) IS NULL OR id = :server
+"""
+_MEASURED_DAYS = """
+WITH steps AS (
+    SELECT day, sum(step) AS step FROM (
+        SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
+        UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
+    ) AS come_and_gone GROUP BY day
+), measured AS (
+    SELECT day, count(DISTINCT server_id) AS servers FROM capacity_server_samples
+    WHERE day BETWEEN :first AND :last
+      AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
+    GROUP BY day
+)
+SELECT CAST(d.day AS date) AS day, coalesce(m.servers, 0) AS measured,
+       greatest(coalesce(m.servers, 0), coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0)) AS expected
+FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
+LEFT JOIN measured m ON m.day = CAST(d.day AS date) ORDER BY 1
+"""
+_ENDS = """
+SELECT s.server_id, first.day AS first_day, last.day AS last_day
+FROM unnest(CAST(:servers AS integer[])) AS s (server_id)
+CROSS JOIN LATERAL (SELECT day FROM capacity_server_samples t
+                    WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) AS first
+CROSS JOIN LATERAL (SELECT day FROM capacity_server_samples t
+                    WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day DESC LIMIT 1) AS last
+"""
+_ENDS_ON_NODES = """
+SELECT server_id, min(day) AS first_day, max(day) AS last_day FROM capacity_server_samples
+WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id
+"""
+
+
+@dataclass(frozen=True)
+class UnmeasuredServer:
+    """An active server without a sample on a day; `reason` None: no attempt, or none with a reason."""
+
+    server_id: int
+    server: str
+    engine: str
+    last_day: date | None
+    failure: str | None
+    reason: str | None
+    tried_on: date | None
+    """Day of the last attempt to measure it; None: no attempt in the last week."""
+
+
+@dataclass(frozen=True)
+class UnmeasuredServers:
+    """The active servers without a sample on the newest day with a sample or an attempt of any server."""
+
+    day: date | None
+    servers: Sequence[UnmeasuredServer]
+
+
+def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
+    """Return the active servers that were not measured on the newest day, the most recently measured first."""
+    attempted = rows(connection, _NEWEST_ATTEMPT, {"today": today})
+    days = [newest_day(connection, today), *(row.day for row in attempted)]
+    day = max(filter(None, days), default=None)
+    unmeasured = rows(connection, _UNMEASURED, {"day": day})
+    server_ids = [row.server_id for row in unmeasured]
+    last_days = {} if day is None else {e.server_id: e.last_day for e in _ends_of_samples(connection, server_ids, day)}
+    parameters = {"servers": server_ids, "day": day, "days": ATTEMPT_DAYS}
+    attempts = {row.server_id: row for row in rows(connection, _ATTEMPTS, parameters)}
+    servers = []
+    for row in unmeasured:
+        attempt = attempts.get(row.server_id)
+        outcome = (attempt.failure, attempt.reason, attempt.day) if attempt else (None, None, None)
+        last_day = last_days.get(row.server_id)
+        servers.append(UnmeasuredServer(row.server_id, row.server, row.engine, last_day, *outcome))
+    servers.sort(key=lambda server: server.last_day or date.min, reverse=True)
+    return UnmeasuredServers(day, servers)
+
+
+_NEWEST_ATTEMPT = "SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1"
+_UNMEASURED = """
+SELECT server_id, server, engine FROM capacity_servers
+WHERE is_active AND server_id NOT IN (SELECT server_id FROM capacity_server_samples WHERE day = :day)
+  AND server_id NOT IN (SELECT server_id FROM capacity_samples WHERE day = :day)
+ORDER BY server
+"""
+_ATTEMPTS = """
+SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
+WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
+ORDER BY server_id, day DESC
+"""
+
+
+@dataclass(frozen=True)
+class ServersInService:
+    """How many servers are in service, and how many of these another one counts."""
+
+    active: int
+    counted_by_others: int
+
+
+def servers_in_service(connection: Connection, server_id: int | None = None) -> ServersInService:
+    """Count all active servers, or one."""
+    return records(ServersInService, connection, _IN_SERVICE, {"server": server_id})[0]
+
+
+_IN_SERVICE = """
+SELECT count(*) AS active, count(counted_by) AS counted_by_others FROM capacity_servers
+WHERE is_active AND (CAST(:server AS integer) IS NULL OR server_id = :server)
+"""
+
+
+@dataclass(frozen=True)
+class ServersWithoutRows:
+    """Active servers without a row in a window although they could have one: measured on other days, or never."""
+
+    measured_elsewhere: Sequence[str]
+    never_measured: Sequence[str]
+
+
+def servers_without_rows(
+    connection: Connection, period: Period, window: Window, server_id: int | None = None
+) -> ServersWithoutRows:
+    """Return those of all servers, or one; nobody expects a server before its first sample."""
+    parameters = {"period": period.name, "start": window.start, "server": server_id}
+    names = {row.id: row.name for row in rows(connection, _WITHOUT_ROWS, parameters)}
+    first_days = {ends.server_id: ends.first_day for ends in _ends_of_samples(connection, names, date.max)}
+    sampled = _sampled(connection, [number for number in names if number not in first_days])
+    return ServersWithoutRows(
+        [name for number, name in names.items() if number in sampled or first_days.get(number, date.max) <= window.end],
+        [name for number, name in names.items() if number not in sampled and number not in first_days],
+    )
+
+
+def _sampled(connection: Connection, servers: Sequence[int]) -> set[int]:
+    """Return those of the servers that ever had a sample of a database."""
+    if not servers:
+        return set()
+    [ends] = rows(connection, _ENDS_OF_DATABASES)
+    if ends.first_day is None:
+        return set()
+    # Listed, because the key begins with the day.
+    days = [ends.first_day + timedelta(days=number) for number in range((ends.last_day - ends.first_day).days + 1)]
+    parameters = {"days": days, "servers": servers}
+    return {row.server_id for row in rows(connection, _SAMPLED, parameters)}
+
+
+_WITHOUT_ROWS = """
+SELECT id, name FROM instances
+WHERE is_active AND deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR id = :server)
+  AND id NOT IN (SELECT instance_id FROM database_size_aggregations
+                 WHERE period_type = :period AND period_start = :start)
+  AND id NOT IN (SELECT instance_id FROM instance_size_aggregations
+                 WHERE period_type = :period AND period_start = :start)
+ORDER BY name
+"""
+_ENDS_OF_DATABASES = """
+SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
+       (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day
+"""
+_SAMPLED = """
+SELECT DISTINCT server_id FROM capacity_samples
+WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[]))
+"""
+
+
+@dataclass(frozen=True)
+class SilentServer:
+    """A server that was measured until a day, and not since."""
+
+    server: str
+    last_day: date
+
+
+def silent_servers(connection: Connection, window: Window, label: tuple[str, str] | None = None) -> list[SilentServer]:
+    """Return the active servers with this label that fell silent in a window, by name.
+
+    Windows follow one another: a server that falls silent in the last days of one belongs to the next. Of a window that
+    is not over, its days so far count.
+    """
+    key, value = label or (None, None)
+    days = {"first": window.start, "end": window.end, "today": today_of(connection), "days": SILENT_DAYS}
+    return records(SilentServer, connection, _SILENT, {**days, "key": key, "value": value})
+
+
+_SILENT = """
+WITH newest AS MATERIALIZED (
+    SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1
+), seen AS MATERIALIZED (
+    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
+    WHERE day BETWEEN CAST(:first AS date) - :days AND :end AND day <= :today GROUP BY server_id
+), labelled AS (
+    SELECT instance_id FROM capacity_label_spans
+    WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :end AND :end < valid_until
+)
+SELECT s.server, seen.last_day FROM seen JOIN capacity_servers s ON s.server_id = seen.server_id
+WHERE s.is_active AND seen.last_day <= (SELECT least(CAST(:end AS date), day) - :days FROM newest)
+  AND (CAST(:key AS text) IS NULL OR s.server_id IN (SELECT instance_id FROM labelled))
+ORDER BY s.server
+"""
+
+
+@dataclass(frozen=True)
+class LateSamples:
+    """How many samples of a server were added and corrected after a moment."""
+
+    server: str
+    added: int
+    corrected: int
+
+
+def late_samples(
+    connection: Connection, first: date, last: date, since: datetime, server_id: int | None
+) -> list[LateSamples]:
+    """Return the servers, or one, with samples of some days that were added or corrected since a moment."""
+    parameters = {"first": first, "last": last, "since": since, "server": server_id}
+    return records(LateSamples, connection, _LATE_SAMPLES, parameters)
+
+
+_LATE_SAMPLES = """
+SELECT server, count(*) FILTER (WHERE created_at > :since) AS added,
+       count(*) FILTER (WHERE created_at <= :since) AS corrected
+FROM (
+    SELECT server_id, server, day, created_at, updated_at FROM capacity_samples
+    UNION ALL SELECT server_id, server, day, created_at, updated_at FROM capacity_server_samples
+) AS samples
+WHERE day BETWEEN :first AND :last AND (created_at > :since OR updated_at > :since)
+  AND (CAST(:server AS integer) IS NULL OR server_id = :server)
+GROUP BY server ORDER BY server
+"""

@@ -1,0 +1,267 @@
+"""What fills, when, and how much is free: the newest forecasts, and what an earlier week was told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    any_,
+    cast,
+    column,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+    tuple_,
+)
+
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.database.tables import capacity_runways, instances
+from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
+from capacity_assets.forecast.outlook import OWN, VOLUME
+from capacity_assets.ownership.groups import Filling
+from capacity_assets.ownership.labels import having
+from capacity_assets.reading.access import records, rows
+
+SOON_DAYS, LIKELY = 30, 0.5
+"""Something fills soon if it is full within so many days with at least this probability."""
+
+
+@dataclass(frozen=True)
+class ForecastDay:
+    """What is forecast for a day, MiB, with the band in which four of five outcomes should lie."""
+
+    day: date
+    lower_mb: int
+    size_mb: int
+    upper_mb: int
+
+
+@dataclass(frozen=True)
+class Runway:
+    """When something is full, by its newest forecast; days are None where that is not within a year, or not known."""
+
+    server_id: int
+    server: str
+    subject: str
+    name: str
+    state: str
+    last_day: date
+    size_mb: int
+    limit_mb: int | None
+    headroom_mb: int | None
+    binds: str | None
+    limit_source: str | None
+    full_early: date | None
+    full_middle: date | None
+    full_late: date | None
+    probability_30_days: float | None
+    probability_90_days: float | None
+    change_mb_per_day: float
+    is_outdated: bool
+    """Whether limits or steps of its server were declared since."""
+    volumes: list[str] | None
+    """Volumes on which a database grows; None if unknown."""
+    ahead: Sequence[ForecastDay] = field(default=())
+
+    @property
+    def display_name(self) -> str:
+        """What it is, as people read it."""
+        return display_name(self.subject, self.name)
+
+
+def display_name(subject: str, name: str) -> str:
+    """Name a server, database or volume as people read it."""
+    return {"volume": f"volume {name}", "server": "whole server"}.get(subject, name)
+
+
+_ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]
+_FIELDS = [name for name in Runway.__dataclass_fields__ if name not in {"ahead", "volumes"}]
+_RUNWAY = table(
+    "capacity_runway",
+    *map(column, (*_FIELDS, *_ENDS, "as_of", "stands_for_itself")),
+    column("volumes", ARRAY(Text)),
+).alias("r")
+_R = _RUNWAY.c
+_RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "volumes", *_ENDS)))
+
+
+def fills_first(connection: Connection, *, shown: int, skipped: int = 0) -> list[Runway]:
+    """Return what is full within a year, the first one first; what a volume or server limits is listed as that."""
+    chosen = _RUNWAYS.where(_R.stands_for_itself, _R.full_middle.is_not(None))
+    return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name).limit(shown).offset(skipped))
+
+
+def fills_on_server(connection: Connection, server: str, *, shown: int) -> list[Runway]:
+    """Return everything on a server that is full within a year, the first one first."""
+    chosen = _RUNWAYS.where(_R.server == server, _R.full_middle.is_not(None))
+    return _runways(connection, chosen.order_by(_R.full_middle, _R.name).limit(shown))
+
+
+def runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runway]:
+    """Return the forecasts of what fills in a group."""
+    keys = [(one.server_id, one.subject, one.first.name) for one in filling]
+    chosen = _RUNWAYS.where(tuple_(_R.server_id, _R.subject, _R.name).in_(keys))
+    return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name)) if keys else []
+
+
+def runway_of(connection: Connection, server_id: int, subject: str, name: str) -> Runway | None:
+    """Return the forecast of a server, database or volume; None where none was issued."""
+    chosen = _RUNWAYS.where(_R.server_id == server_id, _R.subject == subject, _R.name == name)
+    return next(iter(_runways(connection, chosen)), None)
+
+
+def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
+    """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
+    if runway is None:
+        return None
+    limits = or_(
+        and_(_R.subject == "server", _R.binds == OWN), and_(_R.subject == "volume", _R.name.in_(runway.volumes or []))
+    )
+    chosen = _RUNWAYS.where(_R.server_id == runway.server_id, limits).order_by(_R.subject, _R.name)
+    # The database comes first, so it wins if another one is full on the same day.
+    dated = [one for one in (runway, *_runways(connection, chosen)) if one.full_middle is not None]
+    return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
+
+
+def bound_by_volume(connection: Connection, server_id: int, volume: str, *, shown: int) -> list[Runway]:
+    """Return the databases that a volume limits, the largest first."""
+    on_it = or_(_R.volumes.is_(None), literal(volume) == any_(_R.volumes))
+    chosen = _RUNWAYS.where(_R.server_id == server_id, _R.subject == "database", _R.binds == VOLUME, on_it)
+    return _runways(connection, chosen.order_by(_R.size_mb.desc(), _R.name).limit(shown))
+
+
+def outdated_servers(connection: Connection) -> list[str]:
+    """Return the servers whose limits or steps changed after the newest forecast, which knows nothing of it."""
+    chosen = select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
+    return [row.server for row in rows(connection, chosen)]
+
+
+def has_forecast(connection: Connection) -> bool:
+    """Whether any forecast was issued."""
+    return bool(connection.execute(select(select(_R.server_id).exists())).scalar())
+
+
+def _runways(connection: Connection, chosen: Select[Any]) -> list[Runway]:
+    return [_runway(row) for row in rows(connection, chosen)]
+
+
+def _runway(row: Row[Any]) -> Runway:
+    values = row._asdict()
+    bands = [[values.pop(f"{end}_{days}_days_mb") for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS]
+    ahead = [
+        ForecastDay(row.last_day + timedelta(days=days), *band)
+        for days, band in zip(HORIZONS_DAYS, bands, strict=True)
+        if None not in band
+    ]
+    return Runway(**values, ahead=ahead)
+
+
+@dataclass(frozen=True)
+class FreeCapacity:
+    """What volumes, and servers without known volumes, have left, MiB; None: no limit is known."""
+
+    headroom_mb: int | None
+    unknown_limits: int
+    """Databases of which no limit is known."""
+    fills_within_30_days: int
+    """What is full within 30 days with a probability of a half or more."""
+    as_of: date | None
+    """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
+
+
+def free_capacity(connection: Connection) -> FreeCapacity:
+    """Return what is free by the newest forecasts."""
+    is_soon = and_(_R.probability_30_days >= LIKELY, _R.stands_for_itself)
+    statement: Select[Any] = select(
+        text(headroom("capacity_runway")).columns(column("mb")).scalar_subquery().label("headroom_mb"),
+        literal_column(UNKNOWN_LIMITS).label("unknown_limits"),
+        func.count().filter(is_soon).label("fills_within_30_days"),
+        func.max(_R.as_of).label("as_of"),
+    ).select_from(_RUNWAY)
+    return records(FreeCapacity, connection, statement)[0]
+
+
+WITHIN_DAYS, SOONER_DAYS = 180, 14
+"""A fill date has moved when it lies within so many days, and so much sooner than a week ago, or is new."""
+
+
+@dataclass(frozen=True)
+class FillDate:
+    """When something is full, by the forecasts of a week, and by those of the week before; None: not within a year."""
+
+    server: str
+    display_name: str
+    day: date
+    before: date | None
+    probability: float
+    """Probability of being full within SOON_DAYS."""
+
+
+@dataclass(frozen=True)
+class FillDates:
+    """What fills soon, and what fills sooner than was forecast a week earlier; `has_forecast`: else it is not known."""
+
+    has_forecast: bool
+    soon: Sequence[FillDate] = ()
+    moved: Sequence[FillDate] = ()
+
+
+def fill_dates(connection: Connection, first: date, last: date, label: tuple[str, str] | None) -> FillDates:
+    """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it."""
+    newest = _newest_issue(connection, first, last + timedelta(days=1))
+    if newest is None:
+        return FillDates(has_forecast=False)
+    older = _newest_issue(connection, first - timedelta(days=7), first)
+    has_moved, latest = older is not None and older < newest, newest + timedelta(days=WITHIN_DAYS)
+    now, then, server = capacity_runways.alias("r"), capacity_runways.alias("b"), instances.alias("i")
+    same = (then.c[name] == now.c[name] for name in ("instance_id", "subject", "name"))
+    server_name = func.coalesce(server.c.name, literal("server ") + cast(now.c.instance_id, Text)).label("server")
+    probability = now.c[f"probability_{SOON_DAYS}"].label("probability")
+    before = then.c.middle_day.label("before")
+    statement = (
+        select(server_name, now.c.subject, now.c.name, now.c.middle_day, before, probability)
+        .select_from(now)
+        .outerjoin(then, and_(then.c.as_of == older, *same))
+        .outerjoin(server, server.c.id == now.c.instance_id)
+        .where(now.c.as_of == newest, text(STANDS_FOR_ITSELF), now.c.middle_day.is_not(None))
+        .where(or_(probability >= LIKELY, now.c.middle_day <= latest))
+        .order_by(now.c.middle_day, server_name, now.c.name)
+    )
+    listed = rows(connection, statement)
+    if label is not None:
+        subjects = [(row.server, row.name if row.subject == "database" else None) for row in listed]
+        labelled = having(connection.engine, list(dict.fromkeys(subjects)), newest, label=label)
+        listed = [row for row, subject in zip(listed, subjects, strict=True) if subject in labelled]
+    dates = [
+        FillDate(row.server, display_name(row.subject, row.name), row.middle_day, row.before, row.probability)
+        for row in listed
+    ]
+    sooner = timedelta(days=SOONER_DAYS)
+    return FillDates(
+        True,
+        [one for one in dates if (one.probability or 0) >= LIKELY],
+        [
+            one
+            for one in dates
+            if has_moved and one.day <= latest and (one.before is None or one.day <= one.before - sooner)
+        ],
+    )
+
+
+def _newest_issue(connection: Connection, first: date, last: date) -> date | None:
+    issued = capacity_runways.c.as_of
+    newest: date | None = connection.execute(select(func.max(issued)).where(issued.between(first, last))).scalar()
+    return newest

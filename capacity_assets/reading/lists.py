@@ -1,0 +1,203 @@
+"""The servers and databases of a window, sorted and filtered: what is largest, and what grew or shrank most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    any_,
+    case,
+    cast,
+    column,
+    false,
+    literal,
+    literal_column,
+    not_,
+    select,
+    table,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.reading.access import records, rows
+
+UNKNOWN_ENGINE = "unknown"
+"""The engine of servers that are not registered any more, among others, as in the views."""
+
+
+@dataclass(frozen=True)
+class DatabaseRow:
+    """A database in one window, MiB."""
+
+    server_id: int
+    server: str
+    engine: str
+    database: str
+    size_mb: int
+    change_mb: int | None
+    change_percent: float | None
+    trend: str | None
+    measured_days: int
+    window_days: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerRow:
+    """A server in one window, MiB."""
+
+    server_id: int
+    server: str
+    engine: str
+    databases: int
+    size_mb: int
+    change_mb: int | None
+    change_percent: float | None
+    measured_days: int
+    window_days: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+_NAMES = ("period", "window_start", "server_id", "server", "engine", "size_mb", "change_mb", "change_percent",
+          "measured_days", "window_days")  # fmt: skip
+_GROWTH = table(
+    "capacity_growth", *map(column, (*_NAMES, "database", "trend", "counted")), column("labels", JSONB)
+).columns
+_SERVERS = table("capacity_server_growth", *map(column, (*_NAMES, "databases")), column("labels", JSONB)).columns
+_TIES = (_GROWTH.size_mb.desc(), _GROWTH.server_id, _GROWTH.database)
+ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
+    "size": (_GROWTH.size_mb.desc(), *_TIES),
+    "growth": (_GROWTH.change_mb.desc(), *_TIES),
+    "shrinkage": (_GROWTH.change_mb, *_TIES),
+    "percent": (_GROWTH.change_percent.desc().nulls_last(), *_TIES),
+    "name": (_GROWTH.database, _GROWTH.server),
+}
+"""How databases are sorted; rows of equal change have one order everywhere."""
+# An index has the order: unknown changes are left out where they would come first.
+_CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
+SERVER_ORDERS: dict[str, ColumnElement[Any]] = {
+    "size": _SERVERS.size_mb.desc(),
+    "growth": _SERVERS.change_mb.desc().nulls_last(),
+    "shrinkage": _SERVERS.change_mb,
+    "percent": _SERVERS.change_percent.desc().nulls_last(),
+    "name": _SERVERS.server,
+}
+
+
+def databases(  # noqa: PLR0913 -- one argument per filter
+    connection: Connection,
+    period: Period,
+    window: Window | None,
+    *,
+    order: str,
+    server_id: int | None = None,
+    engine: str | None = None,
+    label: tuple[str, str] | None = None,
+    page: int = 1,
+    shown: int,
+) -> tuple[list[DatabaseRow], bool]:
+    """Return a page of the databases of a window, and whether there are more. Without a window there are none.
+
+    Those of one server, else of all that count in sums. An empty label value selects databases without that key.
+    """
+    if window is None:
+        return [], False
+    conditions = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
+    conditions.append(_GROWTH.counted if server_id is None else _GROWTH.server_id == server_id)
+    if engine == UNKNOWN_ENGINE:
+        conditions.append(_GROWTH.engine == engine)
+    elif engine:
+        # With their numbers PostgreSQL knows how many rows are left, and walks the index until a page is full.
+        conditions.append(_is_one_of(_servers_of_engine(connection, engine)))
+    if order in _CONDITIONS:
+        conditions.append(_CONDITIONS[order])
+    if label is not None:
+        candidates = _is_one_of(_labelled_servers(connection, *label, window.end))
+        conditions.append(candidates if label[1] else not_(candidates))
+    percent = cast(_GROWTH.change_percent, Double).label("change_percent")
+    of_row = [percent if name == "change_percent" else _GROWTH[name] for name in DatabaseRow.__dataclass_fields__]
+    statement = select(*of_row).where(*conditions).order_by(*ORDERS[order])
+    if label is not None:
+        # Sorted first, by an index, and only then asked for labels, one by one until the page is full.
+        every = statement.offset(literal_column("0")).subquery("sorted")
+        statement = select(every).where(_has_label(every.c.labels, *label))
+    listed = records(DatabaseRow, connection, statement.limit(shown + 1).offset((page - 1) * shown))
+    return listed[:shown], len(listed) > shown
+
+
+def most_changed(
+    connection: Connection, period: Period, window: Window, *, shown: int
+) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
+    """Return the databases of the fleet that grew most in a window, and those that shrank most."""
+    grown, _ = databases(connection, period, window, order="growth", shown=shown)
+    shrunk, _ = databases(connection, period, window, order="shrinkage", shown=shown)
+    return [row for row in grown if (row.change_mb or 0) > 0], shrunk
+
+
+def servers(  # noqa: PLR0913 -- one argument per filter
+    connection: Connection,
+    period: Period,
+    window: Window | None,
+    *,
+    order: str,
+    engine: str | None = None,
+    page: int = 1,
+    shown: int,
+) -> tuple[list[ServerRow], bool]:
+    """Return a page of the servers of a window, and whether there are more. Without a window there are none."""
+    if window is None:
+        return [], False
+    conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
+    if engine is not None:
+        conditions.append(_SERVERS.engine == engine)
+    percent = cast(_SERVERS.change_percent, Double).label("change_percent")
+    of_row = [percent if name == "change_percent" else _SERVERS[name] for name in ServerRow.__dataclass_fields__]
+    statement = select(*of_row).where(*conditions).order_by(SERVER_ORDERS[order], _SERVERS.server_id)
+    listed = records(ServerRow, connection, statement.limit(shown + 1).offset((page - 1) * shown))
+    return listed[:shown], len(listed) > shown
+
+
+def engines(connection: Connection, period: Period, window: Window) -> list[str]:
+    """Return the engines of the servers of a window."""
+    named = select(_SERVERS.engine).where(_SERVERS.period == period.name, _SERVERS.window_start == window.start)
+    return [row.engine for row in rows(connection, named.distinct().order_by(_SERVERS.engine))]
+
+
+def _is_one_of(server_ids: Sequence[int]) -> ColumnElement[bool]:
+    # Small numbers come as smallint, with which PostgreSQL compares a server one by one instead of by a hash table.
+    return _GROWTH.server_id == any_(literal(server_ids, ARRAY(Integer)))
+
+
+def _has_label(labels: ColumnElement[Any], key: str, value: str) -> ColumnElement[bool]:
+    condition = labels[key].astext == value if value else not_(labels.has_key(key))
+    # Of a plain condition PostgreSQL expects that it leaves next to nothing, and sorts all rows for a page.
+    return case((condition, true()), else_=false())
+
+
+def _servers_of_engine(connection: Connection, engine: str) -> list[int]:
+    statement = "SELECT server_id FROM capacity_servers WHERE engine = :engine"
+    return [row.server_id for row in rows(connection, statement, {"engine": engine})]
+
+
+def _labelled_servers(connection: Connection, key: str, value: str, day: date) -> list[int]:
+    """Return servers on which a label occurs at all; without a value, those that have this key as a whole on a day."""
+    if value:
+        parameters: dict[str, object] = {"key": key, "value": value}
+        return [row.instance_id for row in rows(connection, _WITH_LABEL, parameters)]
+    return [row.instance_id for row in rows(connection, _WITH_KEY, {"key": key, "day": day})]
+
+
+_WITH_LABEL = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
+_WITH_KEY = """
+SELECT DISTINCT instance_id FROM capacity_label_spans
+WHERE key = :key AND database_pattern = '' AND value IS NOT NULL AND valid_from <= :day AND :day < valid_until
+"""

@@ -1,0 +1,85 @@
+"""The names of servers, databases, volumes and groups, for search-as-you-type: no index serves parts of names."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import accumulate
+
+from sqlalchemy import Connection
+
+from capacity_assets.reading.access import records
+
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """A name that a search matches: what it is, and where; of a group, `server` is the key of its label."""
+
+    kind: str
+    name: str
+    server_id: int
+    server: str
+
+
+@dataclass(frozen=True)
+class NameIndex:
+    """The names, one line of text each, and where each line begins."""
+
+    names: Sequence[NameMatch]
+    text: str
+    starts: Sequence[int]
+
+    def search(self, query: str, shown: int) -> list[NameMatch]:
+        """Return names that contain all words of a query, those that begin with the first word before the others."""
+        words = query.casefold().split()
+        if not words:
+            return []
+        first: list[NameMatch] = []
+        others: list[NameMatch] = []
+        for match in self._containing(max(words, key=len)):
+            line = f"{match.name} {match.server}".casefold()
+            if all(word in line for word in words):
+                (first if match.name.casefold().startswith(words[0]) else others).append(match)
+                if len(first) >= shown:
+                    break
+        first.sort(key=lambda match: (len(match.name), match.name, match.server))
+        return [*first, *others][:shown]
+
+    def _containing(self, word: str) -> Iterator[NameMatch]:
+        at = self.text.find(word)
+        while at >= 0:
+            line = bisect_right(self.starts, at) - 1
+            yield self.names[line]
+            at = self.text.find(word, self.starts[line + 1]) if line + 1 < len(self.starts) else -1
+
+
+def name_index(connection: Connection, today: date) -> NameIndex:
+    """Read the names of the newest day, and of the last month."""
+    names = records(NameMatch, connection, _NAMES, {"today": today})
+    lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
+    starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
+    return NameIndex(names, SEPARATOR.join(lines), list(starts))
+
+
+# A future day is not the newest one.
+_NAMES = """
+SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
+UNION ALL
+SELECT 'database', database, server_id, server FROM capacity_samples
+WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
+UNION ALL
+SELECT 'database', database, server_id, server FROM capacity_growth
+WHERE period = 'monthly' AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
+  AND (server_id, database) NOT IN (
+      SELECT server_id, database FROM capacity_samples
+      WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today))
+UNION ALL
+SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans WHERE value IS NOT NULL AND valid_until = 'infinity'
+UNION ALL
+SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
+WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)
+"""

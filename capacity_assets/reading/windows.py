@@ -1,0 +1,186 @@
+"""Which windows and days are stored: the newest ones, the complete ones, and what is wrong with their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from sqlalchemy import Connection, and_, func, or_, select, text
+
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.engine import TODAY
+from capacity_assets.reading.access import records, rows
+
+
+def newest_window(connection: Connection, period: Period) -> Window | None:
+    """Return the newest window of a period in which any server has a row; None: none was computed."""
+    newest = rows(connection, _NEWEST_WINDOW, {"period": period.name})
+    return period.window_of(newest[0].start) if newest else None
+
+
+def newest_day(connection: Connection, today: date) -> date | None:
+    """Return the newest day up to today with samples."""
+    day: date | None = rows(connection, _NEWEST_DAY, {"today": today})[0].day
+    return day
+
+
+def complete_window(connection: Connection, period: Period, newest: Window | None, today: date) -> Window | None:
+    """Return the newest window that is over, as far as samples tell; `newest` where there is no other."""
+    if newest is None:
+        return None
+    last_day = newest_day(connection, today)
+    before = period.previous(newest)
+    if last_day is None or newest.end <= last_day:
+        return newest
+    parameters = {"period": period.name, "start": before.start}
+    return before if rows(connection, _IS_STORED, parameters)[0].is_stored else newest
+
+
+# Not max(): over a view PostgreSQL reads every row for it, and for this one entry of an index.
+_NEWEST_WINDOW = """
+SELECT start FROM (
+    (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
+     ORDER BY window_start DESC LIMIT 1)
+    UNION ALL
+    (SELECT window_start FROM capacity_growth WHERE period = :period ORDER BY window_start DESC LIMIT 1)
+) AS newest ORDER BY start DESC LIMIT 1
+"""
+_NEWEST_DAY = """
+SELECT max(day) AS day FROM (
+    (SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
+    UNION ALL (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS days
+"""
+_IS_STORED = """
+SELECT EXISTS (SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start) AS is_stored
+"""
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """When a window was read and computed, and the first and last day with totals of servers, up to today."""
+
+    read_at: datetime
+    computed_at: datetime | None
+    first_sample: date | None
+    last_sample: date | None
+
+
+def window_facts(connection: Connection, period: Period, window: Window, server_id: int | None) -> WindowFacts:
+    """Return them of all servers, or of one."""
+    parameters = {"period": period.name, "start": window.start, "server": server_id, "today": today_of(connection)}
+    return records(WindowFacts, connection, _WINDOW_FACTS, parameters)[0]
+
+
+def today_of(connection: Connection) -> date:
+    """Return today in the time zone of the database."""
+    today: date = connection.execute(text(f"SELECT {TODAY}")).scalar_one()
+    return today
+
+
+_WINDOW_FACTS = """
+SELECT now() AS read_at,
+       (SELECT max(calculated_at) FROM database_size_aggregations
+        WHERE period_type = :period AND period_start = :start
+          AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS computed_at,
+       (SELECT min(collected_date) FROM instance_size_stats
+        WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS first_sample,
+       (SELECT max(collected_date) FROM instance_size_stats
+        WHERE NOT is_deleted AND collected_date <= :today
+          AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS last_sample
+"""
+
+
+@dataclass(frozen=True)
+class SampledDays:
+    """The first and last day with rows in a table of samples, up to today, and the number of rows on the last."""
+
+    table: str
+    first_day: date | None
+    last_day: date | None
+    rows_on_last_day: int
+
+
+@dataclass(frozen=True)
+class StoredWindows:
+    """The first and newest stored window of a period and level, and what the newest one has.
+
+    `measured_days` are those of its best measured row.
+    """
+
+    period: str
+    level: str
+    first_window: date | None
+    latest_window: date | None
+    rows: int
+    measured_days: int | None
+    changed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WrongTrends:
+    """Rows of a table of aggregates whose trend contradicts their growth, and the first day of these."""
+
+    table: str
+    rows: int
+    first_day: date | None
+
+
+def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
+    """Return the ends of each table of samples, read from the indexes on its days."""
+    return [_sampled_days(connection, level, today) for level in SERVER_LEVELS.values()]
+
+
+def _sampled_days(connection: Connection, level: Level, today: date) -> SampledDays:
+    day = level.source.c.collected_date
+    first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today)).one()
+    count = connection.execute(select(func.count()).where(day == last)).scalar_one() if last else 0
+    return SampledDays(level.source.name, first, last, count)
+
+
+def first_days_ahead(connection: Connection, today: date) -> dict[str, date]:
+    """Return the first day after today with samples, by table: they were measured with a wrong clock."""
+    ahead: dict[str, date] = {}
+    for level in SERVER_LEVELS.values():
+        day = level.source.c.collected_date
+        first = connection.execute(select(func.min(day)).where(day > today)).scalar()
+        if first is not None:
+            ahead[level.source.name] = first
+    return ahead
+
+
+def stored_windows(connection: Connection, periods: Sequence[str]) -> list[StoredWindows]:
+    """Return the ends of each period and level."""
+    return [_stored_windows(connection, name, level) for name in periods for level in LEVELS.values()]
+
+
+def _stored_windows(connection: Connection, period: str, level: Level) -> StoredWindows:
+    columns = level.target.c
+    of_period = columns.period_type == period
+    ends = select(func.min(columns.period_start), func.max(columns.period_start)).where(of_period)
+    first, latest = connection.execute(ends).one()
+    figures = (func.count(), func.max(columns.data_count), func.max(columns.calculated_at))
+    of_latest = select(*figures).where(of_period, columns.period_start == latest)
+    return StoredWindows(period, level.name, first, latest, *connection.execute(of_latest).one())
+
+
+# So that a long history is not read as a whole.
+TREND_DAYS = 400
+
+
+def wrong_trends(connection: Connection) -> list[WrongTrends]:
+    """Return tables with rows of the last thirteen months whose trend another application did not update."""
+    tables = []
+    for level in SERVER_LEVELS.values():
+        columns = level.target.c
+        contradicts = or_(
+            and_(columns.growth_rate < 0, columns.trend_direction == "growing"),
+            and_(columns.growth_rate > 0, columns.trend_direction == "shrinking"),
+        )
+        recent = columns.period_start >= func.current_date() - TREND_DAYS
+        counts = select(func.count(), func.min(columns.period_start)).where(recent, contradicts)
+        count, first_day = connection.execute(counts).one()
+        if count:
+            tables.append(WrongTrends(level.target.name, count, first_day))
+    return tables

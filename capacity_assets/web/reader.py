@@ -1,0 +1,159 @@
+"""Reads for the pages and caches what it read; values that every page shows are read once for all."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from capacity_assets.base.errors import DatabaseError
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.guards import newer_schema
+from capacity_assets.reading.access import snapshot
+from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
+from capacity_assets.reading.filling import outdated_servers
+from capacity_assets.reading.names import NameMatch, name_index
+from capacity_assets.reading.windows import complete_window, newest_window
+from capacity_assets.web.addresses import PageQuery
+
+# So many times as old, a value is not shown any more.
+STALE_TIMES = 3
+MOST_KEPT_BYTES = 32 * 1024 * 1024
+"""Limit for all values together, in pickled size; in memory they take about six times as much."""
+SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A cached value, when it was read, until when it may be shown, and its size."""
+
+    value: Any
+    read_at: float
+    shown_until: float
+    size_bytes: int
+
+
+class Reader:
+    """Reads for the pages, in short read-only transactions, and caches what it read for some seconds."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Read with an engine of `reading_engine`."""
+        self._engine = engine
+        self._kept: dict[Hashable, _Kept] = {}
+        self._reading: dict[Hashable, Future[Any]] = {}
+        self._lock = threading.Lock()
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """Return a context with a connection that sees one state of the tables throughout."""
+        return snapshot(self._engine)
+
+    def refuse_a_newer_schema(self) -> None:
+        """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""
+        newer = self.kept_of(
+            "schema", lambda connection: newer_schema(connection.connection), SECONDS_BETWEEN_REVISIONS
+        )
+        if newer:
+            raise DatabaseError(newer)
+
+    def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
+        """Return what `read` returns, or returned before.
+
+        A value older than `seconds` is returned once more and read again in the background, so that only the first
+        caller waits. Callers that come while it is read get the same value, or the same error.
+        """
+        now = time.monotonic()
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and now < kept.shown_until:
+                if now - kept.read_at >= seconds and key not in self._reading:
+                    self._reading[key] = Future()
+                    threading.Thread(target=self._read, args=(key, read, seconds), daemon=True).start()
+                value: T = kept.value
+                return value
+            reading = self._reading.get(key)
+            is_first = reading is None
+            if reading is None:
+                reading = self._reading[key] = Future()
+        if is_first:
+            self._read(key, read, seconds)
+        awaited: T = reading.result()
+        return awaited
+
+    def kept_of(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
+        """Return what `read` returns in a transaction of its own, cached like `kept`."""
+
+        def in_transaction() -> T:
+            with self.transaction() as connection:
+                return read(connection)
+
+        return self.kept(key, in_transaction, seconds)
+
+    def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
+        """Read, and hand the outcome to all callers that wait for it."""
+        try:
+            value = read()
+            size_bytes = len(pickle.dumps(value))
+        except BaseException as error:  # noqa: BLE001 -- raised again in every caller that waits
+            with self._lock:
+                reading = self._reading.pop(key)
+            reading.set_exception(error)
+            return
+        with self._lock:
+            self._keep(key, value, seconds, size_bytes)
+            reading = self._reading.pop(key)
+        reading.set_result(value)
+
+    def _keep(self, key: Hashable, value: Any, seconds: float, size_bytes: int) -> None:
+        """Cache a value; drop expired values, and if the cache is full, those that expire first."""
+        now = time.monotonic()
+        self._kept.pop(key, None)
+        for old in [old for old, kept in self._kept.items() if kept.shown_until <= now]:
+            del self._kept[old]
+        total_bytes = size_bytes + sum(kept.size_bytes for kept in self._kept.values())
+        while self._kept and total_bytes > MOST_KEPT_BYTES:
+            first = min(self._kept, key=lambda kept_key: self._kept[kept_key].shown_until)
+            total_bytes -= self._kept.pop(first).size_bytes
+        self._kept[key] = _Kept(value, now, now + STALE_TIMES * seconds, size_bytes)
+
+
+class Names:
+    """The names of servers, databases, volumes and groups, read again every few minutes."""
+
+    def __init__(self, reader: Reader) -> None:
+        """Read by `reader`, at the first search."""
+        self._reader = reader
+
+    def search(self, query: str, shown: int, today: date) -> list[NameMatch]:
+        """Return the names that contain all words of a query; raises DBAPIError."""
+        index = self._reader.kept_of(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
+        return index.search(query, shown)
+
+
+def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
+    """Return the unmeasured servers, which several pages show."""
+    return reader.kept_of(
+        ("unmeasured", today), lambda connection: unmeasured_servers(connection, today), UNMEASURED_SECONDS
+    )
+
+
+def shared_outdated(reader: Reader) -> list[str]:
+    """Return the servers with declarations after the newest forecast, which several pages show."""
+    return reader.kept_of(("outdated",), outdated_servers, DECLARED_SECONDS)
+
+
+def chosen_window(connection: Connection, query: PageQuery, period: Period) -> Window | None:
+    """Return the window that the address names, by default the last complete one."""
+    day = query.day("window")
+    if day is not None:
+        return period.window_of(day)
+    return complete_window(connection, period, newest_window(connection, period), query.today)
