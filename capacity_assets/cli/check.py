@@ -10,10 +10,9 @@ from pathlib import Path
 
 import click
 from rich.text import Text
-from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of, sqlstate_of
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
@@ -36,6 +35,7 @@ from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.forecast.history import HistoryScope, reading
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import dagster_storage
+from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
 
 ZONE = "CAPACITY_TIMEZONE"
@@ -73,13 +73,6 @@ def server_version(engine: Engine) -> tuple[int, str]:
 
 OLDEST_SERVER = 14
 NAMED = 5
-AGGREGATES = tuple(level.target.name for level in SERVER_LEVELS.values())
-# The last thirteen months, so that a long history is not read as a whole.
-_CONTRADICTING = """
-SELECT count(*) AS rows, min(period_start) AS first_day FROM {table}
-WHERE period_start >= current_date - 400
-  AND (growth_rate < 0 AND trend_direction = 'growing' OR growth_rate > 0 AND trend_direction = 'shrinking')
-"""
 
 
 def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
@@ -159,17 +152,15 @@ def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Name samples of future days: they were measured with a wrong clock."""
     today = Clock(settings.zone).today()
-    for level in SERVER_LEVELS.values():
-        day = level.source.c.collected_date
-        with engine.connect() as connection:
-            first = connection.execute(select(func.min(day)).where(day > today)).scalar()
-        if first is not None:
-            yield Finding(
-                level.source.name,
-                Verdict.BAD,
-                f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
-                "they were measured, or is wrong now. Set it right; delete what is left of them",
-            )
+    with engine.connect() as connection:
+        ahead = first_days_ahead(connection, today)
+    for table, first in ahead.items():
+        yield Finding(
+            table,
+            Verdict.BAD,
+            f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
+            "they were measured, or is wrong now. Set it right; delete what is left of them",
+        )
 
 
 def _clock(engine: Engine, settings: Settings) -> Iterator[Finding]:
@@ -187,18 +178,17 @@ def _newest_samples(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:
-    """Look for rows of the last months that another application has written without their trend."""
+    """Name rows of the last months that another application has written without their trend."""
     with engine.connect() as connection:
-        rows = {name: connection.execute(text(_CONTRADICTING.format(table=name))).one() for name in AGGREGATES}
-    for name, found in rows.items():
-        if found.rows:
-            yield Finding(
-                name,
-                Verdict.NOTE,
-                f"a trend that contradicts the growth: {counted(found.rows, 'row')} since {found.first_day}. Another "
-                "application wrote these rows without updating the trend. `capacity aggregate` for these days "
-                "corrects it",
-            )
+        tables = wrong_trends(connection)
+    for wrong in tables:
+        yield Finding(
+            wrong.table,
+            Verdict.NOTE,
+            f"a trend that contradicts the growth: {counted(wrong.rows, 'row')} since {wrong.first_day}. Another "
+            "application wrote these rows without updating the trend. `capacity aggregate` for these days "
+            "corrects it",
+        )
 
 
 def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:

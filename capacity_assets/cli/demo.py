@@ -28,7 +28,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS, ConfigurationError, Set
 from capacity_assets.base.units import counted
 from capacity_assets.cli.options import CommandFailedError, command, error_console, left, print_table, right, say
 from capacity_assets.cli.runway import print_outlooks
-from capacity_assets.cli.top import Top, print_top, top_rows
+from capacity_assets.cli.top import print_top, top_databases
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import (
     LoadedFleet,
@@ -322,8 +322,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
 
 def _print_fastest(engine: Engine, month: Window) -> None:
     """Print what `capacity top --by percent` does."""
-    asked = Top("monthly", None, "percent", None, None, None, FASTEST_SHOWN, as_json=False)
-    print_top(PERIODS[asked.period], month, asked.by, top_rows(engine, asked, month.start))
+    print_top(MONTHLY, month, "percent", top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN))
 
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:

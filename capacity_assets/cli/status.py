@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy import Engine, bindparam, func, select
+from sqlalchemy import Engine
 
 from capacity_assets.aggregates.ledger import PATIENCE_SECONDS, IncompleteWindow
-from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
+from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError
 from capacity_assets.base.periods import PERIODS, Clock, Window
@@ -29,9 +29,10 @@ from capacity_assets.collection.registry import Standing, standing
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, untracked_changes
-from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.issued import IssuedDay, recent_issue
 from capacity_assets.orchestration.instance import dagster_storage
+from capacity_assets.reading.coverage import servers_in_service
+from capacity_assets.reading.windows import StoredWindows, sampled_days, stored_windows
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
 
 if TYPE_CHECKING:
@@ -229,9 +230,10 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         today = Clock(settings.zone).today()
-        samples = [_samples(engine, level, today) for level in SERVER_LEVELS.values()]
-        windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
-        active = _active_instances(engine)
+        with engine.connect() as connection:
+            samples = [asdict(days) for days in sampled_days(connection, today)]
+            windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
+            active = servers_in_service(connection).active
         # With an older schema there is no ledger yet; `capacity check` says so.
         followed = works and not has_failed(runs or ())
         late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
@@ -390,46 +392,19 @@ def _cells(row: dict[str, object]) -> list[object]:
     return ["none" if value is None else value for value in row.values()]
 
 
-def _active_instances(engine: Engine) -> int:
-    query = select(func.count()).select_from(instances).where(is_active())
-    with engine.connect() as connection:
-        return int(connection.execute(query).scalar_one())
-
-
-def _samples(engine: Engine, level: Level, today: date) -> dict[str, object]:
-    """First and last day up to today, and the rows of the last day, read only from the index on collected_date."""
-    day = level.source.c.collected_date
-    ends = select(func.min(day).label("first_day"), func.max(day).label("last_day")).where(day <= today)
-    with engine.connect() as connection:
-        first_day, last_day = connection.execute(ends).one()
-        rows = connection.execute(select(func.count()).where(day == last_day)).scalar_one() if last_day else 0
-    return {"table": level.source.name, "first_day": first_day, "last_day": last_day, "rows_on_last_day": rows}
-
-
-def _latest(engine: Engine, period: str, level: Level, today: date) -> dict[str, object]:
-    target = level.target
-    of_period = target.c.period_type == bindparam("period", period)
-    ends = select(func.min(target.c.period_start), func.max(target.c.period_start)).where(of_period)
-    with engine.connect() as connection:
-        first, latest = connection.execute(ends).one()
-        rows, changed, days = connection.execute(
-            select(func.count(), func.max(target.c.calculated_at), func.max(target.c.data_count)).where(
-                of_period, target.c.period_start == latest
-            )
-        ).one()
-    shown = None if changed is None else f"{changed:%Y-%m-%d %H:%M} UTC"
+def _window_row(stored: StoredWindows, today: date) -> dict[str, object]:
+    latest, days = stored.latest_window, None
+    if latest is not None:
+        window = PERIODS[stored.period].window_of(latest)
+        elapsed = window.elapsed_days(today)
+        so_far = f" so far, {window.days} in all" if elapsed < window.days else ""
+        days = f"{stored.measured_days} of {elapsed}{so_far}"
     return {
-        "period": period,
-        "level": level.name,
-        "first_window": first,
+        "period": stored.period,
+        "level": stored.level,
+        "first_window": stored.first_window,
         "latest_window": latest,
-        "rows": rows,
-        "days": None if latest is None else _days(PERIODS[period].window_of(latest), days, today),
-        "last_change": shown,
+        "rows": stored.rows,
+        "days": days,
+        "last_change": None if stored.changed_at is None else f"{stored.changed_at:%Y-%m-%d %H:%M} UTC",
     }
-
-
-def _days(window: Window, measured: int, today: date) -> str:
-    """Say how many days the window's best measured row rests on, and how many of an open one are over."""
-    elapsed = window.elapsed_days(today)
-    return f"{measured} of {elapsed}" + (f" so far, {window.days} in all" if elapsed < window.days else "")

@@ -15,7 +15,7 @@ from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.cli.top import Top, top_rows
+from capacity_assets.cli.top import top_databases
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest.content import read_digest
@@ -240,5 +240,4 @@ def test_rows_of_equal_change_have_one_order(engine: Engine, database: URL) -> N
 
 
 def top_of(engine: Engine, window: Window, by: str) -> list[tuple[str, str]]:
-    asked = Top("weekly", None, by, None, None, None, 10, as_json=False)
-    return [(row.server, row.database) for row in top_rows(engine, asked, window.start)]
+    return [(row.server, row.database) for row in top_databases(engine, PERIODS["weekly"], window, by=by, limit=10)]
