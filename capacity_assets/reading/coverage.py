@@ -28,34 +28,26 @@ class MeasuredDay:
     expected: int
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """The first and the last day with a total of a server."""
-
-    server_id: int
-    first_day: date
-    last_day: date
-
-
 def measured_days(connection: Connection, first: date, last: date, server_id: int | None) -> list[MeasuredDay]:
     """Return the days of a range, of all servers or of one.
 
     A server is expected from its first sample to its retirement: one that was registered since is not missing before.
     """
-    retired = {row.id: row for row in rows(connection, _REGISTERED, {"server": server_id})}
-    spans: list[tuple[date, date | None]] = []
-    for ends in _ends_of_samples(connection, retired, last):
-        server = retired[ends.server_id]
-        gone_on = None if server.is_active else server.deleted_on or ends.last_day + timedelta(days=1)
-        spans.append((ends.first_day, gone_on and max(gone_on, ends.first_day + timedelta(days=1))))
-    return _measured_days(connection, first, last, spans, None if server_id is None else [server_id])
+    registered = rows(connection, _REGISTERED, {"server": server_id})
+    first_days = _ends(connection, [row.id for row in registered], last, newest=False)
+    retired = [row for row in registered if not row.is_active and row.id in first_days]
+    last_days = _ends(connection, [row.id for row in retired if row.deleted_on is None], last, newest=True)
+    a_day = timedelta(days=1)
+    gone_days = [max(row.deleted_on or last_days[row.id] + a_day, first_days[row.id] + a_day) for row in retired]
+    only = None if server_id is None else [server_id]
+    return _measured_days(connection, first, last, list(first_days.values()), gone_days, only)
 
 
 def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
     """Return measured in percent of expected days of the servers in service, over so many days up to `last`."""
     active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
-    spans = [(ends.first_day, None) for ends in _ends_of_samples(connection, active, last)]
-    counts = _measured_days(connection, last - timedelta(days=days - 1), last, spans, active)
+    first_days = list(_ends(connection, active, last, newest=False).values())
+    counts = _measured_days(connection, last - timedelta(days=days - 1), last, first_days, [], active)
     expected = sum(day.expected for day in counts)
     if not expected:
         return None
@@ -63,29 +55,27 @@ def coverage_percent(connection: Connection, last: date, days: int) -> Decimal |
     return percent.quantize(Decimal("0.1"), ROUND_HALF_UP)
 
 
-def _measured_days(
+def _measured_days(  # noqa: PLR0913, PLR0917 -- what each day is counted from
     connection: Connection,
     first: date,
     last: date,
-    spans: Sequence[tuple[date, date | None]],
+    first_days: Sequence[date],
+    gone_days: Sequence[date],
     servers: Sequence[int] | None,
 ) -> list[MeasuredDay]:
-    """Count those of `servers`, None: of all, given the first day of each and the day from which it is gone."""
-    parameters = {
-        "first": first,
-        "last": last,
-        "servers": servers,
-        "first_days": [first_day for first_day, _ in spans],
-        "gone_days": [gone_on for _, gone_on in spans if gone_on],
-    }
-    return records(MeasuredDay, connection, _MEASURED_DAYS, parameters)
+    """Count those of `servers`, None: of all, given the days from which they are expected, and not any more."""
+    expected = {"first_days": first_days, "gone_days": gone_days}
+    return records(
+        MeasuredDay, connection, _MEASURED_DAYS, {"first": first, "last": last, "servers": servers, **expected}
+    )
 
 
-def _ends_of_samples(connection: Connection, servers: Collection[int], until: date) -> list[_Ends]:
-    """Return the first and the last day with a total of each of the servers that have one up to a day."""
+def _ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:
+    """Return the first or the newest day with a total of each of the servers that have one up to a day."""
     # Where rows are distributed, a subquery must not depend on the row of the outer query.
     statement = _ENDS_ON_NODES if tables_are_distributed(connection) else _ENDS
-    return records(_Ends, connection, statement, {"servers": list(servers), "until": until})
+    ends = rows(connection, statement, {"servers": list(servers), "until": until, "newest": newest})
+    return {row.server_id: row.day for row in ends if row.day}
 
 
 _REGISTERED = """
@@ -93,7 +83,7 @@ SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS dat
 WHERE CAST(:server AS integer) IS NULL OR id = :server
 """
 _MEASURED_DAYS = """
-WITH steps AS (
+WITH steps AS MATERIALIZED (
     SELECT day, sum(step) AS step FROM (
         SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
         UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
@@ -110,16 +100,17 @@ FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day'
 LEFT JOIN measured m ON m.day = CAST(d.day AS date) ORDER BY 1
 """
 _ENDS = """
-SELECT s.server_id, first.day AS first_day, last.day AS last_day
+SELECT s.server_id,
+       CASE WHEN CAST(:newest AS boolean)
+            THEN (SELECT day FROM capacity_server_samples t
+                  WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day DESC LIMIT 1)
+            ELSE (SELECT day FROM capacity_server_samples t
+                  WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) END AS day
 FROM unnest(CAST(:servers AS integer[])) AS s (server_id)
-CROSS JOIN LATERAL (SELECT day FROM capacity_server_samples t
-                    WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) AS first
-CROSS JOIN LATERAL (SELECT day FROM capacity_server_samples t
-                    WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day DESC LIMIT 1) AS last
 """
 _ENDS_ON_NODES = """
-SELECT server_id, min(day) AS first_day, max(day) AS last_day FROM capacity_server_samples
-WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id
+SELECT server_id, CASE WHEN CAST(:newest AS boolean) THEN max(day) ELSE min(day) END AS day
+FROM capacity_server_samples WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id
 """
 
 
@@ -152,7 +143,7 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
     day = max(filter(None, days), default=None)
     unmeasured = rows(connection, _UNMEASURED, {"day": day})
     server_ids = [row.server_id for row in unmeasured]
-    last_days = {} if day is None else {e.server_id: e.last_day for e in _ends_of_samples(connection, server_ids, day)}
+    last_days = {} if day is None else _ends(connection, server_ids, day, newest=True)
     parameters = {"servers": server_ids, "day": day, "days": ATTEMPT_DAYS}
     attempts = {row.server_id: row for row in rows(connection, _ATTEMPTS, parameters)}
     servers = []
@@ -212,7 +203,7 @@ def servers_without_rows(
     """Return those of all servers, or one; nobody expects a server before its first sample."""
     parameters = {"period": period.name, "start": window.start, "server": server_id}
     names = {row.id: row.name for row in rows(connection, _WITHOUT_ROWS, parameters)}
-    first_days = {ends.server_id: ends.first_day for ends in _ends_of_samples(connection, names, date.max)}
+    first_days = _ends(connection, names, date.max, newest=False)
     sampled = _sampled(connection, [number for number in names if number not in first_days])
     return ServersWithoutRows(
         [name for number, name in names.items() if number in sampled or first_days.get(number, date.max) <= window.end],
