@@ -78,6 +78,6 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
 def _cells(group: Group, by: str) -> list[object]:
     change = "unknown" if group.change_mb is None else human_change_mb(group.change_mb)
     first = group.fills_first
-    fills = "" if first is None else f"{first.day} {first.name or 'all together'} on {first.server}"
+    fills = "" if first is None else f"{first.day} {first.name or 'whole server'} on {first.server}"
     sizes = [group.servers, group.databases, human_mb(group.size_mb), change, group.growth]
     return [group_named(group.name, by), *sizes, fills]

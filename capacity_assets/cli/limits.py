@@ -108,7 +108,7 @@ def import_(registry: Registry, /, *, file: Path) -> Report:
 
 def _cells(one: StoredLimit) -> list[object]:
     limit, day = one.limit, f"{one.declared_at:%Y-%m-%d}"
-    database = limit.database or "all together"
+    database = limit.database or "whole server"
     return [limit.server, database, limit_text(limit.limit_mb), one.source, day, limit.note or ""]
 
 

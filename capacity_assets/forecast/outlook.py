@@ -77,6 +77,11 @@ def day_text(day: date | None) -> str:
     return "not within a year" if day is None else str(day)
 
 
+def display_name(subject: str, name: str) -> str:
+    """Name a server, database or volume as people read it."""
+    return {VOLUME_ROWS: f"volume {name}", SERVER_ROWS: "whole server"}.get(subject, name)
+
+
 @dataclass(frozen=True)
 class Outlook:
     """One server, database or volume of a server: how much it holds, may hold, and when that is reached.
@@ -133,8 +138,8 @@ class Outlook:
 
     @property
     def display_name(self) -> str:
-        """The name as people read it: of a database, a volume, or all of the server together."""
-        return self.database or (f"volume {self.volume}" if self.volume else "all together")
+        """The name as people read it."""
+        return display_name(self.subject, self.name)
 
     @property
     def ends(self) -> list[str]:

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
-from capacity_assets.forecast.outlook import OWN, VOLUME
+from capacity_assets.forecast.outlook import OWN, VOLUME, display_name
 from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import records, rows
@@ -80,11 +80,6 @@ class Runway:
     def display_name(self) -> str:
         """What it is, as people read it."""
         return display_name(self.subject, self.name)
-
-
-def display_name(subject: str, name: str) -> str:
-    """Name a server, database or volume as people read it."""
-    return {"volume": f"volume {name}", "server": "whole server"}.get(subject, name)
 
 
 _ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]

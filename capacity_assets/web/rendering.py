@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = "unknown"
+TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
+"""Of refusals, by status."""
 
 
 def size(size_mb: int | None) -> Markup:
@@ -141,7 +143,7 @@ class Renderer:
         """Return a page that says what is wrong."""
         return self._environment.get_template("refusal.html.j2").render(
             query=query,
-            title="Not found" if status == HTTPStatus.NOT_FOUND else "No answer",
+            title=TITLES.get(status, "No answer"),
             status=status,
             text=text,
             user=None,
@@ -181,7 +183,7 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
 
 
 def _partly(one: SizeInWindow) -> str:
-    return ", not every server measured" if one.is_partial else ""
+    return ", some servers not measured" if one.is_partial else ""
 
 
 def _ahead_days(points: Sequence[Point]) -> int:

@@ -102,7 +102,7 @@ def test_from_the_fleet_to_the_samples_behind_a_point_and_back_by_the_address(pa
     points = page.locator(".plot a")
     points.nth(1).click()
 
-    expect(page.get_by_role("heading", name=re.compile("^Behind "))).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^Samples of "))).to_be_visible()
     expect(page.get_by_text("capacity explain crm --server")).to_be_visible()
     shared = opened(browser, page.url.split("/database")[0])
     shared.goto(page.url)

@@ -47,10 +47,10 @@ def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engi
     with served_pages(engine.url) as pages:
         text = pages.ask("/").text
 
-    assert "No forecast was issued yet, so what fills is not known" in text
+    assert "No forecast was issued yet, so fill dates are not known" in text
     assert text.count("no forecast yet") == 2
     assert "all limits known" not in text
-    assert "Nothing that has a known limit fills" not in text
+    assert "Nothing with a known limit fills" not in text
 
 
 def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(engine: Engine) -> None:

@@ -222,4 +222,4 @@ def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engin
     assert one is not None
     assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
     assert [risk.outlook.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
-    assert [risk.outlook.display_name for risk in one.risks] == ["all together"]
+    assert [risk.outlook.display_name for risk in one.risks] == ["whole server"]

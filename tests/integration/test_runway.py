@@ -216,7 +216,7 @@ def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Eng
     assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=19))
     assert "volume /data" in shown
     assert "orders" not in shown, "the volume stands for it"
-    assert "all together" not in shown
+    assert "whole server" not in shown
 
 
 def test_limits_that_were_not_measured_for_a_month_are_unknown(engine: Engine) -> None:
