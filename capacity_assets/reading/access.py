@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -53,24 +53,18 @@ def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
     )
 
 
-def rows(
-    connection: Connection, statement: str | Executable, parameters: Mapping[str, Any] | None = None
-) -> Sequence[Row[Any]]:
+def rows(connection: Connection, statement: str | Executable, **parameters: object) -> Sequence[Row[Any]]:
     """Execute a statement and return its rows."""
-    executable = text(statement) if isinstance(statement, str) else statement
-    return connection.execute(executable, dict(parameters or {})).all()
+    return connection.execute(text(statement) if isinstance(statement, str) else statement, parameters).all()
 
 
 def records(
-    kind: Callable[..., T],
-    connection: Connection,
-    statement: str | Executable,
-    parameters: Mapping[str, Any] | None = None,
+    kind: Callable[..., T], connection: Connection, statement: str | Executable, **parameters: object
 ) -> list[T]:
     """Execute a statement and return a `kind` of each row; columns are its fields. Sums (numeric) become integers."""
     return [
         kind(**{name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()})  # noqa: SLF001 -- SQLAlchemy's public name
-        for row in rows(connection, statement, parameters)
+        for row in rows(connection, statement, **parameters)
     ]
 
 
@@ -79,7 +73,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
         names = [*READABLE, *(READ_ON_NODES if tables_are_distributed(connection) else ())]
-        unreadable = [row.name for row in rows(connection, _UNREADABLE, {"names": names})]
+        unreadable = [row.name for row in rows(connection, _UNREADABLE, names=names)]
     if unreadable:
         raise ValidationError(
             f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}: the pages are not served. Run the "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -79,8 +80,8 @@ def database_changes(
     """Compare the databases of the fleet, with so many of each kind; of one server, with all."""
     sums = dict.fromkeys(ChangeKind, Change())
     databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
-    parameters = {**_of(period, window, server_id), "largest_mb": LARGEST_MB, "listed": largest}
-    for row in rows(connection, _DATABASES, parameters):
+    of_windows = _of(period, window, server_id)
+    for row in rows(connection, _DATABASES, **of_windows, largest_mb=LARGEST_MB, listed=largest):
         kind = ChangeKind(row.kind)
         sums[kind] = Change(row.databases, int(row.sum_before_mb), int(row.sum_mb), int(row.sum_change_mb))
         if kind is not ChangeKind.SAME or server_id is not None:
@@ -119,7 +120,7 @@ def server_changes(
     connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
 ) -> ServerChanges:
     """Compare the servers of the fleet, or one, with so many of them."""
-    listed = rows(connection, _SERVERS, {**_of(period, window, server_id), "listed": largest})
+    listed = rows(connection, _SERVERS, **_of(period, window, server_id), listed=largest)
     return ServerChanges(
         [
             ServerChange(row.server, row.engine, row.databases, row.before_mb, row.size_mb, row.change_mb)
@@ -149,16 +150,9 @@ def unusual_changes(
 ) -> list[UnusualChange]:
     """Return the databases with this label that changed more than usual, the largest change first."""
     key, value = label or (None, None)
-    parameters = {
-        **_of(period, window),
-        "habit": [one.start for one in period.back(period.previous(window), WINDOWS_OF_HABIT)],
-        "least_windows": LEAST_WINDOWS,
-        "times": TIMES_HABIT,
-        "least_mb": LEAST_MB,
-        "key": key,
-        "value": value,
-    }
-    return records(UnusualChange, connection, _UNUSUAL, parameters)
+    habit = [one.start for one in period.back(period.previous(window), WINDOWS_OF_HABIT)]
+    rule = {"habit": habit, "least_windows": LEAST_WINDOWS, "times": TIMES_HABIT, "least_mb": LEAST_MB}
+    return records(UnusualChange, connection, _UNUSUAL, **_of(period, window), **rule, key=key, value=value)
 
 
 @dataclass(frozen=True)
@@ -176,10 +170,10 @@ def databases_only_in(
     """Return the databases with this label that one window has and the other not, of servers measured in both."""
     key, value = label or (None, None)
     windows = {"period": period.name, "start": window.start, "other": other.start}
-    return records(DatabaseSize, connection, _ONLY_IN, {**windows, "key": key, "value": value})
+    return records(DatabaseSize, connection, _ONLY_IN, **windows, key=key, value=value)
 
 
-def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, object]:
+def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:
     before = period.previous(window)
     return {"period": period.name, "before": before.start, "start": window.start, "server": server_id}
 

@@ -33,21 +33,24 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
 
     A server is expected from its first sample to its retirement: one that was registered since is not missing before.
     """
-    registered = rows(connection, _REGISTERED, {"server": server_id})
+    statement = """
+        SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
+        WHERE CAST(:server AS integer) IS NULL OR id = :server"""
+    registered = rows(connection, statement, server=server_id)
     first_days = _ends(connection, [row.id for row in registered], last, newest=False)
     retired = [row for row in registered if not row.is_active and row.id in first_days]
     last_days = _ends(connection, [row.id for row in retired if row.deleted_on is None], last, newest=True)
     a_day = timedelta(days=1)
     gone_days = [max(row.deleted_on or last_days[row.id] + a_day, first_days[row.id] + a_day) for row in retired]
-    only = None if server_id is None else [server_id]
-    return _measured_days(connection, first, last, list(first_days.values()), gone_days, only)
+    servers = None if server_id is None else [server_id]
+    return _counted(connection, (first, last), servers, first_days.values(), gone_days)
 
 
 def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
     """Return measured in percent of expected days of the servers in service, over so many days up to `last`."""
     active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
-    first_days = list(_ends(connection, active, last, newest=False).values())
-    counts = _measured_days(connection, last - timedelta(days=days - 1), last, first_days, [], active)
+    first_days = _ends(connection, active, last, newest=False).values()
+    counts = _counted(connection, (last - timedelta(days=days - 1), last), active, first_days, [])
     expected = sum(day.expected for day in counts)
     if not expected:
         return None
@@ -55,63 +58,54 @@ def coverage_percent(connection: Connection, last: date, days: int) -> Decimal |
     return percent.quantize(Decimal("0.1"), ROUND_HALF_UP)
 
 
-def _measured_days(  # noqa: PLR0913, PLR0917 -- what each day is counted from
+def _counted(
     connection: Connection,
-    first: date,
-    last: date,
-    first_days: Sequence[date],
-    gone_days: Sequence[date],
+    span: tuple[date, date],
     servers: Sequence[int] | None,
+    first_days: Collection[date],
+    gone_days: Collection[date],
 ) -> list[MeasuredDay]:
-    """Count those of `servers`, None: of all, given the days from which they are expected, and not any more."""
-    expected = {"first_days": first_days, "gone_days": gone_days}
-    return records(
-        MeasuredDay, connection, _MEASURED_DAYS, {"first": first, "last": last, "servers": servers, **expected}
-    )
+    """Count `servers`, None: all, on each day, given the days from which they are expected, and not any more."""
+    statement = """
+        WITH steps AS MATERIALIZED (
+            SELECT day, sum(step) AS step FROM (
+                SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
+                UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
+            ) AS come_and_gone GROUP BY day
+        ), measured AS (
+            SELECT day, count(DISTINCT server_id) AS servers FROM capacity_server_samples
+            WHERE day BETWEEN :first AND :last
+              AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
+            GROUP BY day
+        ), days AS (
+            SELECT CAST(d.day AS date) AS day,
+                   coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0) AS due
+            FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
+        )
+        SELECT d.day, coalesce(m.servers, 0) AS measured, greatest(coalesce(m.servers, 0), d.due) AS expected
+        FROM days d LEFT JOIN measured m ON m.day = d.day ORDER BY d.day"""
+    expected = {"first_days": list(first_days), "gone_days": list(gone_days)}
+    return records(MeasuredDay, connection, statement, first=span[0], last=span[1], servers=servers, **expected)
 
 
 def _ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:
     """Return the first or the newest day with a total of each of the servers that have one up to a day."""
+    by_index = """
+        SELECT s.server_id,
+               CASE WHEN CAST(:newest AS boolean)
+                    THEN (SELECT day FROM capacity_server_samples t
+                          WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day DESC LIMIT 1)
+                    ELSE (SELECT day FROM capacity_server_samples t
+                          WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) END AS day
+        FROM unnest(CAST(:servers AS integer[])) AS s (server_id)"""
     # Where rows are distributed, a subquery must not depend on the row of the outer query.
-    statement = _ENDS_ON_NODES if tables_are_distributed(connection) else _ENDS
-    ends = rows(connection, statement, {"servers": list(servers), "until": until, "newest": newest})
+    on_nodes = """
+        SELECT server_id, CASE WHEN CAST(:newest AS boolean) THEN max(day) ELSE min(day) END AS day
+        FROM capacity_server_samples
+        WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id"""
+    statement = on_nodes if tables_are_distributed(connection) else by_index
+    ends = rows(connection, statement, servers=list(servers), until=until, newest=newest)
     return {row.server_id: row.day for row in ends if row.day}
-
-
-_REGISTERED = """
-SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
-WHERE CAST(:server AS integer) IS NULL OR id = :server
-"""
-_MEASURED_DAYS = """
-WITH steps AS MATERIALIZED (
-    SELECT day, sum(step) AS step FROM (
-        SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
-        UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
-    ) AS come_and_gone GROUP BY day
-), measured AS (
-    SELECT day, count(DISTINCT server_id) AS servers FROM capacity_server_samples
-    WHERE day BETWEEN :first AND :last
-      AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
-    GROUP BY day
-)
-SELECT CAST(d.day AS date) AS day, coalesce(m.servers, 0) AS measured,
-       greatest(coalesce(m.servers, 0), coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0)) AS expected
-FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
-LEFT JOIN measured m ON m.day = CAST(d.day AS date) ORDER BY 1
-"""
-_ENDS = """
-SELECT s.server_id,
-       CASE WHEN CAST(:newest AS boolean)
-            THEN (SELECT day FROM capacity_server_samples t
-                  WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day DESC LIMIT 1)
-            ELSE (SELECT day FROM capacity_server_samples t
-                  WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) END AS day
-FROM unnest(CAST(:servers AS integer[])) AS s (server_id)
-"""
-_ENDS_ON_NODES = """
-SELECT server_id, CASE WHEN CAST(:newest AS boolean) THEN max(day) ELSE min(day) END AS day
-FROM capacity_server_samples WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id
-"""
 
 
 @dataclass(frozen=True)
@@ -138,36 +132,34 @@ class UnmeasuredServers:
 
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
     """Return the active servers that were not measured on the newest day, the most recently measured first."""
-    attempted = rows(connection, _NEWEST_ATTEMPT, {"today": today})
-    days = [newest_day(connection, today), *(row.day for row in attempted)]
+    newest_attempt = "SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1"
+    without_sample = """
+        SELECT server_id, server, engine FROM capacity_servers
+        WHERE is_active AND server_id NOT IN (SELECT server_id FROM capacity_server_samples WHERE day = :day)
+          AND server_id NOT IN (SELECT server_id FROM capacity_samples WHERE day = :day)
+        ORDER BY server"""
+    last_attempts = """
+        SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
+        WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
+        ORDER BY server_id, day DESC"""
+    days = [newest_day(connection, today), *(row.day for row in rows(connection, newest_attempt, today=today))]
     day = max(filter(None, days), default=None)
-    unmeasured = rows(connection, _UNMEASURED, {"day": day})
-    server_ids = [row.server_id for row in unmeasured]
-    last_days = {} if day is None else _ends(connection, server_ids, day, newest=True)
-    parameters = {"servers": server_ids, "day": day, "days": ATTEMPT_DAYS}
-    attempts = {row.server_id: row for row in rows(connection, _ATTEMPTS, parameters)}
-    servers = []
-    for row in unmeasured:
-        attempt = attempts.get(row.server_id)
-        outcome = (attempt.failure, attempt.reason, attempt.day) if attempt else (None, None, None)
-        last_day = last_days.get(row.server_id)
-        servers.append(UnmeasuredServer(row.server_id, row.server, row.engine, last_day, *outcome))
-    servers.sort(key=lambda server: server.last_day or date.min, reverse=True)
-    return UnmeasuredServers(day, servers)
-
-
-_NEWEST_ATTEMPT = "SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1"
-_UNMEASURED = """
-SELECT server_id, server, engine FROM capacity_servers
-WHERE is_active AND server_id NOT IN (SELECT server_id FROM capacity_server_samples WHERE day = :day)
-  AND server_id NOT IN (SELECT server_id FROM capacity_samples WHERE day = :day)
-ORDER BY server
-"""
-_ATTEMPTS = """
-SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
-WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
-ORDER BY server_id, day DESC
-"""
+    unmeasured = rows(connection, without_sample, day=day)
+    numbers = [row.server_id for row in unmeasured]
+    last_days = {} if day is None else _ends(connection, numbers, day, newest=True)
+    attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
+    outcomes = {row.server_id: (row.failure, row.reason, row.day) for row in attempts}
+    servers = [
+        UnmeasuredServer(
+            row.server_id,
+            row.server,
+            row.engine,
+            last_days.get(row.server_id),
+            *outcomes.get(row.server_id, (None, None, None)),
+        )
+        for row in unmeasured
+    ]
+    return UnmeasuredServers(day, sorted(servers, key=lambda server: server.last_day or date.min, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -180,13 +172,10 @@ class ServersInService:
 
 def servers_in_service(connection: Connection, server_id: int | None = None) -> ServersInService:
     """Count all active servers, or one."""
-    return records(ServersInService, connection, _IN_SERVICE, {"server": server_id})[0]
-
-
-_IN_SERVICE = """
-SELECT count(*) AS active, count(counted_by) AS counted_by_others FROM capacity_servers
-WHERE is_active AND (CAST(:server AS integer) IS NULL OR server_id = :server)
-"""
+    statement = """
+        SELECT count(*) AS active, count(counted_by) AS counted_by_others FROM capacity_servers
+        WHERE is_active AND (CAST(:server AS integer) IS NULL OR server_id = :server)"""
+    return records(ServersInService, connection, statement, server=server_id)[0]
 
 
 @dataclass(frozen=True)
@@ -201,46 +190,34 @@ def servers_without_rows(
     connection: Connection, period: Period, window: Window, server_id: int | None = None
 ) -> ServersWithoutRows:
     """Return those of all servers, or one; nobody expects a server before its first sample."""
-    parameters = {"period": period.name, "start": window.start, "server": server_id}
-    names = {row.id: row.name for row in rows(connection, _WITHOUT_ROWS, parameters)}
+    statement = """
+        SELECT id, name FROM instances
+        WHERE is_active AND deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR id = :server)
+          AND id NOT IN (SELECT instance_id FROM database_size_aggregations
+                         WHERE period_type = :period AND period_start = :start)
+          AND id NOT IN (SELECT instance_id FROM instance_size_aggregations
+                         WHERE period_type = :period AND period_start = :start)
+        ORDER BY name"""
+    without = rows(connection, statement, period=period.name, start=window.start, server=server_id)
+    names = {row.id: row.name for row in without}
     first_days = _ends(connection, names, date.max, newest=False)
-    sampled = _sampled(connection, [number for number in names if number not in first_days])
+    sampled = _with_databases(connection, [number for number in names if number not in first_days])
     return ServersWithoutRows(
         [name for number, name in names.items() if number in sampled or first_days.get(number, date.max) <= window.end],
         [name for number, name in names.items() if number not in sampled and number not in first_days],
     )
 
 
-def _sampled(connection: Connection, servers: Sequence[int]) -> set[int]:
+def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
     """Return those of the servers that ever had a sample of a database."""
-    if not servers:
-        return set()
-    [ends] = rows(connection, _ENDS_OF_DATABASES)
-    if ends.first_day is None:
-        return set()
-    # Listed, because the key begins with the day.
-    days = [ends.first_day + timedelta(days=number) for number in range((ends.last_day - ends.first_day).days + 1)]
-    parameters = {"days": days, "servers": servers}
-    return {row.server_id for row in rows(connection, _SAMPLED, parameters)}
-
-
-_WITHOUT_ROWS = """
-SELECT id, name FROM instances
-WHERE is_active AND deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR id = :server)
-  AND id NOT IN (SELECT instance_id FROM database_size_aggregations
-                 WHERE period_type = :period AND period_start = :start)
-  AND id NOT IN (SELECT instance_id FROM instance_size_aggregations
-                 WHERE period_type = :period AND period_start = :start)
-ORDER BY name
-"""
-_ENDS_OF_DATABASES = """
-SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
-       (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day
-"""
-_SAMPLED = """
-SELECT DISTINCT server_id FROM capacity_samples
-WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[]))
-"""
+    # The key begins with the day.
+    statement = """
+        SELECT DISTINCT server_id FROM capacity_samples
+        WHERE server_id = ANY (CAST(:servers AS integer[])) AND day = ANY (ARRAY(
+            SELECT CAST(day AS date) FROM generate_series(
+                (SELECT day FROM capacity_samples ORDER BY day LIMIT 1),
+                (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1), interval '1 day') AS days (day)))"""
+    return {row.server_id for row in rows(connection, statement, servers=servers)} if servers else set()
 
 
 @dataclass(frozen=True)
@@ -257,26 +234,23 @@ def silent_servers(connection: Connection, window: Window, label: tuple[str, str
     Windows follow one another: a server that falls silent in the last days of one belongs to the next. Of a window that
     is not over, its days so far count.
     """
+    statement = """
+        WITH newest AS MATERIALIZED (
+            SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1
+        ), seen AS MATERIALIZED (
+            SELECT server_id, max(day) AS last_day FROM capacity_server_samples
+            WHERE day BETWEEN CAST(:first AS date) - :days AND :end AND day <= :today GROUP BY server_id
+        ), labelled AS (
+            SELECT instance_id FROM capacity_label_spans
+            WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :end AND :end < valid_until
+        )
+        SELECT s.server, seen.last_day FROM seen JOIN capacity_servers s ON s.server_id = seen.server_id
+        WHERE s.is_active AND seen.last_day <= (SELECT least(CAST(:end AS date), day) - :days FROM newest)
+          AND (CAST(:key AS text) IS NULL OR s.server_id IN (SELECT instance_id FROM labelled))
+        ORDER BY s.server"""
     key, value = label or (None, None)
     days = {"first": window.start, "end": window.end, "today": today_of(connection), "days": SILENT_DAYS}
-    return records(SilentServer, connection, _SILENT, {**days, "key": key, "value": value})
-
-
-_SILENT = """
-WITH newest AS MATERIALIZED (
-    SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1
-), seen AS MATERIALIZED (
-    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
-    WHERE day BETWEEN CAST(:first AS date) - :days AND :end AND day <= :today GROUP BY server_id
-), labelled AS (
-    SELECT instance_id FROM capacity_label_spans
-    WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :end AND :end < valid_until
-)
-SELECT s.server, seen.last_day FROM seen JOIN capacity_servers s ON s.server_id = seen.server_id
-WHERE s.is_active AND seen.last_day <= (SELECT least(CAST(:end AS date), day) - :days FROM newest)
-  AND (CAST(:key AS text) IS NULL OR s.server_id IN (SELECT instance_id FROM labelled))
-ORDER BY s.server
-"""
+    return records(SilentServer, connection, statement, **days, key=key, value=value)
 
 
 @dataclass(frozen=True)
@@ -292,18 +266,16 @@ def late_samples(
     connection: Connection, first: date, last: date, since: datetime, server_id: int | None
 ) -> list[LateSamples]:
     """Return the servers, or one, with samples of some days that were added or corrected since a moment."""
-    parameters = {"first": first, "last": last, "since": since, "server": server_id}
-    return records(LateSamples, connection, _LATE_SAMPLES, parameters)
-
-
-_LATE_SAMPLES = """
-SELECT server, count(*) FILTER (WHERE created_at > :since) AS added,
-       count(*) FILTER (WHERE created_at <= :since) AS corrected
-FROM (
-    SELECT server_id, server, day, created_at, updated_at FROM capacity_samples
-    UNION ALL SELECT server_id, server, day, created_at, updated_at FROM capacity_server_samples
-) AS samples
-WHERE day BETWEEN :first AND :last AND (created_at > :since OR updated_at > :since)
-  AND (CAST(:server AS integer) IS NULL OR server_id = :server)
-GROUP BY server ORDER BY server
-"""
+    # A total that was declared void since counts as corrected.
+    statement = """
+        SELECT coalesce(i.name, 'server ' || s.instance_id) AS server,
+               count(*) FILTER (WHERE s.created_at > :since) AS added,
+               count(*) FILTER (WHERE s.created_at <= :since) AS corrected
+        FROM (
+            SELECT instance_id, collected_date, created_at, updated_at FROM database_size_stats
+            UNION ALL SELECT instance_id, collected_date, created_at, updated_at FROM instance_size_stats
+        ) AS s LEFT JOIN instances i ON i.id = s.instance_id
+        WHERE s.collected_date BETWEEN :first AND :last AND (s.created_at > :since OR s.updated_at > :since)
+          AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)
+        GROUP BY 1 ORDER BY 1"""
+    return records(LateSamples, connection, statement, first=first, last=last, since=since, server=server_id)

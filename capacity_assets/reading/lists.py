@@ -185,19 +185,15 @@ def _has_label(labels: ColumnElement[Any], key: str, value: str) -> ColumnElemen
 
 def _servers_of_engine(connection: Connection, engine: str) -> list[int]:
     statement = "SELECT server_id FROM capacity_servers WHERE engine = :engine"
-    return [row.server_id for row in rows(connection, statement, {"engine": engine})]
+    return [row.server_id for row in rows(connection, statement, engine=engine)]
 
 
 def _labelled_servers(connection: Connection, key: str, value: str, day: date) -> list[int]:
     """Return servers on which a label occurs at all; without a value, those that have this key as a whole on a day."""
-    if value:
-        parameters: dict[str, object] = {"key": key, "value": value}
-        return [row.instance_id for row in rows(connection, _WITH_LABEL, parameters)]
-    return [row.instance_id for row in rows(connection, _WITH_KEY, {"key": key, "day": day})]
-
-
-_WITH_LABEL = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
-_WITH_KEY = """
-SELECT DISTINCT instance_id FROM capacity_label_spans
-WHERE key = :key AND database_pattern = '' AND value IS NOT NULL AND valid_from <= :day AND :day < valid_until
-"""
+    with_label = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
+    with_key = """
+        SELECT DISTINCT instance_id FROM capacity_label_spans
+        WHERE key = :key AND database_pattern = '' AND value IS NOT NULL
+          AND valid_from <= :day AND :day < valid_until"""
+    labelled = rows(connection, with_label if value else with_key, key=key, value=value, day=day)
+    return [row.instance_id for row in labelled]

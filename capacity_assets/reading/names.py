@@ -59,27 +59,26 @@ class NameIndex:
 
 def name_index(connection: Connection, today: date) -> NameIndex:
     """Read the names of the newest day, and of the last month."""
-    names = records(NameMatch, connection, _NAMES, {"today": today})
+    # A future day is not the newest one.
+    statement = """
+        SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
+        UNION ALL
+        SELECT 'database', database, server_id, server FROM capacity_samples
+        WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
+        UNION ALL
+        SELECT 'database', database, server_id, server FROM capacity_growth
+        WHERE period = 'monthly'
+          AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
+          AND (server_id, database) NOT IN (
+              SELECT server_id, database FROM capacity_samples
+              WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today))
+        UNION ALL
+        SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans
+        WHERE value IS NOT NULL AND valid_until = 'infinity'
+        UNION ALL
+        SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
+        WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
+    names = records(NameMatch, connection, statement, today=today)
     lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
     starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
     return NameIndex(names, SEPARATOR.join(lines), list(starts))
-
-
-# A future day is not the newest one.
-_NAMES = """
-SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
-UNION ALL
-SELECT 'database', database, server_id, server FROM capacity_samples
-WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
-UNION ALL
-SELECT 'database', database, server_id, server FROM capacity_growth
-WHERE period = 'monthly' AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
-  AND (server_id, database) NOT IN (
-      SELECT server_id, database FROM capacity_samples
-      WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today))
-UNION ALL
-SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans WHERE value IS NOT NULL AND valid_until = 'infinity'
-UNION ALL
-SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
-WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)
-"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -67,7 +68,15 @@ def fleet_sizes(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int | None = None
 ) -> dict[date, FleetSize]:
     """Return the fleet, or one server, in each of the windows in which it was measured, by first day."""
-    sizes = records(FleetSize, connection, _FLEET, {**_of(period, windows), "server": server_id})
+    statement = """
+        SELECT window_start, window_end, count(*) AS servers, coalesce(sum(databases), 0) AS databases,
+               sum(size_mb) AS size_mb, sum(change_mb) AS change_mb,
+               coalesce(sum(size_mb - change_mb), 0) AS known_before_mb
+        FROM capacity_server_growth
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
+        GROUP BY window_start, window_end ORDER BY window_start"""
+    sizes = records(FleetSize, connection, statement, **_of(period, windows), server=server_id)
     return {size.window_start: size for size in sizes}
 
 
@@ -82,123 +91,107 @@ class SeriesSize:
 
 def engine_sizes(connection: Connection, period: Period, windows: Sequence[Window]) -> list[SeriesSize]:
     """Return the fleet by engine and window; of one window, they add up to its `FleetSize`."""
-    return records(SeriesSize, connection, _ENGINES, _of(period, windows))
+    statement = """
+        SELECT window_start, engine AS series, sum(size_mb) AS size_mb FROM capacity_server_growth
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
+        GROUP BY window_start, engine ORDER BY window_start, engine"""
+    return records(SeriesSize, connection, statement, **_of(period, windows))
 
 
 def database_shares(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int
 ) -> list[SeriesSize]:
     """Return the databases of a server by window, each by its share of the server's measured days."""
-    parameters = {**_of(period, windows), "server": server_id, "largest_mb": LARGEST_MB}
-    return records(SeriesSize, connection, _SHARES, parameters)
+    statement = """
+        WITH servers AS MATERIALIZED (
+            SELECT window_start, measured_days FROM capacity_server_growth
+            WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
+        )
+        SELECT d.window_start, d.database AS series,
+               round(d.size_mb * CAST(d.measured_days AS numeric) / greatest(d.measured_days, s.measured_days))
+                   AS size_mb
+        FROM capacity_growth d JOIN servers s ON s.window_start = d.window_start
+        WHERE d.server_id = :server AND d.period = :period AND d.window_start = ANY (CAST(:starts AS date[]))
+          AND d.size_mb <= :largest_mb AND (d.change_mb IS NULL OR d.change_mb BETWEEN -:largest_mb AND :largest_mb)
+        ORDER BY d.window_start, d.database"""
+    return records(SeriesSize, connection, statement, **_of(period, windows), server=server_id, largest_mb=LARGEST_MB)
 
 
 def group_sizes(
     connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
 ) -> list[SizeInWindow]:
-    """Return a group in the windows in which it has anything; `name` None: what has no such label.
+    """Return a group in the windows in which it has anything, oldest first; `name` None: what has no such label.
 
     Without any label of a key, everything is one group.
     """
-    parameters = _of(period, windows)
-    sizes = records(SizeInWindow, connection, _GROUP, {**parameters, "grouped_by": grouped_by, "name": name})
-    return sizes or ([] if name is not None else records(SizeInWindow, connection, _EVERYTHING, parameters))
+    of_group = """
+        SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by
+          AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
+        ORDER BY window_start"""
+    of_everything = """
+        SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
+        GROUP BY window_start, window_end ORDER BY window_start"""
+    sizes = records(SizeInWindow, connection, of_group, **_of(period, windows), grouped_by=grouped_by, name=name)
+    if sizes or name is not None:
+        return sizes
+    return records(SizeInWindow, connection, of_everything, **_of(period, windows))
 
 
 def server_history(connection: Connection, period: Period, newest: Window, server_id: int) -> list[SizeInWindow]:
     """Return a server up to a window, with gaps."""
+    statement = """
+        SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
+               largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
+        FROM capacity_server_growth
+        WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))"""
     windows = windows_back(period, newest)
-    parameters = {**_of(period, windows), "server": server_id}
-    return with_gaps(windows, records(SizeInWindow, connection, _SERVER, parameters))
+    return with_gaps(windows, records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id))
 
 
 def database_history(
     connection: Connection, period: Period, newest: Window, server_id: int, database: str
 ) -> list[SizeInWindow]:
     """Return a database up to a window, with gaps."""
+    statement = """
+        SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
+               largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
+        FROM capacity_growth
+        WHERE server_id = :server AND database = :database AND period = :period
+          AND window_start = ANY (CAST(:starts AS date[]))"""
     windows = windows_back(period, newest)
-    parameters = {**_of(period, windows), "server": server_id, "database": database}
-    return with_gaps(windows, records(SizeInWindow, connection, _DATABASE, parameters))
+    of_database = {**_of(period, windows), "server": server_id, "database": database}
+    return with_gaps(windows, records(SizeInWindow, connection, statement, **of_database))
 
 
 def volume_history(connection: Connection, days: Sequence[Window], server_id: int, volume: str) -> list[SizeInWindow]:
     """Return what was used of a volume on each day, with gaps."""
-    parameters = {"server": server_id, "volume": volume, "first": days[0].start, "last": days[-1].end}
-    return with_gaps(days, records(SizeInWindow, connection, _VOLUME, parameters))
+    statement = """
+        SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured_days FROM capacity_volumes
+        WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last"""
+    span = {"first": days[0].start, "last": days[-1].end}
+    return with_gaps(days, records(SizeInWindow, connection, statement, server=server_id, volume=volume, **span))
 
 
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:
     """Return the windows in which a server is missing that was measured before, and is in service or came back."""
-    return {row.window_start for row in rows(connection, _INCOMPLETE, {"period": period.name, "first": first})}
+    # A server in service is expected from its first window shown on, another one to its last.
+    statement = """
+        WITH shown AS (
+            SELECT server_id, window_start FROM capacity_server_growth
+            WHERE period = :period AND window_start >= :first AND counted
+        ), spans AS (
+            SELECT min(z.window_start) AS first_start,
+                   CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END
+                       AS last_start
+            FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
+        )
+        SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
+        WHERE w.servers < (SELECT count(*) FROM spans s
+                           WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)"""
+    return {row.window_start for row in rows(connection, statement, period=period.name, first=first)}
 
 
-def _of(period: Period, windows: Sequence[Window]) -> dict[str, object]:
+def _of(period: Period, windows: Sequence[Window]) -> dict[str, Any]:
     return {"period": period.name, "starts": [window.start for window in windows]}
-
-
-_FLEET = """
-SELECT window_start, window_end, count(*) AS servers, coalesce(sum(databases), 0) AS databases,
-       sum(size_mb) AS size_mb, sum(change_mb) AS change_mb, coalesce(sum(size_mb - change_mb), 0) AS known_before_mb
-FROM capacity_server_growth
-WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
-  AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
-GROUP BY window_start, window_end ORDER BY window_start
-"""
-_ENGINES = """
-SELECT window_start, engine AS series, sum(size_mb) AS size_mb FROM capacity_server_growth
-WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
-GROUP BY window_start, engine ORDER BY window_start, engine
-"""
-_SHARES = """
-WITH servers AS MATERIALIZED (
-    SELECT window_start, measured_days FROM capacity_server_growth
-    WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
-)
-SELECT d.window_start, d.database AS series,
-       round(d.size_mb * CAST(d.measured_days AS numeric) / greatest(d.measured_days, s.measured_days)) AS size_mb
-FROM capacity_growth d JOIN servers s ON s.window_start = d.window_start
-WHERE d.server_id = :server AND d.period = :period AND d.window_start = ANY (CAST(:starts AS date[]))
-  AND d.size_mb <= :largest_mb AND (d.change_mb IS NULL OR d.change_mb BETWEEN -:largest_mb AND :largest_mb)
-ORDER BY d.window_start, d.database
-"""
-_GROUP = """
-SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
-WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by
-  AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
-"""
-_EVERYTHING = """
-SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
-WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
-GROUP BY window_start, window_end
-"""
-_SERVER = """
-SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
-       largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
-FROM capacity_server_growth
-WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
-"""
-_DATABASE = """
-SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
-       largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
-FROM capacity_growth
-WHERE server_id = :server AND database = :database AND period = :period
-  AND window_start = ANY (CAST(:starts AS date[]))
-"""
-_VOLUME = """
-SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured_days FROM capacity_volumes
-WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last
-"""
-# A server in service is expected from its first window shown on, another one to its last.
-_INCOMPLETE = """
-WITH shown AS (
-    SELECT server_id, window_start FROM capacity_server_growth
-    WHERE period = :period AND window_start >= :first AND counted
-), spans AS (
-    SELECT min(z.window_start) AS first_start,
-           CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start
-    FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
-)
-SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
-WHERE w.servers < (SELECT count(*) FROM spans s
-                   WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)
-"""

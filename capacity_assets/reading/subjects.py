@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
@@ -68,126 +68,119 @@ class StepRow:
 
 def server_id_of(connection: Connection, server: str) -> int | None:
     """Return the number of a registered server; None where none of that name is registered."""
-    numbers = rows(connection, "SELECT server_id FROM capacity_servers WHERE server = :server", {"server": server})
-    return numbers[0].server_id if numbers else None
+    named = rows(connection, "SELECT server_id FROM capacity_servers WHERE server = :server", server=server)
+    return named[0].server_id if named else None
 
 
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     """Return a server by its number; raises NotFoundError where neither registry nor figures have it."""
-    registered = records(ServerFacts, connection, _SERVER, {"server": server_id})
-    if registered:
-        return registered[0]
-    unregistered = rows(connection, _UNREGISTERED, {"server": server_id})
-    if not unregistered:
-        raise NotFoundError(f"No server with ID {server_id}.")
-    return ServerFacts(server_id, unregistered[0].server, unregistered[0].engine, None, None)
+    registered = """
+        SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
+        WHERE server_id = :server"""
+    measured = """
+        SELECT server_id, server, engine, CAST(NULL AS boolean) AS is_active, NULL AS counted_by
+        FROM capacity_server_growth WHERE server_id = :server LIMIT 1"""
+    for statement in (registered, measured):
+        facts = records(ServerFacts, connection, statement, server=server_id)
+        if facts:
+            return facts[0]
+    raise NotFoundError(f"No server with ID {server_id}.")
 
 
 def labels_of_database(connection: Connection, server_id: int, database: str) -> dict[str, str] | None:
     """Return the labels of a database on its newest day; None where no day of it is stored."""
-    newest = rows(connection, _LABELS, {"server": server_id, "database": database})
+    # The keys begin with the window, so these are looked at one after another, the newest first.
+    statement = """
+        WITH ends AS (
+            SELECT (SELECT window_start FROM capacity_growth WHERE period = 'daily'
+                    ORDER BY window_start DESC LIMIT 1) AS last,
+                   (SELECT window_start FROM capacity_growth WHERE period = 'daily'
+                    ORDER BY window_start LIMIT 1) AS first
+        )
+        SELECT newest.labels FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+        CROSS JOIN LATERAL (SELECT labels FROM capacity_growth
+                            WHERE period = 'daily' AND window_start = ends.last - back AND server_id = :server
+                              AND database = :database LIMIT 1) AS newest
+        LIMIT 1"""
+    newest = rows(connection, statement, server=server_id, database=database)
     labels: dict[str, str] | None = newest[0].labels if newest else None
     return labels
 
 
 def was_ever_sampled(connection: Connection, server_id: int, database: str) -> bool:
     """Whether a database has any sample."""
-    return bool(rows(connection, _EVER, {"server": server_id, "database": database}))
+    # The key begins with the day, as above.
+    statement = """
+        WITH ends AS (
+            SELECT (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last,
+                   (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first
+        )
+        SELECT 1 FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+        CROSS JOIN LATERAL (SELECT 1 FROM capacity_samples
+                            WHERE day = ends.last - back AND server_id = :server AND database = :database
+                            LIMIT 1) AS sample
+        LIMIT 1"""
+    return bool(rows(connection, statement, server=server_id, database=database))
 
 
 def samples_of(connection: Connection, window: Window, server_id: int, database: str | None) -> list[Sample]:
     """Return the samples of a window, of a server or of a database of it."""
-    parameters = {"server": server_id, "database": database, "days": window.dates}
-    return records(Sample, connection, _SERVER_SAMPLES if database is None else _DATABASE_SAMPLES, parameters)
+    of_database = """
+        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
+        FROM capacity_samples
+        WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
+    of_server = """
+        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
+        FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
+    statement = of_server if database is None else of_database
+    return records(Sample, connection, statement, server=server_id, database=database, days=window.dates)
 
 
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
     """Return the declared steps of a server as a whole, or those that a database of it takes part in."""
-    return records(StepRow, connection, _STEPS, {"server": server_id, "database": database})
+    statement = """
+        SELECT day, note, database FROM capacity_declared_steps
+        WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day"""
+    return records(StepRow, connection, statement, server=server_id, database=database)
 
 
 def volumes_of(connection: Connection, server_id: int, today: date) -> list[ServerVolume]:
     """Return the volumes of a server that were measured in the month before its newest day, the largest first."""
-    return records(ServerVolume, connection, _VOLUMES, {"server": server_id, "today": today})
+    statement = """
+        SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
+            SELECT DISTINCT ON (volume) * FROM capacity_volumes
+            WHERE server_id = :server AND day <= :today
+              AND day > (SELECT max(day) FROM capacity_volumes WHERE server_id = :server AND day <= :today) - 31
+            ORDER BY volume, day DESC
+        ) AS newest ORDER BY total_mb DESC, volume"""
+    return records(ServerVolume, connection, statement, server=server_id, today=today)
 
 
 def attempts_of(connection: Connection, server_id: int, shown: int) -> list[Attempt]:
     """Return the last attempts to measure a server, the newest first."""
-    return records(Attempt, connection, _ATTEMPTS, {"server": server_id, "shown": shown})
+    statement = """
+        SELECT day, status, failure, reason FROM capacity_attempts WHERE server_id = :server
+        ORDER BY day DESC LIMIT :shown"""
+    return records(Attempt, connection, statement, server=server_id, shown=shown)
 
 
-_SERVER = """
-SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers WHERE server_id = :server
-"""
-_UNREGISTERED = "SELECT server, engine FROM capacity_server_growth WHERE server_id = :server LIMIT 1"
-# The keys begin with the window or the day, so these are looked at one after another, the newest first.
-_LABELS = """
-WITH ends AS (
-    SELECT (SELECT window_start FROM capacity_growth WHERE period = 'daily' ORDER BY window_start DESC LIMIT 1) AS last,
-           (SELECT window_start FROM capacity_growth WHERE period = 'daily' ORDER BY window_start LIMIT 1) AS first
-)
-SELECT newest.labels FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
-CROSS JOIN LATERAL (SELECT labels FROM capacity_growth
-                    WHERE period = 'daily' AND window_start = ends.last - back AND server_id = :server
-                      AND database = :database LIMIT 1) AS newest
-LIMIT 1
-"""
-_EVER = """
-WITH ends AS (
-    SELECT (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last,
-           (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first
-)
-SELECT 1 FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
-CROSS JOIN LATERAL (SELECT 1 FROM capacity_samples
-                    WHERE day = ends.last - back AND server_id = :server AND database = :database LIMIT 1) AS sample
-LIMIT 1
-"""
-_DATABASE_SAMPLES = """
-SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
-FROM capacity_samples
-WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) ORDER BY day
-"""
-_SERVER_SAMPLES = """
-SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
-FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day
-"""
-_STEPS = """
-SELECT day, note, database FROM capacity_declared_steps
-WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day
-"""
-_VOLUMES = """
-SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
-    SELECT DISTINCT ON (volume) * FROM capacity_volumes
-    WHERE server_id = :server AND day <= :today
-      AND day > (SELECT max(day) FROM capacity_volumes WHERE server_id = :server AND day <= :today) - 31
-    ORDER BY volume, day DESC
-) AS newest ORDER BY total_mb DESC, volume
-"""
-_ATTEMPTS = """
-SELECT day, status, failure, reason FROM capacity_attempts WHERE server_id = :server ORDER BY day DESC LIMIT :shown
-"""
+@dataclass(frozen=True)
+class BillIssue:
+    """An issue of a month's bill."""
+
+    month: date
+    issue: int
+    is_final: bool
+    declared_state: str | None
 
 
-def billed_months(connection: Connection) -> list[date]:
-    """Return the months that have a bill, the newest first."""
-    return [row.month for row in rows(connection, "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC")]
+def bill_issues(connection: Connection) -> list[BillIssue]:
+    """Return the issues of all bills, the newest month first."""
+    statement = "SELECT month, issue, is_final, declared_state FROM capacity_bills ORDER BY month DESC, issue"
+    return records(BillIssue, connection, statement)
 
 
-def newest_final_month(connection: Connection) -> date | None:
-    """Return the newest month whose bill is final: the one that people talk about."""
-    statement = "SELECT max(month) AS month FROM capacity_bills WHERE is_final"
-    month: date | None = rows(connection, statement)[0].month
-    return month
-
-
-def issues_of(connection: Connection, month: date) -> list[int]:
-    """Return the numbers of the issues of a month's bill."""
-    statement = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
-    return [row.issue for row in rows(connection, statement, {"month": month})]
-
-
-def is_outdated(connection: Connection, month: Window, issue: int) -> bool:
+def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool:
     """Whether labels or prices of a month were declared or removed since a bill of it was computed."""
-    declared = connection.execute(text(f"SELECT {DECLARED_STATE}"), {"end": month.end}).scalar()
-    statement = "SELECT declared_state FROM capacity_bills WHERE month = :month AND issue = :issue"
-    return bool(rows(connection, statement, {"month": month.start, "issue": issue})[0].declared_state != declared)
+    declared = rows(connection, f"SELECT {DECLARED_STATE} AS state", end=month.end)[0].state
+    return bool(issue.declared_state != declared)

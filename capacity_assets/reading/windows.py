@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from sqlalchemy import Connection, and_, func, or_, select, text
+from sqlalchemy import Connection, and_, func, or_, select
 
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
 from capacity_assets.base.periods import Period, Window
@@ -16,45 +16,37 @@ from capacity_assets.reading.access import records, rows
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period in which any server has a row; None: none was computed."""
-    newest = rows(connection, _NEWEST_WINDOW, {"period": period.name})
+    # Not max(): over a view PostgreSQL reads every row for it, and for this one entry of an index.
+    statement = """
+        SELECT start FROM (
+            (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
+             ORDER BY window_start DESC LIMIT 1)
+            UNION ALL
+            (SELECT window_start FROM capacity_growth WHERE period = :period ORDER BY window_start DESC LIMIT 1)
+        ) AS newest ORDER BY start DESC LIMIT 1"""
+    newest = rows(connection, statement, period=period.name)
     return period.window_of(newest[0].start) if newest else None
 
 
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day up to today with samples."""
-    day: date | None = rows(connection, _NEWEST_DAY, {"today": today})[0].day
+    # Not max(), as above.
+    statement = """
+        SELECT max(day) AS day FROM (
+            (SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
+            UNION ALL (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS days"""
+    day: date | None = rows(connection, statement, today=today)[0].day
     return day
 
 
 def complete_window(connection: Connection, period: Period, newest: Window | None, today: date) -> Window | None:
     """Return the newest window that is over, as far as samples tell; `newest` where there is no other."""
-    if newest is None:
-        return None
-    last_day = newest_day(connection, today)
-    before = period.previous(newest)
-    if last_day is None or newest.end <= last_day:
+    last_day = None if newest is None else newest_day(connection, today)
+    if newest is None or last_day is None or newest.end <= last_day:
         return newest
-    parameters = {"period": period.name, "start": before.start}
-    return before if rows(connection, _IS_STORED, parameters)[0].is_stored else newest
-
-
-# Not max(): over a view PostgreSQL reads every row for it, and for this one entry of an index.
-_NEWEST_WINDOW = """
-SELECT start FROM (
-    (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
-     ORDER BY window_start DESC LIMIT 1)
-    UNION ALL
-    (SELECT window_start FROM capacity_growth WHERE period = :period ORDER BY window_start DESC LIMIT 1)
-) AS newest ORDER BY start DESC LIMIT 1
-"""
-_NEWEST_DAY = """
-SELECT max(day) AS day FROM (
-    (SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
-    UNION ALL (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS days
-"""
-_IS_STORED = """
-SELECT EXISTS (SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start) AS is_stored
-"""
+    statement = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
+    before = period.previous(newest)
+    return before if rows(connection, statement, period=period.name, start=before.start) else newest
 
 
 @dataclass(frozen=True)
@@ -69,27 +61,24 @@ class WindowFacts:
 
 def window_facts(connection: Connection, period: Period, window: Window, server_id: int | None) -> WindowFacts:
     """Return them of all servers, or of one."""
-    parameters = {"period": period.name, "start": window.start, "server": server_id, "today": today_of(connection)}
-    return records(WindowFacts, connection, _WINDOW_FACTS, parameters)[0]
+    statement = """
+        SELECT now() AS read_at,
+               (SELECT max(calculated_at) FROM database_size_aggregations
+                WHERE period_type = :period AND period_start = :start
+                  AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS computed_at,
+               (SELECT min(collected_date) FROM instance_size_stats
+                WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS first_sample,
+               (SELECT max(collected_date) FROM instance_size_stats
+                WHERE NOT is_deleted AND collected_date <= :today
+                  AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS last_sample"""
+    of_window = {"period": period.name, "start": window.start, "server": server_id}
+    return records(WindowFacts, connection, statement, **of_window, today=today_of(connection))[0]
 
 
 def today_of(connection: Connection) -> date:
     """Return today in the time zone of the database."""
-    today: date = connection.execute(text(f"SELECT {TODAY}")).scalar_one()
+    today: date = rows(connection, f"SELECT {TODAY} AS day")[0].day
     return today
-
-
-_WINDOW_FACTS = """
-SELECT now() AS read_at,
-       (SELECT max(calculated_at) FROM database_size_aggregations
-        WHERE period_type = :period AND period_start = :start
-          AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS computed_at,
-       (SELECT min(collected_date) FROM instance_size_stats
-        WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS first_sample,
-       (SELECT max(collected_date) FROM instance_size_stats
-        WHERE NOT is_deleted AND collected_date <= :today
-          AND (CAST(:server AS integer) IS NULL OR instance_id = :server)) AS last_sample
-"""
 
 
 @dataclass(frozen=True)

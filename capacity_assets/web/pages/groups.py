@@ -30,7 +30,7 @@ from capacity_assets.ownership.groups import (
 from capacity_assets.reading.filling import Runway, fills_on_server, has_forecast, runways_of
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
-from capacity_assets.reading.subjects import billed_months, is_outdated, issues_of, newest_final_month, server_id_of
+from capacity_assets.reading.subjects import bill_issues, is_outdated, server_id_of
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated
 
@@ -189,14 +189,18 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
     by, month, issue = _grouping(query), query.day("month"), query.number("issue", 0, 10_000) or None
     groupings = (*query.label_keys, *WITHOUT_LABEL)
     with reader.transaction() as connection:
-        months = billed_months(connection)
+        every = bill_issues(connection)
+        months = list(dict.fromkeys(one.month for one in every))
         if month is None and not months:
             return BillPage(None, (), by, groupings, None, (), None, None, (), ())
-        window = PERIODS["monthly"].window_of(month or newest_final_month(connection) or months[0])
+        # The newest month whose bill is final is the one that people talk about.
+        newest_final = next((one.month for one in every if one.is_final), None)
+        window = PERIODS["monthly"].window_of(month or newest_final or months[0])
         issued = read_bill_of(connection, window, by, issue)
-        bill, issues = issued.bill, issues_of(connection, window.start)
-        may_change = bill.issue == issues[-1] and bill.samples_dropped_at is None
-        outdated = may_change and is_outdated(connection, window, bill.issue)
+        bill, of_month = issued.bill, [one for one in every if one.month == window.start]
+        may_change = bill.issue == of_month[-1].issue and bill.samples_dropped_at is None
+        outdated = may_change and is_outdated(connection, of_month[-1], window)
+    issues = [one.issue for one in of_month]
     amount = None if bill.amount is None else f"{bill.amount:f}"
     place = (bill.month, months, by, groupings, bill.issue, issues)
     remarks = [*notes(issued), quantity_note(issued)]
