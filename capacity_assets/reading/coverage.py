@@ -210,14 +210,18 @@ def servers_without_rows(
 
 def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
     """Return those of the servers that ever had a sample of a database."""
-    # The key begins with the day.
+    ends = """
+        SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
+               (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day"""
     statement = """
         SELECT DISTINCT server_id FROM capacity_samples
-        WHERE server_id = ANY (CAST(:servers AS integer[])) AND day = ANY (ARRAY(
-            SELECT CAST(day AS date) FROM generate_series(
-                (SELECT day FROM capacity_samples ORDER BY day LIMIT 1),
-                (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1), interval '1 day') AS days (day)))"""
-    return {row.server_id for row in rows(connection, statement, servers=servers)} if servers else set()
+        WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[]))"""
+    span = rows(connection, ends)[0]
+    if not servers or span.first_day is None:
+        return set()
+    # Listed, because the key begins with the day.
+    days = [span.first_day + timedelta(days=number) for number in range((span.last_day - span.first_day).days + 1)]
+    return {row.server_id for row in rows(connection, statement, days=days, servers=servers)}
 
 
 @dataclass(frozen=True)
@@ -272,10 +276,13 @@ def late_samples(
                count(*) FILTER (WHERE s.created_at > :since) AS added,
                count(*) FILTER (WHERE s.created_at <= :since) AS corrected
         FROM (
-            SELECT instance_id, collected_date, created_at, updated_at FROM database_size_stats
-            UNION ALL SELECT instance_id, collected_date, created_at, updated_at FROM instance_size_stats
+            SELECT instance_id, created_at, updated_at FROM database_size_stats
+            WHERE collected_date BETWEEN :first AND :last AND (created_at > :since OR updated_at > :since)
+              AND (CAST(:server AS integer) IS NULL OR instance_id = :server)
+            UNION ALL
+            SELECT instance_id, created_at, updated_at FROM instance_size_stats
+            WHERE collected_date BETWEEN :first AND :last AND (created_at > :since OR updated_at > :since)
+              AND (CAST(:server AS integer) IS NULL OR instance_id = :server)
         ) AS s LEFT JOIN instances i ON i.id = s.instance_id
-        WHERE s.collected_date BETWEEN :first AND :last AND (s.created_at > :since OR s.updated_at > :since)
-          AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)
         GROUP BY 1 ORDER BY 1"""
     return records(LateSamples, connection, statement, first=first, last=last, since=since, server=server_id)
