@@ -1,4 +1,4 @@
-"""`capacity check`: one screen that says whether configuration, databases and schema are fit."""
+"""`capacity check`: one screen with the state of configuration, databases and schema."""
 
 from __future__ import annotations
 
@@ -118,8 +118,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
         )
         return
     if state.revision != SCHEMA_REVISION:
-        found = "none" if state.revision is None else state.revision
-        text = f"revision {found}, {SCHEMA_REVISION} is needed: run `capacity init`"
+        text = f"revision {state.revision or 'none'}, {SCHEMA_REVISION} is needed: run `capacity init`"
         yield Finding("schema", Verdict.BAD, text)
     if state.missing_tables:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
@@ -128,15 +127,15 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 
 def _distribution(engine: Engine) -> Iterator[Finding]:
-    """Say where distributed tables lie; nothing where none is."""
-    found = placements(engine, with_sizes=False)
-    text = distribution_text(found)
-    left = [one.table for one in found if not one.is_distributed]
+    """Report where distributed tables are; nothing where none is."""
+    tables = placements(engine, with_sizes=False)
+    text = distribution_text(tables)
+    left = [one.table for one in tables if not one.is_distributed]
     again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
     if text is None:
         return
     if lost_nodes(engine):
-        removed = "a node was removed, and nobody knows what it had recorded of changes; run `capacity distribute`"
+        removed = "a node was removed, with changes that it may have recorded; run `capacity distribute`"
         yield Finding("distribution", Verdict.BAD, removed)
     if not left:
         yield Finding("distribution", Verdict.OK, text)
@@ -195,15 +194,15 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
     try:
         lacks = retention_service(engine, settings).shortcomings()
     except ConfigurationError:
-        return  # told already, with the variable
+        return  # reported already, with the variable
     for lack in lacks:
         yield Finding("partitions", Verdict.NOTE, lack)
     if not lacks:
-        yield Finding("partitions", Verdict.OK, "there are some for the coming month; no row lies in a default one")
+        yield Finding("partitions", Verdict.OK, "created for the coming month; no row is in a default partition")
 
 
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Say who is measured, and whose password cannot be looked up; no server is asked."""
+    """Report who is measured, and whose password cannot be looked up, without connecting to servers."""
     every = registered(engine)
     measured = [one for one in every if one.active and one.is_collected]
     for one in measured:
@@ -220,14 +219,14 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)
     else:
         failing = standing(engine).failing
-        found = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
+        text = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
         if failing:
-            found += f"; {len(failing):,} of them failed last: {first_of((one.server for one in failing), NAMED)}"
-        yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, found)
+            text += f"; {len(failing):,} of them failed last: {first_of((one.server for one in failing), NAMED)}"
+        yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, text)
 
 
 def _limits(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Say of how many databases a limit is known: without one there is no day on which they are full."""
+    """Count the databases without a known limit, which have no fill date."""
     today = Clock(settings.zone).today()
     with engine.connect() as connection, reading(connection, HistoryScope(today), kinds=()) as reader:
         unknown = sum(reader.without_limit().values())
@@ -273,7 +272,7 @@ COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 @json_option
 @without_settings
 def check(*, as_json: bool) -> int:
-    """Say whether configuration, database and schema are fit.
+    """Check configuration, database and schema.
 
     Prints one screen, changes nothing. The exit code is 2 where the configuration is wrong, 1 where anything else is.
     """
@@ -415,7 +414,7 @@ def _location(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    """Ask Redis, where one holds the locks."""
+    """Check Redis, if it holds the locks."""
     if settings.redis_url is None:
         yield Finding("CAPACITY_REDIS_URL", Verdict.OK, "unset: PostgreSQL holds the locks")
         return

@@ -71,7 +71,7 @@ class ActiveRun:
 
 
 @dataclass(frozen=True)
-class Late:
+class LateWindows:
     """Windows of one period and level that should be computed, or computed again, for one reason."""
 
     period: str
@@ -90,11 +90,11 @@ def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
     begun = [DagsterRunStatus(status) for status in STATES if status != failed.value]
     an_hour_ago = datetime.now(tz=UTC) - FAILED_FOR
     # The times by which Dagster filters are shifted where its PostgreSQL has another time zone than UTC.
-    every = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago - FARTHEST_ZONE)]
+    filters = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago - FARTHEST_ZONE)]
     records = [
         record
-        for wanted in every
-        for record in storage.run_storage.get_run_records(wanted)
+        for run_filter in filters
+        for record in storage.run_storage.get_run_records(run_filter)
         if record.dagster_run.status is not failed or (record.end_time or 0.0) > an_hour_ago.timestamp()
     ]
     return [
@@ -163,52 +163,55 @@ def has_failed(runs: Sequence[ActiveRun]) -> bool:
     return any(run.state == STATES["FAILURE"] for run in runs)
 
 
-def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]:
-    """Return what is due and left, by period, level and reason; raises DatabaseError.
+def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[LateWindows]:
+    """Return what is due and not computed, by period, level and reason; raises DatabaseError.
 
     Where changes are `followed`, those of the last hour make nothing late.
     """
-    return _grouped(_left(runner, followed=followed))
+    return _by_reason(_late(runner, followed=followed))
 
 
-def late_and_stale_windows(runner: AggregationTaskRunner, *, followed: bool) -> tuple[list[Late], list[Late]]:
+def late_and_stale_windows(
+    runner: AggregationTaskRunner, *, followed: bool
+) -> tuple[list[LateWindows], list[LateWindows]]:
     """Return the late windows, like `late_windows`, and the other computed windows that are out of date."""
-    left = _left(runner, followed=followed)
-    late = {(name, level, found.window) for name, level, found in left}
+    late = _late(runner, followed=followed)
+    keys = {(period, level, incomplete.window) for period, level, incomplete in late}
     outdated = runner.inspection.outdated_windows()
-    return _grouped(left), _grouped([found for found in outdated if (*found[:2], found[2].window) not in late])
+    stale = [one for one in outdated if (one[0], one[1], one[2].window) not in keys]
+    return _by_reason(late), _by_reason(stale)
 
 
-def _left(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, str, IncompleteWindow]]:
+def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, str, IncompleteWindow]]:
     patience_seconds = PATIENCE_SECONDS if followed else 0
     return [
-        (name, level, found)
-        for name in runner.service.period_names
+        (period, level, incomplete)
+        for period in runner.service.period_names
         for level in LEVELS
-        for found in runner.inspection.incomplete_windows(
-            runner.service.period(name), level, patience_seconds=patience_seconds
+        for incomplete in runner.inspection.incomplete_windows(
+            runner.service.period(period), level, patience_seconds=patience_seconds
         )
     ]
 
 
-def _grouped(found: Sequence[tuple[str, str, IncompleteWindow]]) -> list[Late]:
+def _by_reason(every: Sequence[tuple[str, str, IncompleteWindow]]) -> list[LateWindows]:
     """Group windows by period, level and reason."""
-    together: dict[tuple[str, str, str], list[Window]] = {}
-    for name, level, one in found:
-        together.setdefault((name, level, one.reason), []).append(one.window)
+    groups: dict[tuple[str, str, str], list[Window]] = {}
+    for period, level, incomplete in every:
+        groups.setdefault((period, level, incomplete.reason), []).append(incomplete.window)
     return [
-        Late(name, level, len(windows), min(windows).key, max(windows).key, reason)
-        for (name, level, reason), windows in together.items()
+        LateWindows(period, level, len(windows), min(windows).key, max(windows).key, reason)
+        for (period, level, reason), windows in groups.items()
     ]
 
 
-def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str:
+def activity_text(runs: Sequence[ActiveRun], late: Sequence[LateWindows] | None) -> str:
     """Say in one line what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
         "no run works or waits"
     ]
-    windows = sum(found.windows for found in late or ())
+    windows = sum(one.windows for one in late or ())
     on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
     parts.append(f"late: {counted(windows, 'window')}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
@@ -282,7 +285,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     if silent:
         say(silent)
     for shortcoming in untracked:
-        say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
+        say(f"It is not known whether figures follow their samples: {shortcoming}. Run `capacity init`.")
 
 
 def _print_runways(issue: IssuedDay | None) -> None:
@@ -305,7 +308,7 @@ def _print_runways(issue: IssuedDay | None) -> None:
 
 def _late_and_stale(
     engine: Engine, settings: Settings, revision: str | None, *, followed: bool
-) -> tuple[list[Late] | None, list[Late] | None, str]:
+) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
     """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
     if revision != SCHEMA_REVISION:
         return None, None, "not known before `capacity init` has upgraded the schema."
@@ -324,8 +327,8 @@ def _print_collection(collecting: Standing) -> None:
         print_table(f"Servers that fail{f', {more:,} more' if more else ''}", FAILING_COLUMNS, rows)
 
 
-def _as_dicts(found: Sequence[ActiveRun] | Sequence[Late] | None) -> list[dict[str, object]] | None:
-    return None if found is None else [asdict(one) for one in found]
+def _as_dicts(every: Sequence[ActiveRun] | Sequence[LateWindows] | None) -> list[dict[str, object]] | None:
+    return None if every is None else [asdict(one) for one in every]
 
 
 def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
@@ -339,7 +342,7 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
         return None, False
 
 
-def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unknown: str) -> None:
+def _print_activity(runs: list[ActiveRun] | None, late: list[LateWindows] | None, unknown: str) -> None:
     if runs is None:
         say("Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it.")
     elif not runs:
@@ -351,19 +354,19 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unkno
     elif not late:
         say("Late: nothing. All due windows are computed.")
     else:
-        print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
-        first = min(found.first_window for found in late)
+        print_table("Late", LATE_COLUMNS, [list(asdict(one).values()) for one in late])
+        first = min(one.first_window for one in late)
         say(f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`.")
 
 
-def _print_stale(stale: list[Late] | None) -> None:
+def _print_stale(stale: list[LateWindows] | None) -> None:
     if stale is None:
         return
     if not stale:
         say("Stale: nothing else. All windows match their samples, and no other session wrote aggregates.")
         return
-    print_table("Stale", LATE_COLUMNS, [list(asdict(found).values()) for found in stale])
-    first = min(found.first_window for found in stale)
+    print_table("Stale", LATE_COLUMNS, [list(asdict(one).values()) for one in stale])
+    first = min(one.first_window for one in stale)
     say(
         "While the daemon runs, it recomputes windows whose samples changed. "
         f"`capacity aggregate --period all --from {first}` recomputes all of them."

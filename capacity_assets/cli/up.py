@@ -40,7 +40,7 @@ from capacity_assets.cli.processes import (
 from capacity_assets.cli.serve import refuse_a_taken_port
 from capacity_assets.cli.status import (
     ActiveRun,
-    Late,
+    LateWindows,
     active_runs,
     activity_text,
     has_failed,
@@ -277,7 +277,7 @@ def answers(address: str) -> bool:
 def _report_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
     """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
     shown, runs = "", list[ActiveRun]()
-    late: list[Late] | None = None
+    late: list[LateWindows] | None = None
     readings, restarts = itertools.count(), _Restarts(settings)
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):

@@ -238,13 +238,13 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
     return make_bill
 
 
-def bill_metadata(found: IssuedBill) -> MetadataMapping:
+def bill_metadata(issued: IssuedBill) -> MetadataMapping:
     """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
-    bill = found.bill
+    bill = issued.bill
     amounts = {} if bill.amount is None else {"amount": dg.MetadataValue.float(float(bill.amount))}
-    restated = {} if found.difference is None else {"difference": dg.MetadataValue.float(float(found.difference))}
+    restated = {} if issued.difference is None else {"difference": dg.MetadataValue.float(float(issued.difference))}
     return {
-        "bill": dg.MetadataValue.md(_table(found)),
+        "bill": dg.MetadataValue.md(_table(issued)),
         **amounts,
         **restated,
         "currency": dg.MetadataValue.text(bill.currency or "none"),
@@ -256,16 +256,16 @@ def bill_metadata(found: IssuedBill) -> MetadataMapping:
     }
 
 
-def _table(found: IssuedBill) -> str:
+def _table(issued: IssuedBill) -> str:
     rows = [
-        [escaped(group_named(group.name, found.grouped_by)), gib(group.gib_months), f"{group.amount or 'no price'}"]
-        for group in found.groups[:GROUPS_SHOWN]
+        [escaped(group_named(group.name, issued.grouped_by)), gib(group.gib_months), f"{group.amount or 'no price'}"]
+        for group in issued.groups[:GROUPS_SHOWN]
     ]
-    table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([note.strip() for note in notes(found)], hidden=0)
-    hidden = len(found.groups) - GROUPS_SHOWN
+    table = markdown_table([issued.grouped_by, "GiB", f"Amount, {issued.bill.currency or 'no currency'}"], rows)
+    remarks = bullets([note.strip() for note in notes(issued)], hidden=0)
+    hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
-    return f"Total: **{amount_text(found.bill)}**\n\n{table}{more}\n\n{remarks}"
+    return f"Total: **{amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
 
 
 showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")

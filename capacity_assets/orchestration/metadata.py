@@ -128,8 +128,8 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str 
 
 def _page_of(summary: PeriodSummary, pages_url: str) -> str:
     listed = {"database": "databases", "instance": "servers", "group": "groups"}[summary.level]
-    asked = f"period={summary.period_type}&window={summary.period_start}&order=growth"
-    return f"{pages_url.rstrip('/')}/{listed}?{asked}"
+    parameters = f"period={summary.period_type}&window={summary.period_start}&order=growth"
+    return f"{pages_url.rstrip('/')}/{listed}?{parameters}"
 
 
 def change_text(sizes: WindowSizes) -> str:
@@ -291,9 +291,9 @@ def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         with dagster_failures():
-            found = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
+            by_table = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
         for key in context.selected_asset_check_keys:
-            newest = found[key.asset_key.to_user_string()]
+            newest = by_table[key.asset_key.to_user_string()]
             yield dg.AssetCheckResult(
                 asset_key=key.asset_key,
                 check_name=SAMPLES_RECENT,

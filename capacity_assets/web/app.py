@@ -241,7 +241,7 @@ PAGES = (
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
     Page("/group", "Group", groups.GroupPage, groups.read_group, "sizes"),
 )
-SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _asked: None, "found")
+SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _query: None, "found")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.
 
 
 def size(size_mb: int | None) -> Markup:
-    """Render a size with its unit; the exact value shows when it is pointed at."""
+    """Render a size with its unit; the exact value is its tooltip."""
     if size_mb is None:
         return Markup('<span class="unknown">unknown</span>')
     return Markup('<data value="{0}" title="{0:,} MiB">{1}</data>').format(size_mb, human_mb(size_mb))
@@ -90,7 +90,7 @@ def before(period: str, start: date) -> date:
 
 
 def window_address(start: str, query: PageQuery) -> str:
-    """Return where the samples behind a window are shown."""
+    """Return the address of the samples of a window."""
     return f"{query.with_values(window=start)}#behind"
 
 
@@ -196,10 +196,10 @@ def window_named(period: str, one: SizeInWindow) -> str:
     return PERIODS[period].name_of(Window(one.window_start, one.window_end))
 
 
-def csv_of(page: Page, found: Any) -> Response:
+def csv_of(page: Page, content: Any) -> Response:
     """Write the page's list as CSV, with the names of its JSON."""
     # Not as JSON, in which amounts are text too.
-    listed = TypeAdapter(page.shows).dump_python(found)[page.table]
+    listed = TypeAdapter(page.shows).dump_python(content)[page.table]
     written = io.StringIO()
     if listed:
         columns = [name for name, value in listed[0].items() if not isinstance(value, list | tuple)]

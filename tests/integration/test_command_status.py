@@ -82,7 +82,7 @@ def test_status_tells_failed_runs_and_that_changes_are_not_noted(
 
     assert f"{failed.run_id[:8]} weekly_aggregation_job none failed within the hour" in screen
     assert (
-        "Whether figures are behind their samples is not known: changes of database_size_stats are not recorded"
+        "It is not known whether figures follow their samples: changes of database_size_stats are not recorded"
         in screen
     )
 

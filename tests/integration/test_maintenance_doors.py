@@ -66,9 +66,7 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert "2 rows would be moved, 3 partitions with 0 rows would be dropped (0 MiB)." in said.output
     assert "2 rows moved, 3 partitions with 0 rows dropped (0 MiB)." in done.output
     assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}
-    assert findings(subject="partitions") == [
-        ("ok", "there are some for the coming month; no row lies in a default one")
-    ]
+    assert findings(subject="partitions") == [("ok", "created for the coming month; no row is in a default partition")]
 
 
 def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
