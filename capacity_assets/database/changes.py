@@ -26,8 +26,8 @@ from sqlalchemy.schema import CreateTable
 
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.database.cluster import number_distributed
-from capacity_assets.database.sql import DIALECT, View, quoted
-from capacity_assets.database.tables import SAMPLES, changes
+from capacity_assets.database.sql import DIALECT, View, quoted, text_of, with_parts
+from capacity_assets.database.tables import changes
 
 STALE_WINDOWS = "capacity_stale_windows"
 
@@ -43,10 +43,12 @@ def gather_changes(connection: Connection) -> None:
         return
     servers = connection.execute(text(_TAKE_SERVERS)).all() if "server" in unread else []
     if servers:
-        asked = {"servers": [row.instance_id for row in servers], "changed_at": max(row.changed_at for row in servers)}
-        for table in SAMPLES:
-            connection.execute(text(_DAYS_OF_SERVERS.format(table=table.name)), asked)
-    connection.execute(text(_GATHER))
+        of_servers = {
+            "servers": [row.instance_id for row in servers],
+            "changed_at": max(row.changed_at for row in servers),
+        }
+        connection.execute(text(_DAYS_OF_SERVERS), of_servers)
+    connection.execute(with_parts(_GATHER, taken=_TAKEN, changed=_CHANGED, touched=_TOUCHED, locked=_LOCKED))
 
 
 def distrust_windows(connection: Connection) -> None:
@@ -68,107 +70,115 @@ WHERE c.ctid = taken.row RETURNING c.instance_id, c.changed_at
 """
 _DAYS_OF_SERVERS = """
 INSERT INTO capacity_changes (table_name, kind, days, changed_at)
-SELECT '{table}', 'samples', unnest(range_agg(daterange(collected_date, collected_date, '[]'))), :changed_at
-FROM (SELECT DISTINCT collected_date FROM {table} WHERE instance_id = ANY (CAST(:servers AS integer[]))) AS days
+SELECT table_name, 'samples', unnest(range_agg(daterange(collected_date, collected_date, '[]'))), :changed_at
+FROM (
+    SELECT DISTINCT 'database_size_stats' AS table_name, collected_date FROM database_size_stats
+    WHERE instance_id = ANY (CAST(:servers AS integer[]))
+    UNION ALL
+    SELECT DISTINCT 'instance_size_stats', collected_date FROM instance_size_stats
+    WHERE instance_id = ANY (CAST(:servers AS integer[]))
+) AS days GROUP BY table_name
 """
-# How the rows `changed` touch a window `w`; no row does where `own` is null. A window reads its own days, those of the
-# window before and of the one a year before. Asked for each window, the planner need not know how many there are.
-_TOUCH = """
+# Every computed window, and how the rows `changed` touch it: not at all where `own` is null. A window reads its own
+# days, those of the window before and of the one a year before. Looked up window by window, because the planner does
+# not know how many windows there are until the table has statistics.
+_TOUCHED = """
+SELECT w.period_type, w.level, w.period_start, w.period_end, w.wanted, w.changed, w.computed, w.oldest_change,
+       w.newest_change, t.own, t.oldest, t.newest
+FROM capacity_computed_windows w CROSS JOIN LATERAL (
     SELECT bool_or(c.days && daterange(w.period_start, w.period_end, '[]')) AS own,
-           min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS oldest_change,
-           max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS newest_change
+           min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS oldest,
+           max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS newest
     FROM changed c JOIN (VALUES
         ('database_size_stats', 'database'), ('database_size_stats', 'group'),
         ('database_size_aggregations', 'database'), ('instance_size_stats', 'instance'),
         ('instance_size_stats', 'group'), ('instance_size_aggregations', 'instance'),
         ('group_size_aggregations', 'group'), ('capacity_labels', 'group'), ('instances', 'group')
     ) AS pair (table_name, level) ON pair.table_name = c.table_name
-    WHERE pair.level = w.level AND (c.days && daterange(w.reads_from, w.period_end, '[]')
-        OR w.year_before_start IS NOT NULL AND c.days && daterange(w.year_before_start, w.year_before_end, '[]'))
+    WHERE pair.level = w.level
+      AND (c.days && daterange(w.reads_from, w.period_end, '[]')
+           OR w.year_before_start IS NOT NULL AND c.days && daterange(w.year_before_start, w.year_before_end, '[]'))
+) AS t
 """
-_GATHER = f"""
-WITH taken AS (
-    DELETE FROM capacity_changes c
-    USING (SELECT ctid AS row FROM capacity_changes WHERE days IS NOT NULL ORDER BY change_id FOR UPDATE) AS seen
-    WHERE c.ctid = seen.row RETURNING c.table_name, c.kind, c.days, c.changed_at
-), changed AS (
-    SELECT table_name, kind, days, min(changed_at) AS oldest, max(changed_at) AS newest
-    FROM taken GROUP BY table_name, kind, days
-), touched AS (
-    SELECT w.period_type, w.level, w.period_start, t.*
-    FROM capacity_computed_windows w CROSS JOIN LATERAL ({_TOUCH}) AS t WHERE t.own IS NOT NULL
-), locked AS (
-    SELECT t.* FROM touched t
-    JOIN capacity_computed_windows w USING (period_type, level, period_start)
-    ORDER BY period_type, level, period_start FOR UPDATE OF w
-)
+_TAKEN = """
+DELETE FROM capacity_changes c
+USING (SELECT ctid AS row FROM capacity_changes WHERE days IS NOT NULL ORDER BY change_id FOR UPDATE) AS seen
+WHERE c.ctid = seen.row RETURNING c.table_name, c.kind, c.days, c.changed_at
+"""
+_CHANGED = """
+SELECT table_name, kind, days, min(changed_at) AS oldest, max(changed_at) AS newest
+FROM taken GROUP BY table_name, kind, days
+"""
+_LOCKED = """
+SELECT t.period_type, t.level, t.period_start, t.own, t.oldest, t.newest FROM touched t
+JOIN capacity_computed_windows w USING (period_type, level, period_start)
+WHERE t.own IS NOT NULL ORDER BY t.period_type, t.level, t.period_start FOR UPDATE OF w
+"""
+_GATHER = """
 UPDATE capacity_computed_windows w
 SET wanted = w.wanted + 1, changed = CASE WHEN t.own THEN w.wanted + 1 ELSE w.changed END,
-    oldest_change = least(w.oldest_change, t.oldest_change), newest_change = greatest(w.newest_change, t.newest_change)
+    oldest_change = least(w.oldest_change, t.oldest), newest_change = greatest(w.newest_change, t.newest)
 FROM locked t
 WHERE w.period_type = t.period_type AND w.level = t.level AND w.period_start = t.period_start
-"""  # noqa: S608 -- built from the constants above
-_UNREAD = """
-    SELECT table_name, kind, days, min(changed_at) AS oldest, max(changed_at) AS newest
-    FROM capacity_changes WHERE days IS NOT NULL GROUP BY table_name, kind, days
 """
-_UNREAD_SERVERS = "".join(
-    f"""    UNION ALL
-    SELECT '{table.name}', c.kind, daterange(s.collected_date, s.collected_date, '[]'), min(c.changed_at),
-           max(c.changed_at)
-    FROM capacity_changes c JOIN {table.name} s ON s.instance_id = c.instance_id
-    WHERE c.days IS NULL GROUP BY c.kind, s.collected_date
-"""  # noqa: S608 -- names of our own tables
-    for table in SAMPLES
-)
-
-
-_COLUMNS = """
+_UNREAD = """
+SELECT table_name, kind, days, min(changed_at) AS oldest, max(changed_at) AS newest
+FROM capacity_changes WHERE days IS NOT NULL GROUP BY table_name, kind, days
+"""
+_UNREAD_OF_SERVERS = """
+SELECT * FROM unread
+UNION ALL
+SELECT 'database_size_stats', c.kind, daterange(s.collected_date, s.collected_date, '[]'), min(c.changed_at),
+       max(c.changed_at)
+FROM capacity_changes c JOIN database_size_stats s ON s.instance_id = c.instance_id
+WHERE c.days IS NULL GROUP BY c.kind, s.collected_date
+UNION ALL
+SELECT 'instance_size_stats', c.kind, daterange(s.collected_date, s.collected_date, '[]'), min(c.changed_at),
+       max(c.changed_at)
+FROM capacity_changes c JOIN instance_size_stats s ON s.instance_id = c.instance_id
+WHERE c.days IS NULL GROUP BY c.kind, s.collected_date
+"""
+_STALE = """
 SELECT w.period_type,  -- Name of the period, such as daily or monthly
        w.level,  -- database, instance or group
        w.period_start,  -- First day of the window
        w.period_end,  -- Last day of the window, included
-       w.wanted + CASE WHEN t.own IS NULL THEN 0 ELSE 1 END AS wanted,
+       w.wanted + CASE WHEN w.own IS NULL THEN 0 ELSE 1 END AS wanted,
           -- How often a change has touched it; unread ones count as one
-       least(w.oldest_change, t.oldest_change) AS oldest_change,
+       least(w.oldest_change, w.oldest) AS oldest_change,
           -- When the first change of samples or labels began that it has not followed; null: no run is requested,
           -- samples were only deleted, or its rows written by others
-       greatest(w.newest_change, t.newest_change) AS newest_change,  -- When the last one began
-       w.computed >= w.changed AND t.own IS NOT TRUE AS has_its_sums
+       greatest(w.newest_change, w.newest) AS newest_change,  -- When the last one began
+       w.computed >= w.changed AND w.own IS NOT TRUE AS has_its_sums
           -- Whether only a window that it compares with has changed, so that its sums are those of its samples
+FROM touched w WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR w.own IS NOT NULL)
 """
-
-
-def _stale(unread: str) -> str:
-    return f"""WITH changed AS MATERIALIZED ({unread})
-{_COLUMNS.strip()}
-FROM capacity_computed_windows w CROSS JOIN LATERAL ({_TOUCH}) AS t
-WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.own IS NOT NULL)"""
-
-
-STALE_WHEN_GATHERED = f"""(
-    SELECT period_type, level, period_start, has_its_sums FROM ({_stale(_UNREAD)}) AS gathered
-    UNION ALL
-    SELECT period_type, level, period_start, false FROM capacity_computed_windows
-    WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
+_GATHERED = """
+SELECT period_type, level, period_start, has_its_sums FROM gathered
+UNION ALL
+SELECT period_type, level, period_start, false FROM capacity_computed_windows
+WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL)
+"""
+STALE_WHEN_GATHERED = (
+    f"({text_of(with_parts(_GATHERED, materialized=['changed'], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE))})"
+)
 """The rows of the view for a run, which has just gathered, without planning for the samples of servers put into
 service. While such a server is unread, every window counts as stale. `true` is selected because Citus needs a
 column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
-    _stale(_UNREAD + _UNREAD_SERVERS),
+    text_of(with_parts(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)),
     # Nodes are not asked by a view: what they recorded, and servers put into service, count once they are gathered.
-    query_on_nodes=_stale(_UNREAD),
+    query_on_nodes=text_of(with_parts(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
 )
 
 
-NODES = "(SELECT coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node)"
-"""The numbers of the nodes there are."""
-LOST_NODES = f"""
-    SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
-    WHERE s.name = 'nodes' AND known.node <> ALL (string_to_array({NODES}, ','))"""  # noqa: S608 -- as above
-"""Those that were removed since they were last known."""
+# The nodes that were removed since they were last known.
+LOST_NODES = """
+SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
+WHERE s.name = 'nodes' AND known.node NOT IN (SELECT CAST(groupid AS text) FROM pg_dist_node)
+"""
 
 
 class NodeRefusedError(CapacityError):
@@ -186,8 +196,8 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
     grants = connection.execute(text(_GRANTS), {"table": changes.name}).scalars()
     on_node = changes.to_metadata(MetaData(), schema=schema)
     for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
-        asked = text("SELECT success, result FROM run_command_on_workers(:one)")
-        failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
+        on_workers = text("SELECT success, result FROM run_command_on_workers(:one)")
+        failed = [row.result for row in connection.execute(on_workers, {"one": statement}) if not row.success]
         if failed:
             raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
     _know_the_nodes(connection)
@@ -281,10 +291,11 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
     return [str(row.result) for row in rows]
 
 
-_KNOW_THE_NODES = f"""
-INSERT INTO capacity_settings (name, value) VALUES ('nodes', {NODES})
+_KNOW_THE_NODES = """
+INSERT INTO capacity_settings (name, value)
+SELECT 'nodes', coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE capacity_settings.value <> excluded.value
-"""  # noqa: S608 -- as above
+"""
 _GRANTS = """
 SELECT format('DO %L', format(
     'BEGIN IF %L = ''PUBLIC'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN GRANT %s ON %s TO %s; END IF; '

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import ClauseElement, Connection, TextualSelect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import quoted_name
 
@@ -64,6 +64,7 @@ def views_in(statements: str) -> tuple[View, ...]:
 
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves this constructor untyped
+_NAMED_DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # where a percent sign is itself
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,24 @@ def literal(value: str) -> str:
     return f"'{doubled}'" if "\\" not in value else "E'" + doubled.replace("\\", "\\\\") + "'"
 
 
+def with_parts(query: str, *, materialized: Collection[str] = (), **parts: str) -> TextualSelect:
+    """Return a statement that reads `parts`, which are queries, by name; a later part may read an earlier one.
+
+    PostgreSQL evaluates the `materialized` parts once, others perhaps for each row that reads them.
+    """
+    named = {name: text(part).columns().cte(name) for name, part in parts.items()}
+    return (
+        text(query)
+        .columns()
+        .add_cte(*(part.prefix_with("MATERIALIZED") if name in materialized else part for name, part in named.items()))
+    )
+
+
+def text_of(statement: ClauseElement) -> str:
+    """Return a statement without parameters as text."""
+    return str(statement.compile(dialect=_NAMED_DIALECT, compile_kwargs={"literal_binds": True}))
+
+
 SERVER_SIZES = "capacity_server_sizes"
 """The view that defines the size of a server in a window; every sum over servers reads it."""
 TIES = "size_mb DESC, server_id, database"
@@ -117,53 +136,21 @@ def possible(size_mb: str, change_mb: str) -> str:
     return f"{size_mb} <= {LARGEST_MB} AND ({change_mb} IS NULL OR {change_mb} BETWEEN -{LARGEST_MB} AND {LARGEST_MB})"
 
 
-def before(row: str) -> str:
-    """Return the first day of the window before: whole months, or as many days as the window itself."""
-    return f"""CASE WHEN extract(day FROM {row}.period_start) = extract(day FROM {row}.period_end + 1)
-    THEN CAST({row}.period_start - age(CAST({row}.period_end + 1 AS timestamp),
-                                     CAST({row}.period_start AS timestamp)) AS date)
-    ELSE {row}.period_start - ({row}.period_end - {row}.period_start + 1) END"""
-
-
-SPANS = "capacity_label_spans"
-ESCAPED = r"replace(replace(replace(l.database_pattern, '\', '\\'), '%', '\%'), '_', '\_')"
-LIKE = f"replace(replace({ESCAPED}, '*', '%'), '?', '_')"
-"""The pattern as LIKE reads it; a name without wildcards matches itself."""
-
-
 def holds_on(span: str, day: str) -> str:
     """Return the condition that a row of the view of spans holds on a day, with a value."""
     return f"{span}.valid_from <= {day} AND {day} < {span}.valid_until AND {span}.value IS NOT NULL"
 
 
-def matches(span: str, database: str) -> str:
-    """Return the condition that a span names a database, by its name or a pattern."""
-    return (
-        f"{span}.database_pattern <> '' "
-        f"AND ({database} = {span}.database_pattern OR {database} LIKE {span}.database_like)"
-    )
-
-
-def weights(span: str, database: str) -> tuple[str, ...]:
-    """Return the sort keys of two labels of one key: the greater applies; of equal ones, the first pattern."""
-    pattern = f"{span}.database_pattern"
-    return f"{pattern} = {database}", f"{pattern} <> ''", f"length(translate({pattern}, '*?', ''))"
-
-
-def precedence(span: str, database: str) -> str:
-    """Return what spans of one key are ordered by, the one that holds first."""
-    return ", ".join((*(f"{weight} DESC" for weight in weights(span, database)), f"{span}.database_pattern"))
-
-
 def labels_of(instance: str, database: str | None, day: str) -> str:
     """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
-    return _labels(f"{SPANS} l", f"l.instance_id = {instance} AND ", database, day)
+    return _labels("capacity_label_spans l", f"l.instance_id = {instance} AND ", database, day)
 
 
-_SPAN_COLUMNS = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
-SPANS_BY_SERVER = f"""(
-    SELECT instance_id, {", ".join(f"array_agg({name}) AS {name}s" for name in _SPAN_COLUMNS)}
-    FROM {SPANS} GROUP BY instance_id)"""  # noqa: S608 -- names of our own
+SPANS_BY_SERVER = """(
+    SELECT instance_id, array_agg(database_pattern) AS database_patterns, array_agg(database_like) AS database_likes,
+           array_agg(key) AS keys, array_agg(value) AS values, array_agg(valid_from) AS valid_froms,
+           array_agg(valid_until) AS valid_untils
+    FROM capacity_label_spans GROUP BY instance_id)"""
 """One row per server that has labels, for `labels_in`."""
 
 
@@ -172,16 +159,22 @@ def labels_in(spans: str, database: str | None, day: str) -> str:
 
     On nodes, every label of the fleet is looked at for each row of the other form.
     """
-    arrays = ", ".join(f"{spans}.{name}s" for name in _SPAN_COLUMNS)
-    return _labels(f"unnest({arrays}) AS l ({', '.join(_SPAN_COLUMNS)})", "", database, day)
+    names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
+    arrays = ", ".join(f"{spans}.{name}s" for name in names)
+    return _labels(f"unnest({arrays}) AS l ({', '.join(names)})", "", database, day)
 
 
 def _labels(source: str, server: str, database: str | None, day: str) -> str:
-    named = "" if database is None else f" OR {matches('l', database)}"
-    order = "" if database is None else f", {precedence('l', database)}"
+    named = order = ""
+    if database is not None:
+        named = f" OR {database} = l.database_pattern OR {database} LIKE l.database_like"
+        order = (
+            f", l.database_pattern = {database} DESC, l.database_pattern <> '' DESC, "
+            "length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern"
+        )
     return f"""coalesce((
     SELECT jsonb_object_agg(held.key, held.value) FROM (
         SELECT DISTINCT ON (l.key) l.key, l.value FROM {source}
         WHERE {server}{holds_on("l", day)} AND (l.database_pattern = ''{named})
         ORDER BY l.key{order}
-    ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- expressions of our own views
+    ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- one expression for views and statements

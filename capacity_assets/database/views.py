@@ -13,91 +13,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, Text, cast, func, select, text, union_all
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.group_days import FLEET, TOTAL
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.size_metrics import PART_SIZES, PartSize
 from capacity_assets.database.sql import (
-    LIKE,
     SERVER_SIZES,
     SPANS_BY_SERVER,
     View,
-    before,
     execute,
     labels_in,
     labels_of,
     literal,
-    possible,
     quoted,
+    text_of,
     views_in,
 )
-from capacity_assets.database.tables import database_limit_stats, group_size_aggregations
+from capacity_assets.database.tables import database_limit_stats, database_size_aggregations, group_size_aggregations
 
-
-def _share(stem: str) -> str:
-    """Return the share of a row `s` in the mean of the fleet `f`, over all its days: of one key, they add up to it."""
-    total = f"coalesce(s.sum_{stem}, s.{_MEANS[stem]})"
-    rest = f"mod(mod({total}, f.data_count) + f.data_count, f.data_count)"
-    down = f"div({total} - {rest}, f.data_count)"
-    whole = f"div(coalesce(f.sum_{stem}, f.{_MEANS[stem]}), f.data_count)"
-    place = f"row_number() OVER (PARTITION BY s.label_key ORDER BY {rest} DESC, s.label_value)"
-    return f"""{down} + CASE
-                   WHEN {place} <= {whole} - sum({down}) OVER (PARTITION BY s.label_key) THEN 1 ELSE 0 END"""
-
-
-_MEANS = {"size_mb": "avg_size_mb", "database_count": "database_count"}
-
-
-def _shares(fleet: str) -> str:
-    """Return the shares of the groups of the window of a row of the fleet."""
-    return f"""
-            SELECT s.label_key, s.label_value, s.max_server_count AS servers, {_share("database_count")} AS databases,
-                   {_share("size_mb")} AS size_mb
-            FROM group_size_aggregations s CROSS JOIN (SELECT {fleet}.data_count, {fleet}.sum_size_mb,
-                {fleet}.avg_size_mb, {fleet}.sum_database_count, {fleet}.database_count) AS f
-            WHERE s.period_type = {fleet}.period_type AND s.period_start = {fleet}.period_start
-              AND s.label_key <> ALL (ARRAY['{FLEET}', '{TOTAL}'])"""  # noqa: S608 -- names of our own
-
-
-# What is gone since the window before has a row, with nothing in it: changes of groups add up as well.
-_LABELLED = f"""
-    SELECT w.period_type, w.period_start, w.period_end, CAST(g.label_key AS text) AS grouped_by,
-           CAST(nullif(g.label_value, '') AS text) AS group_name, CAST(g.servers AS bigint) AS servers,
-           CAST(g.databases AS bigint) AS databases, CAST(g.size_mb AS numeric) AS size_mb,
-           CAST(CASE WHEN b.period_start IS NOT NULL THEN g.size_mb - g.before_mb END AS numeric) AS change_mb
-    FROM group_size_aggregations w
-    LEFT JOIN group_size_aggregations b ON b.period_type = w.period_type AND b.period_start = {before("w")}
-        AND b.label_key = '{FLEET}' AND b.label_value = '{FLEET}'
-    CROSS JOIN LATERAL (
-        SELECT label_key, label_value, sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb,
-               sum(before_mb) AS before_mb
-        FROM (
-            SELECT n.*, 0 AS before_mb FROM ({_shares("w")}) AS n
-            UNION ALL
-            SELECT o.label_key, o.label_value, 0, 0, 0, o.size_mb FROM ({_shares("b")}) AS o
-        ) AS both_windows GROUP BY label_key, label_value
-    ) AS g
-    WHERE w.label_key = '{FLEET}' AND w.label_value = '{FLEET}'"""  # noqa: S608 -- as above
-_SERVERS = f"""
-    SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text) AS grouped_by,
-           CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name, CAST(1 AS bigint) AS servers,
-           CAST(a.database_count AS bigint) AS databases, CAST(a.total_size_mb AS numeric) AS size_mb,
-           CAST(a.total_size_change_mb AS numeric) AS change_mb
-    FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
-    WHERE i.counted_by IS NULL"""  # noqa: S608 -- as above
-
-GROUP_VIEWS = views_in(rf"""
+GROUP_VIEWS = views_in(r"""
 -- Labels of servers and databases, each with the days on which it holds.
 CREATE VIEW capacity_label_spans AS
 SELECT l.instance_id,  -- Number of the server
        l.database_pattern,  -- Database or pattern; empty: the server as a whole
-       {LIKE} AS database_like,  -- The pattern as LIKE reads it
+       replace(replace(replace(replace(replace(
+           l.database_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_') AS database_like,
+          -- The pattern as LIKE reads it
        l.key,  -- Key of the label, such as team
        l.value,  -- Its value; null: none on these days
        l.valid_from,  -- First day on which it holds; 0001-01-01: always
@@ -118,25 +63,75 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.databases,  -- Mean number of databases per measured day of the fleet
        g.size_mb,  -- Mean size per measured day of the fleet, MiB
        g.change_mb  -- Change of that against the window before, MiB; null: that was not measured
-FROM ({_LABELLED}
-    UNION ALL {_SERVERS}) AS g;
-""")  # noqa: S608 -- as above
+FROM (
+    SELECT w.period_type, w.period_start, w.period_end, CAST(g.label_key AS text) AS grouped_by,
+           CAST(nullif(g.label_value, '') AS text) AS group_name, CAST(g.servers AS bigint) AS servers,
+           CAST(g.databases AS bigint) AS databases, CAST(g.size_mb AS numeric) AS size_mb,
+           CAST(CASE WHEN b.period_start IS NOT NULL THEN g.size_mb - g.before_mb END AS numeric) AS change_mb
+    FROM group_size_aggregations w
+    LEFT JOIN group_size_aggregations b ON b.period_type = w.period_type
+        AND b.label_key = '(fleet)' AND b.label_value = '(fleet)'
+        -- The window before: whole months, or as many days as the window itself.
+        AND b.period_start = CASE WHEN extract(day FROM w.period_start) = extract(day FROM w.period_end + 1)
+            THEN CAST(w.period_start
+                      - age(CAST(w.period_end + 1 AS timestamp), CAST(w.period_start AS timestamp)) AS date)
+            ELSE w.period_start - (w.period_end - w.period_start + 1) END
+    CROSS JOIN LATERAL (
+        -- A group that has gone since the window before has a row of 0, so that changes of groups add up as well.
+        SELECT p.label_key, p.label_value, coalesce(sum(p.servers) FILTER (WHERE p.is_own), 0) AS servers,
+               coalesce(sum(p.databases) FILTER (WHERE p.is_own), 0) AS databases,
+               coalesce(sum(p.size_mb) FILTER (WHERE p.is_own), 0) AS size_mb,
+               coalesce(sum(p.size_mb) FILTER (WHERE NOT p.is_own), 0) AS before_mb
+        FROM (
+            -- Shares of the fleet's mean, rounded down; the largest remainders get one more, so that keys add up to it.
+            SELECT r.is_own, r.label_key, r.label_value, r.servers,
+                   r.databases + CASE WHEN row_number() OVER (
+                       PARTITION BY r.is_own, r.label_key ORDER BY r.databases_rest DESC, r.label_value
+                   ) <= r.fleet_databases - sum(r.databases) OVER (PARTITION BY r.is_own, r.label_key)
+                       THEN 1 ELSE 0 END AS databases,
+                   r.size_mb + CASE WHEN row_number() OVER (
+                       PARTITION BY r.is_own, r.label_key ORDER BY r.size_rest DESC, r.label_value
+                   ) <= r.fleet_mb - sum(r.size_mb) OVER (PARTITION BY r.is_own, r.label_key)
+                       THEN 1 ELSE 0 END AS size_mb
+            FROM (
+                SELECT t.*, div(t.sum_databases - t.databases_rest, t.days) AS databases,
+                       div(t.sum_mb - t.size_rest, t.days) AS size_mb
+                FROM (
+                    SELECT f.is_own, f.days, s.label_key, s.label_value, s.max_server_count AS servers,
+                           div(f.sum_databases, f.days) AS fleet_databases, div(f.sum_mb, f.days) AS fleet_mb,
+                           m.sum_databases, mod(mod(m.sum_databases, f.days) + f.days, f.days) AS databases_rest,
+                           m.sum_mb, mod(mod(m.sum_mb, f.days) + f.days, f.days) AS size_rest
+                    FROM (VALUES
+                        (true, w.period_start, w.data_count, coalesce(w.sum_database_count, w.database_count),
+                         coalesce(w.sum_size_mb, w.avg_size_mb)),
+                        (false, b.period_start, b.data_count, coalesce(b.sum_database_count, b.database_count),
+                         coalesce(b.sum_size_mb, b.avg_size_mb))
+                    ) AS f (is_own, period_start, days, sum_databases, sum_mb)
+                    JOIN group_size_aggregations s ON s.period_type = w.period_type AND s.period_start = f.period_start
+                        AND s.label_key NOT IN ('(fleet)', '(total)')
+                    CROSS JOIN LATERAL (SELECT coalesce(s.sum_database_count, s.database_count) AS sum_databases,
+                                               coalesce(s.sum_size_mb, s.avg_size_mb) AS sum_mb) AS m
+                ) AS t
+            ) AS r
+        ) AS p GROUP BY p.label_key, p.label_value
+    ) AS g
+    WHERE w.label_key = '(fleet)' AND w.label_value = '(fleet)'
+    UNION ALL
+    SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text),
+           CAST(coalesce(i.name, 'server ' || a.instance_id) AS text), CAST(1 AS bigint),
+           CAST(a.database_count AS bigint), CAST(a.total_size_mb AS numeric), CAST(a.total_size_change_mb AS numeric)
+    FROM capacity_server_sizes a LEFT JOIN instances i ON i.id = a.instance_id
+    WHERE i.counted_by IS NULL
+) AS g;
+""")
 
 
-DECLARED_LIMIT = """LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
-    AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END"""
-LIMIT_IS_GONE = "r.limit_source = 'declared' AND own.instance_id IS NULL"
-"""Whether the declared limit that a runway was computed with was removed since, given `DECLARED_LIMIT`."""
-LAST_DECLARED = """(SELECT instance_id, max(declared_at) AS last_at
-    FROM (SELECT instance_id, declared_at FROM capacity_limits
-          UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
-    GROUP BY instance_id)"""
-"""When limits or steps of each server were last declared; an issue that includes them has a later time in its rows."""
-_CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
-STANDS_FOR_ITSELF = f"""(
+STANDS_FOR_ITSELF = """(
   r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
       SELECT FROM capacity_runways o
-      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id AND {_CHANCES.format("o")} >= {_CHANCES.format("r")}
+      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id
+        AND (o.probability_7, o.probability_30, o.probability_90, o.probability_365)
+            >= (r.probability_7, r.probability_30, r.probability_90, r.probability_365)
         AND (r.binds = 'volume' AND o.subject = 'volume'
              OR r.binds = 'server limit' AND o.subject = 'server' AND o.binds = 'own limit')))"""
 """Whether no other row says the same at least as urgently: a thousand databases may share one volume."""
@@ -156,19 +151,6 @@ def headroom(rows: str) -> str:
 
 UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
 """Number of databases without a known limit, including replicas, because their disks fill as well."""
-
-
-def error_measures(actual: str, forecast: str, lower: str, upper: str, size: str) -> dict[str, str]:
-    """Return the expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
-    return {
-        # Mean absolute error in percent of the measured size.
-        "error_percent": f"round(avg(abs({actual} - {forecast}) * 100.0 / nullif({actual}, 0)), 2)",
-        # Sum of absolute errors, relative to that of the last size.
-        "relative_error": f"round(sum(abs({actual} - {forecast})) / nullif(sum(abs({actual} - {size})), 0), 3)",
-        # Shares of measured sizes within the band, and above it.
-        "covered_percent": f"round(avg(CASE WHEN {actual} BETWEEN {lower} AND {upper} THEN 100 ELSE 0 END), 1)",
-        "above_percent": f"round(avg(CASE WHEN {actual} > {upper} THEN 100 ELSE 0 END), 1)",
-    }
 
 
 def _runway(labels_of_database: str, labels_of_server: str, join: str = "") -> str:
@@ -208,21 +190,23 @@ SELECT r.as_of,  -- Day up to which samples were looked at
        (i.counted_by IS NULL) AS counted,  -- Whether the server counts itself; false: a replica
        {STANDS_FOR_ITSELF} AS stands_for_itself,
           -- Whether no other row says the same at least as urgently, as a volume does for its databases
-       coalesce(declared.last_at > r.issued_at, false) OR coalesce({LIMIT_IS_GONE}, false) AS is_outdated,
+       coalesce(declared.last_at > r.issued_at, false)
+           OR coalesce(r.limit_source = 'declared' AND own.instance_id IS NULL, false) AS is_outdated,
           -- Whether limits or steps of its server were declared after the newest forecast, or its limit removed
        r.volumes  -- Volumes on which a database grows; null: unknown
 FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id
-LEFT JOIN {LAST_DECLARED} AS declared ON declared.instance_id = r.instance_id
-{DECLARED_LIMIT}{join}"""  # noqa: S608 -- constants
+LEFT JOIN (
+    SELECT d.instance_id, max(d.declared_at) AS last_at
+    FROM (SELECT instance_id, declared_at FROM capacity_limits
+          UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
+    GROUP BY d.instance_id
+) AS declared ON declared.instance_id = r.instance_id
+LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
+    AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END
+{join}"""  # noqa: S608 -- labels are looked up in another way on nodes
 
-
-_DUE = ", ".join(
-    f"({days}, r.forecast_{days}_mb, r.lower_{days}_mb, r.upper_{days}_mb, r.actual_{days}_mb)"
-    for days in HORIZONS_DAYS
-)
-_MEASURES = error_measures("due.actual_mb", "due.forecast_mb", "due.lower_mb", "due.upper_mb", "r.size_mb")
 
 RUNWAY_VIEWS = (
     View(
@@ -232,10 +216,10 @@ RUNWAY_VIEWS = (
         query_on_nodes=_runway(
             labels_in("labelled", "r.name", "r.as_of"),
             labels_in("labelled", None, "r.as_of"),
-            f"\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
+            f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
         ),
     ),
-    *views_in(f"""
+    *views_in("""
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS
 SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month they came due
@@ -244,17 +228,25 @@ SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- Fi
        r.in_time AS issued_in_time,
           -- Whether they were issued on their day or the next one; false: computed in hindsight
        count(*) AS forecasts,  -- Forecasts that came due and whose size was measured
-       {_MEASURES["error_percent"]} AS error_percent,  -- Mean absolute error in percent of the measured size
-       {_MEASURES["relative_error"]} AS relative_error,
+       round(avg(abs(due.actual_mb - due.forecast_mb) * 100.0 / nullif(due.actual_mb, 0)), 2) AS error_percent,
+          -- Mean absolute error in percent of the measured size
+       round(sum(abs(due.actual_mb - due.forecast_mb)) / nullif(sum(abs(due.actual_mb - r.size_mb)), 0), 3)
+           AS relative_error,
           -- Sum of absolute errors, relative to that of the last size; null: no size had changed
-       {_MEASURES["covered_percent"]} AS covered_percent,  -- Measured sizes within the band of 80 percent, in percent
-       {_MEASURES["above_percent"]} AS above_percent
+       round(avg(CASE WHEN due.actual_mb BETWEEN due.lower_mb AND due.upper_mb THEN 100 ELSE 0 END), 1)
+           AS covered_percent,  -- Measured sizes within the band of 80 percent, in percent
+       round(avg(CASE WHEN due.actual_mb > due.upper_mb THEN 100 ELSE 0 END), 1) AS above_percent
           -- Measured sizes above it, in percent: full sooner than was said
 FROM capacity_runways r
-CROSS JOIN LATERAL (VALUES {_DUE}) AS due (days, forecast_mb, lower_mb, upper_mb, actual_mb)
+CROSS JOIN LATERAL (VALUES
+    (7, r.forecast_7_mb, r.lower_7_mb, r.upper_7_mb, r.actual_7_mb),
+    (30, r.forecast_30_mb, r.lower_30_mb, r.upper_30_mb, r.actual_30_mb),
+    (90, r.forecast_90_mb, r.lower_90_mb, r.upper_90_mb, r.actual_90_mb),
+    (365, r.forecast_365_mb, r.lower_365_mb, r.upper_365_mb, r.actual_365_mb)
+) AS due (days, forecast_mb, lower_mb, upper_mb, actual_mb)
 WHERE due.actual_mb IS NOT NULL
 GROUP BY 1, 2, 3, 4;
-"""),  # noqa: S608 -- constants
+"""),
 )
 
 
@@ -287,24 +279,31 @@ SELECT instance_id,  -- Server, instances.id
 FROM instance_size_aggregations"""
 # Windows with days on which a server has databases but no total, as the level of groups found. Sizes of databases are
 # weighted by their days, so that renaming a database changes no sum. Both parts have the same types; otherwise
-# PostgreSQL pushes no condition down into them.
-_SERVER_SIZES = f"""{_TOTALS}
-WHERE {possible("total_size_mb", "total_size_change_mb")}
+# PostgreSQL pushes no condition down into them. Earlier versions stored any value: what is impossible is left out.
+_POSSIBLE_TOTALS = """
+WHERE total_size_mb <= 8796093022207
+  AND (total_size_change_mb IS NULL OR total_size_change_mb BETWEEN -8796093022207 AND 8796093022207)
 UNION ALL
+"""
+_DERIVED = """
 SELECT n.instance_id, w.period_type, w.period_start, n.period_end, n.days, CAST(n.size_mb AS bigint),
        CAST(n.size_mb - n.before_mb AS bigint),
        CAST(round((n.size_mb - n.before_mb) * 100 / nullif(n.before_mb, 0), 2) AS numeric(30, 2)),
        CAST(n.databases AS integer), NULL, NULL, CAST(NULL AS varchar(20)), NULL, NULL, NULL, NULL,
        CAST(NULL AS numeric(30, 2)), NULL, true
 FROM (
-    SELECT g.period_type, g.period_start, {before("g")} AS before_start FROM group_size_aggregations g
-    WHERE g.label_key = '(total)' AND g.label_value = 'derived') AS w
+    SELECT g.period_type, g.period_start,
+           CASE WHEN extract(day FROM g.period_start) = extract(day FROM g.period_end + 1)
+                THEN CAST(g.period_start
+                          - age(CAST(g.period_end + 1 AS timestamp), CAST(g.period_start AS timestamp)) AS date)
+                ELSE g.period_start - (g.period_end - g.period_start + 1) END AS before_start
+    FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived') AS w
 CROSS JOIN LATERAL (
     SELECT s.instance_id, max(s.period_end) AS period_end,
            max(s.days) FILTER (WHERE s.period_start = w.period_start) AS days,
            max(s.size_mb) FILTER (WHERE s.period_start = w.period_start) AS size_mb,
            max(s.databases) FILTER (WHERE s.period_start = w.period_start) AS databases,
-           max(s.size_mb) FILTER (WHERE s.period_start = w.before_start AND s.size_mb <= {LARGEST_MB}) AS before_mb
+           max(s.size_mb) FILTER (WHERE s.period_start = w.before_start AND s.size_mb <= 8796093022207) AS before_mb
     FROM (
         SELECT d.instance_id, d.period_start, max(d.period_end) AS period_end, max(d.data_count) AS days,
                div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb,
@@ -316,7 +315,7 @@ CROSS JOIN LATERAL (
                             AND t.period_start = d.period_start)
         GROUP BY d.instance_id, d.period_start) AS s
     GROUP BY s.instance_id
-    HAVING max(s.size_mb) FILTER (WHERE s.period_start = w.period_start) <= {LARGEST_MB}) AS n"""  # noqa: S608 -- constants
+    HAVING max(s.size_mb) FILTER (WHERE s.period_start = w.period_start) <= 8796093022207) AS n"""
 
 _WINDOW_AND_SERVER = """
 SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
@@ -395,13 +394,18 @@ FROM capacity_server_sizes a {register}"""
 
 _LABELS = labels_of("a.instance_id", "a.database_name", "a.period_end")
 _LABELS_ON_NODES = labels_in("labelled", "a.database_name", "a.period_end")
-_NEWEST = " UNION ALL ".join(
-    f"SELECT CAST('{name}' AS text) AS name, max(period_start) AS period_start "  # noqa: S608 -- names of periods, checked where they are registered
-    f"FROM database_size_aggregations WHERE period_type = '{name}'"
-    for name in PERIODS
-)
+
+_WINDOWS = database_size_aggregations.c
 # Found period by period, by the first columns of the key, whatever the size of the history.
-_OF_NEWEST_WINDOWS = f"""({_NEWEST}) AS newest
+_NEWEST_WINDOWS = union_all(
+    *(
+        select(cast(name, Text).label("name"), func.max(_WINDOWS.period_start).label("period_start")).where(
+            _WINDOWS.period_type == name
+        )
+        for name in PERIODS
+    )
+)
+_OF_NEWEST_WINDOWS = f"""({text_of(_NEWEST_WINDOWS)}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 # The rows of a window, and those of the window before whose server has none in it.
 _FLEET_AND_COVERAGE = views_in("""
@@ -451,7 +455,7 @@ GROUP BY 1;
 """)
 
 # By these, readers reach what figures are made of without a right on any table.
-READER_VIEWS = views_in(f"""
+READER_VIEWS = views_in("""
 -- The registered servers.
 CREATE VIEW capacity_servers AS
 SELECT i.id AS server_id,  -- Number of the server
@@ -459,7 +463,10 @@ SELECT i.id AS server_id,  -- Number of the server
        i.db_type AS engine,  -- Engine: mysql, postgresql, sqlserver, oracle, ...
        (i.is_active AND i.deleted_at IS NULL) AS is_active,  -- Whether it is in service
        c.name AS counted_by,  -- Server that counts in its place; null: it counts itself
-       {labels_of("i.id", None, "current_date")} AS labels  -- Its labels of today, as JSON
+       coalesce((SELECT jsonb_object_agg(l.key, l.value) FROM capacity_label_spans l
+                 WHERE l.instance_id = i.id AND l.database_pattern = '' AND l.value IS NOT NULL
+                   AND l.valid_from <= current_date AND current_date < l.valid_until), CAST('{}' AS jsonb)) AS labels
+          -- Its labels of today, as JSON
 FROM instances i LEFT JOIN instances c ON c.id = i.counted_by;
 
 -- The samples of databases.
@@ -519,13 +526,13 @@ SELECT s.instance_id AS server_id,  -- Number of the server
        s.step_date AS day,  -- First day with the new size
        s.note  -- What happened
 FROM capacity_steps s LEFT JOIN instances i ON i.id = s.instance_id;
-""")  # noqa: S608 -- constants
+""")
 
 VIEWS = (
     View(
         SERVER_SIZES,
         "Size of each server in each window: its total or, without a total, the sum of its databases.",
-        _SERVER_SIZES,
+        _TOTALS + _POSSIBLE_TOTALS + _DERIVED,
         query_on_nodes=_TOTALS,
     ),
     *GROUP_VIEWS,
