@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 from capacity_assets.base.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.database.engine import another_zone
-from capacity_assets.database.schema import SCHEMA_REVISION, VERSION_TABLE, newer_schema_text, schema_revision
+from capacity_assets.database.schema import SCHEMA_REVISION, newer_schema_text, schema_revision
 
 
 def refuse_a_newer_schema(engine: Engine) -> Engine:
@@ -40,12 +40,13 @@ def refuse_a_newer_schema(engine: Engine) -> Engine:
 def newer_schema(connection: Any) -> str | None:
     """Return the message if a newer version created the schema, else None; `connection` is psycopg's."""
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT has_table_privilege(to_regclass('{VERSION_TABLE}'), 'SELECT')")
+        cursor.execute("SELECT has_table_privilege(to_regclass('capacity_alembic_version'), 'SELECT')")
         if cursor.fetchone() != (True,):
             return None
-        cursor.execute(f"SELECT version_num FROM {VERSION_TABLE} WHERE version_num > '{SCHEMA_REVISION}'")  # noqa: S608 -- constants
-        found = cursor.fetchone()
-    return newer_schema_text(found[0]) if found else None
+        newer = "SELECT version_num FROM capacity_alembic_version WHERE version_num > %s"
+        cursor.execute(newer, (SCHEMA_REVISION,))
+        row = cursor.fetchone()
+    return newer_schema_text(row[0]) if row else None
 
 
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str) -> None:

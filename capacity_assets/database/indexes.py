@@ -13,11 +13,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, inspect, text
+from sqlalchemy import (
+    ClauseElement,
+    ColumnClause,
+    Connection,
+    Engine,
+    Row,
+    Table,
+    column,
+    delete,
+    func,
+    inspect,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy import UniqueConstraint as Unique
 
 from capacity_assets.base.units import counted
-from capacity_assets.database.sql import SchemaStep, free_name, quoted
+from capacity_assets.database.sql import SchemaStep, free_name, quoted, text_of
 
 Index = Row[Any]
 """An index of the catalogue, see `indexes_of`."""
@@ -249,29 +263,42 @@ def _compact(condition: str | None) -> str:
 
 def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iterator[str]:
     """Say which rows keep a unique key from being added, and how to look at and remove them."""
-    columns = ", ".join(map(quoted, key.columns))
-    rows = f"{quoted(wanted.name)}{f' WHERE {key.condition}' if key.condition else ''}"
-    groups = f"SELECT {columns}, count(*) AS copies FROM {rows} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
-    counts = f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated"  # noqa: S608 -- as above
-    keys, copies = connection.execute(text(counts)).one()
+    columns: list[ColumnClause[Any]] = [column(name) for name in key.columns]
+    condition = (text(key.condition),) if key.condition else ()
+    groups = (
+        select(*columns, func.count().label("copies"))
+        .select_from(wanted)
+        .where(*condition)
+        .group_by(*columns)
+        .having(func.count() > 1)
+    )
+    surplus = func.coalesce(func.sum(groups.subquery("duplicated").c.copies - 1), 0)
+    keys, copies = connection.execute(select(func.count(), surplus)).one()
     if not keys:
         return
-    found = (
+    duplicates = (
         f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
-        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: {groups}; -- "
+        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: "
+        f"{_on_one_line(groups)}; -- "
     )
     if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
         # Rows that others refer to: deleting one would orphan its history.
-        yield f"{found}Rename or merge them by hand, then run `capacity init` again."
+        yield f"{duplicates}Rename or merge them by hand, then run `capacity init` again."
         return
-    newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
+    written: ColumnClause[Any] = column("calculated_at" if "calculated_at" in wanted.columns else "updated_at")
     # A ctid is unique only within one partition, hence the tableoid.
+    row: list[ColumnClause[Any]] = [column("tableoid"), column("ctid")]
+    rank = func.row_number().over(partition_by=columns, order_by=(written.desc(), column("id").desc())).label("rank")
+    ranked = select(*row, rank).select_from(wanted).where(*condition).subquery("ranked")
+    older = select(ranked.c.tableoid, ranked.c.ctid).where(ranked.c.rank > 1)
     yield (
-        f"{found}After a backup, keep the newest row of each key: "  # noqa: S608 -- as above
-        f"DELETE FROM {quoted(wanted.name)} WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM (SELECT tableoid, "
-        f"ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank FROM {rows}) AS ranked "
-        "WHERE rank > 1); -- Then run `capacity init` again."
+        f"{duplicates}After a backup, keep the newest row of each key: "
+        f"{_on_one_line(delete(wanted).where(tuple_(*row).in_(older)))}; -- Then run `capacity init` again."
     )
+
+
+def _on_one_line(statement: ClauseElement) -> str:
+    return " ".join(text_of(statement).split())
 
 
 _INDEXES = """

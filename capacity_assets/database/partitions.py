@@ -17,10 +17,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy import (
+    ColumnClause,
+    ColumnElement,
+    Connection,
+    Date,
+    Table,
+    TableClause,
+    and_,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    inspect,
+    null,
+    select,
+    text,
+    true,
+)
+from sqlalchemy import table as table_clause
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql.elements import quoted_name
 
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.database.adoption import other_owner
@@ -125,10 +147,9 @@ class PartitionLayout:
 
     def covers(self, span: Span) -> bool:
         """Whether a partition holds `span`, or a part of it."""
-        there = (partition.span for partition in self.partitions if partition.span)
+        spans = (partition.span for partition in self.partitions if partition.span)
         return any(
-            found.period_type == span.period_type and found.first < span.after and span.first < found.after
-            for found in there
+            one.period_type == span.period_type and one.first < span.after and span.first < one.after for one in spans
         )
 
 
@@ -183,15 +204,12 @@ def rows_in_default(connection: Connection, table: Table, layout: PartitionLayou
     """Scan the whole default partition."""
     if layout.default is None:
         return DefaultRows()
-    day = _day_column(table)
-    period = "period_type" if layout.by_period else "CAST(NULL AS varchar)"
-    rows = connection.execute(
-        text(
-            f"SELECT DISTINCT {period} AS period_type, CASE WHEN {day} >= :first AND {day} < :after "  # noqa: S608 -- our own names
-            f"THEN CAST(date_trunc('month', {day}) AS date) END AS month FROM {layout.default.name}"
-        ),
-        {"first": FIRST_PLAUSIBLE, "after": AFTER_PLAUSIBLE},
-    ).all()
+    stored = _rows_of(layout.default, table)
+    day = stored.c[_day_column(table)]
+    is_plausible = and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
+    period = stored.c.period_type if layout.by_period else null()
+    month = case((is_plausible, cast(func.date_trunc("month", day), Date)))
+    rows = connection.execute(select(period.label("period_type"), month.label("month")).distinct()).all()
     spans, staying = set(), set()
     for row in rows:
         if row.period_type is not None and row.period_type not in PERIODS:
@@ -213,28 +231,30 @@ def _day_column(table: Table) -> str:
     return "as_of" if table is capacity_runways else "collected_date"
 
 
-def condition_of(table: Table, span: Span) -> str:
-    """Return the condition for rows of `span`; its parameters are those of `parameters_of`."""
-    day = _day_column(table)
-    days = f"{day} >= :first AND {day} < :after"
-    return f"period_type = :period_type AND {days}" if span.period_type else days
+def _rows_of(partition: Partition, table: Table) -> TableClause:
+    """Return a partition of a table for statements; its name comes from the catalogue, quoted where it has to be."""
+    name = quoted_name(partition.name, quote=False)
+    return table_clause(name, *(column(one.name, one.type) for one in table.columns))
 
 
-def parameters_of(span: Span) -> dict[str, object]:
-    """Return what `condition_of` needs."""
-    return {"first": span.first, "after": span.after, "period_type": span.period_type}
+def _is_in(rows: TableClause, table: Table, span: Span) -> ColumnElement[bool]:
+    """Return the condition for rows of `span`."""
+    day = rows.c[_day_column(table)]
+    is_period = (rows.c.period_type == span.period_type,) if span.period_type else ()
+    return and_(*is_period, day >= span.first, day < span.after)
 
 
 def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:
     """Count the rows of a partition, or those of a span in it."""
-    where = f" WHERE {condition_of(table, span)}" if span else ""
-    query = f"SELECT count(*) FROM {partition.name}{where}"  # noqa: S608 -- from the catalogue
-    return int(connection.execute(text(query), parameters_of(span) if span else {}).scalar_one())
+    rows = _rows_of(partition, table)
+    query = select(func.count()).select_from(rows)
+    return connection.execute(query if span is None else query.where(_is_in(rows, table, span))).scalar_one()
 
 
 def has_rows(connection: Connection, partition: Partition) -> bool:
     """Whether a partition holds any row."""
-    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue
+    rows = table_clause(quoted_name(partition.name, quote=False))
+    return bool(connection.execute(select(select(true()).select_from(rows).exists())).scalar_one())
 
 
 def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
@@ -286,15 +306,14 @@ def _attach(connection: Connection, table: Table, default: Partition | None, sta
 
 
 def _move(connection: Connection, table: Table, default: Partition, span: Span, name: str) -> int:
-    columns = ", ".join(map(quoted, _stored_columns(connection, table)))
+    names = _stored_columns(connection, table)
+    rows = _rows_of(default, table)
+    columns: list[ColumnClause[Any]] = [column(one) for one in names]
+    leaving = delete(rows).where(_is_in(rows, table, span)).returning(*columns)
+    target = table_clause(name, *(column(one) for one in names))
     with _row_triggers_off(connection, default):
-        return connection.execute(
-            text(
-                f"WITH moved AS (DELETE FROM {default.name} WHERE {condition_of(table, span)} RETURNING {columns}) "  # noqa: S608 -- our own names
-                f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved"
-            ),
-            parameters_of(span),
-        ).rowcount
+        move = insert(target).from_select(names, select(leaving.cte("moved")))
+        return connection.execute(move, execution_options={"preserve_rowcount": True}).rowcount
 
 
 @contextmanager

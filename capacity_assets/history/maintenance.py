@@ -38,7 +38,6 @@ from capacity_assets.database.partitions import (
     has_rows,
     layout_of,
     lock_partition,
-    parameters_of,
     partition_name,
     rows_in_default,
 )
@@ -286,7 +285,8 @@ class TableMaintenance:
                 return
             if partition and not report.dry_run:
                 if table in SAMPLES and records:
-                    connection.execute(text(_MARK_BILLS), parameters_of(candidate.span))
+                    days = {"first": candidate.span.first, "after": candidate.span.after}
+                    connection.execute(text(_MARK_BILLS), days)
                 drop_partition(connection, table, partition)
         report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")
         if not report.dry_run:
