@@ -83,7 +83,7 @@ def today_of(connection: Connection) -> date:
 
 @dataclass(frozen=True)
 class SampledDays:
-    """The first and last day with rows in a table of samples, up to today, and the number of rows on the last."""
+    """The first and last day with samples in a table, up to today, and how many the last one has."""
 
     table: str
     first_day: date | None
@@ -122,9 +122,9 @@ def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
 
 
 def _sampled_days(connection: Connection, level: Level, today: date) -> SampledDays:
-    day = level.source.c.collected_date
-    first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today)).one()
-    count = connection.execute(select(func.count()).where(day == last)).scalar_one() if last else 0
+    day, live = level.source.c.collected_date, list(level.live())
+    first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today, *live)).one()
+    count = connection.execute(select(func.count()).where(day == last, *live)).scalar_one() if last else 0
     return SampledDays(level.source.name, first, last, count)
 
 

@@ -14,6 +14,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes
 
 
@@ -42,6 +43,13 @@ def test_the_first_ones_have_most_of_what_was_asked_for() -> None:
     assert listed("--by", "shrinkage") == ["shrinks"]
     assert listed("--by", "size", "--limit", "2") == listed("--by", "size", "--show", "2") == ["shrinks", "orders"]
     assert listed("--by", "size", "--server", "server-1") == ["orders", "small"]
+
+
+def test_a_replica_is_listed_where_it_is_named_and_in_no_list_of_the_fleet(engine: Engine) -> None:
+    execute(engine, "UPDATE instances SET counted_by = 1 WHERE id = 2")
+
+    assert listed("--by", "size", "--server", "server-2") == ["shrinks", "stays"]
+    assert listed("--by", "size") == ["orders", "small"]
 
 
 def test_people_read_sizes_and_the_month() -> None:
