@@ -48,9 +48,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
     """Let PostgreSQL plan nested loops in this transaction, or not where its statistics are older than the rows."""
-    connection.execute(
-        text("SELECT set_config('enable_nestloop', :value, true)"), {"value": "on" if allowed else "off"}
-    )
+    connection.execute(text(f"SET LOCAL enable_nestloop = {'on' if allowed else 'off'}"))
 
 
 def rows(connection: Connection, statement: str | Executable, **parameters: object) -> Sequence[Row[Any]]:

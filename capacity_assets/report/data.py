@@ -40,16 +40,16 @@ DATABASES_LISTED = 10
 SERVERS_LISTED = 20
 RISKS_LISTED = 10
 OTHER = "other"
-"""What the servers' totals changed by beyond their databases: rounding, and days on which the two levels disagree."""
+"""Change of the servers' totals beyond that of their databases: rounding, and days on which the two disagree."""
 ROUNDING_MB = 2
-"""So much may get lost per database and window: its mean is rounded down, and so are the samples it is made of."""
+"""Largest rounding loss per database and window: its mean is rounded down, and so are its samples."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums of the servers' figures, MiB: the ends of the waterfall, and what is known of the way between.
+    """Sums of the servers' figures, MiB: the ends of the waterfall, and the known change between them.
 
-    `known_*` are of servers measured in both windows; the change is None where there is none of these.
+    `known_*` are of servers measured in both windows; the change is None without such servers.
     """
 
     start_mb: int = 0
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def grouped_mb(self) -> int:
-        """What the groups add up to."""
+        """Sum of the groups."""
         return sum(group.size_mb for group in self.groups)
 
     @property
@@ -113,7 +113,7 @@ class Report:
 
     @property
     def steps(self) -> tuple[tuple[str, int], ...]:
-        """What leads from start to end, in this order: start + all of these = end, exactly."""
+        """The steps of the waterfall, in order: start + all of these = end, exactly."""
         compared = (ChangeKind.GROWN, ChangeKind.SHRUNK, ChangeKind.PARTLY, ChangeKind.NEW, ChangeKind.GONE)
         steps: list[tuple[str, int]] = [(kind.value, self.changes[kind].change_mb) for kind in compared]
         steps += [
@@ -135,7 +135,7 @@ class Report:
 
     @property
     def known_change_mb(self) -> int | None:
-        """Change of the servers measured in both windows; None where there is none of these."""
+        """Change of the servers measured in both windows; None without such servers."""
         return self.totals.known_change_mb
 
     @property
@@ -150,7 +150,7 @@ class Report:
 
     @property
     def days(self) -> tuple[date, ...]:
-        """The days of the two windows that can be known: from the oldest total of a server there is to the newest."""
+        """The days of the two windows from the oldest to the newest stored total of a server."""
         if self.first_sample is None or self.last_sample is None:
             return ()
         first, last = max(self.before.start, self.first_sample), min(self.window.end, self.last_sample)
@@ -169,7 +169,7 @@ class Report:
 
     @property
     def partly_measured_days(self) -> tuple[tuple[date, int], ...]:
-        """Days on which some, but not all servers were measured that should have been, and how many were."""
+        """Days on which only some of the expected servers were measured, and how many."""
         counts = ((day, self.measured_servers.get(day, 0)) for day in self.days)
         return tuple((day, count) for day, count in counts if 0 < count < self.expected_servers.get(day, 0))
 
@@ -192,12 +192,12 @@ def file_name(period: Period, window: Window, server: str | None = None) -> str:
 
 
 def _in_a_file_name(server: str) -> str:
-    """The name itself if it is a possible one; else its possible characters, made unique by a hash."""
+    """Return the name if files can have it; else the characters that they can, made unique by a hash."""
     plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 
 
-def read_report(  # noqa: PLR0913 -- what a report may be of
+def read_report(  # noqa: PLR0913 -- one argument per choice of a report
     engine: Engine,
     period: Period,
     window: Window,
@@ -208,7 +208,7 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
 ) -> Report:
     """Read the report of one window: of all servers, with groups by `by`, or of the one of that name.
 
-    On its last day a window is still open: servers that failed are measured later. Without `today` it is over.
+    A window is open on its last day too, because servers that failed are measured later. Without `today` it is over.
     Raises NotFoundError where no server of that name is registered, and DatabaseError.
     """
     reading = database_errors(doing="reading the report's figures", kept="Nothing was written.")

@@ -49,7 +49,7 @@ class Issue:
         return not (self.subject and other.subject) or self.subject == other.subject
 
     def has_the_figures_of(self, report: Report) -> bool:
-        """Whether a report says the same."""
+        """Whether a report has the same figures."""
         figures = (report.start_mb, report.end_mb, report.known_change_mb)
         return (self.start_mb, self.end_mb, self.known_change_mb) == figures
 
@@ -94,7 +94,7 @@ def _change(issue: Issue) -> str:
 
 
 def issue_of(path: Path) -> Issue | None:
-    """Return what the page at `path` says of itself; None where there is none, or none of ours."""
+    """Return the metadata of the page at `path`; None where there is no page of this project."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             figures = _FIGURES.search(file.read(_HEAD_CHARACTERS))
@@ -134,8 +134,11 @@ def path_of_issue(path: Path, issue: Issue) -> Path:
 
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
-    """Say which samples of the two windows came or changed since a moment."""
-    with database_errors(doing="looking what changed", kept="No page was written."), engine.connect() as connection:
+    """Return the samples of the two windows that were added or corrected since a moment, as a sentence."""
+    with (
+        database_errors(doing="counting late samples", kept="No page was written."),
+        engine.connect() as connection,
+    ):
         server_id = None if report.server is None else registered_id(connection, report.server)
         late = late_samples(connection, report.before.start, report.window.end, since, server_id)
     if not late:

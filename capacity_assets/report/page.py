@@ -98,7 +98,7 @@ def render_bill(issued: IssuedBill) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say in one sentence what happened."""
+    """Return the change of the window in one sentence."""
     whose = report.server or "the fleet"
     name = report.period.name_of(report.window)
     if report.is_empty:
@@ -123,7 +123,7 @@ def signed(number: int) -> str:
 
 
 def footer_query(report: Report) -> str:
-    """Return the statement that gives the page's size and known change."""
+    """Return the statement that gives the size and known change of the page."""
     of = f"period = '{report.period.name}' AND window_start = '{report.window.key}'"
     if report.server is None:
         return f"SELECT sum(size_mb), sum(change_mb) FROM capacity_fleet WHERE {of}"  # noqa: S608 -- shown, not run
@@ -191,12 +191,12 @@ def _notes_on_databases(report: Report) -> list[str]:
 
 
 def make_report_folder(folder: Path) -> None:
-    """Make the folder of reports where it is missing, for its owner alone: pages name databases. Raises OSError."""
+    """Create the folder of reports, accessible to its owner only, because pages name databases. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def write_report(report: Report, path: Path, edition: Edition) -> None:
-    """Write the page whole or not at all, and keep the issue that it restates beside it; raises OSError."""
+    """Write the page atomically, and keep the issue that it restates beside it; raises OSError."""
     page = render(report, edition)
     if edition.restatement is not None:
         kept = path.with_name(edition.restatement.kept_as)

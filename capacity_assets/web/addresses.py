@@ -1,4 +1,4 @@
-"""What an address asks for: its parameters, checked, and addresses of other pages. The address is the whole state."""
+"""The parameters of an address, checked, and addresses of other pages. The address is the whole state."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "
 
 
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what no page takes: it would be kept apart, and go on into every link."""
+    """Drop unknown parameters, which would be cached separately and copied into every link."""
     return {name: value for name, value in given.items() if name in NAMES}
 
 
 def address(path: str, /, **values: object) -> str:
-    """Return the address of a page; what is None is left out."""
+    """Return the address of a page; values that are None are left out."""
     given = {name: str(value) for name, value in values.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
 
@@ -48,10 +48,10 @@ class PageQuery:
         return address(self.path, **{**self.values, "format": None, **changes})
 
     def text(self, name: str) -> str | None:
-        """Return a parameter, None where it is missing; raises ValidationError where no name can be so."""
+        """Return a parameter, None where it is missing; raises ValidationError for an impossible name."""
         value = self.values.get(name)
         if value is not None and (len(value) > LONGEST or "\0" in value):
-            raise ValidationError(f"{name} is longer than any name, or none that a database can have.")
+            raise ValidationError(f"{name} is longer than any name, or not a possible name.")
         return value
 
     def needed(self, name: str) -> str:

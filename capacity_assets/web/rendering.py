@@ -65,7 +65,7 @@ def percent(value: float | None) -> str:
 
 
 def day(value: date | None) -> Markup | str:
-    """Render a day on which something is full, never broken at a hyphen."""
+    """Render a fill date, without line breaks at hyphens."""
     return "not within a year" if value is None else Markup("<time>{0}</time>").format(value)
 
 
@@ -75,7 +75,7 @@ def chance(value: float | None) -> str:
 
 
 def dagster_partition(base: str, level: str, period: str, start: date) -> str:
-    """Return where Dagster shows the runs that computed a window."""
+    """Return the address in Dagster of the runs that computed a window."""
     return address(f"{base}/assets/{period}_{level}_aggregations", view="partitions", partition=start.isoformat())
 
 
@@ -187,7 +187,7 @@ def _partly(one: SizeInWindow) -> str:
 
 
 def _ahead_days(points: Sequence[Point]) -> int:
-    """As far ahead as the history reaches back, at least a month: further, the band is all that would be seen."""
+    """Return how many days of forecast to draw: as many as of history, but at least 31."""
     return max(31, (points[-1].day - points[0].day).days + 1) if points else 0
 
 

@@ -62,7 +62,7 @@ NO_ADDRESSES = [
     ("/databases?label=team", 400, "label must be written as team=payments"),
     ("/groups?by=colour", 400, "known are engine, server, team"),
     ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
-    ("/database?server=1&name=%00", 400, "none that a database can have"),
+    ("/database?server=1&name=%00", 400, "not a possible name"),
     ("/nothing", 404, "There is no such page."),
     ("/groups?window=9999-12-31", 400, "window must lie in the years 1900 to 2999"),
     ("/servers?window=0001-01-01&period=weekly", 400, "window must lie in the years"),
