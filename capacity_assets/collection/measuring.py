@@ -202,9 +202,11 @@ def measure(
     def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
         wait()
         stages.measuring = time.monotonic()
-        found = engine.sizes(connection, access, excluded)
-        stages.measurement, stages.sized = found, time.monotonic()
-        return replace(found, limits=_limits_of(engine, connection, access, [size.name for size in found.sizes]))
+        measurement = engine.sizes(connection, access, excluded)
+        stages.measurement, stages.sized = measurement, time.monotonic()
+        return replace(
+            measurement, limits=_limits_of(engine, connection, access, [size.name for size in measurement.sizes])
+        )
 
     return with_connection(server, access, stages, read_sizes)
 
@@ -286,16 +288,16 @@ def given_up_in_time(server: Server, access: Access, stages: Stages, work: Calla
     in_background(attempt, f"test {server.name}")
     while True:
         try:
-            found = outcome.get(timeout=POLL_SECONDS)
+            result = outcome.get(timeout=POLL_SECONDS)
         except queue.Empty:
             connected = stages.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
             if time.monotonic() - (stages.connected or stages.began) > seconds + GRACE_SECONDS:
                 raise timed_out(server, seconds, connected=connected) from None
         else:
-            if isinstance(found, MeasureError):
-                raise found
-            return found
+            if isinstance(result, MeasureError):
+                raise result
+            return result
 
 
 def in_background(work: Callable[[], None], name: str) -> None:
@@ -485,24 +487,24 @@ class FleetMeasurement:
                 statement_seconds=history.statement_seconds,
             )
             excluded = self.context.excluded.get(server.engine, ())
-            found = measure(server, access, excluded, one.stages, wait=one.wait)
-            return self._measured(one, found)
+            measurement = measure(server, access, excluded, one.stages, wait=one.wait)
+            return self._measured(one, measurement)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
             return self._failed(one.task, one.stages, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
-    def _measured(self, one: _Running, found: Measurement) -> ProbeOutcome:
+    def _measured(self, one: _Running, measurement: Measurement) -> ProbeOutcome:
         """Return the outcome; raises MeasureError as `refuse_impossible`."""
-        refuse_impossible(found.sizes)
+        refuse_impossible(measurement.sizes)
         return ProbeOutcome(
             one.task.instance_id,
             one.task.server.name,
             self.clock.now(),
-            sizes=found.sizes,
-            limits=possible(found.limits),
-            not_counted=found.not_counted,
-            left_out=found.left_out,
+            sizes=measurement.sizes,
+            limits=possible(measurement.limits),
+            not_counted=measurement.not_counted,
+            left_out=measurement.left_out,
             connect_seconds=one.stages.connect_seconds,
             measure_seconds=one.stages.measure_seconds,
         )

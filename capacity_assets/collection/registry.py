@@ -253,16 +253,16 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
     """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).all()
-    found = [_registered(row) for row in rows]
+    servers = [_registered(row) for row in rows]
     if names is None:
-        return found
-    unknown = sorted({*names} - {one.server.name for one in found})
+        return servers
+    unknown = sorted({*names} - {one.server.name for one in servers})
     if unknown:
-        close = meant(unknown[0], (one.server.name for one in found))
+        close = meant(unknown[0], (one.server.name for one in servers))
         raise NotFoundError(
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` has them."
         )
-    return [one for one in found if one.server.name in names]
+    return [one for one in servers if one.server.name in names]
 
 
 def _registered(row: Row[tuple[object, ...]]) -> Registered:
@@ -388,19 +388,19 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
     if server.counted_by is None:
         return None
     query = select(instances.c.id, instances.c.counted_by).where(instances.c.name == server.counted_by)
-    found = connection.execute(query).first()
-    if found is None:
+    counting = connection.execute(query).first()
+    if counting is None:
         raise ValidationError(
             f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
             "Nothing was registered."
         )
     others = select(func.count()).where(instances.c.counted_by == ids[server.name])
-    if found.counted_by is not None or connection.execute(others).scalar_one():
+    if counting.counted_by is not None or connection.execute(others).scalar_one():
         raise ValidationError(
             f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
             "cannot be counted by another. Nothing was registered."
         )
-    return int(found.id)
+    return int(counting.id)
 
 
 def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
@@ -446,15 +446,15 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
         NotFoundError: one of the names is not registered; nothing was changed.
         DatabaseError: the database failed; nothing was changed.
     """
-    found = registered(engine, names)
+    servers = registered(engine, names)
     values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
     with declaring(engine, "changing the registry", dry_run=dry_run) as connection:
-        connection.execute(statement, [{"server": one.id} for one in found])
+        connection.execute(statement, [{"server": one.id} for one in servers])
 
 
 @dataclass(frozen=True)
-class Failing:
+class FailingServer:
     """A server in service whose newest attempt failed."""
 
     server: str
@@ -471,7 +471,7 @@ class Standing:
     day: date | None
     collected: int
     failed: int
-    failing: tuple[Failing, ...]
+    failing: tuple[FailingServer, ...]
 
     @property
     def text(self) -> str:
@@ -499,7 +499,7 @@ def standing(engine: Engine) -> Standing:
             .cte("servers")
         )
         counts = connection.execute(text(_COUNTS).columns().add_cte(in_service)).one()
-        failing = [Failing(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
+        failing = [FailingServer(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 

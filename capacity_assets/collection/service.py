@@ -200,17 +200,17 @@ class CollectionService:
         self, day: date, names: Sequence[str] | None, *, again: bool, share: Share | None
     ) -> tuple[list[Task], int, int]:
         """List what is to be measured; also how many were measured before, and how many are none of ours."""
-        found = registered(self.engine, names)
+        servers = registered(self.engine, names)
         if share is not None:
-            chosen = chosen_by(self.engine, share, [one.id for one in found], day)
-            found = [one for one in found if one.id in chosen]
+            chosen = chosen_by(self.engine, share, [one.id for one in servers], day)
+            servers = [one for one in servers if one.id in chosen]
         if names is not None:
-            _refuse_unmeasurable(found)
-        wanted = [one for one in found if one.active and one.is_collected]
+            _refuse_unmeasurable(servers)
+        wanted = [one for one in servers if one.active and one.is_collected]
         history, done = self._history(day)
         left = [one for one in wanted if again or one.id not in done]
         tasks = [Task(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done) for one in left]
-        elsewhere = sum(one.active and not one.is_collected for one in found)
+        elsewhere = sum(one.active and not one.is_collected for one in servers)
         return tasks, len(wanted) - len(left), elsewhere
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
@@ -252,8 +252,8 @@ class CollectionService:
         return batch.summary
 
 
-def _refuse_unmeasurable(found: Sequence[Registered]) -> None:
-    for one in found:
+def _refuse_unmeasurable(servers: Sequence[Registered]) -> None:
+    for one in servers:
         if not one.active:
             raise ValidationError(
                 f"Server {one.server.name!r} is disabled. Nothing was measured. `capacity instances enable` "

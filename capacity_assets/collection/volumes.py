@@ -244,17 +244,17 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
         by_place.setdefault((server, volume or source.volume), []).append(
             (total, free[labels], *([used[labels]] if labels in used else []))
         )
-    found, left_out = [], []
+    volumes, left_out = [], []
     for (server, volume), pairs in sorted(by_place.items()):
         reason = _reason_against(pairs)
         if reason:
             left_out.append(f"{volume} of {server}: {reason}")
         else:
-            found.append(FoundVolume(server, volume, *map(int, pairs[0])))
+            volumes.append(FoundVolume(server, volume, *map(int, pairs[0])))
     if strangers:
         first, values = min(strangers), counted(len(strangers), "value")
         left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
-    return FoundVolumes(tuple(found), tuple(left_out))
+    return FoundVolumes(tuple(volumes), tuple(left_out))
 
 
 def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
@@ -332,14 +332,16 @@ VARIABLE = "CAPACITY_VOLUME_SOURCES"
 
 
 @dataclass
-class Fetched:
+class VolumeFetch:
     """What the sources know of today, and what went wrong, one sentence each."""
 
     volumes: list[FoundVolume] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
 
-def fetch_volumes(engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False) -> Fetched:
+def fetch_volumes(
+    engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False
+) -> VolumeFetch:
     """Ask every source, and store what it knows of `day`, which is today.
 
     A source that fails, or two that know the same volume, cost that source only.
@@ -347,7 +349,7 @@ def fetch_volumes(engine: Engine, day: date, path: Path, secrets: SecretFolders,
     Raises:
         DatabaseError: the database failed; volumes of sources before it were stored.
     """
-    fetched = Fetched()
+    fetched = VolumeFetch()
     try:
         sources = volume_sources(path)
     except CapacityError as error:
@@ -356,16 +358,16 @@ def fetch_volumes(engine: Engine, day: date, path: Path, secrets: SecretFolders,
     known = {one.server.name for one in registered(engine) if one.active}
     for source in sources:
         try:
-            found = volumes_of(source, known, secrets)
-            days = [VolumeDay(one.server, one.volume, day, *one.sizes) for one in found.volumes]
+            answer = volumes_of(source, known, secrets)
+            days = [VolumeDay(one.server, one.volume, day, *one.sizes) for one in answer.volumes]
             store_volumes(engine, days, dry_run=dry_run)
         except DatabaseError:
             raise
         except CapacityError as error:
             fetched.troubles.append(f"{source.name}: {str(error).rstrip('.')}")
         else:
-            fetched.volumes += found.volumes
-            fetched.troubles += [f"{source.name}: {what}" for what in found.left_out]
-            if not found.volumes:
+            fetched.volumes += answer.volumes
+            fetched.troubles += [f"{source.name}: {what}" for what in answer.left_out]
+            if not answer.volumes:
                 fetched.troubles.append(f"{source.name}: it knows no volume of a registered server")
     return fetched

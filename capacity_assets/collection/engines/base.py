@@ -372,11 +372,11 @@ ENTRY_POINTS = "capacity_assets.engines"
 @cache
 def engines() -> dict[str, EngineAdapter]:
     """Return every installed engine by the name that servers are registered with."""
-    found: dict[str, EngineAdapter] = {}
+    adapters: dict[str, EngineAdapter] = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         loaded: type[EngineAdapter] = point.load()
-        found[point.name] = loaded()
-    return found
+        adapters[point.name] = loaded()
+    return adapters
 
 
 def engine_named(name: str) -> EngineAdapter:

@@ -87,8 +87,8 @@ def connected(access: Access) -> Connection[Any]:
         connection._read_timeout = access.statement_seconds  # noqa: SLF001
         for statement in _limits(version_of(connection), access.statement_seconds):
             rows_of(connection, statement)
-    found: Connection[Any] = connection
-    return found
+    plain: Connection[Any] = connection
+    return plain
 
 
 def version_of(connection: Connection[Any]) -> str:
@@ -273,15 +273,15 @@ def _bounded_connection() -> Any:
             super()._execute_command(command, sql)  # type: ignore[misc]  # not among the published types
 
         def _read_bytes(self, num_bytes: int) -> bytes:
-            found, wanted = bytearray(), num_bytes
+            received, wanted = bytearray(), num_bytes
             try:
                 while True:
                     self.allowance.take(wanted)
                     wanted = 0  # counted before it is read
-                    missing = num_bytes - len(found)
+                    missing = num_bytes - len(received)
                     if not missing:
-                        return bytes(found)
-                    found += super()._read_bytes(min(missing, self._arrived() or missing))  # type: ignore[misc]
+                        return bytes(received)
+                    received += super()._read_bytes(min(missing, self._arrived() or missing))  # type: ignore[misc]
             except MeasureError:
                 self._force_close()  # type: ignore[attr-defined]
                 raise
@@ -509,15 +509,15 @@ class MySQL(EngineAdapter):
 
     def _tables_by_engine(self, connection: Connection[Any]) -> Mapping[str, Mapping[str | None, int]]:
         """Count the tables of each schema by engine, and refuse a login that does not see them."""
-        found: dict[str, dict[str | None, int]] = defaultdict(dict)
+        tables_by_schema: dict[str, dict[str | None, int]] = defaultdict(dict)
         for schema, engine, tables in rows_of(connection, TABLES_BY_ENGINE):
-            found[str(schema)][engine] = int(tables)
+            tables_by_schema[str(schema)][engine] = int(tables)
         # Every server has tables here beside the one that the documented grant names.
-        if sum(found.get("mysql", {}).values()) <= 1:
+        if sum(tables_by_schema.get("mysql", {}).values()) <= 1:
             raise MeasureError(
                 FailureKind.RIGHTS, "its login does not see which tables there are: SHOW VIEW on *.* is missing"
             )
-        return found
+        return tables_by_schema
 
     def _file_sizes(
         self,

@@ -92,13 +92,13 @@ NOT_LISTED = "system_stats does not list the file system of {}"
 
 def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
     """Return the volumes on which the tablespaces of each database lie."""
-    found = {name: (schema, bool(allowed)) for name, schema, allowed in read(FUNCTIONS)}
-    usable = next((name for name in (PGNODEMX, SYSTEM_STATS) if found.get(name, ("", False))[1]), None)
+    functions = {name: (schema, bool(allowed)) for name, schema, allowed in read(FUNCTIONS)}
+    usable = next((name for name in (PGNODEMX, SYSTEM_STATS) if functions.get(name, ("", False))[1]), None)
     if usable is None:
-        return Limits(unknown=NO_RIGHT[sorted(found)[0]] if found else NO_EXTENSION)
+        return Limits(unknown=NO_RIGHT[sorted(functions)[0]] if functions else NO_EXTENSION)
     held = [(str(name), int(oid), str(location)) for name, oid, location in read(TABLESPACES)]
     folders = {oid: location for _, oid, location in held}
-    schema = quoted(found[usable][0])
+    schema = quoted(functions[usable][0])
     by_tablespace = _by_fsinfo(read, schema, folders) if usable == PGNODEMX else _by_disks(read, schema, folders)
     if isinstance(by_tablespace, str):
         return Limits(unknown=by_tablespace)
@@ -113,12 +113,12 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
 def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume]:
     """Volumes are told apart by their device; each has the name of the first folder on it."""
     by_device: dict[tuple[object, object], Volume] = {}
-    found = {}
+    by_tablespace = {}
     for oid, location in folders.items():
         path = f"pg_tblspc/{oid}" if location else "."
         [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
-        found[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
-    return found
+        by_tablespace[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
+    return by_tablespace
 
 
 def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume] | str:
@@ -127,14 +127,14 @@ def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[in
     if not setting:
         return NO_SETTING
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
-    found = {}
+    by_tablespace = {}
     for oid, location in folders.items():
         folder = location or str(setting[0][0])
         mount = volume_of(folder, disks)
         if mount is None:
             return NOT_LISTED.format(folder)
-        found[oid] = Volume(mount, *disks[mount])
-    return found
+        by_tablespace[oid] = Volume(mount, *disks[mount])
+    return by_tablespace
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
@@ -219,8 +219,8 @@ class PostgreSQL(EngineAdapter):
             # Whoever may create operators or functions in public would have them run with the rights of this login.
             connection.execute("SET search_path = pg_catalog")
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
-        found: psycopg.Connection = connection
-        return found
+        plain: psycopg.Connection = connection
+        return plain
 
     def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure; a database dropped meanwhile has no size and is left out."""
@@ -238,15 +238,15 @@ class PostgreSQL(EngineAdapter):
         """Return the volumes of the tablespaces, where an extension reports them."""
         return limits_by_extension(lambda query: _rows(connection, query), names)
 
-    def _by_statistics(self, access: Access, found: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
+    def _by_statistics(self, access: Access, databases: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
         """One database after the other, so that the server has two connections of ours at most."""
         from dataclasses import replace
 
         import psycopg
 
-        refuse_without_rights([name for name, _, readable in found if not readable], "CONNECT on each database")
+        refuse_without_rights([name for name, _, readable in databases if not readable], "CONNECT on each database")
         sizes = []
-        for name, *_ in found:
+        for name, *_ in databases:
             try:
                 with self.connect(replace(access, database=name)) as there:
                     [(size_bytes,)] = _rows(there, PAGES)
@@ -275,9 +275,9 @@ class PostgreSQL(EngineAdapter):
 
 
 def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[DatabaseSize]:
-    found = _rows(connection, QUERY, [list(names)]) if names else []
-    refuse_without_rights([name for name, readable, *_ in found if not readable], "pg_read_all_stats")
-    return [DatabaseSize.of_bytes(row[0], row[2], data_size=row[2]) for row in found if row[2] is not None]
+    rows = _rows(connection, QUERY, [list(names)]) if names else []
+    refuse_without_rights([name for name, readable, *_ in rows if not readable], "pg_read_all_stats")
+    return [DatabaseSize.of_bytes(row[0], row[2], data_size=row[2]) for row in rows if row[2] is not None]
 
 
 def _rows(

@@ -111,12 +111,12 @@ def ceilings_of(rows: Sequence[tuple[Any, ...]], most_gb: int | None, names: Seq
     """Turn rows (name, bytes that files may grow to, files without an end) into ceilings, cut at the edition's."""
     wanted = set(names)
     most = None if most_gb is None else most_gb * 1024 * BYTES_PER_MB
-    found = []
+    ceilings = []
     for name, grows_to, endless in rows:
         known = [limit for limit in (None if endless else int(grows_to), most) if limit is not None]
         if name in wanted:
-            found.append(Ceiling(name, min(known, default=None), is_unlimited=not known))
-    return tuple(found)
+            ceilings.append(Ceiling(name, min(known, default=None), is_unlimited=not known))
+    return tuple(ceilings)
 
 
 def volumes_of(rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, ...]:
@@ -273,9 +273,9 @@ class SQLServer(EngineAdapter):
             return None
         number = getattr(error, "msg_no", 0)
         # The text of the exception is a tuple of what the server said and what caused it.
-        said = error.args[0] if error.args else error
-        kind = FailureKind.TLS if "Certificate" in str(said) else FailureKind.UNEXPECTED
-        return MeasureError(KINDS.get(number, kind), first_line(said))
+        answer = error.args[0] if error.args else error
+        kind = FailureKind.TLS if "Certificate" in str(answer) else FailureKind.UNEXPECTED
+        return MeasureError(KINDS.get(number, kind), first_line(answer))
 
 
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
