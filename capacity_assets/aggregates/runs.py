@@ -407,7 +407,8 @@ class AggregationRunner:
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
                 whole = replace(whole, since=self._first_day() or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
-        share = max(-(-len(whole.instances) // self._parallel_slices), SMALLEST_SLICE // whole.rows_read)
+        worthwhile = max(1, len(whole.instances) * whole.rows_read // SMALLEST_SLICE)
+        share = -(-len(whole.instances) // min(self._parallel_slices, worthwhile))
         size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
@@ -507,7 +508,7 @@ class AggregationRunner:
         wanted = {window.start for window in work.windows}
         if wanted <= work.computed:
             return read
-        stored = {row.period_start for row in execute(connection, stored_windows(self.level), work.parameters())}
+        stored = {row.window_start for row in execute(connection, stored_windows(self.level), work.parameters())}
         are_days = all(window.start == window.end for window in work.windows)
         is_read_twice = any(day in stored for span in days for day in span.dates) if are_days else True
         return replace(

@@ -653,7 +653,7 @@ def stored_windows(level: Level) -> Compiled:
     Each window is looked up by itself: no plan reads all of its rows.
     """
     target = level.target
-    window: Any = func.unnest(Parameters.starts).column_valued("period_start")
+    window: Any = func.unnest(Parameters.starts).column_valued("window_start")
     row = select(literal_column("1", Integer)).where(
         target.c.period_type == Parameters.period_type,
         target.c.period_start == window,

@@ -150,15 +150,42 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     event.remove(engine, "before_cursor_execute", count)
 
     expected = (
-        "three for the schema and zone, five for the lock and its row; two for the queue of changes, four for the days "
+        "three for the schema and zone, five for the lock and its row; two for the queue of changes, three for the days "
         "of the new server, two for the ledger, the servers; the windows with rows, a setting, its statement, one for "
         "the guard, and the ledger; the measured days; one asks whether tables are distributed"
     )
-    assert len(statements) == 24, expected
+    assert len(statements) == 23, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
     assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"
+
+
+@pytest.mark.single_server("reads the plan or the settings of its statement")
+def test_a_window_without_rows_is_inserted_beside_stored_ones_and_recomputed_by_the_whole_statement(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 110, 120]))
+    compute_windows(service, "daily", date(2025, 3, 1), date(2025, 3, 2))
+    add_database_sizes(engine, sizes(2, "billing", "2025-03-02", [500, 510]))
+    beginnings: list[str] = []
+
+    def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("WITH inserted", "WITH classified")):
+            beginnings.append(statement.split(" AS ", maxsplit=1)[0])
+
+    event.listen(engine, "before_cursor_execute", record)
+    third_day = PERIODS["daily"].windows_between(date(2025, 3, 3), date(2025, 3, 3))
+    service.aggregate("daily", third_day, RunOptions(("database",)))
+    service.aggregate("daily", FIRST_WEEK[1:2], RunOptions(("database",)))
+    event.remove(engine, "before_cursor_execute", record)
+
+    assert beginnings == ["WITH inserted", "WITH classified"]
+    changes = {(row["instance_id"], row["period_start"].day): row["size_change_mb"] for row in stored(engine, DATABASE)}
+    assert changes == {(1, 1): None, (1, 2): 10, (1, 3): 10, (2, 2): None, (2, 3): 10}
+    recomputed = service.aggregate("daily", third_day, RunOptions(("database",), recompute=True))
+    assert recomputed.total("unchanged_records") == 2
 
 
 @pytest.mark.single_server("reads the plan or the settings of its statement")
