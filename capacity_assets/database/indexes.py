@@ -13,22 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    ClauseElement,
-    ColumnClause,
-    Connection,
-    Engine,
-    Row,
-    Table,
-    column,
-    delete,
-    func,
-    inspect,
-    select,
-    text,
-    tuple_,
-)
-from sqlalchemy import UniqueConstraint as Unique
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Row, Table, inspect, text
 
 from capacity_assets.base.units import counted
 from capacity_assets.database.sql import SchemaStep, free_name, quoted, text_of
@@ -79,7 +65,9 @@ def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
     if key.columns:
         name = str(key.name or f"{table.name}_pkey")
         yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
-    for constraint in sorted((c for c in table.constraints if isinstance(c, Unique)), key=lambda c: str(c.name)):
+    for constraint in sorted(
+        (c for c in table.constraints if isinstance(c, sa.UniqueConstraint)), key=lambda c: str(c.name)
+    ):
         name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
         yield WantedIndex(name, tuple(constraint.columns.keys()), is_unique=True)
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -263,17 +251,17 @@ def _compact(condition: str | None) -> str:
 
 def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iterator[str]:
     """Say which rows keep a unique key from being added, and how to look at and remove them."""
-    columns: list[ColumnClause[Any]] = [column(name) for name in key.columns]
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in key.columns]
     condition = (text(key.condition),) if key.condition else ()
     groups = (
-        select(*columns, func.count().label("copies"))
+        sa.select(*columns, sa.func.count().label("copies"))
         .select_from(wanted)
         .where(*condition)
         .group_by(*columns)
-        .having(func.count() > 1)
+        .having(sa.func.count() > 1)
     )
-    surplus = func.coalesce(func.sum(groups.subquery("duplicated").c.copies - 1), 0)
-    keys, copies = connection.execute(select(func.count(), surplus)).one()
+    surplus = sa.func.coalesce(sa.func.sum(groups.subquery("duplicated").c.copies - 1), 0)
+    keys, copies = connection.execute(sa.select(sa.func.count(), surplus)).one()
     if not keys:
         return
     duplicates = (
@@ -285,19 +273,21 @@ def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iter
         # Rows that others refer to: deleting one would orphan its history.
         yield f"{duplicates}Rename or merge them by hand, then run `capacity init` again."
         return
-    written: ColumnClause[Any] = column("calculated_at" if "calculated_at" in wanted.columns else "updated_at")
+    written: sa.ColumnClause[Any] = sa.column("calculated_at" if "calculated_at" in wanted.columns else "updated_at")
     # A ctid is unique only within one partition, hence the tableoid.
-    row: list[ColumnClause[Any]] = [column("tableoid"), column("ctid")]
-    rank = func.row_number().over(partition_by=columns, order_by=(written.desc(), column("id").desc())).label("rank")
-    ranked = select(*row, rank).select_from(wanted).where(*condition).subquery("ranked")
-    older = select(ranked.c.tableoid, ranked.c.ctid).where(ranked.c.rank > 1)
+    row: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
+    rank = (
+        sa.func.row_number().over(partition_by=columns, order_by=(written.desc(), sa.column("id").desc())).label("rank")
+    )
+    ranked = sa.select(*row, rank).select_from(wanted).where(*condition).subquery("ranked")
+    older = sa.select(ranked.c.tableoid, ranked.c.ctid).where(ranked.c.rank > 1)
     yield (
         f"{duplicates}After a backup, keep the newest row of each key: "
-        f"{_on_one_line(delete(wanted).where(tuple_(*row).in_(older)))}; -- Then run `capacity init` again."
+        f"{_on_one_line(sa.delete(wanted).where(sa.tuple_(*row).in_(older)))}; -- Then run `capacity init` again."
     )
 
 
-def _on_one_line(statement: ClauseElement) -> str:
+def _on_one_line(statement: sa.ClauseElement) -> str:
     return " ".join(text_of(statement).split())
 
 

@@ -19,28 +19,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import (
-    ColumnClause,
-    ColumnElement,
-    Connection,
-    Date,
-    Table,
-    TableClause,
-    and_,
-    case,
-    cast,
-    column,
-    delete,
-    func,
-    insert,
-    inspect,
-    null,
-    select,
-    text,
-    true,
-)
-from sqlalchemy import table as table_clause
+from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql.elements import quoted_name
 
@@ -206,10 +187,10 @@ def rows_in_default(connection: Connection, table: Table, layout: PartitionLayou
         return DefaultRows()
     stored = _rows_of(layout.default, table)
     day = stored.c[_day_column(table)]
-    is_plausible = and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
-    period = stored.c.period_type if layout.by_period else null()
-    month = case((is_plausible, cast(func.date_trunc("month", day), Date)))
-    rows = connection.execute(select(period.label("period_type"), month.label("month")).distinct()).all()
+    is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
+    period = stored.c.period_type if layout.by_period else sa.null()
+    month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
+    rows = connection.execute(sa.select(period.label("period_type"), month.label("month")).distinct()).all()
     spans, staying = set(), set()
     for row in rows:
         if row.period_type is not None and row.period_type not in PERIODS:
@@ -231,30 +212,30 @@ def _day_column(table: Table) -> str:
     return "as_of" if table is capacity_runways else "collected_date"
 
 
-def _rows_of(partition: Partition, table: Table) -> TableClause:
+def _rows_of(partition: Partition, table: Table) -> sa.TableClause:
     """Return a partition of a table for statements; its name comes from the catalogue, quoted where it has to be."""
     name = quoted_name(partition.name, quote=False)
-    return table_clause(name, *(column(one.name, one.type) for one in table.columns))
+    return sa.table(name, *(sa.column(one.name, one.type) for one in table.columns))
 
 
-def _is_in(rows: TableClause, table: Table, span: Span) -> ColumnElement[bool]:
+def _is_in(rows: sa.TableClause, table: Table, span: Span) -> sa.ColumnElement[bool]:
     """Return the condition for rows of `span`."""
     day = rows.c[_day_column(table)]
     is_period = (rows.c.period_type == span.period_type,) if span.period_type else ()
-    return and_(*is_period, day >= span.first, day < span.after)
+    return sa.and_(*is_period, day >= span.first, day < span.after)
 
 
 def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:
     """Count the rows of a partition, or those of a span in it."""
     rows = _rows_of(partition, table)
-    query = select(func.count()).select_from(rows)
+    query = sa.select(sa.func.count()).select_from(rows)
     return connection.execute(query if span is None else query.where(_is_in(rows, table, span))).scalar_one()
 
 
 def has_rows(connection: Connection, partition: Partition) -> bool:
     """Whether a partition holds any row."""
-    rows = table_clause(quoted_name(partition.name, quote=False))
-    return bool(connection.execute(select(select(true()).select_from(rows).exists())).scalar_one())
+    rows = sa.table(quoted_name(partition.name, quote=False))
+    return bool(connection.execute(sa.select(sa.select(sa.true()).select_from(rows).exists())).scalar_one())
 
 
 def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
@@ -308,11 +289,11 @@ def _attach(connection: Connection, table: Table, default: Partition | None, sta
 def _move(connection: Connection, table: Table, default: Partition, span: Span, name: str) -> int:
     names = _stored_columns(connection, table)
     rows = _rows_of(default, table)
-    columns: list[ColumnClause[Any]] = [column(one) for one in names]
-    leaving = delete(rows).where(_is_in(rows, table, span)).returning(*columns)
-    target = table_clause(name, *(column(one) for one in names))
+    columns: list[sa.ColumnClause[Any]] = [sa.column(one) for one in names]
+    leaving = sa.delete(rows).where(_is_in(rows, table, span)).returning(*columns)
+    target = sa.table(name, *(sa.column(one) for one in names))
     with _row_triggers_off(connection, default):
-        move = insert(target).from_select(names, select(leaving.cte("moved")))
+        move = sa.insert(target).from_select(names, sa.select(leaving.cte("moved")))
         return connection.execute(move, execution_options={"preserve_rowcount": True}).rowcount
 
 

@@ -10,21 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    Select,
-    Update,
-    and_,
-    func,
-    literal,
-    select,
-    text,
-    union_all,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
@@ -84,19 +71,19 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     spans = changed_spans(connection, as_of, today)
     for days in HORIZONS_DAYS:
         is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
-        is_own = and_(runways.as_of == as_of, runways.last_day <= today - timedelta(days=days), is_forecast)
+        is_own = sa.and_(runways.as_of == as_of, runways.last_day <= today - timedelta(days=days), is_forecast)
         for subject in _MEASURED:
             for first, last in spans:
                 connection.execute(_scoring(subject, days, first, last, _is_due(days, first, last)))
             connection.execute(_scoring(subject, days, as_of, today, is_own))
 
 
-def _scoring(subject: str, days: int, first: date, last: date, is_due: ColumnElement[bool]) -> Update:
+def _scoring(subject: str, days: int, first: date, last: date, is_due: sa.ColumnElement[bool]) -> sa.Update:
     """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
-    runways, volumes = capacity_runways.c, volume_size_stats.c
+    runways, volumes = capacity_runways.c, _VOLUMES
     measured = _MEASURED[subject].subquery("measured")
     actual_mb = runways[f"actual_{days}_mb"]
-    scoring = update(capacity_runways).where(
+    scoring = sa.update(capacity_runways).where(
         runways.subject == subject,
         measured.c.instance_id == runways.instance_id,
         measured.c.name == runways.name,
@@ -107,7 +94,7 @@ def _scoring(subject: str, days: int, first: date, last: date, is_due: ColumnEle
     )
     if subject == "volume":
         # A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
-        of_forecast = select(volumes.used_mb).where(
+        of_forecast = sa.select(volumes.used_mb).where(
             volumes.instance_id == runways.instance_id,
             volumes.volume_name == runways.name,
             volumes.collected_date == runways.last_day,
@@ -117,13 +104,13 @@ def _scoring(subject: str, days: int, first: date, last: date, is_due: ColumnEle
     return scoring.values({actual_mb: measured.c.size_mb})
 
 
-def _is_due(days: int, first: date, last: date) -> ColumnElement[bool]:
+def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     """Return the condition that a forecast came due from `first` to `last`.
 
     A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
     """
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
-    return and_(
+    return sa.and_(
         runways.as_of.between(first - ahead, last - ahead + stale),
         runways.last_day.between(first - ahead, last - ahead),
         runways[f"forecast_{days}_mb"].is_not(None),
@@ -157,10 +144,12 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
     for days in HORIZONS_DAYS:
         runways = capacity_runways.c
         names = {f"{name}_{days}_mb": f"{name}_mb" for name in ("actual", "forecast", "lower", "upper")}
-        due = select(runways.size_mb, runways.in_time, *(runways[name].label(label) for name, label in names.items()))
-        due = due.where(_is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None))
+        sizes = (runways[name].label(label) for name, label in names.items())
+        due = sa.select(runways.size_mb, runways.in_time, *sizes).where(
+            _is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None)
+        )
         if server is not None:
-            number = select(instances.c.id).where(instances.c.name == server).scalar_subquery()
+            number = sa.select(instances.c.id).where(instances.c.name == server).scalar_subquery()
             due = due.where(runways.instance_id == number)
         row = connection.execute(text(_SCORES).columns().add_cte(due.cte("due"))).one()
         if row.forecasts:
@@ -168,30 +157,20 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
     return scores
 
 
-def _measured() -> dict[str, Select[Any]]:
-    """Return the measured sizes of each kind of subject; a volume's is what is used of it."""
-    databases, servers, volumes = database_size_stats.c, instance_size_stats.c, volume_size_stats.c
-    server_mb = func.sum(servers.total_size_mb).filter(~servers.is_deleted)
-    volume_mb = func.coalesce(volumes.used_mb, volumes.total_mb - volumes.free_mb)
-    return {
-        "database": select(
-            databases.instance_id, databases.database_name.label("name"), databases.collected_date, databases.size_mb
-        ),
-        # A void total has no size: a size stored before is removed.
-        "server": select(
-            servers.instance_id, literal("").label("name"), servers.collected_date, server_mb.label("size_mb")
-        ).group_by(servers.instance_id, servers.collected_date),
-        "volume": select(
-            volumes.instance_id,
-            volumes.volume_name.label("name"),
-            volumes.collected_date,
-            volumes.used_mb,
-            volume_mb.label("size_mb"),
-        ),
-    }
-
-
-_MEASURED = _measured()
+_DATABASES, _SERVERS, _VOLUMES = database_size_stats.c, instance_size_stats.c, volume_size_stats.c
+# A void total has no size: a size stored before is removed.
+_SERVER_MB = sa.func.sum(_SERVERS.total_size_mb).filter(~_SERVERS.is_deleted).label("size_mb")
+_USED_MB = sa.func.coalesce(_VOLUMES.used_mb, _VOLUMES.total_mb - _VOLUMES.free_mb).label("size_mb")
+_VOLUME_NAME = _VOLUMES.volume_name.label("name")
+_MEASURED = {
+    "database": sa.select(
+        _DATABASES.instance_id, _DATABASES.database_name.label("name"), _DATABASES.collected_date, _DATABASES.size_mb
+    ),
+    "server": sa.select(
+        _SERVERS.instance_id, sa.literal("").label("name"), _SERVERS.collected_date, _SERVER_MB
+    ).group_by(_SERVERS.instance_id, _SERVERS.collected_date),
+    "volume": sa.select(_VOLUMES.instance_id, _VOLUME_NAME, _VOLUMES.collected_date, _VOLUMES.used_mb, _USED_MB),
+}
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """
@@ -287,23 +266,14 @@ def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None
 
 
 def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
+    columns = ("server", "last_day", "size_mb", "limit_mb", "binds", "change_mb_per_day", "recent_mb_per_day")
+    more = ("history_days", "state", "early_day", "middle_day", "late_day")
     return Outlook(
-        server=row.server,
+        **{name: getattr(row, name) for name in (*columns, *more)},
         database=row.name if row.subject == "database" else None,
         volume=row.name if row.subject == "volume" else None,
-        last_day=row.last_day,
-        size_mb=row.size_mb,
-        limit_mb=row.limit_mb,
-        binds=row.binds,
         source=row.limit_source,
         headroom_mb=row.limit_mb - row.size_mb,
-        change_mb_per_day=row.change_mb_per_day,
-        recent_mb_per_day=row.recent_mb_per_day,
-        history_days=row.history_days,
-        state=row.state,
-        early_day=row.early_day,
-        middle_day=row.middle_day,
-        late_day=row.late_day,
         probabilities={days: getattr(row, f"probability_{days}") for days in HORIZONS_DAYS},
     )
 
@@ -329,21 +299,21 @@ class EarlierForecast:
 def earlier_forecasts(connection: Connection, outlook: Outlook) -> list[EarlierForecast]:
     """Return the newest forecasts of a subject that are a horizon old, by horizon. Raises as `newest_issue`."""
     runways, issues = capacity_runways.c, capacity_runways.alias("issues").c
-    number = select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
+    number = sa.select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
     forecasts = []
     for days in HORIZONS_DAYS:
         until = outlook.last_day - timedelta(days=days)
-        is_recent = and_(issues.as_of <= until, issues.as_of > until - timedelta(days=STALE_DAYS))
+        is_recent = sa.and_(issues.as_of <= until, issues.as_of > until - timedelta(days=STALE_DAYS))
         sizes = (runways[f"forecast_{days}_mb"], runways[f"actual_{days}_mb"])
         forecasts.append(
-            select(literal(days), runways.as_of, runways.state, runways.middle_day, *sizes).where(
+            sa.select(sa.literal(days), runways.as_of, runways.state, runways.middle_day, *sizes).where(
                 runways.instance_id == number,
                 runways.subject == outlook.subject,
                 runways.name == outlook.name,
-                runways.as_of == select(func.max(issues.as_of)).where(is_recent).scalar_subquery(),
+                runways.as_of == sa.select(sa.func.max(issues.as_of)).where(is_recent).scalar_subquery(),
             )
         )
-    return [EarlierForecast(*row) for row in connection.execute(union_all(*forecasts))]
+    return [EarlierForecast(*row) for row in connection.execute(sa.union_all(*forecasts))]
 
 
 def with_histories(connection: Connection, issue: IssuedDay) -> IssuedDay:
@@ -367,13 +337,13 @@ def with_histories(connection: Connection, issue: IssuedDay) -> IssuedDay:
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
 
 
-def _risks(as_of: date, server: str | None) -> Select[Any]:
+def _risks(as_of: date, server: str | None) -> sa.Select[Any]:
     """Return the query of what may be full within a year, the greatest risk first."""
     runways, servers = capacity_runways.alias("r"), instances.alias("i")
-    name = func.coalesce(servers.c.name, func.concat("server ", runways.c.instance_id)).label("server")
+    name = sa.func.coalesce(servers.c.name, sa.func.concat("server ", runways.c.instance_id)).label("server")
     probabilities = [runways.c[f"probability_{days}"] for days in HORIZONS_DAYS]
     risks = (
-        select(runways, name)
+        sa.select(runways, name)
         .outerjoin(servers, servers.c.id == runways.c.instance_id)
         .where(runways.c.as_of == as_of, probabilities[-1] > 0, text(STANDS_FOR_ITSELF))
     )

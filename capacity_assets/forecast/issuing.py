@@ -10,26 +10,11 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from operator import attrgetter
 
 import numpy as np
-from sqlalchemy import (
-    ARRAY,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    Table,
-    any_,
-    case,
-    delete,
-    func,
-    literal,
-    or_,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateTable
 
@@ -67,8 +52,8 @@ _SCORED = [f"actual_{days}_mb" for days in HORIZONS_DAYS]
 _COLUMNS = [column.name for column in capacity_runways.columns if column.name not in {"issued_at", "in_time", *_SCORED}]
 _STAGED = Table(
     "issued_runway",
-    MetaData(),
-    *(Column(name, capacity_runways.c[name].type) for name in _COLUMNS),
+    sa.MetaData(),
+    *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS),
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )
@@ -176,7 +161,7 @@ def _store(
     runways = capacity_runways.c
     # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
     issued_at = connection.execute(text("SELECT now()")).scalar_one()
-    staged = select(*_STAGED.c, literal(in_time), literal(issued_at))
+    staged = sa.select(*_STAGED.c, sa.literal(in_time), sa.literal(issued_at))
     store = insert(capacity_runways).from_select([*_COLUMNS, "in_time", "issued_at"], staged)
     if not replace:
         connection.execute(store.on_conflict_do_nothing(index_elements=_KEYS))
@@ -184,21 +169,20 @@ def _store(
         new = store.excluded
         values = [name for name in _COLUMNS if name not in _KEYS]
         # What was measured stays beside a forecast only if it is still that of the same day.
-        actual = {name: case((runways.last_day == new.last_day, runways[name])) for name in _SCORED}
+        actual = {name: sa.case((runways.last_day == new.last_day, runways[name])) for name in _SCORED}
         changes = {**{name: new[name] for name in (*values, "issued_at", "in_time")}, **actual}
-        is_changed = or_(*(runways[name].is_distinct_from(new[name]) for name in values))
+        is_changed = sa.or_(*(runways[name].is_distinct_from(new[name]) for name in values))
         connection.execute(store.on_conflict_do_update(index_elements=_KEYS, set_=changes, where=is_changed))
-    written: int = connection.execute(
-        select(func.count()).where(runways.as_of == scope.as_of, runways.issued_at == issued_at)
-    ).scalar_one()
+    of_this_run = sa.select(sa.func.count()).where(runways.as_of == scope.as_of, runways.issued_at == issued_at)
+    written: int = connection.execute(of_this_run).scalar_one()
     if replace:
         ids = None if scope.servers is None else _ids_of(connection, scope.servers)
         written += _remove_subjects_gone(connection, scope.as_of, ids)
         # An unchanged row was also computed with the declaration.
         of_servers = {"as_of": scope.as_of, "instance_ids": ids}
         declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
-        is_declared = runways.instance_id == any_(literal(declared, ARRAY(Integer)))
-        confirm = update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
+        is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
+        confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
         connection.execute(confirm.values(issued_at=issued_at))
     return written, left_out
 
@@ -209,12 +193,12 @@ def _remove_subjects_gone(connection: Connection, as_of: date, instance_ids: Seq
     They are looked up apart: a table that may be distributed is not compared with a temporary one row by row.
     """
     runways = capacity_runways.c
-    stored = select(*(runways[name] for name in _KEYS)).where(runways.as_of == as_of)
+    stored = sa.select(*(runways[name] for name in _KEYS)).where(runways.as_of == as_of)
     if instance_ids is not None:
-        stored = stored.where(runways.instance_id == any_(literal(instance_ids, ARRAY(Integer))))
-    gone = stored.except_(select(*(_STAGED.c[name] for name in _KEYS))).subquery("gone")
-    remove = delete(capacity_runways).where(runways.as_of == as_of, *(gone.c[name] == runways[name] for name in _KEYS))
-    return connection.execute(remove).rowcount
+        stored = stored.where(runways.instance_id == sa.any_(sa.literal(instance_ids, sa.ARRAY(sa.Integer))))
+    gone = stored.except_(sa.select(*(_STAGED.c[name] for name in _KEYS))).subquery("gone")
+    is_gone = (gone.c[name] == runways[name] for name in _KEYS)
+    return connection.execute(sa.delete(capacity_runways).where(runways.as_of == as_of, *is_gone)).rowcount
 
 
 def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
@@ -250,32 +234,18 @@ def _rows(
         has_band = made.upper[place, 0] == made.upper[place, 0]
         forecasts: list[object] = []
         for number, days in enumerate(HORIZONS_DAYS):
-            ends = (every_middle[place, number], made.lower[place, number], made.upper[place, number])
-            middle, lower, upper = ends
+            middle, lower, upper = (size[place, number] for size in (every_middle, made.lower, made.upper))
             sizes = (round(float(middle)), int(lower), -int(-upper // 1)) if has_band else (None, None, None)
             forecasts += [*sizes, row.probabilities.get(days)]
-        yield (
-            as_of,
-            subject.instance_id,
-            subject.subject,
-            subject.name or "",
-            row.state,
-            row.last_day,
-            row.size_mb,
-            row.limit_mb,
-            row.binds,
-            row.source,
-            row.change_mb_per_day,
-            row.recent_mb_per_day,
-            row.history_days,
-            row.early_day,
-            row.middle_day,
-            row.late_day,
-            *forecasts,
-            subject.volumes,
-        )
+        key = (as_of, subject.instance_id, subject.subject, subject.name or "")
+        yield *key, *_FIGURES(row), *forecasts, subject.volumes
 
 
+_FIGURES = attrgetter(
+    *("state", "last_day", "size_mb", "limit_mb", "binds", "source", "change_mb_per_day", "recent_mb_per_day"),
+    *("history_days", "early_day", "middle_day", "late_day"),
+)
+"""The columns of the table that an outlook has, in order."""
 _STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
 _MAY_ISSUE = """
 SELECT bool_and(has_table_privilege('capacity_runways', needed))

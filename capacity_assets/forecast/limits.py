@@ -14,24 +14,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import sqlalchemy as sa
 from pydantic import BeforeValidator, Field
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    Engine,
-    Row,
-    RowMapping,
-    Select,
-    String,
-    Table,
-    Text,
-    delete,
-    func,
-    literal,
-    select,
-    text,
-    tuple_,
-)
+from sqlalchemy import Connection, Engine, Row, RowMapping, Table, text
 from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day
@@ -97,12 +82,12 @@ def replace_rows(
     if not rows:
         return []
     keys = [column.name for column in table.primary_key]
-    stored = {tuple(row[key] for key in keys): row for row in connection.execute(select(table)).mappings()}
+    stored = {tuple(row[key] for key in keys): row for row in connection.execute(sa.select(table)).mappings()}
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
     values = [name for name in rows[0] if name not in keys]
     # In one statement, because triggers fire once per statement.
     store = insert(table).from_select(list(rows[0]), _rows_of_values(table, list(rows[0]), rows))
-    changes = {**{name: store.excluded[name] for name in values}, "declared_at": func.now()}
+    changes = {**{name: store.excluded[name] for name in values}, "declared_at": sa.func.now()}
     connection.execute(store.on_conflict_do_update(index_elements=keys, set_=changes))
     return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
 
@@ -112,21 +97,21 @@ def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[s
     subject = [column.name for column in table.primary_key if column.name != "valid_from"]
     always = [row for row in rows if row["valid_from"] == ALWAYS]
     if always:
-        key = tuple_(*(table.c[name] for name in subject))
-        connection.execute(delete(table).where(key.in_(_rows_of_values(table, subject, always))))
+        key = sa.tuple_(*(table.c[name] for name in subject))
+        connection.execute(sa.delete(table).where(key.in_(_rows_of_values(table, subject, always))))
 
 
-def _rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Select[Any]:
+def _rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> sa.Select[Any]:
     """Return a query that yields the values of these columns, row by row."""
     columns = {name: [row[name] for row in rows] for name in names}
     # A cast to varchar(n) would cut what is too long.
-    types = {name: Text() if isinstance(table.c[name].type, String) else table.c[name].type for name in names}
-    return select(*(func.unnest(literal(columns[name], ARRAY(types[name]))).label(name) for name in names))
+    types = {name: sa.Text() if isinstance(table.c[name].type, sa.String) else table.c[name].type for name in names}
+    return sa.select(*(sa.func.unnest(sa.literal(columns[name], sa.ARRAY(types[name]))).label(name) for name in names))
 
 
 def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) -> Row[Any] | None:
     """Delete the row with a key and return it; None: there is none."""
-    chosen = delete(table).where(*(table.c[name] == value for name, value in key.items()))
+    chosen = sa.delete(table).where(*(table.c[name] == value for name, value in key.items()))
     return connection.execute(chosen.returning(table)).first()
 
 

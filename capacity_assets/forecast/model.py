@@ -153,8 +153,8 @@ def _quantile(ordered: Sizes, count: NDArray[np.int64], share: float | Sizes) ->
     below = np.floor(place).astype(np.int64)
     above = np.minimum(below + 1, np.maximum(count - 1, 0))
     low, high = ordered[rows, below], ordered[rows, above]
-    found: Sizes = np.where(count > 0, low + (high - low) * (place - below), 0.0)
-    return found
+    quantile: Sizes = np.where(count > 0, low + (high - low) * (place - below), 0.0)
+    return quantile
 
 
 def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:

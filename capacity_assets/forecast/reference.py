@@ -47,7 +47,7 @@ class Reference:
     @property
     def band(self) -> dict[int, tuple[float, float]]:
         """Lower and upper end by horizon in days; empty with too little history."""
-        found: dict[int, tuple[float, float]] = {}
+        ends: dict[int, tuple[float, float]] = {}
         tail = 0.0
         for horizon, errors in _completed(self.errors).items():
             if len(self.errors[horizon]) >= LEAST_ERRORS:
@@ -55,16 +55,16 @@ class Reference:
                 tail = max((1 - BAND) / 2 - 0.5 / independent, 0.0)
             below, above = (_quantile(sorted(errors), share) for share in (tail, 1 - tail))
             middle = self.ahead(horizon)
-            found[horizon] = (max(middle + min(below, 0.0), 0.0), middle + max(above, 0.0))
-        return found
+            ends[horizon] = (max(middle + min(below, 0.0), 0.0), middle + max(above, 0.0))
+        return ends
 
     def probabilities(self, limit: float) -> dict[int, float]:
         """Probability of reaching a limit by horizon in days; empty with too little history."""
-        found: dict[int, float] = {}
+        shares: dict[int, float] = {}
         for horizon, errors in _completed(self.errors).items():
             reaching = sum(self.ahead(horizon) + error >= limit for error in errors)
-            found[horizon] = 1.0 if self.last >= limit else max([reaching / len(errors), *found.values()])
-        return found
+            shares[horizon] = 1.0 if self.last >= limit else max([reaching / len(errors), *shares.values()])
+        return shares
 
     def day(self, limit: float, percent: int) -> int | None:
         """The first day by which a limit is reached with this probability; None: not within the longest horizon."""
@@ -132,30 +132,30 @@ def _errors(
     levels: Sequence[float], floors: Sequence[float], kept: Sequence[float], *, drift: bool
 ) -> dict[int, list[float]]:
     """What came after each past day, less what its forecast would have been."""
-    found: dict[int, list[float]] = {}
+    errors: dict[int, list[float]] = {}
     for horizon in HORIZONS_DAYS:
-        found[horizon] = []
+        errors[horizon] = []
         for number in range(MOST_ORIGINS):
             origin = len(levels) - 1 - horizon - number * ORIGIN_STEP_DAYS
             if origin < LEAST_CHANGES:
                 break
             expected = _mean(kept[max(0, origin - DRIFT_DAYS) : origin]) * horizon if drift else 0.0
             expected = max(expected, -floors[origin])
-            found[horizon].append(levels[origin + horizon] - levels[origin] - expected)
-    return found
+            errors[horizon].append(levels[origin + horizon] - levels[origin] - expected)
+    return errors
 
 
 def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
     """Give a horizon with too few errors the scaled errors of the next shorter one; {} if the shortest has too few."""
-    found: dict[int, list[float]] = {}
+    completed: dict[int, list[float]] = {}
     before = 0
     for horizon in HORIZONS_DAYS:
         if len(errors[horizon]) >= LEAST_ERRORS:
-            found[horizon] = errors[horizon]
+            completed[horizon] = errors[horizon]
         elif before:
             grown = (horizon / before) ** GROWTH_OF_ERRORS
-            found[horizon] = [error * grown for error in found[before]]
+            completed[horizon] = [error * grown for error in completed[before]]
         else:
             return {}
         before = horizon
-    return found
+    return completed

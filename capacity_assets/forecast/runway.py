@@ -80,8 +80,8 @@ def error_with(forecasts: Forecasts, share: float) -> Sizes:
     """The past error that this share of them reached or exceeded, series by horizon; NaN without a band."""
     count = np.sum(~np.isnan(forecasts.errors), axis=2)
     place = np.maximum(count - _least(share, count), 0)
-    found: Sizes = np.take_along_axis(forecasts.errors, place[:, :, None], axis=2)[:, :, 0]
-    return found
+    errors: Sizes = np.take_along_axis(forecasts.errors, place[:, :, None], axis=2)[:, :, 0]
+    return errors
 
 
 def _least(share: float, count: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -107,16 +107,16 @@ def _reached(forecasts: Forecasts, probability: Sizes, share: float, goal: Sizes
     edges = np.concatenate([np.zeros((len(goal), 1)), np.nan_to_num(error_with(forecasts, share))], axis=1)
     # Index of the first horizon with this probability, or one past the end.
     first = np.sum(probability < share, axis=1)
-    found = np.full(len(goal), NOT_WITHIN_HORIZON)
+    first_day = np.full(len(goal), NOT_WITHIN_HORIZON)
     for place, (start, end) in enumerate(pairwise((0, *HORIZONS_DAYS))):
-        found = np.where(first == place, end, found)
+        first_day = np.where(first == place, end, first_day)
         low, high = (days**GROWTH_OF_ERRORS for days in (start, end))
         for day in range(end - 1, start, -1):
             grown = (day**GROWTH_OF_ERRORS - low) / (high - low)
             offset = edges[:, place] + (edges[:, place + 1] - edges[:, place]) * grown
             reached = ahead(forecasts.last, forecasts.drift, day) + offset >= goal
-            found = np.where((first == place) & reached, day, found)
-    return np.where(forecasts.last >= goal, 0, found)
+            first_day = np.where((first == place) & reached, day, first_day)
+    return np.where(forecasts.last >= goal, 0, first_day)
 
 
 NAMED = 10
@@ -172,17 +172,17 @@ def outlook_with_sizes(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        asked = history.HistoryScope(as_of, None if server is None else (server,), name, every=True)
-        with history.reading(connection, asked, (kind,)) as reader:
-            found = [
+        scope = history.HistoryScope(as_of, None if server is None else (server,), name, every=True)
+        with history.reading(connection, scope, (kind,)) as reader:
+            series = [
                 SeriesOutlook(*three)
                 for batch in reader.series(kind)
                 for three in zip(of_batch(batch, 0).rows, batch.sizes, batch.smooth, strict=True)
             ]
-    if len(found) > 1:
-        names = first_of((one.outlook.server for one in found), NAMED)
-        raise ValidationError(f"{len(found)} servers have a {kind} of the name {name}: {names}. Add --server.")
-    return found[0] if found else None
+    if len(series) > 1:
+        names = first_of((one.outlook.server for one in series), NAMED)
+        raise ValidationError(f"{len(series)} servers have a {kind} of the name {name}: {names}. Add --server.")
+    return series[0] if series else None
 
 
 @dataclass(frozen=True)

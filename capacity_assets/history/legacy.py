@@ -10,24 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    URL,
-    Column,
-    ColumnElement,
-    Connection,
-    Engine,
-    MetaData,
-    Table,
-    Text,
-    bindparam,
-    create_engine,
-    func,
-    inspect,
-    literal,
-    null,
-    select,
-    text,
-)
+import sqlalchemy as sa
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, inspect, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -111,19 +95,19 @@ class Legacy:
         source, name = level.source.c, level.source.name
         with self.engine.connect() as connection:
             present = {column["name"] for column in inspect(connection).get_columns(name)}
-        columns: dict[str, ColumnElement[Any]] = {
+        columns: dict[str, sa.ColumnElement[Any]] = {
             # Samples of a server that is not registered any more are reported as such, not left out.
-            "server": func.coalesce(instances.c.name, func.concat("number ", source.instance_id, " there")),
-            "instance_id": null(),
+            "server": sa.func.coalesce(instances.c.name, sa.func.concat("number ", source.instance_id, " there")),
+            "instance_id": sa.null(),
             "day": source.collected_date,
             **{column.name: column for column in source if column.name in present - {"instance_id"}},
         }
         if level is DATABASE:
             columns["database"] = source.database_name
         query = (
-            select(source.id, *(columns.get(column, null()) for column in layout_of(level).columns))
+            sa.select(source.id, *(columns.get(column, sa.null()) for column in layout_of(level).columns))
             .outerjoin(instances, instances.c.id == source.instance_id)
-            .where(source.id > bindparam("after"))
+            .where(source.id > sa.bindparam("after"))
             .order_by(source.id)
         )
         if "is_deleted" in present:
@@ -202,9 +186,9 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
         names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
         aggregates = level.target.c
         query = (
-            select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
+            sa.select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
             .join(instances, instances.c.id == aggregates.instance_id)
-            .where(aggregates.id > bindparam("after"))
+            .where(aggregates.id > sa.bindparam("after"))
             .order_by(aggregates.id)
             .limit(COPY_ROWS)
         )
@@ -228,18 +212,18 @@ def _insert_aggregates(connection: Connection, level: Level, names: list[str], r
     """Insert the rows whose windows have none; return how many were inserted."""
     copied = Table(
         "copied",
-        MetaData(),
-        Column("server", Text),
-        *(Column(name, level.target.c[name].type) for name in names),
+        sa.MetaData(),
+        sa.Column("server", sa.Text),
+        *(sa.Column(name, level.target.c[name].type) for name in names),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
     connection.execute(CreateTable(copied))
     copy_rows(connection, "COPY copied FROM STDIN", rows)
-    known = select(instances.c.id, *(copied.c[name] for name in names))
+    known = sa.select(instances.c.id, *(copied.c[name] for name in names))
     known = known.join(copied, copied.c.server == instances.c.name)
     target = insert(level.target).from_select(["instance_id", *names], known, include_defaults=False)
-    written = connection.execute(target.on_conflict_do_nothing().returning(literal(1)))
+    written = connection.execute(target.on_conflict_do_nothing().returning(sa.literal(1)))
     # On Citus the row count of a statement is the number of rows it was given.
     number = len(written.all())
     connection.execute(DropTable(copied))

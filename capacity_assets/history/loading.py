@@ -15,30 +15,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    CreateTableAs,
-    Date,
-    DateTime,
-    Engine,
-    Integer,
-    MetaData,
-    Row,
-    Select,
-    String,
-    Table,
-    Text,
-    and_,
-    func,
-    null,
-    or_,
-    over,
-    select,
-    text,
-    tuple_,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Row, Table, text
 from sqlalchemy.schema import CreateTable
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level, insert_samples
@@ -55,24 +33,24 @@ from capacity_assets.history.sources import PositionedRow, Source
 def _staged(level: Level) -> Table:
     """Return the temporary table of the rows of a slice; `server_id` is the number that a server has here."""
     names = (*level.values, *level.exact)
-    database = (Column("database_name", String(255)),) if level is DATABASE else ()
+    database = (sa.Column("database_name", sa.String(255)),) if level is DATABASE else ()
     return Table(
         "staged",
-        MetaData(),
-        Column("position", BigInteger),
-        Column("server", Text),
-        Column("instance_id", Integer),
+        sa.MetaData(),
+        sa.Column("position", sa.BigInteger),
+        sa.Column("server", sa.Text),
+        sa.Column("instance_id", sa.Integer),
         *database,
-        Column("day", Date),
-        *(Column(name, level.source.c[name].type) for name in names),
-        Column("collected_at", DateTime(timezone=True)),
-        Column("server_id", Integer),
+        sa.Column("day", sa.Date),
+        *(sa.Column(name, level.source.c[name].type) for name in names),
+        sa.Column("collected_at", sa.DateTime(timezone=True)),
+        sa.Column("server_id", sa.Integer),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
 
 
-def _compared(level: Level, *, replace: bool) -> Select[Any]:
+def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
     """Return each row with its turn among those of its key, and whether it is new, present or in conflict.
 
     Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
@@ -81,38 +59,38 @@ def _compared(level: Level, *, replace: bool) -> Select[Any]:
     staged, stored, values = STAGED[level.name].c, level.source.c, level.values
     same_key = [stored.instance_id == staged.server_id, stored.collected_date == staged.day]
     same_key.append(stored.database_name == staged.database_name if level is DATABASE else ~stored.is_deleted)
-    database = staged.database_name if level is DATABASE else null()
+    database = staged.database_name if level is DATABASE else sa.null()
     key = (staged.server_id, *([database] if level is DATABASE else ()), staged.day)
     order = staged.position.desc() if replace else staged.position
-    row = tuple_(*(staged[name] for name in values))
-    firsts = [over(func.first_value(staged[name]), partition_by=key, order_by=order) for name in values]
-    is_same_as_stored = row.is_not_distinct_from(tuple_(*(stored[name] for name in values)))
+    row = sa.tuple_(*(staged[name] for name in values))
+    firsts = [sa.over(sa.func.first_value(staged[name]), partition_by=key, order_by=order) for name in values]
+    is_same_as_stored = row.is_not_distinct_from(sa.tuple_(*(stored[name] for name in values)))
     turns = (
-        select(
+        sa.select(
             staged.position,
             staged.server_id.label("instance_id"),
             database.label("database_name"),
             staged.day.label("collected_date"),
             *(staged[name] for name in (*values, *level.exact, "collected_at")),
             staged[values[0]].label("new_mb"),
-            over(func.row_number(), partition_by=key, order_by=order).label("turn"),
-            row.is_not_distinct_from(tuple_(*firsts)).label("same_first"),
+            sa.over(sa.func.row_number(), partition_by=key, order_by=order).label("turn"),
+            row.is_not_distinct_from(sa.tuple_(*firsts)).label("same_first"),
             firsts[0].label("first_mb"),
             stored[values[0]].label("stored_mb"),
             stored[level.exact[0]].label("stored_bytes"),
-            or_(stored.instance_id.is_(None), is_same_as_stored).label("same_stored"),
+            sa.or_(stored.instance_id.is_(None), is_same_as_stored).label("same_stored"),
         )
-        .outerjoin_from(STAGED[level.name], level.source, and_(*same_key))
+        .outerjoin_from(STAGED[level.name], level.source, sa.and_(*same_key))
         .where(staged.server_id.is_not(None))
         .subquery("turns")
     )
-    is_first, is_repeated_otherwise = turns.c.turn == 1, and_(turns.c.turn > 1, ~turns.c.same_first)
+    is_first, is_repeated_otherwise = turns.c.turn == 1, sa.and_(turns.c.turn > 1, ~turns.c.same_first)
     if replace:
-        taken, conflicting = or_(turns.c.stored_mb.is_(None), ~turns.c.same_stored), is_repeated_otherwise
+        taken, conflicting = sa.or_(turns.c.stored_mb.is_(None), ~turns.c.same_stored), is_repeated_otherwise
     else:
         taken = turns.c.stored_mb.is_(None)
-        conflicting = or_(and_(is_first, ~turns.c.same_stored), is_repeated_otherwise)
-    return select(turns, and_(is_first, taken).label("taken"), conflicting.label("conflicting"))
+        conflicting = sa.or_(sa.and_(is_first, ~turns.c.same_stored), is_repeated_otherwise)
+    return sa.select(turns, sa.and_(is_first, taken).label("taken"), conflicting.label("conflicting"))
 
 
 STAGED = {level.name: _staged(level) for level in SERVER_LEVELS.values()}
@@ -340,7 +318,7 @@ class Loader:
         source = self.level.source.name
         with copied_for_reading(connection, {source: NEAR_A_SLICE[source]}):
             compared = _compared(self.level, replace=self.options.replace)
-            connection.execute(CreateTableAs(compared, "compared", temporary=True))
+            connection.execute(sa.CreateTableAs(compared, "compared", temporary=True))
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))
         report.spans(*connection.execute(text(DAYS)).one())
