@@ -109,14 +109,14 @@ def password_of(reference: str, folders: SecretFolders) -> str:
     folders.refuse_what_is_not_set_aside(reference)
     path = folders.path_of(reference)
     if path is None:
-        secret = variable(place)
+        password = variable(place)
         where = f"the variable {place}"
     else:
-        secret = _content(reference, path)
+        password = _content(reference, path)
         where = f"the file {path}"
-    if not secret:
+    if not password:
         raise CredentialError(f"No password: {where} is missing or empty. Provide it ({reference}), then run again.")
-    return secret
+    return password
 
 
 def readable_by_others(reference: str | None, folders: SecretFolders) -> bool:
@@ -130,14 +130,14 @@ def readable_by_others(reference: str | None, folders: SecretFolders) -> bool:
 
 def _content(reference: str, path: Path) -> str | None:
     try:
-        secret = path.read_text(encoding="utf-8").rstrip("\r\n")
+        content = path.read_text(encoding="utf-8").rstrip("\r\n")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Fix {reference}.") from None
-    if "\n" in secret or _ASSIGNMENT.match(secret):
+    if "\n" in content or _ASSIGNMENT.match(content):
         raise CredentialError(
             f"No password: the file {path} must contain the password and nothing else, on one line. Fix {reference}."
         )
-    return secret
+    return content

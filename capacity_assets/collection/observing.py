@@ -96,7 +96,7 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
 
     Future days do not count: a clock that was once wrong could otherwise hide missing samples for weeks.
     """
-    newest_days = []
+    newest_by_table = []
     with (
         database_errors(doing="looking for the newest samples", kept="Nothing was changed."),
         engine.connect() as reader,
@@ -104,8 +104,8 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
         for level in SERVER_LEVELS.values():
             day = level.source.c.collected_date
             newest = select(func.max(day)).where(day <= today, *level.live())
-            newest_days.append(Newest(level.source.name, reader.execute(newest).scalar(), today))
-    return newest_days
+            newest_by_table.append(Newest(level.source.name, reader.execute(newest).scalar(), today))
+    return newest_by_table
 
 
 def _moment(changed: datetime | None) -> str:

@@ -388,19 +388,19 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
     if server.counted_by is None:
         return None
     query = select(instances.c.id, instances.c.counted_by).where(instances.c.name == server.counted_by)
-    counting = connection.execute(query).first()
-    if counting is None:
+    row = connection.execute(query).first()
+    if row is None:
         raise ValidationError(
             f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
             "Nothing was registered."
         )
     others = select(func.count()).where(instances.c.counted_by == ids[server.name])
-    if counting.counted_by is not None or connection.execute(others).scalar_one():
+    if row.counted_by is not None or connection.execute(others).scalar_one():
         raise ValidationError(
             f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
             "cannot be counted by another. Nothing was registered."
         )
-    return int(counting.id)
+    return int(row.id)
 
 
 def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
@@ -454,7 +454,7 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
 
 
 @dataclass(frozen=True)
-class FailingServer:
+class Failing:
     """A server in service whose newest attempt failed."""
 
     server: str
@@ -471,7 +471,7 @@ class Standing:
     day: date | None
     collected: int
     failed: int
-    failing: tuple[FailingServer, ...]
+    failing: tuple[Failing, ...]
 
     @property
     def text(self) -> str:
@@ -499,7 +499,7 @@ def standing(engine: Engine) -> Standing:
             .cte("servers")
         )
         counts = connection.execute(text(_COUNTS).columns().add_cte(in_service)).one()
-        failing = [FailingServer(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
+        failing = [Failing(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 

@@ -46,18 +46,18 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
                 definition = CreateColumn(column).compile(dialect=DIALECT)
                 yield SchemaStep(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {definition}")
             continue
-        found = present[column.name]
-        if _is_widened(found, column):
+        stored = present[column.name]
+        if _is_widened(stored, column):
             wanted_type = column.type.compile(dialect=DIALECT)
-            reason = f"{name} is {found['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
+            reason = f"{name} is {stored['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
             yield SchemaStep(reason, f"{alter} TYPE {wanted_type}")
-        if column.nullable and not found["nullable"]:
+        if column.nullable and not stored["nullable"]:
             yield SchemaStep(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
 
 def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[str]:
-    for name, found in present.items():
-        filled = found["nullable"] or found.get("default") or found.get("identity")
+    for name, stored in present.items():
+        filled = stored["nullable"] or stored.get("default") or stored.get("identity")
         if name not in wanted.columns and "period_type" in wanted.columns and not filled:
             yield (
                 f"{wanted.name}.{name} is none of our columns, must not be null and has no default, so no row can be "
@@ -87,9 +87,9 @@ def widened_columns(connection: Connection, wanted: Table) -> list[str]:
     ]
 
 
-def _is_widened(found: ReflectedColumn, wanted: Column[object]) -> bool:
+def _is_widened(stored: ReflectedColumn, wanted: Column[object]) -> bool:
     """Whether values of the wanted type may not fit the type that is there; a row number of others stays as it is."""
-    there, here = found["type"], wanted.type
+    there, here = stored["type"], wanted.type
     if wanted.name == "id":
         return False
     if isinstance(here, BigInteger):

@@ -277,8 +277,8 @@ def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection
 
 def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
     """Run a command on every worker; a failure is raised by the coordinator, with the node and what it said."""
-    asked = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
-    rows = connection.execute(text(asked), {"command": command}).all()
+    on_workers = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
+    rows = connection.execute(text(on_workers), {"command": command}).all()
     for row in rows:
         if not row.success:
             # Refused, it stays refused; anything else may pass.

@@ -50,8 +50,8 @@ def ask_again(engine: Engine) -> None:
 
 def number_distributed(engine: Engine) -> int:
     """Count those of `NAMES` that are distributed, as of the last query."""
-    number, asked = _known.get(engine, (0, -math.inf))
-    if number < len(NAMES) and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
+    number, counted_at = _known.get(engine, (0, -math.inf))
+    if number < len(NAMES) and time.monotonic() - counted_at >= ASKED_AGAIN_SECONDS:
         with engine.connect() as connection:
             number = len(distributed_tables(connection))
         _known[engine] = number, time.monotonic()

@@ -66,14 +66,14 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
         return [Placement(**row) for row in rows.mappings()]
 
 
-def distribution_text(found: Sequence[Placement]) -> str | None:
+def distribution_text(placements: Sequence[Placement]) -> str | None:
     """Say in words what lies where; None where no table is distributed."""
-    done = [one for one in found if one.is_distributed]
+    done = [one for one in placements if one.is_distributed]
     if not done:
         return None
     nodes = counted(max(one.nodes for one in done), "node")
     names = ", ".join(one.table for one in done)
-    left = ", ".join(one.table for one in found if not one.is_distributed)
+    left = ", ".join(one.table for one in placements if not one.is_distributed)
     rest = f"{left} do not yet: run `capacity distribute` again" if left else "all other tables lie on the coordinator"
     return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
 

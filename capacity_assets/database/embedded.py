@@ -130,8 +130,8 @@ def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
         return data
     folder = Path(tempfile.gettempdir()) / f"capacity-{os.geteuid()}-{_mark(data)}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise FolderRefusedError(
             f"The path of {data} is too long for a socket, and {folder}, where it would lie instead, is not ours "
             "alone. Remove that folder, or set CAPACITY_HOME to a shorter path."
@@ -298,15 +298,17 @@ def _start(data: Path) -> PostgresServer:
             raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
             # The last argument of the record of a failed program is its output.
-            said = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
-            raise EmbeddedServerError(_why_not_started(data, error, [*said, _logged(log, logged_before)])) from error
+            messages = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
+            raise EmbeddedServerError(
+                _why_not_started(data, error, [*messages, _logged(log, logged_before)])
+            ) from error
     return server
 
 
 def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     """Say why in the words of the server's own programs, which know more than the code with which they ended."""
     lines = [line for text in heard for line in text.splitlines()]
-    reasons = [line[found.start() :].strip() for line in lines if (found := _REASON.search(line))]
+    reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
     reason = reasons[-1] if reasons else str(error)
     no_space = os.strerror(errno.ENOSPC)
     if any(no_space in line for line in [*lines, str(error)]):

@@ -132,12 +132,12 @@ def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
     A database that holds figures already, and for which no zone was chosen, keeps the former default.
     """
     with engine.begin() as connection:
-        found = _recorded(connection)
+        recorded = _recorded(connection)
         filled = connection.execute(text(_FILLED)).scalar_one()
-        if found is not None and filled:
-            return found
+        if recorded is not None and filled:
+            return recorded
         zone = zone if chosen or not filled else FORMER_DEFAULT
-        if zone != found:
+        if zone != recorded:
             connection.execute(text(_RECORD), {"name": ZONE, "value": zone})
     return zone
 

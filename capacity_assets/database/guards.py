@@ -64,9 +64,9 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
     if revision is not None and revision > SCHEMA_REVISION:
         raise DatabaseError(f"{newer_schema_text(revision)} {kept}")
     if revision != SCHEMA_REVISION:
-        found = f"at revision {revision}" if revision else "missing"
+        state = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(
-            f"The capacity schema is {found}; this version needs revision {SCHEMA_REVISION}. {kept} "
+            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}. {kept} "
             "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
         )
     if problem:

@@ -33,24 +33,24 @@ class WantedIndex:
     is_unique: bool = False
     condition: str | None = None
 
-    def is_like(self, found: Index) -> bool:
+    def is_like(self, index: Index) -> bool:
         """Whether an index is of the same columns in the same order, under the same condition."""
-        same = tuple(found.columns) == self.columns and _compact(found.condition) == _compact(self.condition)
-        return same and found.is_unique == self.is_unique
+        same = tuple(index.columns) == self.columns and _compact(index.condition) == _compact(self.condition)
+        return same and index.is_unique == self.is_unique
 
-    def is_served_by(self, found: Index) -> bool:
+    def is_served_by(self, index: Index) -> bool:
         """Whether an index does what this one is for."""
-        if not found.is_valid:
+        if not index.is_valid:
             return False
         if self.is_unique and not self.is_primary:
             # Upserts name the columns in any order; an unconditional key does for samples that are not void.
             conditions = (_compact(self.condition), "")
-            return found.is_unique and self.has_columns_of(found) and _compact(found.condition) in conditions
-        return self.is_like(found) and (found.is_constraint or not self.is_primary)
+            return index.is_unique and self.has_columns_of(index) and _compact(index.condition) in conditions
+        return self.is_like(index) and (index.is_constraint or not self.is_primary)
 
-    def has_columns_of(self, found: Index) -> bool:
+    def has_columns_of(self, index: Index) -> bool:
         """Whether an index is of the same columns, in any order."""
-        return set(found.columns) == set(self.columns) and len(found.columns) == len(self.columns)
+        return set(index.columns) == set(self.columns) and len(index.columns) == len(self.columns)
 
     @property
     def listed(self) -> str:
@@ -92,17 +92,17 @@ def is_by_number(index: Index) -> bool:
 
 def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
     """Yield the steps that give a table its keys and indexes, and take away those that they replace."""
-    found = indexes_of(connection, table.name)
+    indexes = indexes_of(connection, table.name)
     for wanted in wanted_indexes(table):
-        there = next((index for index in found if wanted.is_served_by(index)), None)
+        there = next((index for index in indexes if wanted.is_served_by(index)), None)
         if wanted.is_primary:
             if there is None:
-                yield from _key_steps(connection, table, wanted, found)
-        elif there is None or (there.name != wanted.name and any(index.name == wanted.name for index in found)):
-            yield from _further_steps(connection, table, wanted, found, there)
+                yield from _key_steps(connection, table, wanted, indexes)
+        elif there is None or (there.name != wanted.name and any(index.name == wanted.name for index in indexes)):
+            yield from _further_steps(connection, table, wanted, indexes, there)
     first = next(iter(table.primary_key.columns.keys()), None)
     former = (f"ix_{table.name}_{first}_instance_id", f"{table.name}_partitioned_pkey")
-    for index in found:
+    for index in indexes:
         if index.name in former and not index.is_constraint:
             reason = f"{table.name} has the index {index.name}, which its key makes superfluous"
             yield SchemaStep(reason, _drop(table, index))
@@ -110,9 +110,9 @@ def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
 
 def key_problems(connection: Connection, table: Table) -> Iterator[str]:
     """Say which rows keep a unique key from being added."""
-    found = indexes_of(connection, table.name)
+    indexes = indexes_of(connection, table.name)
     for wanted in wanted_indexes(table):
-        if wanted.is_unique and not _is_unique(wanted, found):
+        if wanted.is_unique and not _is_unique(wanted, indexes):
             yield from _duplicates(connection, table, wanted)
 
 
@@ -140,13 +140,13 @@ def lacking(connection: Connection, table: Table) -> Iterator[tuple[str, WantedI
     A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
     columns that are still to be added.
     """
-    found = indexes_of(connection, table.name)
+    indexes = indexes_of(connection, table.name)
     present = {column["name"] for column in inspect(connection).get_columns(table.name)}
     to_come = {column.name for column in table.columns} - present
     for wanted in wanted_indexes(table):
-        missing = not any(wanted.is_served_by(index) for index in found)
+        missing = not any(wanted.is_served_by(index) for index in indexes)
         named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
-        if found and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, found)):
+        if indexes and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, indexes)):
             for leaf in _leaves(connection, table) or [quoted(table.name)]:
                 if _built(connection, leaf, wanted) is None:
                     yield leaf, wanted
@@ -166,18 +166,18 @@ def _build(
     connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name}ON {leaf} {wanted.listed}")
 
 
-def _is_unique(wanted: WantedIndex, found: Iterable[Index]) -> bool:
+def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
     """Whether a valid unique index sees to it that no two rows have the same values in these columns, or in fewer."""
     return any(
         index.is_valid
         and index.is_unique
         and set(index.columns) <= set(wanted.columns)
         and _compact(index.condition) in ("", _compact(wanted.condition))
-        for index in found
+        for index in indexes
     )
 
 
-def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, found: list[Index]) -> Iterator[SchemaStep]:
+def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, indexes: list[Index]) -> Iterator[SchemaStep]:
     """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
 
     What a foreign key of others refers to stays, and so does the primary key of the legacy application, which looks
@@ -187,7 +187,7 @@ def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, found:
     leaves = _leaves(connection, table)
     # Of a table without partitions, the index of the new key may be there.
     others = [
-        index for index in found if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
+        index for index in indexes if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
     ]
     former = [index for index in others if index.is_primary or wanted.has_columns_of(index)]
     staying = [index for index in former if index.is_referred_to or is_by_number(index)]
@@ -211,11 +211,11 @@ def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, found:
 
 
 def _further_steps(
-    connection: Connection, table: Table, wanted: WantedIndex, found: list[Index], built: Index | None
+    connection: Connection, table: Table, wanted: WantedIndex, indexes: list[Index], built: Index | None
 ) -> Iterator[SchemaStep]:
     """Add an index other than the primary key, in the place of one of the same name."""
     reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.listed}"
-    former = next((index for index in found if index.name == wanted.name), None)
+    former = next((index for index in indexes if index.name == wanted.name), None)
     if former is not None:
         yield SchemaStep(reason, _drop(table, former))
     name = quoted(wanted.name if former is not None else free_name(connection, wanted.name))

@@ -297,21 +297,21 @@ class _RowLock:
     period: str
 
     def acquire(self) -> None:
-        asked = {"name": self.period, "application": f"capacity_assets lock {owner_name()}"[:63]}
+        parameters = {"name": self.period, "application": f"capacity_assets lock {owner_name()}"[:63]}
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
-            taken = self._take(asked)
+            taken = self._take(parameters)
             if not taken:
                 # The first lock of a period has no row yet.
-                self.connection.execute(text(ENTER), asked)
+                self.connection.execute(text(ENTER), parameters)
                 self.connection.commit()
-                taken = self._take(asked)
-            holder = None if taken else self.connection.execute(text(_HOLDER), asked).first()
+                taken = self._take(parameters)
+            holder = None if taken else self.connection.execute(text(_HOLDER), parameters).first()
         if not taken:
             raise held_by(self.period, _readable_holder(holder) if holder else None)
 
-    def _take(self, asked: dict[str, str]) -> bool:
-        self.connection.execute(text(_SESSION), asked)
-        return self.connection.execute(text(TAKE), asked).first() is not None
+    def _take(self, parameters: dict[str, str]) -> bool:
+        self.connection.execute(text(_SESSION), parameters)
+        return self.connection.execute(text(TAKE), parameters).first() is not None
 
     def release(self) -> None:
         """Release the lock and reset the name of the session."""

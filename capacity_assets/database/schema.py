@@ -232,9 +232,9 @@ def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], 
 
     Raises SchemaProblemsError: an object that prevents it cannot be restored.
     """
-    found = _in_the_way(connection, ours=ours)
-    _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in found if not reader.movable])
-    return take_away(connection, found), [reader.name for reader in found]
+    readers = _in_the_way(connection, ours=ours)
+    _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in readers if not reader.movable])
+    return take_away(connection, readers), [reader.name for reader in readers]
 
 
 def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
@@ -309,12 +309,12 @@ def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
         for row in connection.execute(text(_EVERYBODY_MAY_CREATE))
     ]
     named = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE, *(view.name for view in VIEWS)]
-    asked = {"relations": named, "version": VERSION_TABLE, "is_init": is_init}
+    parameters = {"relations": named, "version": VERSION_TABLE, "is_init": is_init}
     problems += [
         f"the {row.kind} {row.name} belongs to the role {row.owner}, which could make every user of it run that "
         f"role's code. Check its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER "
         f"TO {row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
-        for row in connection.execute(text(_OF_OTHERS), asked)
+        for row in connection.execute(text(_OF_OTHERS), parameters)
     ]
     return problems
 

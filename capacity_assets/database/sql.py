@@ -44,8 +44,8 @@ class View:
     @cached_property
     def columns(self) -> tuple[ViewColumn, ...]:
         """Its columns, as the query lists them."""
-        found = _COLUMN.findall(self.query)
-        return tuple(ViewColumn(name, " ".join(_LINE_OF_COMMENT.findall(lines))) for name, lines in found)
+        named = _COLUMN.findall(self.query)
+        return tuple(ViewColumn(name, " ".join(_LINE_OF_COMMENT.findall(lines))) for name, lines in named)
 
     @property
     def on_nodes(self) -> View:

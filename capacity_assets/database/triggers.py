@@ -102,21 +102,26 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     body = tracking.body.replace(SCHEMA_MARK, schema).replace(_BEGIN, _BEGIN + guard, 1)
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
-    found = connection.execute(text(_FOUND), {"name": function}).first()
+    stored = connection.execute(text(_FOUND), {"name": function}).first()
     # White space does not count.
     wanted = ("".join(body.split()), True, [f"search_path={path}"])
-    if found is None or ("".join(found.prosrc.split()), found.prosecdef, found.proconfig) != wanted:
+    if (
+        stored is None
+        or ("".join(stored.prosrc.split()), stored.prosecdef, stored.proconfig) != wanted
+    ):
         yield SchemaStep(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
             is_lossy=True,
         )
-    if found is None or found.others_may_call:
-        yield SchemaStep(too_open if found else reason, _REVOKE.format(function=function), is_lossy=found is None)
+    if stored is None or stored.others_may_call:
+        yield SchemaStep(
+            too_open if stored else reason, _REVOKE.format(function=function), is_lossy=stored is None
+        )
     argument = literal(table) if tracking.callers else ""
-    asked = {"table": table, "function": function, "arguments": 1 if argument else 0}
-    fires = {row.tgname: row.fires for row in connection.execute(text(_TRIGGERS), asked)}
+    parameters = {"table": table, "function": function, "arguments": 1 if argument else 0}
+    fires = {row.tgname: row.fires for row in connection.execute(text(_TRIGGERS), parameters)}
     for event, rows in tracking.events.items():
         trigger = tracking.trigger(event)
         if trigger not in fires:

@@ -81,14 +81,14 @@ class Legacy:
         """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
         try:
             with self.engine.connect() as connection:
-                found = set(inspect(connection).get_table_names())
+                names = set(inspect(connection).get_table_names())
         except DATABASE_FAILURES as error:
             raise DatabaseError(
                 f"{self.description} cannot be read: {reason_of(error)}. Nothing was imported."
             ) from None
-        if "instances" not in found:
+        if "instances" not in names:
             raise DatabaseError(f"{self.description} has no table `instances`: is it the right database?")
-        return found
+        return names
 
     def samples(self, level: Level) -> QuerySource:
         """Return a raw table as a source of rows; void samples are left out."""

@@ -174,25 +174,25 @@ class TableMaintenance:
 
     def shortcomings(self, today: date) -> list[str]:
         """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
-        found = []
+        sentences = []
         next_month = today + timedelta(days=AHEAD_DAYS // 2)
         for table in PARTITIONED:
             with self._transaction(f"reading {table.name}") as connection:
                 layout = layout_of(connection, table)
                 in_default = _default_rows(connection, table, layout, today)
             if not layout.is_partitioned:
-                found.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
+                sentences.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
             if not layout.is_served:
                 continue
-            found += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
+            sentences += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
             if in_default.spans:
-                found.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
+                sentences.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
             elif any(not layout.covers(span) for span in self._kept.wanted(table, layout, today, next_month)):
-                found.append(
+                sentences.append(
                     f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
                     "`capacity maintain` adds it"
                 )
-        return found
+        return sentences
 
     def _prepare(
         self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
@@ -203,13 +203,13 @@ class TableMaintenance:
             return []
         last = today + timedelta(days=AHEAD_DAYS)
         with self._transaction(f"reading {table.name}") as connection:
-            found = _default_rows(connection, table, layout, today)
+            in_default = _default_rows(connection, table, layout, today)
         wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
         if layout.default:
             stay = f"stay in {layout.default.name}"
-            report.notes += [f"{table.name}: {rows} {stay}" for rows in found.staying]
-        planned = [self._add(table, span, report) for span in sorted(wanted | set(found.spans), key=str)]
-        if found.spans and not found.staying and not report.dry_run:
+            report.notes += [f"{table.name}: {rows} {stay}" for rows in in_default.staying]
+        planned = [self._add(table, span, report) for span in sorted(wanted | set(in_default.spans), key=str)]
+        if in_default.spans and not in_default.staying and not report.dry_run:
             with self._work(f"giving back the space of moved rows of {table.name}") as connection:
                 empty_default(connection, layout)
         return [candidate for candidate in planned if candidate]
@@ -337,13 +337,13 @@ def _default_rows(connection: Connection, table: Table, layout: PartitionLayout,
     """
     if layout.default is None or not has_rows(connection, layout.default):
         return DefaultRows()
-    found = rows_in_default(connection, table, layout)
+    in_default = rows_in_default(connection, table, layout)
     last = today + timedelta(days=AHEAD_DAYS)
-    ahead = [span for span in found.spans if span.first > last]
+    ahead = [span for span in in_default.spans if span.first > last]
     if not ahead:
-        return found
+        return in_default
     too_far = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
-    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, too_far))
+    return DefaultRows(tuple(span for span in in_default.spans if span.first <= last), (*in_default.staying, too_far))
 
 
 @dataclass(frozen=True)

@@ -222,13 +222,13 @@ def column_positions(
         candidates = [theirs] if theirs is not None else ours_unasked
         # Spreadsheets and databases write them in capitals.
         lowered = {name.lower(): name for name in reversed(headings)}
-        found = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
-        if found is None and theirs is not None:
+        heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
+        if heading is None and theirs is not None:
             raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
-        if found is not None:
-            if headings.count(found) > 1:
-                raise ValidationError(f"The column {found!r} is there more than once; which one is meant?")
-            places[ours] = headings.index(found)
+        if heading is not None:
+            if headings.count(heading) > 1:
+                raise ValidationError(f"The column {heading!r} is there more than once; which one is meant?")
+            places[ours] = headings.index(heading)
     missing = [name for name in layout.needed if name not in places]
     whose = ""
     if server is None and SERVER not in places and INSTANCE_ID not in places:

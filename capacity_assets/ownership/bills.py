@@ -286,11 +286,11 @@ SELECT count(DISTINCT (instance_id, database_name)) FROM capacity_bill_lines WHE
 ONE_PLACE = Decimal("0.1")
 
 
-def title(found: IssuedBill) -> str:
+def title(issued: IssuedBill) -> str:
     """Say which bill it is."""
     month = PERIODS["monthly"]
-    so_far = "" if found.bill.is_final else " so far"
-    return f"Bill of {month.name_of(month.window_of(found.bill.month))}{so_far}, by {found.grouped_by}"
+    so_far = "" if issued.bill.is_final else " so far"
+    return f"Bill of {month.name_of(month.window_of(issued.bill.month))}{so_far}, by {issued.grouped_by}"
 
 
 def group_named(name: str | None, grouped_by: str) -> str:
@@ -303,13 +303,13 @@ def gib(quantity: Decimal) -> str:
     return f"{quantity.quantize(ONE_PLACE):,}"
 
 
-def notes(found: IssuedBill) -> list[str]:
+def notes(issued: IssuedBill) -> list[str]:
     """Say what the amounts leave out and what they replace, one sentence each."""
-    bill = found.bill
+    bill = issued.bill
     sentences = []
-    if found.restated:
-        sentences.append(found.restated)
-        sentences += [difference for difference in _differences(found) if difference]
+    if issued.restated:
+        sentences.append(issued.restated)
+        sentences += [difference for difference in _differences(issued) if difference]
     if bill.is_unpriced:
         sentences.append(
             f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
@@ -325,7 +325,7 @@ def notes(found: IssuedBill) -> list[str]:
             f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
             "server's measured days."
         )
-    if sum(group.databases for group in found.groups) > found.databases:
+    if sum(group.databases for group in issued.groups) > issued.databases:
         sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
     if bill.samples_dropped_at:
         sentences.append(
@@ -339,13 +339,13 @@ def notes(found: IssuedBill) -> list[str]:
     return sentences
 
 
-def _differences(found: IssuedBill) -> list[str]:
+def _differences(issued: IssuedBill) -> list[str]:
     """Name the groups whose amount is another one than in the issue before."""
-    assert found.before is not None  # noqa: S101 -- called for restated bills only
-    before = {group.name: group for group in found.before.groups}
-    now = {group.name: group for group in found.groups}
+    assert issued.before is not None  # noqa: S101 -- called for restated bills only
+    before = {group.name: group for group in issued.before.groups}
+    now = {group.name: group for group in issued.groups}
     return [
-        f"  {group_named(name, found.grouped_by)}: {_amount(before.get(name))} before, {_amount(now.get(name))} now"
+        f"  {group_named(name, issued.grouped_by)}: {_amount(before.get(name))} before, {_amount(now.get(name))} now"
         + (", by rounding" if _exact(before.get(name)) == _exact(now.get(name)) else "")
         for name in dict.fromkeys([*now, *before])
         if _amount(before.get(name)) != _amount(now.get(name))
@@ -362,9 +362,9 @@ def _exact(group: BillGroup | None) -> Decimal | None:
     return None if group is None else group.exact_amount
 
 
-def quantity_note(found: IssuedBill) -> str:
+def quantity_note(issued: IssuedBill) -> str:
     """Say what the GiB of a bill are."""
-    if found.bill.is_final:
+    if issued.bill.is_final:
         return "GiB are means over the month."
     return "GiB are what the days so far add up to, divided by the days of the month."
 

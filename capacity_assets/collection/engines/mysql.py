@@ -87,8 +87,8 @@ def connected(access: Access) -> Connection[Any]:
         connection._read_timeout = access.statement_seconds  # noqa: SLF001
         for statement in _limits(version_of(connection), access.statement_seconds):
             rows_of(connection, statement)
-    plain: Connection[Any] = connection
-    return plain
+    opened: Connection[Any] = connection
+    return opened
 
 
 def version_of(connection: Connection[Any]) -> str:

@@ -113,12 +113,14 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
 def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume]:
     """Volumes are told apart by their device; each has the name of the first folder on it."""
     by_device: dict[tuple[object, object], Volume] = {}
-    by_tablespace = {}
+    volumes_by_tablespace = {}
     for oid, location in folders.items():
         path = f"pg_tblspc/{oid}" if location else "."
         [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
-        by_tablespace[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
-    return by_tablespace
+        volumes_by_tablespace[oid] = by_device.setdefault(
+            (major, minor), Volume(location or DATA_FOLDER, *map(int, sizes))
+        )
+    return volumes_by_tablespace
 
 
 def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume] | str:
@@ -127,14 +129,14 @@ def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[in
     if not setting:
         return NO_SETTING
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
-    by_tablespace = {}
+    volumes_by_tablespace = {}
     for oid, location in folders.items():
         folder = location or str(setting[0][0])
         mount = volume_of(folder, disks)
         if mount is None:
             return NOT_LISTED.format(folder)
-        by_tablespace[oid] = Volume(mount, *disks[mount])
-    return by_tablespace
+        volumes_by_tablespace[oid] = Volume(mount, *disks[mount])
+    return volumes_by_tablespace
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
@@ -219,8 +221,8 @@ class PostgreSQL(EngineAdapter):
             # Whoever may create operators or functions in public would have them run with the rights of this login.
             connection.execute("SET search_path = pg_catalog")
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
-        plain: psycopg.Connection = connection
-        return plain
+        opened: psycopg.Connection = connection
+        return opened
 
     def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure; a database dropped meanwhile has no size and is left out."""
@@ -275,9 +277,9 @@ class PostgreSQL(EngineAdapter):
 
 
 def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[DatabaseSize]:
-    rows = _rows(connection, QUERY, [list(names)]) if names else []
-    refuse_without_rights([name for name, readable, *_ in rows if not readable], "pg_read_all_stats")
-    return [DatabaseSize.of_bytes(row[0], row[2], data_size=row[2]) for row in rows if row[2] is not None]
+    databases = _rows(connection, QUERY, [list(names)]) if names else []
+    refuse_without_rights([name for name, readable, *_ in databases if not readable], "pg_read_all_stats")
+    return [DatabaseSize.of_bytes(row[0], row[2], data_size=row[2]) for row in databases if row[2] is not None]
 
 
 def _rows(

@@ -273,9 +273,9 @@ class SQLServer(EngineAdapter):
             return None
         number = getattr(error, "msg_no", 0)
         # The text of the exception is a tuple of what the server said and what caused it.
-        answer = error.args[0] if error.args else error
-        kind = FailureKind.TLS if "Certificate" in str(answer) else FailureKind.UNEXPECTED
-        return MeasureError(KINDS.get(number, kind), first_line(answer))
+        reason = error.args[0] if error.args else error
+        kind = FailureKind.TLS if "Certificate" in str(reason) else FailureKind.UNEXPECTED
+        return MeasureError(KINDS.get(number, kind), first_line(reason))
 
 
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
