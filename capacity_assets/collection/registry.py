@@ -41,10 +41,12 @@ from capacity_assets.collection.engines.base import (
     engines,
     is_loopback,
 )
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import (
     capacity_labels,
     capacity_limits,
     capacity_steps,
+    collection_attempts,
     collection_targets,
     instances,
     is_active,
@@ -415,8 +417,8 @@ def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tu
     """
     ids = {one.id: one.server.name for one in registered(engine, names)}
     with declaring(engine, "removing servers", dry_run=dry_run) as connection:
-        for statement in _FORGET:
-            connection.execute(text(statement), {"ids": list(ids)})
+        for table in (collection_targets, collection_attempts):
+            connection.execute(delete(table).where(table.c.instance_id.in_(ids)))
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
         for table in (capacity_limits, capacity_steps, capacity_labels):
             connection.execute(delete(table).where(table.c.instance_id.in_(gone)))
@@ -424,10 +426,6 @@ def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tu
     return tuple(name for number, name in ids.items() if number not in gone)
 
 
-_FORGET = (
-    "DELETE FROM capacity_collection_targets WHERE instance_id = ANY (:ids)",
-    "DELETE FROM capacity_collection_attempts WHERE instance_id = ANY (:ids)",
-)
 _REMOVE = """
 DELETE FROM instances i WHERE i.id = ANY (:ids)
   AND i.id NOT IN (SELECT s.instance_id FROM database_size_stats s WHERE s.instance_id = ANY (:ids))
@@ -492,17 +490,15 @@ class Standing:
 def standing(engine: Engine) -> Standing:
     """Read the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
-        in_service = (
-            select(instances.c.id, instances.c.name)
-            .join(collection_targets, collection_targets.c.instance_id == instances.c.id)
-            .where(is_active())
-            .cte("servers")
-        )
-        counts = connection.execute(text(_COUNTS).columns().add_cte(in_service)).one()
-        failing = [Failing(*row) for row in connection.execute(text(_FAILING).columns().add_cte(in_service))]
+        counts = connection.execute(with_parts(_COUNTS, servers=_IN_SERVICE)).one()
+        failing = [Failing(*row) for row in connection.execute(with_parts(_FAILING, servers=_IN_SERVICE))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
+_IN_SERVICE = """
+SELECT i.id, i.name FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
+WHERE i.is_active AND i.deleted_at IS NULL
+"""
 _COUNTS = """
 SELECT (SELECT count(*) FROM servers) AS registered,
        (SELECT max(collected_date) FROM capacity_collection_attempts) AS day,

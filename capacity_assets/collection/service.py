@@ -19,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Executable, Row, func, select, text
+from sqlalchemy import Engine, Row, text
 
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
@@ -32,13 +32,6 @@ from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
-from capacity_assets.database.tables import (
-    collection_attempts,
-    collection_targets,
-    instance_size_stats,
-    instances,
-    is_active,
-)
 
 _NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
 _LABELLED = re.compile(r"([a-z][a-z0-9_]*)=(.*)", re.DOTALL)
@@ -158,17 +151,8 @@ class CollectionService:
 
     def _stored(self, day: date) -> tuple[int, int]:
         """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""
-        samples = instance_size_stats.c
-        query = (
-            select(
-                func.sum(samples.database_count).label("databases"), func.sum(samples.total_size_mb).label("size_mb")
-            )
-            .join(collection_targets, collection_targets.c.instance_id == samples.instance_id)
-            .join(instances, instances.c.id == samples.instance_id)
-            .where(samples.collected_date == day, ~samples.is_deleted, is_active(), instances.c.counted_by.is_(None))
-        )
-        [row] = self._read(query, "adding up the day")
-        return int(row.databases or 0), int(row.size_mb or 0)
+        [row] = self._read(_STORED, {"day": day}, "adding up the day")
+        return int(row.database_count), int(row.total_size_mb)
 
     def has_servers(self) -> bool:
         """Whether a server in service is registered for collection; raises DatabaseError."""
@@ -177,13 +161,7 @@ class CollectionService:
     def left(self, day: date, share: Share | None = None) -> int:
         """Count the servers in service, or of a share, that are left to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
-        targets, attempts = collection_targets.c, collection_attempts.c
-        collected = select(attempts.instance_id).where(
-            attempts.instance_id == targets.instance_id, attempts.collected_date == day, attempts.status == "collected"
-        )
-        query = select(targets.instance_id).join(instances, instances.c.id == targets.instance_id)
-        rows = self._read(query.where(is_active(), ~collected.exists()), "counting servers that are left")
-        left = [row.instance_id for row in rows]
+        left = [row.instance_id for row in self._read(_LEFT, {"day": day}, "counting servers that are left")]
         return len(left if share is None else chosen_by(self.engine, share, left, day))
 
     def _refuse_another_day(self, day: date) -> None:
@@ -215,8 +193,7 @@ class CollectionService:
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
         """Return the probe history of each server, and the servers measured on this day."""
-        attempts = text(_HISTORY).bindparams(day=day, since=day - timedelta(days=HISTORY_DAYS))
-        rows = self._read(attempts, "reading what became")
+        rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became")
         history = {
             row.instance_id: ProbeHistory(
                 row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last), int(row.timeouts)
@@ -225,9 +202,9 @@ class CollectionService:
         }
         return history, {row.instance_id for row in rows if row.done}
 
-    def _read(self, query: Executable, doing: str) -> Sequence[Row[Any]]:
+    def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
         with database_errors(doing=doing, kept="Nothing was measured."), self.engine.connect() as connection:
-            return connection.execute(query).all()
+            return connection.execute(text(query), parameters).all()
 
     def _measured(
         self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
@@ -309,4 +286,16 @@ SELECT instance_id,
                                         AND collected_date > coalesce(last_collected, '-infinity')), 0) AS timeouts,
        bool_or(status = 'collected' AND collected_date = :day) AS done
 FROM known GROUP BY instance_id
+"""
+_STORED = """
+SELECT coalesce(sum(s.database_count), 0) AS database_count, coalesce(sum(s.total_size_mb), 0) AS total_size_mb
+FROM instance_size_stats s JOIN capacity_collection_targets t ON t.instance_id = s.instance_id
+JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :day AND NOT s.is_deleted AND i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NULL
+"""
+_LEFT = """
+SELECT t.instance_id FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
+WHERE i.is_active AND i.deleted_at IS NULL
+  AND NOT EXISTS (SELECT FROM capacity_collection_attempts a
+                  WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')
 """

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ClauseElement, Connection, TextualSelect, text
+from sqlalchemy import ClauseElement, Column, Connection, MetaData, Table, TextualSelect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import quoted_name
 
@@ -118,6 +118,11 @@ def with_parts(query: str, *, materialized: Collection[str] = (), **parts: str) 
         .columns()
         .add_cte(*(part.prefix_with("MATERIALIZED") if name in materialized else part for name, part in named.items()))
     )
+
+
+def temporary_table(name: str, *columns: Column[Any]) -> Table:
+    """Return a table that lasts until the transaction ends."""
+    return Table(name, MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
 
 
 def text_of(statement: ClauseElement) -> str:

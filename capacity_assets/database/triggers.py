@@ -105,10 +105,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     stored = connection.execute(text(_FOUND), {"name": function}).first()
     # White space does not count.
     wanted = ("".join(body.split()), True, [f"search_path={path}"])
-    if (
-        stored is None
-        or ("".join(stored.prosrc.split()), stored.prosecdef, stored.proconfig) != wanted
-    ):
+    if stored is None or ("".join(stored.prosrc.split()), stored.prosecdef, stored.proconfig) != wanted:
         yield SchemaStep(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
@@ -116,9 +113,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
             is_lossy=True,
         )
     if stored is None or stored.others_may_call:
-        yield SchemaStep(
-            too_open if stored else reason, _REVOKE.format(function=function), is_lossy=stored is None
-        )
+        yield SchemaStep(too_open if stored else reason, _REVOKE.format(function=function), is_lossy=stored is None)
     argument = literal(table) if tracking.callers else ""
     parameters = {"table": table, "function": function, "arguments": 1 if argument else 0}
     fires = {row.tgname: row.fires for row in connection.execute(text(_TRIGGERS), parameters)}

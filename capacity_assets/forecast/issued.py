@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import (
     capacity_runways,
     database_size_stats,
@@ -252,7 +253,8 @@ def newest_issue(
         return None
     rows = connection.execute(_risks(as_of, server).limit(shown)).all()
     risks = [Risk(row.instance_id, _outlook(row), _bands(row)) for row in rows]
-    counts = connection.execute(_COUNTS, {"as_of": as_of, "server": server}).one()
+    query = with_parts(_COUNTS, left_over=_LEFT_OVER, headroom=headroom("left_over"))
+    counts = connection.execute(query, {"as_of": as_of, "server": server}).one()
     headroom_mb = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
     return IssuedDay(*issued, risks, headroom_mb, counts.unknown_limits, scores_of(connection, first, last, server))
@@ -359,8 +361,7 @@ SELECT r.instance_id AS server_id, r.subject, r.limit_mb - r.size_mb AS headroom
 FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
 WHERE r.as_of = :as_of AND r.subject <> 'database' AND (CAST(:server AS text) IS NULL OR i.name = :server)
 """
-_COUNTS = (
-    text("""
+_COUNTS = """
 SELECT (SELECT headroom_mb FROM headroom) AS headroom_mb,
        (SELECT count(*) FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
         WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
@@ -380,10 +381,7 @@ SELECT (SELECT headroom_mb FROM headroom) AS headroom_mb,
            WHERE r.as_of = :as_of AND r.limit_source = 'declared' AND own.instance_id IS NULL
        ) AS is_outdated
 FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest
-""")
-    .columns()
-    .add_cte(text(_LEFT_OVER).columns().cte("left_over"), text(headroom("left_over")).columns().cte("headroom"))
-)
+"""
 # Samples, and where retention has dropped them, the daily aggregates.
 _HISTORY = """
 WITH risks AS (

@@ -14,7 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateTable
 
@@ -24,6 +24,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB, first_of
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
+from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import capacity_runways, try_lock, wait_for_lock
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history_statements import KINDS
@@ -50,13 +51,7 @@ IMPOSSIBLE = (
 _KEYS = [column.name for column in capacity_runways.primary_key]
 _SCORED = [f"actual_{days}_mb" for days in HORIZONS_DAYS]
 _COLUMNS = [column.name for column in capacity_runways.columns if column.name not in {"issued_at", "in_time", *_SCORED}]
-_STAGED = Table(
-    "issued_runway",
-    sa.MetaData(),
-    *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS),
-    prefixes=["TEMPORARY"],
-    postgresql_on_commit="DROP",
-)
+_STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS))
 """The runways of a run, before they are stored."""
 
 

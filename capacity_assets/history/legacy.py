@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -22,6 +22,7 @@ from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, Valida
 from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
+from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import instances
 from capacity_assets.history.rows import layout_of
 from capacity_assets.history.sources import QuerySource
@@ -210,14 +211,8 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 
 def _insert_aggregates(connection: Connection, level: Level, names: list[str], rows: list[tuple[object, ...]]) -> int:
     """Insert the rows whose windows have none; return how many were inserted."""
-    copied = Table(
-        "copied",
-        sa.MetaData(),
-        sa.Column("server", sa.Text),
-        *(sa.Column(name, level.target.c[name].type) for name in names),
-        prefixes=["TEMPORARY"],
-        postgresql_on_commit="DROP",
-    )
+    columns = (sa.Column(name, level.target.c[name].type) for name in names)
+    copied = temporary_table("copied", sa.Column("server", sa.Text), *columns)
     connection.execute(CreateTable(copied))
     copy_rows(connection, "COPY copied FROM STDIN", rows)
     known = sa.select(instances.c.id, *(copied.c[name] for name in names))

@@ -26,27 +26,24 @@ from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
+from capacity_assets.database.sql import temporary_table
 from capacity_assets.history.rows import Problem, RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
 
 def _staged(level: Level) -> Table:
     """Return the temporary table of the rows of a slice; `server_id` is the number that a server has here."""
-    names = (*level.values, *level.exact)
     database = (sa.Column("database_name", sa.String(255)),) if level is DATABASE else ()
-    return Table(
+    return temporary_table(
         "staged",
-        sa.MetaData(),
         sa.Column("position", sa.BigInteger),
         sa.Column("server", sa.Text),
         sa.Column("instance_id", sa.Integer),
         *database,
         sa.Column("day", sa.Date),
-        *(sa.Column(name, level.source.c[name].type) for name in names),
+        *(sa.Column(name, level.source.c[name].type) for name in (*level.values, *level.exact)),
         sa.Column("collected_at", sa.DateTime(timezone=True)),
         sa.Column("server_id", sa.Integer),
-        prefixes=["TEMPORARY"],
-        postgresql_on_commit="DROP",
     )
 
 

@@ -21,7 +21,7 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.database.cluster import make_temporary_tables
 from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
-from capacity_assets.database.sql import labels_of
+from capacity_assets.database.sql import labels_of, with_parts
 from capacity_assets.database.tables import capacity_bills, wait_for_lock
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
@@ -542,8 +542,7 @@ def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) ->
     """Say why a bill differs from the one that was issued."""
     since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
-    state = text(DECLARED_STATE).columns().cte("declared")
-    declared = connection.execute(text(SINCE).columns().add_cte(state), since).one()
+    declared = connection.execute(with_parts(SINCE, declared=DECLARED_STATE), since).one()
     differences = [
         f"{counted(samples.added, 'sample')} came later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",

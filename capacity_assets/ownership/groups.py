@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from sqlalchemy import Connection, TextualSelect, text
+from sqlalchemy import Connection, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_percent
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import ALWAYS
 
 WITHOUT_LABEL = ("engine", "server")
@@ -71,8 +72,8 @@ def default_grouping(keys: Sequence[str]) -> str:
 
 def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
     """Return what of each group fills first, if anything, at most so many, by newest forecasts; raises DBAPIError."""
-    parts = {"filling": _FILLING, "issued": _ISSUED, "grouped": _BY_COLUMN if by in WITHOUT_LABEL else _BY_LABEL}
-    query = text(_RANKED).columns().add_cte(*(text(part).columns().cte(name) for name, part in parts.items()))
+    grouped = _BY_COLUMN if by in WITHOUT_LABEL else _BY_LABEL
+    query = with_parts(_RANKED, filling=_FILLING, issued=_ISSUED, grouped=grouped)
     groups: dict[str | None, list[Filling]] = {}
     for row in connection.execute(query, {"by": by, "most": most}):
         first = FillsFirst(row.server, row.name, row.full_middle)
@@ -244,6 +245,7 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     days = asked_days(connection, window.dates)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
+    query = with_parts(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)
     parts = [
         GroupPart(
             row.server,
@@ -253,7 +255,7 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
             row.database_pattern or None,
             None if row.valid_from == ALWAYS else row.valid_from,
         )
-        for row in connection.execute(_of_parts(_PARTS, _ROWS_OF_SERVERS), {**of_group, **days, "servers": servers})
+        for row in connection.execute(query, {**of_group, **days, "servers": servers})
     ]
     stored = connection.execute(text(_STORED), of_group).one()
     if not parts and stored.sum_mb is None:
@@ -261,17 +263,13 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
     sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
-    measured_days = connection.execute(_of_parts(_DAYS, _NO_LABELS), days).scalar_one()
+    measured = with_parts(_DAYS, capacity_label_spans=_NO_LABELS, parts=GROUP_PARTS)
+    measured_days = connection.execute(measured, days).scalar_one()
     return ExplainedGroup(key, value, parts, measured_days, sum_mb, stored.days)
 
 
-def _of_parts(query: str, tables: Mapping[str, str]) -> TextualSelect:
-    """Return a query of the parts of groups, which are made of these rows of the tables."""
-    ctes = [text(rows).columns().cte(table) for table, rows in tables.items()]
-    return text(query).columns().add_cte(*ctes, text(GROUP_PARTS).columns().cte("parts"))
-
-
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
+# `GROUP_PARTS` reads parts of the statement that are named like its tables instead of these.
 _ROWS_OF_SERVERS = {
     "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
     "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
@@ -303,7 +301,7 @@ LEFT JOIN LATERAL (
 ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
 """
 # No label changes which days were measured.
-_NO_LABELS = {"capacity_label_spans": "SELECT * FROM capacity_label_spans WHERE false"}
+_NO_LABELS = "SELECT * FROM capacity_label_spans WHERE false"
 _DAYS = "SELECT count(DISTINCT collected_date) FROM parts WHERE label_key = '(fleet)'"
 _STORED = """
 SELECT max(coalesce(sum_size_mb, avg_size_mb)) FILTER (WHERE label_key = :key AND label_value = :value) AS sum_mb,
