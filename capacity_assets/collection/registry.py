@@ -43,6 +43,7 @@ from capacity_assets.collection.engines.base import (
 )
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import (
+    SERVERS_IN_SERVICE,
     capacity_labels,
     capacity_limits,
     capacity_steps,
@@ -490,15 +491,13 @@ class Standing:
 def standing(engine: Engine) -> Standing:
     """Read the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
-        counts = connection.execute(with_parts(_COUNTS, servers=_IN_SERVICE)).one()
-        failing = [Failing(*row) for row in connection.execute(with_parts(_FAILING, servers=_IN_SERVICE))]
+        parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
+        counts = connection.execute(with_parts(_COUNTS, **parts)).one()
+        failing = [Failing(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
-_IN_SERVICE = """
-SELECT i.id, i.name FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
-WHERE i.is_active AND i.deleted_at IS NULL
-"""
+_MEASURED_FROM_HERE = "SELECT i.* FROM in_service i JOIN capacity_collection_targets t ON t.instance_id = i.id"
 _COUNTS = """
 SELECT (SELECT count(*) FROM servers) AS registered,
        (SELECT max(collected_date) FROM capacity_collection_attempts) AS day,

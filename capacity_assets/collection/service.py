@@ -19,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Engine, Executable, Row, text
 
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
@@ -32,6 +32,8 @@ from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
+from capacity_assets.database.sql import with_parts
+from capacity_assets.database.tables import SERVERS_IN_SERVICE
 
 _NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
 _LABELLED = re.compile(r"([a-z][a-z0-9_]*)=(.*)", re.DOTALL)
@@ -151,7 +153,7 @@ class CollectionService:
 
     def _stored(self, day: date) -> tuple[int, int]:
         """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""
-        [row] = self._read(_STORED, {"day": day}, "adding up the day")
+        [row] = self._read(with_parts(_STORED, in_service=SERVERS_IN_SERVICE), {"day": day}, "adding up the day")
         return int(row.database_count), int(row.total_size_mb)
 
     def has_servers(self) -> bool:
@@ -161,7 +163,8 @@ class CollectionService:
     def left(self, day: date, share: Share | None = None) -> int:
         """Count the servers in service, or of a share, that are left to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
-        left = [row.instance_id for row in self._read(_LEFT, {"day": day}, "counting servers that are left")]
+        query = with_parts(_LEFT, in_service=SERVERS_IN_SERVICE)
+        left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
         return len(left if share is None else chosen_by(self.engine, share, left, day))
 
     def _refuse_another_day(self, day: date) -> None:
@@ -193,7 +196,9 @@ class CollectionService:
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
         """Return the probe history of each server, and the servers measured on this day."""
-        rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became")
+        rows = self._read(
+            text(_HISTORY), {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became"
+        )
         history = {
             row.instance_id: ProbeHistory(
                 row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last), int(row.timeouts)
@@ -202,9 +207,9 @@ class CollectionService:
         }
         return history, {row.instance_id for row in rows if row.done}
 
-    def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
+    def _read(self, query: Executable, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
         with database_errors(doing=doing, kept="Nothing was measured."), self.engine.connect() as connection:
-            return connection.execute(text(query), parameters).all()
+            return connection.execute(query, parameters).all()
 
     def _measured(
         self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
@@ -290,12 +295,11 @@ FROM known GROUP BY instance_id
 _STORED = """
 SELECT coalesce(sum(s.database_count), 0) AS database_count, coalesce(sum(s.total_size_mb), 0) AS total_size_mb
 FROM instance_size_stats s JOIN capacity_collection_targets t ON t.instance_id = s.instance_id
-JOIN instances i ON i.id = s.instance_id
-WHERE s.collected_date = :day AND NOT s.is_deleted AND i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NULL
+JOIN in_service i ON i.id = s.instance_id
+WHERE s.collected_date = :day AND NOT s.is_deleted AND i.counted_by IS NULL
 """
 _LEFT = """
-SELECT t.instance_id FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
-WHERE i.is_active AND i.deleted_at IS NULL
-  AND NOT EXISTS (SELECT FROM capacity_collection_attempts a
+SELECT t.instance_id FROM capacity_collection_targets t JOIN in_service i ON i.id = t.instance_id
+WHERE NOT EXISTS (SELECT FROM capacity_collection_attempts a
                   WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')
 """
