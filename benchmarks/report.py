@@ -14,13 +14,13 @@ from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregates.levels import DATABASE
-from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
 

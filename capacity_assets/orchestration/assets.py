@@ -36,6 +36,7 @@ from capacity_assets.orchestration.partitions import (
     windows_of,
 )
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
+from capacity_assets.reading.movers import window_sizes
 
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
@@ -87,7 +88,7 @@ def aggregate_asset(settings: Settings, period: Period, level: Level, retries: d
         with dagster_failures():
             summary = runner.run_period(period, windows, options)
             _refuse_a_run_without_success(summary)
-            sizes = runner.inspection.sizes(summary, level.name)
+            sizes = window_sizes(runner.service.engine, period, level, windows)
             for part in summary.parts:
                 key = part.period_start
                 metadata = summary_metadata(part, sizes[key], settings.pages_url)

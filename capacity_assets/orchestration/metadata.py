@@ -24,7 +24,7 @@ from capacity_assets.aggregates.checks import (
     partitions_complete,
 )
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
-from capacity_assets.aggregates.results import Mover, PeriodSummary, RunSummary, WindowSizes
+from capacity_assets.aggregates.results import PeriodSummary, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import Period, Window
@@ -33,6 +33,7 @@ from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.orchestration.partitions import asset_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE, dagster_failures
+from capacity_assets.reading.movers import Mover, WindowSizes
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
 

@@ -12,7 +12,6 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.checks import CheckScope, run_checks
 from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
-from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import PERIODS
@@ -23,6 +22,7 @@ from capacity_assets.digest.content import read_digest
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
 from tests.clocks import TODAY, fixed_clock

@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS
-from capacity_assets.aggregates.results import InstanceError, Mover, PeriodSummary, WindowSizes, window_sizes
+from capacity_assets.aggregates.results import InstanceError, PeriodSummary
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import summary_text
+from capacity_assets.reading.movers import Mover, WindowSizes, window_sizes
 from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,

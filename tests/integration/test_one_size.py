@@ -11,7 +11,6 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.checks import CheckScope, run_checks
 from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, SERVER_LEVELS
-from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
 from capacity_assets.base.periods import PERIODS, Period, Window
@@ -22,6 +21,7 @@ from capacity_assets.digest.content import read_digest
 from capacity_assets.ownership.groups import explain_group, groups_of
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
-from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import footer_query, notes, render
 from tests.computing import compute_windows

@@ -30,6 +30,7 @@ from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.maintenance import TableMaintenance
 from capacity_assets.history.retention import Retention
 from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import fixed_clock
 from tests.command import capacity
@@ -77,7 +78,7 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         run = runner.run_period("monthly", MARCH)
         for level in LEVELS:
             runner.inspection.run_checks(run, level)
-            runner.inspection.sizes(run, level)
+            window_sizes(engine, PERIODS["monthly"], LEVELS[level], MARCH)
             runner.inspection.incomplete_windows(PERIODS["monthly"], level)
         runner.inspection.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))

@@ -14,7 +14,6 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from capacity_assets.aggregates.levels import LEVELS
-from capacity_assets.aggregates.results import window_sizes
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
@@ -22,6 +21,7 @@ from capacity_assets.database.views import VIEWS
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import notes
 from tests.clocks import fixed_clock

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from capacity_assets.aggregates.results import Coverage, PeriodSummary, WindowSizes
+from capacity_assets.aggregates.results import Coverage, PeriodSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind
@@ -28,6 +28,7 @@ from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, IssuedBill
 from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.reading.movers import WindowSizes
 from capacity_assets.report.data import Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.web.app import PAGES, SEARCH
