@@ -1,8 +1,7 @@
-"""What a run reports: per window and level, per run, per server; the days with samples, and what changed most.
+"""What a run reports: per window and level, per run, per server; and the days with samples.
 
 `total = processed + failed + skipped` and `records = written + unchanged + protected` hold by construction, because the
-totals are derived. Sizes and movers are read from the stored rows, never recomputed. How a summary becomes Dagster
-metadata or terminal text is not decided here.
+totals are derived. How a summary becomes Dagster metadata or terminal text is not decided here.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
-from functools import cache
 
-from sqlalchemy import Engine, Table, TextClause, text
+from sqlalchemy import Engine, Table, text
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus, database_errors
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import Window
 from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import is_distributed
-from capacity_assets.database.group_days import ENGINE, FLEET, TOTAL, WITHOUT
-from capacity_assets.database.sql import SERVER_SIZES, TIES
 
 
 @dataclass(frozen=True)
@@ -331,123 +327,3 @@ _SAMPLED_ON_NODES = """CAST(d.day AS date) IN (
     SELECT DISTINCT r.collected_date FROM {sampled}
     AND r.collected_date BETWEEN (SELECT min(s) FROM unnest(CAST(:starts AS date[])) s)
     AND least((SELECT max(e) FROM unnest(CAST(:ends AS date[])) e), CAST(:today AS date)))"""
-
-
-LARGEST_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Mover:
-    """A database, or a server as a whole, and how its mean size changed."""
-
-    server: str
-    database: str | None
-    before_mb: int
-    size_mb: int
-    change_mb: int
-
-
-@dataclass(frozen=True)
-class WindowSizes:
-    """Size of the fleet in one window and its known change, MiB: sums of the servers' totals, at both levels.
-
-    The change is None where no server has a known one; `known_before_mb` is what the others had before.
-    `unknown_changes` counts rows of the level; growers and shrinkers are the largest changes among them.
-    """
-
-    total_size_mb: int = 0
-    total_change_mb: int | None = None
-    known_before_mb: int = 0
-    unknown_changes: int = 0
-    growers: tuple[Mover, ...] = ()
-    shrinkers: tuple[Mover, ...] = ()
-
-
-def window_sizes(
-    engine: Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
-) -> dict[date, WindowSizes]:
-    """Read sums and extremes of `windows` by first day; raises DatabaseError."""
-    totals, movers = _statements(level)
-    with (
-        database_errors(doing="reading the largest changes", kept="What was computed is kept."),
-        engine.connect() as connection,
-    ):
-        parameters = {"period_type": period.name, "starts": [window.start for window in windows]}
-        sums = {row.period_start: row for row in connection.execute(totals, parameters)}
-        sizes = {}
-        for window in windows:
-            values = {
-                "period_type": period.name,
-                "start": window.start,
-                "previous_start": period.previous(window).start,
-                "largest": largest,
-            }
-            moved = [Mover(*row) for row in connection.execute(movers, values)]
-            growers = tuple(one for one in moved if one.change_mb > 0)
-            shrinkers = tuple(one for one in moved if one.change_mb < 0)
-            row = sums.get(window.start)
-            total = row.total_change_mb if row else None
-            sizes[window.start] = WindowSizes(
-                int(row.total_size_mb) if row else 0,
-                None if total is None else int(total),
-                int(row.known_before_mb) if row else 0,
-                row.unknown_changes if row else 0,
-                growers,
-                shrinkers,
-            )
-    return sizes
-
-
-# The size and growth of a replica are already counted with its primary.
-_COUNTED = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
-_LABELLED = f"label_key <> ALL (ARRAY['{FLEET}', '{ENGINE}', '{TOTAL}']) AND label_value <> '{WITHOUT}'"
-_NAMED = "coalesce(i.name, 'server ' || m.server_id) AS server, m.database"
-_OF_WINDOWS = "period_type = :period_type AND period_start = ANY (CAST(:starts AS date[]))"
-_SIZES_OF_SERVERS = f"""
-    SELECT period_start, total_size_mb AS size_mb, total_size_change_mb AS change_mb FROM {SERVER_SIZES}
-    WHERE {_OF_WINDOWS} AND {_COUNTED}"""  # noqa: S608 -- constants of our own
-_SIZE_OF_FLEET = f"""
-    SELECT period_start, avg_size_mb AS size_mb, size_change_mb AS change_mb FROM group_size_aggregations
-    WHERE {_OF_WINDOWS} AND label_key = '{FLEET}'"""  # noqa: S608 -- as above
-
-
-@cache
-def _statements(level: Level) -> tuple[TextClause, TextClause]:
-    """Return the statements for the sums of windows and for the largest changes of one window in each direction.
-
-    Changes are those of exact means; if the row of the window before is gone, its mean is known to a megabyte. Only
-    rows that are shown are looked up in the window before.
-    """
-    target, size, change = level.target.name, level.headline.average, level.headline.change
-    server, *database = level.keys
-    sizes, counted = (_SIZES_OF_SERVERS, _COUNTED) if level.has_servers else (_SIZE_OF_FLEET, _LABELLED)
-    names = _NAMED if level.has_servers else "m.server_id || '=' || m.database AS server, NULL AS database"
-    joined = "LEFT JOIN instances i ON i.id = m.server_id" if level.has_servers else ""
-    same_database = f"AND b.{database[0]} = m.database" if database else ""
-    of_window = f"period_type = :period_type AND period_start = :start AND {counted}"
-    columns = f"""{server} AS server_id, {database[0] if database else "CAST(NULL AS varchar)"} AS database,
-           {size} AS size_mb, {change} AS change_mb"""
-    totals = f"""
-SELECT period_start, coalesce(t.total_size_mb, 0) AS total_size_mb, t.total_change_mb,
-       coalesce(t.known_before_mb, 0) AS known_before_mb, coalesce(u.unknown_changes, 0) AS unknown_changes
-FROM (SELECT s.period_start, sum(s.size_mb) AS total_size_mb, sum(s.change_mb) AS total_change_mb,
-             sum(s.size_mb - s.change_mb) AS known_before_mb
-      FROM ({sizes}) AS s GROUP BY s.period_start) AS t
-FULL JOIN (SELECT period_start, count(*) - count({change}) AS unknown_changes
-           FROM {target} WHERE {_OF_WINDOWS} AND {counted} GROUP BY period_start) AS u USING (period_start)
-"""  # noqa: S608 -- names from our own table definitions
-    movers = f"""
-WITH growers AS MATERIALIZED (
-    SELECT {columns} FROM {target} WHERE {of_window} AND {change} > 0 ORDER BY change_mb DESC, {TIES} LIMIT :largest
-), shrinkers AS MATERIALIZED (
-    SELECT {columns} FROM {target} WHERE {of_window} AND {change} < 0 ORDER BY change_mb, {TIES} LIMIT :largest
-), moved AS MATERIALIZED (
-    SELECT m.*, b.{size} AS before_mb FROM (SELECT * FROM growers UNION ALL SELECT * FROM shrinkers) AS m
-    LEFT JOIN {target} b ON b.period_type = :period_type AND b.period_start = :previous_start
-        AND b.{server} = m.server_id {same_database}
-)
-SELECT {names}, coalesce(m.before_mb, m.size_mb - m.change_mb) AS before_mb, m.size_mb, m.change_mb
-FROM moved m {joined}
-ORDER BY m.change_mb < 0, abs(m.change_mb) DESC, m.size_mb DESC, m.server_id, m.database
-"""  # noqa: S608 -- as above
-    return text(totals), text(movers)

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.checks import CheckOutcome, CheckScope, run_checks, servers_stored
 from capacity_assets.aggregates.ledger import PATIENCE_SECONDS, ComputedWindow, IncompleteWindow, Ledger, StaleWindow
 from capacity_assets.aggregates.levels import GROUP, LEVELS
-from capacity_assets.aggregates.results import PeriodSummary, RunSummary, WindowSizes, window_sizes
+from capacity_assets.aggregates.results import PeriodSummary, RunSummary
 from capacity_assets.aggregates.runs import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregates.service import AggregationService, PartitionRange
 from capacity_assets.base.errors import AggregationStatus, CapacityError, DatabaseError, ValidationError
@@ -51,12 +51,6 @@ class Inspection:
         failed = self.ledger.failed_instances(period, LEVELS[level], every)
         scope = CheckScope(period.name, LEVELS[level], windows, today, self.jump_percent, every)
         return [servers_stored(summary.of_level(level), failed), *run_checks(self.engine, scope)]
-
-    def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
-        """Read what the windows of a run add up to at one level, and their largest changes, by first day."""
-        parts = summary.of_level(level).parts
-        windows = [Window(part.period_start, part.period_end) for part in parts]
-        return window_sizes(self.engine, self.periods[parts[0].period_type], LEVELS[level], windows)
 
     def stale_windows(self) -> list[StaleWindow]:
         """Return the computed windows of registered periods whose samples changed since, within the partition range."""
