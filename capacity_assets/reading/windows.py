@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import product
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
+from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.engine import TODAY
 from capacity_assets.reading.access import records, rows
@@ -118,14 +119,13 @@ class WrongTrends:
 
 def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
     """Return the ends of each table of samples, read from the indexes on its days."""
-    return [_sampled_days(connection, level, today) for level in SERVER_LEVELS.values()]
-
-
-def _sampled_days(connection: Connection, level: Level, today: date) -> SampledDays:
-    day, live = level.source.c.collected_date, list(level.live())
-    first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today, *live)).one()
-    count = connection.execute(select(func.count()).where(day == last, *live)).scalar_one() if last else 0
-    return SampledDays(level.source.name, first, last, count)
+    tables = []
+    for level in SERVER_LEVELS.values():
+        day, live = level.source.c.collected_date, list(level.live())
+        first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today, *live)).one()
+        count = connection.execute(select(func.count()).where(day == last, *live)).scalar_one() if last else 0
+        tables.append(SampledDays(level.source.name, first, last, count))
+    return tables
 
 
 def first_days_ahead(connection: Connection, today: date) -> dict[str, date]:
@@ -141,17 +141,16 @@ def first_days_ahead(connection: Connection, today: date) -> dict[str, date]:
 
 def stored_windows(connection: Connection, periods: Sequence[str]) -> list[StoredWindows]:
     """Return the ends of each period and level."""
-    return [_stored_windows(connection, name, level) for name in periods for level in LEVELS.values()]
-
-
-def _stored_windows(connection: Connection, period: str, level: Level) -> StoredWindows:
-    columns = level.target.c
-    of_period = columns.period_type == period
-    ends = select(func.min(columns.period_start), func.max(columns.period_start)).where(of_period)
-    first, latest = connection.execute(ends).one()
-    figures = (func.count(), func.max(columns.data_count), func.max(columns.calculated_at))
-    of_latest = select(*figures).where(of_period, columns.period_start == latest)
-    return StoredWindows(period, level.name, first, latest, *connection.execute(of_latest).one())
+    stored = []
+    for period, level in product(periods, LEVELS.values()):
+        columns = level.target.c
+        of_period = columns.period_type == period
+        ends = select(func.min(columns.period_start), func.max(columns.period_start)).where(of_period)
+        first, latest = connection.execute(ends).one()
+        figures = (func.count(), func.max(columns.data_count), func.max(columns.calculated_at))
+        of_latest = select(*figures).where(of_period, columns.period_start == latest)
+        stored.append(StoredWindows(period, level.name, first, latest, *connection.execute(of_latest).one()))
+    return stored
 
 
 # So that a long history is not read as a whole.
