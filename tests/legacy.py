@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from dataclasses import dataclass
 from datetime import date
@@ -11,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.database.tables import CAPACITY_TABLES, instances
-from tests.fleet import SAMPLE
+from tests.fleet import load_csv
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,8 @@ def _partitions() -> list[str]:
 
 def load_legacy_aggregates(engine: Engine) -> dict[str, int]:
     """Load what the legacy system had computed for the sample; return the number of rows by table."""
-    loaded = {}
-    for level in (DATABASE, INSTANCE):
-        table = level.target.name
-        with (SAMPLE / f"legacy_{table}.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
-        columns = ", ".join(rows[0])
-        values = ", ".join(f":{name}" for name in rows[0])
-        with engine.begin() as connection:
-            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), rows)
-        loaded[table] = len(rows)
-    return loaded
+    names = [level.target.name for level in (DATABASE, INSTANCE)]
+    return {name: load_csv(engine, name, f"legacy_{name}") for name in names}
 
 
 SHAPES = {
