@@ -150,9 +150,9 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     event.remove(engine, "before_cursor_execute", count)
 
     expected = (
-        "three for the schema and zone, five for the lock and its row; two for the queue of changes, three for the days "
-        "of the new server, two for the ledger, the servers; the windows with rows, a setting, its statement, one for "
-        "the guard, and the ledger; the measured days; one asks whether tables are distributed"
+        "three for the schema and zone, five for the lock and its row; two for the queue of changes, three for the "
+        "days of the new server, two for the ledger, the servers; the windows with rows, a setting, its statement, one "
+        "for the guard, and the ledger; the measured days; one asks whether tables are distributed"
     )
     assert len(statements) == 23, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
