@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Engine
 
@@ -28,10 +29,11 @@ from capacity_assets.database.guards import refuse_a_newer_schema
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import ensure_reader_role
-from capacity_assets.digest.sending import Channels
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+
+if TYPE_CHECKING:
+    from capacity_assets.digest.sending import Channels
 
 logger = logging.getLogger("capacity_assets")
 
@@ -108,6 +110,8 @@ def _make_reader_role(url: URL) -> None:
 
 @contextmanager
 def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterator[Engine]:
+    from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+
     assert url is not None  # noqa: S101 -- of an address that is set
     with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
         ensure_reachable(plain, variable)
@@ -175,7 +179,9 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
 
 
 def digest_channels(settings: Settings) -> Channels:
-    """Return by which ways digests are sent."""
+    """Return the channels through which digests are sent."""
+    from capacity_assets.digest.sending import Channels
+
     return Channels(
         settings.smtp_url.get_secret_value() if settings.smtp_url else None,
         settings.mail_from,

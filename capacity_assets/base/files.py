@@ -19,11 +19,6 @@ from capacity_assets.base.declarations import Things, declaration, names_of, rea
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import meant
 
-# Files in the data folder are accessible to their owner only; files that a user names follow the caller's umask.
-PRIVATE_UMASK = 0o077
-# Key of the caller's umask in the context of a command.
-UMASK = f"{__name__}.umask"
-
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""`capacity bill`: what the databases of a month cost, by team or whatever they are grouped by."""
+"""`capacity bill`: what the databases of a month cost, by group."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CSV_COLUMNS = (
 @click.command()
 @click.option("--month", metavar="YYYY-MM", help="Default: the last complete one.")
 @click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
-@click.option("--issue", type=click.IntRange(1), help="An earlier issue of the bill, as it was; computes nothing.")
+@click.option("--issue", type=click.IntRange(1), help="Show an earlier issue of the bill unchanged; compute nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_command
 def bill(  # noqa: PLR0913 -- one argument per documented option
@@ -60,8 +60,8 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
 ) -> None:
     """Show what the databases of a month cost, by group.
 
-    Computed from the size of each database on each day, with the labels and prices of that day. What was billed for a
-    month that is over stays; where late samples, labels or prices change it, a new issue says by how much and why.
+    Computed from the size of each database on each day, with the labels and prices of that day. The bill of a completed
+    month is kept. If late samples, labels or prices change it, a new issue shows by how much and why.
 
     \b
     Examples:
@@ -69,7 +69,9 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
       capacity bill --month 2026-10 --by cost_centre --output bill.csv
       capacity bill --month 2026-10 --issue 1
     """
-    form = _form_of(output)
+    extension = Path(output).suffix.lower().removeprefix(".")
+    if output != STANDARD_OUTPUT and extension not in FORMATS:
+        raise ValidationError(f"{output!r} must end in .csv, .json or .html.")
     by = by or default_grouping(settings.label_keys)
     clock = Clock(settings.zone)
     window = PERIODS["monthly"].last(clock.today()) if month is None else _window(month)
@@ -77,15 +79,15 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
         if issue is None:
             refuse_unknown_grouping(by, settings.label_keys)
             issue_bill(engine, window, clock, settings.label_keys)
-        found = read_bill(engine, window, by, issue)
+        issued = read_bill(engine, window, by, issue)
     if output != STANDARD_OUTPUT:
-        with writing(output), atomic_write(Path(output)) as begun:
-            begun.write_text(FORMS[form](found), encoding="utf-8")
-        say(f"{title(found)}: {amount_text(found.bill)}, written to {output}")
+        with writing(output), atomic_write(Path(output)) as new_file:
+            new_file.write_text(FORMATS[extension](issued), encoding="utf-8")
+        say(f"{title(issued)}: {amount_text(issued.bill)}, written to {output}")
     elif as_json:
-        print_json(as_document(found))
+        print_json(as_document(issued))
     else:
-        print_bill(found)
+        print_bill(issued)
 
 
 def _window(month: str) -> Window:
@@ -95,70 +97,64 @@ def _window(month: str) -> Window:
     raise ValidationError(f"{month!r} is not a month; write 2026-10.")
 
 
-def _form_of(output: str) -> str:
-    form = "table" if output == STANDARD_OUTPUT else Path(output).suffix.lower().removeprefix(".")
-    if form != "table" and form not in FORMS:
-        raise ValidationError(f"Name the file .csv, .json or .html; {output!r} is none of these. Nothing was written.")
-    return form
-
-
-def print_bill(found: IssuedBill) -> None:
-    """Print a bill as a table, with what there is to know about it below."""
+def print_bill(issued: IssuedBill) -> None:
+    """Print a bill as a table, with its notes below."""
     rows = [
         [
-            group_named(group.name, found.grouped_by),
+            group_named(group.name, issued.grouped_by),
             group.databases,
             gib(group.gib_months),
             "no price" if group.amount is None else f"{group.amount:,}",
         ]
-        for group in found.groups
+        for group in issued.groups
     ]
-    total = [f"{found.bill.amount:,}"] if found.bill.amount is not None else ["no price"]
-    rows.append(["in all", found.databases, gib(found.bill.gib_months), *total])
+    total = "no price" if issued.bill.amount is None else f"{issued.bill.amount:,}"
+    rows.append(["total", issued.databases, gib(issued.bill.gib_months), total])
     columns = (
-        *left(found.grouped_by.replace("_", " ").capitalize()),
-        *right("Databases", "GiB", f"Amount, {found.bill.currency or 'no currency'}"),
+        *left(issued.grouped_by.replace("_", " ").capitalize()),
+        *right("Databases", "GiB", f"Amount, {issued.bill.currency or 'no currency'}"),
     )
-    print_table(title(found), columns, rows)
-    issued = f"Issue {found.bill.issue} of this bill, of {found.bill.issued_at:%Y-%m-%d}."
-    for note in [issued, *notes(found), quantity_note(found)]:
+    print_table(title(issued), columns, rows)
+    issue = f"Issue {issued.bill.issue} of this bill, of {issued.bill.issued_at:%Y-%m-%d}."
+    for note in [issue, *notes(issued), quantity_note(issued)]:
         say(note)
 
 
-def as_document(found: IssuedBill) -> Mapping[str, object]:
-    """Return a bill for scripts: decimals as text, so that none is rounded on the way."""
-    bill = {**asdict(found.bill), "amount": found.bill.amount}
+def as_document(issued: IssuedBill) -> Mapping[str, object]:
+    """Return a bill for scripts; decimals become text, so that none is rounded."""
+    bill = {**asdict(issued.bill), "amount": issued.bill.amount}
     return {
         "bill": bill,
-        "grouped_by": found.grouped_by,
-        "databases": found.databases,
-        "groups": [asdict(group) for group in found.groups],
-        "difference": found.difference,
-        "restated": found.restated,
+        "grouped_by": issued.grouped_by,
+        "databases": issued.databases,
+        "groups": [asdict(group) for group in issued.groups],
+        "difference": issued.difference,
+        "restated": issued.restated,
     }
 
 
-def as_csv(found: IssuedBill) -> str:
-    """Return the groups of a bill as CSV; GiB are means over the month."""
-    written = io.StringIO()
-    rows = csv.writer(written)
+def as_csv(issued: IssuedBill) -> str:
+    """Return the groups of a bill as CSV; GiB are averages of the month."""
+    text = io.StringIO()
+    rows = csv.writer(text)
     rows.writerow(CSV_COLUMNS)
-    of_bill = (found.bill.month, found.bill.issue, found.grouped_by)
-    for group in found.groups:
+    bill_fields = (issued.bill.month, issued.bill.issue, issued.grouped_by)
+    for group in issued.groups:
         sizes = (group.databases, group.gib_months, group.unpriced_gib_months)
         # None is written as an empty field.
-        rows.writerow([*of_bill, as_plain_text(group.name or ""), *sizes, group.amount, found.bill.currency])
-    return written.getvalue()
+        rows.writerow([*bill_fields, as_plain_text(group.name or ""), *sizes, group.amount, issued.bill.currency])
+    return text.getvalue()
 
 
-def _as_json(found: IssuedBill) -> str:
-    return as_json_text(as_document(found)) + "\n"
-
-
-def _as_html(found: IssuedBill) -> str:
+def as_html(issued: IssuedBill) -> str:
+    """Return a bill as a page."""
     from capacity_assets.report.page import render_bill
 
-    return render_bill(found)
+    return render_bill(issued)
 
 
-FORMS: Mapping[str, Callable[[IssuedBill], str]] = {"csv": as_csv, "json": _as_json, "html": _as_html}
+FORMATS: Mapping[str, Callable[[IssuedBill], str]] = {
+    "csv": as_csv,
+    "json": lambda issued: as_json_text(as_document(issued)) + "\n",
+    "html": as_html,
+}

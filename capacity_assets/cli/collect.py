@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.runs import RunOptions
@@ -14,13 +12,12 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import first_of, human_mb
-from capacity_assets.cli.options import DONE, FAILED, error_console, json_command, print_json, print_table, say
+from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_json, print_table, progress_bar, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.registry import Server, register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
-from capacity_assets.collection.service import Progress as OnOutcome
 from capacity_assets.collection.service import share_named
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
@@ -33,20 +30,21 @@ from capacity_assets.runtime import (
 )
 
 OWN_SERVER = "capacity-database"
-FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
+FAILURE_COLUMNS = (*left("Server", "Kind"), ("Reason", "text"))
+LIMITS_NAMED = 3
 
 
 @click.command()
 @click.argument("servers", nargs=-1)
-@click.option("--again", is_flag=True, help="Also measure servers that were measured before on this day.")
+@click.option("--again", is_flag=True, help="Also measure servers that were already measured today.")
 @click.option(
     "--share",
     metavar="SHARE",
-    help="Only a share of the servers: 2/4 is the second of four, zone=eu those with a label, zone= those without. "
-    "Shares are measured side by side, from one place or several.",
+    help="Only a share of the servers: 2/4 is the second of four, zone=eu those with a label, zone= those without it. "
+    "Shares can be measured in parallel, on one machine or several.",
 )
 @click.option(
-    "--own", is_flag=True, help="Also measure the server that holds the capacity tables, and draw its databases."
+    "--own", is_flag=True, help="Also measure the server with the capacity tables, and write its growth report."
 )
 @json_command
 def collect(  # noqa: PLR0913 -- one argument per option
@@ -54,8 +52,8 @@ def collect(  # noqa: PLR0913 -- one argument per option
 ) -> int:
     """Measure the registered servers, and store today's sizes.
 
-    With SERVERS or --share, measures only those. A server that does not answer or refuses is reported with its reason
-    and gets no sample; the others are stored. The same command again measures those that failed.
+    With SERVERS or --share, measures only those. A server that fails is reported with its reason and gets no sample;
+    the others are stored. Run the command again to measure those that failed.
 
     \b
     Examples:
@@ -66,8 +64,7 @@ def collect(  # noqa: PLR0913 -- one argument per option
     """
     if settings.collection == "off":
         raise ConfigurationError(
-            "CAPACITY_COLLECTION is off: another application fills the raw tables, and nothing was measured into them. "
-            "Set it to on to measure here."
+            "CAPACITY_COLLECTION is off: another application fills the raw tables. Set it to on to measure here."
         )
     chosen_share = None if share is None else share_named(share)
     if not own:
@@ -79,8 +76,15 @@ def collect(  # noqa: PLR0913 -- one argument per option
             _register_own(engine)
         refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
-        with _progress(as_json=as_json) as on_outcome:
-            chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
+        chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
+        with progress_bar("servers measured", hidden=as_json) as update:
+            measured = 0
+
+            def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
+                nonlocal measured
+                measured += 1
+                update(completed=measured, total=measured + left)
+
             summary = service.collect(
                 service.clock.today(), chosen, again=again, share=chosen_share, progress=on_outcome
             )
@@ -95,33 +99,16 @@ def collect(  # noqa: PLR0913 -- one argument per option
     if own and not as_json and not own_failed:
         write_growth_report(settings, "daily", summary.day, OWN_SERVER, None, as_json=False)
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
-        say(f"Tomorrow the same command adds a day. `{home}capacity up` measures every night by itself.")
+        say(f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night.")
     return FAILED if summary.failed_instances else DONE
 
 
 def _register_own(engine: Engine) -> None:
-    """Register the server that holds the capacity tables, unless it is there."""
+    """Register the server with the capacity tables, unless it is registered."""
     if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
         return
     url = engine.url
     register(engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")])
-
-
-@contextmanager
-def _progress(*, as_json: bool) -> Iterator[OnOutcome]:
-    """Show a bar on standard error, and each failure as it happens."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=error_console(), disable=as_json) as bar:
-        task = bar.add_task("servers measured", total=None)
-
-        def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
-            done = bar.tasks[0].completed + 1
-            bar.update(task, completed=done, total=done + left)
-
-        yield on_outcome
-
-
-LIMITS_NAMED = 3
 
 
 def _print_summary(summary: CollectionSummary) -> None:

@@ -1,8 +1,7 @@
-"""`capacity distribute`: distribute the tables that grow with the fleet over a Citus cluster."""
+"""`capacity distribute`: distributes the tables that grow with the fleet over a Citus cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -10,11 +9,20 @@ import click
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
-from capacity_assets.cli.options import dry_run_option, json_command, print_json, print_table, say
+from capacity_assets.cli.options import (
+    NOTHING_CHANGED,
+    dry_run_option,
+    json_command,
+    left,
+    print_json,
+    print_table,
+    right,
+    say,
+)
 from capacity_assets.database import distributing
 from capacity_assets.runtime import open_engine
 
-COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
+COLUMNS = (*left("Table"), *right("MiB"), *left("Where"))
 
 
 @click.command()
@@ -30,40 +38,36 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
     """Distribute the large tables over a Citus cluster.
 
-    These are those that grow with the fleet: the tables of samples, aggregates, measured limits, volumes and forecasts.
+    Distributes the tables that grow with the fleet: samples, aggregates, measured limits, volumes and forecasts.
 
-    CAPACITY_DATABASE_URL names the coordinator; its database has the extension citus, and the workers were added. All
-    rows of a server lie on one node. Registered servers, the ledger and everything else stay on the coordinator.
-    Sessions that write to a table wait while it is distributed. The next run continues an interrupted one.
+    CAPACITY_DATABASE_URL names the coordinator. Its database needs the extension citus, with the workers added. All
+    rows of a server lie on one node. Registered servers, the ledger and all other tables stay on the coordinator.
+    Sessions that write to a table wait while it is distributed. Run an interrupted command again to continue it.
     """
     with open_engine(settings) as engine:
-        kept = "Tables that were done stay distributed; run it again to go on."
+        kept = "Completed tables stay distributed; run it again to continue."
         with database_errors(doing="distributing tables", kept="Nothing was changed." if dry_run else kept):
             if problem := distributing.what_stands_in_the_way(engine):
-                raise ValidationError(f"Nothing was changed. {problem}")
+                raise ValidationError(problem)
             report = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
             done = [] if dry_run else distributing.distribute(engine, shards=shards, on_table=report)
-            found = distributing.placements(engine)
-    left = [one.table for one in found if not one.is_distributed]
+            tables = distributing.placements(engine)
+    local = [table.table for table in tables if not table.is_distributed]
     if as_json:
-        print_json({"dry_run": dry_run, "done": done, "left": left, "tables": [asdict(one) for one in found]})
+        print_json({"dry_run": dry_run, "done": done, "left": local, "tables": list(map(asdict, tables))})
         return
-    print_table("Tables", COLUMNS, [[one.table, one.size_mb, where(one)] for one in found])
-    say(_conclusion(done, left, shards, dry_run=dry_run))
+    print_table("Tables", COLUMNS, [[table.table, table.size_mb, _place(table)] for table in tables])
+    if dry_run and local:
+        say(f"Would distribute {', '.join(local)} by server over {counted(shards, 'shard')} each.")
+    elif done:
+        say("Distributed. Running processes notice it within a minute.")
+    else:
+        say("All tables are distributed already.")
+    if dry_run:
+        say(NOTHING_CHANGED)
 
 
-def where(placement: distributing.Placement) -> str:
-    """Say in words where a table lies."""
+def _place(placement: distributing.Placement) -> str:
     if not placement.is_distributed:
         return "on the coordinator"
     return f"{counted(placement.shards, 'shard')} on {counted(placement.nodes, 'node')}"
-
-
-def _conclusion(done: Sequence[str], left: Sequence[str], shards: int, *, dry_run: bool) -> str:
-    if dry_run and left:
-        return (
-            f"Would distribute {', '.join(left)} by server over {counted(shards, 'shard')} each. Nothing was changed."
-        )
-    if done:
-        return "Distributed. Processes that are at work notice within a minute."
-    return "Everything was distributed already. Nothing was changed."

@@ -1,4 +1,4 @@
-"""`capacity export`: the aggregates of a period as a file for other tools, read from the public views."""
+"""`capacity export`: the aggregates of a period, or the newest runways, as a file for other tools, from the views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import ValidationError, database_error
 from capacity_assets.base.files import atomic_write
-from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import FORMULA, counted
 from capacity_assets.cli.options import (
@@ -31,6 +30,7 @@ from capacity_assets.cli.options import (
     filter_options,
     json_command,
     label_filter,
+    period_option,
     print_json,
     say,
     writing,
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
-# Columns with names that others chose.
+# Columns with names that others chose, which a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
-# Compounded over twelve months, a percentage may have hundreds of digits, more than a Parquet decimal holds.
+# Compounded over twelve months, a percentage can exceed the digits of a Parquet decimal.
 TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
 # The same as base.units.as_plain_text, in SQL, because the rows do not pass through Python.
@@ -55,7 +55,7 @@ _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1'
 
 @dataclass(frozen=True)
 class Export:
-    """The options of the command line; open days are None."""
+    """The options of the command line; None: not given."""
 
     period: str | None
     level: str
@@ -76,7 +76,7 @@ class Export:
 
 
 @click.command()
-@click.option("--period", help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@period_option()
 @click.option(
     "--level",
     default="database",
@@ -84,20 +84,20 @@ class Export:
     help=f"{' or '.join(SERVER_LEVELS)}.",
     shell_complete=completing(SERVER_LEVELS),
 )
-@click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
-@click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
+@click.option("--from", "first_day", type=DAY, help="First day; its whole window is included.")
+@click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are excluded.")
 @filter_options
 @click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
 @click.option(
-    "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
+    "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the extension of the file, else csv."
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
-@click.option("--raw", is_flag=True, help="CSV: leave names as they are that a spreadsheet would run as a formula.")
+@click.option("--raw", is_flag=True, help="CSV: do not escape names that a spreadsheet would run as a formula.")
 @json_command
-def export(settings: Settings, /, **asked: Any) -> None:
+def export(settings: Settings, /, **values: Any) -> None:
     """Write stored aggregates or runways as CSV or Parquet.
 
-    The columns are those of the views.
+    The file has the columns of the views.
 
     \b
     Examples:
@@ -105,55 +105,51 @@ def export(settings: Settings, /, **asked: Any) -> None:
       capacity export --period daily --level instance --format parquet --output servers.parquet
       capacity export --runway > runways.csv
     """
-    wanted = Export(**asked)
-    if wanted.runway == (wanted.period is not None):
-        raise ValidationError("Say what to write: either --period or --runway. Nothing was written.")
-    if wanted.level not in SERVER_LEVELS:
-        raise ValidationError(
-            f"Unknown level {wanted.level!r}; known: {', '.join(SERVER_LEVELS)}. Nothing was written."
-        )
-    to_file = wanted.output != STANDARD_OUTPUT
-    if not to_file and (wanted.form == "parquet" or wanted.as_json):
-        raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")
-    form = wanted.form or _form_of(wanted.output)
-    path = Path(wanted.output).resolve()
+    chosen = Export(**values)
+    if chosen.runway == (chosen.period is not None):
+        raise ValidationError("Give either --period or --runway.")
+    if chosen.level not in SERVER_LEVELS:
+        raise ValidationError(f"Unknown level {chosen.level!r}; known: {', '.join(SERVER_LEVELS)}.")
+    to_file = chosen.output != STANDARD_OUTPUT
+    if not to_file and (chosen.form == "parquet" or chosen.as_json):
+        raise ValidationError("Parquet and --json need a file: name one with --output.")
+    form = chosen.form or _form_of(chosen.output)
+    path = Path(chosen.output).resolve()
     if to_file and path.exists() and not path.is_file():
-        raise ValidationError(f"{path} exists and is not an ordinary file. Nothing was written.")
+        raise ValidationError(f"{path} exists and is not an ordinary file.")
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner, _reading(runner.service.engine) as connection:
-        query = _rows(runner, wanted, guarded=form == "csv" and not wanted.raw)
+    with open_task_runner(settings) as runner, _open_driver(runner.service.engine) as connection:
+        query = _query(runner, chosen, guarded=form == "csv" and not chosen.raw)
         if not to_file:
             with writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
             return
-        with writing(path), atomic_write(path) as begun:
+        with writing(path), atomic_write(path) as new_file:
             if form == "parquet":
-                rows = _write_parquet(connection, query, begun)
+                rows = _write_parquet(connection, query, new_file)
             else:
-                with begun.open("wb") as file:
+                with new_file.open("wb") as file:
                     rows = _copy(connection, query, file.write)
-    if wanted.as_json:
-        print_json({"path": str(path), "rows": rows, "view": wanted.view})
+    if chosen.as_json:
+        print_json({"path": str(path), "rows": rows, "view": chosen.view})
     else:
-        say(f"{counted(rows, 'row')} of {wanted.view} written to {path}")
+        say(f"{counted(rows, 'row')} of {chosen.view} written to {path}")
 
 
 def _form_of(output: str) -> str:
-    """Tell the form by the name of the file; raises ValidationError where its ending means another one."""
-    ending = Path(output).suffix.lower()
-    if output == STANDARD_OUTPUT or ending in {"", ".csv", ".txt"}:
+    """Return the format that the file's extension stands for; raises ValidationError for any other."""
+    extension = Path(output).suffix.lower()
+    if output == STANDARD_OUTPUT or extension in {"", ".csv", ".txt"}:
         return "csv"
-    if ending == ".parquet":
+    if extension == ".parquet":
         return "parquet"
-    raise ValidationError(
-        f"{ending} files are not made: name it .csv or .parquet, or say what it is with --format. Nothing was written."
-    )
+    raise ValidationError(f"{extension} is not a known format: use .csv or .parquet, or give --format.")
 
 
 @contextmanager
-def _reading(engine: Engine) -> Iterator[Connection[Any]]:
-    """Yield the driver's own connection: it streams, so that memory does not grow with the history."""
+def _open_driver(engine: Engine) -> Iterator[Connection[Any]]:
+    """Yield the driver's own connection, which streams rows: memory does not grow with the history."""
     with engine.connect() as connection:
         driver: Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         try:
@@ -162,45 +158,45 @@ def _reading(engine: Engine) -> Iterator[Connection[Any]]:
             yield driver
         except PostgresError as error:
             wrapped = DBAPIError(None, None, error)
-            kept = "A file that was there before is as it was; what went to standard output is not whole."
+            kept = "A file that existed before is unchanged; standard output is incomplete."
             raise database_error(wrapped, doing="reading the rows", kept=kept) from error
 
 
-def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sql.Composed:
-    [view] = [view for view in VIEWS if view.name == wanted.view]
+def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> sql.Composed:
+    [view] = [view for view in VIEWS if view.name == chosen.view]
     columns = sql.SQL(", ").join(
-        _form(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
+        _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
     )
-    key, value = label_filter(wanted.label)
-    chosen = sql.SQL(
+    key, value = label_filter(chosen.label)
+    condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
-    ).format(engine=sql.Literal(wanted.engine), key=sql.Literal(key), value=sql.Literal(value))
-    if wanted.period is None:
-        return sql.SQL("SELECT {columns} FROM {view} WHERE {chosen} ORDER BY server, subject, name").format(
-            columns=columns, view=sql.Identifier(wanted.view), chosen=chosen
+    ).format(engine=sql.Literal(chosen.engine), key=sql.Literal(key), value=sql.Literal(value))
+    if chosen.period is None:
+        return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY server, subject, name").format(
+            columns=columns, view=sql.Identifier(chosen.view), condition=condition
         )
-    period = runner.service.period(wanted.period)
-    first, last = wanted.first_day or date.min, wanted.last_day or date.max
+    period = runner.service.period(chosen.period)
+    first, last = chosen.first_day or date.min, chosen.last_day or date.max
     if first > last:
-        raise ValidationError(f"The first day {first} lies after the last day {last}. Nothing was written.")
-    # The window that holds the first day counts as a whole.
-    start = date.min if wanted.first_day is None else period.window_of(wanted.first_day).start
-    order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
+        raise ValidationError(f"The first day {first} lies after the last day {last}.")
+    # The whole window of the first day is included.
+    start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
+    order = ("window_start", "server", "database") if chosen.level == "database" else ("window_start", "server")
     return sql.SQL(
         "SELECT {columns} FROM {view} "
-        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} AND {chosen} ORDER BY {order}"
+        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} AND {condition} ORDER BY {order}"
     ).format(
-        chosen=chosen,
+        condition=condition,
         columns=columns,
-        view=sql.Identifier(wanted.view),
-        period=sql.Literal(wanted.period),
+        view=sql.Identifier(chosen.view),
+        period=sql.Literal(chosen.period),
         first=sql.Literal(start),
         last=sql.Literal(last),
         order=sql.SQL(", ").join(map(sql.Identifier, order)),
     )
 
 
-def _form(column: str, *, guarded: bool) -> sql.SQL:
+def _expression(column: str, *, guarded: bool) -> sql.SQL:
     if column in NAMES and guarded:
         return _GUARDED
     return _AS_TEXT if column in NAMES | TEXTS else sql.SQL("{name}")
@@ -220,7 +216,7 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         from pyarrow import parquet
     except ImportError as error:
         raise CommandFailedError(
-            "Parquet needs the package pyarrow: `pip install pyarrow`. Nothing was written; --format csv works without."
+            "Parquet needs the package pyarrow: run `pip install pyarrow`, or use --format csv."
         ) from error
     kinds = {
         "int8": pyarrow.int64(),
@@ -234,10 +230,12 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
     written = 0
     with connection.cursor(name="export") as cursor:
         cursor.execute(query)
-        described = cursor.description or []
         types = connection.adapters.types
         schema = pyarrow.schema(
-            [(column.name, kinds.get(types[column.type_code].name, pyarrow.string())) for column in described]
+            [
+                (column.name, kinds.get(types[column.type_code].name, pyarrow.string()))
+                for column in cursor.description or []
+            ]
         )
         with parquet.ParquetWriter(path, schema) as writer:
             while rows := cursor.fetchmany(ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""`capacity groups`: what each team, engine or server has, by how much it grew, and when the first of it fills."""
+"""`capacity groups`: size and growth of each team, engine or server, and what fills first."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"),
 @click.command()
 @window_options
 @click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
-@click.option("--now", is_flag=True, help="Compute the groups that are behind their labels first.")
+@click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
 @json_command
 def groups(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool, as_json: bool
 ) -> None:
-    """Show what each team, or any other group, has.
+    """Show the size and growth of each team, or any other group.
 
-    Groups add up to the fleet. What has no label is a group of its own, and replicas count once.
+    Groups add up to the fleet. Databases without the label form a group of their own. Replicas count once.
 
     \b
     Examples:
@@ -54,25 +54,25 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
         window = runner.service.partitions.window_holding(chosen, day)
         reading = database_errors(doing="reading groups", kept="Nothing was changed.")
         with reading, runner.service.engine.connect() as connection:
-            found = groups_of(connection, chosen, window, by, fills_first(connection, by))
+            rows = groups_of(connection, chosen, window, by, fills_first(connection, by))
             changed_at = None if by == "server" else groups_changed_at(connection, chosen, [window])
-    if not found:
+    if not rows:
         raise ValidationError(
-            f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows that are "
-            "behind, `capacity aggregate` any window."
+            f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows whose labels "
+            "changed, `capacity aggregate` any window."
         )
     if as_json:
-        print_json([asdict(group) for group in found])
+        print_json([asdict(group) for group in rows])
         return
     title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
-    print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(one, by) for one in found])
-    changes = [group.change_mb for group in found if group.change_mb is not None]
-    change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
-    say(f"In all {human_mb(sum(group.size_mb for group in found))}{change}.")
+    print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(group, by) for group in rows])
+    changes = [group.change_mb for group in rows if group.change_mb is not None]
+    change = f", {human_change_mb(sum(changes))} as far as it is known" if changes else ""
+    say(f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.")
     if changed_at:
         say(being_computed(changed_at))
-    if [group.name for group in found] == [None]:
-        say("Nothing has such a label yet. `capacity labels set` declares one.")
+    if [group.name for group in rows] == [None]:
+        say("No database has such a label yet. `capacity labels set` declares one.")
 
 
 def _cells(group: Group, by: str) -> list[object]:

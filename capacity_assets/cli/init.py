@@ -1,4 +1,4 @@
-"""`capacity init`: create or upgrade the schema, and prepare Dagster's storage where one is named."""
+"""`capacity init`: creates or upgrades the schema, and prepares Dagster's storage if DAGSTER_POSTGRES_URL is set."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from capacity_assets.runtime import open_engine, prepare_database
 def init(settings: Settings, /, *, as_json: bool) -> None:
     """Create the capacity tables, or upgrade them in place.
 
-    This includes those of a legacy database. No row is removed. New indexes of filled tables are built first, while
-    others work on; everything else happens in one transaction: if anything stands in the way, it is listed with what to
-    do, and nothing is changed.
+    Also upgrades the tables of a legacy database. No row is deleted. New indexes of filled tables are built first,
+    while other sessions continue to work. Everything else happens in one transaction: if there is an obstacle, it is
+    listed with what to do, and nothing is changed.
     """
     with ExitStack() as stack:
-        # The embedded storage is prepared by whatever starts Dagster on it.
+        # Embedded storage is prepared by the command that starts Dagster on it.
         environment = None
         if settings.dagster_url:
-            passing = Path(stack.enter_context(TemporaryDirectory()))
-            environment = stack.enter_context(dagster_environment(settings, home=passing))
+            home = Path(stack.enter_context(TemporaryDirectory()))
+            environment = stack.enter_context(dagster_environment(settings, home=home))
         engine = stack.enter_context(open_engine(settings))
-        # Dagster's first: what stands in the way there shows before anything is changed here.
+        # Dagster's first: an obstacle there shows before anything is changed here.
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
         with database_errors(doing="creating or upgrading the schema", kept="Nothing was changed."):
@@ -42,8 +42,8 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
             return
         for line in done:
             say(f"  {line}")
-        say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
+        say(f"The schema at {safe_url(engine.url)} was {'created or upgraded' if done else 'up to date'}.")
         if problem := another_zone(engine, settings.timezone):
             say(f"Warning: {problem}")
         if settings.dagster_url is not None:
-            say(f"Dagster's tables are there and its pools limited at {safe_url(settings.dagster_url)}")
+            say(f"Dagster's tables and the limits of its pools are set at {safe_url(settings.dagster_url)}.")

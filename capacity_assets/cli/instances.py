@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Row, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Clock
@@ -19,25 +19,14 @@ from capacity_assets.cli.declaring import (
     NAMES_SHOWN,
     Registry,
     Report,
-    changes_text,
     declaring,
     file_argument,
     issue_forecasts_anew,
     opened_registry,
-    warnings_of_passwords,
 )
-from capacity_assets.cli.options import (
-    DONE,
-    FAILED,
-    LazyGroup,
-    json_command,
-    left,
-    options,
-    print_json,
-    print_table,
-    say,
-)
-from capacity_assets.collection.credentials import readable_by_others
+from capacity_assets.cli.lazy import OrderedGroup
+from capacity_assets.cli.options import DONE, FAILED, json_command, left, options, print_json, print_table, right, say
+from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import Access, FailureKind, Limits, MeasureError, Measurement, engine_named
 from capacity_assets.collection.measuring import (
     STATEMENT_SECONDS,
@@ -50,6 +39,7 @@ from capacity_assets.collection.measuring import (
     refuse_impossible,
 )
 from capacity_assets.collection.registry import (
+    Changes,
     Registered,
     Server,
     declared_labels,
@@ -66,244 +56,27 @@ from capacity_assets.forecast.limits import declare
 from capacity_assets.ownership.labels import declare_labels
 from capacity_assets.runtime import collection_service
 
-LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
-FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
-
-@click.command("list")
-@json_command
-def list_(settings: Settings, /, *, as_json: bool) -> None:
-    """Show the servers, and when each was last collected.
-
-    Imported samples are no collection. Also shows how each is reached; of a password, only where it is kept.
-    """
-    with opened_registry(settings) as engine:
-        found = registered(engine)
-        attempts = _last_attempts(engine)
-    if as_json:
-        print_json([_as_dict(one, attempts.get(one.id)) for one in found])
-        return
-    if not found:
-        say(
-            "No server is registered. `capacity instances add` registers one, `capacity instances import` a whole file."
-        )
-        return
-    found.sort(key=lambda one: natural_key(one.server.name))
-    print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
-    failing = [
-        [one.server.name, attempts[one.id].last_failure]
-        for one in found
-        if one.active and one.id in attempts and attempts[one.id].last_failure
-    ]
-    if failing:
-        print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
-
-
-def _last_attempts(engine: Engine) -> dict[int, Row[Any]]:
-    """Return the newest attempts to measure each server: `last_collected` and `last_failure`, each None without one."""
-    query = text(
-        "SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected, "
-        "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END "
-        "ORDER BY collected_date DESC))[1] AS last_failure "
-        "FROM capacity_collection_attempts GROUP BY instance_id"
-    )
-    with engine.connect() as connection:
-        return {row.instance_id: row for row in connection.execute(query)}
-
-
-def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
-    server = one.server
-    counted = f", counted by {server.counted_by}" if server.counted_by else ""
-    return [
-        server.name,
-        server.engine,
-        server.place,
-        server.password_from or "",
-        server.tls or "",
-        f"{one.state}{counted}",
-        (attempts and attempts.last_collected) or "never",
-    ]
-
-
-def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
-    return {
-        "id": one.id,
-        **asdict(one.server),
-        "state": one.state,
-        "last_collected": attempts and attempts.last_collected,
-        "last_failure": attempts and attempts.last_failure,
-    }
-
-
-LARGEST_SHOWN = 10
-
-
-@dataclass
-class _Trial:
-    """The result of testing one server."""
-
-    server: str
-    works: bool = False
-    steps: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    failure: str | None = None
-    grants: str | None = None
-    databases: dict[str, int] = field(default_factory=dict)
-    not_counted: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    volumes: dict[str, dict[str, int]] = field(default_factory=dict)
-    ceilings_mb: dict[str, int] = field(default_factory=dict)
-    unknown_limits: str | None = None
-
-
-@click.command("test")
-@click.argument("name")
-@json_command
-def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
-    """Reach the server NAME; say what works and what is missing.
-
-    Does what the collection does, and stores nothing.
-    """
-    with opened_registry(settings) as engine:
-        [one] = registered(engine, [name])
-        if not one.is_collected:
-            raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
-        trial = _tried(one.server, collection_service(engine, settings))
-    if as_json:
-        print_json({**asdict(trial), "day": Clock(settings.zone).today()})
-    else:
-        _print_trial(trial)
-    return DONE if trial.works else FAILED
-
-
-def _tried(server: Server, service: CollectionService) -> _Trial:
-    trial = _Trial(server.name)
-    kind = engine_named(server.engine)
-    context = service.context
-    if readable_by_others(server.password_from, context.secrets):
-        trial.warnings.append(f"Every user of this machine can read the file behind {server.password_from}.")
-    if not kind.verified:
-        trial.warnings.append(f"Measuring {server.engine} was never run against a real server by this project's tests.")
-    try:
-        access = access_to(
-            server, context, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
-        )
-        trial.steps.append(
-            f"password: {f'found by {server.password_from}' if server.password_from else 'none registered'}"
-        )
-        stages = Stages()
-        facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
-        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[facts.encrypted]
-        trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
-        stages = Stages()
-        excluded = context.excluded.get(server.engine, ())
-        found = _measured(server, access, excluded, stages)
-        refuse_impossible(found.sizes)
-    except MeasureError as error:
-        trial.failure = f"{error.kind}: {error.description}"
-        trial.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
-        return trial
-    total = sum(size.size_mb for size in found.sizes)
-    trial.steps.append(
-        f"{counted(len(found.sizes), 'database')}, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s"
-    )
-    trial.databases = {size.name: size.size_mb for size in sorted(found.sizes, key=lambda size: -size.size_mb)}
-    trial.not_counted = list(found.not_counted)
-    trial.left_out = list(found.left_out)
-    trial.volumes = {
-        volume.name: {
-            "total_mb": volume.total_bytes // BYTES_PER_MB,
-            "free_mb": volume.free_bytes // BYTES_PER_MB,
-        }
-        for volume in found.limits.volumes
-    }
-    trial.ceilings_mb = {
-        one.database: one.limit_bytes // BYTES_PER_MB for one in found.limits.ceilings if one.limit_bytes is not None
-    }
-    trial.unknown_limits = found.limits.unknown
-    trial.works = True
-    return trial
-
-
-def _measured(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> Measurement:
-    """Measure; sizes that are known stay, however long the limits take."""
-    try:
-        found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
-    except MeasureError as error:
-        if stages.measurement is None:
-            raise
-        return replace(stages.measurement, limits=Limits(unknown=str(error)))
-    return replace(found, limits=possible(found.limits))
-
-
-def _print_trial(trial: _Trial) -> None:
-    for step in trial.steps:
-        say(f"works: {step}")
-    for warning in trial.warnings:
-        say(f"note: {warning}")
-    if trial.failure:
-        say(f"fails: {trial.failure}")
-        if trial.grants:
-            say("What its login needs, here with the name that the documents use:")
-            for line in trial.grants.splitlines():
-                say(f"  {line}")
-        return
-    shown = list(trial.databases.items())[:LARGEST_SHOWN]
-    rows = [[name, human_mb(size_mb)] for name, size_mb in shown]
-    more = len(trial.databases) - len(shown)
-    print_table(
-        f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
-    )
-    _print_limits(trial)
-    if trial.not_counted:
-        say(f"Not counted, because no size is reported: {first_of(trial.not_counted, NAMES_SHOWN)}.")
-    if trial.left_out:
-        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(trial.left_out, NAMES_SHOWN)}.")
-    say("Nothing was stored. `capacity collect` measures and stores.")
-
-
-def _print_limits(trial: _Trial) -> None:
-    for name, sizes in trial.volumes.items():
-        say(f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free.")
-    if trial.ceilings_mb:
-        named = (f"{name} {human_mb(most)}" for name, most in trial.ceilings_mb.items())
-        say(f"Ceilings of databases: {first_of(named, NAMES_SHOWN)}.")
-    if trial.unknown_limits:
-        say(f"Limits not known: {trial.unknown_limits}. `capacity limits set {trial.server}` declares one.")
-
-
-UNKNOWN_HOST = "unknown"
-COMMANDS = {
-    "add": "instances:add",
-    "import": "instances:import_",
-    "list": "instances:list_",
-    "test": "instances:test",
-    "disable": "instances:disable",
-    "enable": "instances:enable",
-    "remove": "instances:remove",
-}
-
-
-@click.group(cls=LazyGroup, locations=COMMANDS)
+@click.group(cls=OrderedGroup)
 def instances() -> None:
     """Register the servers to be measured, and test them."""
 
 
-reaching_options = options(
+connection_options = options(
     click.option("--engine", help="mariadb, mysql, oracle, postgresql or sqlserver."),
-    click.option("--host", help="Name, address, or the path of a socket."),
-    click.option("--port", type=click.IntRange(1, 65535), help="Default: the engine's usual one."),
+    click.option("--host", help="Name, address, or path of a socket."),
+    click.option("--port", type=click.IntRange(1, 65535), help="Default: the engine's usual port."),
     click.option("--username", help="Login of the collection."),
     click.option(
         "--password-from",
         metavar="WHERE",
         help="env:NAME, file:/PATH or secret:NAME (a file in CAPACITY_SECRETS_FOLDER). Never the password itself.",
     ),
-    click.option("--database", help="To connect to; for Oracle the service name. Default: the engine's usual one."),
+    click.option("--database", help="Database to connect to; for Oracle the service name. Default: the engine's own."),
     click.option("--tls", help="off, require, verify-ca or verify-full (the default; on this machine off)."),
     click.option("--tls-ca", metavar="FILE", help="Certificate authority; for Oracle the folder of the wallet."),
-    click.option("--tls-certificate", metavar="FILE", help="The client's certificate."),
-    click.option("--tls-key", metavar="FILE", help="The client's key."),
+    click.option("--tls-certificate", metavar="FILE", help="Client certificate."),
+    click.option("--tls-key", metavar="FILE", help="Client key."),
     click.option(
         "--server-public-key",
         metavar="FILE",
@@ -313,17 +86,18 @@ reaching_options = options(
     click.option(
         "--counted-by",
         metavar="SERVER",
-        help="Primary of this replica, or owner of its storage: fleet totals count that one only.",
+        help="Primary of this replica, or owner of its storage. Fleet totals count only that server.",
     ),
 )
+UNKNOWN_HOST = "unknown"
 
 
-@click.command()
+@instances.command()
 @click.argument("name")
-@reaching_options
-@click.option("--replace", is_flag=True, help='Change a registered server: only what is given; "" clears a value.')
+@connection_options
+@click.option("--replace", is_flag=True, help='Change the given values of a registered server; "" clears a value.')
 @declaring
-def add(registry: Registry, /, *, name: str, replace: bool, **given: Any) -> Report:
+def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> Report:
     """Register the server NAME for collection.
 
     \b
@@ -336,33 +110,51 @@ def add(registry: Registry, /, *, name: str, replace: bool, **given: Any) -> Rep
     refuse_the_sample_fleet(registry.engine, kept="Nothing was registered.")
     known = {one.server.name: one for one in registered(registry.engine)}.get(name)
     if known is not None and known.is_collected and not replace:
-        raise ValidationError(
-            f"A server named {name!r} is registered already. Nothing was changed. `--replace` changes it."
-        )
-    server = _server(name, given, known.server if known else None)
+        raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
+    server = _server(name, values, known.server if known else None)
     changes = register(registry.engine, [server], dry_run=registry.dry_run)
-    warnings = warnings_of_passwords(registry.settings, [server])
-    return Report(asdict(changes), [*changes_text(changes), *warnings, f"Next: capacity instances test {name}"])
+    return _report(registry, changes, [server], f"Next: capacity instances test {name}")
 
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
+    """Return the server with the given options; None keeps the known value, an empty text clears it."""
     values: dict[str, Any] = {
-        # An option that is not given keeps the known value; an empty one removes it.
-        key: getattr(known, key) if value is None and known else (value or None)
-        for key, value in given.items()
+        key: getattr(known, key) if value is None and known else (value or None) for key, value in given.items()
     }
     if known is not None and given.get("engine") not in {None, known.engine} and given.get("port") is None:
         values["port"] = None
     if values.get("host") == UNKNOWN_HOST:
-        values["host"] = None  # registered by an import, which knew its name only
+        values["host"] = None  # of a server that an import registered by its name only
     missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
     if missing:
-        needed = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} needed"
-        raise ValidationError(f"Server {name!r} is new, so {needed}. Nothing was registered.")
+        raise ValidationError(f"Server {name!r} is new. Give {' and '.join(missing)}.")
     return Server(name=name, **values)
 
 
-@click.command("import")
+def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> Report:
+    """Report which servers were registered, changed, or taken out of service, and which cannot be measured here."""
+    lines = [
+        f"{kind.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
+        for kind, names in asdict(changes).items()
+        if names
+    ]
+    if changes.out_of_service:
+        lines.append("`capacity instances enable` puts them back into service.")
+    return Report(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
+
+
+def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
+    """Warn of passwords that this configuration does not look up; another machine may have another configuration."""
+    folders = SecretFolders.of(settings)
+    for server in servers:
+        if server.password_from and server.password_from != OWN:
+            try:
+                folders.refuse_what_is_not_set_aside(server.password_from)
+            except CredentialError as error:
+                yield f"Warning: {server.name} cannot be measured with this configuration. {error}"
+
+
+@instances.command("import")
 @click.option(
     "--disable-others",
     is_flag=True,
@@ -373,7 +165,7 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
 def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Report:
     """Register the servers that FILE declares, TOML or CSV.
 
-    Servers that are registered already are changed. Either all are registered or none.
+    Changes servers that are already registered. Either all servers are registered or none.
 
     \b
     [defaults]
@@ -399,42 +191,225 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Repor
         if today is not None:
             declare_labels(engine, labels, today)
         issue_forecasts_anew(engine, registry.settings, {limit.server for limit in limits}, quiet=True)
-    warnings = warnings_of_passwords(registry.settings, servers)
-    return Report(asdict(changes), [*changes_text(changes), *warnings])
+    return _report(registry, changes, servers)
 
 
-@click.command()
+LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
+FAILURE_COLUMNS = (*left("Server"), ("Last failure", "text"))
+_LAST_ATTEMPTS = """
+SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected,
+       (array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END
+        ORDER BY collected_date DESC))[1] AS last_failure
+FROM capacity_collection_attempts GROUP BY instance_id
+"""
+
+
+@instances.command("list")
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
+    """Show the servers, and when each was last collected.
+
+    Also shows how each is reached; of a password, only its source. Imported samples do not count as collected.
+    """
+    with opened_registry(settings) as engine:
+        servers = registered(engine)
+        with engine.connect() as connection:
+            attempts = {row.instance_id: row for row in connection.execute(text(_LAST_ATTEMPTS))}
+    if as_json:
+        print_json([_as_dict(one, attempts.get(one.id)) for one in servers])
+        return
+    if not servers:
+        say("No server is registered. `capacity instances add` registers one, `capacity instances import` a file.")
+        return
+    servers.sort(key=lambda one: natural_key(one.server.name))
+    print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in servers])
+    failures = [
+        [one.server.name, attempts[one.id].last_failure]
+        for one in servers
+        if one.active and one.id in attempts and attempts[one.id].last_failure
+    ]
+    if failures:
+        print_table("Servers whose last attempt failed", FAILURE_COLUMNS, failures)
+
+
+def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
+    server = one.server
+    state = f"{one.state}, counted by {server.counted_by}" if server.counted_by else one.state
+    last_collected = (attempts and attempts.last_collected) or "never"
+    password_from, tls = server.password_from or "", server.tls or ""
+    return [server.name, server.engine, server.place, password_from, tls, state, last_collected]
+
+
+def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
+    return {
+        "id": one.id,
+        **asdict(one.server),
+        "state": one.state,
+        "last_collected": attempts and attempts.last_collected,
+        "last_failure": attempts and attempts.last_failure,
+    }
+
+
+DATABASES_SHOWN = 10
+
+
+@dataclass
+class _TestResult:
+    """The result of testing one server."""
+
+    server: str
+    works: bool = False
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+    grants: str | None = None
+    databases: dict[str, int] = field(default_factory=dict)
+    not_counted: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    volumes: dict[str, dict[str, int]] = field(default_factory=dict)
+    ceilings_mb: dict[str, int] = field(default_factory=dict)
+    unknown_limits: str | None = None
+
+
+@instances.command("test")
+@click.argument("name")
+@json_command
+def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
+    """Measure the server NAME, and show what works and what is missing.
+
+    Does the same as the collection, but stores nothing.
+    """
+    with opened_registry(settings) as engine:
+        [one] = registered(engine, [name])
+        if not one.is_collected:
+            raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
+        result = _test(one.server, collection_service(engine, settings))
+    if as_json:
+        print_json({**asdict(result), "day": Clock(settings.zone).today()})
+    else:
+        _print_result(result)
+    return DONE if result.works else FAILED
+
+
+def _test(server: Server, service: CollectionService) -> _TestResult:
+    result = _TestResult(server.name)
+    kind = engine_named(server.engine)
+    context = service.context
+    if readable_by_others(server.password_from, context.secrets):
+        result.warnings.append(f"Every user of this machine can read the file of {server.password_from}.")
+    if not kind.verified:
+        result.warnings.append(f"Measuring {server.engine} has not been tested against a real server.")
+    try:
+        access = access_to(
+            server, context, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
+        )
+        result.steps.append(f"password: {f'read from {server.password_from}' if server.password_from else 'none'}")
+        stages = Stages()
+        facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
+        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[facts.encrypted]
+        result.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
+        stages = Stages()
+        measurement = _measure(server, access, context.excluded.get(server.engine, ()), stages)
+        refuse_impossible(measurement.sizes)
+    except MeasureError as error:
+        result.failure = f"{error.kind}: {error.description}"
+        result.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
+        return result
+    sizes, limits = measurement.sizes, measurement.limits
+    total = human_mb(sum(size.size_mb for size in sizes))
+    result.steps.append(f"{counted(len(sizes), 'database')}, {total}, in {stages.measure_seconds or 0:.2f} s")
+    result.databases = {size.name: size.size_mb for size in sorted(sizes, key=lambda size: -size.size_mb)}
+    result.not_counted = list(measurement.not_counted)
+    result.left_out = list(measurement.left_out)
+    result.volumes = {
+        volume.name: {"total_mb": volume.total_bytes // BYTES_PER_MB, "free_mb": volume.free_bytes // BYTES_PER_MB}
+        for volume in limits.volumes
+    }
+    result.ceilings_mb = {
+        ceiling.database: ceiling.limit_bytes // BYTES_PER_MB
+        for ceiling in limits.ceilings
+        if ceiling.limit_bytes is not None
+    }
+    result.unknown_limits = limits.unknown
+    result.works = True
+    return result
+
+
+def _measure(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> Measurement:
+    """Measure a server; known sizes are kept if measuring the limits fails."""
+    try:
+        measurement = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
+    except MeasureError as error:
+        if stages.measurement is None:
+            raise
+        return replace(stages.measurement, limits=Limits(unknown=str(error)))
+    return replace(measurement, limits=possible(measurement.limits))
+
+
+def _print_result(result: _TestResult) -> None:
+    for step in result.steps:
+        say(f"works: {step}")
+    for warning in result.warnings:
+        say(f"note: {warning}")
+    if result.failure:
+        say(f"fails: {result.failure}")
+        if result.grants:
+            say("The login needs these rights; replace the name of the login with your own:")
+            for line in result.grants.splitlines():
+                say(f"  {line}")
+    else:
+        _print_measurement(result)
+
+
+def _print_measurement(result: _TestResult) -> None:
+    rows = [[name, human_mb(size_mb)] for name, size_mb in list(result.databases.items())[:DATABASES_SHOWN]]
+    more = len(result.databases) - len(rows)
+    title = f"Largest databases{f', {more:,} more' if more else ''}"
+    print_table(title, (*left("Database"), *right("Size")), rows)
+    for name, sizes in result.volumes.items():
+        say(f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free.")
+    if result.ceilings_mb:
+        ceilings = (f"{name} {human_mb(limit_mb)}" for name, limit_mb in result.ceilings_mb.items())
+        say(f"Ceilings of databases: {first_of(ceilings, NAMES_SHOWN)}.")
+    if result.unknown_limits:
+        say(f"Limits not known: {result.unknown_limits}. `capacity limits set {result.server}` declares one.")
+    if result.not_counted:
+        say(f"Not counted, because no size is reported: {first_of(result.not_counted, NAMES_SHOWN)}.")
+    if result.left_out:
+        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(result.left_out, NAMES_SHOWN)}.")
+    say("Nothing was stored. `capacity collect` measures and stores.")
+
+
+@instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
 def disable(registry: Registry, /, *, names: Sequence[str]) -> Report:
     """Take the servers NAMES out of service.
 
-    They are neither measured nor aggregated any more. Their history is kept.
+    They are no longer measured or aggregated. Their history is kept.
     """
     set_active(registry.engine, names, active=False, dry_run=registry.dry_run)
-    counted = [one.server.name for one in registered(registry.engine) if one.active and one.server.counted_by in names]
-    listed = first_of(names, NAMES_SHOWN)
-    lines = [f"Out of service: {listed}. Neither measured nor aggregated any more; the history is kept."]
-    if counted:
+    lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
+    replicas = [one.server.name for one in registered(registry.engine) if one.active and one.server.counted_by in names]
+    if replicas:
         lines.append(
-            f"Fleet totals now leave out these servers, and {first_of(counted, NAMES_SHOWN)}, which they count. To "
-            'have one of those count by itself, run `capacity instances add NAME --replace --counted-by ""`.'
+            f"Fleet totals now leave out these servers, and {first_of(replicas, NAMES_SHOWN)}, which they count. To "
+            'count one of those by itself, run `capacity instances add NAME --replace --counted-by ""`.'
         )
     return Report({"disabled": names}, lines)
 
 
-@click.command()
+@instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
 def enable(registry: Registry, /, *, names: Sequence[str]) -> Report:
     """Put the servers NAMES back into service."""
     set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
-    listed = first_of(names, NAMES_SHOWN)
-    said = f"In service: {listed}. Measured and aggregated from now on; days without samples stay gaps."
-    return Report({"enabled": names}, [said])
+    line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
+    return Report({"enabled": names}, [line])
 
 
-@click.command()
+@instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
 def remove(registry: Registry, /, *, names: Sequence[str]) -> Report:
@@ -442,10 +417,11 @@ def remove(registry: Registry, /, *, names: Sequence[str]) -> Report:
 
     A server without history is removed. The others are disabled, and keep their history.
     """
-    kept = remove_servers(registry.engine, names, dry_run=registry.dry_run)
-    gone = [name for name in names if name not in kept]
-    lines = [f"Removed: {first_of(gone, NAMES_SHOWN)}."] if gone else []
-    if kept:
-        listed = first_of(kept, NAMES_SHOWN)
-        lines.append(f"Out of service and not measured here any more: {listed}. Their history is kept.")
-    return Report({"removed": gone, "disabled": kept}, lines)
+    disabled = remove_servers(registry.engine, names, dry_run=registry.dry_run)
+    removed = [name for name in names if name not in disabled]
+    lines = [f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []
+    if disabled:
+        lines.append(
+            f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
+        )
+    return Report({"removed": removed, "disabled": disabled}, lines)

@@ -1,4 +1,4 @@
-"""`capacity labels`: whose databases they are and what they are for, as declared by people."""
+"""`capacity labels`: whose databases they are and what they are for, as people declare it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from capacity_assets.cli.declaring import (
     Registry,
     Report,
     dated_json,
-    dated_options,
     declaring,
     file_argument,
     first_day_of,
+    first_day_options,
     first_lines,
     listing,
     since,
 )
-from capacity_assets.cli.options import DAY, LazyGroup, left, say
+from capacity_assets.cli.lazy import OrderedGroup
+from capacity_assets.cli.options import DAY, left, say
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import named
 from capacity_assets.ownership.labels import (
@@ -49,35 +50,24 @@ from capacity_assets.runtime import task_runner
 COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
 CHANGES_NAMED = 10
 SECONDS_BETWEEN_LINES = 5
-COMMANDS = {
-    "set": "labels:set_",
-    "import": "labels:import_",
-    "adopt": "labels:adopt",
-    "list": "labels:list_",
-    "remove": "labels:remove",
-}
 
 
-@click.group(cls=LazyGroup, locations=COMMANDS)
+@click.group(cls=OrderedGroup)
 def labels() -> None:
     """Declare whose servers and databases they are."""
 
 
-database_option = click.option(
-    "--database", metavar="NAME", help="Its databases of this name, or pattern with * and ?."
-)
+database_option = click.option("--database", metavar="NAME", help="Databases with this name, or pattern with * and ?.")
 now_option = click.option(
-    "--now", is_flag=True, help="Compute every group at once, however long it takes. Default: for a few seconds."
+    "--now", is_flag=True, help="Compute all groups now, however long it takes. Default: for a few seconds."
 )
 
 
-@click.command("set")
+@labels.command("set")
 @click.argument("server")
 @click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
 @database_option
-@dated_options(
-    "First day on which it holds. Default: see above.", "It holds for all of history, whatever was declared before."
-)
+@first_day_options("First day of the label. Default: see above.", "Apply it to all of history; replace earlier labels.")
 @now_option
 @declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
@@ -102,61 +92,62 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
-    read = [key_and_value(pair, " A database is named with --database.") for pair in pairs]
-    values: Mapping[str, str] = {key.strip(): value for key, value in read}
+    pairs_read = [key_and_value(pair, " A database is named with --database.") for pair in pairs]
+    values: Mapping[str, str] = {key.strip(): value for key, value in pairs_read}
     if len(values) < len(pairs):
-        raise ValidationError("A key is given twice. Nothing was changed.")
+        raise ValidationError("A key is given twice.")
     day = first_day_of(first_day, always=always)
-    labels = labels_from_values(server, database, values, registry.settings.label_keys, day)
-    return _declared(registry, labels, now=now, notes=_notes(registry.engine, labels))
+    declared = labels_from_values(server, database, values, registry.settings.label_keys, day)
+    return _declare(registry, declared, now=now, notes=_notes(registry.engine, declared))
 
 
-def _notes(engine: Engine, labels: Sequence[Label]) -> Iterator[str]:
-    """Name labels with a similar spelling, and count the databases that a pattern matches."""
-    for label in labels:
+def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
+    """Return labels with a similar spelling, and the number of databases that a pattern matches."""
+    for label in declared:
         alike = written_otherwise(engine, label.key, label.value or "")
         if alike:
             yield f"note: {label.key} also has {first_of(alike, CHANGES_NAMED)}, which is another group."
-    database = labels[0].database
+    database = declared[0].database
     if database and WILDCARDS.search(database):
-        matched = counted(matching(engine, labels[0]), "database")
-        yield f"{database} matches {matched} of the newest sample, and applies to those that appear later."
+        matches = counted(matching(engine, declared[0]), "database")
+        yield f"{database} matches {matches} of the newest sample, and applies to those that appear later."
 
 
-def _declared(
-    registry: Registry, labels: Sequence[Label], *, now: bool, said: bool = False, notes: Iterable[str] = ()
+def _declare(
+    registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
 ) -> Report:
-    changes = declare_labels(registry.engine, labels, registry.today(), dry_run=registry.dry_run)
-    read = [f"{counted(len(labels), 'label')} read, {len(changes):,} of them changed."] if said else []
-    lines = first_lines(map(_change_text, changes), "more label") or ["Nothing to change: these labels hold already."]
-    document = {"read": len(labels), "changed": [dated_json(change.label) for change in changes]}
-    follow_up = partial(_follow, now=now) if changes else None
-    return Report(document, [*read, *lines, *notes], follow_up=follow_up)
+    changes = declare_labels(registry.engine, declared, registry.today(), dry_run=registry.dry_run)
+    counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
+    lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
+    document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
+    follow_up = partial(_compute_groups, now=now) if changes else None
+    return Report(document, [*counts, *lines, *notes], follow_up=follow_up)
 
 
-def _follow(registry: Registry, *, now: bool) -> None:
-    """Compute the groups that the changes touch, all of them or for a few seconds, and count the rest."""
+def _compute_groups(registry: Registry, *, now: bool) -> None:
+    """Compute the groups that the changes affect, all of them or for a few seconds, and count the others."""
     runner = task_runner(registry.engine, registry.settings)
-    done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if registry.as_json else _say_progress())
+    done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if registry.as_json else _progress_lines())
     if registry.as_json:
         return
     if done.computed:
         say(f"{counted(done.computed, 'window')} of groups computed.")
     if done.left:
         say(
-            f"Groups of {counted(done.left, 'window')} are left to the late data sensor. "
-            "`capacity groups --now` computes them at once."
+            f"The late data sensor will compute the groups of {counted(done.left, 'window')}. "
+            "`capacity groups --now` computes them now."
         )
 
 
-def _say_progress() -> Callable[[int, int], None]:
-    """Return what says every few seconds how far it is."""
-    said = [time.monotonic()]
+def _progress_lines() -> Callable[[int, int], None]:
+    """Return a function that prints the progress every few seconds."""
+    printed_at = time.monotonic()
 
-    def progress(computed: int, every: int) -> None:
-        if time.monotonic() - said[0] >= SECONDS_BETWEEN_LINES and computed < every:
-            said[0] = time.monotonic()
-            say(f"{computed:,} of {counted(every, 'window')} of groups computed")
+    def progress(computed: int, total: int) -> None:
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= SECONDS_BETWEEN_LINES and computed < total:
+            printed_at = time.monotonic()
+            say(f"{computed:,} of {counted(total, 'window')} of groups computed")
 
     return progress
 
@@ -165,21 +156,16 @@ def _change_text(change: LabelChange) -> str:
     label = change.label
     now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
     before = "" if change.before is None else f", {printable(change.before)} before"
-    until, gone = _later(change)
-    return f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{gone}."
+    until = replaced = ""
+    if change.later and label.valid_from != ALWAYS:
+        until = f" until {change.later[0][0]}"
+    elif change.later:
+        later = first_of((f"{value or 'none'} {since(day)}" for day, value in change.later), CHANGES_NAMED)
+        replaced = f"; replaces {later}"
+    return f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{replaced}."
 
 
-def _later(change: LabelChange) -> tuple[str, str]:
-    """Say up to when it holds, or what it takes away of later days."""
-    if not change.later:
-        return "", ""
-    if change.label.valid_from != ALWAYS:
-        return f" until {change.later[0][0]}", ""
-    taken = first_of((f"{value or 'none'} {since(day)}" for day, value in change.later), CHANGES_NAMED)
-    return "", f"; in place of {taken}"
-
-
-@click.command("import")
+@labels.command("import")
 @file_argument
 @now_option
 @declaring
@@ -187,12 +173,12 @@ def import_(registry: Registry, /, *, file: Path, now: bool) -> Report:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
-    What is empty is left as it is. Either all are stored or none.
+    An empty field changes nothing. Either all labels are stored or none.
     """
-    return _declared(registry, labels_of_file(file, registry.settings.label_keys), now=now, said=True)
+    return _declare(registry, labels_of_file(file, registry.settings.label_keys), now=now, count=True)
 
 
-@click.command()
+@labels.command()
 @click.argument("column")
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
@@ -200,39 +186,42 @@ def import_(registry: Registry, /, *, file: Path, now: bool) -> Report:
 def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> Report:
     """Adopt COLUMN of the table instances as a label.
 
-    For registries that another application fills. Run it again after changes there.
+    For registries that another application fills. Run it again after changes to the column.
     """
-    wanted, _ = checked(key or column, None, registry.settings.label_keys)
-    return _declared(registry, labels_of_column(registry.engine, column, wanted), now=now, said=True)
+    label_key, _ = checked(key or column, None, registry.settings.label_keys)
+    return _declare(registry, labels_of_column(registry.engine, column, label_key), now=now, count=True)
 
 
-def _cells(one: StoredLabel) -> list[object]:
-    label = one.label
+def _cells(stored: StoredLabel) -> list[object]:
+    label = stored.label
     subject = [label.server, label.database or "all without their own"]
-    since_when = since(label.valid_from).removeprefix("from ")
-    return [*subject, label.key, label.value or "none", since_when, one.valid_until or ""]
+    first_day = since(label.valid_from).removeprefix("from ")
+    return [*subject, label.key, label.value or "none", first_day, stored.valid_until or ""]
 
 
-@click.command("list")
+@labels.command("list")
 @click.argument("server", required=False)
-@click.option("--on", "day", type=DAY, help="Only labels that hold on this day.")
+@click.option("--on", "day", type=DAY, help="Only labels that apply on this day.")
 @listing(
     "Labels",
     COLUMNS,
     _cells,
-    "No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.",
+    "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
 )
 def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[StoredLabel, object]]:
-    """Show the declared labels and since when they hold."""
-    found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
-    return [(one, {**dated_json(one.label), "valid_until": one.valid_until}) for one in found]
+    """Show the declared labels and their days."""
+    return [
+        (stored, {**dated_json(stored.label), "valid_until": stored.valid_until})
+        for stored in stored_labels(engine, server)
+        if day is None or stored.holds_on(day)
+    ]
 
 
-@click.command()
+@labels.command()
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @database_option
-@dated_options("First day without them. Default: today.", "Remove them from all of history.")
+@first_day_options("First day without them. Default: today.", "Remove them from all of history.")
 @now_option
 @declaring
 def remove(  # noqa: PLR0913 -- one argument per documented option
@@ -248,9 +237,8 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
 ) -> Report:
     """Remove labels of SERVER, or of databases on it.
 
-    From today on, unless --from or --always is given. Earlier figures keep their groups.
+    They end today, unless --from or --always is given. Earlier figures keep their groups.
     """
     day = first_day_of(first_day, always=always)
-    # Also of a key that CAPACITY_LABEL_KEYS does not have any more.
-    labels = [Label(server, database, key, None, day) for key in dict.fromkeys(keys)]
-    return _declared(registry, labels, now=now)
+    # Also a key that CAPACITY_LABEL_KEYS no longer contains.
+    return _declare(registry, [Label(server, database, key, None, day) for key in dict.fromkeys(keys)], now=now)

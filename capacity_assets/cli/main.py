@@ -1,4 +1,4 @@
-"""The `capacity` command: which commands there are. Each is declared where it is implemented, and loaded when used."""
+"""The `capacity` command: the list of its commands. The module of a command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -7,67 +7,66 @@ import os
 
 import click
 
-from capacity_assets.base.files import PRIVATE_UMASK, UMASK
-from capacity_assets.base.garbage import search_rarely
-from capacity_assets.cli.options import LazyGroup
+from capacity_assets.base.process import PRIVATE_UMASK, collect_garbage_rarely
+from capacity_assets.cli.lazy import LazyCommand, LazyGroup
 
-# Before the command is loaded.
-search_rarely()
+# Before the module of a command is imported.
+collect_garbage_rarely()
 
-# In the order in which someone new meets them.
-COMMANDS = {
-    "demo": "demo:demo",
-    "up": "up:up",
-    "serve": "serve:serve",
-    "check": "check:check",
-    "init": "init:init",
-    "distribute": "distribute:distribute",
-    "status": "status:status",
-    "instances": "instances:instances",
-    "collect": "collect:collect",
-    "import": "importing:import_",
-    "aggregate": "aggregate:aggregate",
-    "plan": "aggregate:plan",
-    "volumes": "volumes:volumes",
-    "limits": "limits:limits",
-    "steps": "steps:steps",
-    "runway": "runway:runway",
-    "labels": "labels:labels",
-    "prices": "prices:prices",
-    "bill": "bill:bill",
-    "top": "top:top",
-    "groups": "groups:groups",
-    "explain": "explain:explain",
-    "report": "report:report",
-    "digest": "digest:digest",
-    "export": "export:export",
-    "maintain": "maintenance:maintain",
-    "copy": "importing:copy",
-}
+# In the order in which someone new meets them. Each summary is the first sentence of the command's own help.
+COMMANDS = [
+    LazyCommand("demo", "demo:demo", "Load a sample fleet and compute every period through Dagster."),
+    LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),
+    LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
+    LazyCommand("check", "check:check", "Say whether configuration, database and schema are fit."),
+    LazyCommand("init", "init:init", "Create the capacity tables, or upgrade them in place."),
+    LazyCommand("distribute", "distribute:distribute", "Distribute the large tables over a Citus cluster."),
+    LazyCommand("status", "status:status", "Show what is stored, what runs or waits, and what is late."),
+    LazyCommand("instances", "instances:instances", "Register the servers to be measured, and test them."),
+    LazyCommand("collect", "collect:collect", "Measure the registered servers, and store today's sizes."),
+    LazyCommand("import", "importing:import_", "Import history: samples from a file, or a legacy database."),
+    LazyCommand("aggregate", "aggregate:aggregate", "Compute aggregates without Dagster."),
+    LazyCommand("plan", "aggregate:plan", "Show what `capacity aggregate` would do; write nothing."),
+    LazyCommand("volumes", "volumes:volumes", "Show the volumes of servers, and import unreported ones."),
+    LazyCommand("limits", "limits:limits", "Declare how much servers and databases can hold."),
+    LazyCommand("steps", "steps:steps", "Declare changes of size that will not repeat."),
+    LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
+    LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
+    LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),
+    LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),
+    LazyCommand("top", "top:top", "List the databases that grew or shrank most, or the largest."),
+    LazyCommand("groups", "groups:groups", "Show the size and growth of each team, or any other group."),
+    LazyCommand("explain", "explain:explain", "Trace figures to their samples, or a group's sum to its parts."),
+    LazyCommand("report", "report:report", "Write the growth report of a window."),
+    LazyCommand("digest", "digest:digest", "Show what was out of the ordinary in a week."),
+    LazyCommand("export", "export:export", "Write stored aggregates or runways as CSV or Parquet."),
+    LazyCommand("maintain", "maintenance:maintain", "Add partitions ahead of time, and drop expired ones."),
+    LazyCommand("copy", "copying:copy", "Copy everything in the capacity database to an empty one."),
+]
 
 
 @click.group(
     cls=LazyGroup,
-    locations=COMMANDS,
+    commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="capacity_assets")
-@click.option("-v", "--verbose", is_flag=True, help="Show the log of the work on standard error.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log on standard error.")
 @click.pass_context
 def main(context: click.Context, *, verbose: bool) -> None:
     """How fast do the databases grow? Aggregates of a fleet's daily size samples.
 
     \b
     First steps:
-      capacity demo     a sample fleet, computed through Dagster, to look at
-      capacity up       the Dagster UI, its daemon and the graph, on this machine
-      capacity check    whether configuration and database are fit
+      capacity demo     a sample fleet, computed through Dagster
+      capacity up       the pages and Dagster, its UI and daemon, on this machine
+      capacity check    whether configuration, database and schema are fit
 
     Configuration comes from environment variables; see .env.example.
     """
-    # Files in the data folder and sockets of started programs are accessible to their owner only.
-    context.meta[UMASK] = os.umask(PRIVATE_UMASK)
-    context.call_on_close(lambda: os.umask(context.meta[UMASK]))
+    # Files in the data folder and the sockets of started programs are accessible to their owner only.
+    context.obj = os.umask(PRIVATE_UMASK)
+    context.call_on_close(lambda: os.umask(context.obj))
     handler = logging.StreamHandler()
     # On the handler, not the logger: Dagster sets the logger's own level to have its lines in the run log.
     handler.setLevel(logging.INFO if verbose else logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""`capacity maintain`: the partitions of the tables, and what leaves with them."""
+"""`capacity maintain`: adds partitions, and drops expired ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_serve
 
 @click.command()
 @dry_run_option
-@click.option("--despite-clock", is_flag=True, help="Drop old partitions even if today's date may be wrong.")
+@click.option("--despite-clock", is_flag=True, help="Drop expired partitions even if the clock may be wrong.")
 @json_command
 def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_json: bool) -> None:
     """Add partitions ahead of time, and drop expired ones.
 
-    Rows in default partitions move to their own. CAPACITY_RETENTION_DAYS sets how long rows are kept. Samples are
-    dropped only after every window that reads them is over and computed. Check records in Dagster's storage that
-    nothing reads any more are deleted. Under Dagster, table_maintenance_schedule does all this every day.
+    Also moves rows from default partitions to their own, and deletes check records in Dagster's storage that are no
+    longer read. CAPACITY_RETENTION_DAYS sets how long rows are kept. Samples are dropped only after all windows that
+    read them have ended and are computed. Under Dagster, table_maintenance_schedule does this every day.
 
     Nothing is dropped if today is more than 45 days after the newest sample, if the samples of the last 45 days began
     after such a gap, or if this machine's clock and PostgreSQL's differ by more than an hour.
@@ -45,7 +45,7 @@ def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_js
 
 
 def _purge(settings: Settings, report: MaintenanceReport) -> None:
-    """Delete old check records from Dagster's storage, if it exists; a note gives the reason if that fails."""
+    """Delete old check records from Dagster's storage, if it exists; if that fails, note the reason."""
     if settings.dagster_url is None and not settings.embedded_server_exists:
         return
     try:
@@ -54,15 +54,14 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
 
             events, runs = storage.event_log_storage, storage.run_storage
             report.purged_check_records = purge_check_records(events, runs, dry_run=report.dry_run)
-    except UnreachableError as error:
-        report.notes.append(f"Check records in Dagster's storage: {error}")
-    except DATABASE_FAILURES as error:
-        report.notes.append(f"Check records in Dagster's storage: {reason_of(error)}")
+    except (UnreachableError, *DATABASE_FAILURES) as error:
+        reason = str(error) if isinstance(error, UnreachableError) else reason_of(error)
+        report.notes.append(f"Check records in Dagster's storage: {reason}")
 
 
 @contextmanager
 def _errors_with_report(*, as_json: bool) -> Iterator[None]:
-    """Print what was done before the error, too."""
+    """Print what was done before the error."""
     try:
         yield
     except MaintenanceError as error:
@@ -77,8 +76,8 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     would = "would be " if report.dry_run else ""
     _print_list(f"Partitions that {would or 'were '}added", report.created)
     _print_list(f"Partitions that {would or 'were '}dropped", report.dropped)
-    _print_list("Older than they need be kept, but kept", report.kept)
-    _print_list("Left alone", report.notes)
+    _print_list("Expired, but kept", report.kept)
+    _print_list("Skipped", report.notes)
     say(
         f"{counted(len(report.created), 'partition')} {would}added, "
         f"{counted(report.moved_records, 'row')} {would}moved, "

@@ -21,12 +21,12 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
 
 @click.command()
 @window_options
-@click.option("--server", help="A page of this server alone, with all its databases.")
-@click.option("--by", help="Groups of the fleet: engine, or the key of a label. Default: the first key.")
+@click.option("--server", help="Only this server, with all its databases.")
+@click.option("--by", help="Group the fleet by engine, or by the key of a label. Default: the first key.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Where to write it; - is standard output. Default: CAPACITY_HOME/reports.",
+    help="The file; - is standard output. Default: a file in CAPACITY_HOME/reports.",
 )
 @json_command
 def report(  # noqa: PLR0913 -- one argument per documented option
@@ -64,7 +64,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     by: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Write the growth report of a window and say where it is.
+    """Write the growth report of a window and print its path.
 
     Raises:
         ValidationError: unknown period, a day outside the partition range, or a window without a stored row in it.
@@ -80,34 +80,33 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         window = runner.service.partitions.window_holding(chosen, day)
         by = by or next(iter(settings.label_keys), None)
         today = runner.service.clock.today()
-        read = read_report(runner.service.engine, chosen, window, server, today=today, by=by)
+        content = read_report(runner.service.engine, chosen, window, server, today=today, by=by)
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
-        edition = next_edition(runner.service.engine, read, path)
-    if read.computed_at is None:
-        whose = "" if server is None else f" of {server}"
+        edition = next_edition(runner.service.engine, content, path)
+    if content.computed_at is None:
+        subject = "" if server is None else f" of {server}"
         raise ValidationError(
-            f"There is no stored row{whose} in the {period} window {window.start} to {window.end}. "
-            f"`capacity plan --period {period} --from {window.start} --to {window.start}` says what could be computed. "
-            "No page was written."
+            f"There is no stored row{subject} in the {period} window {window.start} to {window.end}. "
+            f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
         )
     if str(output) == STANDARD_OUTPUT:
         with writing("Standard output"):
-            sys.stdout.write(render(read))
+            sys.stdout.write(render(content))
             sys.stdout.flush()
         return
     with writing(path):
         if output is None:
             make_report_folder(path.parent)
-        write_report(read, path, edition)
+        write_report(content, path, edition)
     if as_json:
-        steps = {f"{kind}_mb": change for kind, change in read.steps}
-        sizes = {"start_mb": read.start_mb, **steps, "end_mb": read.end_mb}
+        steps = {f"{kind}_mb": change for kind, change in content.steps}
+        sizes = {"start_mb": content.start_mb, **steps, "end_mb": content.end_mb}
         print_json({"path": str(path), "issue": edition.issue.number, **sizes})
     else:
-        known = read.known_change_mb
+        known = content.known_change_mb
         change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
-        is_open = " (not over, or not measured to its end)" if read.is_open else ""
-        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(read.end_mb)}, {change}")
+        is_open = " (incomplete)" if content.is_open else ""
+        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(content.end_mb)}, {change}")
         if edition.sentence:
             say(edition.sentence)
         say(f"Report: {path}")

@@ -1,4 +1,4 @@
-"""`capacity runway`: when servers and databases are full, the greatest risk first."""
+"""`capacity runway`: when servers and databases will be full, the greatest risk first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_mb
@@ -18,7 +19,6 @@ from capacity_assets.cli.options import (
     GIGABYTES,
     filter_options,
     json_command,
-    label_filter,
     left,
     number_listed,
     print_json,
@@ -59,7 +59,7 @@ COLUMNS = (
 @click.command()
 @click.argument("server", required=False)
 @click.argument("database", required=False)
-@click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
+@click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="Assume that every limit is this many GiB higher.")
 @filter_options
 @number_listed("show", 20)
 @json_command
@@ -75,11 +75,11 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     show: int,
     as_json: bool,
 ) -> None:
-    """Say when servers and databases are full.
+    """Show when servers and databases will be full.
 
-    With SERVER, only that one and all its databases, or one DATABASE of it. Lists what has a limit of its own, the
-    greatest risk first: the days by which it is full with a probability of 10, 50 and 90 percent, and the probability
-    of being full within 30 and 90 days. Changes nothing.
+    With SERVER, shows only that server and all its databases, or one DATABASE of it. Lists those with a limit of their
+    own, the greatest risk first: the days by which they are full with a probability of 10, 50 and 90 percent, and the
+    probability of being full within 30 and 90 days. Changes nothing.
 
     \b
     Examples:
@@ -89,74 +89,69 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
       capacity runway --label team=payments
     """
     refuse_an_absent_embedded_server(settings)
-    key, value = label_filter(label)
+    chosen = None if label is None else key_and_value(label)
     with open_engine(settings) as opened:
         refuse_an_unfit_database(opened, settings.zone, kept="Nothing was changed.")
         if server is not None:
-            registered(opened, [server])  # refuses a name that is not
+            registered(opened, [server])  # refuses an unknown name
         today = Clock(settings.zone).today()
-        found = outlooks(opened, today, server, database, add_mb=int(add_gb * MB_PER_GB))
-        if engine is not None or key is not None:
-            chosen = None if key is None else (key, str(value))
-            found = _only(opened, found, today, label=chosen, of_engine=engine)
-            if chosen is not None and not found.rows:
+        forecasts = outlooks(opened, today, server, database, add_mb=int(add_gb * MB_PER_GB))
+        if engine is not None or chosen is not None:
+            forecasts = _only(opened, forecasts, today, label=chosen, of_engine=engine)
+            if chosen is not None and not forecasts.rows:
                 refuse_unknown_label(opened, *chosen)
-    if database is not None and not found.rows and not found.unknown_limits:
-        raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}. Its limits, if any, were kept.")
-    if server is not None and not found.rows and not found.unknown_limits:
+    if server is not None and not forecasts.rows and not forecasts.unknown_limits:
+        if database is not None:
+            raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
         raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
     if as_json:
-        print_json({**asdict(found), "add_gb": float(add_gb)})
-    elif not found.rows and (engine is not None or label is not None):
-        say(f"Nothing with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
+        print_json({**asdict(forecasts), "add_gb": float(add_gb)})
+    elif not forecasts.rows and (engine is not None or label is not None):
+        say(f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
     else:
-        print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
+        print_outlooks(forecasts, add_gb=add_gb, show=show, every=server is not None)
 
 
 def _only(
-    engine: Engine, found: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
+    engine: Engine, forecasts: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
 ) -> Outlooks:
-    """Leave only what has a label and is of an engine; databases of unknown limits are not counted then."""
-    subjects = list(dict.fromkeys((row.server, row.database) for row in found.rows))
+    """Return the rows with a label and an engine; databases with unknown limits are then not counted."""
+    subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
     kept = having(engine, subjects, today, label=label, of_engine=of_engine)
-    # With a database goes what binds it: the volume, or the server as a whole.
-    bound = {(row.server, row.binds) for row in found.rows if row.database and (row.server, row.database) in kept}
+    # A database keeps the row of the limit that it reaches first: that of its volume, or of the server.
+    bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in kept}
     rows = [
         row
-        for row in found.rows
+        for row in forecasts.rows
         if (row.server, row.database) in kept
         or (row.database is None and (row.server, VOLUME if row.volume else SERVER) in bound)
     ]
-    return Outlooks(found.as_of, rows, 0, {})
+    return Outlooks(forecasts.as_of, rows, 0, {})
 
 
-def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:
-    """Print the first rows as a table, and how many limits are unknown.
+def print_outlooks(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:
+    """Print the first rows as a table, and the number of unknown limits.
 
-    Databases that have only their server's limit are left out unless `every` is asked for: the server's own row says
-    when that is reached.
+    Without `every`, databases that have only their server's limit are left out: the row of the server shows when it is
+    reached.
     """
-    rows = list(found.rows) if every else standing_for_themselves(found.rows)
+    rows = list(forecasts.rows) if every else standing_for_themselves(forecasts.rows)
     if rows:
         more = len(rows) - show
-        title = f"Full when, as of {found.as_of}"
-        if add_gb:
-            title += f", if every limit were {add_gb:,} GiB higher"
-        print_table(
-            title + (f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""),
-            COLUMNS,
-            list(map(_cells, rows[:show])),
-        )
+        higher = f", if every limit were {add_gb:,} GiB higher" if add_gb else ""
+        hidden = f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""
+        title = f"Full when, as of {forecasts.as_of}{higher}{hidden}"
+        print_table(title, COLUMNS, list(map(_cells, rows[:show])))
         for row in rows[:show]:
             if row.sooner_day is not None:
                 say(f"note: {row.display_name} on {row.server}. {row.remark}")
     else:
-        say("No limit of these is known. `capacity limits set` declares one.")
-    if found.unknown_limits and not every:
-        named = first_of((f"{server} ({databases:,})" for server, databases in found.unknown_on.items()), NAMED)
-        say(f"Without a known limit: {named}. `capacity runway SERVER` lists them.")
-    if found.unknown_limits:
-        say(f"Limit unknown: {counted(found.unknown_limits, 'database')}.")
+        say("None of these has a known limit. `capacity limits set` declares one.")
+    if forecasts.unknown_limits and not every:
+        servers = (f"{server} ({databases:,})" for server, databases in forecasts.unknown_on.items())
+        say(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")
+    if forecasts.unknown_limits:
+        say(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
 
 
 def _cells(row: Outlook) -> list[object]:

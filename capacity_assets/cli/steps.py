@@ -1,4 +1,4 @@
-"""`capacity steps`: changes of size that will not repeat, as declared by people."""
+"""`capacity steps`: changes of size that will not repeat, as people declare them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import counted, human_mb, printable
 from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
-from capacity_assets.cli.options import DAY, LazyGroup, left
+from capacity_assets.cli.lazy import OrderedGroup
+from capacity_assets.cli.options import DAY, left
 from capacity_assets.forecast.limits import (
     SizeStep,
     declare_steps,
@@ -24,26 +25,25 @@ from capacity_assets.forecast.limits import (
     stored_steps,
 )
 
-COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 COLUMNS = (*left("Day", "Server", "Database"), ("Note", "text"))
 
 
-@click.group(cls=LazyGroup, locations=COMMANDS)
+@click.group(cls=OrderedGroup)
 def steps() -> None:
     """Declare changes of size that will not repeat."""
 
 
-@click.command()
+@steps.command()
 @click.argument("server")
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="First day with the new size.")
-@click.option("--note", required=True, help="What happened, as 'archive purged'.")
+@click.option("--note", required=True, help="What happened, such as 'archive purged'.")
 @declaring
 def add(registry: Registry, /, *, server: str, database: str | None, day: date, note: str) -> Report:
-    """Declare a change of size that happened once, on a day.
+    """Declare a change of size that happened once.
 
-    It is one of SERVER, or of one DATABASE of it. Forecasts then leave that change out: they go on from the new size,
-    as if it had always been so.
+    The size of SERVER changed, or that of one DATABASE of it. Forecasts ignore the change and continue from the new
+    size.
 
     \b
     Examples:
@@ -51,57 +51,58 @@ def add(registry: Registry, /, *, server: str, database: str | None, day: date, 
       capacity steps add db-7 --day 2026-05-02 --note "moved to compressed tables"
     """
     if not note.strip():
-        raise ValidationError("Say what happened: --note is empty. Nothing was changed.")
+        raise ValidationError("--note is empty: describe what happened.")
     step = SizeStep(server, database, day, note)
     effect = _effect_of(*sizes_around(registry.engine, step))
-    return _declared(registry, [step], f"{named(server, database)}: {printable(note)}, {day}. {effect}")
+    return _declare(registry, [step], f"{named(server, database)}: {printable(note)}, {day}. {effect}")
 
 
 def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
     if after_mb is None:
-        return "The step takes effect with the first size that is measured on that day or later."
+        return "It takes effect with the first size that is measured on that day or later."
     if before_mb is None:
-        return "No size of it is known from before that day, so there is no change to leave out."
-    return f"Forecasts leave the change from {human_mb(before_mb)} to {human_mb(after_mb)} out."
+        return "No size is known from before that day, so there is no change to ignore."
+    return f"Forecasts ignore the change from {human_mb(before_mb)} to {human_mb(after_mb)}."
 
 
-def _declared(registry: Registry, steps: Sequence[SizeStep], said: str) -> Report:
-    replaced = declare_steps(registry.engine, steps, dry_run=registry.dry_run)
-    lines = [said]
+def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> Report:
+    replaced = declare_steps(registry.engine, declared, dry_run=registry.dry_run)
+    lines = [headline]
     if replaced:
         step, more = replaced[0], len(replaced) - 1
         others = f" and those of {counted(more, 'other step')}" if more else ""
         verb = "would replace" if registry.dry_run else "replaces"
         subject = f"{named(step.server, step.database)}, {step.day}"
         lines.append(f"note: This {verb} the note {step.note!r} of {subject}{others}.")
-    document = {"steps": list(map(asdict, steps)), "replaced_notes": list(map(asdict, replaced))}
-    return Report(document, lines, {step.server for step in steps})
+    document = {"steps": list(map(asdict, declared)), "replaced_notes": list(map(asdict, replaced))}
+    return Report(document, lines, {step.server for step in declared})
 
 
-@click.command("import")
+@steps.command("import")
 @file_argument
 @declaring
 def import_(registry: Registry, /, *, file: Path) -> Report:
     """Declare the steps that a CSV file lists.
 
-    Columns are server, database (empty: every database of the server), day and note. Either all are stored or none.
+    Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
+    none.
     """
-    steps = steps_of_file(file)
-    return _declared(registry, steps, registry.read_from(file, len(steps), "step"))
+    declared = steps_of_file(file)
+    return _declare(registry, declared, registry.read_from(file, len(declared), "step"))
 
 
 def _cells(step: SizeStep) -> list[object]:
     return [step.day, step.server, step.database or "every database", step.note]
 
 
-@click.command("list")
-@listing("Steps", COLUMNS, _cells, "No step is declared.")
+@steps.command("list")
+@listing("Steps", COLUMNS, _cells, "No step is declared. `capacity steps add` declares one.")
 def list_(engine: Engine, /) -> list[tuple[SizeStep, object]]:
-    """Show every declared step, by day."""
+    """Show all declared steps, by day."""
     return [(step, asdict(step)) for step in stored_steps(engine)]
 
 
-@click.command()
+@steps.command()
 @click.argument("server")
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
@@ -109,5 +110,5 @@ def list_(engine: Engine, /) -> list[tuple[SizeStep, object]]:
 def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> Report:
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)
-    said = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
-    return Report({"removed": {"server": server, "database": database, "day": day}}, [said], {server})
+    line = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
+    return Report({"removed": {"server": server, "database": database, "day": day}}, [line], {server})

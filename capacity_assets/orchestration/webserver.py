@@ -26,7 +26,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from capacity_assets.base.files import PRIVATE_UMASK
+from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.orchestration.partitions import REPORTS_PATH
 from capacity_assets.orchestration.private.serving import (
     WorkspaceFileTarget,

@@ -59,7 +59,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         assert re.search(rf"{period} +database", outputs["capacity plan --period all --from $first"]), period
     # As the page says of the second time.
     assert " 0 rows written" in again("aggregate", "--period", "all", "--from", variables["first"])
-    assert "another value than stored" in again("import", "samples.csv")
+    assert "differ from the stored sample" in again("import", "samples.csv")
     [row] = [line for line in outputs["capacity runway"].splitlines() if line.startswith("db-1   orders")]
     assert len(set(re.findall(r"\d{4}-\d\d-\d\d", row))) == 1, "the three days agree"
     assert "Limit unknown: 1 database." in outputs["capacity runway"]

@@ -198,7 +198,7 @@ def test_invalid_prices_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "postgres"], "No registered server is of the engine 'postgres'. Did you mean 'postgresql'?"),
+        (["--engine", "postgres"], "No registered server has the engine 'postgres'. Did you mean 'postgresql'?"),
         (["--label", "team=payment"], "Nothing has the label team=payment. Did you mean 'team=payments'?"),
     ],
 )

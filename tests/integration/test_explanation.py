@@ -108,7 +108,7 @@ def test_a_retired_server_is_said_to_be_one(engine: Engine) -> None:
 
     output = explained("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
 
-    assert "The server is not active: it is aggregated no more, and what is stored of it stays." in output
+    assert "The server is not active: it is no longer aggregated, and its stored rows are kept." in output
     assert "Every stored figure is what its samples give." in output
 
 
@@ -131,7 +131,7 @@ UNEXPLAINED = [
     (("orders", "--server", "server-9", "--period", "monthly"), "There is no server 'server-9'"),
     (("orders", "--period", "monthly", "--window", "2024-02-01"), "lies outside the monthly partition range"),
     (("--period", "monthly"), "Name a database, a server with --server, or a group"),
-    (("both", "--period", "monthly"), "2 servers have a database of the name 'both': server-1, server-2."),
+    (("both", "--period", "monthly"), "2 servers have a database named 'both': server-1, server-2."),
     (("orders", "--period", "monthly", "--window", "2025-02-30"), "is not a day of the calendar"),
 ]
 

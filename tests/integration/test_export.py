@@ -216,7 +216,7 @@ def test_an_ending_that_means_something_else_is_refused(tmp_path: Path) -> None:
     refused = capacity("export", "--period", "monthly", "--output", str(tmp_path / "x.xlsx"))
 
     assert refused.exit_code == 2
-    assert ".xlsx files are not made: name it .csv or .parquet" in refused.stderr
+    assert ".xlsx is not a known format: use .csv or .parquet" in refused.stderr
     assert list(tmp_path.glob("*.xlsx")) == []
 
 

@@ -130,7 +130,7 @@ def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkey
     computed = capacity("groups", *april, "--now").output
     at_once = labelled("set", "server-2", "team=platform", "--now")
 
-    assert "Groups of 2 windows are left to the late data sensor." in declared
+    assert "The late data sensor will compute the groups of 2 windows." in declared
     assert "Labels or samples changed at " in behind
     assert "payments" not in behind
     assert "samples changed" not in computed
@@ -143,7 +143,7 @@ def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkey
 def test_without_any_label_the_fleet_is_one_group_and_says_how_to_declare_one() -> None:
     shown = capacity("groups", "--window", "2025-04-01").output
 
-    assert "Nothing has such a label yet. `capacity labels set`" in shown
+    assert "No database has such a label yet. `capacity labels set`" in shown
     assert "There are no groups by 'colour'" in capacity("groups", "--by", "colour").output
 
 
@@ -182,7 +182,7 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
         ["server-2", *["all", "that", "has", "no", "other", "value"], "29", "48", "MiB", "of", "the", "server,", "from",
          "2025-04-02"],
     ]  # fmt: skip
-    assert "In all 10,315 MiB added up over 30 measured days, 343 MiB per day. The stored row has the same." in shown
+    assert "Total: 10,315 MiB over 30 measured days, 343 MiB per day. The stored row has the same." in shown
     [platform] = found["parts"]
     assert (platform["database"], platform["sum_mb"], platform["days"]) == (None, 30_000, 30)
     assert found["agrees"]
@@ -213,8 +213,8 @@ UNEXPLAINED = [
     ),
     (["--label", "team", "--period", "monthly"], "write team=payments"),
     (["--label", "taem=a", "--period", "monthly"], "Did you mean 'team'?"),
-    (["--label", "team=a"], "Say which figures: --period"),
-    (["orders", "--label", "team=a", "--period", "monthly"], "--label explains a group as a whole"),
+    (["--label", "team=a"], "Give --period, one of"),
+    (["orders", "--label", "team=a", "--period", "monthly"], "--label explains a whole group"),
 ]
 
 

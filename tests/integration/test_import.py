@@ -96,7 +96,7 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
     assert [line.partition(":")[0] for line in report["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
     assert totals(engine) == [("alpha", "2025-01-01", 60, 3)]
     assert shown.exit_code == 1
-    assert "--on-conflict replace takes the file's instead" in shown.output
+    assert "--on-conflict replace replaces them" in shown.output
 
 
 def test_replacing_takes_the_files_values_and_the_totals_follow(engine: Engine, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_rows_that_contradict_each_other_are_named_also_where_stored_ones_are_re
     done = capacity("import", file, "--on-conflict", "replace")
 
     assert "another row has 78 MiB" in done.output
-    assert "These rows contradict others of the same day" in done.output
+    assert "These rows contradict other imported rows of the same day" in done.output
     assert "Stored samples were kept" not in done.output
     assert rows(engine, "SELECT size_mb FROM database_size_stats") == [(78,)]
 

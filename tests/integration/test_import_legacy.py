@@ -65,7 +65,7 @@ def test_a_dry_run_of_a_legacy_database_writes_nothing(
     done = capacity("import", "env:LEGACY", "--dry-run")
 
     assert done.exit_code == 0
-    assert "6 servers would be registered, 0 known here by name already." in done.output
+    assert "6 servers would be registered, 0 already known by name." in done.output
     assert "3,561 new samples" in " ".join(done.output.split())
     assert "database_size_aggregations: 1 read, 1 new." in done.output
     assert stored(engine, DATABASE) == []

@@ -49,8 +49,8 @@ NO_LIMITS = [
     (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
     (["server-1", "--gb", "nan"], "'nan' is not a limit"),
     (["server-1", "--gb", "9e15"], "'9e15' is not a limit; it must be above zero, and at most"),
-    (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
-    (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
+    (["server-1"], "Give either --gb or --unlimited."),
+    (["server-1", "--gb", "1", "--unlimited"], "Give either --gb or --unlimited."),
 ]
 
 

@@ -82,7 +82,7 @@ def test_plan_of_many_windows_lists_those_with_work_only() -> None:
 
     result = capacity("plan", *asked)
 
-    assert "nothing would be written, not listed: 60" in result.output
+    assert "Not listed, because nothing would be written: 60 windows and levels." in result.output
     assert "2025-04-30" in result.output
     assert "2025-03-01" not in result.output
 
@@ -97,4 +97,4 @@ def test_plan_needs_no_right_to_write(engine: Engine, database: URL) -> None:
     result = capacity("plan", *asked)
 
     assert result.exit_code == 0, result.output
-    assert "Rows: would write 0, leave 181 as they are" in " ".join(result.output.split())
+    assert "Rows: would write 0; 181 are up to date" in " ".join(result.output.split())

@@ -36,14 +36,14 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     replaced = capacity(*arguments, "two", "--replace")
 
     assert refused.exit_code == 2
-    assert "registered already. Nothing was changed." in refused.output
+    assert "is already registered. `--replace` changes it." in refused.output
     assert replaced.exit_code == 0
     assert registered(engine)[0].server.host == "two"
 
 
 NO_SERVERS = [
-    (["a", "--host", "h"], "--engine is needed"),
-    (["a"], "Server 'a' is new, so --engine and --host are needed. Nothing was registered."),
+    (["a", "--host", "h"], "Give --engine."),
+    (["a"], "Server 'a' is new. Give --engine and --host."),
     (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
     (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
 ]
@@ -200,7 +200,7 @@ def test_a_server_without_history_can_be_removed_and_one_with_history_is_disable
     message = capacity("instances", "remove", "typo", "old").output
 
     assert "Removed: typo." in message
-    assert "not measured here any more: old. Their history is kept." in message
+    assert "no longer measured here: old. Their history is kept." in message
     assert names(engine) == {"old": "disabled"}
 
 

@@ -33,7 +33,7 @@ def test_trying_a_server_says_what_works(
     answer = json.loads(capacity("instances", "test", "a", "--json").output)
 
     assert tried.exit_code == 0, tried.output
-    assert "works: password: found by env:TRIED_PASSWORD" in tried.output
+    assert "works: password: read from env:TRIED_PASSWORD" in tried.output
     assert "PostgreSQL" in tried.output
     assert "not encrypted" in tried.output
     assert "1 database," in tried.output

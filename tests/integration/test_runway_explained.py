@@ -47,15 +47,15 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     document = json.loads(capacity("explain", "--runway", "--server", "server-1", "--json").output)
 
     assert added.output == (
-        f"orders on server-1: archive purged, {PURGED}. Forecasts leave the change from 4.2 GiB to 2.7 GiB out.\n"
+        f"orders on server-1: archive purged, {PURGED}. Forecasts ignore the change from 4.2 GiB to 2.7 GiB.\n"
     )
     assert before.probabilities[90] < 1
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
     assert orders.change_mb_per_day == 10
     assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
     assert whole.change_mb_per_day == orders.change_mb_per_day
-    assert [line for line in message if line.startswith("Left out")] == [f"Left out: {PURGED}, orders: archive purged."]
-    assert message[-1] == "Both ways come to the same."
+    assert [line for line in message if line.startswith("Ignored")] == [f"Ignored: {PURGED}, orders: archive purged."]
+    assert message[-1] == "Both calculations agree."
     assert document["steps"] == [
         {"server": "server-1", "database": "orders", "day": str(PURGED), "note": "archive purged"}
     ]
@@ -74,7 +74,10 @@ def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None
     removed = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
     again = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
 
-    assert (rehearsed.output.splitlines()[-1], empty) == ("Dry run: nothing was changed.", "No step is declared.\n")
+    assert (rehearsed.output.splitlines()[-1], empty) == (
+        "Dry run: nothing was changed.",
+        "No step is declared. `capacity steps add` declares one.\n",
+    )
     assert done.output == f"2 steps declared from {good}.\n"
     assert refused.exit_code == 2
     assert "line 2: 'yesterday' is not a day; write 2026-03-31." in refused.output
@@ -93,13 +96,13 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
     assert message[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
-    assert message[1] == "Measured days that were looked at: 200"
-    assert message[2] == "Daily changes from 10.000 to 10.000 MiB count as they are, 0 beyond were cut to these."
-    assert message[3] == "Drift: 10.000 MiB per day; a second way: 10.000. It was the better forecast."
+    assert message[1] == "Measured days: 200"
+    assert message[2] == "Daily changes between 10.000 and 10.000 MiB are used unchanged; 0 beyond were cut to these."
+    assert message[3] == "Drift: 10.000 MiB per day; by the second calculation: 10.000. It was the better forecast."
     assert message[-3:] == [
         "Limit: 3.5 GiB, own limit, declared.",
         f"Full: early {ORDERS_FULL}, middle {ORDERS_FULL}, late {ORDERS_FULL}.",
-        "Both ways come to the same.",
+        "Both calculations agree.",
     ]
     assert (document["agrees"], document["drift_mb_per_day"], document["cut_changes"]) == (True, 10, 0)
     assert document["band_mb"]["30"] == [3314, 3314]
@@ -117,7 +120,7 @@ def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is
     assert "unlimited" not in row
     assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
     assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
-    assert "Say which figures: --period, one of daily," in unclear.output
+    assert "Give --period, one of daily," in unclear.output
     assert "cannot be combined with --period, --window or --all" in both.output
     assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
     assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
@@ -137,7 +140,7 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
         f"Full: early {full}, middle {full}, late {full}.",
-        "Both ways come to the same.",
+        "Both calculations agree.",
     ]
     assert refused.exit_code == 2
 
@@ -168,5 +171,5 @@ def test_without_any_limit_the_screen_says_how_to_declare_one() -> None:
     shown = capacity("runway")
 
     assert shown.exit_code == 0
-    assert "No limit of these is known. `capacity limits set` declares one." in shown.output
+    assert "None of these has a known limit. `capacity limits set` declares one." in shown.output
     assert "Limit unknown: 3 databases." in shown.output

@@ -148,7 +148,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     assert str(table.schema.field("probability_30_days").type) == "double"
     assert table.column("full_middle").to_pylist()[0] == full
     assert {refused.exit_code for refused in unclear} == {2}
-    assert all("Say what to write: either --period or --runway." in refused.output for refused in unclear)
+    assert all("Give either --period or --runway." in refused.output for refused in unclear)
 
 
 @pytest.mark.usefixtures("today")
@@ -169,7 +169,7 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
-    place = message.index("What was said before")
+    place = message.index("Earlier forecasts")
     full = str(TODAY + timedelta(days=20))
     assert [line.split() for line in message[place + 2 : place + 4]] == [
         [str(TODAY - timedelta(days=7)), full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
@@ -185,8 +185,8 @@ def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_presen
 
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
 
-    assert message[message.index("What was said before") + 2].split()[-1] == "+50.0%"
-    assert any(line.startswith("Errors are what was measured less what was forecast.") for line in message)
+    assert message[message.index("Earlier forecasts") + 2].split()[-1] == "+50.0%"
+    assert any(line.startswith("Errors are measured minus forecast sizes.") for line in message)
 
 
 def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_changed(engine: Engine) -> None:

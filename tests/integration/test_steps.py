@@ -19,8 +19,8 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
     early = capacity("steps", "add", "server-1", "orders", "--day", "2001-01-01", "--note", "long ago")
     empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
 
-    assert "The step takes effect with the first size that is measured on that day or later." in added.output
-    assert "No size of it is known from before that day, so there is no change to leave out." in early.output
+    assert "It takes effect with the first size that is measured on that day or later." in added.output
+    assert "No size is known from before that day, so there is no change to ignore." in early.output
     assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)
     assert "planned" not in capacity("explain", "orders", "--runway").output, "it lies ahead"
 

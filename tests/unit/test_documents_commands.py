@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import click
 import pytest
@@ -31,11 +33,11 @@ def leaves() -> dict[str, click.Command]:
 
 
 def commands_of(group: click.Group) -> dict[str, click.Command]:
-    """The commands of a group, which are loaded when they are asked for."""
+    """The commands of a group, imported as for a call."""
     context = click.Context(group)
-    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
-    assert None not in found.values()
-    return found  # type: ignore[return-value]
+    commands = {name: group.resolve_command(context, [name])[1] for name in group.list_commands(context)}
+    assert None not in commands.values()
+    return commands  # type: ignore[return-value]
 
 
 def test_no_command_is_cut_short_in_the_help() -> None:
@@ -44,6 +46,23 @@ def test_no_command_is_cut_short_in_the_help() -> None:
         help_text = group.get_help(click.Context(group, max_content_width=80, terminal_width=80))
 
         assert [line for line in help_text.splitlines() if line.endswith("...") and "Usage" not in line] == []
+
+
+def test_the_overview_says_what_the_help_of_each_command_begins_with() -> None:
+    summaries = {name: command.short_help for name, command in main.commands.items()}
+
+    assert summaries == {name: command.get_short_help_str(limit=100) for name, command in commands_of(main).items()}
+
+
+def test_the_overview_imports_no_command() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from capacity_assets.cli.main import main; "
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0; "
+        "print([name for name in ('sqlalchemy', 'pydantic', 'dagster', 'numpy', 'rich') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert loaded.stdout.strip() == "[]"
 
 
 def test_every_command_and_option_is_documented_and_no_other() -> None:

@@ -112,7 +112,7 @@ def test_the_command_says_what_it_would_do_does_it_and_says_where_everything_lie
     assert len(done["done"]) == 7
     assert {table["shards"] for table in done["tables"]} == {SHARDS}
     again = capacity("distribute", "--shards", str(SHARDS))
-    assert "Everything was distributed already. Nothing was changed." in again.output
+    assert "All tables are distributed already." in again.output
     assert f"{SHARDS} shards on 2 nodes" in again.output
 
 

@@ -1,0 +1,213 @@
+"""The runs of `capacity demo`: the windows of the sample fleet, through the jobs of the graph, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import dagster as dg
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.levels import LEVELS
+from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.base.settings import HORIZONS_DAYS, Settings
+from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.documents import (
+    DIGEST,
+    DIGEST_JOB,
+    DIGEST_PERIOD,
+    GROWTH_REPORT,
+    GROWTH_REPORT_JOB,
+    REPORT_PERIOD,
+    SHOWBACK,
+    SHOWBACK_JOB,
+)
+from capacity_assets.orchestration.late_data import report_marks, unmarked_days
+from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name, job_name
+from capacity_assets.orchestration.private.definitions import (
+    InMemoryJob,
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+    execute_run,
+)
+from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
+from capacity_assets.orchestration.schedules import range_tags
+from capacity_assets.runtime import collection_service
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+# The UI shows a run on the pages of its job and on the timeline only if it names its code location.
+CODE_LOCATION = "capacity_assets"
+DEMO_TAG = "capacity/demo"
+
+
+class RunFailedError(CapacityError):
+    """A run of the demo failed; finished runs were kept."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Adjacent windows that one run of a job computes."""
+
+    job: str
+    subject: str
+    windows: Sequence[Window]
+
+
+def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
+    """Report the loaded days to Dagster, today included, as its sensor would later."""
+    if settings.collection == "on":
+        service = collection_service(engine, settings)
+        report_marks(instance, list(unmarked_days(instance, service, settings, before=today + timedelta(days=1))))
+
+
+@dataclass(frozen=True)
+class OpenWork:
+    """What is left to do: windows to compute, documents to make of them, and maintenance, which drops samples."""
+
+    windows: Sequence[Chunk]
+    documents: Sequence[Chunk]
+    maintenance: Sequence[Chunk]
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All of it, in order."""
+        return (*self.windows, *self.documents, *self.maintenance)
+
+
+def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> OpenWork:
+    """Return the windows without a materialisation, and those that read newly loaded samples."""
+    days = first_day, today
+    windows, documents, maintenance = [], [], []
+    for period in PERIODS.values():
+        names = [asset_name(period, level) for level in LEVELS.values()]
+        for span in _open_spans(instance, period, names, days, fleet):
+            windows.append(Chunk(job_name(period), f"the {period.name} windows", span))
+    # Before the reports, which show them.
+    for day in _runway_days(instance, first_day, today):
+        documents.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
+    for name, asset, job, subject in (
+        (REPORT_PERIOD, GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
+        (REPORT_PERIOD, SHOWBACK, SHOWBACK_JOB, "the bills"),
+        (DIGEST_PERIOD, DIGEST, DIGEST_JOB, "the digests"),
+    ):
+        documents += [Chunk(job, subject, span) for span in _open_spans(instance, PERIODS[name], [asset], days, fleet)]
+    if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
+        maintenance.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
+    return OpenWork(windows, documents, maintenance)
+
+
+def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[date]:
+    """Return today and the days whose forecasts come due today, which gives scores; each forecast takes a second."""
+    done = instance.get_materialized_partitions(dg.AssetKey(RUNWAY))
+    due = [today - timedelta(days=days) for days in reversed(HORIZONS_DAYS)]
+    return [day for day in (*due, today) if day >= first_day and day.isoformat() not in done]
+
+
+def _open_spans(
+    instance: dg.DagsterInstance, period: Period, names: Sequence[str], days: tuple[date, date], fleet: LoadedFleet
+) -> Iterator[Sequence[Window]]:
+    done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(name)) for name in names))
+    windows = period.windows_between(*days)
+    to_compute = [window for window in windows if window.key not in done or _reads_new_samples(period, window, fleet)]
+    for span in adjacent_spans(to_compute):
+        for first in range(0, len(span), PARTITIONS_PER_RUN):
+            yield span[first : first + PARTITIONS_PER_RUN]
+
+
+def _reads_new_samples(period: Period, window: Window, fleet: LoadedFleet) -> bool:
+    """Whether samples were added to the window or the one before it."""
+    if fleet.first_day_added is None or fleet.last_day_added is None:
+        return False
+    return period.previous(window).start <= fleet.last_day_added and window.end >= fleet.first_day_added
+
+
+def materialise(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    work: OpenWork,
+    *,
+    on_windows: Callable[[int], None],
+    recompute: Callable[[], RunSummary],
+) -> tuple[int, RunSummary]:
+    """Run the jobs, and recompute the windows while documents are made of them, which only read.
+
+    Returns the number of written rows, and the result of `recompute`. `on_windows` gets the windows of each run.
+
+    Raises RunFailedError, and KeyboardInterrupt if a run was interrupted.
+    """
+    if not work.chunks:
+        return 0, recompute()
+    # The demo sends no mail about servers that do not exist.
+    definitions = build_definitions(settings.model_copy(update={"digest_receivers": None}))
+
+    def run(chunks: Sequence[Chunk]) -> int:
+        written = 0
+        for chunk in chunks:
+            written += _materialise_chunk(definitions, instance, chunk)
+            on_windows(len(chunk.windows))
+        return written
+
+    with ThreadPoolExecutor(1, thread_name_prefix="recompute") as thread:
+        written = run(work.windows)
+        recomputed = thread.submit(recompute)
+        written += run(work.documents)
+        summary = recomputed.result()
+        return written + run(work.maintenance), summary
+
+
+def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: Chunk) -> int:
+    tags = range_tags(chunk.windows) if chunk.windows else {}
+    result = _execute(definitions.resolve_job_def(chunk.job), instance, tags)
+    if not result.success:
+        reasons = _reasons(result)
+        if "DagsterExecutionInterruptedError" in reasons:
+            raise KeyboardInterrupt
+        span = f" {chunk.windows[0].key} to {chunk.windows[-1].key}" if chunk.windows else ""
+        raise RunFailedError(
+            f"Run {result.run_id} over {chunk.subject}{span} failed. {reasons} "
+            "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
+        )
+    counts = [
+        event.materialization.metadata["written_records"].value
+        for event in result.get_asset_materialization_events()
+        if "written_records" in event.materialization.metadata
+    ]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dg.JobExecutionResult:
+    """Run a job in this process, as one of the code location that `capacity up` serves."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
+    run = instance.create_run_for_job(
+        job,
+        run_config=QUIET,
+        tags={**job.run_tags, **tags, DEMO_TAG: "true"},
+        remote_job_origin=RemoteJobOrigin(repository, job.name),
+    )
+    return execute_run(InMemoryJob(job), run, instance)
+
+
+def _reasons(result: dg.JobExecutionResult) -> str:
+    """Return the texts of the failed steps, or the class of an error without one."""
+    failures = [event.step_failure_data for event in result.get_step_failure_events()]
+    texts = [
+        failure.user_failure_data.description if failure.user_failure_data else failure.error and failure.error.cls_name
+        for failure in failures
+    ]
+    return " ".join(text for text in texts if text)
+
+
+def forget_runs(settings: Settings, instance: dg.DagsterInstance) -> None:
+    """Delete the runs of the demo, and Dagster's records of the assets."""
+    for run in instance.get_runs(dg.RunsFilter(tags={DEMO_TAG: "true"})):
+        instance.delete_run(run.run_id)
+    # Other code locations may keep their own records in the same storage.
+    ours = build_definitions(settings).resolve_asset_graph().get_all_asset_keys()
+    instance.wipe_assets([key for key in instance.all_asset_keys() if key in ours])
