@@ -1,7 +1,6 @@
 """The processes under `capacity up`: code server, web server, daemon and the pages, as one process group.
 
-Not `dagster dev`, whose web server answers every page of every site; see `orchestration.webserver`. When they are
-started, and what is said about them, is decided in `up`.
+Not `dagster dev`, whose web server answers requests from pages of any site; see `orchestration.webserver`.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ REPORT_SECONDS = 3
 
 @dataclass
 class Processes:
-    """Code server, web server, daemon and pages: one process group of its own, so that Ctrl-C reaches only us."""
+    """Code server, web server, daemon and pages, in a process group of their own: Ctrl-C reaches only `capacity up`."""
 
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]
     ) -> None:
-        """Start one more, with a name for people; the first one leads the group."""
+        """Start a process; the first one leads the group."""
         process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
             [sys.executable, "-m", *arguments],
-            # Elsewhere Dagster would read a .env file, which beats the variables it is given.
+            # In another folder Dagster might read a .env file, which overrides the environment.
             cwd=environment["DAGSTER_HOME"],
             env=environment,
             stdout=log,
@@ -58,29 +57,29 @@ class Processes:
 
     @property
     def group(self) -> int:
-        """Number of the group."""
+        """The number of the process group."""
         return next(iter(self.running.values())).pid
 
     @property
     def ended(self) -> subprocess.Popen[bytes] | None:
-        """The first one that is there no more."""
+        """The first process that has ended, or None."""
         return next((process for process in self.running.values() if process.poll() is not None), None)
 
-    def _left(self) -> list[str]:
-        return [name for name, process in self.running.items() if process.poll() is None]
-
     def end(self, report: Callable[[str], None]) -> None:
-        """Ask each to stop, the code server last, then whatever outlives them; `report` gets what takes long."""
+        """Interrupt each process, the code server last, then end the group; `report` gets a text if that takes long."""
         for process in reversed(self.running.values()):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
         started = time.monotonic()
         report_at = REPORT_SECONDS
-        while (left := self._left()) and (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
+        while (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
+            names = [name for name, process in self.running.items() if process.poll() is None]
+            if not names:
+                break
             if waited >= report_at:
-                # Where the terminal is gone there is nobody to tell, and the processes must end all the same.
+                # The terminal may be closed; the processes must still end.
                 with suppress(OSError):
-                    report(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
+                    report(f"Waiting for {', '.join(names)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
                 report_at += REPORT_SECONDS
             time.sleep(STOP_POLL_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -91,40 +90,40 @@ class Processes:
             deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
             while _group_remains(self.group) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-                self.ended  # noqa: B018 -- takes note of those that ended, which would remain as zombies
+                self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
         for process in self.running.values():
             process.wait()
 
 
 def open_no_link(path: Path, mode: str) -> IO[Any]:
-    """Open a file in our folder; raises CommandFailedError if it is a symbolic link, which could point anywhere."""
+    """Open a file in the data folder; raises CommandFailedError if it is a symbolic link."""
     try:
         return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise CommandFailedError(f"{path} is a symbolic link. Nothing was started. Remove the link.") from None
+        raise CommandFailedError(f"{path} is a symbolic link, which could point anywhere. Remove the link.") from None
 
 
 def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str]:
-    """Return the options of the web server that are known beforehand."""
+    """Return the options of Dagster's web server."""
     further = (word for name in names for word in ("--name", name))
     return ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
 
 
 def pages_options(port: int, names: Sequence[str]) -> list[str]:
-    """Return the options of the pages; browsers know them by the same hosts as the UI."""
+    """Return the options of the pages, which browsers reach by the same hosts as the UI."""
     hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
     return ["--port", str(port), *(word for host in hosts for word in ("--name", host))]
 
 
 @contextmanager
-def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
+def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes need
     home: Path, environment: dict[str, str], web: Sequence[str], pages: Sequence[str], log: Path, lock: IO[str]
 ) -> Iterator[Processes]:
     """Run the processes with Dagster's `home`, and end them in order.
 
-    `web` are options of Dagster's web server, `pages` those of the pages; without any these are not served.
+    `web` are the options of Dagster's web server, `pages` those of the pages; without any the pages are not served.
     """
     code = socket_folder(home, CODE_SOCKET) / CODE_SOCKET
     code.unlink(missing_ok=True)
@@ -132,7 +131,7 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
     target = {"socket": str(code), "location_name": LOCATION}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
     # Not `code-server start`: its inner server exits if a pause, such as a sleeping laptop, delays its heartbeat, and
-    # nothing restarts it.
+    # is not restarted.
     code_server = ["api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
     others = {
         "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
@@ -147,21 +146,21 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
             lock.write(str(processes.group))
             lock.flush()
             _wait_for_code(processes, code)
-            # Once it has ended, its group cannot be joined; who waits for the web server says why it ended.
+            # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
             for name, arguments in others.items() if not processes.ended else ():
                 processes.start(name, arguments, environment, output, lock)
             yield processes
         finally:
             if processes.running:
                 processes.end(say)
-            # So that later commands do not contact a code location that is no longer served.
+            # Later commands must not contact a code location that is no longer served.
             workspace.unlink(missing_ok=True)
 
 
 def _wait_for_code(processes: Processes, code: Path) -> None:
-    """Wait for the code server: without it the web server would serve a page without assets, and look again later.
+    """Wait for the code server: without it the web server first shows a page without assets.
 
-    One that has ended, or takes too long, is left to who waits for the web server.
+    Returns also if it has ended or takes too long; waiting for the web server reports that.
     """
     from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
 

@@ -1,7 +1,7 @@
-"""`capacity up`: pages, web server, daemon and code location as one foreground process.
+"""`capacity up`: the pages and Dagster as one foreground process.
 
-This module starts them, gives them databases and a home, waits until the UI answers, and takes everything
-down again. Their output goes to a log file, so that the screen says what matters.
+This module starts the processes with their databases and home, waits until the UI answers, reports runs and late
+windows, and stops everything. The output of the processes goes to a log file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
@@ -52,12 +52,7 @@ from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration.instance import (
-    dagster_environment,
-    dagster_instance,
-    dagster_storage,
-    kept_home,
-)
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage, kept_home
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 
@@ -66,13 +61,14 @@ READING_SECONDS = 2
 READINGS_PER_CHECK_FOR_LATE = 15
 LOG_LINES_SHOWN = 15
 MOST_RESTARTS, RESTARTS_WITHIN_SECONDS = 3, 3600
-# The last of them when the terminal is closed or the connection to it lost.
+# SIGHUP arrives when the terminal is closed or its connection lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANSWER_SECONDS = 5
+PROBED_PATHS = {"Dagster UI": "server_info", "Pages": "static/style.css"}
 
 
 class StopRequestedError(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
+    """SIGINT, SIGTERM or SIGHUP arrived; not an `Exception`, which libraries would wrap."""
 
 
 @click.command()
@@ -83,73 +79,65 @@ class StopRequestedError(BaseException):
     "names",
     multiple=True,
     metavar="HOST:PORT",
-    help="Host and port by which browsers also reach it, for example behind a proxy.",
+    help="Further host and port by which browsers reach it, for example through a proxy.",
 )
 @command
 def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> None:
     """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
-    Everything listens on 127.0.0.1. The embedded server is started too, unless CAPACITY_DATABASE_URL names another.
+    Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set.
     """
-    parse_retention(settings.retention_days)  # else the code location would not load
+    parse_retention(settings.retention_days)  # the code location would not load with a wrong rule
     with _stop_signals() as stop, _only_one(settings) as lock:
         pages_port = pages_port or port + 1
         if port == pages_port:
-            raise ValidationError(f"--port and --pages-port are both {port}. Nothing was started.")
+            raise ValidationError(f"--port and --pages-port are both {port}.")
         refuse_a_taken_port(port)
         refuse_a_taken_port(pages_port, option="--pages-port")
-        _ask_redis(settings)
+        _check_redis(settings)
         with dagster_environment(settings) as environment:
             _ensure_schema(settings)
             with dagster_instance(environment):
-                # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
-                pass
+                pass  # creates Dagster's tables and sets the limits of the pools
             ui_address, pages_address = f"http://{HOST}:{port}", f"http://{HOST}:{pages_port}"
-            # By these the two link to each other, unless somebody else says where they are.
+            # The UI and the pages link to each other by these addresses.
             environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
             environment["CAPACITY_PAGES_URL"] = settings.pages_url or pages_address
-            pages = pages_options(pages_port, names) if _can_read_only(settings) else []
+            pages = pages_options(pages_port, names) if _pages_can_be_served(settings) else []
             web = web_options(settings, port, names)
-            _serve_until_stopped(settings, environment, ui_address, pages_address, web, pages, lock, stop)
+            log = settings.dagster_home / "up.log"
+            with dagster_processes(settings.dagster_home, environment, web, pages, log, lock) as processes:
+                try:
+                    addresses = {**({"Pages": pages_address} if pages else {}), "Dagster UI": ui_address}
+                    _serve_until_stopped(processes, settings, addresses, log, stop)
+                except StopRequestedError:
+                    say("Stopping ...")
             if settings.capacity_url is None:
                 say("Stopping the embedded PostgreSQL ...")
-    say("Stopped. All data was kept; `capacity up` continues where it was.")
+    say("Stopped. All data was kept; `capacity up` continues.")
 
 
-def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes need, and what tells us to stop
-    settings: Settings,
-    environment: dict[str, str],
-    ui_address: str,
-    pages_address: str,
-    web: Sequence[str],
-    pages: Sequence[str],
-    lock: IO[str],
-    stop: threading.Event,
+def _serve_until_stopped(
+    processes: Processes, settings: Settings, addresses: Mapping[str, str], log: Path, stop: threading.Event
 ) -> None:
-    log = settings.dagster_home / "up.log"
-    with dagster_processes(settings.dagster_home, environment, web, pages, log, lock) as processes:
-        try:
-            _wait_until_served(processes, f"{ui_address}/server_info", log, stop)
-            if pages:
-                _wait_until_served(processes, f"{pages_address}/static/style.css", log, stop)
-                say(f"Pages: {pages_address}")
-            say(f"Dagster UI: {ui_address}")
-            if settings.capacity_url is None:
-                say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
-            say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-            ended = _report_until_one_exits(processes, settings, stop)
-            raise CommandFailedError(
-                f"Dagster stopped by itself with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
-            )
-        except StopRequestedError:
-            say("Stopping ...")
+    """Wait for the web servers and report until a process ends; raises CommandFailedError, StopRequestedError."""
+    for name, address in addresses.items():
+        _wait_until_served(processes, f"{address}/{PROBED_PATHS[name]}", log, stop)
+        say(f"{name}: {address}")
+    if settings.capacity_url is None:
+        say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
+    say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
+    ended = _report_until_one_exits(processes, settings, stop)
+    raise CommandFailedError(
+        f"A process of Dagster or the pages ended with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
+    )
 
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the signals that ask to stop into an exception, once; a second one is ignored.
+    """Raise StopRequestedError at the first signal to stop; ignore further ones.
 
-    Yields an event that says the same, because an exception that is raised in a destructor is swallowed.
+    Yields an event that is set at the same time, because Python ignores an exception that a destructor raises.
     """
     requested = threading.Event()
 
@@ -163,8 +151,7 @@ def _stop_signals() -> Iterator[threading.Event]:
     try:
         yield requested
     except StopRequestedError:
-        # Arrived before the UI was served: nothing but the databases was running.
-        say("Stopping ...")
+        say("Stopping ...")  # before any process was started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -172,9 +159,9 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[IO[str]]:
-    """Refuse a second `capacity up` on the same folder: two daemons would launch everything twice.
+    """Refuse a second `capacity up` on the same folder: two daemons would launch every run twice.
 
-    Dagster inherits the lock and keeps it as long as it lives, also when this process is killed.
+    Dagster's processes inherit the lock and hold it until they end, even if this process is killed.
     """
     home = kept_home(settings)
     with open_no_link(home / "up.lock", "a+") as lock:
@@ -182,53 +169,50 @@ def _only_one(settings: Settings) -> Iterator[IO[str]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise CommandFailedError(_who_holds(home, lock.read().split())) from None
+            raise CommandFailedError(_holder_text(home, lock.read().split())) from None
         lock.truncate(0)
-        # The group of what this process starts comes behind it.
+        # The process group of Dagster is appended when it has started.
         lock.write(f"{os.getpid()} ")
         lock.flush()
         yield lock
 
 
-def _who_holds(home: Path, held: Sequence[str]) -> str:
-    """Say who serves a folder; `held` has the process that started Dagster, and the group of what it started."""
-    starter, group = (*held, "unknown", "unknown")[:2]
-    if _is_up(starter):
+def _holder_text(home: Path, numbers: Sequence[str]) -> str:
+    """Describe the holder of the lock; `numbers` are those of its process and of Dagster's process group."""
+    process, group = (*numbers, "unknown", "unknown")[:2]
+    if _is_up(process):
         return (
-            f"Another `capacity up` (process {starter}) serves {home.parent} already. Nothing was started. Use that "
-            "one, or give this one a folder of its own with CAPACITY_HOME."
+            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one, or set "
+            "CAPACITY_HOME to another folder."
         )
     return (
-        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and does not work any "
-        f"more. Nothing was started. End it with `kill -- -{group}`, wait ten seconds, and run this again."
+        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "
+        f"it with `kill -- -{group}`, wait ten seconds, and run this command again."
     )
 
 
 def _is_up(process: str) -> bool:
-    """Whether a process is there, and still a `capacity up`."""
+    """Whether a process exists and is a `capacity up`."""
     try:
         return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 
 
-def _ask_redis(settings: Settings) -> None:
-    """Say at the start what every run would say: Redis is away, or refuses us for good.
-
-    Raises CommandFailedError where it refuses the login or lacks rights: waiting does not fix that.
-    """
+def _check_redis(settings: Settings) -> None:
+    """Warn if Redis cannot be reached; raises CommandFailedError if it refuses the login or a right is missing."""
     if settings.redis_url is None:
         return
     try:
         ask_redis(settings.redis_url.get_secret_value())
     except LockUnavailableError as error:
         if not error.transient:
-            raise CommandFailedError(f"{error} Nothing was started.") from None
+            raise CommandFailedError(str(error)) from None
         say(f"Warning: {error} Runs wait for it and then fail.")
 
 
-def _can_read_only(settings: Settings) -> bool:
-    """Whether the pages can be served; if not, say why: the rest is served all the same."""
+def _pages_can_be_served(settings: Settings) -> bool:
+    """Whether the pages can be served; if not, print why. Dagster is served anyway."""
     try:
         with open_reading_engine(settings):
             return True
@@ -238,14 +222,14 @@ def _can_read_only(settings: Settings) -> bool:
 
 
 def _ensure_schema(settings: Settings) -> None:
-    """Create the schema on the embedded server; on a server of the user's own that is their decision."""
+    """Create the schema on the embedded server; on the user's own server require it."""
     with open_engine(settings) as engine:
         if settings.capacity_url is None:
             prepare_database(engine, settings)
         elif schema_revision(engine) != SCHEMA_REVISION:
             raise CommandFailedError(
-                f"The capacity schema at {safe_url(engine.url)} is missing or too old. Nothing was started. "
-                "Run `capacity init`, then `capacity up` again."
+                f"The capacity schema at {safe_url(engine.url)} is missing or too old. Run `capacity init`, then "
+                "`capacity up` again."
             )
 
 
@@ -264,18 +248,17 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
 
 
 def answers(address: str) -> bool:
-    """Whether a web server answers at an address; the request for a login counts."""
+    """Whether a web server answers at an address; a request for a login counts."""
     try:
-        # Our own address, so without any proxy from the environment.
+        # A local address, so proxies of the environment do not apply.
         status = ask(address, seconds=ANSWER_SECONDS, by_proxy=False).status
     except UnansweredError:
         return False
-    # The pages may require a login.
     return status in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
 def _report_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
-    """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
+    """Print a line whenever the runs or late windows change; return the process that ended."""
     shown, runs = "", list[ActiveRun]()
     late: list[LateWindows] | None = None
     readings, restarts = itertools.count(), _Restarts(settings)
@@ -317,9 +300,9 @@ class _Restarts:
         try:
             if not start_again(self._data):
                 return ""
-            said = f"the embedded PostgreSQL had ended and was restarted; for the reason, see {self._data / 'log'}"
+            text = f"the embedded PostgreSQL had ended and was restarted; for the reason, see {self._data / 'log'}"
         except EmbeddedServerError as error:
-            said = f"the embedded PostgreSQL has ended. {error}"
+            text = f"the embedded PostgreSQL has ended. {error}"
         if len(self._begun) == MOST_RESTARTS and began - self._begun[0] < RESTARTS_WITHIN_SECONDS:
             raise CommandFailedError(
                 f"The embedded PostgreSQL ended or failed to start {MOST_RESTARTS + 1} times within an hour. All "
@@ -327,7 +310,7 @@ class _Restarts:
                 "`capacity up` again."
             )
         self._begun.append(began)
-        return said
+        return text
 
 
 def _tail(log: Path) -> str:
