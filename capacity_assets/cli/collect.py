@@ -97,7 +97,7 @@ def collect(  # noqa: PLR0913 -- one argument per option
         _print_summary(summary)
     own_failed = OWN_SERVER in {failure.server for failure in summary.failures}
     if own and not as_json and not own_failed:
-        write_growth_report(settings, "daily", summary.day, OWN_SERVER, None, as_json=False)
+        write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
         say(f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night.")
     return FAILED if summary.failed_instances else DONE

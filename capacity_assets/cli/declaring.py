@@ -1,6 +1,6 @@
 """What the commands that declare things share: the opened registry, --dry-run, --json, files, lists, first days.
 
-Such a command returns a report, which is printed here. The forecasts of its servers are then issued anew.
+Such a command returns a report, which is printed here. The forecasts of its servers are then reissued.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
         yield engine
 
 
-def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
-    """Issue the newest forecasts of the servers anew after a declaration, and report when the pages show it."""
+def reissue_forecasts(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
+    """Reissue the newest forecasts of servers after a declaration, and report when the pages show the change."""
     from capacity_assets.forecast.issuing import issue_anew
 
     issued = issue_anew(engine, servers, Clock(settings.zone)) if servers else None
@@ -51,7 +51,7 @@ def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection
     if issued is None or quiet:
         return
     if issued:
-        say(f"The newest forecasts of {names} were issued anew.")
+        say(f"The newest forecasts of {names} were reissued.")
     else:
         say(f"The pages show the change for {names} after the next run of the asset `runway`.")
 
@@ -103,7 +103,7 @@ def declaring(function: Callable[..., Report]) -> Callable[..., None]:
                 for line in [*report.lines, *([NOTHING_CHANGED] if dry_run else [])]:
                     say(line)
             if not dry_run:
-                issue_forecasts_anew(engine, settings, report.servers, quiet=as_json)
+                reissue_forecasts(engine, settings, report.servers, quiet=as_json)
                 if report.follow_up:
                     report.follow_up(registry)
         return report.code

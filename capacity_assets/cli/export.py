@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
+FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet"}
 ROWS_AT_ONCE = 50_000
 # Columns with names that others chose, which a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
@@ -73,6 +74,24 @@ class Export:
     def view(self) -> str:
         """The view that is written."""
         return RUNWAY_VIEW if self.runway else VIEW_OF_LEVEL[self.level]
+
+    def checked_format(self) -> str:
+        """Return the format, by the extension if it is not given; raises ValidationError for contradicting options."""
+        if self.runway == (self.period is not None):
+            raise ValidationError("Give either --period or --runway.")
+        if self.level not in SERVER_LEVELS:
+            raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
+        if self.output == STANDARD_OUTPUT:
+            if self.form == "parquet" or self.as_json:
+                raise ValidationError("Parquet and --json need a file: name one with --output.")
+            return "csv"
+        path = Path(self.output).resolve()
+        extension = path.suffix.lower()
+        if self.form is None and extension not in FORMATS:
+            raise ValidationError(f"{extension} is not a known format: use .csv or .parquet, or give --format.")
+        if path.exists() and not path.is_file():
+            raise ValidationError(f"{path} exists and is not an ordinary file.")
+        return self.form or FORMATS[extension]
 
 
 @click.command()
@@ -106,45 +125,22 @@ def export(settings: Settings, /, **values: Any) -> None:
       capacity export --runway > runways.csv
     """
     chosen = Export(**values)
-    if chosen.runway == (chosen.period is not None):
-        raise ValidationError("Give either --period or --runway.")
-    if chosen.level not in SERVER_LEVELS:
-        raise ValidationError(f"Unknown level {chosen.level!r}; known: {', '.join(SERVER_LEVELS)}.")
-    to_file = chosen.output != STANDARD_OUTPUT
-    if not to_file and (chosen.form == "parquet" or chosen.as_json):
-        raise ValidationError("Parquet and --json need a file: name one with --output.")
-    form = chosen.form or _form_of(chosen.output)
+    extension = chosen.checked_format()
     path = Path(chosen.output).resolve()
-    if to_file and path.exists() and not path.is_file():
-        raise ValidationError(f"{path} exists and is not an ordinary file.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner, _open_driver(runner.service.engine) as connection:
-        query = _query(runner, chosen, guarded=form == "csv" and not chosen.raw)
-        if not to_file:
+        query = _query(runner, chosen, guarded=extension == "csv" and not chosen.raw)
+        if chosen.output == STANDARD_OUTPUT:
             with writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
             return
         with writing(path), atomic_write(path) as new_file:
-            if form == "parquet":
-                rows = _write_parquet(connection, query, new_file)
-            else:
-                with new_file.open("wb") as file:
-                    rows = _copy(connection, query, file.write)
+            rows = (_write_parquet if extension == "parquet" else _write_csv)(connection, query, new_file)
     if chosen.as_json:
         print_json({"path": str(path), "rows": rows, "view": chosen.view})
     else:
         say(f"{counted(rows, 'row')} of {chosen.view} written to {path}")
-
-
-def _form_of(output: str) -> str:
-    """Return the format that the file's extension stands for; raises ValidationError for any other."""
-    extension = Path(output).suffix.lower()
-    if output == STANDARD_OUTPUT or extension in {"", ".csv", ".txt"}:
-        return "csv"
-    if extension == ".parquet":
-        return "parquet"
-    raise ValidationError(f"{extension} is not a known format: use .csv or .parquet, or give --format.")
 
 
 @contextmanager
@@ -164,34 +160,27 @@ def _open_driver(engine: Engine) -> Iterator[Connection[Any]]:
 
 def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> sql.Composed:
     [view] = [view for view in VIEWS if view.name == chosen.view]
-    columns = sql.SQL(", ").join(
+    columns = [
         _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
-    )
+    ]
     key, value = label_filter(chosen.label)
     condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
-    ).format(engine=sql.Literal(chosen.engine), key=sql.Literal(key), value=sql.Literal(value))
-    if chosen.period is None:
-        return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY server, subject, name").format(
-            columns=columns, view=sql.Identifier(chosen.view), condition=condition
-        )
-    period = runner.service.period(chosen.period)
-    first, last = chosen.first_day or date.min, chosen.last_day or date.max
-    if first > last:
-        raise ValidationError(f"The first day {first} lies after the last day {last}.")
-    # The whole window of the first day is included.
-    start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
-    order = ("window_start", "server", "database") if chosen.level == "database" else ("window_start", "server")
-    return sql.SQL(
-        "SELECT {columns} FROM {view} "
-        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} AND {condition} ORDER BY {order}"
-    ).format(
-        condition=condition,
-        columns=columns,
+    ).format(engine=chosen.engine, key=key, value=value)
+    order = ["server", "subject", "name"]
+    if chosen.period is not None:
+        period = runner.service.period(chosen.period)
+        first, last = chosen.first_day or date.min, chosen.last_day or date.max
+        if first > last:
+            raise ValidationError(f"The first day {first} lies after the last day {last}.")
+        # The whole window of the first day is included.
+        start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
+        condition += sql.SQL(" AND period = {} AND window_start BETWEEN {} AND {}").format(chosen.period, start, last)
+        order = ["window_start", "server", *(["database"] if chosen.level == "database" else [])]
+    return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY {order}").format(
+        columns=sql.SQL(", ").join(columns),
         view=sql.Identifier(chosen.view),
-        period=sql.Literal(chosen.period),
-        first=sql.Literal(start),
-        last=sql.Literal(last),
+        condition=condition,
         order=sql.SQL(", ").join(map(sql.Identifier, order)),
     )
 
@@ -200,6 +189,11 @@ def _expression(column: str, *, guarded: bool) -> sql.SQL:
     if column in NAMES and guarded:
         return _GUARDED
     return _AS_TEXT if column in NAMES | TEXTS else sql.SQL("{name}")
+
+
+def _write_csv(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
+    with path.open("wb") as file:
+        return _copy(connection, query, file.write)
 
 
 def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[bytes], object]) -> int:

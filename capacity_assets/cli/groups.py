@@ -67,7 +67,7 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
     title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
     print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(group, by) for group in rows])
     changes = [group.change_mb for group in rows if group.change_mb is not None]
-    change = f", {human_change_mb(sum(changes))} as far as it is known" if changes else ""
+    change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
     say(f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.")
     if changed_at:
         say(being_computed(changed_at))

@@ -21,8 +21,8 @@ from capacity_assets.cli.declaring import (
     Report,
     declaring,
     file_argument,
-    issue_forecasts_anew,
     opened_registry,
+    reissue_forecasts,
 )
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, json_command, left, options, print_json, print_table, right, say
@@ -190,7 +190,7 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Repor
         declare(engine, limits)
         if today is not None:
             declare_labels(engine, labels, today)
-        issue_forecasts_anew(engine, registry.settings, {limit.server for limit in limits}, quiet=True)
+        reissue_forecasts(engine, registry.settings, {limit.server for limit in limits}, quiet=True)
     return _report(registry, changes, servers)
 
 

@@ -70,29 +70,34 @@ class Processes:
         for process in reversed(self.running.values()):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
+        self._wait(report)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal_group(number)
+        for process in self.running.values():
+            process.wait()
+
+    def _wait(self, report: Callable[[str], None]) -> None:
         started = time.monotonic()
         report_at = REPORT_SECONDS
         while (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
             names = [name for name, process in self.running.items() if process.poll() is None]
             if not names:
-                break
+                return
             if waited >= report_at:
                 # The terminal may be closed; the processes must still end.
                 with suppress(OSError):
                     report(f"Waiting for {', '.join(names)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
                 report_at += REPORT_SECONDS
             time.sleep(STOP_POLL_SECONDS)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if not _group_remains(self.group):
-                break
-            with suppress(ProcessLookupError):
-                os.killpg(self.group, number)
-            deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-            while _group_remains(self.group) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
-                self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
-        for process in self.running.values():
-            process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """Signal what remains of the group, and wait until it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.group, number)
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while _group_remains(self.group) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
 
 
 def open_no_link(path: Path, mode: str) -> IO[Any]:

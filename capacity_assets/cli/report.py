@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,17 +30,7 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
     help="The file; - is standard output. Default: a file in CAPACITY_HOME/reports.",
 )
 @json_command
-def report(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings,
-    /,
-    *,
-    period: str,
-    day: date | None,
-    server: str | None,
-    by: str | None,
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def report(settings: Settings, /, **values: Any) -> None:
     """Write the growth report of a window.
 
     One HTML file that needs no network and prints on A4.
@@ -51,17 +42,17 @@ def report(  # noqa: PLR0913 -- one argument per documented option
       capacity report --by environment
       capacity report --server db-7 --output db-7.html
     """
-    write_growth_report(settings, period, day, server, output, by=by, as_json=as_json)
+    write_growth_report(settings, **values)
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
+    *,
     period: str,
     day: date | None,
     server: str | None,
-    output: Path | None,
-    *,
     by: str | None = None,
+    output: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Write the growth report of a window and print its path.

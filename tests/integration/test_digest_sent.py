@@ -38,7 +38,7 @@ def test_who_got_it_by_one_way_does_not_get_it_twice_because_of_another(
         first = capacity("digest", "--send")
         webhook.status = 200
         assert capacity("digest", "--send").exit_code == 0
-        assert "got it before" in capacity("digest", "--send").output
+        assert "has already received it" in capacity("digest", "--send").output
     finally:
         webhook.stop()
 
@@ -84,7 +84,7 @@ def test_a_mail_has_text_and_html_with_a_chart_and_goes_out_once(inbox: Inbox, r
 
     assert first.exit_code == second.exit_code == 0, first.output
     assert "Sent to dba." in first.output
-    assert "dba got it before" in second.output
+    assert "dba has already received it" in second.output
     [mail] = inbox.mails
     assert mail["To"] == "dba@example.com, boss@example.com"
     assert mail["Subject"] == f"Capacity of the fleet, week of {WEEK.start}: +9.4 GiB"

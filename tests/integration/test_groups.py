@@ -118,7 +118,7 @@ def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engi
     assert found[1]["fills_first"] == {"server": "server-1", "name": "pay_a", "day": "2025-08-01"}
     assert "(no team)" in shown
     assert "2025-08-02 pay_a on server-2" in shown
-    assert "In all 1.3 GiB, +180 MiB where it is known." in shown
+    assert "Total: 1.3 GiB, +180 MiB where it is known." in shown
 
 
 def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_the_first_value_holds_always_and_a_later_one_from_today(engine: Engine)
 
     assert f"team = search, from {TODAY}, platform before." in later
     assert labels_of(engine, 1, "other", BEFORE) == {"team": "platform"}
-    assert "Nothing to change" in labelled("set", "server-1", "team=search")
+    assert "No change" in labelled("set", "server-1", "team=search")
 
 
 def test_a_database_of_a_labelled_server_changes_hands_from_today_on(engine: Engine) -> None:
@@ -187,7 +187,7 @@ def test_a_column_of_the_registry_is_taken_over_and_again_after_changes(engine: 
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET owner = NULL"))
     assert f"team removed, from {TODAY}" in labelled("adopt", "owner", "--key", "team")
-    assert "Nothing to change" in labelled("adopt", "owner", "--key", "team")
+    assert "No change" in labelled("adopt", "owner", "--key", "team")
     assert "has no column 'ownr'" in capacity("labels", "adopt", "ownr", "--key", "team").output
 
 
@@ -229,9 +229,9 @@ def test_what_always_holds_says_which_later_days_it_takes_away_and_a_past_one_un
     past = labelled("set", "server-1", "team=early", "--from", "2025-01-01")
     done = labelled("set", "server-1", "team=platform", "--always")
 
-    assert "server-1: team = platform, always, platform before; in place of search from 2025-04-10." in tried
+    assert "server-1: team = platform, always, platform before; replaces search from 2025-04-10." in tried
     assert "server-1: team = early, from 2025-01-01 until 2025-04-10, platform before." in past
-    assert "; in place of early from 2025-01-01, search from 2025-04-10." in done
+    assert "; replaces early from 2025-01-01, search from 2025-04-10." in done
     assert [one["value"] for one in json.loads(labelled("list", "--json"))] == ["platform"]
 
 
@@ -240,5 +240,5 @@ def test_a_label_that_begins_on_some_day_is_taken_out_of_all_of_history() -> Non
 
     removed = labelled("remove", "server-1", "team", "--database", "pay_*", "--always")
 
-    assert "pay_* on server-1: team removed, always; in place of media from 2025-04-10." in removed
+    assert "pay_* on server-1: team removed, always; replaces media from 2025-04-10." in removed
     assert json.loads(labelled("list", "--json")) == []
