@@ -55,7 +55,9 @@ work_options = options(
         help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.",
         shell_complete=completing((*LEVELS, SCOPE_ALL)),
     ),
-    click.option("--server", "--instance", "names", multiple=True, help="Name or number of a server; may be repeated."),
+    click.option(
+        "--server", "--instance", "names", multiple=True, help="Only this server, by name or number; may be repeated."
+    ),
     click.option(
         "--recompute", is_flag=True, help="Also recompute windows that did not change since they were computed."
     ),
@@ -71,7 +73,7 @@ def aggregate(settings: Settings, /, *, as_json: bool, **values: Any) -> int:
     """Compute aggregates without Dagster.
 
     Without --from and --to, computes the window that is due: today's for daily, the last complete one for the other
-    periods. --from alone ends today; --to alone begins with the first partition.
+    periods. With --from alone the range ends today, with --to alone it begins with the first partition.
 
     \b
     Examples:

@@ -51,7 +51,7 @@ CSV_COLUMNS = (
 
 @click.command()
 @click.option("--month", metavar="YYYY-MM", help="Default: the last complete one.")
-@click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
+@click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--issue", type=click.IntRange(1), help="Show an earlier issue of the bill unchanged; compute nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_command

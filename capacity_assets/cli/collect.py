@@ -12,7 +12,7 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import first_of, human_mb
-from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_json, print_table, progress_bar, say
+from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_first, print_json, progress_bar, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
@@ -120,7 +120,5 @@ def _print_summary(summary: CollectionSummary) -> None:
     if summary.unknown_limits:
         say(f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one.")
     if summary.failures:
-        shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
-        rows = [[failure.server, failure.kind.value, failure.reason] for failure in shown]
-        more = len(summary.failures) - len(shown)
-        print_table(f"Not measured{f', {more:,} more' if more else ''}", FAILURE_COLUMNS, rows)
+        rows = [[failure.server, failure.kind.value, failure.reason] for failure in summary.failures]
+        print_first("Not measured", FAILURE_COLUMNS, rows, MAXIMUM_LISTED_ERRORS)

@@ -29,7 +29,7 @@ COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"),
 
 @click.command()
 @window_options
-@click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
+@click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
 @json_command
 def groups(  # noqa: PLR0913 -- one argument per documented option

@@ -25,7 +25,18 @@ from capacity_assets.cli.declaring import (
     reissue_forecasts,
 )
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DONE, FAILED, json_command, left, options, print_json, print_table, right, say
+from capacity_assets.cli.options import (
+    DONE,
+    FAILED,
+    json_command,
+    left,
+    options,
+    print_first,
+    print_json,
+    print_table,
+    right,
+    say,
+)
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import Access, FailureKind, Limits, MeasureError, Measurement, engine_named
 from capacity_assets.collection.measuring import (
@@ -362,10 +373,8 @@ def _print_result(result: _TestResult) -> None:
 
 
 def _print_measurement(result: _TestResult) -> None:
-    rows = [[name, human_mb(size_mb)] for name, size_mb in list(result.databases.items())[:DATABASES_SHOWN]]
-    more = len(result.databases) - len(rows)
-    title = f"Largest databases{f', {more:,} more' if more else ''}"
-    print_table(title, (*left("Database"), *right("Size")), rows)
+    rows = [[name, human_mb(size_mb)] for name, size_mb in result.databases.items()]
+    print_first("Largest databases", (*left("Database"), *right("Size")), rows, DATABASES_SHOWN)
     for name, sizes in result.volumes.items():
         say(f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free.")
     if result.ceilings_mb:

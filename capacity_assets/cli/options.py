@@ -137,6 +137,12 @@ def _cell(cell: object) -> Text:
     return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
 
 
+def print_first(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], most: int) -> None:
+    """Print a table of the first rows; its title counts the others."""
+    more = len(rows) - most
+    print_table(f"{title}, {more:,} more" if more > 0 else title, columns, rows[:most])
+
+
 @contextmanager
 def writing(target: Path | str) -> Iterator[None]:
     """Raise CommandFailedError with one sentence instead of an OSError if a file cannot be written.

@@ -23,7 +23,7 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
 @click.command()
 @window_options
 @click.option("--server", help="Only this server, with all its databases.")
-@click.option("--by", help="Group the fleet by engine, or by the key of a label. Default: the first key.")
+@click.option("--by", help="Group the fleet by engine or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),

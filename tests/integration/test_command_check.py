@@ -21,7 +21,7 @@ def test_init_creates_then_leaves_alone(empty_database: URL, monkeypatch: pytest
 
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert "created table database_size_aggregations" in first.output
-    assert "schema was up to date" in second.output
+    assert "was up to date." in second.output
 
 
 @pytest.mark.parametrize("command", ["aggregate --period daily", "status", "check"])
