@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 from sqlalchemy import Engine
@@ -72,19 +73,12 @@ def collect(  # noqa: PLR0913 -- one argument per option
     with open_engine(settings) as engine:
         if own:
             prepare_database(engine, settings)
-            refuse_the_sample_fleet(engine, kept="Nothing was measured.")
+            refuse_the_sample_fleet(engine)
             _register_own(engine)
         refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
         chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
-        with progress_bar("servers measured", hidden=as_json) as update:
-            measured = 0
-
-            def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
-                nonlocal measured
-                measured += 1
-                update(completed=measured, total=measured + left)
-
+        with _progress(as_json=as_json) as on_outcome:
             summary = service.collect(
                 service.clock.today(), chosen, again=again, share=chosen_share, progress=on_outcome
             )
@@ -101,6 +95,20 @@ def collect(  # noqa: PLR0913 -- one argument per option
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
         say(f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night.")
     return FAILED if summary.failed_instances else DONE
+
+
+@contextmanager
+def _progress(*, as_json: bool) -> Iterator[Callable[[ProbeOutcome, int], None]]:
+    """Show the number of measured servers; yields a function to be called after each."""
+    with progress_bar("servers measured", hidden=as_json) as update:
+        measured = 0
+
+        def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
+            nonlocal measured
+            measured += 1
+            update(completed=measured, total=measured + left)
+
+        yield on_outcome
 
 
 def _register_own(engine: Engine) -> None:

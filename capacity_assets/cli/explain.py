@@ -79,14 +79,9 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
       capacity explain orders --runway
       capacity explain --server db-7 --volume /data --runway
     """
-    if label is not None and (database, server, volume, runway) != (None, None, None, False):
-        raise ValidationError("--label explains a whole group: omit the database, --server, --volume and --runway.")
-    if (database, server, volume, label) == (None, None, None, None):
-        raise ValidationError("Name a database, a server with --server, or a group with --label.")
+    _refuse_subjects(database, server, volume, label, runway=runway)
     if runway and (period, day, list_all) != (None, None, False):
         raise ValidationError("--runway is as of today: it cannot be combined with --period, --window or --all.")
-    if volume is not None and (database is not None or not runway):
-        raise ValidationError("--volume needs --runway, and replaces the database.")
     if period is None and not runway:
         raise ValidationError(f"Give --period, one of {', '.join(PERIODS)}, or --runway.")
     refuse_an_absent_embedded_server(settings)
@@ -113,6 +108,18 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         print_json({**_as_dict(explanation), "labels": labels})
     else:
         _print(explanation, labels, list_all=list_all)
+
+
+def _refuse_subjects(
+    database: str | None, server: str | None, volume: str | None, label: str | None, *, runway: bool
+) -> None:
+    """Refuse options that name no subject, or several; raises ValidationError."""
+    if label is not None and (database, server, volume, runway) != (None, None, None, False):
+        raise ValidationError("--label explains a whole group: omit the database, --server, --volume and --runway.")
+    if (database, server, volume, label) == (None, None, None, None):
+        raise ValidationError("Name a database, a server with --server, or a group with --label.")
+    if volume is not None and (database is not None or not runway):
+        raise ValidationError("--volume needs --runway, and replaces the database.")
 
 
 def _only(subjects: Sequence[Subject]) -> Subject:

@@ -118,15 +118,7 @@ def _print(explanation: RunwayExplanation) -> None:
         say("Limit: unknown. `capacity limits set` declares one.")
     else:
         say(f"Limit: {limit_text(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
-    if outlook.state == FULL:
-        say("It is full.")
-    elif outlook.state == FORECAST:
-        early, middle, late = outlook.days_text
-        say(f"Full: early {early}, middle {middle}, late {late}.")
-    elif outlook.state == TOO_LITTLE_HISTORY:
-        say(f"No date: {counted(outlook.history_days, 'day')} of history; at least {LEAST_HISTORY_DAYS} are needed.")
-    else:
-        say(f"No date: {outlook.state}.")
+    say(_days_text(outlook))
     if outlook.sooner_day is not None:
         say(outlook.remark)
     if explanation.earlier:
@@ -136,6 +128,18 @@ def _print(explanation: RunwayExplanation) -> None:
         if explanation.agrees
         else "The two calculations DIFFER. Please report this as a defect."
     )
+
+
+def _days_text(outlook: Outlook) -> str:
+    if outlook.state == FULL:
+        return "It is full."
+    if outlook.state == FORECAST:
+        early, middle, late = outlook.days_text
+        return f"Full: early {early}, middle {middle}, late {late}."
+    if outlook.state == TOO_LITTLE_HISTORY:
+        history = counted(outlook.history_days, "day")
+        return f"No date: {history} of history; at least {LEAST_HISTORY_DAYS} are needed."
+    return f"No date: {outlook.state}."
 
 
 def _print_forecast(explanation: RunwayExplanation) -> None:

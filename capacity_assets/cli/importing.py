@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def import_(settings: Settings, /, *, source: str, as_json: bool, **values: Any)
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         refuse_an_unfit_database(engine, kept="Nothing was imported.")
-        refuse_the_sample_fleet(engine, kept="Nothing was imported.")
+        refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.
         with nullcontext(_NoLock()) if chosen.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as lock:
             work = _Import(settings, engine, chosen, lock, as_json)
@@ -259,7 +260,7 @@ class _Import:
 
     def _print_next_steps(self, report: LoadReport) -> None:
         """Print what to do about rows that were not imported, and how to compute the aggregates."""
-        counts, start_date = report.counts, self.settings.start_date
+        counts = report.counts
         if counts["unknown"]:
             say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
         if counts["conflicts"] and self.options.replaces:
@@ -268,16 +269,20 @@ class _Import:
             say("Stored samples were kept. --on-conflict replace replaces them.")
         if self.options.dry_run:
             say(NOTHING_CHANGED)
-            return
-        if report.first_day is None or not (counts["written"] or counts["replaced"] or report.resumed_after):
-            return
-        if report.first_day < start_date:
-            say(f"CAPACITY_START_DATE is {start_date}: set it to {report.first_day} to aggregate all of it.")
-        first_day = max(report.first_day, start_date)
-        if report.last_day is not None and first_day <= report.last_day:
-            # Without a last day: later windows compare with these.
-            say(f"Next: capacity aggregate --period all --from {first_day}, or backfill partitions from that day on.")
-            say("While Dagster runs, it recomputes windows that were computed before. The others need the command.")
+        elif counts["written"] or counts["replaced"] or report.resumed_after:
+            _print_aggregation(report, self.settings.start_date)
+
+
+def _print_aggregation(report: LoadReport, start_date: date) -> None:
+    if report.first_day is None or report.last_day is None:
+        return
+    if report.first_day < start_date:
+        say(f"CAPACITY_START_DATE is {start_date}: set it to {report.first_day} to aggregate all of it.")
+    first_day = max(report.first_day, start_date)
+    if first_day <= report.last_day:
+        # Without a last day, because later windows compare with these.
+        say(f"Next: capacity aggregate --period all --from {first_day}, or backfill partitions from that day on.")
+        say("While Dagster runs, it recomputes windows that were computed before. The others need the command.")
 
 
 def _print_report(report: LoadReport, level: Level) -> None:

@@ -118,7 +118,7 @@ def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> Re
       capacity instances add shop --engine mariadb --host 10.0.0.5 --tls verify-full --tls-ca /etc/ssl/ca.pem \\
           --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
-    refuse_the_sample_fleet(registry.engine, kept="Nothing was registered.")
+    refuse_the_sample_fleet(registry.engine)
     known = {one.server.name: one for one in registered(registry.engine)}.get(name)
     if known is not None and known.is_collected and not replace:
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
@@ -195,7 +195,7 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Repor
     labels = declared_labels(file, registry.settings.label_keys)
     # Labels have a first day, so the time zone matters.
     today = registry.today() if labels else None
-    refuse_the_sample_fleet(engine, kept="Nothing was registered.")
+    refuse_the_sample_fleet(engine)
     changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
     if not dry_run:
         declare(engine, limits)

@@ -108,13 +108,13 @@ def holds_sample_fleet(engine: Engine) -> bool:
         return bool(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
 
 
-def refuse_the_sample_fleet(engine: Engine, *, kept: str) -> None:
+def refuse_the_sample_fleet(engine: Engine) -> None:
     """Refuse to add real servers or samples to a database with the demo's sample fleet; raises CapacityError."""
     if holds_sample_fleet(engine):
         raise CapacityError(
-            f"This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. {kept} "
-            "Set CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your "
-            "own, or take the fleet away by `capacity demo --remove`."
+            "This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. Set "
+            "CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your own, "
+            "or remove the fleet with `capacity demo --remove`."
         )
 
 

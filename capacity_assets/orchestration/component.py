@@ -45,7 +45,7 @@ def _registered_servers(settings: Settings, path: Path) -> dg.AssetsDefinition:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
         with dagster_failures(), open_engine(settings, connect=False) as engine:
             refuse_an_unfit_database(engine, kept="Nothing was registered.")
-            refuse_the_sample_fleet(engine, kept="Nothing was registered.")
+            refuse_the_sample_fleet(engine)
             changes = register(engine, declared_servers(path))
             declare(engine, declared_limits(path))
         counts = {f"{name}_servers": len(names) for name, names in asdict(changes).items()}
