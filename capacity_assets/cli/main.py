@@ -18,7 +18,7 @@ COMMANDS = [
     LazyCommand("demo", "demo:demo", "Load a sample fleet and compute every period through Dagster."),
     LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),
     LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
-    LazyCommand("check", "check:check", "Say whether configuration, database and schema are fit."),
+    LazyCommand("check", "check:check", "Check configuration, database and schema."),
     LazyCommand("init", "init:init", "Create the capacity tables, or upgrade them in place."),
     LazyCommand("distribute", "distribute:distribute", "Distribute the large tables over a Citus cluster."),
     LazyCommand("status", "status:status", "Show what is stored, what runs or waits, and what is late."),
