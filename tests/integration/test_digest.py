@@ -75,6 +75,18 @@ def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engin
         assert "`capacity runway`" in digest_text(each)
 
 
+def test_forecasts_of_the_day_after_a_week_are_forecasts_for_its_digest(engine: Engine, week: Digest) -> None:
+    assert week.has_forecast
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM capacity_runways"))
+        issued = {"as_of": WEEK.end + timedelta(days=1), "middle": WEEK.end + timedelta(days=20)}
+        connection.execute(text(RUNWAY), issued)
+
+    digest = read_digest(engine, WEEK)
+
+    assert (digest.has_forecast, digest.soon, digest.runways) == (True, [], []), "nothing to compare a date with"
+
+
 def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -> None:
     add_instances(engine, [1])
     shrunk = [*STEADY[:-1], STEADY[-2] - 9_000]
