@@ -52,8 +52,8 @@ class Digest:
 
     @property
     def whose(self) -> str:
-        """The fleet, or the label."""
-        return "the fleet" if self.label is None else "=".join(self.label)
+        """The fleet, or the value of the label and its key."""
+        return "the fleet" if self.label is None else f"{self.label[1]} ({self.label[0]})"
 
 
 def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:

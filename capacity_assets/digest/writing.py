@@ -40,13 +40,15 @@ def subject_of(digest: Digest) -> str:
 def headline(digest: Digest) -> str:
     """Say size and change in one sentence."""
     week = f"week of {digest.week.start} to {digest.week.end}"
+    whose = printable(digest.whose)
     if not digest.size_mb:
-        return f"Nothing was measured of {printable(digest.whose)} in the {week}."
+        return f"Nothing was measured of {whose} in the {week}."
+    whose = "The fleet" if digest.label is None else whose
     if digest.change_mb is None:
-        return f"{printable(digest.whose).capitalize()}: {human_mb(digest.size_mb)} in the {week}; change unknown."
+        return f"{whose}: {human_mb(digest.size_mb)} in the {week}; change unknown."
     share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
     sizes = f"{human_mb(digest.size_mb)}, {human_change_mb(digest.change_mb)} ({share})"
-    return f"{printable(digest.whose).capitalize()}: {sizes} in the {week}."
+    return f"{whose}: {sizes} in the {week}."
 
 
 def sections(digest: Digest) -> list[Section]:

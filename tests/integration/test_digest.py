@@ -146,7 +146,7 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     assert as_text(before).endswith(
         "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before.\n"
     )
-    assert as_text(nobodys) == f"Nothing was measured of team=payments in the week of {WEEK.start} to {WEEK.end}.\n"
+    assert as_text(nobodys) == f"Nothing was measured of payments (team) in the week of {WEEK.start} to {WEEK.end}.\n"
 
 
 def test_a_label_has_its_own_digest(engine: Engine, week: Digest) -> None:
