@@ -1,8 +1,8 @@
-"""Programs that run to their end in a process forked from one that has loaded the other packages already.
+"""Programs that run to their end in a process forked from one that has loaded the product and its packages already.
 
-Dagster and SQLAlchemy take a new interpreter a second of processor time, which most tests of a command learn nothing
-from. Each program is a process of its own here too, with its own environment, folder and exit code, and loads the
-product's modules itself. What depends on how an interpreter starts is not for this: locales, encodings, memory.
+Loading them takes a new interpreter two seconds of processor time, which most tests of a command learn nothing from.
+Each program is a process of its own here too, with its own environment, folder and exit code. What depends on how an
+interpreter starts is not for this: locales, encodings, memory.
 
 This module is loaded by each such process first, so it imports nothing but the standard library.
 """
@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 FORKING = multiprocessing.get_context("forkserver")
-# What the product imports, by those that bring the rest; nothing of the product.
-FORKING.set_forkserver_preload(["dagster_postgres", "pydantic_settings", "psycopg", "alembic.command", "rich.table"])
+PRODUCT = "capacity_assets"
+# By those that bring the rest.
+FORKING.set_forkserver_preload(["alembic.command", f"{PRODUCT}.cli.check", f"{PRODUCT}.cli.demo", f"{PRODUCT}.cli.up"])
 
 
 class _Started(NamedTuple):
@@ -34,6 +35,7 @@ class _Started(NamedTuple):
     output: Path
     errors: Path
     umask: int
+    anew: bool
 
 
 COMMAND = """
@@ -50,15 +52,16 @@ def run_forked(
     program: str = COMMAND,
     output: Path | None = None,
     umask: int = 0o022,
+    anew: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run the `capacity` command, or another program as `python -c` does, and return what it printed.
 
     Output goes into the file `output` if there is one, and is not returned then. A process that outlives its `timeout`
-    is killed.
+    is killed. `anew`, it loads the product's modules itself, because it changes some before others read them.
     """
     with TemporaryDirectory() as printed:
         texts = output or Path(printed, "output"), Path(printed, "errors")
-        process = _start(_Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask))
+        process = _start(_Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask, anew))
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -73,7 +76,9 @@ class Forked:
 
     def __init__(self, *arguments: str, program: str, folder: Path) -> None:
         silent = Path(os.devnull)
-        self._process = _start(_Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022))
+        self._process = _start(
+            _Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022, anew=False)
+        )
 
     @property
     def returncode(self) -> int | None:
@@ -103,5 +108,8 @@ def _run(started: _Started) -> None:
         os.close(file)
     os.umask(started.umask)
     os.chdir(started.folder)
+    if started.anew:
+        for name in [name for name in sys.modules if name.partition(".")[0] == PRODUCT]:
+            del sys.modules[name]
     sys.argv = ["capacity", *started.arguments]
     exec(started.program, {"__name__": "__main__"})  # noqa: S102 -- what a test gives

@@ -21,8 +21,9 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.base.settings import DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.database.embedded import socket_folder
-from tests.e2e.stack import SHORT_HEARTBEAT, ask, launch, pause, status, wait_for
+from tests.e2e.stack import PATIENCE_SECONDS, SHORT_HEARTBEAT, ask, launch, pause, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.forked import run_forked
 from tests.redis_server import RedisServer
 from tests.servers import free_port
 
@@ -131,11 +132,16 @@ def started(arguments: list[str], environment: dict[str, str], folder: Path) -> 
             process.wait(60)
 
 
+def daemons_are_well(port: int) -> bool:
+    query = "query { instance { daemonHealth { allDaemonStatuses { healthy required } } } }"
+    found = ask(port, query)["instance"]["daemonHealth"]["allDaemonStatuses"]
+    return all(one["healthy"] for one in found if one["required"])
+
+
 def found_by(environment: dict[str, str], folder: Path) -> dict[str, tuple[str, str]]:
     """The findings of `capacity check`, by subject."""
-    check = [str(PROGRAMS / "capacity"), "check", "--json"]
-    printed = subprocess.run(check, env=environment, cwd=folder, check=False, capture_output=True).stdout
-    return {found["subject"]: (found["verdict"], found["text"]) for found in json.loads(printed)}
+    done = run_forked("check", "--json", environment=environment, timeout=PATIENCE_SECONDS, folder=folder)
+    return {found["subject"]: (found["verdict"], found["text"]) for found in json.loads(done.stdout)}
 
 
 @pytest.mark.usefixtures("reader_role")
@@ -165,7 +171,8 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         # A superuser may become the role that can only read; on a server of one's own its owner makes it.
         "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False),
     }
-    subprocess.run([str(PROGRAMS / "capacity"), "init"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    made = run_forked("init", environment=environment, timeout=PATIENCE_SECONDS, folder=tmp_path)
+    assert made.returncode == 0, made.stderr
 
     def arguments(name: str) -> list[str]:
         values = {"/run/capacity/code.sock": str(socket), "3000": str(web_port), "3001": str(pages_port)}
@@ -183,10 +190,13 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         program = sys.executable if test[0] == "python" else str(PROGRAMS / test[0])
         return subprocess.run([program, *test[1:]], env=environment, capture_output=True, check=False).returncode == 0
 
+    # Their health checks load Dagster, so they are asked when they will succeed.
+    signs = {"code-location": socket.exists, "daemon": lambda: daemons_are_well(web_port)}
     with ExitStack() as stack:
         processes = []
         for name in ORDER:
             processes.append(stack.enter_context(started(arguments(name), environment, tmp_path)))
+            wait_for(signs.get(name, lambda: True), f"a sign of {name}")
             wait_for(lambda name=name: healthy(name), f"{name} to be healthy")
         pause(processes)
         run_id = launch(web_port, "daily_aggregation_job", [], "2025-03-02")

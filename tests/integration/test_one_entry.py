@@ -53,7 +53,7 @@ print(*(found.name for found in (*repository.schedule_defs, *repository.get_all_
 def run(*program: str, arguments: tuple[str, ...] = ()) -> str:
     """Run a program that begins with a further entry; return what it printed."""
     done = run_forked(
-        *arguments, program="".join(program), environment=os.environ, timeout=PATIENCE_SECONDS, folder=ROOT
+        *arguments, program="".join(program), environment=os.environ, timeout=PATIENCE_SECONDS, folder=ROOT, anew=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
