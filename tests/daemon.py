@@ -29,7 +29,14 @@ from tests.servers import free_port
 ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
 MODULE = "capacity_assets.definitions"
-DAGSTER = "from dagster._cli import main\nmain()"
+# A run is forked from what the code server was forked from: a new interpreter takes two seconds of processor time.
+DAGSTER = """
+import multiprocessing
+from dagster._cli import main
+from tests.forked import FORKING
+multiprocessing.get_context = lambda _method: FORKING
+main()
+"""
 
 
 @contextmanager

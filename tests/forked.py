@@ -9,17 +9,38 @@ This module is loaded by each such process first, so it imports nothing but the 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-FORKING = multiprocessing.get_context("forkserver")
+
+class HeirProcess(ForkServerProcess):
+    """A process with the variables and the folder of the one that starts it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._variables, self._folder = dict(os.environ), Path.cwd()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._variables)
+        os.chdir(self._folder)
+        super().run()
+
+
+class Forking(ForkServerContext):
+    """Processes forked from one; those that a forked process starts are too."""
+
+    Process = HeirProcess
+
+
+FORKING = Forking()
 PRODUCT = "capacity_assets"
 # By those that bring the rest.
 FORKING.set_forkserver_preload(["alembic.command", f"{PRODUCT}.cli.check", f"{PRODUCT}.cli.demo", f"{PRODUCT}.cli.up"])
@@ -100,6 +121,8 @@ def _start(started: _Started) -> ForkServerProcess:
 
 
 def _run(started: _Started) -> None:
+    # It lives as long as the tests, and this process knows its address.
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(started.environment)
     for number, path in ((1, started.output), (2, started.errors)):
