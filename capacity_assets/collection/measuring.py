@@ -202,11 +202,9 @@ def measure(
     def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
         wait()
         stages.measuring = time.monotonic()
-        measurement = engine.sizes(connection, access, excluded)
-        stages.measurement, stages.sized = measurement, time.monotonic()
-        return replace(
-            measurement, limits=_limits_of(engine, connection, access, [size.name for size in measurement.sizes])
-        )
+        measured = engine.sizes(connection, access, excluded)
+        stages.measurement, stages.sized = measured, time.monotonic()
+        return replace(measured, limits=_limits_of(engine, connection, access, [size.name for size in measured.sizes]))
 
     return with_connection(server, access, stages, read_sizes)
 

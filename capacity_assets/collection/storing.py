@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Column, Connection, Engine, Table, delete, literal, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.schema import CreateTable
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, insert_samples, staging_columns
 from capacity_assets.base.errors import DatabaseError, database_errors
@@ -22,14 +24,16 @@ from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day
 from capacity_assets.database.legacy_tables import record_measured
+from capacity_assets.database.sql import temporary_table
+from capacity_assets.database.tables import database_limit_stats, volume_size_stats
 
 MEASURED = "measured"
 
 
 def stage_limits(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Put the limits of outcomes into temporary tables, from which `LIMIT_STATEMENTS` take them."""
-    for statement in _STAGE:
-        connection.execute(text(statement))
+    """Put the limits of outcomes into temporary tables, from which `_store_limits` takes them."""
+    for staged in (_VOLUMES, _CEILINGS):
+        connection.execute(CreateTable(staged))
     copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
     copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
 
@@ -50,58 +54,31 @@ def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]
             yield outcome.instance_id, one.database, limit_mb, one.is_unlimited, volumes, outcome.ended_at
 
 
-_STAGE = (
+def _staged(name: str, table: Table, *names: str) -> Table:
+    return temporary_table(name, *(Column(one, table.c[one].type) for one in ("instance_id", *names, "collected_at")))
+
+
+_VOLUMES = _staged("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
+_CEILINGS = _staged("measured_limit", database_limit_stats, "database_name", "limit_mb", "is_unlimited", "volumes")
+
+
+def _store_limits(connection: Connection, day: date, table: Table, staged: Table) -> None:
+    """Store staged limits; a server that was measured and says nothing of its limits keeps what it said on this day.
+
+    What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
     """
-CREATE TEMPORARY TABLE measured_volume (
-    instance_id integer, volume_name varchar(255), total_mb bigint, free_mb bigint, used_mb bigint,
-    collected_at timestamptz
-) ON COMMIT DROP
-""",
-    """
-CREATE TEMPORARY TABLE measured_limit (
-    instance_id integer, database_name varchar(255), limit_mb bigint, is_unlimited boolean, volumes varchar(255)[],
-    collected_at timestamptz
-) ON COMMIT DROP
-""",
-)
-# A server that was measured says what it has now; one that says nothing of its limits keeps what it said on this day.
-# What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
-LIMIT_STATEMENTS = (
-    """
-DELETE FROM volume_size_stats v USING (
-    SELECT instance_id, volume_name FROM volume_size_stats
-    WHERE collected_date = :day AND source = 'measured' AND instance_id IN (SELECT instance_id FROM measured_volume)
-    EXCEPT SELECT instance_id, volume_name FROM measured_volume
-) AS gone
-WHERE v.collected_date = :day AND v.instance_id = gone.instance_id AND v.volume_name = gone.volume_name
-""",
-    """
-INSERT INTO volume_size_stats
-    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
-SELECT CAST(:day AS date), instance_id, volume_name, total_mb, free_mb, used_mb, 'measured', collected_at
-FROM measured_volume
-ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
-SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb, source = excluded.source,
-    collected_at = excluded.collected_at
-""",
-    """
-DELETE FROM database_limit_stats l USING (
-    SELECT instance_id, database_name FROM database_limit_stats
-    WHERE collected_date = :day AND source = 'measured' AND instance_id IN (SELECT instance_id FROM measured_limit)
-    EXCEPT SELECT instance_id, database_name FROM measured_limit
-) AS gone
-WHERE l.collected_date = :day AND l.instance_id = gone.instance_id AND l.database_name = gone.database_name
-""",
-    """
-INSERT INTO database_limit_stats
-    (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
-SELECT CAST(:day AS date), instance_id, database_name, limit_mb, is_unlimited, volumes, 'measured', collected_at
-FROM measured_limit
-ON CONFLICT (collected_date, instance_id, database_name) DO UPDATE
-SET limit_mb = excluded.limit_mb, is_unlimited = excluded.is_unlimited, volumes = excluded.volumes,
-    source = excluded.source, collected_at = excluded.collected_at
-""",
-)
+    instance_id, name, *_ = staged.c.keys()
+    is_of_servers = table.c.instance_id.in_(select(staged.c.instance_id))
+    stored = select(table.c.instance_id, table.c[name])
+    stored = stored.where(table.c.collected_date == day, table.c.source == MEASURED, is_of_servers)
+    gone = stored.except_(select(staged.c.instance_id, staged.c[name])).subquery("gone")
+    is_gone = (table.c.instance_id == gone.c.instance_id, table.c[name] == gone.c[name])
+    connection.execute(delete(table).where(table.c.collected_date == day, *is_gone))
+    rows = select(literal(day), literal(MEASURED), *staged.c)
+    store = insert(table).from_select(["collected_date", "source", *staged.c.keys()], rows, include_defaults=False)
+    changes = {one: store.excluded[one] for one in ("source", *staged.c.keys()) if one not in (instance_id, name)}
+    key = ["collected_date", instance_id, name]
+    connection.execute(store.on_conflict_do_update(index_elements=key, set_=changes))
 
 
 logger = logging.getLogger("capacity_assets")
@@ -126,8 +103,10 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         # A trigger records each deletion, also of no row.
         if connection.execute(text(_HAS_OTHERS), {"day": day}).scalar_one():
             connection.execute(text(_REMOVE_OTHERS), {"day": day})
-        for statement in (_WRITE_DATABASES, _WRITE_TOTALS, *LIMIT_STATEMENTS, _WRITE_ATTEMPTS):
+        for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
+        _store_limits(connection, day, volume_size_stats, _VOLUMES)
+        _store_limits(connection, day, database_limit_stats, _CEILINGS)
         record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 

@@ -253,13 +253,8 @@ def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iter
     """Say which rows keep a unique key from being added, and how to look at and remove them."""
     columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in key.columns]
     condition = (text(key.condition),) if key.condition else ()
-    groups = (
-        sa.select(*columns, sa.func.count().label("copies"))
-        .select_from(wanted)
-        .where(*condition)
-        .group_by(*columns)
-        .having(sa.func.count() > 1)
-    )
+    rows = sa.select(*columns, sa.func.count().label("copies")).select_from(wanted).where(*condition)
+    groups = rows.group_by(*columns).having(sa.func.count() > 1)
     surplus = sa.func.coalesce(sa.func.sum(groups.subquery("duplicated").c.copies - 1), 0)
     keys, copies = connection.execute(sa.select(sa.func.count(), surplus)).one()
     if not keys:

@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, DateTime, Table, Text, and_, column, false, func, select, text, values
-from sqlalchemy import table as table_clause
+from sqlalchemy import Connection, DateTime, Table, Text, column, select, text, values
 
 from capacity_assets.database.sql import SchemaStep, literal, quoted, text_of
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, instances
@@ -260,14 +259,12 @@ def _samples_body(table: Table) -> str:
     return _SAMPLES_BODY.format(schema=SCHEMA_MARK, table=table.name, old=old, new=new)
 
 
-_CATALOGUE = table_clause("pg_trigger", column("tgrelid"), column("tgname"), column("tgenabled"))
 _WANTED = values(column("table_name", Text), column("trigger_name", Text), name="wanted").data(
     [(one.table, one.trigger(event)) for one in _every_tracking() for event in one.events]
 )
-_IS_WANTED = and_(
-    _CATALOGUE.c.tgrelid == func.to_regclass(_WANTED.c.table_name), _CATALOGUE.c.tgname == _WANTED.c.trigger_name
-)
-_FIRES = func.coalesce(_CATALOGUE.c.tgenabled.in_(["O", "A"]), false())
-_ALL_FIRE = select(func.bool_and(_FIRES)).select_from(_WANTED.outerjoin(_CATALOGUE, _IS_WANTED))
-TRACKING_IS_ON = f"({text_of(_ALL_FIRE)})"
+_ALL_FIRE = """
+SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) FROM wanted
+LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
+"""
+TRACKING_IS_ON = f"({text_of(text(_ALL_FIRE).columns().add_cte(select(_WANTED).cte('wanted')))})"
 """The condition that every trigger exists and fires."""

@@ -16,13 +16,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.sql import with_parts
-from capacity_assets.database.tables import (
-    capacity_runways,
-    database_size_stats,
-    instance_size_stats,
-    instances,
-    volume_size_stats,
-)
+from capacity_assets.database.tables import capacity_runways, instances, volume_size_stats
 from capacity_assets.database.views import STANDS_FOR_ITSELF, headroom
 from capacity_assets.forecast.history_statements import STALE_DAYS
 from capacity_assets.forecast.outlook import Outlook
@@ -81,8 +75,8 @@ def score(connection: Connection, as_of: date, today: date) -> None:
 
 def _scoring(subject: str, days: int, first: date, last: date, is_due: sa.ColumnElement[bool]) -> sa.Update:
     """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
-    runways, volumes = capacity_runways.c, _VOLUMES
-    measured = _MEASURED[subject].subquery("measured")
+    runways, volumes = capacity_runways.c, volume_size_stats.c
+    measured = text(_MEASURED[subject]).columns(*_COLUMNS_OF_MEASURED).subquery("measured")
     actual_mb = runways[f"actual_{days}_mb"]
     scoring = sa.update(capacity_runways).where(
         runways.subject == subject,
@@ -158,20 +152,19 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
     return scores
 
 
-_DATABASES, _SERVERS, _VOLUMES = database_size_stats.c, instance_size_stats.c, volume_size_stats.c
-# A void total has no size: a size stored before is removed.
-_SERVER_MB = sa.func.sum(_SERVERS.total_size_mb).filter(~_SERVERS.is_deleted).label("size_mb")
-_USED_MB = sa.func.coalesce(_VOLUMES.used_mb, _VOLUMES.total_mb - _VOLUMES.free_mb).label("size_mb")
-_VOLUME_NAME = _VOLUMES.volume_name.label("name")
 _MEASURED = {
-    "database": sa.select(
-        _DATABASES.instance_id, _DATABASES.database_name.label("name"), _DATABASES.collected_date, _DATABASES.size_mb
-    ),
-    "server": sa.select(
-        _SERVERS.instance_id, sa.literal("").label("name"), _SERVERS.collected_date, _SERVER_MB
-    ).group_by(_SERVERS.instance_id, _SERVERS.collected_date),
-    "volume": sa.select(_VOLUMES.instance_id, _VOLUME_NAME, _VOLUMES.collected_date, _VOLUMES.used_mb, _USED_MB),
+    "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
+    # A void total has no size: a size stored before is removed.
+    "server": """
+SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb
+FROM instance_size_stats GROUP BY instance_id, collected_date""",
+    "volume": """
+SELECT instance_id, volume_name AS name, collected_date, used_mb, coalesce(used_mb, total_mb - free_mb) AS size_mb
+FROM volume_size_stats""",
 }
+_COLUMNS_OF_MEASURED: list[sa.ColumnClause[Any]] = [
+    sa.column(name) for name in ("instance_id", "name", "collected_date", "used_mb", "size_mb")
+]
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """

@@ -57,10 +57,10 @@ def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
     same_key = [stored.instance_id == staged.server_id, stored.collected_date == staged.day]
     same_key.append(stored.database_name == staged.database_name if level is DATABASE else ~stored.is_deleted)
     database = staged.database_name if level is DATABASE else sa.null()
-    key = (staged.server_id, *([database] if level is DATABASE else ()), staged.day)
-    order = staged.position.desc() if replace else staged.position
+    key = [staged[name] for name in ("server_id", *level.keys[1:], "day")]
+    window: dict[str, Any] = {"partition_by": key, "order_by": staged.position.desc() if replace else staged.position}
     row = sa.tuple_(*(staged[name] for name in values))
-    firsts = [sa.over(sa.func.first_value(staged[name]), partition_by=key, order_by=order) for name in values]
+    firsts = [sa.func.first_value(staged[name]).over(**window) for name in values]
     is_same_as_stored = row.is_not_distinct_from(sa.tuple_(*(stored[name] for name in values)))
     turns = (
         sa.select(
@@ -70,7 +70,7 @@ def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
             staged.day.label("collected_date"),
             *(staged[name] for name in (*values, *level.exact, "collected_at")),
             staged[values[0]].label("new_mb"),
-            sa.over(sa.func.row_number(), partition_by=key, order_by=order).label("turn"),
+            sa.func.row_number().over(**window).label("turn"),
             row.is_not_distinct_from(sa.tuple_(*firsts)).label("same_first"),
             firsts[0].label("first_mb"),
             stored[values[0]].label("stored_mb"),

@@ -108,7 +108,7 @@ class CsvSource:
         except (UnicodeDecodeError, LineTooLongError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise ValidationError(
-                f"{self._path} cannot be read soon after row {position}: {reason}. What was loaded before is kept."
+                f"{self._path} cannot be read past row {position}: {reason}. What was loaded before is kept."
             ) from None
 
 

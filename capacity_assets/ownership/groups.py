@@ -7,7 +7,7 @@ samples, with the labels of each single row, and compared with the stored row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 from sqlalchemy import Connection, text
@@ -17,7 +17,6 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_percent
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
 from capacity_assets.database.sql import with_parts
-from capacity_assets.database.tables import ALWAYS
 
 WITHOUT_LABEL = ("engine", "server")
 """What groups are made by without any label."""
@@ -102,17 +101,7 @@ def groups_of(
     rows = connection.execute(text(_GROUPS), {**of_window, "by": by}).all()
     if not rows and by not in WITHOUT_LABEL:
         rows = connection.execute(text(_WITHOUT_LABELS), of_window).all()
-    return [
-        Group(
-            row.group_name,
-            int(row.servers),
-            int(row.databases),
-            int(row.size_mb),
-            None if row.change_mb is None else int(row.change_mb),
-            fills.get(row.group_name),
-        )
-        for row in rows
-    ]
+    return [replace(Group(*row), fills_first=fills.get(row.group_name)) for row in rows]
 
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
@@ -132,13 +121,13 @@ def being_computed(changed_at: datetime) -> str:
 
 
 _GROUPS = """
-SELECT group_name, servers, databases, size_mb, change_mb FROM capacity_groups
+SELECT group_name, servers, databases, CAST(size_mb AS bigint), CAST(change_mb AS bigint) FROM capacity_groups
 WHERE period = :period AND window_start = :start AND grouped_by = :by
 ORDER BY size_mb DESC, group_name NULLS LAST
 """
 _WITHOUT_LABELS = """
-SELECT CAST(NULL AS text) AS group_name, sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb,
-       sum(change_mb) AS change_mb
+SELECT CAST(NULL AS text) AS group_name, CAST(sum(servers) AS bigint), CAST(sum(databases) AS bigint),
+       CAST(sum(size_mb) AS bigint), CAST(sum(change_mb) AS bigint)
 FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
 """
 _NEWEST_CHANGE = """
@@ -246,17 +235,8 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
     query = with_parts(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)
-    parts = [
-        GroupPart(
-            row.server,
-            row.database_name,
-            row.days,
-            int(row.sum_mb),
-            row.database_pattern or None,
-            None if row.valid_from == ALWAYS else row.valid_from,
-        )
-        for row in connection.execute(query, {**of_group, **days, "servers": servers})
-    ]
+    of_servers = {**of_group, **days, "servers": servers}
+    parts = [GroupPart(*row) for row in connection.execute(query, of_servers)]
     stored = connection.execute(text(_STORED), of_group).one()
     if not parts and stored.sum_mb is None:
         values = connection.execute(text(_VALUES), of_group).scalars().all()
@@ -281,7 +261,8 @@ SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers 
 """,
 }
 _PARTS = """
-SELECT i.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
+SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),
+       nullif(held.valid_from, DATE '0001-01-01')
 FROM (
     SELECT instance_id, database_name, count(DISTINCT collected_date) AS days, sum(size_mb) AS sum_mb,
            max(collected_date) AS last_day

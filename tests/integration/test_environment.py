@@ -301,7 +301,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a file with one endless line", says="cannot be read soon after row 1: a line is longer", code=2)
+@fault("an import of a file with one endless line", says="cannot be read past row 1: a line is longer", code=2)
 def _(folder: Path, home: Path) -> Answer:
     row = "db-1,orders,2025-01-01,1\n"
     (folder / "long.csv").write_text(f"server,database,day,size_mb\n{row}{'x' * (files.LONGEST_LINE + 1)}\n{row}")

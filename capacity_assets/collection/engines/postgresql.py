@@ -113,14 +113,12 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
 def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume]:
     """Volumes are told apart by their device; each has the name of the first folder on it."""
     by_device: dict[tuple[object, object], Volume] = {}
-    volumes_by_tablespace = {}
+    volumes = {}
     for oid, location in folders.items():
         path = f"pg_tblspc/{oid}" if location else "."
         [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
-        volumes_by_tablespace[oid] = by_device.setdefault(
-            (major, minor), Volume(location or DATA_FOLDER, *map(int, sizes))
-        )
-    return volumes_by_tablespace
+        volumes[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
+    return volumes
 
 
 def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume] | str:
@@ -129,14 +127,14 @@ def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[in
     if not setting:
         return NO_SETTING
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
-    volumes_by_tablespace = {}
+    volumes = {}
     for oid, location in folders.items():
         folder = location or str(setting[0][0])
         mount = volume_of(folder, disks)
         if mount is None:
             return NOT_LISTED.format(folder)
-        volumes_by_tablespace[oid] = Volume(mount, *disks[mount])
-    return volumes_by_tablespace
+        volumes[oid] = Volume(mount, *disks[mount])
+    return volumes
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
