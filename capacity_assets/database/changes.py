@@ -43,10 +43,8 @@ def gather_changes(connection: Connection) -> None:
         return
     servers = connection.execute(text(_TAKE_SERVERS)).all() if "server" in unread else []
     if servers:
-        of_servers = {
-            "servers": [row.instance_id for row in servers],
-            "changed_at": max(row.changed_at for row in servers),
-        }
+        newest = max(row.changed_at for row in servers)
+        of_servers = {"servers": [row.instance_id for row in servers], "changed_at": newest}
         connection.execute(text(_DAYS_OF_SERVERS), of_servers)
     connection.execute(with_parts(_GATHER, taken=_TAKEN, changed=_CHANGED, touched=_TOUCHED, locked=_LOCKED))
 

@@ -105,12 +105,9 @@ class Legacy:
         }
         if level is DATABASE:
             columns["database"] = source.database_name
-        query = (
-            sa.select(source.id, *(columns.get(column, sa.null()) for column in layout_of(level).columns))
-            .outerjoin(instances, instances.c.id == source.instance_id)
-            .where(source.id > sa.bindparam("after"))
-            .order_by(source.id)
-        )
+        query = sa.select(source.id, *(columns.get(column, sa.null()) for column in layout_of(level).columns))
+        query = query.outerjoin(instances, instances.c.id == source.instance_id)
+        query = query.where(source.id > sa.bindparam("after")).order_by(source.id)
         if "is_deleted" in present:
             query = query.where(~level.source.c.is_deleted)
         return QuerySource(self.engine, f"{self.description}, {name}", f"{self.description}/{name}", query)
@@ -136,13 +133,7 @@ class LegacyServers:
     def add(self, connection: Connection) -> None:
         """Register them, in the caller's transaction."""
         if self.rows:
-            connection.execute(text(_ADD_SERVER), list(self.rows))
-
-
-_ADD_SERVER = """
-INSERT INTO instances (name, db_type, host, port, is_active, deleted_at)
-VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (name) DO NOTHING
-"""
+            connection.execute(insert(instances).on_conflict_do_nothing(index_elements=["name"]), list(self.rows))
 
 
 def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
@@ -186,13 +177,9 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
         present = {column["name"] for column in inspect(there).get_columns(target)}
         names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
         aggregates = level.target.c
-        query = (
-            sa.select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
-            .join(instances, instances.c.id == aggregates.instance_id)
-            .where(aggregates.id > sa.bindparam("after"))
-            .order_by(aggregates.id)
-            .limit(COPY_ROWS)
-        )
+        query = sa.select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
+        query = query.join(instances, instances.c.id == aggregates.instance_id)
+        query = query.where(aggregates.id > sa.bindparam("after")).order_by(aggregates.id).limit(COPY_ROWS)
         after = 0
         while rows := there.execute(query, {"after": after}).all():
             after = rows[-1][0]
