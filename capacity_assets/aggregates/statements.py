@@ -4,14 +4,16 @@ A *state* is what figures are made of: counts, exact sums, extremes, and the val
 
 1. `states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows themselves,
    per key and window, and puts the window before and that of a year before beside each window. The steps are the same
-   for one window and for many, for days and for years. Where a stored row holds more samples, others compare with it.
+   for one window and for many, for days and for years. Where a stored row rests on more samples than are left, other
+   windows are compared with that row. What cannot be there is not read (`Sources`).
 2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
    once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
    denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
    impossible sizes makes its server fail.
 3. `aggregation_statement` inserts each computed row, puts it in place of its stored row, or leaves that alone, and
-   counts. A row is never replaced by one of fewer samples. A comparison is kept if the window that it compares with has
-   no samples and no row, and the figures of the measure in this window are the same.
+   counts. A row is never replaced by one of fewer samples. The stored comparison of a row is kept if the other window
+   has no sample and no row left, and the row's own figures of that measure did not change. Windows without stored rows
+   are inserted without any of this.
 
 Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus does not push down a step that is
 read twice, so `NodeStatements` does the third part in several statements, on each node over its own servers.

@@ -1,7 +1,7 @@
 """Calendar periods, their windows, and the clock that says what day it is in the configured time zone.
 
 `PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
-made. A further period is one entry here and no other line. Whatever needs today's date takes a `Clock`; tests pass a
+made. In the package, a further period is one entry here. Whatever needs today's date takes a `Clock`; tests pass a
 fixed one. `database.guards` decides whether the date is reliable enough to delete something or to make it final.
 Everything else in this module is pure: no environment, no database, no Dagster.
 """

@@ -1,4 +1,4 @@
-"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, and which old samples windows still need.
+"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, and which old samples are still needed.
 
 Samples of a day may be dropped when every window that contains the day or compares with it is over, computed from the
 current samples without a failed server, and stored. `maintenance` drops them.

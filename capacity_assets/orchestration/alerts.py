@@ -2,7 +2,7 @@
 
 One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
 fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
-tick begins at the present; history is not sent. Which failures there are is decided elsewhere.
+tick begins at the present; history is not sent.
 """
 
 import json

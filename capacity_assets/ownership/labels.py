@@ -1,7 +1,7 @@
 """Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
 
 Each is dated, so that last year's figures keep last year's owners. Which one holds for a database on a day is in
-`database.sql`.
+`database.sql`; `database.group_days`, `ownership.groups` and `PLACED` here repeat its order.
 """
 
 from __future__ import annotations

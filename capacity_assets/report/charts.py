@@ -1,8 +1,7 @@
-"""The charts of the report: what they show of its numbers.
+"""Turns the numbers of the report (`data`) into charts, drawn by `capacity_assets.charts`; `page` places them.
 
-What is shown is decided in `data`, how it is drawn in `capacity_assets.charts`. Every chart has its numbers in a table
-beside it, so nothing depends on seeing it. What fills first has a small chart each: sizes so far, the band of the
-forecast and the limit.
+Every chart has its numbers in a table beside it, so nothing depends on seeing it. What fills first has a small chart
+each: sizes so far, the band of the forecast and the limit.
 """
 
 from __future__ import annotations
