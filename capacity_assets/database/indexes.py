@@ -9,7 +9,7 @@ and the steps of `index_steps` put it in the old one's place, which changes the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,14 @@ def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
 
 def indexes_of(connection: Connection, relation: str) -> list[Index]:
     """Return the indexes of a table or a partition, with what decides whether they serve."""
-    return list(connection.execute(text(_INDEXES), {"table": relation}))
+    return _indexes_of_each(connection, [relation])[relation]
+
+
+def _indexes_of_each(connection: Connection, relations: Sequence[str]) -> dict[str, list[Index]]:
+    found: dict[str, list[Index]] = {relation: [] for relation in relations}
+    for index in connection.execute(text(_INDEXES), {"relations": relations}):
+        found[index.relation].append(index)
+    return found
 
 
 def is_by_number(index: Index) -> bool:
@@ -143,12 +150,13 @@ def lacking(connection: Connection, table: Table) -> Iterator[tuple[str, WantedI
     indexes = indexes_of(connection, table.name)
     present = {column["name"] for column in inspect(connection).get_columns(table.name)}
     to_come = {column.name for column in table.columns} - present
+    leaves = _indexes_of_each(connection, _leaves(connection, table) or [quoted(table.name)])
     for wanted in wanted_indexes(table):
         missing = not any(wanted.is_served_by(index) for index in indexes)
         named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
         if indexes and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, indexes)):
-            for leaf in _leaves(connection, table) or [quoted(table.name)]:
-                if _built(connection, leaf, wanted) is None:
+            for leaf, of_leaf in leaves.items():
+                if _built(of_leaf, wanted) is None:
                     yield leaf, wanted
 
 
@@ -198,8 +206,8 @@ def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, indexe
     by_name += [index.name for index in replaced if wanted.has_columns_of(index) or index.name == wanted.name]
     name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))
     kind = "UNIQUE" if any(index.is_primary for index in staying) else "PRIMARY KEY"
-    for leaf in leaves or [quoted(table.name)]:
-        built = _built(connection, leaf, wanted)
+    for leaf, of_leaf in _indexes_of_each(connection, leaves or [quoted(table.name)]).items():
+        built = _built(of_leaf, wanted)
         if built is not None:
             called = "" if leaves else f"CONSTRAINT {name} "
             yield SchemaStep(reason, f"ALTER TABLE {leaf} ADD {called}{kind} USING INDEX {quoted(built.name)}")
@@ -231,9 +239,8 @@ def _leaves(connection: Connection, table: Table) -> list[str]:
     return list(connection.execute(text(_LEAVES), {"table": table.name}).scalars())
 
 
-def _built(connection: Connection, leaf: str, wanted: WantedIndex) -> Index | None:
+def _built(of_leaf: Iterable[Index], wanted: WantedIndex) -> Index | None:
     """Return the index of a partition that `build_ahead` built, or one like it of somebody else."""
-    of_leaf = indexes_of(connection, leaf)
     return next((i for i in of_leaf if i.is_valid and not i.is_attached and wanted.is_like(i)), None)
 
 
@@ -287,7 +294,7 @@ def _on_one_line(statement: sa.ClauseElement) -> str:
 
 
 _INDEXES = """
-SELECT c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisunique AS is_unique,
+SELECT r.relation, c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisunique AS is_unique,
        i.indisprimary AS is_primary, i.indisvalid AS is_valid,
        c.relispartition AS is_attached, pg_get_indexdef(i.indexrelid) AS definition,
        pg_get_expr(i.indpred, i.indrelid) AS condition,
@@ -299,8 +306,9 @@ SELECT c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisuni
              FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
              LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND a.attnum > 0
              WHERE place <= i.indnkeyatts ORDER BY place) AS columns
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE i.indrelid = to_regclass(:table) ORDER BY c.relname
+FROM unnest(CAST(:relations AS text[])) AS r (relation) JOIN pg_index i ON i.indrelid = to_regclass(r.relation)
+JOIN pg_class c ON c.oid = i.indexrelid
+ORDER BY c.relname
 """
 
 _LEAVES = """

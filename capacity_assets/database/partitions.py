@@ -21,7 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql.elements import quoted_name
 
@@ -310,7 +310,7 @@ def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[
 
 def _stored_columns(connection: Connection, table: Table) -> list[str]:
     """List the columns by name: those of the default partition may stand in another order, and some are computed."""
-    return [column["name"] for column in inspect(connection).get_columns(table.name) if "computed" not in column]
+    return list(connection.execute(text(_STORED_COLUMNS), {"table": table.name}).scalars())
 
 
 def partition_name(table: Table, span: Span) -> str:
@@ -344,6 +344,10 @@ def empty_default(connection: Connection, layout: PartitionLayout) -> bool:
     return True
 
 
+_STORED_COLUMNS = """
+SELECT attname FROM pg_attribute
+WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
+"""
 _WAITS_FOR_US = """
 SELECT EXISTS (
     SELECT FROM pg_locks waiting JOIN pg_locks holding ON holding.pid = waiting.pid
