@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -72,7 +71,7 @@ def installed(folder: Path) -> Path:
     where = [program, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
     # A folder that is only named here is not searched for further .pth files, so that of this checkout is not found.
-    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(dist)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel] = dist.glob("*.whl")

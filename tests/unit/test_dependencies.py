@@ -6,6 +6,8 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,11 +20,22 @@ def named(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=!~; ]", one)[0].lower().replace("_", "-") for one in requirements}
 
 
+@cache
+def parsed() -> list[tuple[Path, ast.Module]]:
+    """The files of the package."""
+    return [(path, ast.parse(path.read_text())) for path in (ROOT / "capacity_assets").rglob("*.py")]
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Which distributions each installed module comes from; every list of files is read for it."""
+    return packages_distributions()
+
+
 def imported(*, always: bool) -> dict[str, set[str]]:
     """Modules of others that the package imports, with the files that do; `always`: when a file is loaded."""
     found: dict[str, set[str]] = {}
-    for path in (ROOT / "capacity_assets").rglob("*.py"):
-        tree = ast.parse(path.read_text())
+    for path, tree in parsed():
         for node in tree.body if always else ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
@@ -46,9 +59,8 @@ def test_every_package_that_is_imported_is_a_declared_dependency() -> None:
 
 def lacking(modules: dict[str, set[str]], declared: set[str]) -> dict[str, set[str]]:
     """Those of no declared distribution."""
-    distributions = packages_distributions()
     return {
         module: files
         for module, files in modules.items()
-        if not declared & {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
+        if not declared & {name.lower().replace("_", "-") for name in distributions().get(module, [module])}
     }
