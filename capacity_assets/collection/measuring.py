@@ -366,7 +366,7 @@ class Task:
 
 
 @dataclass
-class _Running:
+class _MeasurementInProgress:
     """A measurement in progress."""
 
     task: Task
@@ -437,7 +437,7 @@ class FleetMeasurement:
         """
         waiting = sorted(tasks, key=lambda task: not task.history.failed_last)
         waiting.reverse()
-        running: dict[int, _Running] = {}
+        running: dict[int, _MeasurementInProgress] = {}
         done: queue.SimpleQueue[tuple[int, ProbeOutcome]] = queue.SimpleQueue()
         while waiting or running:
             while waiting and self._may_connect(running.values()):
@@ -450,11 +450,13 @@ class FleetMeasurement:
             yield from self._finished(running, done)
             yield None
 
-    def _may_connect(self, running: Collection[_Running]) -> bool:
+    def _may_connect(self, running: Collection[_MeasurementInProgress]) -> bool:
         ready = sum(one.waits for one in running)
         return len(running) < self.workers * (BESIDE_PER_WORKER + 1) and ready < self.workers * READY_PER_WORKER
 
-    def _assign_workers(self, running: dict[int, _Running], may_begin: Callable[[], bool]) -> Iterator[ProbeOutcome]:
+    def _assign_workers(
+        self, running: dict[int, _MeasurementInProgress], may_begin: Callable[[], bool]
+    ) -> Iterator[ProbeOutcome]:
         """Start waiting servers on free workers; yield the outcome of each that can no longer start today."""
         everything = list(running.values())
         free = self.workers - sum(one.holds_worker for one in everything)
@@ -466,8 +468,8 @@ class FleetMeasurement:
                 one.give_up()
                 yield self._failed(one.task, one.stages, _day_over())
 
-    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _Running:
-        one = _Running(task, task.history.connect_seconds(self.connect_seconds))
+    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _MeasurementInProgress:
+        one = _MeasurementInProgress(task, task.history.connect_seconds(self.connect_seconds))
 
         def work() -> None:
             done.put((task.instance_id, self._outcome(one)))
@@ -475,7 +477,7 @@ class FleetMeasurement:
         in_background(work, f"measure {task.server.name}")
         return one
 
-    def _outcome(self, one: _Running) -> ProbeOutcome:
+    def _outcome(self, one: _MeasurementInProgress) -> ProbeOutcome:
         server, history = one.task.server, one.task.history
         try:
             access = access_to(
@@ -492,7 +494,7 @@ class FleetMeasurement:
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
             return self._failed(one.task, one.stages, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
-    def _measured(self, one: _Running, measurement: Measurement) -> ProbeOutcome:
+    def _measured(self, one: _MeasurementInProgress, measurement: Measurement) -> ProbeOutcome:
         """Return the outcome; raises MeasureError as `refuse_impossible`."""
         refuse_impossible(measurement.sizes)
         return ProbeOutcome(
@@ -520,7 +522,7 @@ class FleetMeasurement:
         )
 
     def _finished(
-        self, running: dict[int, _Running], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
+        self, running: dict[int, _MeasurementInProgress], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
     ) -> Iterator[ProbeOutcome]:
         """Yield finished outcomes, and fail overdue servers, whose later outcome is ignored."""
         timeout = POLL_SECONDS
@@ -542,7 +544,7 @@ class FleetMeasurement:
                 elif error is not None:
                     yield self._failed(one.task, one.stages, error)
 
-    def _without_limits(self, one: _Running, sized: Measurement) -> ProbeOutcome:
+    def _without_limits(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
         unknown = Limits(unknown=f"no answer within {LIMITS_SECONDS:.0f} s")
         try:
             return self._measured(one, replace(sized, limits=unknown))

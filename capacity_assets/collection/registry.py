@@ -409,8 +409,7 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
 def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
     """Delete the connection settings and the attempts of servers; return those whose history keeps them registered.
 
-    A server without samples and aggregates goes altogether, unless another one is counted by it; the others are
-    disabled.
+    A server without samples and aggregates is deleted, unless another one is counted by it; the others are disabled.
 
     Raises:
         NotFoundError: one of the names is not registered; nothing was changed.
@@ -453,7 +452,7 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
 
 
 @dataclass(frozen=True)
-class Failing:
+class FailingServer:
     """A server in service whose newest attempt failed."""
 
     server: str
@@ -470,7 +469,7 @@ class Standing:
     day: date | None
     collected: int
     failed: int
-    failing: tuple[Failing, ...]
+    failing: tuple[FailingServer, ...]
 
     @property
     def text(self) -> str:
@@ -493,7 +492,7 @@ def standing(engine: Engine) -> Standing:
     with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
         parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
         counts = connection.execute(with_parts(_COUNTS, **parts)).one()
-        failing = [Failing(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
+        failing = [FailingServer(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 

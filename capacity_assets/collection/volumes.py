@@ -196,7 +196,7 @@ class SourceError(CapacityError):
 
 
 @dataclass(frozen=True, order=True)
-class FoundVolume:
+class SourceVolume:
     """A volume of a registered server, bytes."""
 
     server: str
@@ -212,14 +212,14 @@ class FoundVolume:
 
 
 @dataclass(frozen=True)
-class FoundVolumes:
+class SourceVolumes:
     """What a source knows, and what of its answer was left out and why."""
 
-    volumes: tuple[FoundVolume, ...]
+    volumes: tuple[SourceVolume, ...]
     left_out: tuple[str, ...] = ()
 
 
-def volumes_of(source: PrometheusSource, known: Collection[str], secrets: SecretFolders) -> FoundVolumes:
+def volumes_of(source: PrometheusSource, known: Collection[str], secrets: SecretFolders) -> SourceVolumes:
     """Ask a source for the volumes of the servers that are `known` by name.
 
     Raises:
@@ -250,11 +250,11 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
         if reason:
             left_out.append(f"{volume} of {server}: {reason}")
         else:
-            volumes.append(FoundVolume(server, volume, *map(int, pairs[0])))
+            volumes.append(SourceVolume(server, volume, *map(int, pairs[0])))
     if strangers:
         first, values = min(strangers), counted(len(strangers), "value")
         left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
-    return FoundVolumes(tuple(volumes), tuple(left_out))
+    return SourceVolumes(tuple(volumes), tuple(left_out))
 
 
 def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
@@ -332,16 +332,16 @@ VARIABLE = "CAPACITY_VOLUME_SOURCES"
 
 
 @dataclass
-class VolumeFetch:
+class FetchReport:
     """What the sources know of today, and what went wrong, one sentence each."""
 
-    volumes: list[FoundVolume] = field(default_factory=list)
+    volumes: list[SourceVolume] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
 
 def fetch_volumes(
     engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False
-) -> VolumeFetch:
+) -> FetchReport:
     """Ask every source, and store what it knows of `day`, which is today.
 
     A source that fails, or two that know the same volume, cost that source only.
@@ -349,7 +349,7 @@ def fetch_volumes(
     Raises:
         DatabaseError: the database failed; volumes of sources before it were stored.
     """
-    fetched = VolumeFetch()
+    fetched = FetchReport()
     try:
         sources = volume_sources(path)
     except CapacityError as error:

@@ -32,7 +32,7 @@ EVENTS = {
 
 
 @dataclass(frozen=True)
-class Tracking:
+class TrackingFunction:
     """A function and the triggers of a table that call it; `what` they record is used in messages.
 
     A function used by several tables has all of them as `callers`, and the name of the table as its argument.
@@ -90,7 +90,7 @@ END $$
 """
 
 
-def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[SchemaStep]:
+def tracking_steps(connection: Connection, tracking: TrackingFunction) -> Iterator[SchemaStep]:
     """Return what is missing: the function and the triggers that are absent, old or disabled."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
@@ -134,17 +134,17 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
 
 
-def _every_tracking() -> Iterator[Tracking]:
+def _every_tracking() -> Iterator[TrackingFunction]:
     for table in SAMPLES:
-        yield Tracking(table.name, f"capacity_track_{table.name}", _samples_body(table), "changes")
+        yield TrackingFunction(table.name, f"capacity_track_{table.name}", _samples_body(table), "changes")
     added = {event: EVENTS[event] for event in ("insert", "update")}
-    yield Tracking(instances.name, "capacity_track_instances", _INSTANCES_BODY, "changes", added)
+    yield TrackingFunction(instances.name, "capacity_track_instances", _INSTANCES_BODY, "changes", added)
     for name, body in ((capacity_labels.name, _LABELS_BODY), (instances.name, _GROUPED_BODY)):
-        yield Tracking(name, f"capacity_track_groups_{name}", body, "changes of groups")
+        yield TrackingFunction(name, f"capacity_track_groups_{name}", body, "changes of groups")
     names = tuple(table.name for table in AGGREGATES)
     for name in names:
         # One trigger per event: Citus does not copy a trigger to the shards that is also for TRUNCATE.
-        yield Tracking(name, "capacity_track_writes", _WRITES_BODY, "writes", dict.fromkeys(EVENTS, ""), names)
+        yield TrackingFunction(name, "capacity_track_writes", _WRITES_BODY, "writes", dict.fromkeys(EVENTS, ""), names)
 
 
 # What the session that computes says of itself, so that its own writes are no change.

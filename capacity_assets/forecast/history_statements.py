@@ -1,4 +1,4 @@
-"""The statements behind `history`: what is measured and limited, one row per series with all its days.
+"""The statements of `history`: what is measured and limited, one row per series with all its days.
 
 A statement reads `SOURCES` by name. They are parts of the statement, or where tables are distributed temporary tables
 of these names that the nodes have filled. Servers are given by number: nodes do not have the registry, and an index

@@ -210,7 +210,7 @@ class Risk:
     outlook: Outlook
     bands: Mapping[int, Band]
     history: Sequence[tuple[date, int]] = ()
-    """Sizes of the last HISTORY_SHOWN_DAYS by day, once they are asked for by `with_histories`."""
+    """Sizes of the last HISTORY_SHOWN_DAYS by day; `with_histories` adds them."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.database.views import RUNWAY_VIEWS, STANDS_FOR_ITSELF
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
@@ -339,3 +340,11 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
         f"to the power of {GROWTH_OF_ERRORS}",
     ):
         assert rule in document, rule
+
+
+def test_the_statements_that_list_horizons_list_all_of_them() -> None:
+    [errors] = [view for view in RUNWAY_VIEWS if view.name == "capacity_forecast_errors"]
+
+    for days in HORIZONS_DAYS:
+        assert f"({days}, r.forecast_{days}_mb, " in errors.query
+        assert f"r.probability_{days}" in STANDS_FOR_ITSELF
