@@ -66,7 +66,7 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     spans = changed_spans(connection, as_of, today)
     for days in HORIZONS_DAYS:
         is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
-        is_own = sa.and_(runways.as_of == as_of, runways.last_day <= today - timedelta(days=days), is_forecast)
+        is_own = sa.and_(runways.as_of == as_of, runways.last_day + days <= today, is_forecast)
         for subject in _MEASURED:
             for first, last in spans:
                 connection.execute(_scoring(subject, days, first, last, _is_due(days, first, last)))
@@ -107,7 +107,8 @@ def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
     return sa.and_(
         runways.as_of.between(first - ahead, last - ahead + stale),
-        runways.last_day.between(first - ahead, last - ahead),
+        # Compared with the sum, the samples of the due days are looked up; with less a bound, all of them are read.
+        (runways.last_day + days).between(first, last),
         runways[f"forecast_{days}_mb"].is_not(None),
     )
 
