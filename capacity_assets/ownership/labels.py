@@ -104,10 +104,14 @@ WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
 """
 # Where no database is named, only labels of the server match.
 LABELS_ON = f"""
-SELECT g.number, {labels_of("i.id", "g.database", "CAST(:day AS date)")} AS labels
-FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
-JOIN instances i ON i.name = g.server
-WHERE CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name
+SELECT number, labels FROM (
+    SELECT g.number, {labels_of("i.id", "g.database", "CAST(:day AS date)")} AS labels
+    FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+        AS g (server, database, number)
+    JOIN instances i ON i.name = g.server
+    WHERE CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name
+) AS subjects
+WHERE CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value
 """  # noqa: S608 -- the labels as everywhere
 KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
 ALIKE = """
@@ -260,9 +264,9 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
     """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    rows = rows_of(engine, "labels", LABELS_ON, servers=[server], databases=[database], day=day, engine_name=None)
-    labels: dict[str, str] = rows[0].labels if rows else {}
-    return labels
+    parameters = {"servers": [server], "databases": [database], "day": day, "engine_name": None}
+    rows = rows_of(engine, "labels", LABELS_ON, **parameters, key=None, value=None)
+    return dict(rows[0].labels) if rows else {}
 
 
 def having(
@@ -276,10 +280,10 @@ def having(
     """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
     servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
     # On no day, no label is looked up.
-    labelled_on = None if label is None else day
+    key, value, labelled_on = (None, None, None) if label is None else (*label, day)
     parameters = {"servers": servers, "databases": databases, "day": labelled_on, "engine_name": of_engine}
-    rows = rows_of(engine, "labels", LABELS_ON, **parameters)
-    return {subjects[row.number - 1] for row in rows if label is None or row.labels.get(label[0]) == label[1]}
+    labelled = rows_of(engine, "labels", LABELS_ON, **parameters, key=key, value=value)
+    return {subjects[row.number - 1] for row in labelled}
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
