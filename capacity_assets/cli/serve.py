@@ -11,9 +11,9 @@ import click
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import CommandFailedError, command, say
-from capacity_assets.cli.processes import HOST
 from capacity_assets.runtime import open_reading_engine, refuse_an_absent_embedded_server
 
+HOST = "127.0.0.1"
 PAGES_PORT = 3001
 OWN_NAMES = ("127.0.0.1", "localhost")
 SHUTDOWN_SECONDS = 5

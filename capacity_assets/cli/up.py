@@ -6,6 +6,7 @@ windows, and stops everything. The output of the processes goes to a log file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -20,7 +21,7 @@ from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -28,17 +29,9 @@ from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, Valida
 from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import CommandFailedError, command, say
-from capacity_assets.cli.processes import (
-    HOST,
-    POLL_SECONDS,
-    Processes,
-    dagster_processes,
-    open_no_link,
-    pages_options,
-    web_options,
-)
-from capacity_assets.cli.serve import refuse_a_taken_port
+from capacity_assets.cli.serve import HOST, refuse_a_taken_port
 from capacity_assets.cli.status import (
+    WORKSPACE,
     ActiveRun,
     LateWindows,
     active_runs,
@@ -54,6 +47,7 @@ from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage, kept_home
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
+from capacity_assets.orchestration.processes import POLL_SECONDS, Processes, dagster_processes
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 
 START_TIMEOUT_SECONDS = 120
@@ -103,18 +97,48 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
             # The UI and the pages link to each other by these addresses.
             environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
             environment["CAPACITY_PAGES_URL"] = settings.pages_url or pages_address
-            pages = pages_options(pages_port, names) if _pages_can_be_served(settings) else []
-            web = web_options(settings, port, names)
-            log = settings.dagster_home / "up.log"
-            with dagster_processes(settings.dagster_home, environment, web, pages, log, lock) as processes:
+            workspace, log = settings.dagster_home / WORKSPACE, settings.dagster_home / "up.log"
+            addresses, others = {"Dagster UI": ui_address}, _processes_of_dagster(settings, workspace, port, names)
+            if _pages_can_be_served(settings):
+                addresses = {"Pages": pages_address, **addresses}
+                others["the pages"] = _pages_arguments(pages_port, names)
+            with (
+                open_no_link(log, "wb") as output,
+                dagster_processes(workspace, environment, others, output, lock, say) as processes,
+            ):
                 try:
-                    addresses = {**({"Pages": pages_address} if pages else {}), "Dagster UI": ui_address}
                     _serve_until_stopped(processes, settings, addresses, log, stop)
                 except StopRequestedError:
                     say("Stopping ...")
             if settings.capacity_url is None:
                 say("Stopping the embedded PostgreSQL ...")
     say("Stopped. All data was kept; `capacity up` continues.")
+
+
+def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the modules of Dagster's web server and daemon, with their arguments."""
+    further = [word for name in names for word in ("--name", name)]
+    web = ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
+    return {
+        "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
+        "the daemon": ["dagster._daemon", "run", "--workspace", str(workspace)],
+    }
+
+
+def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
+    """Return the module and arguments of the pages, which browsers reach by the same hosts as the UI."""
+    hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
+    return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
+
+
+def open_no_link(path: Path, mode: str) -> IO[Any]:
+    """Open a file in the data folder; raises CommandFailedError if it is a symbolic link."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CommandFailedError(f"{path} is a symbolic link, which could point anywhere. Remove the link.") from None
 
 
 def _serve_until_stopped(

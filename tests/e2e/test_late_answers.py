@@ -21,10 +21,10 @@ from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 from dagster._grpc.client import DagsterGrpcClient
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.cli import processes
 from capacity_assets.cli import up as cli_up
 from capacity_assets.cli.options import CommandFailedError
 from capacity_assets.database.embedded import socket_folder
+from capacity_assets.orchestration import processes
 from tests.clocks import SHANGHAI
 from tests.daemon import Daemon
 from tests.e2e.stack import (

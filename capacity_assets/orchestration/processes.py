@@ -5,7 +5,6 @@ Not `dagster dev`, whose web server answers requests from pages of any site; see
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -16,14 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from capacity_assets.base.settings import Settings
-from capacity_assets.cli.options import CommandFailedError, say
-from capacity_assets.cli.status import WORKSPACE
 from capacity_assets.database.embedded import socket_folder
+from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
 
-HOST = "127.0.0.1"
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
 CODE_SOCKET = "code.sock"
 CODE_TIMEOUT_SECONDS = 60
@@ -100,66 +96,42 @@ class Processes:
             self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
 
 
-def open_no_link(path: Path, mode: str) -> IO[Any]:
-    """Open a file in the data folder; raises CommandFailedError if it is a symbolic link."""
-    try:
-        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise CommandFailedError(f"{path} is a symbolic link, which could point anywhere. Remove the link.") from None
-
-
-def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str]:
-    """Return the options of Dagster's web server."""
-    further = (word for name in names for word in ("--name", name))
-    return ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
-
-
-def pages_options(port: int, names: Sequence[str]) -> list[str]:
-    """Return the options of the pages, which browsers reach by the same hosts as the UI."""
-    hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
-    return ["--port", str(port), *(word for host in hosts for word in ("--name", host))]
-
-
 @contextmanager
 def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes need
-    home: Path, environment: dict[str, str], web: Sequence[str], pages: Sequence[str], log: Path, lock: IO[str]
+    workspace: Path,
+    environment: Mapping[str, str],
+    others: Mapping[str, Sequence[str]],
+    log: IO[bytes],
+    lock: IO[str],
+    report: Callable[[str], None],
 ) -> Iterator[Processes]:
-    """Run the processes with Dagster's `home`, and end them in order.
+    """Run a code server and the `others`, each a module with its arguments, and end them in order.
 
-    `web` are the options of Dagster's web server, `pages` those of the pages; without any the pages are not served.
+    `workspace` is the file in Dagster's home that names the code server. The number of the process group is appended to
+    `lock`. `report` gets a text if ending takes long.
     """
-    code = socket_folder(home, CODE_SOCKET) / CODE_SOCKET
+    code = socket_folder(workspace.parent, CODE_SOCKET) / CODE_SOCKET
     code.unlink(missing_ok=True)
-    workspace = home / WORKSPACE
     target = {"socket": str(code), "location_name": LOCATION}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
     # Not `code-server start`: its inner server exits if a pause, such as a sleeping laptop, delays its heartbeat, and
     # is not restarted.
-    code_server = ["api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
-    others = {
-        "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
-        "the daemon": ["dagster._daemon", "run", "--workspace", str(workspace)],
-    }
-    if pages:
-        others["the pages"] = ["capacity_assets.cli", "serve", *pages]
+    code_server = ["dagster", "api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
     processes = Processes()
-    with open_no_link(log, "wb") as output:
-        try:
-            processes.start("the code server", ["dagster", *code_server], environment, output, lock)
-            lock.write(str(processes.group))
-            lock.flush()
-            _wait_for_code(processes, code)
-            # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
-            for name, arguments in others.items() if not processes.ended else ():
-                processes.start(name, arguments, environment, output, lock)
-            yield processes
-        finally:
-            if processes.running:
-                processes.end(say)
-            # Later commands must not contact a code location that is no longer served.
-            workspace.unlink(missing_ok=True)
+    try:
+        processes.start("the code server", code_server, environment, log, lock)
+        lock.write(str(processes.group))
+        lock.flush()
+        _wait_for_code(processes, code)
+        # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
+        for name, arguments in others.items() if not processes.ended else ():
+            processes.start(name, arguments, environment, log, lock)
+        yield processes
+    finally:
+        if processes.running:
+            processes.end(report)
+        # Later commands must not contact a code location that is no longer served.
+        workspace.unlink(missing_ok=True)
 
 
 def _wait_for_code(processes: Processes, code: Path) -> None:
@@ -167,8 +139,6 @@ def _wait_for_code(processes: Processes, code: Path) -> None:
 
     Returns also if it has ended or takes too long; waiting for the web server reports that.
     """
-    from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
-
     client = DagsterGrpcClient(socket=str(code))
     deadline = time.monotonic() + CODE_TIMEOUT_SECONDS
     while not processes.ended and time.monotonic() < deadline:
