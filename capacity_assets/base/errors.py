@@ -107,10 +107,10 @@ def reason_of(error: DatabaseFailure) -> str:
 
 
 @contextmanager
-def database_errors(*, doing: str, kept: str) -> Iterator[None]:
+def database_errors(*, doing: str, kept: str = "") -> Iterator[None]:
     """Turn every failure of the database inside the block into one that a user is meant to read.
 
-    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+    `doing` completes "The database failed while …"; `kept` says what was kept where something had been done.
 
     Raises:
         DatabaseError: the database refused or lost the work, or no connection of the pool became free.
@@ -121,13 +121,14 @@ def database_errors(*, doing: str, kept: str) -> Iterator[None]:
         raise database_error(error, doing=doing, kept=kept) from error
 
 
-def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> DatabaseError:
+def database_error(error: DatabaseFailure, *, doing: str, kept: str = "") -> DatabaseError:
     """Turn SQLAlchemy's `error` into a failure that says what happened, what was kept and what to do.
 
-    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+    The arguments are those of `database_errors`.
     """
+    kept = kept and f"{kept} "
     if not isinstance(error, DBAPIError):
-        return DatabaseError(f"No database connection became free while {doing}. {kept} Run it again.", transient=True)
+        return DatabaseError(f"No database connection became free while {doing}. {kept}Run it again.", transient=True)
     sqlstate = sqlstate_of(error)
     transient = sqlstate not in SCHEMA_SQLSTATES and is_transient(error)
     if sqlstate in SCHEMA_SQLSTATES:
@@ -136,7 +137,7 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> Database
         advice = "This can pass by itself: run it again."
     else:
         advice = "Repeating it will not help: fix the cause first."
-    text = f"The database failed while {doing}: {reason_of(error)}. {kept} {advice}"
+    text = f"The database failed while {doing}: {reason_of(error)}. {kept}{advice}"
     return DatabaseError(text, sqlstate=sqlstate, transient=transient)
 
 

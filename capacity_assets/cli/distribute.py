@@ -46,7 +46,7 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
     """
     with open_engine(settings) as engine:
         kept = "Completed tables stay distributed; run it again to continue."
-        with database_errors(doing="distributing tables", kept="Nothing was changed." if dry_run else kept):
+        with database_errors(doing="distributing tables", kept="" if dry_run else kept):
             if problem := distributing.what_stands_in_the_way(engine):
                 raise ValidationError(problem)
             report = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))

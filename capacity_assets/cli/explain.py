@@ -137,7 +137,7 @@ def _explain_group(  # noqa: PLR0913 -- the window of a group, and how it is pri
 ) -> None:
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
-    with database_errors(doing="reading a group", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading a group"), engine.connect() as connection:
         # One snapshot for all queries: a row that is written meanwhile would seem to differ.
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         group = explain_group(connection, period, window, key, value)

@@ -79,7 +79,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
     # A step of one database is one of its server's total, too.
     database = name if kind == DATABASE_ROWS else None
     with (
-        database_errors(doing="reading earlier forecasts", kept="Nothing was changed."),
+        database_errors(doing="reading earlier forecasts"),
         engine.connect() as connection,
     ):
         earlier = earlier_forecasts(connection, series.outlook)

@@ -52,7 +52,7 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
         if now:
             follow_labels(runner, None)
         window = runner.service.partitions.window_holding(chosen, day)
-        reading = database_errors(doing="reading groups", kept="Nothing was changed.")
+        reading = database_errors(doing="reading groups")
         with reading, runner.service.engine.connect() as connection:
             rows = groups_of(connection, chosen, window, by, fills_first(connection, by))
             changed_at = None if by == "server" else groups_changed_at(connection, chosen, [window])

@@ -35,7 +35,7 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
         # Dagster's first: an obstacle there shows before anything is changed here.
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
-        with database_errors(doing="creating or upgrading the schema", kept="Nothing was changed."):
+        with database_errors(doing="creating or upgrading the schema"):
             done = prepare_database(engine, settings, lambda line: click.echo(line, err=True))
         if as_json:
             print_json({"done": list(done), "database": safe_url(engine.url)})

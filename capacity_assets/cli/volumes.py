@@ -42,7 +42,7 @@ def _cells(row: Row[Any]) -> list[object]:
 )
 def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
     """Show the last known size of each volume."""
-    with database_errors(doing="reading volumes", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading volumes"), engine.connect() as connection:
         return [(row, row._asdict()) for row in connection.execute(text(_NEWEST))]
 
 

@@ -57,10 +57,9 @@ def test_the_own_server_is_not_measured_into_the_sample_fleet_and_the_fleet_can_
     file.write_text("server,database,day,size_mb\nmysql-orders-01,shop,2025-01-02,7\n")
     imported = capacity("import", str(file))
 
-    for done, kept in ((refused, "measured"), (registered_too, "registered"), (imported, "imported")):
+    for done in (refused, registered_too, imported):
         assert done.exit_code == 1
         assert "holds the sample fleet of `capacity demo`" in done.output
-        assert f"Nothing was {kept}" in done.output
     assert other_instances(engine) == 0
     assert holds_sample_fleet(engine)
     with engine.connect() as connection:
