@@ -6,10 +6,7 @@ windows, and stops everything. The output of the processes goes to a log file.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import itertools
-import os
 import signal
 import subprocess
 import threading
@@ -21,7 +18,6 @@ from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
 
 import click
 
@@ -45,9 +41,9 @@ from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage, kept_home
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
-from capacity_assets.orchestration.processes import POLL_SECONDS, Processes, dagster_processes
+from capacity_assets.orchestration.processes import POLL_SECONDS, Processes, dagster_processes, folder_lock
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 
 START_TIMEOUT_SECONDS = 120
@@ -82,7 +78,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
     Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set.
     """
     parse_retention(settings.retention_days)  # the code location would not load with a wrong rule
-    with _stop_signals() as stop, _only_one(settings) as lock:
+    with _stop_signals() as stop, folder_lock(settings) as lock:
         pages_port = pages_port or port + 1
         if port == pages_port:
             raise ValidationError(f"--port and --pages-port are both {port}.")
@@ -102,10 +98,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
             if _pages_can_be_served(settings):
                 addresses = {"Pages": pages_address, **addresses}
                 others["the pages"] = _pages_arguments(pages_port, names)
-            with (
-                open_no_link(log, "wb") as output,
-                dagster_processes(workspace, environment, others, output, lock, say) as processes,
-            ):
+            with dagster_processes(workspace, environment, others, log, lock, say) as processes:
                 try:
                     _serve_until_stopped(processes, settings, addresses, log, stop)
                 except StopRequestedError:
@@ -129,16 +122,6 @@ def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
     """Return the module and arguments of the pages, which browsers reach by the same hosts as the UI."""
     hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
     return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
-
-
-def open_no_link(path: Path, mode: str) -> IO[Any]:
-    """Open a file in the data folder; raises CommandFailedError if it is a symbolic link."""
-    try:
-        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise CommandFailedError(f"{path} is a symbolic link, which could point anywhere. Remove the link.") from None
 
 
 def _serve_until_stopped(
@@ -179,48 +162,6 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[IO[str]]:
-    """Refuse a second `capacity up` on the same folder: two daemons would launch every run twice.
-
-    Dagster's processes inherit the lock and hold it until they end, even if this process is killed.
-    """
-    home = kept_home(settings)
-    with open_no_link(home / "up.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise CommandFailedError(_holder_text(home, lock.read().split())) from None
-        lock.truncate(0)
-        # The process group of Dagster is appended when it has started.
-        lock.write(f"{os.getpid()} ")
-        lock.flush()
-        yield lock
-
-
-def _holder_text(home: Path, numbers: Sequence[str]) -> str:
-    """Describe the holder of the lock; `numbers` are those of its process and of Dagster's process group."""
-    process, group = (*numbers, "unknown", "unknown")[:2]
-    if _is_up(process):
-        return (
-            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one, or set "
-            "CAPACITY_HOME to another folder."
-        )
-    return (
-        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "
-        f"it with `kill -- -{group}`, wait ten seconds, and run this command again."
-    )
-
-
-def _is_up(process: str) -> bool:
-    """Whether a process exists and is a `capacity up`."""
-    try:
-        return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _check_redis(settings: Settings) -> None:

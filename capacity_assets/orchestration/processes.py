@@ -5,6 +5,8 @@ Not `dagster dev`, whose web server answers requests from pages of any site; see
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -15,9 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.settings import Settings
 from capacity_assets.database.embedded import socket_folder
+from capacity_assets.orchestration.instance import kept_home
 from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
 
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
@@ -27,6 +32,10 @@ STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 0.1
 REPORT_SECONDS = 3
+
+
+class ProcessesError(CapacityError):
+    """The processes cannot be started in this folder; the text says why and what to do."""
 
 
 @dataclass
@@ -96,19 +105,71 @@ class Processes:
             self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
 
 
+def _open_no_link(path: Path, mode: str) -> IO[Any]:
+    """Open a file in the data folder; raises ProcessesError if it is a symbolic link."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ProcessesError(f"{path} is a symbolic link. Remove the link.") from None
+
+
+@contextmanager
+def folder_lock(settings: Settings) -> Iterator[IO[str]]:
+    """Refuse a second `capacity up` on the same folder: two daemons would launch every run twice.
+
+    Dagster's processes inherit the lock and hold it until they end, even if this process is killed.
+    """
+    home = kept_home(settings)
+    with _open_no_link(home / "up.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ProcessesError(_holder_text(home, lock.read().split())) from None
+        lock.truncate(0)
+        # The process group of Dagster is appended when it has started.
+        lock.write(f"{os.getpid()} ")
+        lock.flush()
+        yield lock
+
+
+def _holder_text(home: Path, numbers: Sequence[str]) -> str:
+    """Describe the holder of the lock; `numbers` are those of its process and of Dagster's process group."""
+    process, group = (*numbers, "unknown", "unknown")[:2]
+    if _is_up(process):
+        return (
+            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one, or set "
+            "CAPACITY_HOME to another folder."
+        )
+    return (
+        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "
+        f"it with `kill -- -{group}`, wait ten seconds, and run this command again."
+    )
+
+
+def _is_up(process: str) -> bool:
+    """Whether a process exists and is a `capacity up`."""
+    try:
+        return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 @contextmanager
 def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes need
     workspace: Path,
     environment: Mapping[str, str],
     others: Mapping[str, Sequence[str]],
-    log: IO[bytes],
+    log: Path,
     lock: IO[str],
     report: Callable[[str], None],
 ) -> Iterator[Processes]:
     """Run a code server and the `others`, each a module with its arguments, and end them in order.
 
-    `workspace` is the file in Dagster's home that names the code server. The number of the process group is appended to
-    `lock`. `report` gets a text if ending takes long.
+    `workspace` is the file in Dagster's home that names the code server, `log` the file of all output. The number of
+    the process group is appended to `lock`. `report` gets a text if ending takes long.
     """
     code = socket_folder(workspace.parent, CODE_SOCKET) / CODE_SOCKET
     code.unlink(missing_ok=True)
@@ -118,20 +179,21 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes need
     # is not restarted.
     code_server = ["dagster", "api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
     processes = Processes()
-    try:
-        processes.start("the code server", code_server, environment, log, lock)
-        lock.write(str(processes.group))
-        lock.flush()
-        _wait_for_code(processes, code)
-        # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
-        for name, arguments in others.items() if not processes.ended else ():
-            processes.start(name, arguments, environment, log, lock)
-        yield processes
-    finally:
-        if processes.running:
-            processes.end(report)
-        # Later commands must not contact a code location that is no longer served.
-        workspace.unlink(missing_ok=True)
+    with _open_no_link(log, "wb") as output:
+        try:
+            processes.start("the code server", code_server, environment, output, lock)
+            lock.write(str(processes.group))
+            lock.flush()
+            _wait_for_code(processes, code)
+            # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
+            for name, arguments in others.items() if not processes.ended else ():
+                processes.start(name, arguments, environment, output, lock)
+            yield processes
+        finally:
+            if processes.running:
+                processes.end(report)
+            # Later commands must not contact a code location that is no longer served.
+            workspace.unlink(missing_ok=True)
 
 
 def _wait_for_code(processes: Processes, code: Path) -> None:
