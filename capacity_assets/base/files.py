@@ -58,8 +58,7 @@ def refuse_the_beginning_of_a_workbook(path: Path, content: bytes) -> None:
     """Refuse what a file begins with; raises ValidationError."""
     if content.startswith(WORKBOOKS):
         raise ValidationError(
-            f"{path} is the workbook of a spreadsheet program, or another archive. Save the sheet as CSV UTF-8. "
-            "Nothing was changed."
+            f"{path} is the workbook of a spreadsheet program, or another archive. Save the sheet as CSV UTF-8."
         )
 
 
@@ -140,7 +139,7 @@ def key_and_value(written: str, hint: str = "") -> tuple[str, str]:
     """
     key, equals, value = written.partition("=")
     if not equals:
-        raise ValidationError(f"{written!r} is not a label; write team=payments.{hint} Nothing was changed.")
+        raise ValidationError(f"{written!r} is not a label; write team=payments.{hint}")
     return key, value
 
 
@@ -167,7 +166,7 @@ def declarations(
             together.
     """
     headings, rows = csv_rows(path)
-    named = f"The columns are {', '.join(columns)}. Nothing was changed."
+    named = f"The columns are {', '.join(columns)}."
     missing = [name for name in needed if name not in headings]
     if missing:
         raise ValidationError(f"{path} has no column {', '.join(missing)}. {named}")
@@ -176,8 +175,8 @@ def declarations(
         raise ValidationError(f"{path} has an unknown column {unknown[0]!r}.{meant(unknown[0], columns)} {named}")
     twice = next((name for name in headings if headings.count(name) > 1), None)
     if twice:
-        raise ValidationError(f"{path} has the column {twice!r} twice. Nothing was changed.")
-    return read_each(((f"line {line}", row) for line, row in rows), parse, "Nothing was changed.")
+        raise ValidationError(f"{path} has the column {twice!r} twice.")
+    return read_each(((f"line {line}", row) for line, row in rows), parse)
 
 
 def refuse_lacking(row: Mapping[str, str], needed: Sequence[str]) -> None:
@@ -197,7 +196,7 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = next_line(file)
             if not first.strip():
-                raise ValidationError(f"{path} is empty, or begins with an empty line. Nothing was changed.")
+                raise ValidationError(f"{path} is empty, or begins with an empty line.")
             file.seek(0)
             reader = csv.DictReader(bounded_lines(file), delimiter=max(DELIMITERS, key=first.count), strict=True)
             rows = []
@@ -206,14 +205,14 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
                     raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
                 rows.append((reader.line_num, {name: value for name, value in row.items() if value}))
             if not rows:
-                raise ValidationError(f"{path} has no line below its headings. Nothing was changed.")
+                raise ValidationError(f"{path} has no line below its headings.")
             return list(reader.fieldnames or ()), rows
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise ValidationError(f"{path} is not in UTF-8: save it as CSV UTF-8. Nothing was changed.") from None
+        raise ValidationError(f"{path} is not in UTF-8: save it as CSV UTF-8.") from None
     except LineTooLongError as error:
-        raise ValidationError(f"{path} is not CSV: {error}. Nothing was changed.") from None
+        raise ValidationError(f"{path} is not CSV: {error}.") from None
     except csv.Error as error:
         # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None

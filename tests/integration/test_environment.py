@@ -308,13 +308,13 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a workbook", says="Save the sheet as CSV UTF-8. Nothing was changed.", code=2)
+@fault("an import of a workbook", says="Save the sheet as CSV UTF-8.", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "sizes.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     return capacity(folder, "import", "sizes.xlsx", CAPACITY_HOME=str(home))
 
 
-@fault("servers of a workbook", says="Save the sheet as CSV UTF-8. Nothing was changed.", code=2)
+@fault("servers of a workbook", says="Save the sheet as CSV UTF-8.", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "servers.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     return capacity(folder, "instances", "import", "servers.xlsx", CAPACITY_HOME=str(home))
