@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
@@ -148,18 +147,23 @@ def first_lines(lines: Iterable[str], noun: str) -> list[str]:
 
 
 def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the options --from and --always, which exclude each other."""
+    """Return the options --from and --always, which exclude each other; both give `first_day`, None for the default."""
+
+    def note_always(context: click.Context, _parameter: click.Parameter, always: bool) -> None:
+        context.meta["always"] = always
+
+    def first_day(context: click.Context, _parameter: click.Parameter, day: date | None) -> date | None:
+        if context.meta["always"] and day is not None:
+            raise click.UsageError("Give either --from or --always.")
+        return ALWAYS if context.meta["always"] else day
+
     return options.options(
-        click.option("--from", "first_day", type=options.DAY, help=from_help),
-        click.option("--always", is_flag=True, help=always_help),
+        click.option("--from", "first_day", type=options.DAY, callback=first_day, help=from_help),
+        # Eager: read before --from, in whatever order they are given.
+        click.option(
+            "--always", is_flag=True, is_eager=True, expose_value=False, callback=note_always, help=always_help
+        ),
     )
-
-
-def first_day_of(first_day: date | None, *, always: bool) -> date | None:
-    """Return the first day of a declaration, None for the default; raises ValidationError for both options."""
-    if always and first_day is not None:
-        raise ValidationError("Give either --from or --always.")
-    return ALWAYS if always else first_day
 
 
 def since(day: date | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,13 @@ from capacity_assets.cli.declaring import (
     dated_json,
     declaring,
     file_argument,
-    first_day_of,
     first_day_options,
     first_lines,
     listing,
     since,
 )
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, left, say
+from capacity_assets.cli.options import DAY, left, progress_bar, say
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import named
 from capacity_assets.ownership.labels import (
@@ -49,7 +48,6 @@ from capacity_assets.runtime import task_runner
 
 COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
 CHANGES_NAMED = 10
-SECONDS_BETWEEN_LINES = 5
 
 
 @click.group(cls=OrderedGroup)
@@ -71,15 +69,7 @@ now_option = click.option(
 @now_option
 @declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    registry: Registry,
-    /,
-    *,
-    server: str,
-    pairs: Sequence[str],
-    database: str | None,
-    first_day: date | None,
-    always: bool,
-    now: bool,
+    registry: Registry, /, *, server: str, pairs: Sequence[str], database: str | None, first_day: date | None, now: bool
 ) -> Report:
     """Declare labels of SERVER, or of databases on it.
 
@@ -96,8 +86,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     values: Mapping[str, str] = {key.strip(): value for key, value in pairs_read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice.")
-    day = first_day_of(first_day, always=always)
-    declared = labels_from_values(server, database, values, registry.settings.label_keys, day)
+    declared = labels_from_values(server, database, values, registry.settings.label_keys, first_day)
     return _declare(registry, declared, now=now, notes=_notes(registry.engine, declared))
 
 
@@ -127,7 +116,9 @@ def _declare(
 def _compute_groups(registry: Registry, *, now: bool) -> None:
     """Compute the groups that the changes affect, all of them or for a few seconds, and count the others."""
     runner = task_runner(registry.engine, registry.settings)
-    done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if registry.as_json else _progress_lines())
+    seconds = None if now else SECONDS_PER_COMMAND
+    with progress_bar("windows of groups", hidden=registry.as_json or not sys.stderr.isatty()) as update:
+        done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
     if registry.as_json:
         return
     if done.computed:
@@ -137,19 +128,6 @@ def _compute_groups(registry: Registry, *, now: bool) -> None:
             f"The late data sensor will compute the groups of {counted(done.left, 'window')}. "
             "`capacity groups --now` computes them now."
         )
-
-
-def _progress_lines() -> Callable[[int, int], None]:
-    """Return a function that prints the progress every few seconds."""
-    printed_at = time.monotonic()
-
-    def progress(computed: int, total: int) -> None:
-        nonlocal printed_at
-        if time.monotonic() - printed_at >= SECONDS_BETWEEN_LINES and computed < total:
-            printed_at = time.monotonic()
-            say(f"{computed:,} of {counted(total, 'window')} of groups computed")
-
-    return progress
 
 
 def _change_text(change: LabelChange) -> str:
@@ -225,20 +203,11 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @now_option
 @declaring
 def remove(  # noqa: PLR0913 -- one argument per documented option
-    registry: Registry,
-    /,
-    *,
-    server: str,
-    keys: Sequence[str],
-    database: str | None,
-    first_day: date | None,
-    always: bool,
-    now: bool,
+    registry: Registry, /, *, server: str, keys: Sequence[str], database: str | None, first_day: date | None, now: bool
 ) -> Report:
     """Remove labels of SERVER, or of databases on it.
 
     They end today, unless --from or --always is given. Earlier figures keep their groups.
     """
-    day = first_day_of(first_day, always=always)
     # Also a key that CAPACITY_LABEL_KEYS no longer contains.
-    return _declare(registry, [Label(server, database, key, None, day) for key in dict.fromkeys(keys)], now=now)
+    return _declare(registry, [Label(server, database, key, None, first_day) for key in dict.fromkeys(keys)], now=now)

@@ -17,7 +17,6 @@ from capacity_assets.cli.declaring import (
     dated_json,
     declaring,
     file_argument,
-    first_day_of,
     first_day_options,
     listing,
     since,
@@ -61,15 +60,7 @@ subject_options = options(
 @first_day_options("First day of the price. Default: see above.", "Apply it to all of history; replace earlier prices.")
 @declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    registry: Registry,
-    /,
-    *,
-    price: str,
-    currency: str,
-    engine: str,
-    label: str | None,
-    first_day: date | None,
-    always: bool,
+    registry: Registry, /, *, price: str, currency: str, engine: str, label: str | None, first_day: date | None
 ) -> Report:
     """Declare the PRICE of a GiB per month: a number, or none.
 
@@ -84,8 +75,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01
     """
     subject = label_of(label, registry.settings.label_keys)
-    day = first_day_of(first_day, always=always)
-    wanted = Price(price_of(price), currency, engine, *subject, day)
+    wanted = Price(price_of(price), currency, engine, *subject, first_day)
     [change] = declare_prices(registry.engine, [wanted], registry.today(), dry_run=registry.dry_run)
     declared = change.price
     if declared.price is None:
@@ -93,7 +83,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     else:
         effect = f"{_price_text(declared)} per GiB and month, {since(declared.valid_from)}."
     lines = [f"{declared.display_name}: {effect}", *(f"note: {note}" for note in _notes(registry.engine, declared))]
-    if day is None and declared.valid_from != ALWAYS:
+    if first_day is None and declared.valid_from != ALWAYS:
         lines.append("Earlier months keep their price. Use --always to apply the new price to them as well.")
     return _report([declared], change.restated, lines)
 
