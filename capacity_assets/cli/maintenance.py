@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
 
@@ -37,9 +36,12 @@ def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_js
       CAPACITY_RETENTION_DAYS=raw=800,daily=forever capacity maintain --dry-run
     """
     refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
-        service = retention_service(engine, settings)
-        report = service.maintain(dry_run=dry_run, despite_clock=despite_clock)
+    with open_engine(settings) as engine:
+        try:
+            report = retention_service(engine, settings).maintain(dry_run=dry_run, despite_clock=despite_clock)
+        except MaintenanceError as error:
+            _print(error.report, as_json=as_json)
+            raise
         _purge(settings, report)
         _print(report, as_json=as_json)
 
@@ -57,16 +59,6 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
     except (UnreachableError, *DATABASE_FAILURES) as error:
         reason = str(error) if isinstance(error, UnreachableError) else reason_of(error)
         report.notes.append(f"Check records in Dagster's storage: {reason}")
-
-
-@contextmanager
-def _errors_with_report(*, as_json: bool) -> Iterator[None]:
-    """Print what was done before the error."""
-    try:
-        yield
-    except MaintenanceError as error:
-        _print(error.report, as_json=as_json)
-        raise
 
 
 def _print(report: MaintenanceReport, *, as_json: bool) -> None:
