@@ -57,6 +57,8 @@ class _Started(NamedTuple):
     errors: Path
     umask: int
     anew: bool
+    key: bytes | None = None
+    """Of the process that forks, from Python 3.14 on."""
 
 
 COMMAND = """
@@ -82,7 +84,9 @@ def run_forked(
     """
     with TemporaryDirectory() as printed:
         texts = output or Path(printed, "output"), Path(printed, "errors")
-        process = _start(_Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask, anew))
+        process = _start(
+            _Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask, anew, _key())
+        )
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -98,7 +102,7 @@ class Forked:
     def __init__(self, *arguments: str, program: str, folder: Path) -> None:
         silent = Path(os.devnull)
         self._process = _start(
-            _Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022, anew=False)
+            _Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022, anew=False, key=_key())
         )
 
     @property
@@ -114,6 +118,12 @@ class Forked:
         self._process.join()
 
 
+def _key() -> bytes | None:
+    forkserver.ensure_running()
+    key: bytes | None = getattr(forkserver._forkserver, "_forkserver_authkey", None)  # type: ignore[attr-defined]
+    return key
+
+
 def _start(started: _Started) -> ForkServerProcess:
     process = FORKING.Process(target=_run, args=(started,))
     process.start()
@@ -122,7 +132,8 @@ def _start(started: _Started) -> ForkServerProcess:
 
 def _run(started: _Started) -> None:
     # It lives as long as the tests, and this process knows its address.
-    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+    ours = forkserver._forkserver  # type: ignore[attr-defined]
+    ours.ensure_running, ours._forkserver_authkey = lambda: None, started.key
     os.environ.clear()
     os.environ.update(started.environment)
     for number, path in ((1, started.output), (2, started.errors)):
