@@ -77,8 +77,7 @@ def _store_limits(connection: Connection, day: date, table: Table, staged: Table
     rows = select(literal(day), literal(MEASURED), *staged.c)
     store = insert(table).from_select(["collected_date", "source", *staged.c.keys()], rows, include_defaults=False)
     changes = {one: store.excluded[one] for one in ("source", *staged.c.keys()) if one not in (instance_id, name)}
-    key = ["collected_date", instance_id, name]
-    connection.execute(store.on_conflict_do_update(index_elements=key, set_=changes))
+    connection.execute(store.on_conflict_do_update(index_elements=["collected_date", instance_id, name], set_=changes))
 
 
 logger = logging.getLogger("capacity_assets")

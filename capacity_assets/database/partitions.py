@@ -214,8 +214,7 @@ def _day_column(table: Table) -> str:
 
 def _rows_of(partition: Partition, table: Table) -> sa.TableClause:
     """Return a partition of a table for statements; its name comes from the catalogue, quoted where it has to be."""
-    name = quoted_name(partition.name, quote=False)
-    return sa.table(name, *(sa.column(one.name, one.type) for one in table.columns))
+    return sa.table(quoted_name(partition.name, quote=False), *(sa.column(one.name, one.type) for one in table.columns))
 
 
 def _is_in(rows: sa.TableClause, table: Table, span: Span) -> sa.ColumnElement[bool]:

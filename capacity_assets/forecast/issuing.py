@@ -16,7 +16,6 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.schema import CreateTable
 
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
@@ -149,7 +148,7 @@ def _store(
 
     Returns the number of changed rows, and the servers left out because of an impossible size or limit.
     """
-    connection.execute(CreateTable(_STAGED))
+    connection.execute(sa.schema.CreateTable(_STAGED))
     left_out = _stage(connection, scope)
     if left_out:
         logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))

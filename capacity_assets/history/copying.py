@@ -69,7 +69,6 @@ def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
         raise DBAPIError.instance(out, None, error, psycopg.Error, hide_parameters=True) from error
     writing.exec_driver_sql(f"ALTER TABLE {name} ENABLE TRIGGER USER")
     if "id" in table.columns:
-        newest = func.max(table.c.id)
-        sequence = func.pg_get_serial_sequence(table.name, "id")
+        newest, sequence = func.max(table.c.id), func.pg_get_serial_sequence(table.name, "id")
         writing.execute(select(func.setval(sequence, newest)).having(newest.is_not(None)))
     return writing.execute(select(func.count()).select_from(table)).scalar_one()

@@ -15,7 +15,6 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.schema import CreateTable, DropTable
 
 from capacity_assets.aggregates.levels import DATABASE, Level
 from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError, database_errors, reason_of
@@ -198,15 +197,14 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 
 def _insert_aggregates(connection: Connection, level: Level, names: list[str], rows: list[tuple[object, ...]]) -> int:
     """Insert the rows whose windows have none; return how many were inserted."""
-    columns = (sa.Column(name, level.target.c[name].type) for name in names)
+    columns = [sa.Column(name, level.target.c[name].type) for name in names]
     copied = temporary_table("copied", sa.Column("server", sa.Text), *columns)
-    connection.execute(CreateTable(copied))
+    connection.execute(sa.schema.CreateTable(copied))
     copy_rows(connection, "COPY copied FROM STDIN", rows)
-    known = sa.select(instances.c.id, *(copied.c[name] for name in names))
-    known = known.join(copied, copied.c.server == instances.c.name)
+    known = sa.select(instances.c.id, *columns).join(copied, copied.c.server == instances.c.name)
     target = insert(level.target).from_select(["instance_id", *names], known, include_defaults=False)
     written = connection.execute(target.on_conflict_do_nothing().returning(sa.literal(1)))
     # On Citus the row count of a statement is the number of rows it was given.
     number = len(written.all())
-    connection.execute(DropTable(copied))
+    connection.execute(sa.schema.DropTable(copied))
     return number

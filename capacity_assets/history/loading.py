@@ -17,7 +17,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row, Table, text
-from sqlalchemy.schema import CreateTable
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level, insert_samples
 from capacity_assets.base.errors import database_errors
@@ -33,13 +32,12 @@ from capacity_assets.history.sources import PositionedRow, Source
 
 def _staged(level: Level) -> Table:
     """Return the temporary table of the rows of a slice; `server_id` is the number that a server has here."""
-    database = (sa.Column("database_name", sa.String(255)),) if level is DATABASE else ()
     return temporary_table(
         "staged",
         sa.Column("position", sa.BigInteger),
         sa.Column("server", sa.Text),
         sa.Column("instance_id", sa.Integer),
-        *database,
+        *([sa.Column("database_name", sa.String(255))] if level is DATABASE else []),
         sa.Column("day", sa.Date),
         *(sa.Column(name, level.source.c[name].type) for name in (*level.values, *level.exact)),
         sa.Column("collected_at", sa.DateTime(timezone=True)),
@@ -81,13 +79,11 @@ def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
         .where(staged.server_id.is_not(None))
         .subquery("turns")
     )
-    is_first, is_repeated_otherwise = turns.c.turn == 1, sa.and_(turns.c.turn > 1, ~turns.c.same_first)
-    if replace:
-        taken, conflicting = sa.or_(turns.c.stored_mb.is_(None), ~turns.c.same_stored), is_repeated_otherwise
-    else:
-        taken = turns.c.stored_mb.is_(None)
-        conflicting = sa.or_(sa.and_(is_first, ~turns.c.same_stored), is_repeated_otherwise)
-    return sa.select(turns, sa.and_(is_first, taken).label("taken"), conflicting.label("conflicting"))
+    is_new = sa.and_(turns.c.turn == 1, turns.c.stored_mb.is_(None))
+    differs = sa.and_(turns.c.turn == 1, ~turns.c.same_stored)
+    contradicts = sa.and_(turns.c.turn > 1, ~turns.c.same_first)
+    taken, conflicting = (is_new | differs, contradicts) if replace else (is_new, contradicts | differs)
+    return sa.select(turns, taken.label("taken"), conflicting.label("conflicting"))
 
 
 STAGED = {level.name: _staged(level) for level in SERVER_LEVELS.values()}
@@ -135,14 +131,12 @@ WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
 # What a slice is compared with, where statements cannot read the raw tables themselves.
 NEAR_A_SLICE = {
     "database_size_stats": """
-SELECT * FROM database_size_stats
-WHERE collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
-  AND instance_id IN (SELECT server_id FROM staged)
+SELECT * FROM database_size_stats WHERE instance_id IN (SELECT server_id FROM staged)
+  AND collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
 """,
     "instance_size_stats": """
-SELECT * FROM instance_size_stats
-WHERE collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
-  AND instance_id IN (SELECT server_id FROM staged)
+SELECT * FROM instance_size_stats WHERE instance_id IN (SELECT server_id FROM staged)
+  AND collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
 """,
 }
 COUNT = """
@@ -307,10 +301,10 @@ class Loader:
         problems = [row for row in read if isinstance(row, Problem)]
         report.add({"read": len(part), "bad": len(problems)})
         report.name("bad", problems)
-        connection.execute(CreateTable(staged))
-        columns = ", ".join(staged.columns.keys()[:-1])
+        connection.execute(sa.schema.CreateTable(staged))
+        names = ", ".join(staged.columns.keys()[:-1])
         good = (row for row in read if not isinstance(row, Problem))
-        copy_rows(connection, f"COPY staged ({columns}) FROM STDIN", good)
+        copy_rows(connection, f"COPY staged ({names}) FROM STDIN", good)
         self._find_servers(connection, report)
         source = self.level.source.name
         with copied_for_reading(connection, {source: NEAR_A_SLICE[source]}):

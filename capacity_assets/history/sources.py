@@ -170,13 +170,12 @@ def _text(value: object) -> str | None:
 
 @dataclass(frozen=True)
 class QuerySource:
-    """A raw table of a legacy database; a row's position is its id."""
+    """A raw table of a legacy database; a row's position is its id, and its query yields those above `after`."""
 
     engine: Engine
     description: str
     fingerprint: str
     query: Executable
-    """Rows by id, after the parameter `after`."""
     decimal_is_ambiguous: ClassVar[bool] = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:

@@ -124,9 +124,8 @@ def declare_prices(
         known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
         _refuse_currencies({*known, *(price.currency for price in prices)})
         days = {"always": ALWAYS, "this_month": today.replace(day=1)}
-        placed = connection.execute(
-            text(_PLACED), {**columns_of([asdict(price) for price in prices]), **days}
-        ).scalars()
+        given = {**columns_of([asdict(price) for price in prices]), **days}
+        placed = connection.execute(text(_PLACED), given).scalars()
         dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
         rows = [asdict(price) for price in dated]
         clear_history(connection, capacity_prices, rows)

@@ -527,8 +527,7 @@ class MySQL(EngineAdapter):
         schemas: Iterable[str],
         visible: Mapping[str, Mapping[str | None, int]],
     ) -> dict[str, int]:
-        size = 2 if sizing == ALLOCATED else 1
-        files = {str(row[0]): int(row[size]) for row in rows_of(connection, query)}
+        files = {str(row[0]): int(row[2 if sizing == ALLOCATED else 1]) for row in rows_of(connection, query)}
         # A schema that has files and is not listed: others are not listed either.
         refuse_without_rights(sorted(set(files) - set(schemas)), "SHOW DATABASES")
         hidden = [name for name in files if name not in visible]
