@@ -19,10 +19,10 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
+from capacity_assets.aggregates.figures import aggregation_statement, execute
 from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.runs import SESSION_OF_A_SLICE, Work
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.aggregates.statements import aggregation_statement, execute
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE

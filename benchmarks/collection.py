@@ -37,7 +37,7 @@ from capacity_assets.collection.engines.base import (
     engines,
 )
 from capacity_assets.collection.measuring import ProbeContext
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import registered
 
 
 def names(engine: Engine) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """One stored row traced to its samples, and its figures computed a second way, by fractions, in words.
 
-The second way shares nothing with the SQL in `statements` on purpose, so that a person can check one by hand. It is not
+The second way shares nothing with the SQL in `figures` on purpose, so that a person can check one by hand. It is not
 for computing.
 """
 

@@ -1,7 +1,7 @@
 """The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
 A further size of a database is an entry of `database.size_metrics`. A measure of another kind is a `Measure` here, its
-columns in `database.tables`, and its computation in `statements`. The raw tables and the one statement
+columns in `database.tables`, and its computation in `figures`. The raw tables and the one statement
 that writes samples, behind the collection, imports and the demo, are here too.
 """
 

@@ -27,15 +27,15 @@ from sqlalchemy import Connection, Engine, Row, Select, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
-from capacity_assets.aggregates.results import InstanceError, PeriodSummary, combine
-from capacity_assets.aggregates.statements import (
+from capacity_assets.aggregates.figures import (
     Sources,
     aggregation_statement,
     execute,
     node_statements,
     stored_windows,
 )
+from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
+from capacity_assets.aggregates.results import InstanceError, PeriodSummary, combine
 from capacity_assets.base.errors import (
     DatabaseFailure,
     database_error,
@@ -181,7 +181,7 @@ class Work:
         return max(1, len(parts) + sum(span.days for span in days))
 
     def parameters(self) -> dict[str, object]:
-        """Return the parameters of the statement, as in `statements.Parameters`."""
+        """Return the parameters of the statement, as in `figures.Parameters`."""
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)

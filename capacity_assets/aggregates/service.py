@@ -18,6 +18,7 @@ from functools import partialmethod
 
 from sqlalchemy import Engine
 
+from capacity_assets.aggregates.figures import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.aggregates.ledger import KnownWindow, Ledger
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, coverage_of
@@ -34,7 +35,6 @@ from capacity_assets.aggregates.runs import (
     candidates,
     shorter_periods,
 )
-from capacity_assets.aggregates.statements import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window, in_order
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES, DEFAULT_SCHEDULE_HOUR

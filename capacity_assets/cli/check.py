@@ -21,7 +21,7 @@ from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, json_option, pr
 from capacity_assets.cli.status import daemon_works, silent_location
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
-from capacity_assets.collection.registry import Registered, registered, standing
+from capacity_assets.collection.servers import Registered, registered, standing
 from capacity_assets.collection.volumes import VARIABLE as SOURCES
 from capacity_assets.collection.volumes import volume_sources
 from capacity_assets.database.changes import lost_nodes

@@ -17,8 +17,8 @@ from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
-from capacity_assets.collection.registry import Server, register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
+from capacity_assets.collection.servers import Server, register, registered
 from capacity_assets.collection.service import share_named
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet

@@ -15,7 +15,7 @@ from capacity_assets.base.units import counted, human_mb, printable
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import left, print_json, print_table, right, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import registered
 from capacity_assets.forecast.history_statements import DATABASE_ROWS
 from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps

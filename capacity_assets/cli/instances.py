@@ -49,7 +49,7 @@ from capacity_assets.collection.measuring import (
     possible,
     refuse_impossible,
 )
-from capacity_assets.collection.registry import (
+from capacity_assets.collection.servers import (
     Changes,
     Registered,
     Server,
@@ -60,7 +60,7 @@ from capacity_assets.collection.registry import (
     registered,
     set_active,
 )
-from capacity_assets.collection.registry import remove as remove_servers
+from capacity_assets.collection.servers import remove as remove_servers
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare

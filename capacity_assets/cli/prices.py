@@ -23,7 +23,7 @@ from capacity_assets.cli.declaring import (
 )
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DAY, label_option, options
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import registered
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.ownership.prices import (

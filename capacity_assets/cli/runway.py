@@ -26,7 +26,7 @@ from capacity_assets.cli.options import (
     right,
     say,
 )
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import LEAST_CHANGES

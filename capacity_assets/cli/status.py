@@ -25,7 +25,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
-from capacity_assets.collection.registry import Standing, standing
+from capacity_assets.collection.servers import Standing, standing
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, untracked_changes

@@ -39,8 +39,8 @@ from capacity_assets.collection.engines.base import (
     engine_named,
     first_line,
 )
-from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.servers import Server
 
 LONGEST_NAME = 255
 

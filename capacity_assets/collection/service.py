@@ -26,8 +26,8 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import MOST_SHARES
 from capacity_assets.base.units import counted
 from capacity_assets.collection.measuring import CONNECT_SECONDS, FleetMeasurement, ProbeContext, ProbeHistory, Task
-from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
+from capacity_assets.collection.servers import Registered, registered
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
 from capacity_assets.database.guards import refuse_an_unfit_database

@@ -29,7 +29,7 @@ from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
 from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
 from capacity_assets.collection.measuring import LONGEST_NAME
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import registered
 from capacity_assets.forecast.limits import columns_of, declaring, ids_of, naming_places, refuse_repeated
 
 IMPORTED = "imported"

@@ -53,7 +53,7 @@ WITH totals AS MATERIALIZED (
 ), spans AS MATERIALIZED (
     SELECT * FROM capacity_label_spans WHERE value IS NOT NULL
 ), labelled AS (
-    -- Of the labels of a key that name a database, the one that `database.sql` puts first.
+    -- Of the labels of a key that name a database, the one that `database.labels` puts first.
     SELECT DISTINCT ON (d.instance_id, d.database_name, d.collected_date, r.key)
            d.instance_id, d.database_name, d.collected_date, r.key, r.value, d.size_mb
     FROM databases d

@@ -1,8 +1,4 @@
-"""Building blocks of SQL: views as data, schema steps, quoting, and expressions over windows and labels.
-
-A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
-label of the server. Windows in Python are in `base.periods`.
-"""
+"""Building blocks of SQL: views as data, schema steps, quoting, and statements made of named parts."""
 
 from __future__ import annotations
 
@@ -139,47 +135,3 @@ TIES = "size_mb DESC, server_id, database"
 def possible(size_mb: str, change_mb: str) -> str:
     """Return the condition that a stored size and its change are possible; earlier versions stored any value."""
     return f"{size_mb} <= {LARGEST_MB} AND ({change_mb} IS NULL OR {change_mb} BETWEEN -{LARGEST_MB} AND {LARGEST_MB})"
-
-
-def holds_on(span: str, day: str) -> str:
-    """Return the condition that a row of the view of spans holds on a day, with a value."""
-    return f"{span}.valid_from <= {day} AND {day} < {span}.valid_until AND {span}.value IS NOT NULL"
-
-
-def labels_of(instance: str, database: str | None, day: str) -> str:
-    """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
-    return _labels("capacity_label_spans l", f"l.instance_id = {instance} AND ", database, day)
-
-
-SPANS_BY_SERVER = """(
-    SELECT instance_id, array_agg(database_pattern) AS database_patterns, array_agg(database_like) AS database_likes,
-           array_agg(key) AS keys, array_agg(value) AS values, array_agg(valid_from) AS valid_froms,
-           array_agg(valid_until) AS valid_untils
-    FROM capacity_label_spans GROUP BY instance_id)"""
-"""One row per server that has labels, for `labels_in`."""
-
-
-def labels_in(spans: str, database: str | None, day: str) -> str:
-    """Return the same of a row of `SPANS_BY_SERVER`.
-
-    On nodes, every label of the fleet is looked at for each row of the other form.
-    """
-    names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
-    arrays = ", ".join(f"{spans}.{name}s" for name in names)
-    return _labels(f"unnest({arrays}) AS l ({', '.join(names)})", "", database, day)
-
-
-def _labels(source: str, server: str, database: str | None, day: str) -> str:
-    named = order = ""
-    if database is not None:
-        named = f" OR {database} = l.database_pattern OR {database} LIKE l.database_like"
-        order = (
-            f", l.database_pattern = {database} DESC, l.database_pattern <> '' DESC, "
-            "length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern"
-        )
-    return f"""coalesce((
-    SELECT jsonb_object_agg(held.key, held.value) FROM (
-        SELECT DISTINCT ON (l.key) l.key, l.value FROM {source}
-        WHERE {server}{holds_on("l", day)} AND (l.database_pattern = ''{named})
-        ORDER BY l.key{order}
-    ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- one expression for views and statements

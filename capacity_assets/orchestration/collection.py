@@ -21,8 +21,8 @@ from capacity_assets.base.periods import Period
 from capacity_assets.base.settings import HOURS_PER_DAY, Settings
 from capacity_assets.base.units import counted
 from capacity_assets.collection.observing import data_versions, days_with_samples
-from capacity_assets.collection.registry import standing
 from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.servers import standing
 from capacity_assets.collection.service import CollectionService, Share, share_named
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, first_bullets, table_metadata, typed
 from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days

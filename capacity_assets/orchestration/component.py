@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from capacity_assets.base.settings import Settings, load_settings
-from capacity_assets.collection.registry import declared_limits, declared_servers, register
+from capacity_assets.collection.servers import declared_limits, declared_servers, register
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare

@@ -21,7 +21,8 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.database.cluster import make_temporary_tables
 from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
-from capacity_assets.database.sql import labels_of, with_parts
+from capacity_assets.database.labels import labels_of
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_bills, wait_for_lock
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 

@@ -151,7 +151,7 @@ SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine ELSE server END AS group
        full_middle
 FROM issued
 """
-# All labels at once, in the order of `database.sql`: one by one, as in the view, twenty thousand take a tenth of a
+# All labels at once, in the order of `database.labels`: one by one, as in the view, twenty thousand take a tenth of a
 # second.
 _BY_LABEL = """
 SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)

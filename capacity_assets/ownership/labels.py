@@ -1,7 +1,7 @@
 """Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
 
 Each is dated, so that last year's figures keep last year's owners. Which one holds for a database on a day is in
-`database.sql`; `database.group_days`, `ownership.groups` and `PLACED` here repeat its order.
+`database.labels`; `database.group_days`, `ownership.groups` and `PLACED` here repeat its order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capacity_assets.base.declarations import Things, day_of
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
 from capacity_assets.base.units import first_of, meant
-from capacity_assets.database.sql import labels_of
+from capacity_assets.database.labels import labels_of
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 from capacity_assets.forecast.limits import (
     WHOLE_SERVER,

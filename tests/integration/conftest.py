@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest.content import Digest, read_digest

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, YESTERDAY, Collection, at, failures
 from tests.servers import PostgresServer, silent_socket

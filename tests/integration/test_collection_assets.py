@@ -11,7 +11,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from capacity_assets.orchestration.build import build_definitions
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import PASSWORD

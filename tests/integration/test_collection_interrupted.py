@@ -15,8 +15,8 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.registry import Server, register, set_active
 from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.servers import Server, register, set_active
 from capacity_assets.database.locks import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
 from tests.collecting import YESTERDAY, Collection, at, failures, granting

@@ -9,7 +9,7 @@ import pytest
 
 from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from tests import collecting
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting

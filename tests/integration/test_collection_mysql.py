@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from tests.collecting import PASSWORD, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MySQLServer
 

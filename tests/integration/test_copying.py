@@ -12,7 +12,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER
-from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.collection.servers import Server, register, registered
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES, metadata

@@ -16,7 +16,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.observing import data_versions
-from capacity_assets.collection.registry import registered, standing
+from capacity_assets.collection.servers import registered, standing
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.history.legacy import Legacy
 from capacity_assets.reading.movers import window_sizes

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
-from capacity_assets.collection.registry import Server, register, registered, set_active
+from capacity_assets.collection.servers import Server, register, registered, set_active
 from capacity_assets.forecast.limits import stored_limits
 from tests.command import capacity
 from tests.fleet import add_instances

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.collection.servers import Server, register, registered
 from capacity_assets.demo.sample_fleet import (
     holds_sample_fleet,
     load_sample_fleet,

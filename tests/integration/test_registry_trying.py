@@ -9,7 +9,7 @@ import sys
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.collection.servers import Server, register, registered
 from tests.collecting import PASSWORD, granting
 from tests.command import capacity
 from tests.servers import PostgresServer, silent_socket

@@ -18,7 +18,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.servers import Server, register
 from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine

@@ -11,10 +11,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregates.figures import fingerprint
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.aggregates.statements import fingerprint
 from capacity_assets.base.periods import PERIODS, with_trend_threshold
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import metadata

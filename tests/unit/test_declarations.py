@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.registry import Server, complete, declared_servers
+from capacity_assets.collection.servers import Server, complete, declared_servers
 
 TOML = """
 [defaults]

@@ -27,8 +27,8 @@ from capacity_assets.collection.engines.base import (
     engines,
 )
 from capacity_assets.collection.measuring import FleetMeasurement, ProbeContext, ProbeHistory, Task
-from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.servers import Server
 from tests.clocks import fixed_clock
 from tests.servers import silent_socket
 

@@ -1,7 +1,7 @@
 """What an engine is: a class with a query, found through the entry points `capacity_assets.engines`.
 
 A new engine subclasses `EngineAdapter`, names its entry point and has a test. Commands find it by its entry point; only
-options of a single engine are checked by name, in `collection.registry`. What
+options of a single engine are checked by name, in `collection.servers`. What
 engines share is here: the kinds of failure and what to do about each, limits (volumes, and the ceilings of databases),
 and how bytes become megabytes. A server that says nothing of its limits is measured all the same.
 """

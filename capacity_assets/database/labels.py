@@ -1,0 +1,48 @@
+"""Which labels hold on a day, as one expression for views and statements.
+
+A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
+label of the server. `database.group_days`, `ownership.groups` and `ownership.labels` repeat this order in statements of
+their own.
+"""
+
+from __future__ import annotations
+
+
+def labels_of(instance: str, database: str | None, day: str) -> str:
+    """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
+    return _labels("capacity_label_spans l", f"l.instance_id = {instance} AND ", database, day)
+
+
+SPANS_BY_SERVER = """(
+    SELECT instance_id, array_agg(database_pattern) AS database_patterns, array_agg(database_like) AS database_likes,
+           array_agg(key) AS keys, array_agg(value) AS values, array_agg(valid_from) AS valid_froms,
+           array_agg(valid_until) AS valid_untils
+    FROM capacity_label_spans GROUP BY instance_id)"""
+"""One row per server that has labels, for `labels_in`."""
+
+
+def labels_in(spans: str, database: str | None, day: str) -> str:
+    """Return the same of a row of `SPANS_BY_SERVER`.
+
+    On nodes, every label of the fleet is looked at for each row of the other form.
+    """
+    names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
+    arrays = ", ".join(f"{spans}.{name}s" for name in names)
+    return _labels(f"unnest({arrays}) AS l ({', '.join(names)})", "", database, day)
+
+
+def _labels(source: str, server: str, database: str | None, day: str) -> str:
+    named = order = ""
+    if database is not None:
+        named = f" OR {database} = l.database_pattern OR {database} LIKE l.database_like"
+        order = (
+            f", l.database_pattern = {database} DESC, l.database_pattern <> '' DESC, "
+            "length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern"
+        )
+    return f"""coalesce((
+    SELECT jsonb_object_agg(held.key, held.value) FROM (
+        SELECT DISTINCT ON (l.key) l.key, l.value FROM {source}
+        WHERE {server}l.valid_from <= {day} AND {day} < l.valid_until AND l.value IS NOT NULL
+          AND (l.database_pattern = ''{named})
+        ORDER BY l.key{order}
+    ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- one expression for views and statements
