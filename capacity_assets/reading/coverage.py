@@ -39,9 +39,12 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
     registered = rows(connection, statement, server=server_id)
     first_days = _ends(connection, [row.id for row in registered], last, newest=False)
     retired = [row for row in registered if not row.is_active and row.id in first_days]
-    last_days = _ends(connection, [row.id for row in retired if row.deleted_on is None], last, newest=True)
+    # Samples after the range tell that a server was still there on its last days.
+    last_days = _ends(connection, [row.id for row in retired if row.deleted_on is None], date.max, newest=True)
     a_day = timedelta(days=1)
-    gone_days = [max(row.deleted_on or last_days[row.id] + a_day, first_days[row.id] + a_day) for row in retired]
+    gone_days = [
+        max(row.deleted_on or min(last_days[row.id], last) + a_day, first_days[row.id] + a_day) for row in retired
+    ]
     servers = None if server_id is None else [server_id]
     return _counted(connection, (first, last), servers, first_days.values(), gone_days)
 
