@@ -46,7 +46,8 @@ def gather_changes(connection: Connection) -> None:
         newest = max(row.changed_at for row in servers)
         of_servers = {"servers": [row.instance_id for row in servers], "changed_at": newest}
         connection.execute(text(_DAYS_OF_SERVERS), of_servers)
-    connection.execute(with_parts(_GATHER, taken=_TAKEN, changed=_CHANGED, touched=_TOUCHED, locked=_LOCKED))
+    parts = {"taken": _TAKEN, "changed": _CHANGED, "touched": _TOUCHED, "locked": _LOCKED}
+    connection.execute(with_parts(_GATHER, materialized=["changed"], **parts))
 
 
 def distrust_windows(connection: Connection) -> None:
