@@ -14,7 +14,6 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
 
-from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
 from capacity_assets.database.size_metrics import PART_SIZES
@@ -48,11 +47,6 @@ INSERT INTO {level.source.name} AS t ({", ".join(columns)}, created_at, updated_
 SELECT {", ".join(f"r.{name}" for name in columns)}, now(), now(){no_flag} FROM {source} AS r
 ON CONFLICT {_KEYS[level.name]} DO {update if replace else "NOTHING"}
 """  # noqa: S608 -- names from our own table definitions
-
-
-def bytes_of(size_mb: str, size_bytes: str) -> str:
-    """Return the expression of a size in bytes: exact where they are known, else those of the whole megabytes."""
-    return f"coalesce({size_bytes}, {size_mb} * CAST({BYTES_PER_MB} AS numeric))"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from sqlalchemy import ClauseElement, Column, Connection, MetaData, Table, Textu
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import quoted_name
 
-from capacity_assets.base.units import LARGEST_MB
-
 _VIEW = re.compile(r"-- (.+)\nCREATE VIEW (\w+) AS\n((?s:.+?));\n")
 _COLUMN = re.compile(r"(\w+),?((?:\s+-- .+)+)")
 _LINE_OF_COMMENT = re.compile(r"-- (.+)")
@@ -128,10 +126,3 @@ def text_of(statement: ClauseElement) -> str:
 
 SERVER_SIZES = "capacity_server_sizes"
 """The view that defines the size of a server in a window; every sum over servers reads it."""
-TIES = "size_mb DESC, server_id, database"
-"""The order of rows with equal changes, in all lists."""
-
-
-def possible(size_mb: str, change_mb: str) -> str:
-    """Return the condition that a stored size and its change are possible; earlier versions stored any value."""
-    return f"{size_mb} <= {LARGEST_MB} AND ({change_mb} IS NULL OR {change_mb} BETWEEN -{LARGEST_MB} AND {LARGEST_MB})"

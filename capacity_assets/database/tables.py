@@ -754,8 +754,3 @@ def is_active() -> ColumnElement[bool]:
 
 SERVERS_IN_SERVICE = "SELECT * FROM instances WHERE is_active AND deleted_at IS NULL"
 """The servers that meet it, as a part of other statements."""
-
-
-def active_condition(alias: str) -> str:
-    """Return the same condition in SQL, on a table that the query calls `alias`."""
-    return f"({alias}.is_active AND {alias}.deleted_at IS NULL)"
