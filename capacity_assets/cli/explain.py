@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal
 
 import click
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregates.explanation import Explanation, Figure, Sample, Subject, explanation_of, find_subjects
 from capacity_assets.base.errors import ValidationError, database_errors
@@ -32,6 +32,7 @@ from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
 from capacity_assets.ownership.labels import checked, labels_on
+from capacity_assets.reading.access import snapshot
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 
 DAYS_LISTED = 5
@@ -137,9 +138,8 @@ def _explain_group(  # noqa: PLR0913 -- the window of a group, and how it is pri
 ) -> None:
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
-    with database_errors(doing="reading a group"), engine.connect() as connection:
-        # One snapshot for all queries: a row that is written meanwhile would seem to differ.
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    # One snapshot for all queries: a row that is written meanwhile would seem to differ.
+    with database_errors(doing="reading a group"), snapshot(engine) as connection:
         group = explain_group(connection, period, window, key, value)
         changed_at = groups_changed_at(connection, period, [window])
     if as_json:
