@@ -86,7 +86,7 @@ def _run(settings: Settings) -> None:
     say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
     say("Next: `make up` (or `capacity up`) serves the pages and the Dagster UI, which shows these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` how to compute without Dagster.")
-    say(f"Data: {settings.home.resolve()}. `capacity demo --remove` deletes it.")
+    say(f"Data: {settings.home.resolve()}. `capacity demo --remove` removes the sample fleet.")
 
 
 def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> LoadedFleet:

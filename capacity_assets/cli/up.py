@@ -204,7 +204,9 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
         if stop.is_set():
             raise StopRequestedError
         if processes.ended:
-            raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
+            raise CommandFailedError(
+                f"A process of Dagster or the pages ended while starting. The end of {log}:\n{_tail(log)}"
+            )
         if time.monotonic() > deadline:
             raise CommandFailedError(
                 f"{address} did not answer within {START_TIMEOUT_SECONDS} s. The end of {log}:\n{_tail(log)}"

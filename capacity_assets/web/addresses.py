@@ -116,7 +116,7 @@ class PageQuery:
 
     @property
     def rows_shown(self) -> int:
-        """How many rows of a list are query for."""
+        """Number of rows on a page of a list, or in a file."""
         return ROWS_PER_FILE if self.values.get("format") == "csv" else ROWS_PER_PAGE
 
     @property
