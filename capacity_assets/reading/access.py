@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def reading_engine(url: URL, *, role: str | None = None) -> Engine:
-    """Create an engine whose sessions can only read, each statement for a few seconds; `role` is taken on."""
+    """Create an engine whose sessions can only read, with a time limit per statement; they take on `role`, if given."""
     options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
     # Starting parallel workers takes longer than most statements of pages, and many readers ask at once.
     options += " -c max_parallel_workers_per_gather=0"
@@ -47,7 +47,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 
 def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
-    """Let PostgreSQL plan nested loops in this transaction, or not where its statistics are older than the rows."""
+    """Allow nested loops in this transaction, or forbid them while statistics are older than the rows."""
     connection.execute(text(f"SET LOCAL enable_nestloop = {'on' if allowed else 'off'}"))
 
 

@@ -1,4 +1,4 @@
-"""What changed against the window before: each database by kind, each server, and what is unusual.
+"""Changes since the window before: of databases by kind, of servers, and unusual ones.
 
 A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
 day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; one whose server
@@ -26,7 +26,7 @@ class ChangeKind(StrEnum):
     SHRUNK = "shrunk"
     SAME = "same"
     PARTLY = "partly"
-    """There on a part of its server's measured days, in one of the windows or in both."""
+    """Present on only some of its server's measured days, in one of the windows or in both."""
     NEW = "new"
     GONE = "gone"
     APPEARED = "appeared"
@@ -36,12 +36,12 @@ class ChangeKind(StrEnum):
 
 
 NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
-"""What became of these is not known, so it is neither growth nor shrinkage."""
+"""Kinds whose change is unknown, and so neither growth nor shrinkage."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What all databases of one kind add up to, MiB; each counts with its share of its server's days."""
+    """Sums over the databases of one kind, MiB; each counts with its share of its server's days."""
 
     databases: int = 0
     before_mb: int = 0
@@ -68,7 +68,7 @@ class Database:
 
 @dataclass(frozen=True)
 class DatabaseChanges:
-    """What the databases of each kind add up to, and the ones that changed most."""
+    """Sums over the databases of each kind, and the ones that changed most."""
 
     sums: Mapping[ChangeKind, Change]
     largest: Mapping[ChangeKind, Sequence[Database]]
@@ -77,7 +77,7 @@ class DatabaseChanges:
 def database_changes(
     connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
 ) -> DatabaseChanges:
-    """Compare the databases of the fleet, with so many of each kind; of one server, with all."""
+    """Compare the databases of the fleet, and list the `largest` changes of each kind; of one server, list all."""
     sums = dict.fromkeys(ChangeKind, Change())
     databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
     of_windows = _of(period, window, server_id)
@@ -109,7 +109,7 @@ class ServerChange:
 
 @dataclass(frozen=True)
 class ServerChanges:
-    """The servers that changed most, and the sizes of those measured in one of the two windows only, MiB."""
+    """The servers that changed most, and the total size of those measured in only one of the windows, MiB."""
 
     largest: Sequence[ServerChange]
     appeared_mb: int
@@ -119,7 +119,7 @@ class ServerChanges:
 def server_changes(
     connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
 ) -> ServerChanges:
-    """Compare the servers of the fleet, or one, with so many of them."""
+    """Compare the servers of the fleet, and list the `largest` changes; or compare one server."""
     listed = rows(connection, _SERVERS, **_of(period, window, server_id), listed=largest)
     return ServerChanges(
         [
@@ -167,7 +167,7 @@ class DatabaseSize:
 def databases_only_in(
     connection: Connection, period: Period, window: Window, other: Window, label: tuple[str, str] | None
 ) -> list[DatabaseSize]:
-    """Return the databases with this label that one window has and the other not, of servers measured in both."""
+    """Return the databases with this label in `window` but not in `other`, on servers measured in both."""
     key, value = label or (None, None)
     windows = {"period": period.name, "start": window.start, "other": other.start}
     return records(DatabaseSize, connection, _ONLY_IN, **windows, key=key, value=value)

@@ -1,4 +1,4 @@
-"""What was measured: servers on each day, and which ones were not, on a day, in a window, or any more."""
+"""Coverage: how many servers were measured each day, and which were not, on a day, in a window, or any longer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.windows import newest_day, today_of
 
 ATTEMPT_DAYS = 7
-"""How far back attempts are searched: each day has one per server."""
+"""Days over which attempts are searched; each day has one per server."""
 SILENT_DAYS = 3
 
 
@@ -29,7 +29,7 @@ class MeasuredDay:
 
 
 def measured_days(connection: Connection, first: date, last: date, server_id: int | None) -> list[MeasuredDay]:
-    """Return the days of a range, of all servers or of one.
+    """Return the counts for each day of a range, of all servers or of one.
 
     A server is expected from its first sample to its retirement: one that was registered since is not missing before.
     """
@@ -50,7 +50,7 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
 
 
 def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
-    """Return measured in percent of expected days of the servers in service, over so many days up to `last`."""
+    """Return measured days in percent of expected days, of servers in service, over `days` days up to `last`."""
     active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
     first_days = _ends(connection, active, last, newest=False).values()
     counts = _counted(connection, (last - timedelta(days=days - 1), last), active, first_days, [])
@@ -68,7 +68,7 @@ def _counted(
     first_days: Collection[date],
     gone_days: Collection[date],
 ) -> list[MeasuredDay]:
-    """Count `servers`, None: all, on each day, given the days from which they are expected, and not any more."""
+    """Count `servers` (None: all) by day. Each is expected from a day of `first_days` to before one of `gone_days`."""
     statement = """
         WITH steps AS MATERIALIZED (
             SELECT day, sum(step) AS step FROM (
@@ -92,7 +92,7 @@ def _counted(
 
 
 def _ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:
-    """Return the first or the newest day with a total of each of the servers that have one up to a day."""
+    """Return the first or the newest day with a total, up to a day, by server; servers without one are left out."""
     by_index = """
         SELECT s.server_id,
                CASE WHEN CAST(:newest AS boolean)
@@ -167,7 +167,7 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
 
 @dataclass(frozen=True)
 class ServersInService:
-    """How many servers are in service, and how many of these another one counts."""
+    """Number of servers in service, and of those among them that another server counts."""
 
     active: int
     counted_by_others: int
@@ -192,7 +192,7 @@ class ServersWithoutRows:
 def servers_without_rows(
     connection: Connection, period: Period, window: Window, server_id: int | None = None
 ) -> ServersWithoutRows:
-    """Return those of all servers, or one; nobody expects a server before its first sample."""
+    """Return them, of all servers or of one; a server is not expected before its first sample."""
     statement = """
         SELECT id, name FROM instances
         WHERE is_active AND deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR id = :server)
@@ -212,7 +212,7 @@ def servers_without_rows(
 
 
 def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
-    """Return those of the servers that ever had a sample of a database."""
+    """Return which of the servers have ever had a sample of a database."""
     ends = """
         SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
                (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day"""
@@ -229,7 +229,7 @@ def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class SilentServer:
-    """A server that was measured until a day, and not since."""
+    """A server that was last measured on `last_day`, and not since."""
 
     server: str
     last_day: date
@@ -262,7 +262,7 @@ def silent_servers(connection: Connection, window: Window, label: tuple[str, str
 
 @dataclass(frozen=True)
 class LateSamples:
-    """How many samples of a server were added and corrected after a moment."""
+    """Number of samples of a server that were added, and that were corrected, since a moment."""
 
     server: str
     added: int

@@ -1,4 +1,4 @@
-"""What fills, when, and how much is free: the newest forecasts, and what an earlier week was told."""
+"""What fills, when, and how much is free, by the newest forecasts or those of an earlier week."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import records, rows
 
 SOON_DAYS, LIKELY = 30, 0.5
-"""Something fills soon if it is full within so many days with at least this probability."""
+"""Something fills soon if it is full within SOON_DAYS with at least the probability LIKELY."""
 
 
 @dataclass(frozen=True)
 class ForecastDay:
-    """What is forecast for a day, MiB, with the band in which four of five outcomes should lie."""
+    """The forecast for a day, MiB, with its 80 % range."""
 
     day: date
     lower_mb: int
@@ -51,7 +51,7 @@ class ForecastDay:
 
 @dataclass(frozen=True)
 class Runway:
-    """When something is full, by its newest forecast; days are None where that is not within a year, or not known."""
+    """When something is full, by its newest forecast; a day is None if it is beyond a year, or unknown."""
 
     server_id: int
     server: str
@@ -71,14 +71,14 @@ class Runway:
     probability_90_days: float | None
     change_mb_per_day: float
     is_outdated: bool
-    """Whether limits or steps of its server were declared since."""
+    """Whether limits or steps of its server were declared after the forecast."""
     volumes: list[str] | None
     """Volumes on which a database grows; None if unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
 
     @property
     def display_name(self) -> str:
-        """What it is, as people read it."""
+        """The name as people read it."""
         return display_name(self.subject, self.name)
 
 
@@ -94,19 +94,19 @@ _RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "volumes", *_ENDS)))
 
 
 def fills_first(connection: Connection, *, shown: int, skipped: int = 0) -> list[Runway]:
-    """Return what is full within a year, the first one first; what a volume or server limits is listed as that."""
+    """Return what fills within a year, earliest first; databases limited by a volume or server are listed as that."""
     chosen = _RUNWAYS.where(_R.stands_for_itself, _R.full_middle.is_not(None))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name).limit(shown).offset(skipped))
 
 
 def fills_on_server(connection: Connection, server: str, *, shown: int) -> list[Runway]:
-    """Return everything on a server that is full within a year, the first one first."""
+    """Return everything on a server that fills within a year, earliest first."""
     chosen = _RUNWAYS.where(_R.server == server, _R.full_middle.is_not(None))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.name).limit(shown))
 
 
 def runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runway]:
-    """Return the forecasts of what fills in a group."""
+    """Return the forecasts of the subjects that fill in a group."""
     keys = [(one.server_id, one.subject, one.first.name) for one in filling]
     chosen = _RUNWAYS.where(tuple_(_R.server_id, _R.subject, _R.name).in_(keys))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name)) if keys else []
@@ -139,7 +139,7 @@ def bound_by_volume(connection: Connection, server_id: int, volume: str, *, show
 
 
 def outdated_servers(connection: Connection) -> list[str]:
-    """Return the servers whose limits or steps changed after the newest forecast, which knows nothing of it."""
+    """Return the servers whose limits or steps changed after the newest forecast, which does not include the change."""
     chosen = select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
     return [row.server for row in rows(connection, chosen)]
 
@@ -166,19 +166,19 @@ def _runway(row: Row[Any]) -> Runway:
 
 @dataclass(frozen=True)
 class FreeCapacity:
-    """What volumes, and servers without known volumes, have left, MiB; None: no limit is known."""
+    """Free space of volumes, and of servers without known volumes, MiB; None: no limit is known."""
 
     headroom_mb: int | None
     unknown_limits: int
-    """Databases of which no limit is known."""
+    """Databases without a known limit."""
     fills_within_30_days: int
-    """What is full within 30 days with a probability of a half or more."""
+    """What is full within 30 days with a probability of 50 % or more."""
     as_of: date | None
     """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
 
 
 def free_capacity(connection: Connection) -> FreeCapacity:
-    """Return what is free by the newest forecasts."""
+    """Return the free capacity by the newest forecasts."""
     is_soon = and_(_R.probability_30_days >= LIKELY, _R.stands_for_itself)
     statement: Select[Any] = select(
         text(headroom("capacity_runway")).columns(column("mb")).scalar_subquery().label("headroom_mb"),
@@ -190,7 +190,7 @@ def free_capacity(connection: Connection) -> FreeCapacity:
 
 
 WITHIN_DAYS, SOONER_DAYS = 180, 14
-"""A fill date has moved when it lies within so many days, and so much sooner than a week ago, or is new."""
+"""A fill date has moved if it lies within WITHIN_DAYS and is new, or SOONER_DAYS or more earlier than a week ago."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class FillDate:
 
 @dataclass(frozen=True)
 class FillDates:
-    """What fills soon, and what fills sooner than was forecast a week earlier; `has_forecast`: else it is not known."""
+    """What fills soon, and what fills sooner than forecast a week earlier; without a forecast, neither is known."""
 
     has_forecast: bool
     soon: Sequence[FillDate] = ()

@@ -81,8 +81,8 @@ ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "percent": (_GROWTH.change_percent.desc().nulls_last(), *_TIES),
     "name": (_GROWTH.database, _GROWTH.server),
 }
-"""How databases are sorted; rows of equal change have one order everywhere."""
-# An index has the order: unknown changes are left out where they would come first.
+"""The sort orders of databases; ties have the same order everywhere."""
+# Unknown changes are excluded where they would sort first, so that an index has the order.
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
 SERVER_ORDERS: dict[str, ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
@@ -116,7 +116,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
-        # With their numbers PostgreSQL knows how many rows are left, and walks the index until a page is full.
+        # Given the servers, PostgreSQL knows how many rows match, and walks the index until a page is full.
         conditions.append(_is_one_of(_servers_of_engine(connection, engine)))
     if order in _CONDITIONS:
         conditions.append(_CONDITIONS[order])
@@ -127,7 +127,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     of_row = [percent if name == "change_percent" else _GROWTH[name] for name in DatabaseRow.__dataclass_fields__]
     statement = select(*of_row).where(*conditions).order_by(*ORDERS[order])
     if label is not None:
-        # Sorted first, by an index, and only then asked for labels, one by one until the page is full.
+        # Sorted by an index first; labels are then looked up row by row, until the page is full.
         every = statement.offset(literal_column("0")).subquery("sorted")
         statement = select(every).where(_has_label(every.c.labels, *label))
     listed = records(DatabaseRow, connection, statement.limit(shown + 1).offset((page - 1) * shown))
@@ -173,13 +173,13 @@ def engines(connection: Connection, period: Period, window: Window) -> list[str]
 
 
 def _is_one_of(server_ids: Sequence[int]) -> ColumnElement[bool]:
-    # Small numbers come as smallint, with which PostgreSQL compares a server one by one instead of by a hash table.
+    # Small numbers are sent as smallint, which PostgreSQL compares one by one instead of with a hash table.
     return _GROWTH.server_id == any_(literal(server_ids, ARRAY(Integer)))
 
 
 def _has_label(labels: ColumnElement[Any], key: str, value: str) -> ColumnElement[bool]:
     condition = labels[key].astext == value if value else not_(labels.has_key(key))
-    # Of a plain condition PostgreSQL expects that it leaves next to nothing, and sorts all rows for a page.
+    # PostgreSQL expects a plain condition to match next to nothing, and would sort all rows for a page.
     return case((condition, true()), else_=false())
 
 
@@ -189,7 +189,7 @@ def _servers_of_engine(connection: Connection, engine: str) -> list[int]:
 
 
 def _labelled_servers(connection: Connection, key: str, value: str, day: date) -> list[int]:
-    """Return servers on which a label occurs at all; without a value, those that have this key as a whole on a day."""
+    """Return servers with this label anywhere; for an empty value, servers that have the key as a whole on a day."""
     with_label = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
     with_key = """
         SELECT DISTINCT instance_id FROM capacity_label_spans

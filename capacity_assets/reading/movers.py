@@ -96,7 +96,7 @@ def window_sizes(
 def _totals(
     connection: Connection, period: Period, level: Level, windows: Sequence[Window]
 ) -> dict[date, tuple[int, int | None, int]]:
-    """Return size, known change and known size before: of all servers, or as the level of groups has them."""
+    """Return size, known change and known previous size by window: sums of servers, or the fleet as a group."""
     if level.has_servers:
         fleet = fleet_sizes(connection, period, windows)
         return {start: (size.size_mb, size.change_mb, size.known_before_mb) for start, size in fleet.items()}

@@ -59,7 +59,7 @@ class NameIndex:
 
 def name_index(connection: Connection, today: date) -> NameIndex:
     """Read the names of the newest day, and of the last month."""
-    # A future day is not the newest one.
+    # Samples of future days do not count.
     statement = """
         SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
         UNION ALL

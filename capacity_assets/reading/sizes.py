@@ -29,9 +29,9 @@ class SizeInWindow:
     largest_mb: int | None = None
     smallest_mb: int | None = None
     measured_days: int | None = None
-    """Unknown where sizes are sums over several."""
+    """None if the size is a sum over several servers."""
     is_partial: bool = False
-    """Whether a server has no row in it that has one before and after: its size is missing in `size_mb`."""
+    """Whether a server has rows before and after this window but none in it; its size is missing in `size_mb`."""
 
 
 def windows_back(period: Period, newest: Window) -> list[Window]:
@@ -67,7 +67,7 @@ class FleetSize:
 def fleet_sizes(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int | None = None
 ) -> dict[date, FleetSize]:
-    """Return the fleet, or one server, in each of the windows in which it was measured, by first day."""
+    """Return the size of the fleet, or of one server, by first day of the windows in which it was measured."""
     statement = """
         SELECT window_start, window_end, count(*) AS servers, coalesce(sum(databases), 0) AS databases,
                sum(size_mb) AS size_mb, sum(change_mb) AS change_mb,
@@ -90,7 +90,7 @@ class SeriesSize:
 
 
 def engine_sizes(connection: Connection, period: Period, windows: Sequence[Window]) -> list[SeriesSize]:
-    """Return the fleet by engine and window; of one window, they add up to its `FleetSize`."""
+    """Return the sizes of the engines by window; in each window they add up to its `FleetSize`."""
     statement = """
         SELECT window_start, engine AS series, sum(size_mb) AS size_mb FROM capacity_server_growth
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
@@ -120,7 +120,7 @@ def database_shares(
 def group_sizes(
     connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
 ) -> list[SizeInWindow]:
-    """Return a group in the windows in which it has anything, oldest first; `name` None: what has no such label.
+    """Return the windows in which a group is not empty, oldest first; `name` None: databases without such a label.
 
     Without any label of a key, everything is one group.
     """
@@ -140,7 +140,7 @@ def group_sizes(
 
 
 def server_history(connection: Connection, period: Period, newest: Window, server_id: int) -> list[SizeInWindow]:
-    """Return a server up to a window, with gaps."""
+    """Return the sizes of a server up to a window, with gaps."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
@@ -153,7 +153,7 @@ def server_history(connection: Connection, period: Period, newest: Window, serve
 def database_history(
     connection: Connection, period: Period, newest: Window, server_id: int, database: str
 ) -> list[SizeInWindow]:
-    """Return a database up to a window, with gaps."""
+    """Return the sizes of a database up to a window, with gaps."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
@@ -166,7 +166,7 @@ def database_history(
 
 
 def volume_history(connection: Connection, days: Sequence[Window], server_id: int, volume: str) -> list[SizeInWindow]:
-    """Return what was used of a volume on each day, with gaps."""
+    """Return the used size of a volume by day, with gaps."""
     statement = """
         SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured_days FROM capacity_volumes
         WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last"""

@@ -15,7 +15,7 @@ from capacity_assets.reading.access import records, rows
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """A server as it is registered; `is_active` None: it is not registered any more."""
+    """A server as registered; `is_active` None: it is no longer registered."""
 
     server_id: int
     server: str
@@ -59,7 +59,7 @@ class ServerVolume:
 
 @dataclass(frozen=True)
 class StepRow:
-    """A change of size that somebody declared."""
+    """A declared change of size."""
 
     day: date
     note: str
@@ -73,7 +73,7 @@ def server_id_of(connection: Connection, server: str) -> int | None:
 
 
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
-    """Return a server by its number; raises NotFoundError where neither registry nor figures have it."""
+    """Return a server by its number; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """
         SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
         WHERE server_id = :server"""
@@ -89,7 +89,7 @@ def server_facts(connection: Connection, server_id: int) -> ServerFacts:
 
 def labels_of_database(connection: Connection, server_id: int, database: str) -> dict[str, str] | None:
     """Return the labels of a database on its newest day; None where no day of it is stored."""
-    # The keys begin with the window, so these are looked at one after another, the newest first.
+    # Keys begin with the window, so windows are looked up one by one, newest first.
     statement = """
         WITH ends AS (
             SELECT (SELECT window_start FROM capacity_growth WHERE period = 'daily'
@@ -124,7 +124,7 @@ def was_ever_sampled(connection: Connection, server_id: int, database: str) -> b
 
 
 def samples_of(connection: Connection, window: Window, server_id: int, database: str | None) -> list[Sample]:
-    """Return the samples of a window, of a server or of a database of it."""
+    """Return the samples of a server, or of one of its databases, in a window."""
     of_database = """
         SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
         FROM capacity_samples

@@ -1,4 +1,4 @@
-"""Which windows and days are stored: the newest ones, the complete ones, and what is wrong with their rows."""
+"""The stored windows and days: the newest, the complete, and rows that are wrong."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class WindowFacts:
 
 
 def window_facts(connection: Connection, period: Period, window: Window, server_id: int | None) -> WindowFacts:
-    """Return them of all servers, or of one."""
+    """Return the facts of a window, of all servers or of one."""
     statement = """
         SELECT now() AS read_at,
                (SELECT max(calculated_at) FROM database_size_aggregations
@@ -84,7 +84,7 @@ def today_of(connection: Connection) -> date:
 
 @dataclass(frozen=True)
 class SampledDays:
-    """The first and last day with samples in a table, up to today, and how many the last one has."""
+    """The first and last day with samples in a table, up to today, and the number of rows on the last day."""
 
     table: str
     first_day: date | None
@@ -94,7 +94,7 @@ class SampledDays:
 
 @dataclass(frozen=True)
 class StoredWindows:
-    """The first and newest stored window of a period and level, and what the newest one has.
+    """The first and newest stored window of a period and level, and facts about the newest.
 
     `measured_days` are those of its best measured row.
     """
@@ -110,7 +110,7 @@ class StoredWindows:
 
 @dataclass(frozen=True)
 class WrongTrends:
-    """Rows of a table of aggregates whose trend contradicts their growth, and the first day of these."""
+    """Number of rows of an aggregate table whose trend contradicts their growth, and their first day."""
 
     table: str
     rows: int
@@ -118,7 +118,7 @@ class WrongTrends:
 
 
 def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
-    """Return the ends of each table of samples, read from the indexes on its days."""
+    """Return the first and last day of each table of samples, read from the indexes on its days."""
     tables = []
     for level in SERVER_LEVELS.values():
         day, live = level.source.c.collected_date, list(level.live())
@@ -140,7 +140,7 @@ def first_days_ahead(connection: Connection, today: date) -> dict[str, date]:
 
 
 def stored_windows(connection: Connection, periods: Sequence[str]) -> list[StoredWindows]:
-    """Return the ends of each period and level."""
+    """Return the first and newest stored window of each period and level."""
     stored = []
     for period, level in product(periods, LEVELS.values()):
         columns = level.target.c
@@ -153,7 +153,7 @@ def stored_windows(connection: Connection, periods: Sequence[str]) -> list[Store
     return stored
 
 
-# So that a long history is not read as a whole.
+# Limits how much of a long history is read.
 TREND_DAYS = 400
 
 
