@@ -23,25 +23,25 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """The values between two ends, some of them marked."""
+    """A range of values, with ticks."""
 
     bottom: float
     top: float
     ticks: Sequence[Tick]
 
     def share(self, value: float) -> float:
-        """Return where a value lies: 0 at the bottom, 1 at the top."""
+        """Return the position of a value: 0 at the bottom, 1 at the top."""
         return (value - self.bottom) / (self.top - self.bottom)
 
     def cut_to(self, low: float, high: float) -> Axis:
-        """Return the part of it between two values; all of it where these are equal."""
+        """Return the axis between two values; the whole axis if they are equal."""
         if low == high:
             return self
         return Axis(low, high, [tick for tick in self.ticks if low <= tick.value <= high])
 
 
 def size_axis(low_mb: float, high_mb: float, steps: int = STEPS) -> Axis:
-    """Return an axis from the round size below both to the one above, some steps long, in the unit of the larger."""
+    """Return an axis with round ends around both sizes, of about `steps` steps, in the unit of the larger size."""
     power = min((max(round(abs(low_mb)), round(abs(high_mb)), 1).bit_length() - 1) // 10, len(UNITS) - 1)
     unit = 1024**power
     # As many decimals as they need.
@@ -49,12 +49,12 @@ def size_axis(low_mb: float, high_mb: float, steps: int = STEPS) -> Axis:
 
 
 def count_axis(high: int, noun: str, steps: int = STEPS) -> Axis:
-    """Return an axis of numbers of things, from 0."""
+    """Return an axis of counts, from 0."""
     return _axis(0, high, 1, steps, lambda value: counted(round(value), noun))
 
 
 def _axis(low: float, high: float, unit: int, steps: int, written: Callable[[float], str]) -> Axis:
-    """Mark round multiples of the unit, or of a decimal part of it; the smallest unit has no parts."""
+    """Place ticks at round multiples of the unit or a decimal fraction of it; the smallest unit has no fractions."""
     least = max(((high - low) or max(high // 10, 1)) / steps, 1) / unit
     power = 10.0 ** math.floor(math.log10(least))
     factors = (factor * power for factor in ROUND_STEPS)

@@ -16,23 +16,23 @@ from capacity_assets.charts.axis import count_axis, size_axis
 from capacity_assets.charts.templates import draw
 
 MOST_SERIES = 8
-"""So many colours and hatchings are told apart."""
-# Of an axis, which ends where the bars do.
+"""Number of colours and hatchings that can be told apart."""
+# Steps of an axis, which ends where the bars end.
 STEPS = 6
-# Share of its place that a column takes; where there are many, gaps would be seen rather than columns.
+# Share of its space that a column takes; more columns than MOST_GAPS have no gaps.
 COLUMN_WIDTH, MOST_GAPS = 0.8, 100
-# Of the names under columns, so many are shown, and on a phone every second of these.
+# Number of names under columns; a phone shows every second of them.
 NAMES_SHOWN, NARROW_PERCENT = 6, 5
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 ROW_HEIGHT, BAR_HEIGHT = 32, 18
-# Steps that are smaller against the whole would not be seen on an axis from 0.
+# Steps below this share of the whole would be invisible on an axis from 0.
 SMALL_STEPS = 0.25
 
 
 @dataclass(frozen=True)
 class Series:
-    """One part of stacked columns: a value for each column, None where nothing is known of the column.
+    """One series of stacked columns: a value per column, None if the column is unknown.
 
     `colour` is a class of the sheet; without one, the series has the colour and the hatching of its place.
     """
@@ -64,7 +64,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of a column, in percent of the width and in pixels from the top, with what it shows in words."""
+    """A rectangle in a column: `x` in percent of the width, `y` in pixels from the top; `title` is its tooltip."""
 
     x: float
     y: float
@@ -73,7 +73,7 @@ class Part:
 
 
 class _ColumnPlot:
-    """Places columns."""
+    """The positions in a column chart."""
 
     def __init__(self, chart: Columns) -> None:
         self.chart, self.height = chart, chart.height
@@ -89,7 +89,7 @@ class _ColumnPlot:
         self.width = 100 / count * (COLUMN_WIDTH if count <= MOST_GAPS else 1)
 
     def middle(self, number: int) -> float:
-        """Place the middle of a column, in percent of the width."""
+        """Return the middle of a column, in percent of the width."""
         return 100 * (number + 0.5) / len(self.chart.names)
 
     def y(self, value: float) -> float:
@@ -97,7 +97,7 @@ class _ColumnPlot:
         return self.height * (1 - self.axis.share(value))
 
     def parts(self, place: int) -> Iterator[Part]:
-        """Return the rectangles of the series at a place; none where there is nothing to see."""
+        """Yield the rectangles of the series at an index, without empty ones."""
         series = self.chart.series[place]
         for number, value in enumerate(series.values):
             if value:
@@ -106,19 +106,19 @@ class _ColumnPlot:
                 yield Part(self.middle(number) - self.width / 2, upper, lower - upper, title)
 
     def unknown(self) -> list[float]:
-        """Place the middle of each stretch of columns of which nothing is known."""
+        """Return the middle of each run of unknown columns, in percent of the width."""
         stretches = groupby(range(len(self._is_known)), self._is_known.__getitem__)
         numbers = [list(stretch) for is_known, stretch in stretches if not is_known]
         return [(self.middle(stretch[0]) + self.middle(stretch[-1])) / 2 for stretch in numbers]
 
     def names(self) -> list[int]:
-        """Return the columns whose names are shown, the newest first; under narrow ones, names would stick out."""
+        """Return the columns whose names are shown, newest first; the name of a narrow last column would stick out."""
         count = len(self.chart.names)
         step = -(-count // NAMES_SHOWN) or 1
         return list(range(count - 1 - (step // 2 if self.width < NARROW_PERCENT else 0), -1, -step))
 
     def line(self) -> list[str]:
-        """Place the expected values in the stretched viewport: a level line over each column."""
+        """Return the points of the expected values in the stretched viewport: a horizontal line over each column."""
         edges = WIDTH / max(len(self.chart.names), 1)
         return [
             f"{edges * side:.1f},{self.y(value):.1f}"
@@ -127,7 +127,7 @@ class _ColumnPlot:
         ]
 
     def description(self) -> str:
-        """Say the first and the last known total."""
+        """Return the first and last known totals as text."""
         known = [
             f"{name}: {self.chart.written(levels[-1])}"
             for name, levels, is_known in zip(self.chart.names, self._levels, self._is_known, strict=False)
@@ -153,7 +153,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Row:
-    """A bar between two sizes, with its name in lines and what it stands for in words."""
+    """A bar between two sizes; `lines` has the lines of its name, `written` its value as text."""
 
     lines: Sequence[str]
     first_mb: int
@@ -163,7 +163,7 @@ class Row:
 
 
 class _WaterfallPlot:
-    """Places the rows of a waterfall, one under the other."""
+    """The positions in a waterfall chart, one row under the other."""
 
     def __init__(self, start_mb: int, steps: Sequence[Step]) -> None:
         sizes = list(accumulate((step.change_mb for step in steps), initial=start_mb))
@@ -184,23 +184,23 @@ class _WaterfallPlot:
         self.height = len(self.rows) * ROW_HEIGHT
 
     def x(self, size_mb: float) -> float:
-        """Place a size, in percent of the width; the bars of the ends begin at the edge of an axis that is cut."""
+        """Return the position of a size, in percent of the width; on a cut axis, smaller sizes are at its edge."""
         return 100 * max(self.axis.share(size_mb), 0)
 
 
 def waterfall_chart(title: str, start_mb: int, steps: Sequence[Step]) -> Markup:
-    """Draw how one size becomes another, a row for each step: names and values have room on every screen."""
+    """Draw how one size becomes another, one row per step, so that names and values fit on every screen."""
     plot = _WaterfallPlot(start_mb, steps)
     description = "; ".join(f"{' '.join(row.lines)}: {row.written}" for row in plot.rows)
     return draw("waterfall", title=title, description=description, plot=plot)
 
 
 def share_bar(part: int, whole: int) -> Markup:
-    """Draw a part of a whole as a bar; it says nothing that the number beside it does not."""
+    """Draw a part of a whole as a bar, which repeats the number beside it."""
     return span_bar(0, 0 if whole <= 0 else part / whole)
 
 
 def span_bar(first: float, last: float, mark: float | None = None) -> Markup:
-    """Draw what lies between two shares of a whole as a bar, with a mark in it."""
+    """Draw the range between two shares of a whole as a bar, with a mark if one is given."""
     start, end = (round(100 * min(max(share, 0), 1)) for share in (first, last))
     return draw("bar", start=start, width=end - start, mark=None if mark is None else round(100 * mark))

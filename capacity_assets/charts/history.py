@@ -86,7 +86,7 @@ class _Plot:
         return self.height * (1 - self.axis.share(size_mb))
 
     def line(self, sizes: Iterable[tuple[date, float | None]]) -> list[str]:
-        """Place sizes in the stretched viewport."""
+        """Return the points of sizes in the stretched viewport."""
         return [f"{self.x(day) * WIDTH / 100:.1f},{self.y(size):.1f}" for day, size in sizes if size is not None]
 
     def dates(self) -> list[tuple[date, str]]:

@@ -1,4 +1,4 @@
-"""How the templates of charts, pages, reports and mails are filled in."""
+"""Rendering of the templates of charts, pages, reports and mails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 STYLES = Path(__file__).with_name("styles")
-"""Folder of the sheets of all pages, and of charts."""
+"""Folder of the style sheets of pages and charts."""
 
 
 def environment_of(loader: BaseLoader) -> Environment:
@@ -32,5 +32,5 @@ def _drawings() -> Environment:
 
 
 def draw(name: str, **values: object) -> Markup:
-    """Fill in the drawing of that name."""
+    """Render the drawing of this name."""
     return Markup(_drawings().get_template(f"{name}.svg.j2").render(values))  # noqa: S704 -- the template escapes

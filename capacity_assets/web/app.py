@@ -246,7 +246,7 @@ SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _query: Non
 
 @dataclass(frozen=True)
 class ReadPage:
-    """The content of a page, and when it was read: it may be some seconds old."""
+    """The content of a page, and when it was read, which may be some seconds ago."""
 
     content: Any
     read_at: datetime
@@ -263,7 +263,7 @@ class Serving:
     token: str | None = None
     user_header: str | None = None
     reads_ahead: bool = True
-    """Whether what every reader sees is read ahead, again and again."""
+    """Whether to keep reading ahead what every reader sees."""
 
 
 def create_app(reader: Reader, serving: Serving) -> ASGIApp:

@@ -1,4 +1,4 @@
-"""Reads for the pages and caches what it read; values that every page shows are read once for all."""
+"""The cached reader of the pages; values that every page shows are read once for all of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from capacity_assets.reading.names import NameMatch, name_index
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import PageQuery
 
-# So many times as old, a value is not shown any more.
+# A value is shown for this many times the period for which it is cached.
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit for all values together, in pickled size; in memory they take about six times as much."""

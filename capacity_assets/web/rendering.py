@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
-"""Of refusals, by status."""
+"""Titles of error pages, by status."""
 
 
 def size(size_mb: int | None) -> Markup:

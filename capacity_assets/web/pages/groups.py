@@ -193,7 +193,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         months = list(dict.fromkeys(one.month for one in every))
         if month is None and not months:
             return BillPage(None, (), by, groupings, None, (), None, None, (), ())
-        # The newest month whose bill is final is the one that people talk about.
+        # By default, the newest month with a final bill.
         newest_final = next((one.month for one in every if one.is_final), None)
         window = PERIODS["monthly"].window_of(month or newest_final or months[0])
         issued = read_bill_of(connection, window, by, issue)

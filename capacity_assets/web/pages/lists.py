@@ -117,7 +117,7 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
 
 
 def _around(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
-    """Return what both lists show around their rows."""
+    """Return the fields that both lists share."""
     engine = query.text("engine") or None
     known_engines: Sequence[str] = ()
     if window is not None:
