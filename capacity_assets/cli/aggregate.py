@@ -185,7 +185,7 @@ ALWAYS_LISTED = 24
 
 
 def _without_removed(counts: Mapping[str, str], run: RunSummary) -> dict[str, str]:
-    """Leave out the column of removed rows if there are none: nine columns fit eighty characters."""
+    """Omit the column of removed rows if there are none, so that the table fits in 80 characters."""
     return {heading: name for heading, name in counts.items() if name != "removed_records" or run.total(name)}
 
 

@@ -177,7 +177,7 @@ def _newest_samples(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:
-    """Name rows of the last months that another application has written without their trend."""
+    """Report rows of the last months that another application wrote without updating their trend."""
     with engine.connect() as connection:
         tables = wrong_trends(connection)
     for wrong in tables:
@@ -274,7 +274,7 @@ COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 def check(*, as_json: bool) -> int:
     """Check configuration, database and schema.
 
-    Prints one screen, changes nothing. The exit code is 2 where the configuration is wrong, 1 where anything else is.
+    Prints one screen and changes nothing. The exit code is 2 if the configuration is wrong, 1 if anything else is.
     """
     try:
         settings = load_settings()

@@ -160,7 +160,7 @@ def import_(settings: Settings, /, *, source: str, as_json: bool, **values: Any)
 
 
 class _NoLock:
-    """Takes the place of the lock in a dry run."""
+    """Stands in for the lock in a dry run."""
 
     def ensure_held(self) -> None:
         """Do nothing: there is no lock to lose."""

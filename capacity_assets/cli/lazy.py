@@ -1,4 +1,4 @@
-"""Groups of commands: in their own order, and imported when they are called."""
+"""Groups of commands that keep the declared order, and import a command when it is called."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class OrderedGroup(click.Group):
 
 
 class LazyCommand(click.Command):
-    """A command as the overview shows it; `location` is where it is implemented, as `module:attribute` of this room."""
+    """A command in the overview; `location` is its implementation, as `module:attribute` in this package."""
 
     def __init__(self, name: str, location: str, summary: str) -> None:
-        """Take what the overview needs; nothing is imported."""
+        """Store what the overview needs; import nothing."""
         super().__init__(name, short_help=summary)
         self.location = location
 

@@ -13,7 +13,7 @@ from capacity_assets.cli.lazy import LazyCommand, LazyGroup
 # Before the module of a command is imported.
 collect_garbage_rarely()
 
-# In the order in which someone new meets them. Each summary is the first sentence of the command's own help.
+# In the order in which a new user meets them. Each summary is the first sentence of the command's own help.
 COMMANDS = [
     LazyCommand("demo", "demo:demo", "Load a sample fleet and compute every period through Dagster."),
     LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),

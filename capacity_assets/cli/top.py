@@ -28,7 +28,7 @@ from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 
-# By order; all but the largest have changed in that direction: an unknown change is neither growth nor shrinkage.
+# By sort order. Except for `size`, rows have changed in that direction; an unknown change is neither.
 TITLES = {
     "growth": "Databases that grew most",
     "shrinkage": "Databases that shrank most",
@@ -124,7 +124,7 @@ def top_databases(  # noqa: PLR0913 -- one argument per filter
     engine_name: str | None = None,
     label: tuple[str, str] | None = None,
 ) -> list[DatabaseRow]:
-    """Return the first databases of an order that have such a change."""
+    """Return the first databases of a sort order; those that did not change in its direction are left out."""
     with engine.connect() as connection:
         rows, _ = databases(
             connection, period, window, order=by, server_id=server_id, engine=engine_name, label=label, shown=limit

@@ -1,4 +1,4 @@
-"""The content of the digest of a week, of the fleet or of what has a label. How it looks is in `writing`.
+"""The content of a week's digest, of the fleet or of a label; `writing` renders it.
 
 Only what is out of the ordinary: a database that grew as it always does is in the report, not here.
 """

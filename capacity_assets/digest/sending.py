@@ -42,7 +42,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Deliveries:
-    """The receivers of a week's digest by what became of it; those that failed with the reason."""
+    """The receivers of a week's digest by outcome; those that failed have a reason."""
 
     sent: Sequence[str] = ()
     earlier: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""A digest as a mail: plain text, and HTML with a chart of table cells, because mail programs draw no SVG."""
+"""A digest as a mail: plain text, and HTML whose chart is a table, because mail programs do not show SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest
 from capacity_assets.reading.changes import DatabaseSize, UnusualChange
 
-# Heights of a row of the chart and of what marks a size in it, in pixels.
+# Heights in pixels of a row of the chart, and of the mark of a size.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
 
 
@@ -177,7 +177,7 @@ class SizeChart:
 
 
 def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
-    """Place weekly sizes, oldest first, in rows of cells; a week without a size has its column too."""
+    """Arrange weekly sizes, oldest first, in rows of cells; a week without a size keeps its column."""
     sizes = dict(history)
     (first, first_mb), (last, last_mb) = history[0], history[-1]
     weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]

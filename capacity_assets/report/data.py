@@ -216,7 +216,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
         plan_with_loops(connection, allowed=False)
         report = _read(connection, period, window, server, today)
-        # A few subjects and labels are looked up in many rows.
+        # Loops are faster where a few subjects and labels are looked up among many rows.
         plan_with_loops(connection, allowed=True)
         issued = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)
         report = replace(report, runways=with_histories(connection, issued) if issued else None)
