@@ -58,7 +58,7 @@ EVERY_START = bindparam("every", type_=ARRAY(Date))
 
 
 def _first(problems: Select[Any], *order: str) -> Select[Any]:
-    """Return the first problems by the named columns, descending with a minus, each with the count of all."""
+    """Return the first problems by the named columns (minus: descending), each with the count of all."""
     rows = problems.subquery("problems")
     keys = [rows.c[name[1:]].desc() if name.startswith("-") else rows.c[name] for name in order]
     return select(rows.c.place, func.count().over().label("places")).order_by(*keys).limit(MAXIMUM_LISTED)

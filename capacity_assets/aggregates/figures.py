@@ -298,7 +298,7 @@ def of_rows_a_year_before(level: Level) -> Any:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a statement reads. A source that is known to be empty is left out: PostgreSQL would join and group for it.
+    """The sources of a statement. Empty ones are left out, because PostgreSQL would still join and group them.
 
     `rows` are stored rows of any window that is read, `wanted_rows` those of the windows that are written, and
     `year_before` stands for everything of the windows a year before these. Sources are disjoint if no two rows that are

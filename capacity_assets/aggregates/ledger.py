@@ -248,7 +248,7 @@ class Ledger:
         *,
         patience_seconds: float = 0,
     ) -> list[tuple[Period, IncompleteWindow]]:
-        """As `incomplete_windows`, of several periods in their order, as the transaction of a connection sees them.
+        """Return the incomplete windows of several periods, in order, as the transaction of a connection sees them.
 
         Raises DBAPIError.
         """

@@ -204,7 +204,7 @@ class Level:
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
     def live(self, rows: FromClause | None = None) -> Iterator[ColumnElement[bool]]:
-        """Conditions a raw row must meet to count; `rows` is the raw table by another name."""
+        """Conditions that a raw row must meet to count; `rows` is an alias of the raw table."""
         if self.void_flag:
             yield (self.source if rows is None else rows).c[self.void_flag].is_(False)
 

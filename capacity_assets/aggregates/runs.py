@@ -326,7 +326,7 @@ INSTANCE_DAYS_PER_SLICE = 10_000
 what it sorts and keeps stays in memory."""
 
 SMALLEST_SLICE = 500
-"""Instances times days below which dividing costs more than two slices side by side save."""
+"""Instances times days; to split less work costs more than slices side by side save."""
 
 SESSION_OF_A_SLICE = text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true), "
@@ -502,7 +502,7 @@ class AggregationRunner:
         }
 
     def _sources(self, connection: Connection, work: Work) -> Sources:
-        """Name what there is to read. Windows that were all computed before have rows, which is not looked up."""
+        """Return the sources that are not empty; windows that were all computed before have rows without a look."""
         parts, days = work.reading
         read = Sources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}

@@ -1,4 +1,4 @@
-"""What every process of this package sets at its start: rare garbage collection, and private new files."""
+"""Settings of every process of this package: rare garbage collection, and private new files."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def copied_for_reading(
 
     Raises DBAPIError: the database failed, or the transaction may not write, not even temporary tables.
     """
-    # Looked up first: copies hide what is distributed.
+    # Checked first, because copies hide the distributed tables.
     if not queries or not tables_are_distributed(connection):
         yield False
         return

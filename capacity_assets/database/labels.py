@@ -22,9 +22,9 @@ SPANS_BY_SERVER = """(
 
 
 def labels_in(spans: str, database: str | None, day: str) -> str:
-    """Return the same of a row of `SPANS_BY_SERVER`.
+    """Return the same expression for a row of `SPANS_BY_SERVER`.
 
-    On nodes, every label of the fleet is looked at for each row of the other form.
+    On nodes, the other form would look at every label of the fleet for each row.
     """
     names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
     arrays = ", ".join(f"{spans}.{name}s" for name in names)

@@ -753,4 +753,4 @@ def is_active() -> ColumnElement[bool]:
 
 
 SERVERS_IN_SERVICE = "SELECT * FROM instances WHERE is_active AND deleted_at IS NULL"
-"""The servers that meet it, as a part of other statements."""
+"""The servers in service, as a part of other statements."""

@@ -107,7 +107,7 @@ def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
     return sa.and_(
         runways.as_of.between(first - ahead, last - ahead + stale),
-        # Compared with the sum, the samples of the due days are looked up; with less a bound, all of them are read.
+        # By the sum, PostgreSQL looks up the samples of the due days; by a bound alone, it would read all samples.
         (runways.last_day + days).between(first, last),
         runways[f"forecast_{days}_mb"].is_not(None),
     )
@@ -228,7 +228,7 @@ class IssuedDay:
     headroom_mb: int | None
     """What the volumes have left, and servers without measured volumes by their declared limit; None: none is known."""
     unknown_limits: int
-    """Databases of which no limit is known."""
+    """Databases without a known limit."""
     scores: Sequence[Score]
     """Scores of the forecasts that came due in the chosen days, by horizon."""
 

@@ -69,7 +69,7 @@ def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, 
 
 @dataclass(frozen=True)
 class OpenWork:
-    """What is left to do: windows to compute, documents to make of them, and maintenance, which drops samples."""
+    """The remaining work: windows to compute, documents to make of them, and maintenance, which drops samples."""
 
     windows: Sequence[Chunk]
     documents: Sequence[Chunk]
@@ -77,7 +77,7 @@ class OpenWork:
 
     @property
     def chunks(self) -> Sequence[Chunk]:
-        """All of it, in order."""
+        """All chunks, in order."""
         return (*self.windows, *self.documents, *self.maintenance)
 
 

@@ -281,7 +281,7 @@ LEFT JOIN LATERAL (
 ) AS held ON true
 ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
 """
-# No label changes which days were measured.
+# Labels do not change which days were measured.
 _NO_LABELS = "SELECT * FROM capacity_label_spans WHERE false"
 _DAYS = "SELECT count(DISTINCT collected_date) FROM parts WHERE label_key = '(fleet)'"
 _STORED = """

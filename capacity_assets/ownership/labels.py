@@ -279,7 +279,7 @@ def having(
 ) -> set[tuple[str, str | None]]:
     """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
     servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
-    # On no day, no label is looked up.
+    # Without a day, no label is looked up.
     key, value, labelled_on = (None, None, None) if label is None else (*label, day)
     parameters = {"servers": servers, "databases": databases, "day": labelled_on, "engine_name": of_engine}
     labelled = rows_of(engine, "labels", LABELS_ON, **parameters, key=key, value=value)
