@@ -1,6 +1,6 @@
 """Writes the pages of the documentation site to build/pages: `make docs`. They are docs/ and the root's documents.
 
-Links between the two, which are right for a reader of the repository, are made to lead to the pages.
+Links between them, which are relative to the repository, are rewritten to lead to the pages.
 """
 
 import re

@@ -5,7 +5,7 @@ A *state* is what figures are made of: counts, exact sums, extremes, and the val
 1. `states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows themselves,
    per key and window, and puts the window before and that of a year before beside each window. The steps are the same
    for one window and for many, for days and for years. Where a stored row rests on more samples than are left, other
-   windows are compared with that row. What cannot be there is not read (`Sources`).
+   windows are compared with that row. Sources that are known to be empty are not read (`Sources`).
 2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
    once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
    denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of

@@ -502,7 +502,7 @@ class AggregationRunner:
         }
 
     def _sources(self, connection: Connection, work: Work) -> Sources:
-        """Return the sources that are not empty; windows that were all computed before have rows without a look."""
+        """Return the sources to read; windows that were all computed before have rows, so none is looked up."""
         parts, days = work.reading
         read = Sources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}

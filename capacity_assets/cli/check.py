@@ -80,7 +80,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
     subject = "capacity database"
     if settings.capacity_url is None and not settings.embedded_server_exists:
         yield Finding(
-            subject, Verdict.NOTE, "the embedded server does not exist yet: `capacity init` or `capacity demo`"
+            subject, Verdict.NOTE, "the embedded server does not exist yet: run `capacity init` or `capacity demo`"
         )
         return
     try:
@@ -158,7 +158,7 @@ def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
             table,
             Verdict.BAD,
             f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
-            "they were measured, or is wrong now. Set it right; delete what is left of them",
+            "they were measured, or is wrong now. Set the clock, then delete the samples that still lie ahead",
         )
 
 
@@ -303,7 +303,9 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     yield Finding("CAPACITY_SCHEDULE_HOUR", Verdict.OK, f"schedules tick at {settings.schedule_hour:02}:00")
     yield Finding("CAPACITY_START_DATE", Verdict.BAD if ahead else Verdict.OK, f"{settings.start_date}, {note}")
     if Path(ENV_FILE).is_file():
-        yield Finding(ENV_FILE, Verdict.NOTE, f"{Path(ENV_FILE).resolve()} is read too; what is exported wins")
+        yield Finding(
+            ENV_FILE, Verdict.NOTE, f"{Path(ENV_FILE).resolve()} is also read; exported variables override it"
+        )
     for name in unknown_variables():
         yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
     yield _retention(settings)

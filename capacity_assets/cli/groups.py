@@ -37,7 +37,8 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
 ) -> None:
     """Show the size and growth of each team, or any other group.
 
-    Groups add up to the fleet. Databases without the label form a group of their own. Replicas count once.
+    Groups add up to the fleet. Databases without the label form a group of their own. Replicas are not counted
+    twice.
 
     \b
     Examples:

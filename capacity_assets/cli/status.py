@@ -209,10 +209,10 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[LateWindows] | None)
     """Say in one line what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
-        "no run works or waits"
+        "no run is at work or waiting"
     ]
     windows = sum(one.windows for one in late or ())
-    on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
+    on_time = "nothing is late" if late is not None else "late windows cannot be read, see `capacity check`"
     parts.append(f"late: {counted(windows, 'window')}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
 
@@ -281,7 +281,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     _print_activity(runs, late, unknown)
     _print_stale(stale)
     if runs is not None and not works:
-        say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
+        say("No Dagster daemon is at work: nothing starts until `capacity up`, or a daemon of your own, runs.")
     if silent:
         say(silent)
     for shortcoming in untracked:
@@ -297,11 +297,11 @@ def _print_runways(issue: IssuedDay | None) -> None:
         return
     rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
-        say(f"Limits or steps changed after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
+        say(f"Limits or steps changed after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` includes them.")
     if rows:
         print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
     else:
-        say(f"Fills first: nothing within a year, as far as limits are known, as of {issue.as_of}.")
+        say(f"Fills first: nothing with a known limit within a year, as of {issue.as_of}.")
     if issue.unknown_limits:
         say(f"Limit unknown: {counted(issue.unknown_limits, 'database')}.")
 
@@ -346,7 +346,7 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[LateWindows] | None
     if runs is None:
         say("Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it.")
     elif not runs:
-        say("Runs: none works or waits.")
+        say("Runs: none is at work or waiting.")
     else:
         print_table("Runs", RUN_COLUMNS, [_run_cells(run) for run in runs])
     if late is None:

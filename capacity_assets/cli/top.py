@@ -52,7 +52,7 @@ COLUMNS = (
     type=click.Choice(list(TITLES)),
     help="What to sort by.",
 )
-@click.option("--server", help="Databases of this server alone.")
+@click.option("--server", help="Only databases of this server.")
 @filter_options
 @number_listed("limit", 10)
 @json_command
@@ -105,7 +105,7 @@ def top(  # noqa: PLR0913 -- one argument per documented option
     if not rows:
         raise ValidationError(
             f"Nothing to list in {chosen.name_of(window)}: no row is stored, or none with such a change. "
-            f"`capacity plan --period {period} --from {window.start} --to {window.start}` says what could be."
+            f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
         )
     if as_json:
         print_json([_document(row) for row in rows])

@@ -107,7 +107,7 @@ def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
     return sa.and_(
         runways.as_of.between(first - ahead, last - ahead + stale),
-        # By the sum, PostgreSQL looks up the samples of the due days; by a bound alone, it would read all samples.
+        # With this sum, PostgreSQL looks up the samples of the due days; with other bounds instead, it reads them all.
         (runways.last_day + days).between(first, last),
         runways[f"forecast_{days}_mb"].is_not(None),
     )

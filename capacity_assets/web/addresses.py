@@ -51,7 +51,7 @@ class PageQuery:
         """Return a parameter, None where it is missing; raises ValidationError for an impossible name."""
         value = self.values.get(name)
         if value is not None and (len(value) > LONGEST or "\0" in value):
-            raise ValidationError(f"{name} is longer than any name, or not a possible name.")
+            raise ValidationError(f"{name} is too long, or not a possible name.")
         return value
 
     def needed(self, name: str) -> str:
