@@ -205,7 +205,7 @@ LEFT JOIN (
 WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)
 ORDER BY place LIMIT :listed
 """)
-"""Keys whose values do not add up to the fleet in a window, by exact sums, of all windows."""
+"""Label keys whose groups do not add up to the fleet in a window, by exact sums, in all windows."""
 
 
 LEVELS_TOLERANCE_PERCENT = 1

@@ -44,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Columns:
-    """Stacked columns with their names: sizes in MiB, or numbers of the things that `noun` names.
+    """Stacked columns with their names: sizes in MiB, or counts of the things that `noun` names.
 
     `expected` is a dashed line over all columns.
     """

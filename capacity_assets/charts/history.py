@@ -90,7 +90,7 @@ class _Plot:
         return [f"{self.x(day) * WIDTH / 100:.1f},{self.y(size):.1f}" for day, size in sizes if size is not None]
 
     def dates(self) -> list[tuple[date, str]]:
-        """Return the days that are named, each with the side at which it is anchored."""
+        """Return the days that are written below the plot, each with its text anchor."""
         days = {"start": self.first, "middle": (self.first + self.last) // 2, "end": self.last}
         shown = DATE_SIDES[:1] if self.last == self.first else DATE_SIDES[:: 2 if self.height < SMALL_HEIGHT else 1]
         return [(date.fromordinal(days[side]), side) for side in shown]

@@ -205,7 +205,7 @@ def _figure_cells(explanation: Explanation, figure: Figure) -> list[object]:
 
 
 def _shown(value: object) -> object:
-    """Return a value for a table; whole numbers get separators also where they are stored as decimals."""
+    """Return a value for a table; whole numbers get separators, also if they are stored as decimals."""
     if isinstance(value, Decimal) and value.as_tuple().exponent == 0:
         return int(value)
     return "unknown" if value is None else value

@@ -76,7 +76,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
     measured, smooth = (
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)
     )
-    # A step of one database is one of its server's total, too.
+    # A step of a database is also a step of its server's total.
     database = name if kind == DATABASE_ROWS else None
     with (
         database_errors(doing="reading earlier forecasts"),

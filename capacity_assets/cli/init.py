@@ -32,7 +32,7 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
             home = Path(stack.enter_context(TemporaryDirectory()))
             environment = stack.enter_context(dagster_environment(settings, home=home))
         engine = stack.enter_context(open_engine(settings))
-        # Dagster's first: an obstacle there shows before anything is changed here.
+        # Dagster's storage first, so that an obstacle there shows before anything is changed here.
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
         with database_errors(doing="creating or upgrading the schema"):

@@ -63,7 +63,7 @@ _CEILINGS = _staged("measured_limit", database_limit_stats, "database_name", "li
 
 
 def _store_limits(connection: Connection, day: date, table: Table, staged: Table) -> None:
-    """Store staged limits; a server that was measured and says nothing of its limits keeps what it said on this day.
+    """Store staged limits; a measured server that reports none keeps those that it reported earlier on the day.
 
     What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
     """

@@ -117,7 +117,7 @@ WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
-# Databases of whose limits the server says nothing: they may fill the volume.
+# Databases whose server reports no limits: they may fill the volume.
 _PLACE_NEW = """
 WITH alone AS (
     SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats

@@ -146,7 +146,7 @@ def as_html(digest: Digest, pages_url: str | None = None) -> str:
 
 
 def as_mail(digest: Digest, sender: str, to: Sequence[str], pages_url: str | None = None) -> EmailMessage:
-    """Return the digest as a mail with both forms; a week without news has one line."""
+    """Return the digest as a mail, in plain text and HTML; a week without news is one line of text."""
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = subject_of(digest), sender, ", ".join(to)
     mail["Auto-Submitted"] = "auto-generated"

@@ -196,7 +196,7 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 
 
 def _insert_aggregates(connection: Connection, level: Level, names: list[str], rows: list[tuple[object, ...]]) -> int:
-    """Insert the rows whose windows have none; return how many were inserted."""
+    """Insert rows for windows without a stored row; return how many were inserted."""
     columns = [sa.Column(name, level.target.c[name].type) for name in names]
     copied = temporary_table("copied", sa.Column("server", sa.Text), *columns)
     connection.execute(sa.schema.CreateTable(copied))

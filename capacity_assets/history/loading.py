@@ -31,7 +31,7 @@ from capacity_assets.history.sources import PositionedRow, Source
 
 
 def _staged(level: Level) -> Table:
-    """Return the temporary table of the rows of a slice; `server_id` is the number that a server has here."""
+    """Return the temporary table of the rows of a slice; `server_id` is the number of a server in this database."""
     return temporary_table(
         "staged",
         sa.Column("position", sa.BigInteger),

@@ -25,12 +25,12 @@ T = TypeVar("T")
 def reading_engine(url: URL, *, role: str | None = None) -> Engine:
     """Create an engine whose sessions can only read, with a time limit per statement; they take on `role`, if given."""
     options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
-    # Starting parallel workers takes longer than most statements of pages, and many readers ask at once.
+    # Starting parallel workers takes longer than most statements of pages, and many readers read at once.
     options += " -c max_parallel_workers_per_gather=0"
     if role is not None:
         options += f" -c role={role}"
     given = url.query.get("options", "")
-    # A new connection knows no table yet: its first page takes three times as long.
+    # Connections are kept, because the first page on a new one takes three times as long.
     return capacity_engine(
         url.update_query_dict({"options": f"{given} {options}".strip()}),
         kept_connections=CONNECTIONS,
@@ -40,7 +40,7 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection that sees one state of the tables throughout and cannot write."""
+    """Yield a connection that cannot write, and sees one snapshot of the tables throughout."""
     with engine.connect() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield connection
@@ -67,21 +67,21 @@ def records(
 
 
 def refuse_a_role_that_can_write(engine: Engine) -> None:
-    """Refuse to serve with more rights than pages need, or with fewer; raises ValidationError and DBAPIError."""
+    """Refuse a role with more or fewer rights than the pages need; raises ValidationError and DBAPIError."""
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
         names = [*READABLE, *(READ_ON_NODES if tables_are_distributed(connection) else ())]
         unreadable = [row.name for row in rows(connection, _UNREADABLE, names=names)]
     if unreadable:
         raise ValidationError(
-            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}: the pages are not served. Run the "
-            "statements under Roles in docs/operations.md again, on a cluster those of docs/scale.md too: an upgrade "
-            "adds views and tables."
+            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served. Run "
+            "the statements under Roles in docs/operations.md again, on a cluster also those of docs/scale.md: an "
+            "upgrade adds views and tables."
         )
     if role.tables:
         raise ValidationError(
-            f"The role {role.name} can write ({role.tables[0]}, for one), and the pages are to read only: they are "
-            "not served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
+            f"The role {role.name} can write ({role.tables[0]}, for one), so the pages are not served: they must only "
+            "read. Make the role capacity_reader with the statements under Roles in docs/operations.md, and set "
             "CAPACITY_WEB_DATABASE_URL to its address; or use `capacity serve --allow-writing-role`."
         )
 
@@ -109,7 +109,7 @@ _UNREADABLE = """
 SELECT name FROM unnest(CAST(:names AS text[])) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
 """
-# A session that has taken a role on connects to the nodes of a cluster as that role.
+# A session that has taken on a role connects to the nodes of a cluster as that role, which must be able to log in.
 _MAY_TAKE_ON = """
 SELECT pg_has_role(current_user, oid, 'MEMBER') AND (rolcanlogin OR NOT CAST(:on_nodes AS boolean))
 FROM pg_roles WHERE rolname = :role AND rolname <> current_user

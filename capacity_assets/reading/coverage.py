@@ -31,7 +31,7 @@ class MeasuredDay:
 def measured_days(connection: Connection, first: date, last: date, server_id: int | None) -> list[MeasuredDay]:
     """Return the counts for each day of a range, of all servers or of one.
 
-    A server is expected from its first sample to its retirement: one that was registered since is not missing before.
+    A server is expected from its first sample to its retirement, so a new server is not missing on earlier days.
     """
     statement = """
         SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
@@ -238,8 +238,8 @@ class SilentServer:
 def silent_servers(connection: Connection, window: Window, label: tuple[str, str] | None = None) -> list[SilentServer]:
     """Return the active servers with this label that fell silent in a window, by name.
 
-    Windows follow one another: a server that falls silent in the last days of one belongs to the next. Of a window that
-    is not over, its days so far count.
+    A server that falls silent in the last days of a window belongs to the next one. A window that is not over counts up
+    to today.
     """
     statement = """
         WITH newest AS MATERIALIZED (

@@ -31,7 +31,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.reading.access import records, rows
 
 UNKNOWN_ENGINE = "unknown"
-"""The engine of servers that are not registered any more, among others, as in the views."""
+"""The engine of servers that are no longer registered, among others, as in the views."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
 ) -> tuple[list[DatabaseRow], bool]:
     """Return a page of the databases of a window, and whether there are more. Without a window there are none.
 
-    Those of one server, else of all that count in sums. An empty label value selects databases without that key.
+    Lists those of one server, or all that count in sums. An empty label value selects databases without that key.
     """
     if window is None:
         return [], False

@@ -1,4 +1,4 @@
-"""What a materialisation shows of its windows: the size of the fleet, and the rows of a level that changed most."""
+"""The sizes in the metadata of a materialisation: of the fleet, and of the rows of a level that changed most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of servers, databases, volumes and groups, for search-as-you-type: no index serves parts of names."""
+"""Search-as-you-type index of the names of servers, databases, volumes and groups."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class NameIndex:
     starts: Sequence[int]
 
     def search(self, query: str, shown: int) -> list[NameMatch]:
-        """Return names that contain all words of a query, those that begin with the first word before the others."""
+        """Return names that contain all words of a query, first those that begin with the first word."""
         words = query.casefold().split()
         if not words:
             return []

@@ -36,7 +36,7 @@ from capacity_assets.reading.windows import window_facts
 WINDOWS_SHOWN = 13
 LONGEST_IN_A_FILE_NAME = 50
 DATABASES_LISTED = 10
-"""Of each kind; a server's own page lists all its databases."""
+"""Databases listed of each kind; the report of a single server lists all."""
 SERVERS_LISTED = 20
 RISKS_LISTED = 10
 OTHER = "other"
@@ -280,7 +280,6 @@ def registered_id(connection: Connection, server: str) -> int:
     server_id = server_id_of(connection, server)
     if server_id is None:
         raise NotFoundError(
-            f"There is no server {server!r}: names are compared letter by letter. The view "
-            "capacity_server_growth lists those that are known. Nothing was written."
+            f"There is no server {server!r}. Names are case-sensitive; `capacity instances list` shows them."
         )
     return server_id

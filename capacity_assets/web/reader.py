@@ -54,7 +54,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def transaction(self) -> AbstractContextManager[Connection]:
-        """Return a context with a connection that sees one state of the tables throughout."""
+        """Return a context with a connection that sees one snapshot of the tables throughout."""
         return snapshot(self._engine)
 
     def refuse_a_newer_schema(self) -> None:

@@ -121,7 +121,7 @@ def _around(reader: Reader, query: PageQuery, period: Period, window: Window | N
     engine = query.text("engine") or None
     known_engines: Sequence[str] = ()
     if window is not None:
-        # Every list of a window offers them, and finding them reads all of its servers.
+        # Every list of a window offers the engines, and finding them reads all of its servers.
         read = partial(engines, period=period, window=window)
         known_engines = reader.kept_of(("engines", period.name, window.start), read, ENGINES_SECONDS)
     newest_day, unmeasured = None, []
