@@ -302,7 +302,7 @@ class Sources:
 
     `rows` are stored rows of any window that is read, `wanted_rows` those of the windows that are written, and
     `year_before` stands for everything of the windows a year before these. Sources are disjoint if no two rows that are
-    read are of one key and window.
+    read have the same key and window.
     """
 
     samples: bool = True

@@ -165,7 +165,7 @@ class Work:
         return parts, days
 
     def reads_a_year_before(self, stored: Collection[date]) -> bool:
-        """Whether a window a year before is one of the windows, is read, or is among those with `stored` rows."""
+        """Whether any window a year before is computed here, is read, or has `stored` rows."""
         parts, days = self.reading
         spans = [*self.windows, *days, *(window for _, window in parts)]
         others = [self.period.year_before(window) for window in self.windows]

@@ -1,4 +1,4 @@
-"""The axis of a chart: round values in one unit, and where on it a value lies."""
+"""The axis of a chart: ticks at round values in one unit, and the position of a value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNITS = ("MiB", "GiB", "TiB", "PiB")
 
 @dataclass(frozen=True)
 class Tick:
-    """A marked value of an axis, and its label."""
+    """A tick of an axis: its value and its label."""
 
     value: float
     label: str

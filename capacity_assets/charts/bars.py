@@ -1,6 +1,6 @@
 """Charts of bars: stacked columns over time, a waterfall, and single bars for the cells of a table.
 
-Everything is placed in percent along one side and in pixels along the other, so that text keeps its size.
+Positions are in percent along one side and in pixels along the other, so that text keeps its size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL_STEPS = 0.25
 class Series:
     """One series of stacked columns: a value per column, None if the column is unknown.
 
-    `colour` is a class of the sheet; without one, the series has the colour and the hatching of its place.
+    `colour` is a CSS class; without one, colour and hatching follow from the place of the series.
     """
 
     name: str
@@ -144,7 +144,7 @@ def columns_chart(chart: Columns) -> Markup:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a waterfall: its name in lines, by how many MiB it changes the size, and a class of the sheet."""
+    """A step of a waterfall: its name, which may have several lines, its change in MiB, and its CSS class."""
 
     name: str
     change_mb: int

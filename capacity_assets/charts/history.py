@@ -1,6 +1,6 @@
 """The chart of a size over time: mean and extremes of each window, gaps, a forecast with its band, a limit, steps.
 
-Everything is placed in percent of the width and in pixels of the height, so that text keeps its size on every screen.
+Positions are in percent of the width and in pixels of the height, so that text keeps its size on every screen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from capacity_assets.base.units import human_mb
 from capacity_assets.charts.axis import Axis, size_axis
 from capacity_assets.charts.templates import draw
 
-# The first day, the middle and the last: more do not fit on a phone. Small charts stand beside each other.
+# The first, middle and last day: more do not fit on a phone. Small charts stand side by side, and omit the middle.
 DATE_SIDES, SMALL_HEIGHT = ("start", "middle", "end"), 150
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000

@@ -1,6 +1,6 @@
 """The content of a week's digest, of the fleet or of a label; `writing` renders it.
 
-Only what is out of the ordinary: a database that grew as it always does is in the report, not here.
+It has only what is out of the ordinary: usual growth is in the report.
 """
 
 from __future__ import annotations

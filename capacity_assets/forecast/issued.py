@@ -102,7 +102,7 @@ def _scoring(subject: str, days: int, first: date, last: date, is_due: sa.Column
 def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     """Return the condition that a forecast came due from `first` to `last`.
 
-    A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
+    A forecast begins at its last sample, which may be older than its issue, but not stale.
     """
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
     return sa.and_(

@@ -48,8 +48,8 @@ def _staged(level: Level) -> Table:
 def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
     """Return each row with its turn among those of its key, and whether it is new, present or in conflict.
 
-    Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
-    its own. The columns of samples have their names.
+    Of rows that contradict each other the first one counts, or with `replace` the last, as if each came in a slice of
+    its own. Columns of samples keep their names.
     """
     staged, stored, values = STAGED[level.name].c, level.source.c, level.values
     same_key = [stored.instance_id == staged.server_id, stored.collected_date == staged.day]
@@ -93,8 +93,8 @@ SELECT c.position, i.name AS server, c.database_name AS database, c.collected_da
        c.turn > 1 AS another, CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
 FROM compared c JOIN instances i ON i.id = c.instance_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
 """
-# The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
-# this slice; one that somebody measured otherwise is kept.
+# The total of a server and day is derived if there is none, and updated if it was the sum of its databases before this
+# slice; a total that was measured by itself is kept.
 TOTALS = """
 CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
 WITH touched AS (

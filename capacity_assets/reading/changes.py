@@ -1,8 +1,8 @@
 """Changes since the window before: of databases by kind, of servers, and unusual ones.
 
 A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
-day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; one whose server
-was not is *not comparable*, because it is unknown.
+day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; otherwise it
+is *not comparable*, because its change is unknown.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Change:
 class Database:
     """One database in the two windows; a mean size is None where it has no row.
 
-    `change_mb` is what it added to its server's total: the stored change, or where it was there on a part of the days
-    only, the difference of its shares. `days` are those on which it was there, of those of its server.
+    `change_mb` is what it added to its server's total: the stored change or, if it existed on only some of the days,
+    the difference of its shares. `days` has the number of its measured days, and of those of its server.
     """
 
     server: str

@@ -272,7 +272,7 @@ class LateSamples:
 def late_samples(
     connection: Connection, first: date, last: date, since: datetime, server_id: int | None
 ) -> list[LateSamples]:
-    """Return the servers, or one, with samples of some days that were added or corrected since a moment."""
+    """Return the servers, or one, with samples of a range of days that were added or corrected since a moment."""
     # A total that was declared void since counts as corrected.
     statement = """
         SELECT coalesce(i.name, 'server ' || s.instance_id) AS server,

@@ -137,7 +137,7 @@ def samples_of(connection: Connection, window: Window, server_id: int, database:
 
 
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
-    """Return the declared steps of a server as a whole, or those that a database of it takes part in."""
+    """Return the declared steps of a server as a whole; of a database, its own and those of its server."""
     statement = """
         SELECT day, note, database FROM capacity_declared_steps
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day"""
@@ -145,7 +145,7 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
 
 
 def volumes_of(connection: Connection, server_id: int, today: date) -> list[ServerVolume]:
-    """Return the volumes of a server that were measured in the month before its newest day, the largest first."""
+    """Return the volumes of a server that were measured within a month of its newest day, the largest first."""
     statement = """
         SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
             SELECT DISTINCT ON (volume) * FROM capacity_volumes

@@ -158,7 +158,7 @@ TREND_DAYS = 400
 
 
 def wrong_trends(connection: Connection) -> list[WrongTrends]:
-    """Return tables with rows of the last thirteen months whose trend another application did not update."""
+    """Return the tables with rows of the last thirteen months whose trend another application did not update."""
     tables = []
     for level in SERVER_LEVELS.values():
         columns = level.target.c

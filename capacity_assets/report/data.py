@@ -1,7 +1,7 @@
-"""The report of a window: the answers that it shows, how they add up, and how far they can be trusted.
+"""The content of a report: the answers that it shows, how they add up, and how far they can be trusted.
 
-Totals are sums of the servers' figures, as in the view `capacity_fleet`, and everything adds up in whole MiB. How it
-looks is in `charts` and `page`, issues of a page are in `issues`.
+Totals are sums of the servers' figures, as in the view `capacity_fleet`, and everything adds up in whole MiB.
+`charts` and `page` render it; `issues` keeps earlier issues of a page.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def percent(value: float | None) -> str:
 
 
 def day(value: date | None) -> Markup | str:
-    """Render a fill date, without line breaks at hyphens."""
+    """Render a fill date, without a line break at its hyphens."""
     return "not within a year" if value is None else Markup("<time>{0}</time>").format(value)
 
 
