@@ -297,7 +297,7 @@ def _print_runways(issue: IssuedDay | None) -> None:
         return
     rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
-        say(f"Limits or steps changed after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` includes them.")
+        say(f"Limits or steps changed after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
     if rows:
         print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
     else:
