@@ -12,7 +12,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import instance_size_stats
-from tests.fleet import stored
+from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 
 
@@ -43,6 +43,25 @@ def test_a_row_whose_samples_are_all_gone_stays_although_nothing_supports_it(
     assert "1 row kept without samples" in run.message
     assert service.aggregate("monthly", MARCH, RunOptions(("database",))).total("unsampled_records") == 1
     assert stored(engine, DATABASE) == before
+
+
+def test_rows_without_samples_are_counted_once_where_days_of_more_than_a_year_are_computed(
+    engine: Engine, service: AggregationService
+) -> None:
+    """Of many servers, days before the first sample are not read, so that rows stand for these days alone."""
+    add_instances(engine, range(1, 41))
+    add_database_sizes(engine, sizes(1, "orders", "2024-01-01", range(100, 110)))
+    old_days = PERIODS["daily"].windows_between(date(2024, 1, 1), date(2024, 1, 10))
+    service.aggregate("daily", old_days, RunOptions(("database",)))
+    remove_samples(engine, "orders", date(2024, 1, 1), date(2024, 1, 10))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [200, 210, 220]))
+
+    days = PERIODS["daily"].windows_between(date(2024, 1, 1), date(2025, 3, 3))
+    run = service.aggregate("daily", days, RunOptions(("database",)))
+
+    assert protected(run) == (3, 0, 0)
+    assert run.total("unsampled_records") == 10
+    assert len(stored(engine, DATABASE)) == 13
 
 
 def test_rows_without_samples_are_counted_until_overwrite_removes_them(

@@ -12,11 +12,13 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.coverage import measured_days
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import footer_query, notes, render
 from tests.computing import compute_windows
-from tests.fleet import load_sample
+from tests.databases import execute
+from tests.fleet import add_instance_sizes, add_instances, load_sample, totals
 from tests.profiles import generated
 from tests.report_pages import FEBRUARY, MONTHLY, adds_up, months, server_with
 
@@ -46,6 +48,18 @@ def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
     for level in (DATABASE, INSTANCE):
         sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
         assert (sums.total_size_mb, sums.total_change_mb) == (1_001_000, 0)
+
+
+def test_a_server_retired_later_is_expected_on_days_between_its_samples(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-02-01", [(100, 1)] * 28))
+    add_instance_sizes(engine, totals(2, "2025-02-01", [(100, 1) if day < 5 or day > 20 else None for day in range(28)]))
+    execute(engine, "UPDATE instances SET is_active = false WHERE id = 2")
+
+    with engine.connect() as connection:
+        days = measured_days(connection, date(2025, 2, 4), date(2025, 2, 10), None)
+
+    assert [(day.measured, day.expected) for day in days] == [(2, 2)] * 2 + [(1, 2)] * 5
 
 
 def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: AggregationService) -> None:
