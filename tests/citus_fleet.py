@@ -31,7 +31,8 @@ def opened(databases: citus.CitusDatabases, template: str) -> Iterator[Engine]:
 
 
 def service(engine: Engine) -> AggregationService:
-    return AggregationService(engine, fixed_clock())
+    # In one slice, so that a statement has servers on every node.
+    return AggregationService(engine, fixed_clock(), parallel_slices=1)
 
 
 def compute_everything(engine: Engine) -> None:

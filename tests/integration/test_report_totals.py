@@ -53,7 +53,9 @@ def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
 def test_a_server_retired_later_is_expected_on_days_between_its_samples(engine: Engine) -> None:
     add_instances(engine, [1, 2])
     add_instance_sizes(engine, totals(1, "2025-02-01", [(100, 1)] * 28))
-    add_instance_sizes(engine, totals(2, "2025-02-01", [(100, 1) if day < 5 or day > 20 else None for day in range(28)]))
+    add_instance_sizes(
+        engine, totals(2, "2025-02-01", [(100, 1) if day < 5 or day > 20 else None for day in range(28)])
+    )
     execute(engine, "UPDATE instances SET is_active = false WHERE id = 2")
 
     with engine.connect() as connection:
