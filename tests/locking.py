@@ -19,5 +19,6 @@ DATABASE_LEVEL = RunOptions(("database",))
 
 def runner_with(engine: Engine, locks: CapacityLockManager, *, slices_of: int = 1000) -> AggregationTaskRunner:
     clock = fixed_clock()
-    service = AggregationService(engine, clock, locks=locks, instances_per_slice=slices_of)
+    # One after the other, so that a test knows what was committed before.
+    service = AggregationService(engine, clock, locks=locks, instances_per_slice=slices_of, parallel_slices=1)
     return AggregationTaskRunner(service)
