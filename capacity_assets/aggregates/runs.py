@@ -422,7 +422,7 @@ class AggregationRunner:
 
         After an error no further slice is begun; those at work are finished first, and kept.
         """
-        if self._parallel_slices == 1:
+        if self._parallel_slices == 1 or len(slices) == 1:
             yield from map(self._aggregate_slice, slices)
             return
         with ThreadPoolExecutor(self._parallel_slices, thread_name_prefix="slice") as threads:
