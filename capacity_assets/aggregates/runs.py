@@ -493,22 +493,20 @@ class AggregationRunner:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than now is not kept for that.
         overwrite = work.options.overwrite or not self.level.has_servers
-        sources = self._sources(connection, work)
+        parameters = {**work.parameters(), "overwrite": overwrite}
+        sources = self._sources(connection, work, parameters)
         statement = aggregation_statement(self.level, sources, overwrite=overwrite, dry_run=work.options.dry_run)
         connection.execute(SESSION_OF_A_SLICE)
-        return {
-            row.period_start: row
-            for row in execute(connection, statement, {**work.parameters(), "overwrite": overwrite})
-        }
+        return {row.period_start: row for row in execute(connection, statement, parameters)}
 
-    def _sources(self, connection: Connection, work: Work) -> Sources:
+    def _sources(self, connection: Connection, work: Work, parameters: Mapping[str, object]) -> Sources:
         """Return the sources to read; windows that were all computed before have rows, so none is looked up."""
         parts, days = work.reading
         read = Sources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}
         if wanted <= work.computed:
             return read
-        stored = {row.window_start for row in execute(connection, stored_windows(self.level), work.parameters())}
+        stored = {row.window_start for row in execute(connection, stored_windows(self.level), parameters)}
         are_days = all(window.start == window.end for window in work.windows)
         is_read_twice = any(day in stored for span in days for day in span.dates) if are_days else True
         # Over more than a year, both SELECTs of stored rows find a row that lies in both of their spans.
