@@ -1,4 +1,4 @@
-"""Sizes and lists as people read them. Figures stay whole megabytes everywhere else.
+"""Sizes, days and lists as people read them. Figures stay whole megabytes everywhere else.
 
 Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a GiB is 1,024 of them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -78,6 +79,22 @@ def _unit_of(size_mb: int) -> _Unit | None:
         if round(abs(size_mb) / unit.size_mb * _STEP, places) >= _STEP:
             return unit
     return None
+
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def human_day(day: date) -> str:
+    """Render a day: '28 Nov 2026', in every locale."""
+    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+
+
+def human_days(first: date, last: date) -> str:
+    """Render a span of days: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
+    if first.year != last.year:
+        return f"{human_day(first)} to {human_day(last)}"
+    begins = f"{first.day}" if first.month == last.month else f"{first.day} {MONTHS[first.month - 1]}"
+    return f"{begins} to {human_day(last)}"
 
 
 def printable(text: str) -> str:
