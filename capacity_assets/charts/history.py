@@ -1,28 +1,33 @@
 """The chart of a size over time: mean and extremes of each window, gaps, a forecast with its band, a limit, steps.
 
-Positions are in percent of the width and in pixels of the height, so that text keeps its size on every screen.
+Positions are in percent of the width and in pixels of the height, so that text keeps its size on every screen. The
+drawing is complete by itself; `chart.js` reads its readings to show values under a pointer or by arrow keys.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import groupby
 
 from markupsafe import Markup
 
-from capacity_assets.base.units import human_mb
+from capacity_assets.base.units import MONTHS, human_day, human_days, human_mb
 from capacity_assets.charts.axis import Axis, size_axis
 from capacity_assets.charts.templates import draw
 
-# The first, middle and last day: more do not fit on a phone. Small charts stand side by side, and omit the middle.
-DATE_SIDES, SMALL_HEIGHT = ("start", "middle", "end"), 150
+# Small charts stand side by side and have fewer dates.
+SMALL_HEIGHT, MOST_DATES, MOST_DATES_IF_SMALL = 150, 7, 3
+MONTH_STEPS, DAY_STEPS = (1, 2, 3, 6, 12, 24, 60), (1, 2, 7, 14)
+# Up to this many windows are drawn with a dot each; more would be a thick line.
+MOST_DOTS = 62
 # Width of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
-# At most this many points are links; more cannot be distinguished.
-MOST_LINKS = 130
+# Labels of steps stand in this many lines, and are cut to this length.
+MARK_LINES, MARK_LENGTH = 3, 28
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,37 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Full:
+    """The days on which the limit is reached: early, middle and late; None is beyond the forecast."""
+
+    early: date | None
+    middle: date | None
+    late: date | None
+
+    def __str__(self) -> str:
+        """Say them as people do."""
+        if self.middle is None:
+            return ""
+        if self.early is None or self.late is None:
+            return f"full by {human_day(self.middle)}"
+        return f"full by {human_day(self.middle)} ({human_days(self.early, self.late)})"
+
+
+@dataclass(frozen=True)
 class History:
     """What is drawn; `title` says it to those who do not see it."""
 
     title: str
     points: Sequence[Point]
     ahead: Sequence[Ahead] = ()
-    expected: Sequence[tuple[date, float]] = ()
-    """A dotted line of future sizes."""
+    earlier: Sequence[tuple[date, int | None]] = ()
+    """Sizes of a year before, each at the day of the window it is compared with."""
+    full: Full = field(default_factory=lambda: Full(None, None, None))
     limit_mb: int | None = None
     marks: Sequence[Mark] = ()
-    height: int = 200
+    height: int = 240
+    is_explored: bool = False
+    """Whether a script reads values off it, as on the served pages."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +110,37 @@ class _Plot:
         """Place a size, in pixels from the top."""
         return self.height * (1 - self.axis.share(size_mb))
 
+    def holds(self, day: date | None) -> bool:
+        """Whether a day is drawn."""
+        return day is not None and self.first <= day.toordinal() <= self.last
+
     def line(self, sizes: Iterable[tuple[date, float | None]]) -> list[str]:
         """Return the points of sizes in the stretched viewport."""
         return [f"{self.x(day) * WIDTH / 100:.1f},{self.y(size):.1f}" for day, size in sizes if size is not None]
 
     def dates(self) -> list[tuple[date, str]]:
-        """Return the days that are written below the plot, each with its text anchor."""
-        days = {"start": self.first, "middle": (self.first + self.last) // 2, "end": self.last}
-        shown = DATE_SIDES[:1] if self.last == self.first else DATE_SIDES[:: 2 if self.height < SMALL_HEIGHT else 1]
-        return [(date.fromordinal(days[side]), side) for side in shown]
+        """Return the days that are written below the plot, each with its text: months, or days where it is short."""
+        most = MOST_DATES_IF_SMALL if self.height < SMALL_HEIGHT else MOST_DATES
+        first, last = date.fromordinal(self.first), date.fromordinal(self.last)
+        days = self.last - self.first
+        # So that at least three months begin in it.
+        if days > 3 * 31:
+            months = range(first.year * 12 + first.month - (first.day == 1), last.year * 12 + last.month)
+            step = next((step for step in MONTH_STEPS if len(months) / step <= most), MONTH_STEPS[-1])
+            starts = [date(month // 12, month % 12 + 1, 1) for month in months if month % step == 0]
+            return [(day, _month(day, is_first=number == 0)) for number, day in enumerate(starts)]
+        step = next((step for step in DAY_STEPS if days / step <= most), DAY_STEPS[-1])
+        ordinals = range(self.first, self.last + 1, max(step, 1))
+        return [
+            (day, f"{day.day} {_month(day, is_first=number == 0)}")
+            for number, day in enumerate(map(date.fromordinal, ordinals))
+        ]
+
+
+def _month(day: date, *, is_first: bool) -> str:
+    """Name a month, with its year where one begins."""
+    name = MONTHS[day.month - 1]
+    return f"{name} {day.year}" if is_first or (day.month == 1 and day.day <= DAY_STEPS[-1]) else name
 
 
 def history_chart(history: History) -> Markup:
@@ -102,6 +149,7 @@ def history_chart(history: History) -> Markup:
     if not measured:
         return Markup()
     plot = _plot(history)
+    limit_fits = history.limit_mb is not None and history.limit_mb <= plot.axis.top
     return draw(
         "history",
         title=history.title,
@@ -110,10 +158,12 @@ def history_chart(history: History) -> Markup:
         width=WIDTH,
         areas=list(_areas(history, plot)),
         lines=list(_lines(history, plot)),
-        limit_mb=history.limit_mb if history.limit_mb is not None and history.limit_mb <= plot.axis.top else None,
-        limit="" if history.limit_mb is None else human_mb(history.limit_mb),
-        marks=[mark for mark in history.marks if plot.first <= mark.day.toordinal() <= plot.last],
-        points=[point for point in measured if point.label][-MOST_LINKS:] or measured[-1:],
+        limit_mb=history.limit_mb if limit_fits else None,
+        limit=_limit_text(history, plot, fits=limit_fits),
+        full=history.full,
+        marks=list(_marks(history, plot)),
+        points=measured if len(measured) <= MOST_DOTS else [one for one in measured if one.is_partial],
+        readings=json.dumps(list(_readings(history, plot)), separators=(",", ":")) if history.is_explored else "",
     )
 
 
@@ -126,12 +176,23 @@ def _plot(history: History) -> _Plot:
         if size is not None
     ]
     sizes += [size for one in history.ahead for size in (one.lower_mb, one.upper_mb)]
-    sizes += [math.ceil(size) for _, size in history.expected]
+    sizes += [size for _, size in history.earlier if size is not None]
+    sizes += [math.ceil(size) for _, size in _median_path(history)]
     low, high = min(sizes), max(sizes)
-    # A limit far above would press the history into a line; the text beside the chart has it.
+    # A limit far above would press the history into a line; its text at the top edge says where it is.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
     return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal())
+
+
+def _limit_text(history: History, plot: _Plot, *, fits: bool) -> str:
+    """Name the limit, and the day on which it is reached where that is beyond what is drawn."""
+    if history.limit_mb is None:
+        return ""
+    text = f"limit {human_mb(history.limit_mb)}" if fits else f"limit {human_mb(history.limit_mb)}, above this chart"
+    if history.full.middle is not None and not plot.holds(history.full.middle):
+        text += f", {history.full}"
+    return text
 
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
@@ -154,7 +215,48 @@ def _areas(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
+    for is_known, stretch in groupby(history.earlier, lambda one: one[1] is not None):
+        if is_known:
+            yield "earlier", plot.line(stretch)
     for stretch in _stretches(history.points):
         yield "mean", plot.line((one.day, one.size_mb) for one in stretch)
-    if history.expected:
-        yield "middle", plot.line(history.expected)
+    if path := _median_path(history):
+        yield "middle", plot.line(path)
+
+
+def _median_path(history: History) -> list[tuple[date, float]]:
+    """Return a line from the newest size to the limit on the middle day, as far as it is drawn; empty without one.
+
+    Not the forecast itself: it may be flat even if most past errors reach the limit, and would contradict the dates.
+    """
+    middle, limit_mb = history.full.middle, history.limit_mb
+    if not history.ahead or middle is None or limit_mb is None or middle <= history.ahead[0].day:
+        return []
+    start, last = history.ahead[0], min(middle, history.ahead[-1].day)
+    share = (last - start.day).days / (middle - start.day).days
+    return [(start.day, start.upper_mb), (last, start.upper_mb + (limit_mb - start.upper_mb) * share)]
+
+
+def _marks(history: History, plot: _Plot) -> Iterator[tuple[Mark, str, int]]:
+    """Yield the marks that are drawn, each with its short text and the line on which that stands."""
+    for number, mark in enumerate(one for one in history.marks if plot.holds(one.day)):
+        text = mark.note if len(mark.note) <= MARK_LENGTH else f"{mark.note[: MARK_LENGTH - 1]}…"
+        yield mark, text, number % MARK_LINES
+
+
+def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
+    """Yield what is read off at each day: position, height, texts, and where a click leads."""
+    earlier = {day: size for day, size in history.earlier if size is not None}
+    for point in history.points:
+        texts = [point.label or human_day(point.day)]
+        if point.smallest_mb is not None and point.largest_mb is not None and point.smallest_mb != point.largest_mb:
+            texts.append(f"{human_mb(point.smallest_mb)} to {human_mb(point.largest_mb)}")
+        if point.day in earlier:
+            texts.append(f"a year before: {human_mb(earlier[point.day])}")
+        texts += [mark.note for mark in history.marks if mark.day == point.day]
+        y = None if point.size_mb is None else round(plot.y(point.size_mb), 1)
+        yield [round(plot.x(point.day), 3), y, texts, point.address]
+    for one in history.ahead[1:]:
+        middle = (plot.y(one.lower_mb) + plot.y(one.upper_mb)) / 2
+        text = f"{human_day(one.day)}: {human_mb(one.lower_mb)} to {human_mb(one.upper_mb)} (80 % range)"
+        yield [round(plot.x(one.day), 3), round(middle, 1), [text], ""]

@@ -23,9 +23,8 @@ from capacity_assets.charts.bars import (
     span_bar,
     waterfall_chart,
 )
-from capacity_assets.charts.history import Ahead, History, Point, history_chart
+from capacity_assets.charts.history import Ahead, Full, History, Point, history_chart
 from capacity_assets.forecast.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
-from capacity_assets.forecast.outlook import Outlook
 from capacity_assets.reading.changes import NOT_COMPARABLE, ChangeKind
 from capacity_assets.report.data import OTHER, Report
 
@@ -138,23 +137,10 @@ def _fan(risk: Risk) -> History:
         f"{outlook.display_name} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
         [Point(day, sizes.get(day)) for day in days],
         ahead,
-        _expected(outlook),
-        outlook.limit_mb,
+        full=Full(outlook.early_day, outlook.middle_day, outlook.late_day),
+        limit_mb=outlook.limit_mb,
         height=HEIGHT,
     )
-
-
-def _expected(outlook: Outlook) -> list[tuple[date, float]]:
-    """A line to the limit on the middle day, as far as it is drawn; empty if there is no such future day.
-
-    The forecast itself may be flat even if most past errors reach the limit, and would then contradict the table.
-    """
-    if outlook.middle_day is None or outlook.middle_day <= outlook.last_day:
-        return []
-    days = (outlook.middle_day - outlook.last_day).days
-    drawn = min(days, DRAWN_DAYS)
-    end = outlook.size_mb + ((outlook.limit_mb or 0) - outlook.size_mb) * drawn / days
-    return [(outlook.last_day, outlook.size_mb), (outlook.last_day + timedelta(days=drawn), end)]
 
 
 def band_bar(risk: Risk) -> Markup:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from capacity_assets.base.units import (
     printable,
 )
 from capacity_assets.charts.bars import share_bar
-from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart
+from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.ownership.bills import gib, group_named
 from capacity_assets.reading.filling import Runway
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = "unknown"
+# So that the day on which something is full does not stand at the very edge of a chart.
+FULL_DATE_MARGIN = 1.15
 TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
 """Titles of error pages, by status."""
 
@@ -172,23 +176,43 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
         )
         for number, one in enumerate(sizes)
     ]
-    marks = [Mark(step.day, step.note) for step in steps]
-    if runway is None or not runway.ahead:
-        return History(title, points, limit_mb=runway.limit_mb if runway else None, marks=marks)
-    shown = [day for day in runway.ahead if (day.day - runway.last_day).days <= _ahead_days(points)]
-    # The band alone: the days on which something is full come from the same past errors, the forecast itself does not.
-    ahead = [Ahead(runway.last_day, runway.size_mb, runway.size_mb)]
-    ahead += [Ahead(day.day, day.lower_mb, day.upper_mb) for day in shown]
-    return History(title, points, ahead, limit_mb=runway.limit_mb, marks=marks)
+    history = History(title, points, marks=[Mark(step.day, step.note) for step in steps], is_explored=True)
+    if runway is None:
+        return history
+    history = replace(history, limit_mb=runway.limit_mb)
+    if not runway.ahead:
+        return history
+    full = Full(runway.full_early, runway.full_middle, runway.full_late)
+    ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
+    return replace(history, ahead=ahead, full=full)
 
 
 def _partly(one: SizeInWindow) -> str:
     return ", some servers not measured" if one.is_partial else ""
 
 
-def _ahead_days(points: Sequence[Point]) -> int:
-    """Return how many days of forecast to draw: as many as of history, but at least 31."""
-    return max(31, (points[-1].day - points[0].day).days + 1) if points else 0
+def _ahead_until(runway: Runway, last: date) -> list[Ahead]:
+    """Return the forecast up to a day, on which the band lies between those of the days around it."""
+    days = [Ahead(runway.last_day, runway.size_mb, runway.size_mb)]
+    for day in runway.ahead:
+        if day.day >= last:
+            share = (last - days[-1].day).days / (day.day - days[-1].day).days
+            ends = ((days[-1].lower_mb, day.lower_mb), (days[-1].upper_mb, day.upper_mb))
+            days.append(Ahead(last, *(round(before + (after - before) * share) for before, after in ends)))
+            break
+        days.append(Ahead(day.day, day.lower_mb, day.upper_mb))
+    return days
+
+
+def _days_ahead(points: Sequence[Point], runway: Runway) -> int:
+    """Return how many days of forecast to draw: past the fill date, but not much longer than the history."""
+    if not points:
+        return 0
+    history_days = (points[-1].day - points[0].day).days + 1
+    last = runway.full_late or runway.full_middle
+    needed_days = (last - runway.last_day).days * FULL_DATE_MARGIN if last else 0
+    least = max(31, history_days // 2)
+    return max(least, min(math.ceil(needed_days), 2 * history_days))
 
 
 def window_named(period: str, one: SizeInWindow) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from datetime import date, timedelta
 from itertools import pairwise
 from xml.etree import ElementTree as ET
@@ -24,7 +26,7 @@ from capacity_assets.charts.bars import (
     span_bar,
     waterfall_chart,
 )
-from capacity_assets.charts.history import Ahead, History, Mark, Point, history_chart
+from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart
 from capacity_assets.digest.writing import MARK_HEIGHT, ROW_HEIGHT, size_chart
 
 DAY = date(2025, 3, 1)
@@ -112,7 +114,55 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
     assert 'class="forecast"' in near
     assert "limit 150 MiB" in labels(near)
-    assert "limit" not in " ".join(labels(far))
+    assert "limit 953.67 TiB, above this chart" in labels(far)
+    assert '<line class="limit"' in near
+    assert '<line class="limit"' not in far
+
+
+def test_the_fill_date_lies_where_the_median_path_meets_the_limit_and_a_later_one_is_named_at_the_limit() -> None:
+    ahead = [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=41), 110, 160)]
+    days = [DAY + timedelta(days=number) for number in (11, 21, 31)]
+
+    drawn = history_chart(History("sizes", points(90, 100), ahead, full=Full(*days), limit_mb=150))
+    later = history_chart(
+        History("sizes", points(90, 100), ahead, full=Full(days[0], DAY + timedelta(days=81), None), limit_mb=150)
+    )
+
+    assert "full by 22 Mar 2025 (12 Mar to 1 Apr 2025)" in labels(drawn)
+    [circle] = [one for one in parsed(drawn).iter("circle") if one.get("class") == "fills"]
+    [path] = [one for one in parsed(drawn).iter("polyline") if one.get("class") == "middle"]
+    last = path.get("points", "").split()[-1].split(",")
+    assert float(last[0]) / 10 == pytest.approx(number(circle, "cx"), abs=0.01)
+    assert float(last[1]) == number(circle, "cy")
+    assert "limit 150 MiB, full by 21 May 2025" in labels(later)
+    assert 'class="fills"' not in later
+    [path] = [one for one in parsed(later).iter("polyline") if one.get("class") == "middle"]
+    assert float(path.get("points", "").split()[-1].split(",")[0]) == 1000
+
+
+def test_an_explored_chart_carries_what_is_read_off_it() -> None:
+    measured = Point(DAY, 100, 90, 110, label="1 Mar 2025: 100 MiB", address="/database?window=2025-03-01")
+    history = History(
+        "sizes",
+        [measured, Point(DAY + timedelta(days=1), None)],
+        [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=4), 100, 120)],
+        earlier=[(DAY, 50)],
+        marks=[Mark(DAY, "purge")],
+        is_explored=True,
+    )
+
+    [plot] = [part for part in parsed(history_chart(history)) if part.get("class") == "plot"]
+
+    readings = json.loads(plot.get("data-readings", ""))
+    assert [reading[2] for reading in readings] == [
+        ["1 Mar 2025: 100 MiB", "90 MiB to 110 MiB", "a year before: 50 MiB", "purge"],
+        ["2 Mar 2025"],
+        ["5 Mar 2025: 100 MiB to 120 MiB (80 % range)"],
+    ]
+    assert [reading[0] for reading in readings] == [0, 25, 100]
+    assert readings[1][1] is None
+    assert readings[0][3] == "/database?window=2025-03-01"
+    assert "data-readings" not in history_chart(replace(history, is_explored=False))
 
 
 def test_names_and_notes_are_text() -> None:
@@ -127,14 +177,20 @@ def test_names_and_notes_are_text() -> None:
         assert parsed(chart).find(".//script") is None
 
 
-def test_a_small_chart_names_its_first_and_its_last_day() -> None:
-    year = [Point(DAY, 1), Point(DAY + timedelta(days=364), 2)]
+@pytest.mark.parametrize(
+    ("days", "height", "expected"),
+    [
+        (364, 200, ["Mar 2025", "May", "Jul", "Sep", "Nov", "Jan 2026"]),
+        (364, 110, ["Jul 2025", "Jan 2026"]),
+        (20, 200, ["1 Mar 2025", "8 Mar", "15 Mar"]),
+        (4, 200, ["1 Mar 2025", "2 Mar", "3 Mar", "4 Mar", "5 Mar"]),
+        (0, 200, ["1 Mar 2025"]),
+    ],
+)
+def test_dates_below_a_chart_are_firsts_of_months_or_days(days: int, height: int, expected: list[str]) -> None:
+    chart = history_chart(History("", [Point(DAY, 1), Point(DAY + timedelta(days=days), 2)], height=height))
 
-    dates = [
-        re.findall(r">(20[\d-]+)</text>", history_chart(History("", year, height=height))) for height in (200, 110)
-    ]
-
-    assert dates == [["2025-03-01", "2025-08-30", "2026-02-28"], ["2025-03-01", "2026-02-28"]]
+    assert [label for label in labels(chart) if "iB" not in label] == expected
 
 
 def test_nothing_measured_draws_nothing_and_one_day_is_a_point() -> None:
