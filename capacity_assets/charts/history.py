@@ -162,7 +162,7 @@ def history_chart(history: History) -> Markup:
         limit=_limit_text(history, plot, fits=limit_fits),
         full=history.full,
         marks=list(_marks(history, plot)),
-        points=measured if len(measured) <= MOST_DOTS else [one for one in measured if one.is_partial],
+        points=measured if len(measured) <= MOST_DOTS else _alone(history.points),
         readings=json.dumps(list(_readings(history, plot)), separators=(",", ":")) if history.is_explored else "",
     )
 
@@ -200,6 +200,12 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
     for is_whole, stretch in groupby(points, lambda point: point.size_mb is not None and not point.is_partial):
         if is_whole:
             yield list(stretch)
+
+
+def _alone(points: Sequence[Point]) -> list[Point]:
+    """Return the points through which no line leads."""
+    partial = [point for point in points if point.is_partial and point.size_mb is not None]
+    return [*partial, *(stretch[0] for stretch in _stretches(points) if len(stretch) == 1)]
 
 
 def _areas(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import accumulate
 
 from sqlalchemy import Connection
 
-from capacity_assets.reading.access import records
+from capacity_assets.reading.access import records, rows
 
 SEPARATOR = "\n"
 
@@ -23,31 +23,37 @@ class NameMatch:
     name: str
     server_id: int
     server: str
+    full_by: date | None = None
+    """When it is full by its newest forecast; None: not within a year, or unknown."""
 
 
 @dataclass(frozen=True)
 class NameIndex:
-    """The names, one line of text each, and where each line begins."""
+    """The names, one line of text each, where each line begins, and the names with a fill date, earliest first."""
 
     names: Sequence[NameMatch]
     text: str
     starts: Sequence[int]
+    filling: Sequence[NameMatch] = ()
 
     def search(self, query: str, shown: int) -> list[NameMatch]:
-        """Return names that contain all words of a query, first those that begin with the first word."""
+        """Return names that contain all words of a query: by their fill dates, then those that begin with the first.
+
+        Without words, return those that fill first.
+        """
         words = query.casefold().split()
         if not words:
-            return []
+            return list(self.filling[:shown])
+        urgent = [match for match in self.filling if _contains(match, words)][:shown]
         first: list[NameMatch] = []
         others: list[NameMatch] = []
         for match in self._containing(max(words, key=len)):
-            line = f"{match.name} {match.server}".casefold()
-            if all(word in line for word in words):
+            if match.full_by is None and _contains(match, words):
                 (first if match.name.casefold().startswith(words[0]) else others).append(match)
                 if len(first) >= shown:
                     break
         first.sort(key=lambda match: (len(match.name), match.name, match.server))
-        return [*first, *others][:shown]
+        return [*urgent, *first, *others][:shown]
 
     def _containing(self, word: str) -> Iterator[NameMatch]:
         at = self.text.find(word)
@@ -78,7 +84,27 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         UNION ALL
         SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
         WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
+    dates = {(row.subject, row.name, row.server_id): row.full_middle for row in rows(connection, _FILL_DATES)}
     names = records(NameMatch, connection, statement, today=today)
-    lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
+    for number, match in enumerate(names):
+        full_by = dates.get((match.kind, "" if match.kind == "server" else match.name, match.server_id))
+        if full_by is not None:
+            names[number] = replace(match, full_by=full_by)
+    lines = [_line(one).replace(SEPARATOR, " ") for one in names]
     starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
-    return NameIndex(names, SEPARATOR.join(lines), list(starts))
+    filling = sorted(
+        (one for one in names if one.full_by is not None), key=lambda one: (one.full_by, one.name, one.server)
+    )
+    return NameIndex(names, SEPARATOR.join(lines), list(starts), filling)
+
+
+_FILL_DATES = "SELECT server_id, subject, name, full_middle FROM capacity_runway WHERE full_middle IS NOT NULL"
+
+
+def _line(match: NameMatch) -> str:
+    return f"{match.name} {match.server}".casefold()
+
+
+def _contains(match: NameMatch, words: Sequence[str]) -> bool:
+    line = _line(match)
+    return all(word in line for word in words)

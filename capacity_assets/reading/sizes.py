@@ -139,28 +139,28 @@ def group_sizes(
     return records(SizeInWindow, connection, of_everything, **_of(period, windows))
 
 
-def server_history(connection: Connection, period: Period, newest: Window, server_id: int) -> list[SizeInWindow]:
-    """Return the sizes of a server up to a window, with gaps."""
+def server_history(
+    connection: Connection, period: Period, windows: Sequence[Window], server_id: int
+) -> list[SizeInWindow]:
+    """Return the sizes of a server in windows, with gaps."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
         FROM capacity_server_growth
         WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))"""
-    windows = windows_back(period, newest)
     return with_gaps(windows, records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id))
 
 
 def database_history(
-    connection: Connection, period: Period, newest: Window, server_id: int, database: str
+    connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:
-    """Return the sizes of a database up to a window, with gaps."""
+    """Return the sizes of a database in windows, with gaps."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
         FROM capacity_growth
         WHERE server_id = :server AND database = :database AND period = :period
           AND window_start = ANY (CAST(:starts AS date[]))"""
-    windows = windows_back(period, newest)
     of_database = {**_of(period, windows), "server": server_id, "database": database}
     return with_gaps(windows, records(SizeInWindow, connection, statement, **of_database))
 
@@ -170,6 +170,8 @@ def volume_history(connection: Connection, days: Sequence[Window], server_id: in
     statement = """
         SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured_days FROM capacity_volumes
         WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last"""
+    if not days:
+        return []
     span = {"first": days[0].start, "last": days[-1].end}
     return with_gaps(days, records(SizeInWindow, connection, statement, server=server_id, volume=volume, **span))
 

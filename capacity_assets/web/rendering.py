@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import (
     as_plain_text,
     counted,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = "unknown"
+RANGE_NAMES = {"30d": "30 days", "90d": "90 days", "1y": "1 year", "all": "All"}
 # So that the day on which something is full does not stand at the very edge of a chart.
 FULL_DATE_MARGIN = 1.15
 TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
@@ -124,6 +125,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         window_span=window_span,
         before=before,
         periods=list(PERIODS),
+        ranges=RANGE_NAMES,
         menu=menu,
         dagster=dagster_url,
         dagster_partition=dagster_partition,
@@ -161,12 +163,13 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     *,
     runway: Runway | None = None,
     steps: Sequence[StepRow] = (),
+    earlier: Sequence[SizeInWindow] = (),
     addresses: Sequence[str] = (),
 ) -> History:
     """Turn sizes, a forecast and steps into what a chart draws; each point leads to its address where there are any."""
     points = [
         Point(
-            one.window_start,
+            _middle(one),
             one.size_mb,
             one.smallest_mb,
             one.largest_mb,
@@ -176,7 +179,9 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
         )
         for number, one in enumerate(sizes)
     ]
-    history = History(title, points, marks=[Mark(step.day, step.note) for step in steps], is_explored=True)
+    marks = [Mark(step.day, step.note) for step in steps]
+    before = _year_before(PERIODS[period], sizes, earlier) if earlier else []
+    history = History(title, points, earlier=before, marks=marks, is_explored=True)
     if runway is None:
         return history
     history = replace(history, limit_mb=runway.limit_mb)
@@ -189,6 +194,22 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
 
 def _partly(one: SizeInWindow) -> str:
     return ", some servers not measured" if one.is_partial else ""
+
+
+def _year_before(
+    period: Period, sizes: Sequence[SizeInWindow], earlier: Sequence[SizeInWindow]
+) -> list[tuple[date, int | None]]:
+    """Place each size of a year before at the window that is compared with it."""
+    by_start = {one.window_start: one.size_mb for one in earlier}
+    return [
+        (_middle(one), by_start.get(period.year_before(Window(one.window_start, one.window_end)).start))
+        for one in sizes
+    ]
+
+
+def _middle(one: SizeInWindow) -> date:
+    """Return the day at which the mean of a window is drawn."""
+    return one.window_start + (one.window_end - one.window_start) // 2
 
 
 def _ahead_until(runway: Runway, last: date) -> list[Ahead]:

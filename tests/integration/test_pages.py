@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from datetime import UTC, date, datetime, timedelta
+from html import unescape
 
 import pytest
 from pydantic import TypeAdapter
@@ -164,7 +166,8 @@ def test_a_database_shows_history_forecast_steps_neighbours_and_the_samples_behi
     days = {str((datetime.now(tz=UTC) - timedelta(hours=hours)).date()) for hours in (0, 1)}
     assert found["behind"]["samples"][0]["written_on"] in days
     html = pages.ask("/database?server=1&name=orders").text
-    assert html.count("<circle") == 90
+    readings = json.loads(unescape(html.partition('data-readings="')[2].partition('"')[0]))
+    assert len([one for one in readings if "window=" in one[3]]) == 90
     assert "imported &lt;b&gt;history" in html
     assert 'class="forecast"' in html
 
@@ -299,6 +302,48 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
+
+
+def test_what_fills_first_is_found_first_and_shown_before_one_types(pages: Pages) -> None:
+    urgent = pages.document("/search")["found"]
+    assert urgent[0]["name"] == "orders"
+    assert values_of(urgent, "full_by") == sorted(values_of(urgent, "full_by"))
+    assert pages.document("/search?q=o")["found"][0] == urgent[0]
+
+
+def test_a_chart_shows_the_days_or_the_range_that_the_address_names_by_a_period_that_fits(pages: Pages) -> None:
+    shown = pages.document("/database?server=1&name=orders&first=2025-05-01&last=2025-05-10")
+    assert (shown["shown"]["name"], len(shown["sizes"])) == ("custom", 10)
+    assert (shown["sizes"][0]["window_start"], shown["sizes"][-1]["window_start"]) == ("2025-05-01", "2025-05-10")
+    everything = pages.document("/database?server=1&name=orders&range=all")
+    assert (everything["period"], everything["shown"]["is_longer_period"]) == ("monthly", True)
+    month = pages.document("/?range=30d")
+    assert (month["period"], len(month["sizes"])) == ("daily", 30)
+    for wrong, why in (
+        ("range=ever", "range must be one of 30d, 90d, 1y, all."),
+        ("first=2025-02-02&last=2025-02-01", "The first day, 2025-02-02, lies after the last day, 2025-02-01."),
+    ):
+        refused = pages.ask(f"/server?server=1&{wrong}&format=json")
+        assert (refused.status, refused.json["error"]) == (400, why)
+
+
+def test_sizes_of_a_year_before_are_shown_where_they_are_compared(pages: Pages, engine: Engine) -> None:
+    assert pages.document("/database?server=1&name=orders")["earlier"] == []
+    day = pages.document("/database?server=1&name=orders")["sizes"][-1]["window_start"]
+    year_before = date.fromisoformat(day).replace(year=date.fromisoformat(day).year - 1)
+    execute(
+        engine,
+        "INSERT INTO database_size_aggregations (period_type, period_start, period_end, instance_id, database_name, "
+        "avg_size_mb, max_size_mb, min_size_mb, data_count) "
+        f"VALUES ('daily', '{year_before}', '{year_before}', 1, 'orders', 77, 77, 77, 1)",
+    )
+
+    compared = pages.document("/database?server=1&name=orders&compare=year")
+
+    assert [(one["window_start"], one["size_mb"]) for one in compared["earlier"] if one["size_mb"]] == [
+        (str(year_before), 77)
+    ]
+    assert "a year before: 77 MiB" in pages.ask("/database?server=1&name=orders&compare=year").text
 
 
 def test_a_sample_of_a_day_that_lies_ahead_hides_no_name_from_a_search(pages: Pages, engine: Engine) -> None:

@@ -83,6 +83,14 @@ def test_the_axis_has_round_sizes(sizes: tuple[int, int], expected: list[str]) -
     assert [label for label in labels(chart) if "iB" in label] == expected
 
 
+def test_many_windows_are_a_line_with_dots_only_where_no_line_leads() -> None:
+    partial = Point(DAY + timedelta(days=101), 5, is_partial=True)
+
+    chart = history_chart(History("sizes", [*points(*range(90), None, 7, None), partial]))
+
+    assert [circle.get("class") for circle in parsed(chart).iter("circle")] == ["partial", None]
+
+
 def test_an_axis_of_servers_has_whole_ones() -> None:
     assert [tick.label for tick in count_axis(3, "server").ticks] == ["0 servers", "1 server", "2 servers", "3 servers"]
 

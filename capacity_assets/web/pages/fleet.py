@@ -15,10 +15,18 @@ from capacity_assets.reading.coverage import UnmeasuredServer, coverage_percent,
 from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
 from capacity_assets.reading.lists import DatabaseRow, most_changed
-from capacity_assets.reading.sizes import SizeInWindow, fleet_sizes, incomplete_windows, windows_back, with_gaps
+from capacity_assets.reading.sizes import FleetSize, SizeInWindow, fleet_sizes, incomplete_windows, with_gaps
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.lists import UNMEASURED_SHOWN
+from capacity_assets.web.pages.ranges import (
+    MOST_FLEET_WINDOWS,
+    ChartRange,
+    chosen_range,
+    earlier_windows,
+    fitting_period,
+    windows_in,
+)
 from capacity_assets.web.reader import Reader, shared_outdated
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
@@ -63,7 +71,10 @@ class FleetPage:
     """The fleet."""
 
     period: str
+    shown: ChartRange
     sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of a year before, where they are compared."""
     databases: int
     servers: int
     moved: Sequence[Movers]
@@ -99,20 +110,19 @@ class FleetPage:
 
 def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
-    period = query.period()
+    shown = fitting_period(chosen_range(query), query.today, MOST_FLEET_WINDOWS)
+    period = PERIODS[shown.period]
     read = partial(_read_every_period, today=query.today, grouped_by=default_grouping(query.label_keys))
     fleet = reader.kept_of(("fleet", query.today), read, FLEET_SECONDS)
-    fleet = replace(fleet, period=period.name, declared_since=shared_outdated(reader))
+    fleet = replace(fleet, period=period.name, shown=shown, declared_since=shared_outdated(reader))
     if period.name not in fleet.periods:
         return fleet
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
-    windows = windows_back(period, newest)
+    windows = windows_in(shown, newest)
     with reader.transaction() as connection:
         by_start = fleet_sizes(connection, period, windows)
-    sizes = with_gaps(
-        windows,
-        [SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb) for one in by_start.values()],
-    )
+        earlier = fleet_sizes(connection, period, earlier_windows(shown, windows))
+    sizes = with_gaps(windows, [_size_of(one) for one in by_start.values()])
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept_of(
@@ -123,7 +133,12 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
     size = by_start.get(newest.start)
     counts = (size.databases, size.servers) if size else (0, 0)
-    return replace(fleet, sizes=sizes, databases=counts[0], servers=counts[1])
+    before = [_size_of(one) for one in earlier.values()]
+    return replace(fleet, sizes=sizes, earlier=before, databases=counts[0], servers=counts[1])
+
+
+def _size_of(one: FleetSize) -> SizeInWindow:
+    return SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb)
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str) -> FleetPage:
@@ -148,6 +163,8 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
     failed = sum(one.failure is not None for one in unmeasured.servers)
     return FleetPage(
         "",
+        ChartRange(None, None, None, ""),
+        (),
         (),
         0,
         0,

@@ -75,7 +75,7 @@ class FillingPage:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """The names that a search finds, those that begin with the words first."""
+    """The names that a search finds, those that fill first before the others; without words, what fills first."""
 
     query: str
     found: Sequence[NameMatch]
@@ -155,5 +155,5 @@ def read_search(names: Names, query: PageQuery) -> SearchPage:
     """Search the names of servers, databases, volumes and groups. Raises ValidationError."""
     words = (query.text("q") or "").strip()
     shown = query.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
-    matches = names.search(words, shown + 1, query.today) if words else []
+    matches = names.search(words, shown + 1, query.today)
     return SearchPage(words, matches[:shown], len(matches) > shown)

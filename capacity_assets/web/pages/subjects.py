@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from sqlalchemy import Connection
@@ -17,6 +17,7 @@ from capacity_assets.reading.sizes import SizeInWindow, database_history, server
 from capacity_assets.reading.subjects import Attempt, Sample, ServerFacts, ServerVolume, StepRow, server_facts
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
+from capacity_assets.web.pages.ranges import ChartRange, chosen_range, earlier_windows, fitting_period, windows_in
 from capacity_assets.web.reader import Reader
 
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN, ON_VOLUME_SHOWN = 10, 14, 20
@@ -39,7 +40,10 @@ class ServerPage:
 
     server: ServerFacts
     period: str
+    shown: ChartRange
     sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of a year before, one for each window, where they are compared."""
     runway: Runway | None
     steps: Sequence[StepRow]
     volumes: Sequence[ServerVolume]
@@ -58,7 +62,10 @@ class DatabasePage:
     database: str
     labels: dict[str, str]
     period: str
+    shown: ChartRange
     sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of a year before, one for each window, where they are compared."""
     runway: Runway | None
     """The forecast of the database alone, as if all others did not grow."""
     binding: Runway | None
@@ -75,17 +82,24 @@ class VolumePage:
     server: ServerFacts
     volume: ServerVolume
     period: str
+    shown: ChartRange
     sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of a year before, one for each window, where they are compared."""
     runway: Runway | None
     databases: Sequence[Runway]
 
 
 def read_server(reader: Reader, query: PageQuery) -> ServerPage:
     """Read the page of a server; raises NotFoundError, ValidationError, DBAPIError."""
-    number, period, order = query.server(), query.period(), query.one_of("order", tuple(ORDERS))
+    number, order = query.server(), query.one_of("order", tuple(ORDERS))
+    shown = fitting_period(chosen_range(query), query.today)
+    period = PERIODS[shown.period]
     with reader.transaction() as connection:
         server = server_facts(connection, number)
         newest = newest_window(connection, period)
+        windows = windows_in(shown, newest) if newest else []
+        earlier = earlier_windows(shown, windows)
         window = complete_window(connection, period, newest, query.today)
         listed, more = databases(
             connection, period, window, order=order, server_id=number, page=query.page, shown=ROWS_PER_PAGE
@@ -93,7 +107,9 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         return ServerPage(
             server,
             period.name,
-            server_history(connection, period, newest, number) if newest else [],
+            shown,
+            server_history(connection, period, windows, number),
+            server_history(connection, period, earlier, number),
             runway_of(connection, number, "server", ""),
             subjects.steps_of(connection, number, None),
             subjects.volumes_of(connection, number, query.today),
@@ -107,23 +123,31 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
 
 def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
     """Read the page of a database; raises as `read_server`."""
-    number, name, period = query.server(), query.needed("name"), query.period()
+    number, name = query.server(), query.needed("name")
+    shown = fitting_period(chosen_range(query), query.today)
+    period = PERIODS[shown.period]
     with reader.transaction() as connection:
         server = server_facts(connection, number)
         newest = newest_window(connection, period)
-        sizes = database_history(connection, period, newest, number, name) if newest else []
+        windows = windows_in(shown, newest) if newest else []
+        sizes = database_history(connection, period, windows, number, name)
+        earlier = database_history(connection, period, earlier_windows(shown, windows), number, name)
         labels = subjects.labels_of_database(connection, number, name)
         if labels is None and not subjects.was_ever_sampled(connection, number, name):
             raise _no_such(f"database {name!r} on {server.server}")
-        window, shown = complete_window(connection, period, newest, query.today), NEIGHBOURS_SHOWN + 1
-        neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
+        window = complete_window(connection, period, newest, query.today)
+        neighbours, _ = databases(
+            connection, period, window, order="size", server_id=number, shown=NEIGHBOURS_SHOWN + 1
+        )
         runway = runway_of(connection, number, "database", name)
         return DatabasePage(
             server,
             name,
             labels or {},
             period.name,
+            shown,
             sizes,
+            earlier,
             runway,
             binding_of(connection, runway),
             subjects.steps_of(connection, number, name),
@@ -140,10 +164,15 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         volume = next((one for one in subjects.volumes_of(connection, number, query.today) if one.volume == name), None)
         if volume is None:
             raise _no_such(f"volume {name!r} of {server.server}")
-        days = PERIODS["daily"].windows_between(volume.day - timedelta(days=VOLUME_DAYS), volume.day)
+        # Volumes have samples, and no aggregates.
+        shown = replace(chosen_range(query), period="daily")
+        newest = PERIODS["daily"].window_of(volume.day)
+        days = windows_in(shown, newest) if shown.name else PERIODS["daily"].back(newest, VOLUME_DAYS)
         sizes = volume_history(connection, days, number, name)
+        earlier = volume_history(connection, earlier_windows(shown, days), number, name)
         on_it = bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN)
-        return VolumePage(server, volume, "daily", sizes, runway_of(connection, number, "volume", name), on_it)
+        runway = runway_of(connection, number, "volume", name)
+        return VolumePage(server, volume, "daily", shown, sizes, earlier, runway, on_it)
 
 
 def _no_such(subject: str) -> NotFoundError:

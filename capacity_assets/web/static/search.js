@@ -1,4 +1,4 @@
-// Search as one types: a list below the field, by mouse or arrow keys. Without script the form works as it is.
+// Search-as-you-type, opened by / or Ctrl-K: what fills first comes first. Without script the form works as it is.
 (function () {
   "use strict";
   const input = document.getElementById("q");
@@ -41,6 +41,11 @@
       // Text, never markup: names are what others chose.
       const where = one.kind === "group" ? one.server : one.kind + " on " + one.server;
       link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;
+      if (one.full_by) {
+        const date = document.createElement("span");
+        date.textContent = "full by " + one.full_by;
+        link.append(date);
+      }
       item.append(link);
       return item;
     }));
@@ -62,7 +67,6 @@
   async function search() {
     const query = input.value.trim();
     const mine = ++asked;
-    if (query === "") return close();
     try {
       const answer = await fetch("/search?" + new URLSearchParams({ q: query, format: "json", shown: SHOWN }));
       if (answer.ok && mine === asked) show((await answer.json()).found);
@@ -71,6 +75,15 @@
     }
   }
 
+  input.addEventListener("focus", search);
+  document.addEventListener("keydown", function (event) {
+    const isTyping = event.target.closest("input, textarea, select");
+    const isControlK = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k";
+    if (!isControlK && (event.key !== "/" || isTyping)) return;
+    event.preventDefault();
+    input.focus();
+    input.select();
+  });
   input.addEventListener("input", function () {
     clearTimeout(timer);
     timer = setTimeout(search, PAUSE_MILLISECONDS);

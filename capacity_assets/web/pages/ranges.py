@@ -1,0 +1,83 @@
+"""The windows of a chart: the usual ones of its period, those of the last days, or those between two days."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.reading.sizes import windows_back
+from capacity_assets.web.addresses import PageQuery
+
+RANGES = {"30d": 30, "90d": 90, "1y": 366, "all": 3660}
+"""Choices of how many days up to the newest window a chart shows."""
+MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
+"""A range of more windows is shown by the next longer period. A window of the fleet has a row of each server."""
+
+
+@dataclass(frozen=True)
+class ChartRange:
+    """What a chart shows. `name` is a key of RANGES, "custom", or None for the usual windows of the period."""
+
+    name: str | None
+    first: date | None
+    last: date | None
+    period: str
+    is_longer_period: bool = False
+    """Whether the chosen period has too many windows in the range, so that a longer one is shown."""
+    is_compared: bool = False
+    """Whether the sizes of a year before are shown too."""
+
+
+def chosen_range(query: PageQuery, default: str = "daily") -> ChartRange:
+    """Return the range that the address names; raises ValidationError where it names none that exists."""
+    period, name = query.period(default).name, query.text("range")
+    first, last = query.day("first"), query.day("last")
+    is_compared = query.text("compare") == "year"
+    if name is not None and name not in RANGES:
+        raise ValidationError(f"range must be one of {', '.join(RANGES)}.")
+    if first is not None and last is not None and first > last:
+        raise ValidationError(f"The first day, {first}, lies after the last day, {last}.")
+    if first is None and last is None:
+        return ChartRange(name, None, None, period, is_compared=is_compared)
+    return ChartRange("custom", first, last, period, is_compared=is_compared)
+
+
+def fitting_period(chosen: ChartRange, today: date, most: int = MOST_WINDOWS) -> ChartRange:
+    """Return the range with the shortest period, from the chosen one on, that has at most so many windows in it."""
+    if chosen.name is None:
+        return chosen
+    first, last = _days(chosen, today)
+    days = (last - first).days + 1
+    longer = list(PERIODS.values())[list(PERIODS).index(chosen.period) :]
+    period = next((one for one in longer if days / _days_of(one, first) <= most), longer[-1])
+    return ChartRange(
+        chosen.name, chosen.first, chosen.last, period.name, period.name != chosen.period, chosen.is_compared
+    )
+
+
+def windows_in(chosen: ChartRange, newest: Window) -> list[Window]:
+    """Return the windows of a range up to the newest one, oldest first; none where the range begins after it."""
+    period = PERIODS[chosen.period]
+    if chosen.name is None:
+        return windows_back(period, newest)
+    first, last = _days(chosen, newest.end)
+    last = min(last, newest.end)
+    return list(period.windows_between(first, last)) if first <= last else []
+
+
+def earlier_windows(chosen: ChartRange, windows: Sequence[Window]) -> list[Window]:
+    """Return the windows of a year before, one for each; empty unless they are compared."""
+    return [PERIODS[chosen.period].year_before(window) for window in windows] if chosen.is_compared else []
+
+
+def _days(chosen: ChartRange, end: date) -> tuple[date, date]:
+    last = chosen.last or end
+    days = RANGES.get(chosen.name or "", RANGES["all"])
+    return chosen.first or last - timedelta(days=days - 1), last
+
+
+def _days_of(period: Period, day: date) -> int:
+    return period.window_of(day).days
