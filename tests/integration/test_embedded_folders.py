@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -15,7 +17,13 @@ import psycopg
 import pytest
 
 from capacity_assets.database import embedded
-from capacity_assets.database.embedded import EmbeddedServerError, FolderRefusedError, embedded_server, socket_folder
+from capacity_assets.database.embedded import (
+    EmbeddedServerError,
+    FolderRefusedError,
+    embedded_server,
+    socket_folder,
+    system_user,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root only")
 
@@ -53,6 +61,28 @@ def test_as_root_no_folder_is_opened_for_others_and_nobody_else_can_connect(clos
     assert "Permission denied" in refused.stderr
     assert mode(closed_folder) == 0o700
     assert as_nobody("cat", str(closed_folder / "letter")).returncode != 0
+
+
+@as_root
+def test_programs_that_create_the_system_user_at_the_same_moment_get_the_same_one() -> None:
+    name = f"capacity{os.getpid()}"
+    processes = multiprocessing.get_context("fork")
+    start, uids = processes.Barrier(4), processes.SimpleQueue()
+
+    def create() -> None:
+        start.wait(60)
+        uids.put(system_user(name).pw_uid)
+
+    programs = [processes.Process(target=create) for _ in range(start.parties)]
+    try:
+        for program in programs:
+            program.start()
+        for program in programs:
+            program.join()
+        assert [program.exitcode for program in programs] == [0, 0, 0, 0]
+        assert {uids.get() for _ in programs} == {pwd.getpwnam(name).pw_uid}
+    finally:
+        subprocess.run(["userdel", name], check=False)  # noqa: S607
 
 
 def _connect(folder: str) -> str:
