@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, text
 
+from capacity_assets.base.units import human_day, human_days, human_month
+
 
 def _now_of(connection: Connection) -> datetime:
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
@@ -143,7 +145,7 @@ class Period:
         return f"1 {','.join(map(str, starts))} *" if self.months > 1 else "1 * *"
 
     def name_of(self, window: Window) -> str:
-        """Name a window as people do: October 2026, Q4 2026, 2026, or its first and last day."""
+        """Name a window as people do: October 2026, Q4 2026, 2026, or its days: 28 Nov 2026, 23 to 29 Nov 2026."""
         start = window.start
         if self.months == 1:
             return f"{MONTH_NAMES[start.month - 1]} {start.year}"
@@ -151,17 +153,14 @@ class Period:
             return f"Q{(start.month - 1) // MONTHS_PER_QUARTER + 1} {start.year}"
         if self.months == MONTHS_PER_YEAR and self.first_month == 1:
             return str(start.year)
-        return str(start) if self.days == 1 else f"{start} to {window.end}"
+        return human_days(start, window.end)
 
     def label_of(self, window: Window) -> str:
         """Name a window in the least space, for an axis: Oct 2026, Q4 2026, 2026, 5 Oct 2026."""
         start = window.start
-        month = MONTH_NAMES[start.month - 1][:3]
         if self.days:
-            return f"{start.day} {month} {start.year}"
-        return (
-            f"{month} {start.year}" if self.months < MONTHS_PER_YEAR and not self._is_quarter else self.name_of(window)
-        )
+            return human_day(start)
+        return human_month(start) if self.months < MONTHS_PER_YEAR and not self._is_quarter else self.name_of(window)
 
     @property
     def _is_quarter(self) -> bool:

@@ -86,11 +86,18 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 def human_day(day: date) -> str:
     """Render a day: '28 Nov 2026', in every locale."""
-    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+    return f"{day.day} {human_month(day)}"
+
+
+def human_month(day: date) -> str:
+    """Render the month of a day: 'Nov 2026'."""
+    return f"{MONTHS[day.month - 1]} {day.year}"
 
 
 def human_days(first: date, last: date) -> str:
-    """Render a span of days: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
+    """Render a range of days, saying once what both share: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
+    if first == last:
+        return human_day(first)
     if first.year != last.year:
         return f"{human_day(first)} to {human_day(last)}"
     begins = f"{first.day}" if first.month == last.month else f"{first.day} {MONTHS[first.month - 1]}"

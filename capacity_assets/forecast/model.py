@@ -60,6 +60,9 @@ BAND = 0.8
 LEAST_ERRORS = 4
 """A horizon with fewer past errors takes those of the next shorter one, scaled."""
 
+LEAST_HISTORY_DAYS = 1 + LEAST_CHANGES + HORIZONS_DAYS[0] + (LEAST_ERRORS - 1) * ORIGIN_STEP_DAYS
+"""With fewer days of history the shortest horizon has too few errors: there is no band, and no day."""
+
 GROWTH_OF_ERRORS = 0.75
 """Errors grow with the horizon to this power: between a random walk, 0.5, and a wrong drift, 1."""
 

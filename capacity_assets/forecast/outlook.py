@@ -192,16 +192,30 @@ class Outlooks:
 def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
     """Leave out what another row says at least as urgently: the volume or server that binds it.
 
-    A volume that is not known to fill, or has too little history, stands for nothing that does.
+    A volume that is not known to fill, or has too little history, stands for nothing that does. A server that its
+    volumes limit is the same space as these: one of them stands for it if their ranges overlap.
     """
     greatest: dict[tuple[str, str], tuple[object, ...]] = {}
+    earliest: dict[str, date] = {}
     for row in rows:
         stands_for = {VOLUME_ROWS: VOLUME, SERVER_ROWS: SERVER if row.binds == OWN else None}.get(row.subject)
         if stands_for:
             key = (row.server, stands_for)
             greatest[key] = min(greatest.get(key, row.risk), row.risk)
+        if row.volume and row.middle_day and row.early_day:
+            earliest[row.server] = min(earliest.get(row.server, date.max), row.early_day)
     return [
         row
         for row in rows
-        if row.volume or row.binds is None or greatest.get((row.server, row.binds), (math.inf,)) > row.risk
+        if row.volume
+        or row.binds is None
+        or (
+            greatest.get((row.server, row.binds), (math.inf,)) > row.risk
+            and not (
+                row.subject == SERVER_ROWS
+                and row.binds == VOLUME
+                and row.server in earliest
+                and earliest[row.server] <= (row.late_day or date.max)
+            )
+        )
     ]

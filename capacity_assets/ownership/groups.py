@@ -135,7 +135,8 @@ SELECT max(newest_change) FROM capacity_stale_windows
 WHERE level = 'group' AND period_type = :period AND period_start = ANY (CAST(:starts AS date[]))
 """
 _FILLING = """
-SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway WHERE full_middle IS NOT NULL
+SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
+WHERE full_middle IS NOT NULL AND stands_for_itself
 """
 # A group fills with the volume, or the server, that binds one of its databases.
 _ISSUED = """

@@ -17,6 +17,8 @@ from capacity_assets.reading.windows import newest_day, today_of
 ATTEMPT_DAYS = 7
 """Days over which attempts are searched; each day has one per server."""
 SILENT_DAYS = 3
+DERIVED_DAYS = 400
+"""Days over which databases of a server without totals are searched."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,18 @@ def _ends(connection: Connection, servers: Collection[int], until: date, *, newe
     statement = on_nodes if tables_are_distributed(connection) else by_index
     ends = rows(connection, statement, servers=list(servers), until=until, newest=newest)
     return {row.server_id: row.day for row in ends if row.day}
+
+
+def last_measured_day(connection: Connection, server_id: int, today: date) -> date | None:
+    """Return the newest day up to today with a total of a server, or with a sample of one of its databases."""
+    day = _ends(connection, [server_id], today, newest=True).get(server_id)
+    if day is None and _with_databases(connection, [server_id]):
+        newest = """
+            SELECT max(window_start) AS day FROM capacity_growth
+            WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND server_id = :server"""
+        days = [today - timedelta(days=back) for back in range(DERIVED_DAYS)]
+        day = rows(connection, newest, days=days, server=server_id)[0].day
+    return day
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Runway:
     probability_30_days: float | None
     probability_90_days: float | None
     change_mb_per_day: float
+    history_days: int
     is_outdated: bool
     """Whether limits or steps of its server were declared after the forecast."""
     volumes: list[str] | None
@@ -100,8 +101,8 @@ def fills_first(connection: Connection, *, shown: int, skipped: int = 0) -> list
 
 
 def fills_on_server(connection: Connection, server: str, *, shown: int) -> list[Runway]:
-    """Return everything on a server that fills within a year, earliest first."""
-    chosen = _RUNWAYS.where(_R.server == server, _R.full_middle.is_not(None))
+    """Return what on a server fills within a year, earliest first; as `fills_first`."""
+    chosen = _RUNWAYS.where(_R.server == server, _R.stands_for_itself, _R.full_middle.is_not(None))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.name).limit(shown))
 
 
@@ -127,7 +128,23 @@ def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
     )
     chosen = _RUNWAYS.where(_R.server_id == runway.server_id, limits).order_by(_R.subject, _R.name)
     # The database comes first, so it wins if another one is full on the same day.
-    dated = [one for one in (runway, *_runways(connection, chosen)) if one.full_middle is not None]
+    return _earliest([runway, *_runways(connection, chosen)])
+
+
+def first_on_server(connection: Connection, server_id: int) -> tuple[Runway | None, Runway | None]:
+    """Return what of a server fills first, and where that is a database, what of its disks and own limit does."""
+    dated = _RUNWAYS.where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
+    # A volume comes first, so it wins if another one is full on the same day.
+    order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
+    first = next(iter(_runways(connection, dated.order_by(*order).limit(1))), None)
+    if first is None or first.subject != "database":
+        return first, None
+    shared = dated.where(_R.subject != "database").order_by(*order).limit(1)
+    return first, next(iter(_runways(connection, shared)), None)
+
+
+def _earliest(runways: Sequence[Runway]) -> Runway | None:
+    dated = [one for one in runways if one.full_middle is not None]
     return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
 
 
@@ -144,9 +161,11 @@ def outdated_servers(connection: Connection) -> list[str]:
     return [row.server for row in rows(connection, chosen)]
 
 
-def has_forecast(connection: Connection) -> bool:
-    """Whether any forecast was issued."""
-    return bool(connection.execute(select(select(_R.server_id).exists())).scalar())
+def forecast_day(connection: Connection) -> date | None:
+    """Return the day of the newest forecasts; None: none was issued."""
+    # Not max(): all rows are of one day, and it would read all of them.
+    day: date | None = connection.execute(select(_R.as_of).limit(1)).scalar()
+    return day
 
 
 def _runways(connection: Connection, chosen: Select[Any]) -> list[Runway]:

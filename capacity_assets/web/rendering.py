@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
@@ -23,6 +23,8 @@ from capacity_assets.base.units import (
     counted,
     first_of,
     human_change_mb,
+    human_day,
+    human_days,
     human_mb,
     human_percent,
     printable,
@@ -32,6 +34,7 @@ from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, hi
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.ownership.bills import gib, group_named
 from capacity_assets.reading.filling import Runway
+from capacity_assets.reading.headlines import Headline, Severity, severity_of
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.subjects import StepRow
 from capacity_assets.web.addresses import PageQuery, address
@@ -69,9 +72,37 @@ def percent(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %"
 
 
-def day(value: date | None) -> Markup | str:
-    """Render a fill date, without a line break at its hyphens."""
-    return "not within a year" if value is None else Markup("<time>{0}</time>").format(value)
+def day(value: date | None, otherwise: str = "not within a year") -> Markup | str:
+    """Render a day as people read it, with its ISO form for scripts; by default, a day on which something is full."""
+    if value is None:
+        return otherwise
+    return Markup('<time datetime="{0}">{1}</time>').format(value.isoformat(), human_day(value))
+
+
+def headline(one: Headline) -> Markup:
+    """Render a headline: a chip for its severity, a link to what fills, and commands as code."""
+    chip = (
+        Markup('<span class="chip {0}">{1}</span> ').format(one.severity, CHIPS[one.severity]) if one.severity else ""
+    )
+    texts: list[Markup | str] = [one.text]
+    if one.linked and one.subject and one.linked in one.text:
+        head, _, tail = one.text.partition(one.linked)
+        named = {} if one.subject == "server" else {"name": one.name}
+        place = address(f"/{one.subject}", server=one.server_id, **named)
+        texts = [head, Markup('<a href="{0}">{1}</a>').format(place, one.linked), tail]
+    return chip + Markup("").join(one if isinstance(one, Markup) else _with_code(one) for one in texts)
+
+
+CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act now", Severity.WATCH: "Watch"}
+"""Names of the severities, as people read them."""
+
+
+def _with_code(text: str) -> Markup:
+    """Mark what stands between backquotes as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{0}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
 
 
 def chance(value: float | None) -> str:
@@ -107,6 +138,8 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         change=change,
         percent=percent,
         day=day,
+        days=human_days,
+        headline=headline,
         chance=chance,
         number="{:,}".format,
         printable=printable,
@@ -121,6 +154,8 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         chart=lambda *what, **more: history_chart(drawn(*what, **more)),
         share_bar=share_bar,
         growth=human_percent,
+        severity_of=severity_of,
+        chips=CHIPS,
         window_named=window_named,
         window_span=window_span,
         before=before,

@@ -9,6 +9,9 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.forecast.outlook import standing_for_themselves
+from capacity_assets.forecast.runway import outlooks
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -69,7 +72,7 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
         with served_pages(engine.url) as pages:
             address = "/database?server=1&name=orders"
             binding, page = pages.document(address)["binding"], pages.ask(address).text
-        assert page.split("Full by (50 %)</dt><dd>")[1].startswith(f"<time>{binding['full_middle']}</time>")
+        assert page.split("Full by (50 %)</dt><dd>")[1].startswith(f'<time datetime="{binding["full_middle"]}">')
         links = page.split("When is it full")[1].split("</dl>")[0]
         return binding["subject"], binding["full_middle"], links
 
@@ -90,3 +93,91 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
     subject, middle, links = bound_by()
     assert (subject, middle) == ("database", str(TODAY + timedelta(days=2)))
     assert "href" not in links
+
+
+def fill_one_disk(engine: Engine) -> None:
+    """orders and still on the only disk of server-1, which is full in 30 days; no other limit is known."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 50_000, 310 + 10 * ago)
+    for name in ("orders", "still"):
+        add_ceiling(engine, name, ["/data"])
+    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, TODAY)
+    issue(engine, TODAY, TODAY)
+
+
+def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
+    fill_one_disk(engine)
+    said = "full on 20 Aug 2025."
+
+    with served_pages(engine.url) as pages:
+        text = {
+            address: pages.document(address)["headline"]["text"]
+            for address in (
+                "/database?server=1&name=still",
+                "/server?server=1",
+                "/volume?server=1&name=/data",
+                "/group?by=team&name=payments",
+                "/",
+                "/filling",
+            )
+        }
+        html = pages.ask("/database?server=1&name=still").text
+
+    assert text == {
+        "/database?server=1&name=still": f"Disk /data {said} Alone it would not fill within a year.",
+        "/server?server=1": f"Disk /data {said}",
+        "/volume?server=1&name=/data": f"F{said[1:]}",
+        "/group?by=team&name=payments": f"Next to fill: disk /data on server-1, {said}",
+        "/": f"Next to fill: disk /data on server-1, {said}",
+        "/filling": f"Next to fill: disk /data on server-1, {said}",
+    }
+    assert '<p class="headline"><span class="chip watch">' in html
+    assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full on' in html
+
+
+def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine) -> None:
+    fill_one_disk(engine)
+    addresses = ("/", "/filling", "/group?by=team&name=payments", "/group?by=server&name=server-1")
+
+    with served_pages(engine.url) as pages:
+        listed = {
+            address: [(one["subject"], one["name"]) for one in found.get("fills_first") or found["runways"]]
+            for address in addresses
+            if (found := pages.document(address))
+        }
+
+    assert listed == {address: [("volume", "/data")] for address in addresses}
+    assert [one.display_name for one in standing_for_themselves(outlooks(engine, TODAY).rows)] == ["volume /data"]
+
+
+def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_instances(engine, [2], is_active=False)
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    declare(engine, [Limit("server-1", "young", 1000)])
+
+    def said(*addresses: str) -> list[str]:
+        with served_pages(engine.url) as pages:
+            return [pages.document(address)["headline"]["text"] for address in addresses]
+
+    orders, young = "/database?server=1&name=orders", "/database?server=1&name=young"
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    assert said(orders, "/server?server=2", "/") == [
+        "No forecast yet. `capacity up` issues forecasts once a day.",
+        "Out of service, so there is no forecast.",
+        "No forecast yet, so no fill date is known. `capacity up` issues forecasts once a day.",
+    ]
+
+    issue(engine, TODAY, TODAY)
+    assert said(orders, young, "/filling") == [
+        "No limit known, so no fill date. Declare one: `capacity limits set server-1 orders --gb GIB`.",
+        "Too little history for a fill date: 47 more days needed, 10 of 57 are there.",
+        "Nothing with a known limit is expected to fill within a year. No limit is known for 1 database.",
+    ]

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity_assets.base.periods import PERIODS, Clock, Period, Window, adjacent_spans, in_order, with_trend_threshold
+from capacity_assets.base.periods import (
+    PERIODS,
+    Clock,
+    Period,
+    Window,
+    adjacent_spans,
+    human_days,
+    in_order,
+    with_trend_threshold,
+)
 from tests import oracle
 
 DAYS = st.dates(date(1999, 1, 1), date(2101, 12, 31))
@@ -179,8 +188,8 @@ def test_the_trend_threshold_is_the_windows_share_of_a_year_unless_one_is_set_fo
 @pytest.mark.parametrize(
     ("period", "day", "name", "label"),
     [
-        ("daily", date(2026, 10, 5), "2026-10-05", "5 Oct 2026"),
-        ("weekly", date(2026, 10, 5), "2026-10-05 to 2026-10-11", "5 Oct 2026"),
+        ("daily", date(2026, 10, 5), "5 Oct 2026", "5 Oct 2026"),
+        ("weekly", date(2026, 10, 5), "5 to 11 Oct 2026", "5 Oct 2026"),
         ("monthly", date(2026, 10, 5), "October 2026", "Oct 2026"),
         ("quarterly", date(2026, 1, 1), "Q1 2026", "Q1 2026"),
         ("quarterly", date(2026, 12, 31), "Q4 2026", "Q4 2026"),
@@ -194,10 +203,24 @@ def test_windows_are_named_as_people_do(period: str, day: date, name: str, label
     assert PERIODS[period].label_of(window) == label
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (date(2026, 11, 28), date(2026, 11, 28), "28 Nov 2026"),
+        (date(2026, 11, 23), date(2026, 11, 29), "23 to 29 Nov 2026"),
+        (date(2026, 11, 28), date(2026, 12, 4), "28 Nov to 4 Dec 2026"),
+        (date(2026, 12, 28), date(2027, 1, 3), "28 Dec 2026 to 3 Jan 2027"),
+        (date(2026, 11, 28), date(2027, 11, 28), "28 Nov 2026 to 28 Nov 2027"),
+    ],
+)
+def test_a_range_of_days_says_once_what_both_ends_share(first: date, last: date, said: str) -> None:
+    assert human_days(first, last) == said
+
+
 def test_windows_of_a_fiscal_calendar_are_named_by_their_days() -> None:
     fiscal = Period("fiscal_quarterly", months=3, first_month=2)
     half = Period("half_yearly", months=6)
 
-    assert fiscal.name_of(fiscal.window_of(date(2026, 3, 1))) == "2026-02-01 to 2026-04-30"
+    assert fiscal.name_of(fiscal.window_of(date(2026, 3, 1))) == "1 Feb to 30 Apr 2026"
     assert fiscal.label_of(fiscal.window_of(date(2026, 3, 1))) == "Feb 2026"
     assert half.label_of(half.window_of(date(2026, 3, 1))) == "Jan 2026"

@@ -14,6 +14,7 @@ from capacity_assets.ownership.groups import Group, default_grouping, fills_firs
 from capacity_assets.reading.coverage import UnmeasuredServer, coverage_percent, servers_in_service, unmeasured_servers
 from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
+from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.sizes import FleetSize, SizeInWindow, fleet_sizes, incomplete_windows, with_gaps
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -71,6 +72,8 @@ class FleetPage:
     """The fleet."""
 
     period: str
+    headline: Headline
+    """What is full first."""
     shown: ChartRange
     sizes: Sequence[SizeInWindow]
     earlier: Sequence[SizeInWindow]
@@ -156,21 +159,24 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
     unmeasured = unmeasured_servers(connection, today)
     groups: list[Group] = []
     if "monthly" in complete:
-        fills = fills_first(connection, grouped_by)
-        groups = groups_of(connection, PERIODS["monthly"], complete["monthly"], grouped_by, fills)
+        of_groups = fills_first(connection, grouped_by)
+        groups = groups_of(connection, PERIODS["monthly"], complete["monthly"], grouped_by, of_groups)
     active = servers_in_service(connection).active
     coverage = None if unmeasured.day is None else coverage_percent(connection, unmeasured.day, TRUST_DAYS)
     failed = sum(one.failure is not None for one in unmeasured.servers)
+    fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
+    first = next(iter(fills), None)
     return FleetPage(
         "",
+        next_to_fill(first, issued=free.as_of, unknown_limits=free.unknown_limits),
         ChartRange(None, None, None, ""),
         (),
         (),
         0,
         0,
         moved,
-        runways_by_day(connection, shown=FILLING_SHOWN),
-        free_capacity(connection),
+        fills,
+        free,
         Trust(
             unmeasured.day,
             active,

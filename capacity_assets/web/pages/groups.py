@@ -27,7 +27,8 @@ from capacity_assets.ownership.groups import (
     groups_of,
     refuse_unknown_grouping,
 )
-from capacity_assets.reading.filling import Runway, fills_on_server, has_forecast, runways_of
+from capacity_assets.reading.filling import Runway, fills_on_server, forecast_day, runways_of
+from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, server_id_of
@@ -76,6 +77,8 @@ class GroupPage:
     has_forecast: bool
     declared_since: Sequence[str]
     """Servers of the fleet whose limits or steps changed after the newest forecast."""
+    headline: Headline
+    """What of it is full first."""
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
 
@@ -167,10 +170,11 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         members, more = _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
-        is_forecast = bool(ahead) or has_forecast(connection)
+        issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
     place = (by, name, period.name, *_ends(window))
-    return GroupPage(*place, sizes, members, more, ahead, is_forecast, shared_outdated(reader), notice)
+    headline = next_to_fill(next(iter(ahead), None), issued=issued)
+    return GroupPage(*place, sizes, members, more, ahead, issued is not None, shared_outdated(reader), headline, notice)
 
 
 def _members(

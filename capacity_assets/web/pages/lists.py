@@ -10,7 +10,8 @@ from typing import Any
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.reading.coverage import UnmeasuredServer
-from capacity_assets.reading.filling import Runway, fills_first
+from capacity_assets.reading.filling import Runway, fills_first, free_capacity
+from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import (
     ORDERS,
     SERVER_ORDERS,
@@ -66,6 +67,7 @@ class DatabasesPage(ListPage):
 class FillingPage:
     """What fills, the first one first."""
 
+    headline: Headline
     runways: Sequence[Runway]
     declared_since: Sequence[str]
     """Servers whose limits or steps changed after the newest forecast."""
@@ -148,7 +150,11 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     shown = query.rows_shown
     with reader.transaction() as connection:
         filling = fills_first(connection, shown=shown + 1, skipped=(query.page - 1) * shown)
-    return FillingPage(filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
+        first = next(iter(filling if query.page == 1 else fills_first(connection, shown=1)), None)
+        free = None if first else free_capacity(connection)
+    issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
+    headline = next_to_fill(first, issued=issued, unknown_limits=unknown)
+    return FillingPage(headline, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
 
 
 def read_search(names: Names, query: PageQuery) -> SearchPage:

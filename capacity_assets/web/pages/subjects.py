@@ -11,7 +11,16 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.reading import subjects
-from capacity_assets.reading.filling import Runway, binding_of, bound_by_volume, runway_of
+from capacity_assets.reading.coverage import last_measured_day
+from capacity_assets.reading.filling import (
+    Runway,
+    binding_of,
+    bound_by_volume,
+    first_on_server,
+    forecast_day,
+    runway_of,
+)
+from capacity_assets.reading.headlines import Headline, Subject, headline_of
 from capacity_assets.reading.lists import ORDERS, DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
 from capacity_assets.reading.subjects import Attempt, Sample, ServerFacts, ServerVolume, StepRow, server_facts
@@ -39,6 +48,7 @@ class ServerPage:
     """One server."""
 
     server: ServerFacts
+    headline: Headline
     period: str
     shown: ChartRange
     sizes: Sequence[SizeInWindow]
@@ -59,6 +69,7 @@ class DatabasePage:
     """One database."""
 
     server: ServerFacts
+    headline: Headline
     database: str
     labels: dict[str, str]
     period: str
@@ -80,6 +91,7 @@ class VolumePage:
     """One volume of a server."""
 
     server: ServerFacts
+    headline: Headline
     volume: ServerVolume
     period: str
     shown: ChartRange
@@ -104,13 +116,15 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         listed, more = databases(
             connection, period, window, order=order, server_id=number, page=query.page, shown=ROWS_PER_PAGE
         )
+        runway = runway_of(connection, number, "server", "")
         return ServerPage(
             server,
+            _headline(connection, query.today, server, "server", "", runway, *first_on_server(connection, number)),
             period.name,
             shown,
             server_history(connection, period, windows, number),
             server_history(connection, period, earlier, number),
-            runway_of(connection, number, "server", ""),
+            runway,
             subjects.steps_of(connection, number, None),
             subjects.volumes_of(connection, number, query.today),
             listed,
@@ -140,8 +154,10 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             connection, period, window, order="size", server_id=number, shown=NEIGHBOURS_SHOWN + 1
         )
         runway = runway_of(connection, number, "database", name)
+        binding = binding_of(connection, runway)
         return DatabasePage(
             server,
+            _headline(connection, query.today, server, "database", name, runway, binding),
             name,
             labels or {},
             period.name,
@@ -149,7 +165,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             sizes,
             earlier,
             runway,
-            binding_of(connection, runway),
+            binding,
             subjects.steps_of(connection, number, name),
             _samples(connection, query, period, number, name),
             [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN],
@@ -172,7 +188,26 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         earlier = volume_history(connection, earlier_windows(shown, days), number, name)
         on_it = bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN)
         runway = runway_of(connection, number, "volume", name)
-        return VolumePage(server, volume, "daily", shown, sizes, earlier, runway, on_it)
+        headline = _headline(connection, query.today, server, "volume", name, runway)
+        return VolumePage(server, headline, volume, "daily", shown, sizes, earlier, runway, on_it)
+
+
+def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
+    connection: Connection,
+    today: date,
+    server: ServerFacts,
+    subject: str,
+    name: str,
+    own: Runway | None,
+    first: Runway | None = None,
+    also: Runway | None = None,
+) -> Headline:
+    """Say when it is full; where there is no forecast, also when its server was last measured."""
+    issued, last_measured = None, None
+    if own is None:
+        issued, last_measured = forecast_day(connection), last_measured_day(connection, server.server_id, today)
+    about = Subject(server.server, subject, name, server.is_active, last_measured)
+    return headline_of(about, own, first, issued=issued, also=also)
 
 
 def _no_such(subject: str) -> NotFoundError:

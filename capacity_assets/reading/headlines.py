@@ -1,0 +1,178 @@
+"""The sentence that a page begins with: the earliest day on which something is full, or why there is none.
+
+Pages, their JSON, digest and alerts say it in the same words.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from datetime import date, timedelta
+from enum import StrEnum
+
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import counted, human_day, human_days, human_mb, human_month, printable
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
+from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
+from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
+from capacity_assets.reading.filling import Runway
+
+ACT_DAYS, WATCH_DAYS = 30, 90
+"""Full within so many days with 50 % or more: act, watch."""
+
+
+class Severity(StrEnum):
+    """How urgent a fill date is; growth alone is not."""
+
+    FULL = "full"
+    ACT = "act"
+    """Full within ACT_DAYS with a probability of 50 % or more."""
+    WATCH = "watch"
+    """The same within WATCH_DAYS."""
+
+
+def severity_of(runway: Runway) -> Severity | None:
+    """Return how urgent a forecast is; None: not within WATCH_DAYS, or no date is known."""
+    if runway.state == FULL:
+        return Severity.FULL
+    days = None if runway.full_middle is None else (runway.full_middle - runway.last_day).days
+    if days is None or days > WATCH_DAYS:
+        return None
+    return Severity.ACT if days <= ACT_DAYS else Severity.WATCH
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a page is about: a server, or a database or volume of it; `is_active` None: no longer registered."""
+
+    server: str
+    subject: str
+    name: str = ""
+    is_active: bool | None = True
+    last_measured: date | None = None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What is full first and when, in a sentence; commands in it stand between backquotes."""
+
+    text: str
+    severity: Severity | None = None
+    day: date | None = None
+    """The day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
+    linked: str | None = None
+    """The part of the text that names what fills, where that is something else than the page is about."""
+    subject: str | None = None
+    """What fills: server, database or volume; None: nothing with a known date."""
+    server_id: int | None = None
+    server: str | None = None
+    name: str | None = None
+
+
+def headline_of(
+    about: Subject, own: Runway | None, first: Runway | None, *, issued: date | None = None, also: Runway | None = None
+) -> Headline:
+    """Say when a server, database or volume is full.
+
+    `own` is its own forecast; `first` the one that binds: its own, or that of a volume, server or database that fills
+    earlier; `also` what fills after that. `issued` is the day of the newest forecasts of anything; None: there are
+    none.
+    """
+    if not about.is_active:
+        gone = "No longer registered" if about.is_active is None else "Out of service"
+        return Headline(f"{gone}, so there is no forecast.")
+    if first is not None and not _is(first, about):
+        notes = (*([_said(also, _named(also))] if also else []), *_alone(about, own))
+        return _headline(first, " ".join([_said(first, _named(first)), *notes]), linked=_named(first))
+    reason = _without_forecast(about, issued) if own is None else _without_date(about, own)
+    return Headline(reason) if own is None or reason else _headline(own, _said(own))
+
+
+def next_to_fill(first: Runway | None, *, issued: date | None, unknown_limits: int = 0) -> Headline:
+    """Say what of the fleet, or of a group, is full first."""
+    if first is not None:
+        named = f"{_named(first)} on {printable(first.server)}"
+        if first.state == FULL:
+            return _headline(first, _said(first, named), linked=named)
+        named = f"{named[0].lower()}{named[1:]}"
+        return _headline(first, f"Next to fill: {_said(first, f'{named},')}", linked=named)
+    if issued is None:
+        return Headline("No forecast yet, so no fill date is known. `capacity up` issues forecasts once a day.")
+    unknown = f" No limit is known for {counted(unknown_limits, 'database')}." if unknown_limits else ""
+    return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
+
+
+def limit_command(about: Subject) -> str:
+    """Return the command that declares a limit, to be completed with a number of GiB; a volume's is measured."""
+    named = [about.server, about.name] if about.subject == DATABASE_ROWS else [about.server]
+    return f"capacity limits set {shlex.join(named)} --gb GIB"
+
+
+def _headline(runway: Runway, text: str, linked: str | None = None) -> Headline:
+    place = (runway.subject, runway.server_id, runway.server, runway.name)
+    return Headline(text, severity_of(runway), runway.full_middle, linked, *place)
+
+
+def _said(runway: Runway, named: str = "") -> str:
+    """Say when something is full; without a name the sentence is about the page's own subject."""
+    if runway.state == FULL:
+        said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
+    elif runway.full_middle is not None:
+        said = f"{'full' if named else 'Full'} on {human_day(runway.full_middle)}{_range(runway)}."
+    else:
+        early = f" Possible from {human_day(runway.full_early)} on (10 %)." if runway.full_early else ""
+        said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
+    return f"{named} {said}" if named else said
+
+
+def _range(runway: Runway) -> str:
+    """Render the range of 80 % in brackets; empty where it is a single day."""
+    early = runway.full_early or runway.full_middle
+    if early is None or early == runway.full_late:
+        return ""
+    if runway.full_late is None:
+        beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
+        return f" ({human_day(early)} to beyond {human_month(beyond)})"
+    return f" ({human_days(early, runway.full_late)})"
+
+
+def _named(runway: Runway) -> str:
+    """Name what fills, at the beginning of a sentence."""
+    names = {VOLUME_ROWS: f"Disk {runway.name}", SERVER_ROWS: "Whole server", DATABASE_ROWS: f"Database {runway.name}"}
+    return printable(names[runway.subject])
+
+
+def _is(runway: Runway, about: Subject) -> bool:
+    return (runway.server, runway.subject, runway.name) == (about.server, about.subject, about.name)
+
+
+def _alone(about: Subject, own: Runway | None) -> list[str]:
+    """Say when a database would be full if nothing beside it grew."""
+    if about.subject != DATABASE_ROWS or own is None or own.state not in {FORECAST, FULL}:
+        return []
+    if own.full_middle is None:
+        return ["Alone it would not fill within a year."]
+    return [f"Alone it would be full on {human_day(own.full_middle)}."]
+
+
+def _without_date(about: Subject, own: Runway) -> str:
+    """Say why a forecast has no date; empty where it has one, or where nothing fills within a year."""
+    if own.state == LIMIT_UNKNOWN:
+        return f"No limit known, so no fill date. Declare one: `{limit_command(about)}`."
+    if own.state == NO_LIMIT:
+        return "Declared as unlimited, so there is no fill date."
+    if own.state == TOO_LITTLE_HISTORY:
+        there, missing = own.history_days, max(LEAST_HISTORY_DAYS - own.history_days, 1)
+        more = counted(missing, "more day")
+        return f"Too little history for a fill date: {more} needed, {there} of {LEAST_HISTORY_DAYS} are there."
+    return ""
+
+
+def _without_forecast(about: Subject, issued: date | None) -> str:
+    if about.last_measured is None:
+        return "Never measured, so there is no forecast."
+    if issued is None:
+        return "No forecast yet. `capacity up` issues forecasts once a day."
+    if (issued - about.last_measured).days >= STALE_DAYS:
+        return f"Not measured since {human_day(about.last_measured)}, so there is no forecast."
+    return "No forecast yet. The next daily run issues one."

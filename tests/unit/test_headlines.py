@@ -1,0 +1,177 @@
+"""The sentence that a page begins with, in each state."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+
+from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
+from capacity_assets.reading.filling import Runway
+from capacity_assets.reading.headlines import Severity, Subject, headline_of, next_to_fill, severity_of
+from capacity_assets.web.rendering import headline as rendered
+
+DAY = date(2026, 11, 29)
+GIB = 1024
+
+
+def runway(subject: str = "database", name: str = "billing", **values: Any) -> Runway:
+    """A forecast without a date."""
+    given: dict[str, Any] = {
+        "server_id": 7,
+        "server": "db-7",
+        "subject": subject,
+        "name": name,
+        "state": "forecast",
+        "last_day": DAY,
+        "size_mb": 90 * GIB,
+        "limit_mb": 100 * GIB,
+        "headroom_mb": 10 * GIB,
+        "binds": "own limit",
+        "limit_source": "declared",
+        "full_early": None,
+        "full_middle": None,
+        "full_late": None,
+        "probability_30_days": 0.0,
+        "probability_90_days": 0.0,
+        "change_mb_per_day": 1.0,
+        "history_days": 400,
+        "is_outdated": False,
+        "volumes": None,
+    }
+    return Runway(**{**given, **values})
+
+
+FILLING = {"full_early": date(2027, 2, 17), "full_middle": date(2027, 3, 7), "full_late": date(2027, 3, 17)}
+DISK = runway("volume", "E:\\", **FILLING)
+BILLING = Subject("db-7", "database", "billing", last_measured=DAY)
+SERVER = Subject("db-7", "server", last_measured=DAY)
+VOLUME = Subject("db-7", "volume", "E:\\", last_measured=DAY)
+
+
+def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
+    found = headline_of(BILLING, runway(), DISK)
+
+    assert found.text == (
+        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027). Alone it would not fill within a year."
+    )
+    assert (found.day, found.subject, found.name, found.linked) == (date(2027, 3, 7), "volume", "E:\\", "Disk E:\\")
+    assert str(rendered(found)) == (
+        '<a href="/volume?server=7&amp;name=E%3A%5C">Disk E:\\</a> full on 7 Mar 2027 (17 Feb to 17 Mar 2027). '
+        "Alone it would not fill within a year."
+    )
+
+
+def test_a_database_has_its_own_later_date_beside_that_of_the_disk() -> None:
+    own = runway(full_early=date(2027, 4, 1), full_middle=date(2027, 5, 1))
+
+    assert headline_of(BILLING, own, DISK).text.endswith("Alone it would be full on 1 May 2027.")
+
+
+def test_a_disk_and_a_server_have_their_own_date_without_their_name() -> None:
+    assert headline_of(VOLUME, DISK, None).text == "Full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    whole = runway("server", "", **{**FILLING, "full_late": None})
+    assert headline_of(SERVER, whole, whole).text == "Full on 7 Mar 2027 (17 Feb 2027 to beyond Nov 2027)."
+
+
+def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
+    days = {"full_early": date(2026, 12, 17), "full_middle": date(2026, 12, 19), "full_late": date(2027, 1, 2)}
+    found = headline_of(SERVER, None, runway(**days), also=DISK)
+
+    assert found.text == (
+        "Database billing full on 19 Dec 2026 (17 Dec 2026 to 2 Jan 2027). "
+        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    )
+    assert found.severity is Severity.ACT
+
+
+@pytest.mark.parametrize(
+    ("about", "own", "said"),
+    [
+        (BILLING, runway(), "Not expected to fill within a year."),
+        (
+            BILLING,
+            runway(full_early=date(2027, 10, 3)),
+            "Not expected to fill within a year. Possible from 3 Oct 2027 on (10 %).",
+        ),
+        (
+            BILLING,
+            runway(state="full", size_mb=100 * GIB, full_middle=DAY, full_early=DAY),
+            "Full: 100.0 GiB of 100.0 GiB.",
+        ),
+        (
+            BILLING,
+            runway(state="limit unknown", limit_mb=None),
+            "No limit known, so no fill date. Declare one: `capacity limits set db-7 billing --gb GIB`.",
+        ),
+        (
+            SERVER,
+            runway("server", "", state="limit unknown", limit_mb=None),
+            "No limit known, so no fill date. Declare one: `capacity limits set db-7 --gb GIB`.",
+        ),
+        (BILLING, runway(state="unlimited", limit_mb=None), "Declared as unlimited, so there is no fill date."),
+        (
+            BILLING,
+            runway(state="too little history", history_days=45),
+            "Too little history for a fill date: 12 more days needed, 45 of 57 are there.",
+        ),
+        (BILLING, None, "No forecast yet. The next daily run issues one."),
+        (Subject("db-7", "server"), None, "Never measured, so there is no forecast."),
+        (Subject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
+        (Subject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
+        (
+            Subject("db-7", "server", last_measured=DAY - timedelta(days=57)),
+            None,
+            "Not measured since 3 Oct 2026, so there is no forecast.",
+        ),
+    ],
+)
+def test_every_state_has_its_words(about: Subject, own: Runway | None, said: str) -> None:
+    assert headline_of(about, own, own, issued=DAY).text == said
+
+
+def test_without_any_forecast_the_command_that_brings_them_is_named() -> None:
+    assert headline_of(BILLING, None, None, issued=None).text == (
+        "No forecast yet. `capacity up` issues forecasts once a day."
+    )
+    assert "<code>capacity up</code>" in rendered(next_to_fill(None, issued=None))
+
+
+def test_a_name_with_blanks_is_quoted_in_the_command() -> None:
+    about = Subject("db-7", "database", "two words")
+
+    found = headline_of(about, runway(state="limit unknown"), None)
+
+    assert "`capacity limits set db-7 'two words' --gb GIB`" in found.text
+
+
+def test_the_fleet_names_what_fills_next_on_which_server() -> None:
+    found = next_to_fill(DISK, issued=DAY)
+
+    assert found.text == "Next to fill: disk E:\\ on db-7, full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    assert next_to_fill(None, issued=DAY, unknown_limits=1).text == (
+        "Nothing with a known limit is expected to fill within a year. No limit is known for 1 database."
+    )
+
+
+@pytest.mark.parametrize(
+    ("days", "severity"), [(1, "act"), (30, "act"), (31, "watch"), (90, "watch"), (91, None), (None, None)]
+)
+def test_severity_follows_the_day_that_is_as_likely_as_not(days: int | None, severity: str | None) -> None:
+    middle = None if days is None else DAY + timedelta(days=days)
+
+    assert severity_of(runway(full_middle=middle)) == severity
+
+
+def test_the_least_history_is_what_the_documents_say() -> None:
+    assert LEAST_HISTORY_DAYS == 57
+
+
+def test_names_in_a_headline_are_text() -> None:
+    hostile = runway("volume", "<b>`x`", **FILLING)
+
+    html = str(rendered(headline_of(BILLING, runway(), hostile)))
+
+    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
