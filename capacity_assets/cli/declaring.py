@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -28,6 +28,9 @@ from capacity_assets.ownership.labels import Label
 from capacity_assets.ownership.prices import Price
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 
+if TYPE_CHECKING:
+    from capacity_assets.forecast.issuing import Reissue
+
 NAMES_SHOWN = 10
 LINES_SHOWN = 10
 
@@ -41,18 +44,29 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
         yield engine
 
 
-def reissue_forecasts(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
-    """Reissue the newest forecasts of servers after a declaration, and report when the pages show the change."""
+def reissue_forecasts(engine: Engine, settings: Settings, servers: Collection[str]) -> Reissue:
+    """Update the forecasts of servers after a declaration, so that pages show it; raises DatabaseError."""
     from capacity_assets.forecast.issuing import issue_anew
 
-    issued = issue_anew(engine, servers, Clock(settings.zone)) if servers else None
-    names = first_of(sorted(servers), NAMES_SHOWN)
-    if issued is None or quiet:
+    return issue_anew(engine, servers, Clock(settings.zone))
+
+
+def print_reissue(servers: Collection[str], done: Reissue) -> None:
+    """Say which forecasts were updated, and when the others will be."""
+    if done.later:
+        names = first_of(sorted(servers), NAMES_SHOWN)
+        say(
+            f"The forecasts of {names} are not updated yet: the next run of the asset `runway` updates them. "
+            f"{done.later}"
+        )
         return
-    if issued:
-        say(f"The newest forecasts of {names} were reissued.")
-    else:
-        say(f"The pages show the change for {names} after the next run of the asset `runway`.")
+    if len(done.updated) == 1:
+        say(f"Forecast of {done.updated[0]} updated.")
+    elif done.updated:
+        say(f"Forecasts of {counted(len(done.updated), 'server')} updated.")
+    if done.not_measured:
+        names = first_of(done.not_measured, NAMES_SHOWN)
+        say(f"No forecast yet: {names}. Only servers in service with a sample of the last month have one.")
 
 
 @dataclass(frozen=True)
@@ -96,15 +110,23 @@ def declaring(function: Callable[..., Report]) -> Callable[..., None]:
         with opened_registry(settings) as engine:
             registry = Registry(settings, engine, dry_run, as_json)
             report = function(registry, **values)
-            if as_json:
-                print_json({"dry_run": dry_run, **report.document})
-            else:
+            if not as_json:
                 for line in [*report.lines, *([NOTHING_CHANGED] if dry_run else [])]:
                     say(line)
-            if not dry_run:
-                reissue_forecasts(engine, settings, report.servers, quiet=as_json)
-                if report.follow_up:
-                    report.follow_up(registry)
+            document: dict[str, object] = {"dry_run": dry_run, **report.document}
+            try:
+                if not dry_run and report.servers:
+                    document["forecasts"] = None
+                    done = reissue_forecasts(engine, settings, report.servers)
+                    document["forecasts"] = asdict(done)
+                    if not as_json:
+                        print_reissue(report.servers, done)
+            finally:
+                # Also where the forecasts fail: the declaration is stored.
+                if as_json:
+                    print_json(document)
+            if report.follow_up and not dry_run:
+                report.follow_up(registry)
         return report.code
 
     return run

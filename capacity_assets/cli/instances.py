@@ -22,7 +22,6 @@ from capacity_assets.cli.declaring import (
     declaring,
     file_argument,
     opened_registry,
-    reissue_forecasts,
 )
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import (
@@ -201,8 +200,7 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Repor
         declare(engine, limits)
         if today is not None:
             declare_labels(engine, labels, today)
-        reissue_forecasts(engine, registry.settings, {limit.server for limit in limits}, quiet=True)
-    return _report(registry, changes, servers)
+    return replace(_report(registry, changes, servers), servers={limit.server for limit in limits})
 
 
 LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")

@@ -64,8 +64,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         raise ValidationError("Give either --gb or --unlimited.")
     values = {"server": server, "database": database, "limit_gb": UNLIMITED if unlimited else gb, "note": note}
     limit = declaration(Limit, values)
-    hint = "" if unlimited else f" `capacity runway {server}` shows when it will be full."
-    return _declare(registry, [limit], f"{named(server, database)}: {limit_text(limit.limit_mb)}.{hint}")
+    return _declare(registry, [limit], f"{named(server, database)}: {limit_text(limit.limit_mb)}.")
 
 
 def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Report:

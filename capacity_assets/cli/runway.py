@@ -28,6 +28,7 @@ from capacity_assets.cli.options import (
 )
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import LEAST_CHANGES
 from capacity_assets.forecast.outlook import (
@@ -62,6 +63,7 @@ COLUMNS = (
 @click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="Assume that every limit is this many GiB higher.")
 @filter_options
 @number_listed("show", 20)
+@click.option("--issue", is_flag=True, help="First store the forecasts of today, so that pages and reports have them.")
 @json_command
 def runway(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
@@ -73,13 +75,15 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     engine: str | None,
     label: str | None,
     show: int,
+    issue: bool,
     as_json: bool,
 ) -> None:
     """Show when servers and databases will be full.
 
     With SERVER, shows only that server and all its databases, or one DATABASE of it. Lists those with a limit of their
     own, the greatest risk first: the days by which they are full with a probability of 10, 50 and 90 percent, and the
-    probability of being full within 30 and 90 days. Changes nothing.
+    probability of being full within 30 and 90 days. Stores nothing without --issue, which stores the forecasts of all
+    servers, as the asset `runway` does once a day.
 
     \b
     Examples:
@@ -87,14 +91,19 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
       capacity runway db-7 --add-gb 200
       capacity runway db-7 orders
       capacity runway --label team=payments
+      capacity runway --issue
     """
+    if issue and add_gb:
+        raise click.UsageError("Give either --issue or --add-gb.")
     refuse_an_absent_embedded_server(settings)
     chosen = None if label is None else key_and_value(label)
     with open_engine(settings) as opened:
         refuse_an_unfit_database(opened, settings.zone, kept="Nothing was changed.")
         if server is not None:
             registered(opened, [server])  # refuses an unknown name
-        today = Clock(settings.zone).today()
+        clock = Clock(settings.zone)
+        today = clock.today()
+        issued = RunwayService(opened, clock).issue(today) if issue else None
         forecasts = outlooks(opened, today, server, database, add_mb=int(add_gb * MB_PER_GB))
         if engine is not None or chosen is not None:
             forecasts = _only(opened, forecasts, today, label=chosen, of_engine=engine)
@@ -105,11 +114,14 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
         raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
     if as_json:
-        print_json({**asdict(forecasts), "add_gb": float(add_gb)})
+        document = {} if issued is None else {"issued": issued.to_dict()}
+        print_json({**asdict(forecasts), "add_gb": float(add_gb), **document})
     elif not forecasts.rows and (engine is not None or label is not None):
         say(f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
     else:
         print_outlooks(forecasts, add_gb=add_gb, show=show, every=server is not None)
+    if issued is not None and not as_json:
+        say(f"{counted(sum(issued.states.values()), 'forecast')} of {today} stored.")
 
 
 def _only(

@@ -291,13 +291,14 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
 def _print_runways(issue: IssuedDay | None) -> None:
     if issue is None:
         say(
-            "Fills first: no runway was issued within the last month. `capacity runway` computes them now, "
+            "Fills first: no runway was issued within the last month. `capacity runway --issue` issues them now, "
             "`capacity up` every day."
         )
         return
     rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
-        say(f"Limits or steps changed after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
+        issued_at = f"{issue.issued_at:%Y-%m-%d %H:%M} UTC"
+        say(f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts.")
     if rows:
         print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
     else:

@@ -92,7 +92,7 @@ NOTHING_UNUSUAL = (
     "No database changed more than usual, none was created or removed, and no server stopped being measured."
 )
 NOTHING_FILLS = "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before."
-NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To compute one now:"
+NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To issue one now:"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def opening(digest: Digest) -> list[Sentence]:
         if digest.has_forecast:
             sentences.append(Sentence(NOTHING_FILLS))
     if not digest.has_forecast:
-        sentences.append(Sentence(NO_FORECAST, "capacity runway"))
+        sentences.append(Sentence(NO_FORECAST, "capacity runway --issue"))
     return sentences
 
 

@@ -7,6 +7,7 @@ change what is issued from then on.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -24,7 +25,7 @@ from capacity_assets.base.units import LARGEST_MB, first_of
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
 from capacity_assets.database.sql import temporary_table
-from capacity_assets.database.tables import capacity_runways, try_lock, wait_for_lock
+from capacity_assets.database.tables import capacity_runways, instances, try_lock, wait_for_lock
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history_statements import KINDS
 from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
@@ -35,7 +36,12 @@ from capacity_assets.forecast.runway import of_batch
 logger = logging.getLogger("capacity_assets")
 
 MOST_AT_ONCE = 5_000
-"""The most runways that a command reissues after a declaration, so that it takes seconds."""
+"""The most runways that a command issues after a declaration, so that it takes seconds."""
+
+BUSY_SECONDS = 5
+"""How long a command waits for another run that issues runways, and may have read limits before the declaration."""
+
+NOW = "`capacity runway --issue` updates them now."
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -97,48 +103,99 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
     Raises:
         DatabaseError: the database failed; nothing was changed.
     """
-    in_time = is_in_time(as_of, today)
     with (
         database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
         engine.begin() as connection,
     ):
         wait_for_lock(connection, "runways")
-        scope = history.HistoryScope(as_of, every=True)
-        written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
-        score(connection, as_of, today)
-        states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
-        # What is told is what is stored: another run may have issued it.
-        issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON)
-        return IssuedRunways(as_of, issued, written, states, left_out)
+        return _issue(connection, as_of, today, overwrite=overwrite)
 
 
-def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> bool | None:
-    """Reissue the newest runways of some servers after a declaration for them; those of other servers are kept.
+def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
+    """Issue the runways of a day as the holder of the lock."""
+    in_time = is_in_time(as_of, today)
+    scope = history.HistoryScope(as_of, every=True)
+    written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
+    score(connection, as_of, today)
+    states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
+    # What is told is what is stored: another run may have issued it.
+    issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON)
+    return IssuedRunways(as_of, issued, written, states, left_out)
 
-    Returns whether they were reissued; None if none were issued yet. They are not reissued if the newest runways are
-    too old, which would change published forecasts, if the local clock and PostgreSQL's differ, if the servers have
-    more than MOST_AT_ONCE of them, while another run issues runways, or by a role without the rights.
+
+@dataclass(frozen=True)
+class Reissue:
+    """Which forecasts include a declaration for some servers."""
+
+    as_of: date | None = None
+    """Day of the forecasts; None: they were not updated."""
+    updated: Sequence[str] = ()
+    """Servers whose forecasts include the declaration."""
+    not_measured: Sequence[str] = ()
+    """Servers without a forecast: out of service, or not measured within the last month."""
+    later: str | None = None
+    """Why the forecasts were not updated at once."""
+
+
+def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> Reissue:
+    """Update the newest runways of some servers after a declaration for them; those of other servers are kept.
+
+    Where none were issued today, those of every server are issued for today, as the asset `runway` does. They are not
+    updated if that is more than MOST_AT_ONCE runways, if the local clock and PostgreSQL's differ, while another run
+    issues runways for longer than BUSY_SECONDS, or by a role without the rights.
 
     Raises:
         DatabaseError: the database failed; no runway was changed.
     """
-    kept = "The declaration is stored. The next run of the asset runway uses it."
-    with database_errors(doing="issuing runways", kept=kept), engine.begin() as connection:
+    kept = "The declaration is stored, the forecasts are not updated yet. `capacity runway --issue` updates them."
+    with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
         if not connection.execute(text(_MAY_ISSUE)).scalar_one():
-            return False
+            return Reissue(later="This role may not write forecasts.")
+        apart = judged_day(connection, clock).apart
+        if apart:
+            return Reissue(later=apart)
         today = clock.today()
-        as_of: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
-        if as_of is None:
-            return None
-        if not is_in_time(as_of, today) or judged_day(connection, clock).apart:
+        newest: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
+        sampled = history.newest_day(connection, today)
+        every, some = _subjects(connection, newest, sampled, servers)
+        issues_all = newest != today and every <= MOST_AT_ONCE
+        if not issues_all and (newest is None or not is_in_time(newest, today)):
+            return Reissue(later=f"None were issued today, and there are more than {MOST_AT_ONCE:,}. {NOW}")
+        if not issues_all and some > MOST_AT_ONCE:
+            return Reissue(later=f"There are {some:,} of them. {NOW}")
+        if not _locked_soon(connection):
+            return Reissue(later=f"Another run is issuing forecasts. {NOW}")
+        if issues_all or newest is None:
+            newest = today
+            _issue(connection, today, today)
+        else:
+            _store(connection, history.HistoryScope(newest, servers, every=True), in_time=True, replace=True)
+        runways = capacity_runways.c
+        has_runway = sa.select(runways.instance_id).where(runways.as_of == newest)
+        names = sa.select(instances.c.name).where(instances.c.name.in_(servers), instances.c.id.in_(has_runway))
+        updated = connection.execute(names.order_by(instances.c.name)).scalars().all()
+        return Reissue(newest, updated, sorted({*servers} - {*updated}))
+
+
+def _subjects(
+    connection: Connection, issued: date | None, sampled: date | None, servers: Collection[str]
+) -> tuple[int, int]:
+    """Return how many runways there will be about, of all servers and of some: as many as were issued or sampled."""
+    counts = [
+        connection.execute(text(query), {"day": day, "instance_ids": _ids_of(connection, servers)}).one()
+        for query, day in ((_ISSUED, issued), (_SAMPLED, sampled))
+    ]
+    return max(one.every for one in counts), max(one.some for one in counts)
+
+
+def _locked_soon(connection: Connection) -> bool:
+    """Hold the lock for issuing; return False where another run still holds it after BUSY_SECONDS."""
+    until = time.monotonic() + BUSY_SECONDS
+    while not try_lock(connection, "runways"):
+        if time.monotonic() >= until:
             return False
-        of_servers = {"as_of": as_of, "instance_ids": _ids_of(connection, servers)}
-        if connection.execute(text(_COUNT), of_servers).scalar_one() > MOST_AT_ONCE:
-            return False
-        if not try_lock(connection, "runways"):
-            return False
-        _store(connection, history.HistoryScope(as_of, servers, every=True), in_time=True, replace=True)
-        return True
+        time.sleep(0.2)
+    return True
 
 
 def _store(
@@ -246,9 +303,13 @@ SELECT bool_and(has_table_privilege('capacity_runways', needed))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
 """
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of <= :today"
-_COUNT = """
-SELECT count(*) FROM capacity_runways
-WHERE as_of = :as_of AND instance_id = ANY (CAST(:instance_ids AS integer[]))
+_ISSUED = """
+SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some
+FROM capacity_runways WHERE as_of = :day
+"""
+_SAMPLED = """
+SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some
+FROM database_size_stats WHERE collected_date = :day
 """
 _DECLARED_SINCE = """
 SELECT DISTINCT d.instance_id

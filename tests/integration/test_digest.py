@@ -70,9 +70,9 @@ def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engin
         for shown in (as_text(each), as_html(each), digest_text(each)):
             assert "No forecast was issued in that week, so there are no fill dates" in shown.replace("\\", "")
             assert "Nothing is full" not in shown
-        assert ("capacity runway" in as_text(each), "`" in as_text(each)) == (True, False)
-        assert ("<code>capacity runway</code>" in as_html(each), "`" in as_html(each)) == (True, False)
-        assert "`capacity runway`" in digest_text(each)
+        assert ("capacity runway --issue" in as_text(each), "`" in as_text(each)) == (True, False)
+        assert ("<code>capacity runway --issue</code>" in as_html(each), "`" in as_html(each)) == (True, False)
+        assert "`capacity runway --issue`" in digest_text(each)
 
 
 def test_forecasts_of_the_day_after_a_week_are_forecasts_for_its_digest(engine: Engine, week: Digest) -> None:

@@ -169,8 +169,8 @@ def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None
     said = capacity("limits", "set", "server-1", "orders", "--gb", "2").output.splitlines()
     imported = capacity("limits", "import", str(file)).output.splitlines()
 
-    assert said[-1] == "note: orders on server-1 holds 2.9 GiB, more than its limit."
-    assert imported[1:] == [
+    assert said[-2] == "note: orders on server-1 holds 2.9 GiB, more than its limit."
+    assert imported[1:-1] == [
         "note: orders on server-1 was 2.0 GiB.",
         "note: server-1 holds 3.4 GiB, more than its limit.",
         "note: still on server-1 holds 500 MiB, more than its limit.",

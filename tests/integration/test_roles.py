@@ -139,7 +139,7 @@ def test_the_collector_measures_and_imports(
     ]
 
     assert [one.exit_code for one in done] == [0, 0, 0], "".join(one.output for one in done)
-    assert "The pages show the change for own after the next run of the asset `runway`." in done[-1].stdout
+    assert "The forecasts of own are not updated yet" in done[-1].stdout
     with granted.connect() as connection:
         found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
     assert found[0] > 1

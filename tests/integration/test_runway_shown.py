@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from capacity_assets.database.tables import ALWAYS, wait_for_lock
 from capacity_assets.digest.content import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issued import newest_issue
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue, issue_anew
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.ownership.groups import fills_first
 from capacity_assets.ownership.labels import Label, declare_labels
@@ -158,7 +159,7 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> N
     declare(engine, [Limit("server-1", "still", 501)])
 
     assert "changed after" not in before
-    assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output
+    assert "UTC: `capacity runway --issue` updates the forecasts." in capacity("status", columns=200).output
 
 
 @pytest.mark.usefixtures("today")
@@ -237,7 +238,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
     said = printed("limits", "set", "server-1", "orders", "--gb", "3")
     after = shown(engine, "orders")
 
-    assert "The newest forecasts of server-1 were reissued." in said
+    assert "Forecast of server-1 updated." in said
     assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=20), TODAY + timedelta(days=6))
     assert (after.as_of, after.forecast_7_days_mb, after.is_outdated) == (TODAY, before.forecast_7_days_mb, False)
     assert shown(engine, "other") == other
@@ -268,23 +269,91 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
 
 
 @pytest.mark.usefixtures("today")
-@pytest.mark.parametrize("why", ["large", "old", "busy"])
-def test_forecasts_that_a_command_does_not_issue_anew_are_said_to_be_older(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, why: str
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("large", "There are 4 of them."),
+        ("large and old", "None were issued today, and there are more than 3."),
+        ("busy", "Another run is issuing forecasts."),
+    ],
+)
+def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_they_are_issued(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, why: str, said: str
 ) -> None:
-    issue(engine, TODAY - timedelta(days=2 if why == "old" else 0), TODAY)
-    if why == "large":
+    issue(engine, TODAY - timedelta(days=2 if "old" in why else 0), TODAY)
+    if "large" in why:
         monkeypatch.setattr(issuing, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(issuing, "BUSY_SECONDS", 0)
     before = shown(engine, "orders")
 
     with engine.begin() as connection:
         if why == "busy":
             wait_for_lock(connection, "runways")
-        said = printed("limits", "set", "server-1", "orders", "--gb", "3")
+        message = printed("limits", "set", "server-1", "orders", "--gb", "3")
 
-    assert "The pages show the change for server-1 after the next run of the asset `runway`." in said
+    assert "The forecasts of server-1 are not updated yet: the next run of the asset `runway` updates them. " in message
+    assert f"{said} `capacity runway --issue` updates them now." in message
     after = shown(engine, "orders")
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
+
+    assert f"4 forecasts of {TODAY} stored." in printed("runway", "--issue")
+    issued = shown(engine, "orders")
+    assert (issued.as_of, issued.limit_mb, issued.is_outdated) == (TODAY, 3072, False)
+
+
+@pytest.mark.usefixtures("today")
+@pytest.mark.parametrize("issued_ago", [None, 1, 40])
+def test_the_first_declaration_of_a_day_issues_every_forecast_as_the_asset_does(
+    engine: Engine, issued_ago: int | None
+) -> None:
+    add_instances(engine, [2, 3])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    if issued_ago is not None:
+        issue(engine, TODAY - timedelta(days=issued_ago), TODAY)
+
+    said = printed("limits", "set", "server-1", "orders", "--gb", "3")
+    declared = stored_runways(engine)
+    again = issue(engine, TODAY, TODAY)
+
+    assert "Forecast of server-1 updated." in said
+    assert (again.written, stored_runways(engine)) == (0, declared), "the asset stores the same"
+    assert set(declared) == {"", "orders", "still", "young", "other"}
+    assert (declared["orders"]["limit_mb"], declared["orders"]["in_time"]) == (3072, True)
+    said = printed("limits", "set", "server-3", "--gb", "3")
+    assert "No forecast yet: server-3." in said
+    document = json.loads(printed("limits", "set", "server-1", "still", "--gb", "1", "--json"))
+    assert document["forecasts"] == {"as_of": str(TODAY), "updated": ["server-1"], "not_measured": [], "later": None}
+
+
+@pytest.mark.usefixtures("today")
+def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    execute(engine, "ALTER TABLE capacity_runways ADD CONSTRAINT broken CHECK (limit_mb IS DISTINCT FROM 3072)")
+
+    failed = capacity("limits", "set", "server-1", "orders", "--gb", "3")
+    as_json = capacity("limits", "set", "server-1", "orders", "--gb", "3", "--json")
+
+    assert (failed.exit_code, as_json.exit_code) == (1, 1)
+    assert "orders on server-1: 3.0 GiB." in failed.stdout
+    assert "The declaration is stored, the forecasts are not updated yet." in failed.output.replace("\n", " ")
+    document = json.loads(as_json.stdout)
+    assert (document["limits"][0]["limit_mb"], document["forecasts"]) == (3072, None)
+    assert "server-1 orders     3.0 GiB" in printed("limits", "list")
+    assert shown(engine, "orders").is_outdated
+
+
+@pytest.mark.usefixtures("today")
+def test_a_declaration_waits_for_a_run_that_may_have_read_the_limits_before(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            wait_for_lock(connection, "runways")
+            declare(engine, [Limit("server-1", "orders", 3072)])
+            issuing_anew = threads.submit(issue_anew, engine, {"server-1"}, fixed_clock())
+            wait([issuing_anew], timeout=1)
+            assert not issuing_anew.done()
+        assert issuing_anew.result(timeout=30).updated == ["server-1"]
+    assert shown(engine, "orders").limit_mb == 3072
 
 
 @pytest.mark.usefixtures("today")

@@ -266,8 +266,9 @@ def test_what_a_server_reports_of_itself_goes_before(engine: Engine, tmp_path: P
     again = capacity("volumes", "import", str(file)).output
 
     assert rehearsed == [f"2 volumes read, from {file}.", "Dry run: nothing was changed."]
-    assert done == f"2 volumes read, 1 stored or changed, from {file}.\n"
-    assert again == f"2 volumes read, 0 stored or changed, from {file}.\n"
+    updated = "Forecasts of 2 servers updated.\n"
+    assert done == f"2 volumes read, 1 stored or changed, from {file}.\n{updated}"
+    assert again == f"2 volumes read, 0 stored or changed, from {file}.\n{updated}"
     assert [(row["volume"], row["total_mb"], row["free_mb"], row["source"]) for row in listed()] == [
         ("/data", 5000, 77, "measured"),
         ("E:", 1536, 512, "imported"),
