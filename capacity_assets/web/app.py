@@ -51,7 +51,7 @@ from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
 from capacity_assets.web.pages import fleet, groups, lists, subjects
-from capacity_assets.web.reader import Names, Reader
+from capacity_assets.web.reader import Names, Reader, shared_revision
 from capacity_assets.web.rendering import Renderer, csv_of
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
@@ -361,7 +361,7 @@ class Answers:
             # Not cached: two hundred times as many rows, for a single reader.
             return self._now(page.read(self._reader, query))
         values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
-        key = (page.path, values, query.today)
+        key = (page.path, values, query.today, shared_revision(self._reader))
         return self._reader.kept(key, lambda: self._now(page.read(self._reader, query)), SECONDS_KEPT)
 
     def _now(self, content: Any) -> ReadPage:

@@ -19,7 +19,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.guards import newer_schema
 from capacity_assets.reading.access import snapshot
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
-from capacity_assets.reading.filling import outdated_servers
+from capacity_assets.reading.filling import forecasts_revision, outdated_servers
 from capacity_assets.reading.names import NameMatch, name_index
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import PageQuery
@@ -28,6 +28,7 @@ from capacity_assets.web.addresses import PageQuery
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit for all values together, in pickled size; in memory they take about six times as much."""
+FORECASTS_SECONDS = 2
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
 
 T = TypeVar("T")
@@ -148,7 +149,12 @@ def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
 
 def shared_outdated(reader: Reader) -> list[str]:
     """Return the servers with declarations after the newest forecast, which several pages show."""
-    return reader.kept_of(("outdated",), outdated_servers, DECLARED_SECONDS)
+    return reader.kept_of(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
+
+
+def shared_revision(reader: Reader) -> tuple[object, ...]:
+    """Return a part of the keys of what shows forecasts, so that updated ones are shown within seconds."""
+    return reader.kept_of("forecasts", forecasts_revision, FORECASTS_SECONDS)
 
 
 def chosen_window(connection: Connection, query: PageQuery, period: Period) -> Window | None:

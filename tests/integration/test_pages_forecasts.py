@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import time
+from datetime import date, timedelta
+from decimal import Decimal
 
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue, issue_anew
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.forecast.outlook import standing_for_themselves
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.prices import Price, declare_prices
+from capacity_assets.web.reader import FORECASTS_SECONDS
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -40,6 +44,30 @@ def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since
     outdated = {row["server"]: row["is_outdated"] for row in pages.document("/filling")["runways"]}
     assert outdated.pop("server-1")
     assert not any(outdated.values())
+
+
+def test_a_page_that_is_cached_shows_an_updated_forecast_and_a_price_within_seconds(
+    pages: Pages, engine: Engine
+) -> None:
+    limit_mb = 20_000
+
+    def shown() -> tuple[object, ...]:
+        fleet, database = pages.document("/"), pages.document("/database?server=1&name=orders")
+        listed = [one["limit_mb"] for one in fleet["fills_first"] if one["name"] == "orders"]
+        return (*listed, database["runway"]["limit_mb"], pages.document("/bill?month=2025-06")["is_outdated"])
+
+    before = shown()
+    declare(engine, [Limit("server-1", "orders", limit_mb)])
+    issue_anew(engine, {"server-1"}, fixed_clock())
+    declare_prices(engine, [Price(Decimal(2), "EUR", valid_from=date(2025, 6, 1))], TODAY)
+    until = time.monotonic() + 7
+    while (after := shown()) == before and time.monotonic() < until:
+        time.sleep(0.5)
+    time.sleep(FORECASTS_SECONDS)
+
+    assert limit_mb not in before
+    assert not before[-1]
+    assert shown() == (limit_mb, limit_mb, True), after
 
 
 def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engine) -> None:

@@ -28,7 +28,7 @@ from capacity_assets.web.pages.ranges import (
     fitting_period,
     windows_in,
 )
-from capacity_assets.web.reader import Reader, shared_outdated
+from capacity_assets.web.reader import Reader, shared_outdated, shared_revision
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS = 30
@@ -116,7 +116,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     shown = fitting_period(chosen_range(query), query.today, MOST_FLEET_WINDOWS)
     period = PERIODS[shown.period]
     read = partial(_read_every_period, today=query.today, grouped_by=default_grouping(query.label_keys))
-    fleet = reader.kept_of(("fleet", query.today), read, FLEET_SECONDS)
+    fleet = reader.kept_of(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)
     fleet = replace(fleet, period=period.name, shown=shown, declared_since=shared_outdated(reader))
     if period.name not in fleet.periods:
         return fleet

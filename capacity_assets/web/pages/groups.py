@@ -33,7 +33,7 @@ from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, server_id_of
 from capacity_assets.web.addresses import PageQuery
-from capacity_assets.web.reader import Reader, chosen_window, shared_outdated
+from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
 
 GROUP_WINDOWS = 13
 # The same for every period and window.
@@ -142,14 +142,14 @@ def _notice(connection: Connection, period: Period, windows: Sequence[Window], b
 def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
     if by == "server":
         # As many groups as servers, of which the others keep some names each.
-        return reader.kept_of(("fills first", by), partial(fills_first, by=by), FILLS_SECONDS)
+        return reader.kept_of(("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS)
     return first_of_each(_filling(reader, by))
 
 
 def _filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
     """Return what of each group fills first, for the page of all groups and those of each."""
     read = partial(filling_of_groups, by=by, most=MEMBERS_SHOWN)
-    return reader.kept_of(("filling", by), read, FILLS_SECONDS)
+    return reader.kept_of(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
 
 
 def read_group(reader: Reader, query: PageQuery) -> GroupPage:
