@@ -95,10 +95,14 @@ def served(app: Any, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def serving_process(database: URL, *, open_files: int) -> Iterator[Pages]:
-    """`capacity serve` as a separate process with a limit on open files, until the block ends."""
+def serving_process(database: URL, *, open_files: int, request_seconds: int) -> Iterator[Pages]:
+    """`capacity serve` as a separate process with limits on open files and on requests, until the block ends."""
     port = free_port()
-    arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--allow-writing-role", "--port", str(port)]
+    program = (
+        f"from capacity_assets.web import app; app.REQUEST_SECONDS = {request_seconds}; "
+        "from capacity_assets.cli.main import main; main()"
+    )
+    arguments = [sys.executable, "-c", program, "serve", "--allow-writing-role", "--port", str(port)]
     address = database.render_as_string(hide_password=False)
     with subprocess.Popen(
         arguments, env={**os.environ, "CAPACITY_WEB_DATABASE_URL": address}, stdout=subprocess.PIPE, text=True

@@ -115,8 +115,8 @@ def processes_naming(text: str) -> list[str]:
 
 
 # A server that needs heartbeats waits half a minute for one; with this setting it would exit sooner.
-SHORT_HEARTBEAT = {"DAGSTER_GRPC_PROXY_HEARTBEAT_TTL_SECONDS": "2"}
-PAUSE_SECONDS = 6
+SHORT_HEARTBEAT = {"DAGSTER_GRPC_PROXY_HEARTBEAT_TTL_SECONDS": "1"}
+PAUSE_SECONDS = 3
 
 
 def pause(processes: Iterable[subprocess.Popen[Any]]) -> None:

@@ -16,6 +16,7 @@ from time import sleep
 
 import pytest
 
+from capacity_assets.collection.engines import base
 from capacity_assets.collection.engines.base import Access, MeasureError
 from capacity_assets.collection.engines.sqlserver import BoundedSocket
 
@@ -25,9 +26,9 @@ import resource, sys, threading
 from capacity_assets.collection.engines.base import Access
 from capacity_assets.collection.engines.base import engine_named
 resource.setrlimit(resource.RLIMIT_AS, (64 * 1024**3,) * 2)
-name, host, port, side_by_side = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+name, host, port, side_by_side, seconds = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 engine = engine_named(name)
-access = Access(host, port, "probe", None, "x", connect_seconds=3, statement_seconds=2)
+access = Access(host, port, "probe", None, "x", connect_seconds=seconds, statement_seconds=seconds)
 with __import__("contextlib").suppress(Exception):
     engine.connect(Access("127.0.0.1", 1, "probe", None, "x", connect_seconds=1))  # loads the driver
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -45,9 +46,12 @@ print(said[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 
 TOO_MUCH = "its answer has more than 200,000 rows or 32 MiB, and was not read to its end"
 
 
-def measured(engine: str, host: str, port: int, side_by_side: int = 1) -> tuple[str, int]:
-    """The client's error and its memory in MiB; the client must end within a minute."""
-    arguments = [sys.executable, "-c", CLIENT, engine, host, str(port), str(side_by_side)]
+def measured(engine: str, host: str, port: int, side_by_side: int = 1, seconds: int = 3) -> tuple[str, int]:
+    """The client's error and its memory in MiB; the client must end within a minute.
+
+    `seconds` is the time limit of the login and that of an answer.
+    """
+    arguments = [sys.executable, "-c", CLIENT, engine, host, str(port), str(side_by_side), str(seconds)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
     said, _, taken_mb = done.stdout.strip().rpartition("|")
     return said, int(taken_mb)
@@ -115,7 +119,7 @@ def says_a_byte_now_and_then(peer: socket.socket) -> None:
     peer.sendall(message(b"1", b"") + message(b"2", b"") + FIELD + b"D" + struct.pack("!IHI", 1010, 1, 1000))
     while True:
         peer.sendall(b"x")
-        sleep(0.3)
+        sleep(0.1)
 
 
 def names_parameters_for_ever(peer: socket.socket) -> None:
@@ -161,7 +165,7 @@ def test_many_endless_fields_side_by_side_are_given_up() -> None:
 
 def test_an_answer_of_postgresql_that_comes_byte_by_byte_is_given_up_at_the_time_limit() -> None:
     with listening(as_postgresql(says_a_byte_now_and_then)) as port:
-        said, _ = measured("postgresql", "127.0.0.1", port)
+        said, _ = measured("postgresql", "127.0.0.1", port, seconds=1)
 
     assert said == "MeasureError: its response was not complete in time"
 
@@ -202,7 +206,7 @@ def begins_a_packet(number: int) -> Callable[[socket.socket], None]:
         peer.sendall(packet(number, bytes(1000))[:4])
         while True:
             peer.sendall(b"x")
-            sleep(0.3)
+            sleep(0.1)
 
     return answer
 
@@ -220,7 +224,7 @@ def test_an_answer_of_mysql_that_comes_byte_by_byte_is_given_up_at_the_time_limi
     answer: Callable[[socket.socket], None],
 ) -> None:
     with listening(answer) as port:
-        said, _ = measured("mysql", "127.0.0.1", port)
+        said, _ = measured("mysql", "127.0.0.1", port, seconds=1)
 
     assert "its response was not complete in time" in said
 
@@ -246,12 +250,12 @@ def begins_a_login(peer: socket.socket) -> None:
     peer.sendall(struct.pack(">BBHHBB", 4, 1, 1000, 0, 1, 0))
     while True:
         peer.sendall(b"x")
-        sleep(0.3)
+        sleep(0.1)
 
 
 def test_a_login_of_sql_server_that_comes_byte_by_byte_is_given_up_at_the_time_limit() -> None:
     with listening(begins_a_login) as port:
-        said, _ = measured("sqlserver", "127.0.0.1", port)
+        said, _ = measured("sqlserver", "127.0.0.1", port, seconds=1)
 
     assert "its response was not complete in time" in said
 
@@ -259,10 +263,11 @@ def test_a_login_of_sql_server_that_comes_byte_by_byte_is_given_up_at_the_time_l
 def sends_a_byte_now_and_then(peer: socket.socket) -> None:
     while True:
         peer.sendall(b"x")
-        sleep(0.1)
+        sleep(0.05)
 
 
-def test_each_answer_to_the_driver_of_sql_server_has_a_time_limit_as_a_whole() -> None:
+def test_each_answer_to_the_driver_of_sql_server_has_a_time_limit_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "SLACK_SECONDS", 0.25)
     access = Access("127.0.0.1", 0, "probe", None, connect_seconds=0.5)
     with listening(sends_a_byte_now_and_then) as port, BoundedSocket(replace(access, port=port)) as peer:
         peer.answer_seconds = 1.5
@@ -272,6 +277,6 @@ def test_each_answer_to_the_driver_of_sql_server_has_a_time_limit_as_a_whole() -
 
         for _ in range(2):
             peer.sendall(b"?")
-            assert receive(25) == 25
+            assert receive(20) == 20
         with pytest.raises(MeasureError, match="its response was not complete in time"):
             receive(50)

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.base.errors import CapacityError
+from capacity_assets.database import locks
 from capacity_assets.database.locks import (
     CapacityLockManager,
     HeldLock,
@@ -62,9 +63,14 @@ def lose_by_pause(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("lose", [lose_by_flush, lose_by_kill, lose_by_pause])
 def test_a_lock_lost_in_mid_work_stops_it_before_it_commits(
-    engine: Engine, redis_locks: CapacityLockManager, redis_server: RedisServer, lose: Callable[[RedisServer], None]
+    engine: Engine,
+    redis_locks: CapacityLockManager,
+    redis_server: RedisServer,
+    lose: Callable[[RedisServer], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two slices: Redis is lost after the first, which stays; nothing of the second is written."""
+    monkeypatch.setattr(locks, "REDIS_TIMEOUT_SECONDS", 2.0)
     add_instances(engine, [1, 2])
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", [1, 2]))
@@ -98,8 +104,8 @@ def test_a_terminated_lock_connection_stops_the_work_before_it_commits(engine: E
     assert runner.run_period("monthly", MARCH, DATABASE_LEVEL).total("written_records") == 1
 
 
-def taken(locks: CapacityLockManager) -> HeldLock:
-    with locks.job_lock("daily") as lock:
+def taken(manager: CapacityLockManager) -> HeldLock:
+    with manager.job_lock("daily") as lock:
         return lock
 
 

@@ -155,7 +155,7 @@ def test_what_was_not_read_in_time_is_there_for_who_asks_again(
 
 
 def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(database: URL) -> None:
-    with serving_process(database, open_files=160) as pages:
+    with serving_process(database, open_files=160, request_seconds=2) as pages:
         place = ("127.0.0.1", int(pages.address.rpartition(":")[2]))
         unfinished = [socket.create_connection(place, timeout=60) for _ in range(300)]
         for one in unfinished:
@@ -164,7 +164,7 @@ def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(datab
         assert pages.ask("/schema").status == 200
         for one in unfinished:
             with one, suppress(ConnectionError):
-                assert one.recv(1) == b"", "closed within ten seconds"
+                assert one.recv(1) == b"", "closed within two seconds"
         body = socket.create_connection(place, timeout=60)
         with body, suppress(ConnectionError):
             body.sendall(b"GET /schema HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n")
@@ -186,7 +186,8 @@ def test_a_head_that_is_too_large_is_refused_before_it_is_read(pages: Pages) -> 
 
 
 def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "STALLED_SECONDS", 2)
+    monkeypatch.setattr(app, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(app, "SECONDS_BETWEEN_LOOKS", 0.1)
     ended: list[bool] = []
 
     async def large(scope: Any, _receive: Any, send: Any) -> None:
@@ -198,7 +199,7 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.
     port = free_port()
     with served(large, port), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(8)
+        time.sleep(3)
         received = 0
         with suppress(ConnectionError):
             while some := connection.recv(1_000_000):
