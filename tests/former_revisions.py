@@ -25,6 +25,8 @@ _KEYS = (
 ADDED_LATER = {
     "0015": (
         "DROP TABLE group_size_aggregations CASCADE",
+        "DROP TABLE capacity_bill_groups",
+        "ALTER TABLE capacity_bills DROP COLUMN billed_until",
         "DELETE FROM capacity_computed_windows WHERE level = 'group'",
         "DELETE FROM capacity_changes WHERE kind = 'groups'",
         "CREATE TABLE capacity_group_sums (period_type varchar(20), period_start date, size_mb numeric(30))",

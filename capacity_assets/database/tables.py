@@ -680,6 +680,7 @@ capacity_bills = Table(
     Column("declared_state", Text, comment="Numbers and newest times of labels and prices that were looked at last"),
     timestamp("samples_dropped_at", "When dropped samples of the month were detected; null: none", nullable=True),
     Column("clock_doubt", Text, comment="Why the bill is not final although the month seems over; null: no doubt"),
+    Column("billed_until", Date, comment="Last day of the month with samples; null: a former version computed it"),
     comment="Bills per month, each issue of them.",
 )
 
@@ -699,6 +700,28 @@ capacity_bill_lines = Table(
     Column("price", PRICE, comment="Currency per GiB and month; null: none is known"),
     Column("amount", EXACT, comment="Price times GiB times months, not rounded; null: no price is known"),
     comment="Lines of bills: one per database, and per set of labels and price that it had in the month.",
+)
+
+capacity_bill_groups = Table(
+    "capacity_bill_groups",
+    metadata,
+    Column("month", Date, primary_key=True, comment="First day of the month"),
+    Column("issue", Integer, primary_key=True, autoincrement=False, comment="Issue of the bill"),
+    Column("grouped_by", String(255), primary_key=True, comment="engine, server, or a label key"),
+    Column("group_name", String(255), primary_key=True, comment="Engine, server or value; empty: without such a label"),
+    Column("databases", Integer, nullable=False, comment="Databases; 0: it had some in the month before only"),
+    Column("servers", Integer, nullable=False, comment="Servers of these databases"),
+    Column("gib_months", EXACT, nullable=False, comment="Sum of what was billed, GiB times months"),
+    Column("unpriced_gib_months", EXACT, nullable=False, comment="The part without a price, not billed"),
+    Column("lowest_price", PRICE, comment="Lowest price of its lines, per GiB and month; null: none had one"),
+    Column("highest_price", PRICE, comment="Highest price of its lines, per GiB and month; null: none had one"),
+    Column("amount", EXACT, comment="Sum of its lines, not rounded; null: none had a price"),
+    Column("before_issue", Integer, comment="Issue of the month before that it is compared with; null: with none"),
+    Column("amount_before", EXACT, comment="Amount of the month before; null: none had a price, or not compared"),
+    Column("change_growth", EXACT, comment="Change of the amount by growth; null: not compared"),
+    Column("change_price", EXACT, comment="Change of the amount by prices; null: not compared"),
+    Column("change_moves", EXACT, comment="Change of the amount by databases from and to other groups; null: likewise"),
+    comment="Bills by group: sums of the lines for every grouping, and the change against the month before.",
 )
 
 capacity_digests = Table(

@@ -700,7 +700,13 @@ READ_ON_NODES = tuple(
     table.name for table in PARTITIONED if table not in {database_limit_stats, group_size_aggregations}
 )
 """What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
-READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines", "capacity_prices")
+READABLE = (
+    *(view.name for view in VIEWS),
+    "capacity_bills",
+    "capacity_bill_groups",
+    "capacity_bill_lines",
+    "capacity_prices",
+)
 
 
 def ensure_reader_role(connection: Connection) -> None:

@@ -8,7 +8,7 @@ declarations. The words of a bill are the same on the screen, in files and on pa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
@@ -24,6 +24,14 @@ from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unf
 from capacity_assets.database.labels import labels_of
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_bills, wait_for_lock
+from capacity_assets.ownership.bill_groups import (
+    BillGroup,
+    compared_issue,
+    count_of_bill,
+    groups_of_bill,
+    store_groups,
+    store_missing_groups,
+)
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
 # Labels and prices change between segments only, so each is looked up once per database and segment.
@@ -160,6 +168,7 @@ COMPUTED = {"billed_servers": _BILLED_SERVERS, "labelled": _LABELLED, "computed_
 
 DAYS = """
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
+       (SELECT max(last_day) FROM measured) AS billed_until,
        (SELECT count(*) FROM totals t LEFT JOIN instances i ON i.id = t.instance_id
         WHERE t.is_sized AND i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers))
            AS unbilled_servers
@@ -196,11 +205,11 @@ FROM computed_lines
 """
 STORE_BILL = """
 INSERT INTO capacity_bills (month, issue, is_final, currency, amount, gib_months, unpriced_gib_months, measured_days,
-                            billed_days, unbilled_servers, label_keys, reason, clock_doubt)
+                            billed_days, billed_until, unbilled_servers, label_keys, reason, clock_doubt)
 SELECT :start, :issue, :is_final, CASE WHEN count(amount) > 0 THEN (SELECT min(currency) FROM capacity_prices) END,
        coalesce(sum(amount), 0),
        coalesce(sum(gib_months), 0), coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0), :measured_days,
-       :billed_days, :unbilled_servers, CAST(:label_keys AS json), :reason, :clock_doubt
+       :billed_days, :billed_until, :unbilled_servers, CAST(:label_keys AS json), :reason, :clock_doubt
 FROM computed_lines
 """
 DECLARED_STATE = """(
@@ -258,29 +267,6 @@ SELECT EXISTS (
               OR (SELECT coalesce(sum(measured), 0) FROM (SELECT DISTINCT instance_id, measured FROM measured) AS m)
                  < :billed_before END
 )
-"""
-# Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
-GROUPS = """
-WITH grouped AS (
-    SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine WHEN 'server' THEN server
-                ELSE labels ->> CAST(:by AS text) END AS group_name,
-           count(DISTINCT (instance_id, database_name)) AS databases,
-           sum(gib_months) AS gib_months, coalesce(sum(amount), 0) AS exact, count(amount) AS priced,
-           coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0) AS unpriced_gib_months
-    FROM capacity_bill_lines WHERE month = :start AND issue = :issue GROUP BY 1
-), placed AS (
-    SELECT *, floor(exact * 100) AS cents,
-           row_number() OVER (ORDER BY exact * 100 - floor(exact * 100) DESC, exact DESC, group_name) AS place,
-           round(sum(exact) OVER () * 100) - sum(floor(exact * 100)) OVER () AS left_over
-    FROM grouped
-)
-SELECT group_name, databases, gib_months, unpriced_gib_months,
-       CASE WHEN priced > 0 THEN round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) END AS amount,
-       CASE WHEN priced > 0 THEN exact END AS exact_amount
-FROM placed ORDER BY exact DESC, group_name NULLS LAST
-"""
-DATABASES = """
-SELECT count(DISTINCT (instance_id, database_name)) FROM capacity_bill_lines WHERE month = :start AND issue = :issue
 """
 
 
@@ -341,8 +327,10 @@ def notes(issued: IssuedBill) -> list[str]:
 
 
 def _differences(issued: IssuedBill) -> list[str]:
-    """Name the groups whose amount is another one than in the issue before."""
+    """Name the groups whose amount is another one than in the issue before, which may not know this key of labels."""
     assert issued.before is not None  # noqa: S101 -- called for restated bills only
+    if not issued.before.groups:
+        return []
     before = {group.name: group for group in issued.before.groups}
     now = {group.name: group for group in issued.groups}
     return [
@@ -370,7 +358,7 @@ def quantity_note(issued: IssuedBill) -> str:
     return "GiB are what the days so far add up to, divided by the days of the month."
 
 
-CENT = Decimal("0.01")
+CENT, MICRO = Decimal("0.01"), Decimal("0.000001")
 DECLARED_NAMED = 3
 
 
@@ -395,6 +383,8 @@ class Bill:
     """When the bill was frozen because retention had dropped its samples."""
     clock_doubt: str | None = None
     """Why the bill is not final although the month seems to be over."""
+    billed_until: date | None = None
+    """Last day of the month with samples; None where a former version computed the bill."""
 
     @property
     def amount(self) -> Decimal | None:
@@ -406,18 +396,13 @@ class Bill:
         """Whether a part of what was measured is in no amount."""
         return self.unpriced_gib_months > 0
 
-
-@dataclass(frozen=True)
-class BillGroup:
-    """What one group has to pay; `name` None: without such a label. `amount` None: nothing of it had a price."""
-
-    name: str | None
-    databases: int
-    gib_months: Decimal
-    unpriced_gib_months: Decimal
-    amount: Decimal | None
-    exact_amount: Decimal | None = None
-    """Not rounded: two issues may differ by rounding alone."""
+    @property
+    def days_so_far(self) -> int | None:
+        """Days of a part of a month; None for a whole month, and where its last day with samples is not known."""
+        if self.is_final or self.billed_until is None:
+            return None
+        days = (self.billed_until - self.month).days + 1
+        return days if days < PERIODS["monthly"].window_of(self.month).days else None
 
 
 @dataclass(frozen=True)
@@ -430,6 +415,38 @@ class IssuedBill:
     databases: int = 0
     """Of all groups; one that changed hands is in two of them."""
     before: "IssuedBill | None" = None  # noqa: UP037 -- a dataclass field of its own type
+    servers: int = 0
+    """Of all groups; one may be in several of them."""
+    former_groups: Sequence[BillGroup] = ()
+    """Groups that had databases the month before, and have none now."""
+    compared_issue: int | None = None
+    """The issue of the month before that it is compared with; None: it is not compared."""
+
+    @property
+    def total(self) -> BillGroup:
+        """All groups together; each figure is the sum of theirs, except that databases and servers count once."""
+        every, bill = [*self.groups, *self.former_groups], self.bill
+        prices = [price for group in every for price in (group.lowest_price, group.highest_price) if price is not None]
+        exact = None if bill.currency is None else bill.exact_amount
+        return BillGroup(
+            name=None,
+            databases=self.databases,
+            gib_months=bill.gib_months,
+            unpriced_gib_months=bill.unpriced_gib_months,
+            amount=bill.amount,
+            exact_amount=exact,
+            servers=self.servers,
+            lowest_price=min(prices, default=None),
+            highest_price=max(prices, default=None),
+            projected_amount=_sum(group.projected_amount for group in every),
+            amount_before=_sum(group.amount_before for group in every),
+            change=_sum(group.change for group in every),
+            change_growth=_sum(group.change_growth for group in every),
+            change_price=_sum(group.change_price for group in every),
+            change_moves=_sum(group.change_moves for group in every),
+            amount_per_gib=_each(exact, bill.gib_months - bill.unpriced_gib_months, MICRO),
+            amount_per_server=_each(exact, Decimal(self.servers), CENT),
+        )
 
     @property
     def difference(self) -> Decimal | None:
@@ -446,6 +463,15 @@ class IssuedBill:
         was, now = self.before.bill, self.bill
         amounts = f"{amount_text(was)} became {amount_text(now)}"
         return f"Restated: issue {was.issue} of {was.issued_at:%Y-%m-%d %H:%M %Z}, {amounts}. {now.reason}"
+
+
+def _sum(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known, Decimal()) if known else None
+
+
+def _each(amount: Decimal | None, number: Decimal, unit: Decimal) -> Decimal | None:
+    return None if amount is None or not number else (amount / number).quantize(unit, ROUND_HALF_UP)
 
 
 def amount_text(bill: Bill) -> str:
@@ -493,6 +519,7 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
             changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
         is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
         connection.execute(update(capacity_bills).where(*is_issue).values(changes))
+        store_missing_groups(connection)
         return _issues(connection, month)[0]
 
 
@@ -536,6 +563,7 @@ def _store(
     values = {**parameters, "issue": issue, **finality, "reason": reason, **days._asdict()}
     for statement in (*DELETE, STORE_LINES, STORE_BILL):
         connection.execute(text(statement), {**values, "label_keys": json.dumps(parameters["keys"])})
+    store_groups(connection, month, issue)
     return issue
 
 
@@ -566,12 +594,15 @@ def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) ->
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
     """Read an issue of a bill, by default the newest, by groups, with the one before.
 
+    Groups of bills of former versions are stored first.
+
     Raises:
         NotFoundError: there is no such issue.
         ValidationError: the bill cannot be grouped so.
         DatabaseError: the database failed.
     """
-    with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.begin() as connection:
+        store_missing_groups(connection)
         return read_bill_of(connection, month, by, issue)
 
 
@@ -591,7 +622,9 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    parameters = {"start": bill.month, "issue": bill.issue, "by": by}
-    databases = connection.execute(text(DATABASES), parameters).scalar_one()
-    groups = [BillGroup(*row) for row in connection.execute(text(GROUPS), parameters)]
-    return IssuedBill(bill, by, groups, databases, before)
+    databases, servers = count_of_bill(connection, bill.month, bill.issue)
+    month = PERIODS["monthly"].window_of(bill.month)
+    every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
+    groups, former = [one for one in every if one.databases], [one for one in every if not one.databases]
+    compared = compared_issue(connection, bill.month, bill.issue)
+    return IssuedBill(bill, by, groups, databases, before, servers, former, compared)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.ownership.bills import BillGroup, IssuedBill, notes, quantity_note, read_bill_of
+from capacity_assets.ownership.bill_groups import BillGroup
+from capacity_assets.ownership.bills import IssuedBill, notes, quantity_note, read_bill_of
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
     Filling,
