@@ -483,7 +483,8 @@ class Variables(BaseSettings):
     pages_url: str | None = Field(
         default=None,
         pattern="^https?://",
-        description="Address of the pages, to which Dagster's UI links. Unset: no links; `capacity up` knows it.",
+        description="Address of the pages, to which Dagster's UI, digests and alerts link. Unset: no links; "
+        "`capacity up` knows it.",
     )
     secrets_folder: Path = Field(
         default=Path("/run/secrets"),

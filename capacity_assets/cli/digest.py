@@ -45,8 +45,8 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
 ) -> None:
     """Show what was out of the ordinary in a week.
 
-    Lists databases that grew or shrank more than usual, forecasts that moved to an earlier date, servers that are no
-    longer measured, and databases that were created or removed. A week without such news has one line.
+    Lists databases that grew or shrank more than usual, forecasts that moved, servers that are no longer measured, and
+    databases that were created or removed. A week without such news has one line.
 
     \b
     Examples:

@@ -15,12 +15,20 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.reading.access import snapshot
-from capacity_assets.reading.changes import DatabaseSize, UnusualChange, databases_only_in, unusual_changes
+from capacity_assets.reading.changes import (
+    DatabaseSize,
+    Decline,
+    UnusualChange,
+    databases_only_in,
+    declines,
+    unusual_changes,
+)
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.filling import FillDate, fill_dates
 from capacity_assets.reading.sizes import FleetSize, SizeInWindow, fleet_sizes, group_sizes
 
 LISTED = 10
+DECLINES_LISTED = 5
 WEEKS_DRAWN = 26
 WEEKLY = PERIODS["weekly"]
 
@@ -44,6 +52,9 @@ class Digest:
     has_forecast: bool = True
     """Whether a forecast was issued in the week; else what fills is not known."""
     shrinkers: Sequence[UnusualChange] = ()
+    later: Sequence[FillDate] = ()
+    declines: Sequence[Decline] = ()
+    """What shrank most, of databases that are not in `shrinkers`; none unless the size as a whole shrank."""
 
     @property
     def has_news(self) -> bool:
@@ -72,11 +83,19 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
     newest = next((size for size in sizes if size.window_start == week.start), None)
     unusual = unusual_changes(connection, WEEKLY, week, label)
     dates = fill_dates(connection, week.start, week.end, label)
+    change_mb = newest.change_mb if newest else None
+    shrinkers = [change for change in unusual if change.change_mb < 0]
+    named = {(one.server_id, one.database) for one in shrinkers}
+    shrunk = (
+        declines(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if (change_mb or 0) < 0 else []
+    )
     news: dict[str, Sequence[Any]] = {
         "soon": dates.soon,
         "growers": [change for change in unusual if change.change_mb > 0],
-        "shrinkers": [change for change in unusual if change.change_mb < 0],
-        "runways": dates.moved,
+        "shrinkers": shrinkers,
+        "declines": [one for one in shrunk if (one.server_id, one.database) not in named][:DECLINES_LISTED],
+        "runways": dates.sooner,
+        "later": dates.later,
         "silent": silent_servers(connection, week, label),
         "new": databases_only_in(connection, WEEKLY, week, before, label),
         "gone": databases_only_in(connection, WEEKLY, before, week, label),
@@ -85,7 +104,7 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         week,
         label,
         (newest.size_mb or 0) if newest else 0,
-        newest.change_mb if newest else None,
+        change_mb,
         **{kind: every[:LISTED] for kind, every in news.items()},
         counts={kind: len(every) for kind, every in news.items()},
         history=[(size.window_start, size.size_mb or 0) for size in sizes],

@@ -11,14 +11,25 @@ from typing import Any
 
 from jinja2 import PackageLoader, Template
 
-from capacity_assets.base.units import human_change_mb, human_mb, human_percent, printable
+from capacity_assets.base.units import human_change_mb, human_day, human_days, human_mb, human_percent, printable
 from capacity_assets.charts.axis import size_axis
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest
-from capacity_assets.reading.changes import DatabaseSize, UnusualChange
+from capacity_assets.reading.changes import DatabaseSize, Decline, UnusualChange
+from capacity_assets.reading.coverage import SilentServer
+from capacity_assets.reading.filling import FillDate
+from capacity_assets.reading.links import address, page_url, subject_address
 
 # Heights in pixels of a row of the chart, and of the mark of a size.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
+
+
+@dataclass(frozen=True)
+class Line:
+    """One piece of news, and the page of what it is about; None: the address of the pages is not configured."""
+
+    text: str
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Section:
     """One kind of news: its heading, its lines, and how many more there are."""
 
     heading: str
-    lines: Sequence[str]
+    lines: Sequence[Line]
     more: int
 
 
@@ -34,12 +45,12 @@ def subject_of(digest: Digest) -> str:
     """Return the subject line."""
     change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
     news = "" if digest.has_news else ", nothing unusual"
-    return f"Capacity of {printable(digest.whose)}, week of {digest.week.start}: {change}{news}"
+    return f"Capacity of {printable(digest.whose)}, week of {human_day(digest.week.start)}: {change}{news}"
 
 
 def headline(digest: Digest) -> str:
     """Say size and change in one sentence."""
-    week = f"week of {digest.week.start} to {digest.week.end}"
+    week = f"week of {human_days(digest.week.start, digest.week.end)}"
     whose = printable(digest.whose)
     if not digest.size_mb:
         return f"Nothing was measured of {whose} in the {week}."
@@ -51,13 +62,26 @@ def headline(digest: Digest) -> str:
     return f"{whose}: {sizes} in the {week}."
 
 
-def sections(digest: Digest) -> list[Section]:
+def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     """Return the news by kind; none where there is nothing to report."""
     return [
-        Section(heading, [printable(sentence(one)) for one in listed], digest.counts[kind] - len(listed))
+        Section(
+            heading,
+            [Line(printable(sentence(one)), pages_url and page_url(pages_url, _page_of(one))) for one in listed],
+            digest.counts[kind] - len(listed),
+        )
         for kind, (heading, sentence) in _KINDS.items()
         if (listed := getattr(digest, kind))
     ]
+
+
+def _page_of(one: FillDate | UnusualChange | Decline | DatabaseSize | SilentServer) -> str:
+    match one:
+        case FillDate():
+            return subject_address(one.subject, one.server_id, one.name)
+        case SilentServer():
+            return subject_address("server", one.server_id)
+    return subject_address("database", one.server_id, one.database)
 
 
 def _named(one: DatabaseSize) -> str:
@@ -71,18 +95,28 @@ def _moved(one: UnusualChange) -> str:
     )
 
 
+def _refilled(one: FillDate) -> str:
+    day, before = (day and human_day(day) for day in (one.day, one.before))
+    return (
+        f"{one.display_name} on {one.server}: {day or 'not within a year'}; a week ago {before or 'not within a year'}"
+    )
+
+
+def _declined(one: Decline) -> str:
+    return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}"
+
+
 _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "soon": (
         "Full within 30 days",
-        lambda one: f"{one.display_name} on {one.server}: {one.day}, with {one.probability:.0%}",
+        lambda one: f"{one.display_name} on {one.server}: {human_day(one.day)}, with {one.probability:.0%}",
     ),
     "growers": ("Grew more than usual", _moved),
     "shrinkers": ("Shrank more than usual", _moved),
-    "runways": (
-        "Full sooner than forecast a week ago",
-        lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'no date'}",
-    ),
-    "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
+    "declines": ("Shrank most", _declined),
+    "runways": ("Full sooner than forecast a week ago", _refilled),
+    "later": ("Full later than forecast a week ago", _refilled),
+    "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
     "new": ("New databases", _named),
     "gone": ("Vanished databases", _named),
 }
@@ -91,7 +125,9 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 NOTHING_UNUSUAL = (
     "No database changed more than usual, none was created or removed, and no server stopped being measured."
 )
-NOTHING_FILLS = "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before."
+NOTHING_FILLS = (
+    "By the forecasts of that week, nothing fills within 30 days, and no fill date moved by two weeks or more."
+)
 NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To issue one now:"
 
 
@@ -120,16 +156,22 @@ def opening(digest: Digest) -> list[Sentence]:
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
-    """Return the digest as plain text; one line for a week without news."""
+    """Return the digest as plain text; one line for a week without news, and the address of the pages."""
     lines = list(map(str, opening(digest)))
     if not digest.has_news:
-        return " ".join(lines) + "\n"
-    for section in sections(digest):
-        lines += ["", f"{section.heading}:", *(f"- {line}" for line in section.lines)]
+        lines = [" ".join(lines)]
+    for section in sections(digest, pages_url) if digest.has_news else []:
+        lines += ["", f"{section.heading}:"]
+        lines += [f"- {line.text}" + (f"\n  {line.url}" if line.url else "") for line in section.lines]
         lines += [f"- and {section.more} more"] if section.more else []
     if pages_url is not None:
-        lines += ["", pages_url]
+        lines += ["", page_url(pages_url, _overview(digest))]
     return "\n".join(lines) + "\n"
+
+
+def _overview(digest: Digest) -> str:
+    """Return the page of the fleet or group as a whole."""
+    return "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
 
 
 def as_html(digest: Digest, pages_url: str | None = None) -> str:
@@ -139,9 +181,10 @@ def as_html(digest: Digest, pages_url: str | None = None) -> str:
         chart=size_chart(digest.history) if digest.has_news and digest.history else None,
         mark_height=MARK_HEIGHT,
         row_height=ROW_HEIGHT,
-        sections=sections(digest),
+        sections=sections(digest, pages_url),
         subject=subject_of(digest),
-        pages_url=pages_url,
+        overview=pages_url and page_url(pages_url, _overview(digest)),
+        whose=printable(digest.whose),
     )
 
 
@@ -197,10 +240,15 @@ def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
         )
         for step in reversed(range(steps))
     ]
-    words = f"Size by week: {human_mb(first_mb)} in the week of {first}, {human_mb(last_mb)} in the week of {last}."
+    weekly = [
+        f"{human_mb(size)} in the week of {human_day(week)}" for week, size in ((first, first_mb), (last, last_mb))
+    ]
+    words = f"Size by week: {', '.join(weekly)}."
     return SizeChart(weeks, rows, words)
 
 
 @cache  # Reading it takes longer than filling it in.
 def _template() -> Template:
-    return environment_of(PackageLoader("capacity_assets.digest", "templates")).get_template("digest.html.j2")
+    environment = environment_of(PackageLoader("capacity_assets.digest", "templates"))
+    environment.filters.update(day=human_day)
+    return environment.get_template("digest.html.j2")

@@ -232,9 +232,9 @@ class IssuedDay:
     scores: Sequence[Score]
     """Scores of the forecasts that came due in the chosen days, by horizon."""
 
-    def within(self, days: int, probability: float) -> list[Outlook]:
+    def within(self, days: int, probability: float) -> list[Risk]:
         """Return what is full within so many days with at least this probability."""
-        return [risk.outlook for risk in self.risks if risk.outlook.probabilities[days] >= probability]
+        return [risk for risk in self.risks if risk.outlook.probabilities[days] >= probability]
 
 
 def newest_issue(

@@ -14,8 +14,8 @@ import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
 from capacity_assets.base.network import WebhookError, post_text
-from capacity_assets.base.units import first_of
-from capacity_assets.orchestration.metadata import unescaped
+from capacity_assets.base.units import first_of, printable
+from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private.definitions import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
@@ -24,6 +24,7 @@ from capacity_assets.orchestration.private.definitions import (
     WILL_RETRY_TAG,
     TimeWindowPartitionsSubset,
 )
+from capacity_assets.reading.links import address, page_url
 
 ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
@@ -38,12 +39,36 @@ class ReceiverError(Exception):
     """The receiver refused an alert; it is not lost, the next tick sends it again."""
 
 
-def alert_sensors(webhook_url: str | None, dagster_url: str | None = None) -> list[dg.SensorDefinition]:
-    """Build the sensor, or none if no receiver is configured; alerts link to Dagster's UI at `dagster_url`."""
-    return [] if webhook_url is None else [_sensor(webhook_url, dagster_url)]
+@dataclass(frozen=True)
+class Links:
+    """Where alerts link to: Dagster's UI and the pages; None: not configured."""
+
+    dagster_url: str | None = None
+    pages_url: str | None = None
+
+    def run(self, address: str) -> list[str]:
+        """Return the address of a run or backfill in Dagster's UI, if known."""
+        return [] if self.dagster_url is None else [page_url(self.dagster_url, f"/runs/{address}")]
+
+    def check(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
+        """Return lines with the pages of what a check found; else of its asset, on the pages or in Dagster's UI."""
+        pages = evaluation.metadata.get(PAGES)
+        if isinstance(pages, dg.JsonMetadataValue) and isinstance(pages.data, dict):
+            return [f"{printable(name)}: {url}" for name, url in pages.data.items()]
+        if self.pages_url is not None:
+            return [page_url(self.pages_url, page_of_asset(evaluation.asset_key.path[-1]))]
+        asset = "/".join(evaluation.asset_key.path)
+        return (
+            [] if self.dagster_url is None else [page_url(self.dagster_url, address(f"/assets/{asset}", view="checks"))]
+        )
 
 
-def _sensor(webhook_url: str, dagster_url: str | None) -> dg.SensorDefinition:
+def alert_sensors(webhook_url: str | None, links: Links = Links()) -> list[dg.SensorDefinition]:
+    """Build the sensor, or none if no receiver is configured."""
+    return [] if webhook_url is None else [_sensor(webhook_url, links)]
+
+
+def _sensor(webhook_url: str, links: Links) -> dg.SensorDefinition:
     @dg.sensor(
         name=ALERT_SENSOR,
         minimum_interval_seconds=INTERVAL_SECONDS,
@@ -57,7 +82,7 @@ def _sensor(webhook_url: str, dagster_url: str | None) -> dg.SensorDefinition:
         state = _State.of(json.loads(context.cursor))
         entries = list(_events_after(context.instance, state.after))
         sent = 0
-        for message in _new_incidents(context.instance, entries, state, dagster_url):
+        for message in _new_incidents(context.instance, entries, state, links):
             send(webhook_url, message)
             sent += 1
         context.update_cursor(json.dumps(asdict(state)))
@@ -107,7 +132,7 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
 
 
 def _new_incidents(
-    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State, dagster_url: str | None
+    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State, links: Links
 ) -> list[str]:
     """Turn events into messages, one per incident.
 
@@ -141,8 +166,8 @@ def _new_incidents(
             else:
                 record(entry.run_id, job)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            messages += _check_incident(event.asset_check_evaluation_data, state.failing)
-    return messages + [_runs_text(instance, text, run_ids, dagster_url) for text, run_ids in runs.items()]
+            messages += _check_incident(event.asset_check_evaluation_data, state.failing, links)
+    return messages + [_runs_text(instance, text, run_ids, links) for text, run_ids in runs.items()]
 
 
 def _subject(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
@@ -171,24 +196,25 @@ def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tupl
     return ended
 
 
-def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[str]:
+def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str], links: Links) -> list[str]:
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
     if evaluation.passed:
         failing.pop(name, None)
     if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
         return []
     text = unescaped(str(evaluation.description or "failed"))
+    message = "\n".join([f"Check failed. {name}", text, *links.check(evaluation)])
     # Some checks say in different words each day what is one and the same incident.
     incident = evaluation.metadata.get("incident")
     if incident:
         known = set(filter(None, failing.get(name, "").split("\n")))
         now = set(str(incident.value).split("\n"))
         failing[name] = "\n".join(sorted(known | now))
-        return [] if now <= known else [f"Check failed. {name}\n{text}"]
+        return [] if now <= known else [message]
     if failing.get(name) == text:
         return []
     failing[name] = text
-    return [f"Check failed. {name}\n{text}"]
+    return [message]
 
 
 def _failure_text(instance: dg.DagsterInstance, run_id: str, subject: str) -> str:
@@ -203,18 +229,16 @@ def _failure_text(instance: dg.DagsterInstance, run_id: str, subject: str) -> st
     return f"{subject}: {reason}"
 
 
-def _runs_text(instance: dg.DagsterInstance, text: str, run_ids: list[str], dagster_url: str | None) -> str:
+def _runs_text(instance: dg.DagsterInstance, text: str, run_ids: list[str], links: Links) -> str:
     """Describe which runs failed and why, their partitions, and the link to them."""
     runs = list(filter(None, map(instance.get_run_by_id, run_ids)))
     keys = sorted({key for run in runs for key in _partition_keys(run)})
     lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]
     if keys:
         lines.append(f"Partition: {keys[0]}" if len(keys) == 1 else f"{len(keys)} partitions, {keys[0]} to {keys[-1]}")
-    if dagster_url is not None:
-        backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
-        [backfill] = backfills if len(backfills) == 1 else [None]
-        lines.append(f"{dagster_url.rstrip('/')}/runs/{f'b/{backfill}' if backfill else run_ids[0]}")
-    return "\n".join(lines)
+    backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
+    [backfill] = backfills if len(backfills) == 1 else [None]
+    return "\n".join([*lines, *links.run(f"b/{backfill}" if backfill else run_ids[0])])
 
 
 def _partition_keys(run: dg.DagsterRun) -> Iterable[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERVER_LEVELS, RawTable
-from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.errors import CapacityError, database_errors
 from capacity_assets.base.periods import Period
 from capacity_assets.base.settings import HOURS_PER_DAY, Settings
 from capacity_assets.base.units import counted
@@ -24,7 +24,15 @@ from capacity_assets.collection.observing import data_versions, days_with_sample
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import standing
 from capacity_assets.collection.service import CollectionService, Share, share_named
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, first_bullets, table_metadata, typed
+from capacity_assets.orchestration.metadata import (
+    PAGES_LISTED,
+    MetadataMapping,
+    bullets,
+    first_bullets,
+    pages_metadata,
+    table_metadata,
+    typed,
+)
 from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days
 from capacity_assets.orchestration.private.definitions import (
     UnresolvedAssetJobDefinition,
@@ -33,6 +41,8 @@ from capacity_assets.orchestration.private.definitions import (
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE, dagster_failures
 from capacity_assets.orchestration.runways import RUNWAY
 from capacity_assets.orchestration.schedules import COLLECTION_POOL
+from capacity_assets.reading.links import subject_address
+from capacity_assets.reading.subjects import server_id_of
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
-            check = _check_result(measured, service.engine)
+            check = _check_result(measured, service.engine, settings.pages_url)
         if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
@@ -214,15 +224,16 @@ def _failures(summary: CollectionSummary) -> list[str]:
     return list(map(str, summary.failures))
 
 
-def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.AssetCheckResult:
+def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url: str | None) -> dg.AssetCheckResult:
     """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
     if measured:
         failing, failed = _failures(measured), measured.failed_instances
+        servers = [one.server for one in measured.failures]
         text = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
     else:
         fleet = standing(engine)
         failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
-        text = fleet.text
+        servers, text = [one.server for one in fleet.failing], fleet.text
     listed = first_bullets(failing)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,
@@ -231,8 +242,18 @@ def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.Asse
         passed=not failing,
         severity=dg.AssetCheckSeverity.ERROR,
         description=f"{text}\n\n{listed}" if listed else text,
-        metadata={"places": failed, "found": dg.MetadataValue.md(listed or "nothing")},
+        metadata={
+            "places": failed,
+            "found": dg.MetadataValue.md(listed or "nothing"),
+            **pages_metadata(_pages_of(servers[:PAGES_LISTED], engine), pages_url),
+        },
     )
+
+
+def _pages_of(servers: Sequence[str], engine: Engine) -> dict[str, str]:
+    with database_errors(doing="looking up servers"), engine.connect() as connection:
+        numbers = {server: server_id_of(connection, server) for server in servers}
+    return {server: subject_address("server", number) for server, number in numbers.items() if number is not None}
 
 
 def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinition:

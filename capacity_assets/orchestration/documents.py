@@ -23,7 +23,14 @@ from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import Deliveries, send_digests
 from capacity_assets.digest.writing import opening, sections
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
+from capacity_assets.orchestration.metadata import (
+    MetadataMapping,
+    bullets,
+    escaped,
+    linked_bullets,
+    markdown_table,
+    table_metadata,
+)
 from capacity_assets.orchestration.partitions import (
     OWNERS,
     PARTITIONS_PER_RUN,
@@ -283,7 +290,7 @@ MINUTE = 50
 
 DIGEST_DESCRIPTION = """\
 What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
-that are not measured any more, databases that came and went. A week without such news has one line.
+that are no longer measured, databases that came and went. A week without such news has one line.
 
 The newest complete week is sent to those in `CAPACITY_DIGEST_RECEIVERS` who did not get it yet, as mail or to the alert
 webhook; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only: the check
@@ -322,16 +329,17 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
                     deliveries = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
                     failed = deliveries.failed
                 digest = read_digest(runner.service.engine, week)
-                context.add_asset_metadata(digest_metadata(digest, deliveries), partition_key=week.key)
+                metadata = digest_metadata(digest, deliveries, settings.pages_url)
+                context.add_asset_metadata(metadata, partition_key=week.key)
         yield dg.MaterializeResult(check_results=[_check_result(failed)])
 
     return make_digest
 
 
-def digest_metadata(digest: Digest, deliveries: Deliveries) -> MetadataMapping:
+def digest_metadata(digest: Digest, deliveries: Deliveries, pages_url: str | None = None) -> MetadataMapping:
     """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
     return {
-        "digest": dg.MetadataValue.md(digest_text(digest)),
+        "digest": dg.MetadataValue.md(digest_text(digest, pages_url)),
         **{name: dg.MetadataValue.int(count) for name, count in digest.counts.items()},
         "sent": dg.MetadataValue.int(len(deliveries.sent)),
         "sent_earlier": dg.MetadataValue.int(len(deliveries.earlier)),
@@ -339,12 +347,14 @@ def digest_metadata(digest: Digest, deliveries: Deliveries) -> MetadataMapping:
     }
 
 
-def digest_text(digest: Digest) -> str:
+def digest_text(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as Markdown."""
     parts = [
         escaped(sentence.text) + (f" `{sentence.command}`" if sentence.command else "") for sentence in opening(digest)
     ]
-    parts += [f"**{section.heading}**\n\n{bullets(section.lines, hidden=section.more)}" for section in sections(digest)]
+    for section in sections(digest, pages_url):
+        lines = linked_bullets(((line.text, line.url) for line in section.lines), hidden=section.more)
+        parts.append(f"**{section.heading}**\n\n{lines}")
     return "\n\n".join(parts)
 
 

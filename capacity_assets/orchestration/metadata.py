@@ -27,12 +27,13 @@ from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
 from capacity_assets.aggregates.results import PeriodSummary, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.orchestration.partitions import asset_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE, dagster_failures
+from capacity_assets.reading.links import address, page_url
 from capacity_assets.reading.movers import Mover, WindowSizes
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
@@ -113,7 +114,7 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str 
         "Size (MiB)": dg.MetadataValue.int(sizes.total_size_mb),
     }
     if pages_url is not None:
-        values["Open the pages"] = dg.MetadataValue.url(_page_of(summary, pages_url))
+        values["Open the pages"] = dg.MetadataValue.url(page_url(pages_url, _page_of(summary)))
     share = None if sizes.total_change_mb is None else percent_of(sizes.total_change_mb, sizes.known_before_mb)
     if share is not None:
         values["Size change (%)"] = dg.MetadataValue.float(float(share))
@@ -127,10 +128,22 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str 
     return values
 
 
-def _page_of(summary: PeriodSummary, pages_url: str) -> str:
-    listed = {"database": "databases", "instance": "servers", "group": "groups"}[summary.level]
-    parameters = f"period={summary.period_type}&window={summary.period_start}&order=growth"
-    return f"{pages_url.rstrip('/')}/{listed}?{parameters}"
+LIST_OF_LEVEL = {"database": "/databases", "instance": "/servers", "group": "/groups"}
+
+
+def _page_of(summary: PeriodSummary) -> str:
+    page = LIST_OF_LEVEL[summary.level]
+    return address(page, period=summary.period_type, window=summary.period_start, order="growth")
+
+
+def page_of_asset(asset: str) -> str:
+    """Return the page that shows what an asset holds: the list of an aggregate's level, else the first page."""
+    lists = {
+        asset_name(period, level): address(LIST_OF_LEVEL[level.name], period=period.name)
+        for period in PERIODS.values()
+        for level in LEVELS.values()
+    }
+    return lists.get(asset, "/")
 
 
 def change_text(sizes: WindowSizes) -> str:
@@ -197,13 +210,30 @@ def errors_text(summary: PeriodSummary | RunSummary) -> str:
 
 def bullets(lines: Iterable[str], *, hidden: int) -> str:
     """List lines as Markdown, no name being markup, and count those that are not shown."""
+    return linked_bullets(((line, None) for line in lines), hidden=hidden)
+
+
+def linked_bullets(lines: Iterable[tuple[str, str | None]], *, hidden: int) -> str:
+    """List lines with the addresses they link to, if any, in the same way."""
     more = [f"- … and {hidden} more"] if hidden > 0 else []
-    return "\n".join([*(f"- {escaped(line)}" for line in lines), *more])
+    listed = (escaped(line) if url is None else f"[{escaped(line)}]({url})" for line, url in lines)
+    return "\n".join([*(f"- {line}" for line in listed), *more])
 
 
 def first_bullets(lines: Sequence[str], shown: int = MAXIMUM_LISTED_ERRORS) -> str:
     """List so many lines, and count the others."""
     return bullets(lines[:shown], hidden=len(lines) - shown)
+
+
+PAGES, PAGES_LISTED = "pages", 5
+
+
+def pages_metadata(pages: Mapping[str, str], pages_url: str | None) -> dict[str, dg.MetadataValue]:
+    """Return the whole addresses of the pages of what a check found, by name; nothing without `pages_url`."""
+    if pages_url is None or not pages:
+        return {}
+    listed = list(pages.items())[:PAGES_LISTED]
+    return {PAGES: dg.MetadataValue.json({name: page_url(pages_url, page) for name, page in listed})}
 
 
 MARKS = "\\`*_{}[]<>#|"

@@ -20,15 +20,17 @@ from capacity_assets.orchestration.metadata import (
     escaped,
     first_bullets,
     markdown_table,
+    pages_metadata,
     table_metadata,
     typed,
 )
 from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
 from capacity_assets.orchestration.resources import RUNWAY_RESOURCE, dagster_failures
 from capacity_assets.orchestration.schedules import RUNWAY_POOL
+from capacity_assets.reading.links import subject_address
 
 if TYPE_CHECKING:
-    from capacity_assets.forecast.issued import IssuedDay
+    from capacity_assets.forecast.issued import IssuedDay, Risk
     from capacity_assets.forecast.issuing import IssuedRunways, RunwayService
     from capacity_assets.forecast.outlook import Outlook
 
@@ -131,13 +133,17 @@ def _risk_cells(row: "Outlook") -> list[str]:
     ]
 
 
-def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Outlook]":
+def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Risk]":
     return issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
 
 
 def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon = _soon(issue, settings)
-    listed = first_bullets([row.sentence(settings.fills_soon_days) for row in soon])
+    listed = first_bullets([risk.outlook.sentence(settings.fills_soon_days) for risk in soon])
+    named = {f"{risk.outlook.display_name} on {risk.outlook.server}": risk for risk in soon}
+    pages = {
+        name: subject_address(risk.outlook.subject, risk.instance_id, risk.outlook.name) for name, risk in named.items()
+    }
     text = "No runway was issued lately."
     if issue is not None:
         text = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
@@ -150,7 +156,8 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
         metadata={
             "places": len(soon),
             # Days move a little every night; a person is called again when something fills that did not.
-            "incident": "\n".join(sorted(f"{row.server}/{row.name}" for row in soon)),
+            "incident": "\n".join(sorted(f"{risk.outlook.server}/{risk.outlook.name}" for risk in soon)),
+            **pages_metadata(pages, settings.pages_url),
             "found": dg.MetadataValue.md(listed or "nothing"),
         },
     )

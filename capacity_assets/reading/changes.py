@@ -135,6 +135,7 @@ def server_changes(
 class UnusualChange:
     """A database that grew or shrank more than usual, MiB; `usual_mb` is its largest change in an earlier window."""
 
+    server_id: int
     server: str
     database: str
     change_mb: int
@@ -156,9 +157,30 @@ def unusual_changes(
 
 
 @dataclass(frozen=True)
+class Decline:
+    """A database that is smaller than in the window before, MiB."""
+
+    server_id: int
+    server: str
+    database: str
+    size_mb: int
+    change_mb: int
+
+
+def declines(
+    connection: Connection, period: Period, window: Window, label: tuple[str, str] | None, *, largest: int
+) -> list[Decline]:
+    """Return the databases with this label that shrank most."""
+    key, value = label or (None, None)
+    of_window = {"period": period.name, "start": window.start, "listed": largest}
+    return records(Decline, connection, _DECLINES, **of_window, key=key, value=value)
+
+
+@dataclass(frozen=True)
 class DatabaseSize:
     """A database that came or went, with its mean size in the window in which it was there, MiB."""
 
+    server_id: int
     server: str
     database: str
     size_mb: int
@@ -246,8 +268,14 @@ SELECT server, engine, databases, coalesce(before_mb, size_mb - change_mb) AS be
        coalesce(sum(before_mb) FILTER (WHERE size_mb IS NULL) OVER (), 0) AS missing_mb
 FROM servers ORDER BY abs(change_mb) DESC NULLS LAST, size_mb DESC, server_id LIMIT :listed
 """
+_DECLINES = """
+SELECT g.server_id, g.server, g.database, g.size_mb, g.change_mb FROM capacity_growth g
+WHERE g.period = :period AND g.window_start = :start AND g.counted AND g.change_mb < 0
+  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+ORDER BY g.change_mb, g.server_id, g.database LIMIT :listed
+"""
 _UNUSUAL = """
-SELECT g.server, g.database, g.change_mb, usual.mb AS usual_mb
+SELECT g.server_id, g.server, g.database, g.change_mb, usual.mb AS usual_mb
 FROM capacity_growth g
 CROSS JOIN LATERAL (
     SELECT max(abs(h.size_change_mb)) AS mb, count(h.size_change_mb) AS windows FROM database_size_aggregations h
@@ -261,7 +289,7 @@ WHERE g.period = :period AND g.window_start = :start AND g.counted
 ORDER BY abs(g.change_mb) DESC, g.size_mb DESC, g.server_id, g.database
 """
 _ONLY_IN = """
-SELECT g.server, g.database, g.size_mb FROM capacity_growth g
+SELECT g.server_id, g.server, g.database, g.size_mb FROM capacity_growth g
 WHERE g.period = :period AND g.window_start = :start AND g.counted
   AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
   AND NOT EXISTS (SELECT FROM database_size_aggregations a

@@ -245,6 +245,7 @@ def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
 class SilentServer:
     """A server that was last measured on `last_day`, and not since."""
 
+    server_id: int
     server: str
     last_day: date
 
@@ -265,7 +266,7 @@ def silent_servers(connection: Connection, window: Window, label: tuple[str, str
             SELECT instance_id FROM capacity_label_spans
             WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :end AND :end < valid_until
         )
-        SELECT s.server, seen.last_day FROM seen JOIN capacity_servers s ON s.server_id = seen.server_id
+        SELECT s.server_id, s.server, seen.last_day FROM seen JOIN capacity_servers s ON s.server_id = seen.server_id
         WHERE s.is_active AND seen.last_day <= (SELECT least(CAST(:end AS date), day) - :days FROM newest)
           AND (CAST(:key AS text) IS NULL OR s.server_id IN (SELECT instance_id FROM labelled))
         ORDER BY s.server"""

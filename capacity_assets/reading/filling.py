@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from math import inf
 from typing import Any
 
 from sqlalchemy import (
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
-from capacity_assets.forecast.outlook import OWN, VOLUME, display_name
+from capacity_assets.forecast.outlook import FORECAST, NO_LIMIT, OWN, VOLUME, display_name
 from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import records, rows
@@ -217,17 +218,23 @@ def free_capacity(connection: Connection) -> FreeCapacity:
     return records(FreeCapacity, connection, statement)[0]
 
 
-WITHIN_DAYS, SOONER_DAYS = 180, 14
-"""A fill date has moved if it lies within WITHIN_DAYS and is new, or SOONER_DAYS or more earlier than a week ago."""
+WITHIN_DAYS, MOVED_DAYS = 180, 14
+"""A fill date has moved if it is MOVED_DAYS or more from that of a week ago, and one of them within WITHIN_DAYS.
+
+A date that is new moved to be sooner, and one that is no longer within a year, later.
+"""
 
 
 @dataclass(frozen=True)
 class FillDate:
     """When something is full, by the forecasts of a week, and by those of the week before; None: not within a year."""
 
+    server_id: int
     server: str
+    subject: str
+    name: str
     display_name: str
-    day: date
+    day: date | None
     before: date | None
     probability: float
     """Probability of being full within SOON_DAYS."""
@@ -235,11 +242,12 @@ class FillDate:
 
 @dataclass(frozen=True)
 class FillDates:
-    """What fills soon, and what fills sooner than forecast a week earlier; without a forecast, neither is known."""
+    """What fills soon, and what fills sooner or later than forecast a week earlier; without a forecast, all unknown."""
 
     has_forecast: bool
     soon: Sequence[FillDate] = ()
-    moved: Sequence[FillDate] = ()
+    sooner: Sequence[FillDate] = ()
+    later: Sequence[FillDate] = ()
 
 
 def fill_dates(connection: Connection, first: date, last: date, label: tuple[str, str] | None) -> FillDates:
@@ -248,40 +256,53 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
     if newest is None:
         return FillDates(has_forecast=False)
     older = _newest_issue(connection, first - timedelta(days=7), first)
-    has_moved, latest = older is not None and older < newest, newest + timedelta(days=WITHIN_DAYS)
+    latest = newest + timedelta(days=WITHIN_DAYS)
     now, then, server = capacity_runways.alias("r"), capacity_runways.alias("b"), instances.alias("i")
     same = (then.c[name] == now.c[name] for name in ("instance_id", "subject", "name"))
     server_name = func.coalesce(server.c.name, literal("server ") + cast(now.c.instance_id, Text)).label("server")
     probability = now.c[f"probability_{SOON_DAYS}"].label("probability")
     before = then.c.middle_day.label("before")
+    # Without a date, only what is known not to fill within a year fills later.
+    is_dated = or_(now.c.middle_day.is_not(None), now.c.state.in_([FORECAST, NO_LIMIT]))
     statement = (
-        select(server_name, now.c.subject, now.c.name, now.c.middle_day, before, probability)
+        select(
+            now.c.instance_id.label("server_id"),
+            server_name,
+            now.c.subject,
+            now.c.name,
+            now.c.middle_day.label("day"),
+            before,
+            probability,
+        )
         .select_from(now)
         .outerjoin(then, and_(then.c.as_of == older, *same))
         .outerjoin(server, server.c.id == now.c.instance_id)
-        .where(now.c.as_of == newest, text(STANDS_FOR_ITSELF), now.c.middle_day.is_not(None))
-        .where(or_(probability >= LIKELY, now.c.middle_day <= latest))
+        .where(now.c.as_of == newest, text(STANDS_FOR_ITSELF), is_dated)
+        .where(or_(probability >= LIKELY, now.c.middle_day <= latest, before <= latest))
         .order_by(now.c.middle_day, server_name, now.c.name)
     )
-    listed = rows(connection, statement)
-    if label is not None:
-        subjects = [(row.server, row.name if row.subject == "database" else None) for row in listed]
-        labelled = having(connection.engine, list(dict.fromkeys(subjects)), newest, label=label)
-        listed = [row for row, subject in zip(listed, subjects, strict=True) if subject in labelled]
     dates = [
-        FillDate(row.server, display_name(row.subject, row.name), row.middle_day, row.before, row.probability)
-        for row in listed
+        FillDate(**row._asdict(), display_name=display_name(row.subject, row.name))
+        for row in rows(connection, statement)
     ]
-    sooner = timedelta(days=SOONER_DAYS)
+    if label is not None:
+        subjects = {one: (one.server, one.name if one.subject == "database" else None) for one in dates}
+        labelled = having(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
+        dates = [one for one, subject in subjects.items() if subject in labelled]
+    compared = dates if older is not None and older < newest else []
     return FillDates(
         True,
         [one for one in dates if (one.probability or 0) >= LIKELY],
-        [
-            one
-            for one in dates
-            if has_moved and one.day <= latest and (one.before is None or one.day <= one.before - sooner)
-        ],
+        [one for one in compared if one.day is not None and one.day <= latest and _days_moved(one) <= -MOVED_DAYS],
+        [one for one in compared if one.before is not None and _days_moved(one) >= MOVED_DAYS],
     )
+
+
+def _days_moved(one: FillDate) -> float:
+    """Return how many days later it is full than forecast before; infinitely many from or to beyond a year."""
+    if one.day is None:
+        return inf
+    return -inf if one.before is None else (one.day - one.before).days
 
 
 def _newest_issue(connection: Connection, first: date, last: date) -> date | None:

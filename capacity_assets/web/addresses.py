@@ -1,4 +1,4 @@
-"""The parameters of an address, checked, and addresses of other pages. The address is the whole state."""
+"""The parameters of an address, checked. The address is the whole state."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from urllib.parse import urlencode
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.reading.links import address
 
 ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
 """How many rows of a list a page has, and a CSV file of it."""
@@ -26,12 +26,6 @@ NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
     """Drop unknown parameters, which would be cached separately and copied into every link."""
     return {name: value for name, value in given.items() if name in NAMES}
-
-
-def address(path: str, /, **values: object) -> str:
-    """Return the address of a page; values that are None are left out."""
-    given = {name: str(value) for name, value in values.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
 
 
 @dataclass(frozen=True)

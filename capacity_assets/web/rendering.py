@@ -35,9 +35,10 @@ from capacity_assets.charts.templates import environment_of
 from capacity_assets.ownership.bills import gib, group_named
 from capacity_assets.reading.filling import Runway
 from capacity_assets.reading.headlines import Headline, Severity, severity_of
+from capacity_assets.reading.links import address
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.subjects import StepRow
-from capacity_assets.web.addresses import PageQuery, address
+from capacity_assets.web.addresses import PageQuery
 
 if TYPE_CHECKING:
     from capacity_assets.web.app import Page, ReadPage

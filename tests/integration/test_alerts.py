@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.schema import SCHEMA_REVISION
 from capacity_assets.forecast.limits import Limit, declare
-from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
+from capacity_assets.orchestration.alerts import ALERT_SENSOR, Links, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
 from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR
@@ -82,7 +82,7 @@ def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_
     settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
     house = House(settings, shipped_instance, receiver.url)
-    [house.sensor] = alert_sensors(receiver.url, "https://dagster.example/")
+    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/", "https://pages.example"))
     house.tick()
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
@@ -111,6 +111,39 @@ def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_
     assert backfill[1:] == ["41 partitions, 2025-03-01 to 2025-04-10", "https://dagster.example/runs/b/hvqmxkzt"]
     [run] = house.instance.get_runs(limit=1)
     assert single[1:] == ["Partition: 2025-03-01", f"https://dagster.example/runs/{run.run_id}"]
+
+
+def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
+    settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
+) -> None:
+    """Today is 2026-07-01."""
+    with_pages = settings.model_copy(update={"pages_url": "https://pages.example/"})
+    house = House(with_pages, shipped_instance, receiver.url)
+    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/", with_pages.pages_url))
+    house.tick()
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "or ders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
+    add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
+    declare(engine, [Limit("server-1", "or ders", 2290)])
+    house.run("2026-07-01", "runway_job")
+    house.run("2026-07-01")
+    house.tick()
+
+    fills, impossible = sorted(receiver.texts, key=lambda message: "values_possible" in message)
+    assert fills.splitlines()[-1] == "or ders on server-1: https://pages.example/database?server=1&name=or+ders"
+    assert impossible.splitlines()[-1] == "https://pages.example/databases?period=daily"
+
+    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/"))
+    for size_mb in (7, -7):
+        with engine.begin() as connection:
+            changed = {"size_mb": size_mb}
+            connection.execute(
+                text("UPDATE database_size_stats SET size_mb = :size_mb WHERE database_name = 'bad'"), changed
+            )
+        house.run("2026-07-01")
+        house.tick()
+    dagster_page = "https://dagster.example/assets/daily_database_aggregations?view=checks"
+    assert receiver.texts[2].splitlines()[-1] == dagster_page
 
 
 def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(

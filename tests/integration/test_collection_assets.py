@@ -164,13 +164,14 @@ def test_a_today_that_others_have_measured_is_kept_although_every_server_of_ours
     login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u"}
     register(engine, [Server("away", **login)])
 
-    result = run_job(settings, "collection_job")
+    result = run_job(settings.model_copy(update={"pages_url": "https://pages.example"}), "collection_job")
 
     assert result.success
     assert made(result, "instance_size_stats") == {"2025-07-20": "kept"}
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
     assert not check.passed
     assert "away: unreachable: " in str(check.description)
+    assert check.metadata["pages"].value == {"away": "https://pages.example/server?server=101"}
 
 
 def test_without_registered_servers_a_day_that_was_loaded_is_kept_today_too(settings: Settings, engine: Engine) -> None:

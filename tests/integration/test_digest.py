@@ -14,8 +14,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_day, human_days
 from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.digest.writing import as_html, as_text, subject_of
+from capacity_assets.digest.writing import as_html, as_text, sections, subject_of
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
 from tests.clocks import fixed_clock
@@ -28,6 +29,7 @@ from tests.mail_server import Inbox
 pytestmark = pytest.mark.usefixtures("today")
 
 PREPARED = {"week": filled}
+NEWS_OF_THE_WEEK = {"growers": 1, "runways": 1, "silent": 1, "new": 1, "gone": 1}
 
 
 def test_a_digest_tells_what_is_out_of_the_ordinary_and_nothing_else(week: Digest) -> None:
@@ -99,12 +101,90 @@ def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -
     assert [(one.database, one.change_mb, one.usual_mb) for one in digest.shrinkers] == [("emptied", -9_000, 300)]
     assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; in the twelve weeks before" in as_text(digest)
     assert not subject_of(digest).endswith("unusual")
+    assert digest.declines == [], "it is named once"
     before = read_digest(engine, WEEKLY.previous(WEEK))
     assert (
         "No database changed more than usual, none was created or removed, and no server stopped being measured."
         in as_text(before)
     )
     assert subject_of(before).endswith(", nothing unusual")
+
+
+def test_where_the_size_shrank_the_databases_that_shrank_are_named(engine: Engine) -> None:
+    add_instances(engine, [1])
+    shrunk, grown = [*STEADY[:-1], STEADY[-2] - 800], [*STEADY[:-1], STEADY[-1] + 100]
+    for name, values in (("trimmed", shrunk), ("steady", grown)):
+        add_database_sizes(engine, sizes(1, name, FIRST.isoformat(), weekly(values)))
+    both = [one + other for one, other in zip(weekly(shrunk), weekly(grown), strict=True)]
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size, 2) for size in both]))
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, WEEK.end)
+
+    digest = read_digest(engine, WEEK)
+
+    assert (digest.change_mb, digest.shrinkers) == (-400, []), "less than a GiB is not unusual"
+    assert "Shrank most:\n- trimmed on server-1: -800 MiB, now 12.8 GiB\n" in as_text(digest)
+    assert "steady" not in as_text(digest)
+
+
+@pytest.mark.usefixtures("week")
+def test_each_item_links_to_the_page_of_its_subject(engine: Engine) -> None:
+    pages = "https://capacity.example/pages/"
+    moved = human_day(WEEK.end + timedelta(days=40))
+    digest = read_digest(engine, WEEK)
+
+    shown = as_text(digest, pages)
+    assert f"- jumped on server-1: {moved}; a week ago {human_day(WEEK.end + timedelta(days=150))}\n" in shown
+    addresses = [line.strip() for line in shown.splitlines() if pages in line]
+    assert addresses == [
+        "https://capacity.example/pages/database?server=1&name=jumped",
+        "https://capacity.example/pages/database?server=1&name=jumped",
+        "https://capacity.example/pages/server?server=2",
+        "https://capacity.example/pages/database?server=1&name=%3Cb%3Ex%3C%2Fb%3E%0D%0ABcc%3A+all%40example.com",
+        "https://capacity.example/pages/database?server=1&name=gone",
+        "https://capacity.example/pages/",
+    ]
+    html = as_html(digest, pages)
+    assert [html.count(one.replace("&", "&amp;")) > 0 for one in addresses] == [True] * 6
+    assert f"[server-2: last on {human_day(WEEK.end - timedelta(days=5))}]({addresses[2]})" in digest_text(
+        digest, pages
+    )
+    assert "http" not in as_text(digest) + digest_text(digest)
+    assert as_html(digest).count("<a ") == 0
+    team = replace(digest, label=("team", "payments & more"))
+    assert as_text(team, pages).endswith("\nhttps://capacity.example/pages/group?by=team&name=payments+%26+more\n")
+
+
+@pytest.mark.parametrize(
+    ("middle", "state", "told"),
+    [
+        (200, "forecast", ["Full later than forecast a week ago"]),
+        (None, "forecast", ["Full later than forecast a week ago"]),
+        (None, "unlimited", ["Full later than forecast a week ago"]),
+        (163, "forecast", []),
+        (None, "limit unknown", []),
+    ],
+)
+@pytest.mark.usefixtures("week")
+def test_what_fills_later_than_forecast_a_week_ago_is_named(
+    engine: Engine, middle: int | None, state: str, told: list[str]
+) -> None:
+    """A week ago it was to be full 150 days after the end of this week."""
+    day = None if middle is None else WEEK.end + timedelta(days=middle)
+    with engine.begin() as connection:
+        values = {"as_of": WEEK.end, "middle": day, "state": state}
+        connection.execute(
+            text("UPDATE capacity_runways SET middle_day = :middle, state = :state WHERE as_of = :as_of"), values
+        )
+
+    digest = read_digest(engine, WEEK)
+
+    assert digest.runways == []
+    headings = [section.heading for section in sections(digest) if section.heading.startswith("Full")]
+    assert headings == told
+    if told:
+        then = human_day(WEEK.end + timedelta(days=150))
+        now = "not within a year" if day is None else human_day(day)
+        assert f"- jumped on server-1: {now}; a week ago {then}\n" in as_text(digest)
 
 
 def test_names_are_escaped_once_in_markdown(week: Digest) -> None:
@@ -141,12 +221,16 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     assert week.has_news
     before = read_digest(engine, WEEKLY.previous(WEEK))
     nobodys = read_digest(engine, WEEK, ("team", "payments"))
+    assert as_text(before, "https://pages.example").endswith("or more.\n\nhttps://pages.example/\n")
 
     assert len(as_text(before).splitlines()) == 1
     assert as_text(before).endswith(
-        "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before.\n"
+        "By the forecasts of that week, nothing fills within 30 days, and no fill date moved by two weeks or more.\n"
     )
-    assert as_text(nobodys) == f"Nothing was measured of payments (team) in the week of {WEEK.start} to {WEEK.end}.\n"
+    assert (
+        as_text(nobodys)
+        == f"Nothing was measured of payments (team) in the week of {human_days(WEEK.start, WEEK.end)}.\n"
+    )
 
 
 def test_a_label_has_its_own_digest(engine: Engine, week: Digest) -> None:
@@ -260,7 +344,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
 
     digest = read_digest(engine, WEEK)
     assert shown.split() == as_text(digest).split()
-    assert found["counts"] == {"soon": 0, "growers": 1, "shrinkers": 0, "runways": 1, "silent": 1, "new": 1, "gone": 1}
+    assert found["counts"] == {**dict.fromkeys(("soon", "shrinkers", "declines", "later"), 0), **NEWS_OF_THE_WEEK}
     assert (tmp_path / "digest.html").read_text() == as_html(digest)
     assert "\n" not in subject_of(digest)
     assert "The whole week" not in shown

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.digest import sending
 from capacity_assets.digest.receivers import Receiver as WantsDigest
@@ -87,7 +88,7 @@ def test_a_mail_has_text_and_html_with_a_chart_and_goes_out_once(inbox: Inbox, r
     assert "dba has already received it" in second.output
     [mail] = inbox.mails
     assert mail["To"] == "dba@example.com, boss@example.com"
-    assert mail["Subject"] == f"Capacity of the fleet, week of {WEEK.start}: +9.4 GiB"
+    assert mail["Subject"] == f"Capacity of the fleet, week of {human_day(WEEK.start)}: +9.4 GiB"
     assert mail["Bcc"] is None
     plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
     assert plain is not None
@@ -184,5 +185,5 @@ def test_a_digest_goes_to_the_webhook_as_text(receivers: Any, monkeypatch: pytes
         webhook.stop()
 
     [message] = webhook.texts
-    assert message.startswith(f"Capacity of the fleet, week of {WEEK.start}")
-    assert "Not measured any more:\n- server-2: last on" in message
+    assert message.startswith(f"Capacity of the fleet, week of {human_day(WEEK.start)}")
+    assert "No longer measured:\n- server-2: last on" in message

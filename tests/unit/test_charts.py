@@ -371,7 +371,7 @@ def test_the_chart_of_a_mail_has_each_week_in_the_row_of_its_size_and_a_column_f
         ("850 MiB", [None, None, None, None]),
         ("800 MiB", [0, None, None, None]),
     ]
-    assert chart.summary == "Size by week: 800 MiB in the week of 2025-03-01, 1,000 MiB in the week of 2025-03-22."
+    assert chart.summary == "Size by week: 800 MiB in the week of 1 Mar 2025, 1,000 MiB in the week of 22 Mar 2025."
 
 
 @given(st.lists(st.integers(0, LARGEST_MB), min_size=1, max_size=26))
