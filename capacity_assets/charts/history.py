@@ -266,3 +266,18 @@ def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
         middle = (plot.y(one.lower_mb) + plot.y(one.upper_mb)) / 2
         text = f"{human_day(one.day)}: {human_mb(one.lower_mb)} to {human_mb(one.upper_mb)} (80 % range)"
         yield [round(plot.x(one.day), 3), round(middle, 1), [text], ""]
+
+
+def sparkline(sizes_mb: Sequence[int | None]) -> Markup:
+    """Draw sizes of windows one after the other, oldest first, as a line without axes; None is a gap."""
+    known = [size for size in sizes_mb if size is not None]
+    if len(known) < 2:  # noqa: PLR2004 -- a line has two ends
+        return Markup()
+    low, height = min(known), max(known) - min(known)
+    step = 100 / (len(sizes_mb) - 1)
+    places = [
+        None if size is None else f"{step * number:.1f},{19 - 18 * (size - low) / height if height else 10:.1f}"
+        for number, size in enumerate(sizes_mb)
+    ]
+    lines = [list(stretch) for is_known, stretch in groupby(places, lambda place: place is not None) if is_known]
+    return draw("spark", lines=lines)

@@ -39,10 +39,10 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
         SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
         WHERE CAST(:server AS integer) IS NULL OR id = :server"""
     registered = rows(connection, statement, server=server_id)
-    first_days = _ends(connection, [row.id for row in registered], last, newest=False)
+    first_days = measured_ends(connection, [row.id for row in registered], last, newest=False)
     retired = [row for row in registered if not row.is_active and row.id in first_days]
     # Samples after the range tell that a server was still there on its last days.
-    last_days = _ends(connection, [row.id for row in retired if row.deleted_on is None], date.max, newest=True)
+    last_days = measured_ends(connection, [row.id for row in retired if row.deleted_on is None], date.max, newest=True)
     a_day = timedelta(days=1)
     gone_days = [
         max(row.deleted_on or min(last_days[row.id], last) + a_day, first_days[row.id] + a_day) for row in retired
@@ -54,7 +54,7 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
 def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
     """Return measured days in percent of expected days, of servers in service, over `days` days up to `last`."""
     active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
-    first_days = _ends(connection, active, last, newest=False).values()
+    first_days = measured_ends(connection, active, last, newest=False).values()
     counts = _counted(connection, (last - timedelta(days=days - 1), last), active, first_days, [])
     expected = sum(day.expected for day in counts)
     if not expected:
@@ -93,7 +93,7 @@ def _counted(
     return records(MeasuredDay, connection, statement, first=span[0], last=span[1], servers=servers, **expected)
 
 
-def _ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:
+def measured_ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:
     """Return the first or the newest day with a total, up to a day, by server; servers without one are left out."""
     by_index = """
         SELECT s.server_id,
@@ -115,7 +115,7 @@ def _ends(connection: Connection, servers: Collection[int], until: date, *, newe
 
 def last_measured_day(connection: Connection, server_id: int, today: date) -> date | None:
     """Return the newest day up to today with a total of a server, or with a sample of one of its databases."""
-    day = _ends(connection, [server_id], today, newest=True).get(server_id)
+    day = measured_ends(connection, [server_id], today, newest=True).get(server_id)
     if day is None and _with_databases(connection, [server_id]):
         newest = """
             SELECT max(window_start) AS day FROM capacity_growth
@@ -145,6 +145,8 @@ class UnmeasuredServers:
 
     day: date | None
     servers: Sequence[UnmeasuredServer]
+    has_samples: bool = False
+    """Whether any server was ever measured."""
 
 
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
@@ -159,11 +161,12 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
         SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
         WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
         ORDER BY server_id, day DESC"""
-    days = [newest_day(connection, today), *(row.day for row in rows(connection, newest_attempt, today=today))]
+    sampled = newest_day(connection, today)
+    days = [sampled, *(row.day for row in rows(connection, newest_attempt, today=today))]
     day = max(filter(None, days), default=None)
     unmeasured = rows(connection, without_sample, day=day)
     numbers = [row.server_id for row in unmeasured]
-    last_days = {} if day is None else _ends(connection, numbers, day, newest=True)
+    last_days = {} if day is None else measured_ends(connection, numbers, day, newest=True)
     attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
     outcomes = {row.server_id: (row.failure, row.reason, row.day) for row in attempts}
     servers = [
@@ -176,7 +179,8 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
         )
         for row in unmeasured
     ]
-    return UnmeasuredServers(day, sorted(servers, key=lambda server: server.last_day or date.min, reverse=True))
+    by_day = sorted(servers, key=lambda server: server.last_day or date.min, reverse=True)
+    return UnmeasuredServers(day, by_day, sampled is not None)
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def servers_without_rows(
         ORDER BY name"""
     without = rows(connection, statement, period=period.name, start=window.start, server=server_id)
     names = {row.id: row.name for row in without}
-    first_days = _ends(connection, names, date.max, newest=False)
+    first_days = measured_ends(connection, names, date.max, newest=False)
     sampled = _with_databases(connection, [number for number in names if number not in first_days])
     return ServersWithoutRows(
         [name for number, name in names.items() if number in sampled or first_days.get(number, date.max) <= window.end],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.coverage import measured_ends
+from capacity_assets.reading.windows import newest_day
 
 WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
 OTHER_PERIODS_SHOWN = 24
@@ -78,6 +80,114 @@ def fleet_sizes(
         GROUP BY window_start, window_end ORDER BY window_start"""
     sizes = records(FleetSize, connection, statement, **_of(period, windows), server=server_id)
     return {size.window_start: size for size in sizes}
+
+
+@dataclass(frozen=True)
+class LastSize:
+    """The last known size of a server, MiB, and the day on which it was measured."""
+
+    server_id: int
+    server: str
+    day: date
+    size_mb: int
+    databases: int
+
+
+@dataclass(frozen=True)
+class FleetNow:
+    """The fleet as it was last measured: the last known size of every server in service, MiB.
+
+    Servers that another one counts (replicas, shared storage) are not in it.
+    """
+
+    size_mb: int | None
+    """None: no server was measured yet."""
+    databases: int
+    servers: int
+    """Servers in service, measured or not."""
+    never_measured: int
+    """Those among them without any size."""
+    newest_day: date | None
+    oldest: LastSize | None
+    """The server whose last size is older than that of any other; None: all are of the newest day."""
+    older_sizes: int
+    """Servers whose last size is older than the newest day."""
+    growth_days: int
+    growth_mb: int | None
+    """Growth of the servers measured both now and `growth_days` before; None: there is none."""
+    growth_servers: int
+    growth_before_mb: int
+    """What these servers had then."""
+
+
+DERIVED_DAYS_BACK = (1, 7, 31)
+"""Sizes of servers without totals are looked for on the newest day first, then on those of a week and of a month."""
+GROWTH_DAYS, GROWTH_TOLERANCE_DAYS = 90, 7
+"""Growth is measured against the size GROWTH_DAYS ago, or up to GROWTH_TOLERANCE_DAYS before if it is missing."""
+
+
+def fleet_now(connection: Connection, today: date) -> FleetNow:
+    """Return the size of the fleet by the newest sample of each server up to today, and its growth like for like."""
+    in_service = "SELECT server_id FROM capacity_servers WHERE is_active AND counted_by IS NULL"
+    servers = [row.server_id for row in rows(connection, in_service)]
+    now = last_sizes(connection, servers, today)
+    newest = max((one.day for one in now.values()), default=None)
+    older = sorted((one for one in now.values() if one.day != newest), key=lambda one: (one.day, one.server))
+    then: dict[int, LastSize] = {}
+    if newest is not None:
+        until = newest - timedelta(days=GROWTH_DAYS)
+        then = last_sizes(connection, list(now), until, since=until - timedelta(days=GROWTH_TOLERANCE_DAYS))
+    return FleetNow(
+        sum(one.size_mb for one in now.values()) if now else None,
+        sum(one.databases for one in now.values()),
+        len(servers),
+        len(servers) - len(now),
+        newest,
+        older[0] if older else None,
+        len(older),
+        GROWTH_DAYS,
+        sum(now[server].size_mb - one.size_mb for server, one in then.items()) if then else None,
+        len(then),
+        sum(one.size_mb for one in then.values()),
+    )
+
+
+def last_sizes(
+    connection: Connection, servers: Sequence[int], until: date, since: date = date.min
+) -> dict[int, LastSize]:
+    """Return the newest size of each server in a range of days; servers without one are left out.
+
+    It is the total of a day or, on newer days without a total, the sum of the databases.
+    """
+    totals = """
+        SELECT t.server_id, t.server, t.day, sum(t.size_mb) AS size_mb, sum(t.databases) AS databases
+        FROM unnest(CAST(:servers AS integer[]), CAST(:days AS date[])) AS newest (server_id, day)
+        JOIN capacity_server_samples t ON t.server_id = newest.server_id AND t.day = newest.day
+        GROUP BY t.server_id, t.server, t.day"""
+    derived = """
+        SELECT DISTINCT ON (server_id) server_id, server, window_start AS day, size_mb, databases
+        FROM capacity_server_growth
+        WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND is_derived
+          AND server_id = ANY (CAST(:servers AS integer[]))
+        ORDER BY server_id, window_start DESC"""
+    ends = measured_ends(connection, servers, until, newest=True)
+    ends = {server: day for server, day in ends.items() if day >= since}
+    measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
+    found = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
+    newest = min(until, newest_day(connection, until) or until)
+    # Servers without a total of the newest day; a day costs as much as all databases of these servers.
+    back = 0
+    for days_back in DERIVED_DAYS_BACK:
+        days = [newest - timedelta(days=number) for number in range(back, days_back)]
+        days = [day for day in days if day >= since]
+        without = [server for server in servers if server not in found or found[server].day < max(days, default=since)]
+        if not days or not without:
+            break
+        for one in records(LastSize, connection, derived, servers=without, days=days):
+            if one.server_id not in found or found[one.server_id].day < one.day:
+                found[one.server_id] = one
+        back = days_back
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
@@ -30,13 +31,15 @@ from capacity_assets.base.units import (
     printable,
 )
 from capacity_assets.charts.bars import share_bar
-from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart
+from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
+from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.ownership.bills import gib, group_named
 from capacity_assets.reading.filling import Runway
 from capacity_assets.reading.headlines import Headline, Severity, severity_of
 from capacity_assets.reading.links import address
 from capacity_assets.reading.sizes import SizeInWindow
+from capacity_assets.reading.space import GroupSpace
 from capacity_assets.reading.subjects import StepRow
 from capacity_assets.web.addresses import PageQuery
 
@@ -140,6 +143,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         percent=percent,
         day=day,
         days=human_days,
+        shell=shlex.quote,
         headline=headline,
         chance=chance,
         number="{:,}".format,
@@ -154,6 +158,8 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         address=address,
         chart=lambda *what, **more: history_chart(drawn(*what, **more)),
         share_bar=share_bar,
+        sparkline=sparkline,
+        space_map=space_map,
         growth=human_percent,
         severity_of=severity_of,
         chips=CHIPS,
@@ -226,6 +232,22 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     full = Full(runway.full_early, runway.full_middle, runway.full_late)
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
     return replace(history, ahead=ahead, full=full)
+
+
+def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:
+    """Draw groups with their largest databases as a treemap."""
+    return treemap(title, [_tile_of(group, by) for group in groups])
+
+
+def _tile_of(group: GroupSpace, by: str) -> Tile:
+    place = address("/group", by=by, name=group.name)
+    parts = [
+        Tile(row.database, row.size_mb, row.change_mb, address("/database", server=row.server_id, name=row.database))
+        for row in group.databases
+    ]
+    if parts and group.other_databases:
+        parts.append(Tile(counted(group.other_databases, "other"), group.other_mb, None, place))
+    return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts)
 
 
 def _partly(one: SizeInWindow) -> str:

@@ -169,7 +169,7 @@ def test_a_chart_shows_its_values_under_the_pointer_and_a_drag_zooms_into_the_ad
     assert area is not None
     page.mouse.move(area["x"] + area["width"] * 0.3, area["y"] + 100)
     reading = page.get_by_role("status")
-    expect(reading).to_contain_text(re.compile(r"^20\d\d-\d\d-\d\d: [\d.,]+ GiB"))
+    expect(reading).to_contain_text(re.compile(r"^\d+ \w{3} 20\d\d: [\d.,]+ GiB"))
     first_shown = chart.get_attribute("data-first")
     page.mouse.down()
     page.mouse.move(area["x"] + area["width"] * 0.5, area["y"] + 120, steps=3)

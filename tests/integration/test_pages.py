@@ -37,6 +37,11 @@ def test_every_page_is_html_json_that_fits_its_schema_and_csv(pages: Pages) -> N
         assert len(rows) == len(document[page.table]) > 0, address
 
 
+def shown(day: date) -> str:
+    """A day as pages write it."""
+    return f'<time datetime="{day}">{day.day} {day:%b %Y}</time>'
+
+
 def _place(address: str) -> int:
     return [page.path for page in (*PAGES, SEARCH)].index(address.partition("?")[0])
 
@@ -85,7 +90,9 @@ def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_ever
     with served_pages(database) as never:
         for path in ("/", "/servers", "/databases"):
             html = never.ask(path).text
-            assert "Nothing was computed yet" in html, path
+            assert "No server could be measured yet" in html, path
+            assert '<a href="/server?server=1">server-1</a>: no answer from 192.0.2.1:5432.</p>' in html, path
+            assert "<code>capacity instances test server-1</code>" in html, path
             assert "<td>never</td><td>no answer from 192.0.2.1:5432</td>" in html, path
     last = TODAY - timedelta(days=5)
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(413, 1)] * (DAYS - 5)))
@@ -97,8 +104,8 @@ def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_ever
             [one] = pages.document(path)["unmeasured"]
             assert (one["server"], one["last_day"], one["failure"]) == ("server-1", str(last), "unreachable"), path
             html = pages.ask(path).text
-            assert f'Not measured on {TODAY}: <a href="#unmeasured">1 active server</a>.' in html, path
-            assert f"<td>{last}</td><td>no answer from 192.0.2.1:5432</td>" in html, path
+            assert f'Not measured on {shown(TODAY)}: <a href="#unmeasured">1 server</a>.' in html, path
+            assert f"<td>{shown(last)}</td><td>no answer from 192.0.2.1:5432</td>" in html, path
 
 
 def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_newest_window(
@@ -125,7 +132,62 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
             before,
         )
     with served_pages(database) as later:
-        assert f"<td>no attempt since {before['yesterday']}</td>" in later.ask("/servers").text
+        assert f"<td>no attempt since {shown(before['yesterday'])}</td>" in later.ask("/servers").text
+
+
+def test_after_the_first_collection_pages_say_that_figures_are_being_computed(database: URL, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(413, 1)]))
+
+    with served_pages(database) as pages:
+        for path in ("/", "/servers", "/databases"):
+            html = pages.ask(path).text
+            assert "Measured, computing" in html, path
+            assert f"Servers were measured up to {shown(TODAY)}." in html, path
+
+
+def test_the_size_of_the_fleet_is_the_last_known_one_of_every_server_whatever_period_is_shown(
+    database: URL, engine: Engine
+) -> None:
+    """server-1 was measured today, server-2 a week ago, server-4 has no totals; a replica and a retired one are out."""
+    add_instances(engine, [1, 2, 4, 5])
+    add_instances(engine, [3], counted_by=1)
+    add_instances(engine, [6], is_active=False)
+    for number, kept in ((1, DAYS), (2, DAYS - 7), (3, DAYS), (6, DAYS)):
+        add_instance_sizes(engine, totals(number, FIRST.isoformat(), [(1000 * number + day, 2) for day in range(kept)]))
+    add_database_sizes(engine, sizes(4, "a", FIRST.isoformat(), [300] * (DAYS - 1)))
+    add_database_sizes(engine, sizes(4, "b", (TODAY - timedelta(days=20)).isoformat(), [70] * 20))
+    for period in ("daily", "weekly", "monthly"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, FIRST, TODAY)
+
+    with served_pages(database) as pages:
+        found = [pages.document(f"/?period={name}")["now"] for name in ("daily", "weekly", "monthly", "yearly")]
+        html = pages.ask("/?period=monthly").text
+
+    last = {1: 1000 + DAYS - 1, 2: 2000 + DAYS - 8, 4: 370}
+    assert found == [found[0]] * 4
+    assert found[0] == {
+        "size_mb": sum(last.values()),
+        "databases": 2 + 2 + 2,
+        "servers": 4,
+        "never_measured": 1,
+        "newest_day": str(TODAY),
+        "oldest": {
+            "server_id": 2,
+            "server": "server-2",
+            "day": str(TODAY - timedelta(days=7)),
+            "size_mb": last[2],
+            "databases": 2,
+        },
+        "older_sizes": 2,
+        "growth_days": 90,
+        "growth_mb": 90 + 83 + 70,
+        "growth_servers": 3,
+        "growth_before_mb": sum(last.values()) - 90 - 83 - 70,
+    }
+    under = html.partition("<dt>Size</dt>")[2].partition("</div>")[0]
+    assert f"2 of 5 servers measured on {shown(TODAY)}; oldest size: <a href" in under
+    assert f"server-2</a> of {shown(TODAY - timedelta(days=7))}; size unknown of 1 server" in under
 
 
 def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:
@@ -302,6 +364,20 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
+
+
+def test_the_map_of_the_fleet_lists_the_largest_databases_of_each_group_and_adds_up_to_it(pages: Pages) -> None:
+    space = pages.document("/")["space"]
+
+    assert {one["name"]: [row["database"] for row in one["databases"]] for one in space} == {
+        "payments": ["orders", HOSTILE],
+        None: ["crm"],
+        "archive": ["still"],
+    }
+    for one in space:
+        assert one["other_mb"] + sum(values_of(one["databases"], "size_mb")) == one["size_mb"]
+        assert one["other_databases"] == 0
+    assert 'class="treemap"' in pages.ask("/").text
 
 
 def test_what_fills_first_is_found_first_and_shown_before_one_types(pages: Pages) -> None:

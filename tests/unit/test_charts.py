@@ -26,7 +26,8 @@ from capacity_assets.charts.bars import (
     span_bar,
     waterfall_chart,
 )
-from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart
+from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
+from capacity_assets.charts.treemap import Area, Tile, squarified, treemap
 from capacity_assets.digest.writing import MARK_HEIGHT, ROW_HEIGHT, size_chart
 
 DAY = date(2025, 3, 1)
@@ -386,3 +387,58 @@ def test_the_marks_of_a_mail_are_as_high_as_the_sizes_are(sizes: list[int]) -> N
             if (place := shown.places[number]) is not None
         ]
         assert height == pytest.approx(axis.share(size) * len(chart.rows) * (ROW_HEIGHT - MARK_HEIGHT), abs=0.51)
+
+
+@given(st.lists(st.integers(0, LARGEST_MB), max_size=40), st.integers(1, 2000), st.integers(1, 2000))
+@example([5, 5, 5, 5], 1000, 1)
+def test_tiles_fill_their_area_by_their_sizes_and_stay_inside(sizes: list[int], width: int, height: int) -> None:
+    tiles = [Tile(str(place), size, None) for place, size in enumerate(sizes)]
+
+    placed = list(squarified(tiles, Area(10, 20, width, height)))
+
+    known = sum(sizes)
+    assert [tile.size_mb for tile, _ in placed] == sorted((size for size in sizes if size), reverse=True)
+    for tile, area in placed:
+        assert area.width * area.height == pytest.approx(width * height * tile.size_mb / known, rel=1e-6)
+        assert area.x >= 10 - 1e-6
+        assert area.y >= 20 - 1e-6
+        assert area.x + area.width <= 10 + width * (1 + 1e-9) + 1e-6
+        assert area.y + area.height <= 20 + height * (1 + 1e-9) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("size_mb", "change_mb", "colour"),
+    [
+        (970, -30, "shrunk-2"),
+        (990, -10, "shrunk-1"),
+        (1000, 0, "same"),
+        (1010, 10, "grown-1"),
+        (1030, 30, "grown-2"),
+        (1100, 100, "grown-3"),
+        (1000, None, "unknown"),
+        (100, 100, "unknown"),
+    ],
+)
+def test_the_colour_of_a_tile_is_its_growth(size_mb: int, change_mb: int | None, colour: str) -> None:
+    assert Tile("orders", size_mb, change_mb).colour == colour
+
+
+def test_a_map_says_names_sizes_and_growth_as_text_and_leads_to_its_parts() -> None:
+    orders = Tile(HOSTILE, 2048, 48, "/database?name=orders")
+
+    drawn = treemap("space", [Tile("payments", 4096, 96, "/group?name=payments", [orders])])
+
+    assert labels(drawn)[0] == "payments · 4.0 GiB · +2.4 %"
+    assert labels(drawn)[2:] == ["2.0 GiB", "+2.4 %"]
+    assert "<script" not in drawn
+    assert [link.get("href") for link in parsed(drawn).iter("a")] == ["/group?name=payments", "/database?name=orders"]
+    assert treemap("space", [Tile("empty", 0, None)]) == ""
+
+
+def test_a_sparkline_has_gaps_and_needs_two_sizes() -> None:
+    [first, second] = parsed(sparkline([1, 2, None, 3, 1])).iter("polyline")
+
+    assert first.get("points") == "0.0,19.0 25.0,10.0"
+    assert second.get("points") == "75.0,1.0 100.0,19.0"
+    assert parsed(sparkline([5, 5])).find("polyline").get("points") == "0.0,10.0 100.0,10.0"  # type: ignore[union-attr]
+    assert sparkline([None, 5]) == ""

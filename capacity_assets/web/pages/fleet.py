@@ -16,7 +16,16 @@ from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
-from capacity_assets.reading.sizes import FleetSize, SizeInWindow, fleet_sizes, incomplete_windows, with_gaps
+from capacity_assets.reading.sizes import (
+    FleetNow,
+    FleetSize,
+    SizeInWindow,
+    fleet_now,
+    fleet_sizes,
+    incomplete_windows,
+    with_gaps,
+)
+from capacity_assets.reading.space import GroupSpace, space_of_groups
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.lists import UNMEASURED_SHOWN
@@ -65,6 +74,8 @@ class Trust:
     failed_servers: int
     coverage_percent: float | None
     """Measured days of servers in service, of the last TRUST_DAYS days from each one's first sample on."""
+    has_samples: bool
+    """Whether any server was ever measured."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,16 @@ class FleetPage:
     period: str
     headline: Headline
     """What is full first."""
+    now: FleetNow
+    """The last known sizes, whatever period is shown."""
     shown: ChartRange
     sizes: Sequence[SizeInWindow]
     earlier: Sequence[SizeInWindow]
     """Sizes of a year before, where they are compared."""
     databases: int
+    """The same number as in `now`."""
     servers: int
+    """Servers whose last size is known."""
     moved: Sequence[Movers]
     fills_first: Sequence[Runway]
     headroom: FreeCapacity
@@ -88,6 +103,8 @@ class FleetPage:
     unmeasured_servers: int
     grouped_by: str
     groups: Sequence[Group]
+    space: Sequence[GroupSpace]
+    """What uses the space in the last complete month, by group."""
     hidden_groups: int
     periods: Mapping[str, str] = field(default_factory=dict)
     """The periods that are stored, each with its newest window."""
@@ -96,19 +113,8 @@ class FleetPage:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was measured yet."""
-        return not self.sizes
-
-    @property
-    def newest(self) -> SizeInWindow:
-        """The newest window of a fleet that is not empty."""
-        return self.sizes[-1]
-
-    @property
-    def known_change_mb(self) -> int | None:
-        """Sum of the known changes of the windows shown; new servers are no growth. None if no change is known."""
-        known = [one.change_mb for one in self.sizes[1:] if one.change_mb is not None]
-        return sum(known) if known else None
+        """Whether no window of any period is computed yet."""
+        return not self.periods
 
 
 def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
@@ -134,10 +140,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
             INCOMPLETE_SECONDS,
         )
         sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
-    size = by_start.get(newest.start)
-    counts = (size.databases, size.servers) if size else (0, 0)
-    before = [_size_of(one) for one in earlier.values()]
-    return replace(fleet, sizes=sizes, earlier=before, databases=counts[0], servers=counts[1])
+    return replace(fleet, sizes=sizes, earlier=[_size_of(one) for one in earlier.values()])
 
 
 def _size_of(one: FleetSize) -> SizeInWindow:
@@ -158,36 +161,42 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
     ]
     unmeasured = unmeasured_servers(connection, today)
     groups: list[Group] = []
+    space: list[GroupSpace] = []
     if "monthly" in complete:
         of_groups = fills_first(connection, grouped_by)
-        groups = groups_of(connection, PERIODS["monthly"], complete["monthly"], grouped_by, of_groups)
+        month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
+        groups = groups_of(*month, of_groups)
+        space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
     coverage = None if unmeasured.day is None else coverage_percent(connection, unmeasured.day, TRUST_DAYS)
     failed = sum(one.failure is not None for one in unmeasured.servers)
     fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
-    first = next(iter(fills), None)
+    first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
-        "",
-        next_to_fill(first, issued=free.as_of, unknown_limits=free.unknown_limits),
-        ChartRange(None, None, None, ""),
-        (),
-        (),
-        0,
-        0,
-        moved,
-        fills,
-        free,
-        Trust(
+        period="",
+        headline=next_to_fill(first, issued=free.as_of, unknown_limits=free.unknown_limits),
+        now=now,
+        shown=ChartRange(None, None, None, ""),
+        sizes=(),
+        earlier=(),
+        databases=now.databases,
+        servers=now.servers - now.never_measured,
+        moved=moved,
+        fills_first=fills,
+        headroom=free,
+        trust=Trust(
             unmeasured.day,
             active,
             active - len(unmeasured.servers),
             failed,
             None if coverage is None else float(coverage),
+            unmeasured.has_samples,
         ),
-        unmeasured.servers[:UNMEASURED_SHOWN],
-        len(unmeasured.servers),
-        grouped_by,
-        groups[:GROUPS_SHOWN],
-        max(len(groups) - GROUPS_SHOWN, 0),
-        {name: window.key for name, window in newest.items()},
+        unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],
+        unmeasured_servers=len(unmeasured.servers),
+        grouped_by=grouped_by,
+        groups=groups[:GROUPS_SHOWN],
+        space=space,
+        hidden_groups=max(len(groups) - GROUPS_SHOWN, 0),
+        periods={name: window.key for name, window in newest.items()},
     )

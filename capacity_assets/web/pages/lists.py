@@ -46,6 +46,8 @@ class ListPage:
     unmeasured: Sequence[UnmeasuredServer]
     """The first active servers not measured on that day; only on the first page of the newest window."""
     unmeasured_servers: int
+    has_samples: bool
+    """Whether any server was ever measured; only where no window is computed yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +128,10 @@ def _around(reader: Reader, query: PageQuery, period: Period, window: Window | N
         # Every list of a window offers the engines, and finding them reads all of its servers.
         read = partial(engines, period=period, window=window)
         known_engines = reader.kept_of(("engines", period.name, window.start), read, ENGINES_SECONDS)
-    newest_day, unmeasured = None, []
+    newest_day, unmeasured, has_samples = None, [], False
     if query.page == 1 and not query.day("window"):
         newest = shared_unmeasured(reader, query.today)
-        newest_day = newest.day
+        newest_day, has_samples = newest.day, newest.has_samples
         unmeasured = [one for one in newest.servers if engine in {None, one.engine}]
     return {
         "period": period.name,
@@ -142,6 +144,7 @@ def _around(reader: Reader, query: PageQuery, period: Period, window: Window | N
         "newest_day": newest_day,
         "unmeasured": unmeasured[:UNMEASURED_SHOWN],
         "unmeasured_servers": len(unmeasured),
+        "has_samples": has_samples,
     }
 
 
