@@ -8,36 +8,35 @@ for example) is one of the `table_problems`, which say what to do. Which tables 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
+from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.catalogue import PresentTable
 from capacity_assets.database.indexes import index_steps, key_problems
 from capacity_assets.database.sql import DIALECT, SchemaStep, free_name, literal, quoted
 
 
-def table_steps(connection: Connection, wanted: Table) -> list[SchemaStep]:
-    """Compare the table of the same name in the database with `wanted`, which must exist there."""
-    columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
+def table_steps(connection: Connection, present: PresentTable) -> list[SchemaStep]:
+    """Compare an existing table with the wanted one."""
     return [
-        *_column_steps(wanted, columns),
-        *_period_check_steps(connection, wanted),
-        *default_partition_steps(connection, wanted),
-        *_partition_trigger_steps(connection, wanted),
-        *index_steps(connection, wanted),
+        *_column_steps(present.wanted, present.columns),
+        *_period_check_steps(present),
+        *(default_partition_steps(connection, present.wanted) if present.lacks_default_partition else ()),
+        *_partition_trigger_steps(present),
+        *index_steps(connection, present),
     ]
 
 
-def table_problems(connection: Connection, wanted: Table) -> list[str]:
+def table_problems(connection: Connection, present: PresentTable) -> list[str]:
     """Say what keeps the steps from being carried out, or rows from being inserted afterwards."""
-    columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
-    return [*_column_problems(wanted, columns)] or [*key_problems(connection, wanted)]
+    return [*_column_problems(present.wanted, present.columns)] or [*key_problems(connection, present)]
 
 
-def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[SchemaStep]:
+def _column_steps(wanted: Table, present: Mapping[str, ReflectedColumn]) -> Iterator[SchemaStep]:
     for column in wanted.columns:
         name = f"{wanted.name}.{column.name}"
         alter = f"ALTER TABLE {quoted(wanted.name)} ALTER COLUMN {quoted(column.name)}"
@@ -55,7 +54,7 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
             yield SchemaStep(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
 
-def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[str]:
+def _column_problems(wanted: Table, present: Mapping[str, ReflectedColumn]) -> Iterator[str]:
     for name, stored in present.items():
         filled = stored["nullable"] or stored.get("default") or stored.get("identity")
         if name not in wanted.columns and "period_type" in wanted.columns and not filled:
@@ -79,11 +78,13 @@ def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iter
             )
 
 
-def widened_columns(connection: Connection, wanted: Table) -> list[str]:
+def widened_columns(present: PresentTable) -> list[str]:
     """List the columns of an existing table whose type has to change; no view may read them meanwhile."""
-    present = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
+    stored = present.columns
     return [
-        column.name for column in wanted.columns if column.name in present and _is_widened(present[column.name], column)
+        column.name
+        for column in present.wanted.columns
+        if column.name in stored and _is_widened(stored[column.name], column)
     ]
 
 
@@ -101,66 +102,41 @@ def _is_widened(stored: ReflectedColumn, wanted: Column[object]) -> bool:
     return False
 
 
-def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
+def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
     """A legacy check on period_type alone that lists four periods; which ones exist is decided by the registry."""
-    if "period_type" not in wanted.columns:
-        return
-    checks = connection.execute(
-        text(
-            "SELECT c.conname, pg_get_constraintdef(c.oid) AS definition FROM pg_constraint c "
-            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum] "
-            "WHERE c.conrelid = to_regclass(:table) AND c.contype = 'c' AND a.attname = 'period_type'"
-        ),
-        {"table": wanted.name},
-    )
-    for name, definition in checks:
+    for name, definition in present.period_checks.items():
         listed = [period for period in PERIODS if f"'{period}'" in definition]
         if listed and len(listed) < len(PERIODS):
             yield SchemaStep(
-                f"{wanted.name} accepts only the periods listed in its check {name}: {', '.join(listed)}",
-                f"ALTER TABLE {quoted(wanted.name)} DROP CONSTRAINT {quoted(name)}",
+                f"{present.name} accepts only the periods listed in its check {name}: {', '.join(listed)}",
+                f"ALTER TABLE {quoted(present.name)} DROP CONSTRAINT {quoted(name)}",
             )
 
 
 def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
     """A range-partitioned table without a default partition refuses rows outside its partitions."""
-    without_default = connection.execute(
-        text("SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = to_regclass(:table)"),
-        {"table": wanted.name},
-    ).scalar()
-    if without_default:
-        name = free_name(connection, f"{wanted.name}_default")
+    name = free_name(connection, f"{wanted.name}_default")
+    yield SchemaStep(
+        f"{wanted.name} is partitioned and refuses rows outside its partitions",
+        f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
+    )
+    owner = other_owner(connection, wanted.name)
+    if owner:
         yield SchemaStep(
-            f"{wanted.name} is partitioned and refuses rows outside its partitions",
-            f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
+            f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
         )
-        owner = other_owner(connection, wanted.name)
-        if owner:
-            yield SchemaStep(
-                f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
-            )
 
 
-def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
+def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
     """A row trigger of the legacy application makes partitions in mid-insert.
 
     PostgreSQL refuses that as soon as the row goes to a partition, a default one too; partitions are made ahead here.
     """
-    triggers = connection.execute(
-        text(
-            "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
-            "JOIN pg_partitioned_table q ON q.partrelid = t.tgrelid "
-            "WHERE t.tgrelid = to_regclass(:table) AND NOT t.tgisinternal AND t.tgenabled <> 'D' "
-            # Row, before, insert.
-            "AND t.tgtype & 7 = 7 AND p.prosrc ~* '(PARTITION\\s+OF|create_\\w*partition)' ORDER BY 1"
-        ),
-        {"table": wanted.name},
-    )
-    for name in triggers.scalars():
+    for name in present.partition_triggers:
         yield SchemaStep(
-            f"{wanted.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
+            f"{present.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
             "switched off, not dropped",
-            f"ALTER TABLE {quoted(wanted.name)} DISABLE TRIGGER {quoted(name)}",
+            f"ALTER TABLE {quoted(present.name)} DISABLE TRIGGER {quoted(name)}",
         )
 
 
@@ -175,14 +151,13 @@ def other_owner(connection: Connection, table: str) -> str | None:
     ).scalar()
 
 
-def comment_statements(connection: Connection, wanted: Iterable[Table]) -> Iterator[str]:
+def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
     """Yield what gives tables and columns their comments, where these are missing or differ."""
-    inspector = inspect(connection)
-    for table in wanted:
-        if table.comment and inspector.get_table_comment(table.name)["text"] != table.comment:
-            yield f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.comment)}"
-        present = {column["name"]: column.get("comment") for column in inspector.get_columns(table.name)}
-        for column in table.columns:
+    for table in tables:
+        if table.wanted.comment and table.comment != table.wanted.comment:
+            yield f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.wanted.comment)}"
+        present = {name: column.get("comment") for name, column in table.columns.items()}
+        for column in table.wanted.columns:
             if column.comment and present.get(column.name) != column.comment:
                 named = f"{quoted(table.name)}.{quoted(column.name)}"
                 yield f"COMMENT ON COLUMN {named} IS {literal(column.comment)}"

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Row, Table, inspect, text
+from sqlalchemy import Connection, Engine, Table, text
 
 from capacity_assets.base.units import counted
+from capacity_assets.database.catalogue import Index, PresentTable, indexes_of, indexes_of_each, present_tables
 from capacity_assets.database.sql import SchemaStep, free_name, quoted, text_of
-
-Index = Row[Any]
-"""An index of the catalogue, see `indexes_of`."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +78,14 @@ def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
         )
 
 
-def indexes_of(connection: Connection, relation: str) -> list[Index]:
-    """Return the indexes of a table or a partition, with what decides whether they serve."""
-    return _indexes_of_each(connection, [relation])[relation]
-
-
-def _indexes_of_each(connection: Connection, relations: Sequence[str]) -> dict[str, list[Index]]:
-    found: dict[str, list[Index]] = {relation: [] for relation in relations}
-    for index in connection.execute(text(_INDEXES), {"relations": relations}):
-        found[index.relation].append(index)
-    return found
-
-
 def is_by_number(index: Index) -> bool:
     """Whether an index is a primary key that begins with the row number: the legacy application made it."""
     return bool(index.is_primary and index.columns[0] == "id")
 
 
-def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
+def index_steps(connection: Connection, present: PresentTable) -> Iterator[SchemaStep]:
     """Yield the steps that give a table its keys and indexes, and take away those that they replace."""
-    indexes = indexes_of(connection, table.name)
+    table, indexes = present.wanted, present.indexes
     for wanted in wanted_indexes(table):
         there = next((index for index in indexes if wanted.is_served_by(index)), None)
         if wanted.is_primary:
@@ -115,12 +101,11 @@ def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
             yield SchemaStep(reason, _drop(table, index))
 
 
-def key_problems(connection: Connection, table: Table) -> Iterator[str]:
+def key_problems(connection: Connection, present: PresentTable) -> Iterator[str]:
     """Say which rows keep a unique key from being added."""
-    indexes = indexes_of(connection, table.name)
-    for wanted in wanted_indexes(table):
-        if wanted.is_unique and not _is_unique(wanted, indexes):
-            yield from _duplicates(connection, table, wanted)
+    for wanted in wanted_indexes(present.wanted):
+        if wanted.is_unique and not _is_unique(wanted, present.indexes):
+            yield from _duplicates(connection, present.wanted, wanted)
 
 
 def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str], None]) -> None:
@@ -134,28 +119,27 @@ def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str]
             connection.execute(text("SET statement_timeout = 0"))
             # It waits for every transaction that is older, a dump or a report.
             connection.execute(text("SET lock_timeout = 0"))
-            for table in tables:
-                for leaf, wanted in list(lacking(connection, table)):
-                    _build(connection, table, leaf, wanted, on_step)
+            for present in present_tables(connection, tables):
+                for leaf, wanted in list(lacking(connection, present)):
+                    _build(connection, present.wanted, leaf, wanted, on_step)
         finally:
             connection.invalidate()  # it carries settings of its own
 
 
-def lacking(connection: Connection, table: Table) -> Iterator[tuple[str, WantedIndex]]:
+def lacking(connection: Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
     """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
 
     A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
     columns that are still to be added.
     """
-    indexes = indexes_of(connection, table.name)
-    present = {column["name"] for column in inspect(connection).get_columns(table.name)}
-    to_come = {column.name for column in table.columns} - present
-    leaves = _indexes_of_each(connection, _leaves(connection, table) or [quoted(table.name)])
+    table, indexes = present.wanted, present.indexes
+    to_come = {column.name for column in table.columns} - present.columns.keys()
     for wanted in wanted_indexes(table):
         missing = not any(wanted.is_served_by(index) for index in indexes)
         named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
         if indexes and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, indexes)):
-            for leaf, of_leaf in leaves.items():
+            leaves = _leaves(connection, table) or [quoted(table.name)]
+            for leaf, of_leaf in indexes_of_each(connection, leaves).items():
                 if _built(of_leaf, wanted) is None:
                     yield leaf, wanted
 
@@ -185,7 +169,9 @@ def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
     )
 
 
-def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, indexes: list[Index]) -> Iterator[SchemaStep]:
+def _key_steps(
+    connection: Connection, table: Table, wanted: WantedIndex, indexes: Sequence[Index]
+) -> Iterator[SchemaStep]:
     """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
 
     What a foreign key of others refers to stays, and so does the primary key of the legacy application, which looks
@@ -206,7 +192,7 @@ def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, indexe
     by_name += [index.name for index in replaced if wanted.has_columns_of(index) or index.name == wanted.name]
     name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))
     kind = "UNIQUE" if any(index.is_primary for index in staying) else "PRIMARY KEY"
-    for leaf, of_leaf in _indexes_of_each(connection, leaves or [quoted(table.name)]).items():
+    for leaf, of_leaf in indexes_of_each(connection, leaves or [quoted(table.name)]).items():
         built = _built(of_leaf, wanted)
         if built is not None:
             called = "" if leaves else f"CONSTRAINT {name} "
@@ -219,7 +205,7 @@ def _key_steps(connection: Connection, table: Table, wanted: WantedIndex, indexe
 
 
 def _further_steps(
-    connection: Connection, table: Table, wanted: WantedIndex, indexes: list[Index], built: Index | None
+    connection: Connection, table: Table, wanted: WantedIndex, indexes: Sequence[Index], built: Index | None
 ) -> Iterator[SchemaStep]:
     """Add an index other than the primary key, in the place of one of the same name."""
     reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.listed}"
@@ -292,24 +278,6 @@ def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iter
 def _on_one_line(statement: sa.ClauseElement) -> str:
     return " ".join(text_of(statement).split())
 
-
-_INDEXES = """
-SELECT r.relation, c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisunique AS is_unique,
-       i.indisprimary AS is_primary, i.indisvalid AS is_valid,
-       c.relispartition AS is_attached, pg_get_indexdef(i.indexrelid) AS definition,
-       pg_get_expr(i.indpred, i.indrelid) AS condition,
-       EXISTS (SELECT FROM pg_constraint k
-               WHERE k.conindid = i.indexrelid AND k.conrelid = i.indrelid) AS is_constraint,
-       EXISTS (SELECT FROM pg_constraint k
-               WHERE k.conindid = i.indexrelid AND k.contype = 'f') AS is_referred_to,
-       ARRAY(SELECT coalesce(a.attname, '(expression)')::text
-             FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
-             LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND a.attnum > 0
-             WHERE place <= i.indnkeyatts ORDER BY place) AS columns
-FROM unnest(CAST(:relations AS text[])) AS r (relation) JOIN pg_index i ON i.indrelid = to_regclass(r.relation)
-JOIN pg_class c ON c.oid = i.indexrelid
-ORDER BY c.relname
-"""
 
 _LEAVES = """
 SELECT CAST(relid::regclass AS text) FROM pg_partition_tree(to_regclass(:table)) WHERE isleaf ORDER BY 1

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
-from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.base.errors import CapacityError
@@ -23,6 +23,7 @@ from capacity_assets.database.adoption import (
     table_steps,
     widened_columns,
 )
+from capacity_assets.database.catalogue import present_tables
 from capacity_assets.database.changes import distrust_windows, prepare_nodes
 from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
 from capacity_assets.database.indexes import build_ahead, lacking
@@ -108,7 +109,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
         done += _put_views_back(connection, *taken)
-        execute(connection, [*comment_statements(connection, metadata.sorted_tables)])
+        execute(connection, [*comment_statements(present_tables(connection, metadata.sorted_tables))])
     return tuple(done)
 
 
@@ -153,7 +154,8 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     On a cluster none is built: there a key cannot take over an existing index.
     """
     with engine.connect() as connection:
-        tables = [table for table in _present_tables(connection) if any(lacking(connection, table))]
+        present = present_tables(connection, metadata.sorted_tables)
+        tables = [table.wanted for table in present if any(lacking(connection, table))]
         if not tables or distributed_tables(connection):
             return []
     # The first one creates the table of locks, for which other upgrades wait.
@@ -162,11 +164,6 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     with _keeping_other_upgrades_out(engine, is_checked=True):
         build_ahead(engine, tables, on_step)
     return done
-
-
-def _present_tables(connection: Connection) -> list[Table]:
-    present = set(inspect(connection).get_table_names())
-    return [table for table in metadata.sorted_tables if table.name in present]
 
 
 @contextmanager
@@ -206,7 +203,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _problems(connection: Connection) -> list[str]:
-    tables = _present_tables(connection)
+    tables = present_tables(connection, metadata.sorted_tables)
     return [problem for table in tables for problem in table_problems(connection, table)]
 
 
@@ -222,8 +219,8 @@ def _create_locks(connection: Connection) -> list[str]:
 
 def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
     """Find what reads columns that are to be widened, or our views if these are to be made again."""
-    tables = _present_tables(connection)
-    widened = [(table.name, column) for table in tables for column in widened_columns(connection, table)]
+    tables = present_tables(connection, metadata.sorted_tables)
+    widened = [(table.name, column) for table in tables for column in widened_columns(table)]
     return in_the_way(connection, widened, ours=ours)
 
 
@@ -262,16 +259,17 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
     """Create missing tables, and bring the others to the wanted shape; return the steps."""
-    present = set(inspect(connection).get_table_names())
+    present = {table.name: table for table in present_tables(connection, wanted.sorted_tables)}
     done: list[str] = []
     for table in wanted.sorted_tables:
         if table.name in present:
-            steps = table_steps(connection, table)
+            steps = table_steps(connection, present[table.name])
             carry_out(connection, steps)
             done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
         else:
             table.create(connection)
-            carry_out(connection, default_partition_steps(connection, table))
+            if table.dialect_options["postgresql"]["partition_by"]:
+                carry_out(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
     return done
 
@@ -374,8 +372,9 @@ FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
 def schema_state(engine: Engine) -> SchemaState:
     """Inspect the database without changing it."""
     with engine.connect() as connection:
-        present = _present_tables(connection)
-        missing = tuple(table.name for table in metadata.sorted_tables if table not in present)
+        present = present_tables(connection, metadata.sorted_tables)
+        there = {table.name for table in present}
+        missing = tuple(table.name for table in metadata.sorted_tables if table.name not in there)
         shortcomings = _open_doors(connection)
         for table in present:
             shortcomings += dict.fromkeys(step.reason for step in table_steps(connection, table))

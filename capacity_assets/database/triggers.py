@@ -12,10 +12,11 @@ operators, casts or functions would run with the owner's privileges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Connection, DateTime, Table, Text, column, select, text, values
+from sqlalchemy import Connection, DateTime, Row, Table, Text, column, select, text, values
 
 from capacity_assets.database.sql import SchemaStep, literal, quoted, text_of
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, instances
@@ -61,17 +62,18 @@ _REFUSE_OTHERS = """    IF NOT EXISTS (
     END IF;
 """
 _BEGIN = "\nBEGIN\n"
-_FOUND = """
-SELECT prosrc, prosecdef, proconfig,
+_FUNCTIONS = """
+SELECT proname, prosrc, prosecdef, proconfig,
        EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE grantee <> proowner)
            AS others_may_call
 FROM pg_proc
-WHERE proname = :name AND pronargs = 0 AND pronamespace = CAST(current_schema() AS regnamespace)
+WHERE proname = ANY (:functions) AND pronargs = 0 AND pronamespace = CAST(current_schema() AS regnamespace)
 """
 _TRIGGERS = """
-SELECT t.tgname, t.tgenabled IN ('O', 'A') AS fires FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
-WHERE t.tgrelid = to_regclass(:table) AND f.proname = :function AND t.tgnargs = :arguments AND NOT t.tgisinternal
-  AND f.pronamespace = CAST(current_schema() AS regnamespace)
+SELECT w.name AS table_name, f.proname, t.tgnargs, t.tgname, t.tgenabled IN ('O', 'A') AS fires
+FROM unnest(CAST(:tables AS text[])) AS w (name) JOIN pg_trigger t ON t.tgrelid = to_regclass(w.name)
+JOIN pg_proc f ON f.oid = t.tgfoid
+WHERE f.proname = ANY (:functions) AND NOT t.tgisinternal AND f.pronamespace = CAST(current_schema() AS regnamespace)
 """
 # From PUBLIC, and from roles that get it through the owner's default privileges.
 _REVOKE = """
@@ -90,18 +92,18 @@ END $$
 """
 
 
-def tracking_steps(connection: Connection, tracking: TrackingFunction) -> Iterator[SchemaStep]:
-    """Return what is missing: the function and the triggers that are absent, old or disabled."""
+def _tracking_steps(
+    tracking: TrackingFunction, schema: str, stored: Row[Any] | None, triggers: Sequence[Row[Any]]
+) -> Iterator[SchemaStep]:
+    """Yield what is missing: the function, if it is not `stored` as it should be, and triggers."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
     too_open = f"the function {function} could be called by other roles and run their code as its owner"
-    schema = quoted(connection.execute(text("SELECT current_schema()")).scalar_one())
     callers = ", ".join(f"to_regclass({literal(f'{schema}.{quoted(name)}')})" for name in tracking.callers or (table,))
     guard = _REFUSE_OTHERS.format(callers=callers, function=function)
     body = tracking.body.replace(SCHEMA_MARK, schema).replace(_BEGIN, _BEGIN + guard, 1)
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
-    stored = connection.execute(text(_FOUND), {"name": function}).first()
     # White space does not count.
     wanted = ("".join(body.split()), True, [f"search_path={path}"])
     if stored is None or ("".join(stored.prosrc.split()), stored.prosecdef, stored.proconfig) != wanted:
@@ -114,8 +116,8 @@ def tracking_steps(connection: Connection, tracking: TrackingFunction) -> Iterat
     if stored is None or stored.others_may_call:
         yield SchemaStep(too_open if stored else reason, _REVOKE.format(function=function), is_lossy=stored is None)
     argument = literal(table) if tracking.callers else ""
-    parameters = {"table": table, "function": function, "arguments": 1 if argument else 0}
-    fires = {row.tgname: row.fires for row in connection.execute(text(_TRIGGERS), parameters)}
+    called = (table, function, 1 if argument else 0)
+    fires = {row.tgname: row.fires for row in triggers if (row.table_name, row.proname, row.tgnargs) == called}
     for event, rows in tracking.events.items():
         trigger = tracking.trigger(event)
         if trigger not in fires:
@@ -131,7 +133,12 @@ def tracking_steps(connection: Connection, tracking: TrackingFunction) -> Iterat
 
 def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     """Return what is missing for change tracking: functions and triggers that are absent, old or disabled."""
-    return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
+    every = [*_every_tracking()]
+    schema = quoted(connection.execute(text("SELECT current_schema()")).scalar_one())
+    names = {"tables": [*{one.table for one in every}], "functions": [*{one.function for one in every}]}
+    functions = {row.proname: row for row in connection.execute(text(_FUNCTIONS), names)}
+    triggers = connection.execute(text(_TRIGGERS), names).all()
+    return [step for one in every for step in _tracking_steps(one, schema, functions.get(one.function), triggers)]
 
 
 def _every_tracking() -> Iterator[TrackingFunction]:

@@ -573,9 +573,14 @@ def names_taken(connection: Connection) -> list[str]:
 
 def outdated_views(connection: Connection) -> list[View]:
     """Return the views that are missing or of another definition."""
-    comment = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
+    comments = {row.name: row.comment for row in connection.execute(text(_COMMENTS), {"views": _NAMES})}
     views = [view.on_nodes for view in VIEWS] if tables_are_distributed(connection) else VIEWS
-    return [view for view in views if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
+    return [view for view in views if comments[view.name] != view.marked_comment]
+
+
+_COMMENTS = """
+SELECT name, obj_description(to_regclass(name), 'pg_class') AS comment FROM unnest(CAST(:views AS text[])) AS v (name)
+"""
 
 
 def create_views(connection: Connection, views: Iterable[View]) -> None:

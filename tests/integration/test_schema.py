@@ -11,7 +11,8 @@ from sqlalchemy import Engine, inspect, select, text
 
 from capacity_assets.aggregates.ledger import Ledger
 from capacity_assets.aggregates.levels import SERVER_LEVELS
-from capacity_assets.database.indexes import indexes_of, is_by_number, wanted_indexes
+from capacity_assets.database.catalogue import indexes_of
+from capacity_assets.database.indexes import is_by_number, wanted_indexes
 from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import (
     FIRST_REVISION,
