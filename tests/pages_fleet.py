@@ -64,7 +64,7 @@ def filled(engine: Engine) -> None:
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)
     issue(engine, TODAY, TODAY)
-    declare_prices(engine, [Price(Decimal("0.5"), "EUR")], TODAY)
+    declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
     issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), fixed_clock(), KEYS)
 
 

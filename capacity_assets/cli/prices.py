@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.base.periods import PERIODS
+from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
+from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
     Registry,
@@ -22,23 +27,27 @@ from capacity_assets.cli.declaring import (
     since,
 )
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, label_option, options
+from capacity_assets.cli.options import DAY, label_option, options, say
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.tables import ALWAYS
+from capacity_assets.ownership.bills import issue_bill, unfinished_months
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.ownership.prices import (
     EVERYTHING,
+    MONTHS_COMPUTED,
     NO_PRICE,
     Price,
+    PriceChanges,
     declare_prices,
     forget_price,
     label_of,
+    price_changes,
     price_of,
     prices_of_file,
+    removal_changes,
     stored_prices,
 )
 
-MONTHS_NAMED = 12
 COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
 
 
@@ -53,48 +62,120 @@ subject_options = options(
 )
 
 
+restate_option = click.option(
+    "--restate", is_flag=True, help="Also if bills of closed months change; see --dry-run first."
+)
+
+
 @prices.command("set")
 @click.argument("price")
 @click.option("--currency", required=True, help="EUR, USD or another ISO 4217 code, the same for all prices.")
 @subject_options
-@first_day_options("First day of the price. Default: see above.", "Apply it to all of history; replace earlier prices.")
+@first_day_options(
+    "First day of the price. Default: the first of this month.",
+    "Apply it to all of history, also to closed months; replace earlier prices.",
+)
+@restate_option
 @declaring
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    registry: Registry, /, *, price: str, currency: str, engine: str, label: str | None, first_day: date | None
+    registry: Registry,
+    /,
+    *,
+    price: str,
+    currency: str,
+    engine: str,
+    label: str | None,
+    first_day: date | None,
+    restate: bool,
 ) -> Report:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label overrides one for an engine, and both override the general one. `capacity bill` uses the price
-    of each day. The first price applies to all of history. A changed price applies from the current month on; earlier
-    bills do not change.
+    of each day. A price applies from the current month on, unless --from or --always is given. If bills of closed
+    months would change, the command lists them with their old and new totals, and asks for --always or --restate.
 
     \b
     Examples:
       capacity prices set 0.12 --currency EUR
-      capacity prices set 0.40 --currency EUR --engine oracle
-      capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01
+      capacity prices set 0.40 --currency EUR --engine oracle --always
+      capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01 --restate
     """
     subject = label_of(label, registry.settings.label_keys)
     wanted = Price(price_of(price), currency, engine, *subject, first_day)
-    [change] = declare_prices(registry.engine, [wanted], registry.today(), dry_run=registry.dry_run)
-    declared = change.price
+    changes = _declare(registry, [wanted], restate=restate or first_day == ALWAYS)
+    [declared] = changes.prices
     if declared.price is None:
         effect = f"no price of its own, {since(declared.valid_from)}; a more general one applies, if any."
     else:
         effect = f"{_price_text(declared)} per GiB and month, {since(declared.valid_from)}."
     lines = [f"{declared.display_name}: {effect}", *(f"note: {note}" for note in _notes(registry.engine, declared))]
     if first_day is None and declared.valid_from != ALWAYS:
-        lines.append("Earlier months keep their price. Use --always to apply the new price to them as well.")
-    return _report([declared], change.restated, lines)
+        lines.append("Earlier months are not changed. Use --always to apply the price to them as well.")
+    return _report(changes, lines)
 
 
-def _report(declared: Sequence[Price], months: Sequence[date], lines: Sequence[str]) -> Report:
-    """Report prices, and the closed months whose bills they change, newest first."""
+def _declare(registry: Registry, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
+    """Declare prices once it is said which bills of closed months change."""
+    engine, today = registry.engine, registry.today()
+    changes = price_changes(engine, wanted, today, registry.settings.label_keys)
+    _say_what_changes(registry, changes, restate=restate)
+    if not registry.dry_run:
+        declare_prices(engine, wanted, today, restate=restate or not changes.months)
+    return changes
+
+
+def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: bool) -> None:
+    """Say which final bills change and by how much; raises ValidationError if nobody confirmed that."""
+    if not changes.months:
+        return
+    months = [*(bill.text for bill in changes.bills), *map(_month_named, changes.older_months)]
+    named = first_of(months, MONTHS_COMPUTED)
+    if not restate and not registry.dry_run:
+        raise ValidationError(
+            f"Bills of closed months would change: {named}. Nothing was changed. Add --restate to change these bills."
+        )
+    if not registry.as_json:
+        say(f"Bills of closed months that change: {named}.{'' if restate else ' This takes --restate.'}")
+
+
+def _month_named(first_day: date) -> str:
     month = PERIODS["monthly"]
-    names = first_of((month.name_of(month.window_of(first_day)) for first_day in months), MONTHS_NAMED)
-    restating = f"Bills of closed months that change: {names}. Run `capacity bill --month` for each to restate it."
-    document = {"prices": list(map(dated_json, declared)), "restated_months": months}
-    return Report(document, [*lines, *([restating] if months else [])])
+    return month.name_of(month.window_of(first_day))
+
+
+def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
+    """Report prices; the bills that they change are computed afterwards."""
+    document = {
+        "prices": list(map(dated_json, changes.prices)),
+        "restated_months": changes.months,
+        "restated_bills": list(map(asdict, changes.bills)),
+    }
+    return Report(document, lines, follow_up=partial(_issue_bills, changes=changes))
+
+
+def _issue_bills(registry: Registry, changes: PriceChanges) -> None:
+    """Compute the bills that change, and those that are not final, newest first, for some seconds."""
+    first = min(price.valid_from or ALWAYS for price in changes.prices)
+    clock = Clock(registry.settings.zone)
+    until = time.monotonic() + SECONDS_PER_COMMAND
+    issued, left = [], []
+    try:
+        months = sorted({*changes.months, *unfinished_months(registry.engine, first)}, reverse=True)
+        for month in months:
+            if time.monotonic() > until:
+                left.append(month)
+                continue
+            issue_bill(registry.engine, PERIODS["monthly"].window_of(month), clock, registry.settings.label_keys)
+            issued.append(month)
+    except CapacityError as error:
+        raise type(error)(f"The price list is changed, but not every bill was computed. {error}") from error
+    if registry.as_json:
+        return
+    if issued:
+        say(f"Bills computed anew: {first_of(map(_month_named, issued), MONTHS_COMPUTED)}.")
+    if left:
+        names = first_of((f"{month:%Y-%m}" for month in left), MONTHS_COMPUTED)
+        say(f"Bills not computed anew yet: {names}. `capacity bill --month {left[0]:%Y-%m}` computes one.")
 
 
 def _notes(engine: Engine, declared: Price) -> Iterator[str]:
@@ -113,17 +194,17 @@ def _price_text(price: Price) -> str:
 
 @prices.command("import")
 @file_argument
+@restate_option
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Report:
+def import_(registry: Registry, /, *, file: Path, restate: bool) -> Report:
     """Declare the prices that a CSV file lists.
 
-    Columns are price, currency and, optionally, engine, label (as team=payments) and from (empty: as for `set`). Either
-    all prices are stored or none.
+    Columns are price, currency and, optionally, engine, label (as team=payments) and from (a day, or always; empty: as
+    for `set`). Either all prices are stored or none.
     """
     declared = prices_of_file(file, registry.settings.label_keys)
-    changes = declare_prices(registry.engine, declared, registry.today(), dry_run=registry.dry_run)
-    months = sorted({month for change in changes for month in change.restated}, reverse=True)
-    return _report([change.price for change in changes], months, [registry.read_from(file, len(changes), "price")])
+    changes = _declare(registry, declared, restate=restate)
+    return _report(changes, [registry.read_from(file, len(declared), "price")])
 
 
 def _cells(price: Price) -> list[object]:
@@ -144,14 +225,27 @@ def list_(engine: Engine, /) -> list[tuple[Price, object]]:
 
 @prices.command()
 @subject_options
-@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always.")
+@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always, or that of the only one.")
+@restate_option
 @declaring
-def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None) -> Report:
+def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Report:
     """Remove a price, as if it had never been declared.
 
     To end a price and keep earlier bills, use `capacity prices set none --from DAY` instead.
     """
     price = Price(None, "", engine, *label_of(label, registry.settings.label_keys), first_day or ALWAYS)
-    removed = forget_price(registry.engine, price, dry_run=registry.dry_run)
+    if first_day is None:
+        price = _only_one(registry.engine, price)
+    changes = removal_changes(registry.engine, price, registry.settings.label_keys)
+    _say_what_changes(registry, changes, restate=restate)
+    if not registry.dry_run:
+        forget_price(registry.engine, price, restate=restate or not changes.months)
     line = f"Removed the price of {price.display_name}, {since(price.valid_from)}."
-    return _report([removed.price], removed.restated, [line])
+    return _report(changes, [line])
+
+
+def _only_one(engine: Engine, price: Price) -> Price:
+    """Return the price with the first day of the only one for its subject, unless one applies to all of history."""
+    subject = (price.engine, price.key, price.value)
+    days = [one.valid_from for one in stored_prices(engine) if (one.engine, one.key, one.value) == subject]
+    return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])

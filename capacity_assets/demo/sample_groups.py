@@ -36,9 +36,9 @@ MOVED = ("mysql-orders-02", "crm", "sales")
 """A database whose owner changed half a year ago, and the new one."""
 MONTHS_AGO = 6
 PRICES = (
-    Price(Decimal("0.12"), "EUR"),
-    Price(Decimal("0.40"), "EUR", engine="oracle"),
-    Price(Decimal("0.25"), "EUR", engine="sqlserver"),
+    Price(Decimal("0.12"), "EUR", valid_from=ALWAYS),
+    Price(Decimal("0.40"), "EUR", engine="oracle", valid_from=ALWAYS),
+    Price(Decimal("0.25"), "EUR", engine="sqlserver", valid_from=ALWAYS),
 )
 
 
@@ -53,4 +53,4 @@ def declare_sample_groups(engine: Engine, today: date) -> None:
         moved = Label(server, database, "team", team, date(months // 12, months % 12 + 1, 1))
         declare_labels(engine, [*environments, *teams, *overriding, moved], today)
     if not stored_prices(engine):
-        declare_prices(engine, PRICES, today)
+        declare_prices(engine, PRICES, today, restate=True)

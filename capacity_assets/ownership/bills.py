@@ -193,6 +193,11 @@ SELECT EXISTS (
       AND b.currency <> (SELECT min(currency) FROM capacity_prices)
 )
 """
+TOTAL = """
+SELECT sum(amount) AS total,
+       CASE WHEN count(amount) > 0 THEN (SELECT min(currency) FROM capacity_prices) END AS currency
+FROM computed_lines
+"""
 DELETE = (
     "DELETE FROM capacity_bills WHERE month = :start AND issue = :issue",
     "DELETE FROM capacity_bill_lines WHERE month = :start AND issue = :issue",
@@ -492,20 +497,14 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
         DatabaseError: the database failed; no bill was changed.
     """
     refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
-    parameters: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+    parameters = _parameters(month, keys)
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = next(iter(_issues(connection, month)), None)
         judged = judged_day(connection, clock)
-        segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
-        make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
-        known = {
-            "is_marked": latest is not None and latest.samples_dropped_at is not None,
-            "billed_before": latest.measured_days if latest else 0,
-        }
         changes: dict[str, object]
-        if connection.execute(text(DROPPED), {**parameters, **known}).scalar():
+        if not _compute(connection, parameters, latest):
             if latest is None:
                 raise NotFoundError(
                     f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
@@ -514,13 +513,76 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
             issue = latest.issue
             changes = {"samples_dropped_at": func.coalesce(capacity_bills.c.samples_dropped_at, func.now())}
         else:
-            make_temporary_tables(connection, COMPUTED, parameters)
             issue = _store(connection, month, parameters, latest, _finality(latest, month, judged, clock))
             changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
         is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
         connection.execute(update(capacity_bills).where(*is_issue).values(changes))
         store_missing_groups(connection)
         return _issues(connection, month)[0]
+
+
+def _parameters(month: Window, keys: Sequence[str]) -> dict[str, Any]:
+    return {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+
+
+def _compute(connection: Connection, parameters: dict[str, Any], latest: Bill | None) -> bool:
+    """Compute the lines of a month as temporary tables; return False where retention dropped samples of it."""
+    segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
+    make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
+    known = {
+        "is_marked": latest is not None and latest.samples_dropped_at is not None,
+        "billed_before": latest.measured_days if latest else 0,
+    }
+    if connection.execute(text(DROPPED), {**parameters, **known}).scalar():
+        return False
+    make_temporary_tables(connection, COMPUTED, parameters)
+    return True
+
+
+@dataclass(frozen=True)
+class BillChange:
+    """The total of a bill, and what it becomes; None: nothing has a price."""
+
+    month: date
+    before: Decimal | None
+    after: Decimal | None
+    before_currency: str | None
+    after_currency: str | None
+
+    @property
+    def text(self) -> str:
+        """The change as people read it."""
+        totals = ((self.before, self.before_currency), (self.after, self.after_currency))
+        before, after = ("no amount" if one is None else f"{one:,} {currency}" for one, currency in totals)
+        return f"{_named(PERIODS['monthly'].window_of(self.month))} ({before} becomes {after})"
+
+
+def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[str]) -> list[BillChange]:
+    """Compute the bills of months anew, and return those that differ from their newest issue; stores nothing.
+
+    A declaration of the same transaction is included. Raises DBAPIError.
+    """
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    changes = []
+    for start in months:
+        month = PERIODS["monthly"].window_of(start)
+        latest, parameters = _issues(connection, month)[0], _parameters(month, keys)
+        stored = {**parameters, "issue": latest.issue, "was_final": latest.is_final}
+        if _compute(connection, parameters, latest) and connection.execute(text(DIFFERS), stored).scalar():
+            total, currency = connection.execute(text(TOTAL)).one()
+            after = None if total is None else total.quantize(CENT, ROUND_HALF_UP)
+            changes.append(BillChange(month.start, latest.amount, after, latest.currency, currency))
+        for name in (*COMPUTED, *READ):
+            connection.execute(text(f"DROP TABLE IF EXISTS pg_temp.{name}"))
+    return changes
+
+
+def unfinished_months(engine: Engine, first: date) -> Sequence[date]:
+    """Return the months from the one of a day on whose bills are not final, newest first; raises DatabaseError."""
+    bills = capacity_bills.c
+    unfinished = select(bills.month).where(~bills.is_final, bills.month >= first.replace(day=1)).distinct()
+    with database_errors(doing="reading bills"), engine.connect() as connection:
+        return connection.execute(unfinished.order_by(bills.month.desc())).scalars().all()
 
 
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:

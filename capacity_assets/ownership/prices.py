@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.declarations import day_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import declarations, key_and_value, refuse_lacking
+from capacity_assets.base.units import first_of
 from capacity_assets.database.tables import ALWAYS, capacity_prices
 from capacity_assets.forecast.limits import (
     clear_history,
@@ -24,6 +25,7 @@ from capacity_assets.forecast.limits import (
     replace_rows,
     rows_of,
 )
+from capacity_assets.ownership.bills import BillChange, bill_changes
 from capacity_assets.ownership.labels import checked
 
 COLUMNS = ("engine", "label", "price", "currency", "from")
@@ -31,6 +33,7 @@ NEEDED = ("price", "currency")
 MOST = Decimal(10) ** 12
 PLACES = 6
 NO_PRICE = "none"
+IN_ALL_OF_HISTORY = "always"
 EVERYTHING = ""
 CURRENCY = re.compile(r"[A-Z]{3}")
 
@@ -39,8 +42,8 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 class Price:
     """The price of a GiB per month from a day on; `price` None ends the price.
 
-    `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: all of
-    history if nothing it covers had a price before, else from the current month on.
+    `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: from the
+    current month on, or, if the same price holds then already, from its first day.
     """
 
     price: Decimal | None
@@ -57,12 +60,23 @@ class Price:
         return " with ".join(filter(None, parts)) or "everything else"
 
 
-@dataclass(frozen=True)
-class PriceChange:
-    """A price that was declared or removed, with its first day, and the closed months whose bills it changes."""
+MONTHS_COMPUTED = 12
 
-    price: Price
-    restated: Sequence[date]
+
+@dataclass(frozen=True)
+class PriceChanges:
+    """Prices that are declared or removed, with their first days, and what they change of final bills."""
+
+    prices: Sequence[Price]
+    bills: Sequence[BillChange]
+    """The newest MONTHS_COMPUTED of the bills, the newest first."""
+    older_months: Sequence[date]
+    """Further months whose bills have lines with another price."""
+
+    @property
+    def months(self) -> list[date]:
+        """All months whose bills change, newest first."""
+        return [*(bill.month for bill in self.bills), *self.older_months]
 
 
 def price_of(written: str) -> Decimal | None:
@@ -98,39 +112,67 @@ def prices_of_file(path: Path, keys: Sequence[str]) -> list[Price]:
 
 def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
     refuse_lacking(row, NEEDED)
-    valid_from = day_of(row["from"]) if "from" in row else None
+    written = row.get("from", "")
+    valid_from = ALWAYS if written == IN_ALL_OF_HISTORY else day_of(written) if written else None
     label = label_of(row.get("label"), keys)
     return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
 
 
-def declare_prices(
-    engine: Engine, prices: Sequence[Price], today: date, *, dry_run: bool = False
-) -> Sequence[PriceChange]:
-    """Store all prices or none; each replaces an earlier price of the same subject and day.
+def declare_prices(engine: Engine, prices: Sequence[Price], today: date, *, restate: bool = False) -> Sequence[Price]:
+    """Store all prices or none, and return them with their first days.
 
-    A price for all of history also replaces prices of the same subject from later days. A dry run stores none.
+    Each replaces an earlier price of the same subject and day; a price for all of history also replaces prices of the
+    same subject from later days. Bills are not computed anew.
 
     Raises:
-        ValidationError: two prices have the same subject and day, or a currency is invalid or differs from that of the
-        price list.
+        ValidationError: two prices have the same subject and day, a currency is invalid or differs from that of the
+        price list, or bills of closed months would change without `restate`.
         DatabaseError: the database failed; nothing was changed.
     """
+    with declaring(engine, "storing prices") as connection:
+        dated, months = _store(connection, prices, today)
+        _refuse_restating(months, restate=restate)
+    return dated
+
+
+def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Sequence[str]) -> PriceChanges:
+    """Return what `declare_prices` would do, and how much final bills would change; stores nothing. Raises as it."""
+    with declaring(engine, "storing prices", dry_run=True) as connection:
+        dated, months = _store(connection, prices, today)
+        return _changes(connection, dated, months, keys)
+
+
+def _store(connection: Connection, prices: Sequence[Price], today: date) -> tuple[Sequence[Price], Sequence[date]]:
+    """Store prices; return them with their first days, and the closed months whose bills have other prices."""
     if not prices:
-        return []
+        return [], []
     subjects = ((price.display_name, price.valid_from) for price in prices)
     refuse_repeated(subjects, lambda key: f"{key[0]}", "More than one price of")
-    with declaring(engine, "storing prices", dry_run=dry_run) as connection:
-        connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
-        known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
-        _refuse_currencies({*known, *(price.currency for price in prices)})
-        days = {"always": ALWAYS, "this_month": today.replace(day=1)}
-        given = {**columns_of([asdict(price) for price in prices]), **days}
-        placed = connection.execute(text(_PLACED), given).scalars()
-        dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
-        rows = [asdict(price) for price in dated]
-        clear_history(connection, capacity_prices, rows)
-        replace_rows(connection, capacity_prices, rows)
-        return [PriceChange(price, _restated(connection, price)) for price in dated]
+    connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
+    known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
+    _refuse_currencies({*known, *(price.currency for price in prices)})
+    days = {"always": ALWAYS, "this_month": today.replace(day=1)}
+    given = {**columns_of([asdict(price) for price in prices]), **days}
+    placed = connection.execute(text(_PLACED), given).scalars()
+    dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
+    rows = [asdict(price) for price in dated]
+    clear_history(connection, capacity_prices, rows)
+    replace_rows(connection, capacity_prices, rows)
+    months = {month for price in dated for month in _restated(connection, price)}
+    return dated, sorted(months, reverse=True)
+
+
+def _changes(
+    connection: Connection, prices: Sequence[Price], months: Sequence[date], keys: Sequence[str]
+) -> PriceChanges:
+    bills = bill_changes(connection, months[:MONTHS_COMPUTED], keys)
+    return PriceChanges(prices, bills, months[MONTHS_COMPUTED:])
+
+
+def _refuse_restating(months: Sequence[date], *, restate: bool) -> None:
+    if months and not restate:
+        names = first_of((f"{month:%Y-%m}" for month in months), MONTHS_COMPUTED)
+        raise ValidationError(f"Bills of closed months would change: {names}. Nothing was changed.")
 
 
 def _refuse_currencies(currencies: set[str]) -> None:
@@ -144,13 +186,30 @@ def _refuse_currencies(currencies: set[str]) -> None:
         )
 
 
-def forget_price(engine: Engine, price: Price, *, dry_run: bool = False) -> PriceChange:
-    """Delete a declared price of a subject and day; raises NotFoundError or DatabaseError, nothing being changed."""
-    with declaring(engine, "removing a price", dry_run=dry_run) as connection:
-        gone = remove_row(connection, capacity_prices, _subject(price))
-        if gone is None:
-            raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
-        return PriceChange(price, _restated(connection, price, removed=gone.price))
+def forget_price(engine: Engine, price: Price, *, restate: bool = False) -> None:
+    """Delete a declared price of a subject and day.
+
+    Raises:
+        NotFoundError: there is no such price.
+        ValidationError: bills of closed months would change without `restate`.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    with declaring(engine, "removing a price") as connection:
+        _refuse_restating(_forget(connection, price), restate=restate)
+
+
+def removal_changes(engine: Engine, price: Price, keys: Sequence[str]) -> PriceChanges:
+    """Return how much `forget_price` would change final bills; removes nothing. Raises as it does."""
+    with declaring(engine, "removing a price", dry_run=True) as connection:
+        return _changes(connection, [price], _forget(connection, price), keys)
+
+
+def _forget(connection: Connection, price: Price) -> Sequence[date]:
+    """Delete a price; return the closed months whose bills have lines with it."""
+    gone = remove_row(connection, capacity_prices, _subject(price))
+    if gone is None:
+        raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
+    return _restated(connection, price, removed=gone.price)
 
 
 def _subject(price: Price) -> dict[str, object]:
@@ -168,8 +227,7 @@ def stored_prices(engine: Engine) -> list[Price]:
     return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
 
 
-# The first price of a history in one file applies to all of history; an existing price is kept. If a price of equal or
-# lower precedence may have applied to the same subjects, the new one changes the amounts.
+# The first price of a history in one file applies to all of history; an existing price is kept.
 _PLACED = """
 WITH given AS (
     SELECT * FROM unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
@@ -180,13 +238,7 @@ SELECT coalesce(g.valid_from, CASE
     WHEN EXISTS (SELECT FROM given o WHERE (o.engine, o.key, o.value) = (g.engine, g.key, g.value)
                    AND o.valid_from IS NOT NULL)
         THEN CAST(:always AS date)
-    WHEN held.price IS NOT DISTINCT FROM g.price THEN held.valid_from END, CASE
-    WHEN EXISTS (
-        SELECT FROM capacity_prices p
-        WHERE (p.engine, p.key, p.value) = (g.engine, g.key, g.value) OR p.price IS NOT NULL AND CASE
-            WHEN (p.key, p.value) IN (('', ''), (g.key, g.value)) THEN p.engine IN ('', g.engine)
-            ELSE g.key <> '' AND p.key <> g.key AND (g.engine = '' OR p.engine IN ('', g.engine)) END
-    ) THEN CAST(:this_month AS date) ELSE CAST(:always AS date) END)
+    WHEN held.price IS NOT DISTINCT FROM g.price THEN held.valid_from END, CAST(:this_month AS date))
 FROM given g
 LEFT JOIN LATERAL (
     SELECT p.price, p.valid_from FROM capacity_prices p

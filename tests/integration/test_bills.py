@@ -35,7 +35,7 @@ KEYS = ("team", "environment")
 
 
 def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> None:
-    printed("prices", "set", "0.10", "--currency", "EUR")
+    printed("prices", "set", "0.10", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team=payments", "--database", "a")
 
     found = billed()
@@ -46,8 +46,8 @@ def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> Non
 
 
 def test_an_owner_and_a_price_that_change_within_the_month_share_it_by_days() -> None:
-    printed("prices", "set", "0.30", "--currency", "EUR")
-    printed("prices", "set", "0.60", "--currency", "EUR", "--from", "2025-06-21")
+    printed("prices", "set", "0.30", "--currency", "EUR", "--always")
+    printed("prices", "set", "0.60", "--currency", "EUR", "--from", "2025-06-21", "--restate")
     printed("labels", "set", "server-1", "team=payments", "--database", "a")
     printed("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
 
@@ -57,7 +57,7 @@ def test_an_owner_and_a_price_that_change_within_the_month_share_it_by_days() ->
 
 def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() -> None:
     printed("labels", "set", "server-1", "team=payments", "environment=test", "--database", "a")
-    printed("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
+    printed("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle", "--always")
     nothing = billed()
     assert (nothing["bill"]["amount"], amounts(nothing)) == (None, {"payments": None, None: None})
     printed("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test", "--always")
@@ -71,7 +71,7 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
 
 def test_the_exact_sum_is_rounded_and_not_the_sum_of_rounded_lines(engine: Engine) -> None:
     """Three databases with a third each: the amounts of lines are periodic decimals, their sum is half a cent."""
-    printed("prices", "set", "0.025", "--currency", "EUR", "--engine", "oracle")
+    printed("prices", "set", "0.025", "--currency", "EUR", "--engine", "oracle", "--always")
     add_instances(engine, [4], db_type="oracle")
     for number in range(3):
         add_database_sizes(engine, sizes(4, f"third-{number}", f"2025-06-{1 + 10 * number:02}", [GIB] * 10))
@@ -84,32 +84,79 @@ def test_the_exact_sum_is_rounded_and_not_the_sum_of_rounded_lines(engine: Engin
     assert str(total) == found["bill"]["exact_amount"] == "0.025000000000"
 
 
-def test_a_price_without_a_day_changes_no_closed_month_and_one_that_does_says_so() -> None:
-    assert "everything else: 0.1 EUR per GiB and month, always." in printed("prices", "set", "0.1", "--currency", "EUR")
-    assert billed()["bill"]["amount"] == "3.00"
-    changed = printed("prices", "set", "0.2", "--currency", "EUR")
-    assert "everything else: 0.2 EUR per GiB and month, from 2025-07-01." in changed
-    assert "Earlier months keep their price." in changed
-    assert "Bills of closed months" not in changed
+def test_a_price_without_a_day_applies_from_the_current_month_on_and_changes_no_closed_one() -> None:
+    assert billed()["bill"]["amount"] is None
+
+    said = printed("prices", "set", "0.1", "--currency", "EUR")
+
+    assert "everything else: 0.1 EUR per GiB and month, from 2025-07-01." in said
+    assert "Earlier months are not changed." in said
+    assert "Bills" not in said
     assert "from 2025-07-01." in printed("prices", "set", "0.3", "--currency", "EUR", "--engine", "postgresql")
     assert "always;" in printed("prices", "set", "none", "--currency", "EUR", "--engine", "oracle", "--always")
-    assert billed()["bill"]["issue"] == 1
+    assert (billed()["bill"]["issue"], billed()["bill"]["amount"]) == (1, None)
+    assert "Removed the price of postgresql, from 2025-07-01." in printed("prices", "remove", "--engine", "postgresql")
 
-    asked = ("prices", "set", "0.4", "--currency", "EUR", "--always")
-    tried, done = printed(*asked, "--dry-run"), printed(*asked)
 
-    assert "Bills of closed months that change: June 2025." in tried
+def test_bills_of_closed_months_change_only_where_that_is_confirmed_and_by_how_much_is_said_before() -> None:
+    printed("prices", "set", "0.1", "--currency", "EUR", "--always")
+    assert billed()["bill"]["amount"] == "3.00"
+    asked = ("prices", "set", "0.4", "--currency", "EUR", "--from", "2025-06-16")
+    named = "June 2025 (3.00 EUR becomes 7.50 EUR)"
+
+    tried, refused = printed(*asked, "--dry-run"), capacity(*asked)
+
+    assert f"Bills of closed months that change: {named}. This takes --restate." in tried
     assert tried.endswith("Dry run: nothing was changed.\n")
-    assert tried.startswith(done)
-    restated = billed()
-    assert (restated["bill"]["issue"], restated["bill"]["amount"]) == (2, "12.00")
-    assert "either --from or --always" in capacity(*asked, "--from", "2025-06-01").output
-    assert "Bills of closed months that change: June 2025." in printed("prices", "remove")
+    assert refused.exit_code == 2
+    assert f"would change: {named}. Nothing was changed. Add --restate" in refused.output.replace("\n", " ")
+    assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.100000"]
+
+    done = printed(*asked, "--restate").splitlines()
+
+    assert done[0] == f"Bills of closed months that change: {named}."
+    assert done[-1] == "Bills computed anew: June 2025."
+    shown = json.loads(printed("bill", "--month", "2025-06", "--issue", "2", "--json"))
+    assert (shown["bill"]["amount"], shown["difference"]) == ("7.50", "4.50")
+    removed = capacity("prices", "remove", "--from", "2025-06-16")
+    assert "June 2025 (7.50 EUR becomes 3.00 EUR)" in removed.output.replace("\n", " ")
+    document = json.loads(printed("prices", "remove", "--from", "2025-06-16", "--restate", "--json"))
+    assert document["restated_bills"] == [
+        {
+            "month": "2025-06-01",
+            "before": "7.50",
+            "after": "3.00",
+            "before_currency": "EUR",
+            "after_currency": "EUR",
+        }
+    ]
+    assert billed()["bill"]["issue"] == 3
+
+
+def test_a_price_for_all_of_history_confirms_that_closed_months_change() -> None:
+    billed()
+
+    said = printed("prices", "set", "0.4", "--currency", "EUR", "--always")
+
+    assert said.startswith("Bills of closed months that change: June 2025 (no amount becomes 12.00 EUR).\n")
+    assert billed()["bill"]["issue"] == 2
+    both = capacity("prices", "set", "1", "--currency", "EUR", "--always", "--from", "2025-06-01")
+    assert "either --from or --always" in both.output
+
+
+def test_a_price_computes_the_bill_of_the_running_month_anew_at_once() -> None:
+    printed("bill", "--month", "2025-07")
+
+    assert "Bills computed anew: July 2025." in printed("prices", "set", "1", "--currency", "EUR")
+
+    shown = json.loads(printed("bill", "--month", "2025-07", "--issue", "1", "--json"))
+    assert shown["bill"]["currency"] == "EUR"
+    assert not shown["bill"]["is_final"]
 
 
 def test_a_file_of_prices_is_a_history_and_changes_nothing_when_it_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "prices.csv"
-    file.write_text("label,price,currency,from\n,0.10,EUR,\n,0.20,EUR,2025-03-01\nteam=payments,0.5,EUR,\n")
+    file.write_text("label,price,currency,from\n,0.10,EUR,\n,0.20,EUR,2025-03-01\nteam=payments,0.5,EUR,always\n")
     printed("prices", "import", str(file))
     once = printed("prices", "list", "--json")
     assert [one["valid_from"] for one in json.loads(once)] == [None, "2025-03-01", None]
@@ -119,13 +166,15 @@ def test_a_file_of_prices_is_a_history_and_changes_nothing_when_it_is_read_again
 
     assert (printed("prices", "list", "--json"), again["restated_months"]) == (once, [])
     file.write_text("price,currency,from\n0.30,EUR,2025-06-15\n")
-    assert "Bills of closed months that change: June 2025." in printed("prices", "import", str(file))
+    refused = capacity("prices", "import", str(file)).output.replace("\n", " ")
+    assert "June 2025 (6.00 EUR becomes 7.60 EUR)" in refused
+    assert "Bills computed anew: June 2025." in printed("prices", "import", str(file), "--restate")
 
 
 def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_server_came_do_not(
     engine: Engine,
 ) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     add_instances(engine, [4])
     # From the 16th on, every second day.
     add_database_sizes(engine, sizes(4, "c", "2025-06-16", [30 * GIB, None] * 15))
@@ -137,7 +186,7 @@ def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_ser
 
 
 def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team=copy", "--database", "cop*")
     add_database_sizes(engine, sizes(1, "copy", "2025-06-10", [100 * GIB] * 3))
 
@@ -145,7 +194,7 @@ def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:
 
 
 def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     add_instances(engine, [5])
     add_instance_sizes(
         engine,
@@ -186,7 +235,7 @@ NO_PRICES = [
 
 
 def test_invalid_prices_are_refused() -> None:
-    printed("prices", "set", "0.2", "--currency", "EUR")
+    printed("prices", "set", "0.2", "--currency", "EUR", "--always")
     for arguments, problem in NO_PRICES:
         refused = capacity("prices", "set", *arguments)
 
@@ -221,7 +270,7 @@ def test_a_price_list_comes_from_a_file_and_a_price_can_be_forgotten(tmp_path: P
 
 
 def test_files_of_a_bill_say_what_the_screen_says(tmp_path: Path) -> None:
-    printed("prices", "set", "0.10", "--currency", "EUR")
+    printed("prices", "set", "0.10", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team==SUM(A1)", "--database", "a")
     for ending in ("csv", "json", "html"):
         printed("bill", "--month", "2025-06", "--output", str(tmp_path / f"bill.{ending}"))
@@ -293,7 +342,7 @@ def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
 
 
 def test_late_samples_give_the_same_bill_as_a_first_issue_over_all_of_them(engine: Engine) -> None:
-    printed("prices", "set", "0.37", "--currency", "EUR")
+    printed("prices", "set", "0.37", "--currency", "EUR", "--always")
     billed()
     add_database_sizes(engine, sizes(1, "late", "2025-06-05", [777] * 9))
     add_instance_sizes(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("billed_fleet")
 
 
 def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept(engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team=payments", "--database", "b")
     first = billed()
     assert billed() == first, "nothing changed, so nothing is issued again"
@@ -49,7 +49,7 @@ def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept
 def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     monkeypatch.setattr(Clock, "today", lambda _self: date(2025, 6, 20))
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date > '2025-06-15'"))
@@ -74,7 +74,7 @@ def kept(before: dict[str, Any]) -> bool:
 def test_a_month_whose_oldest_samples_somebody_took_away_keeps_its_bill(engine: Engine) -> None:
     compute_windows(AggregationService(engine, fixed_clock()), "daily", date(2025, 6, 1), date(2025, 6, 30))
     compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 6, 1), date(2025, 6, 30))
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     before = billed()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-20'"))
@@ -88,7 +88,7 @@ def test_a_month_whose_oldest_samples_somebody_took_away_keeps_its_bill(engine: 
 
 
 def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     before = billed()
     with engine.begin() as connection:
         connection.execute(text(AGGREGATES))
@@ -101,7 +101,7 @@ def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
 
 
 def test_what_retention_dropped_keeps_a_bill_and_the_command_and_the_page_say_so(database: URL, engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     before = billed()
     keeper(engine, "raw=15", {}).run(TODAY)
     add_database_sizes(engine, sizes(1, "a", "2025-05-31", [1, None, None, 1]))
@@ -120,11 +120,11 @@ def test_a_void_total_and_a_deleted_sample_freeze_nothing(database: URL, engine:
     add_instance_sizes(engine, totals(1, "2025-05-20", [(30 * GIB, 2)] * 60))
     for period in ("daily", "monthly"):
         compute_windows(AggregationService(engine, fixed_clock()), period, date(2025, 5, 20), date(2025, 6, 30))
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     printed("bill", "--month", "2025-06")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = '2025-06-15'"))
-    printed("prices", "set", "2", "--currency", "EUR", "--from", "2025-06-01")
+    printed("prices", "set", "2", "--currency", "EUR", "--from", "2025-06-01", "--restate")
 
     assert billed()["bill"]["amount"] == "60.00"
     with served_pages(database) as pages:
@@ -208,7 +208,7 @@ VALUES (1, 'a', 'monthly', '2025-05-01', '2025-05-31', 1, 1, 1, 12)
 
 
 def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Engine) -> None:
-    printed("prices", "set", "0.10", "--currency", "EUR")
+    printed("prices", "set", "0.10", "--currency", "EUR", "--always")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET counted_by = NULL WHERE id = 2"))
     assert billed()["bill"]["amount"] == "6.00"
@@ -222,7 +222,7 @@ def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Eng
 
 
 def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency_restates(engine: Engine) -> None:
-    printed("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql")
+    printed("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql", "--always")
     first = billed("engine")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET name = 'renamed' WHERE id = 1"))
@@ -230,24 +230,24 @@ def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM instances WHERE id = 1"))
     assert billed("engine")["bill"]["amount"] == first["bill"]["amount"]
-    printed("prices", "remove", "--engine", "postgresql")
-    printed("prices", "set", "1", "--currency", "USD", "--engine", "postgresql")
+    printed("prices", "remove", "--engine", "postgresql", "--restate")
+    printed("prices", "set", "1", "--currency", "USD", "--engine", "postgresql", "--always")
     dollars = billed("engine")
-    assert (dollars["bill"]["issue"], dollars["bill"]["currency"]) == (2, "USD")
+    assert (dollars["bill"]["issue"], dollars["bill"]["currency"]) == (3, "USD")
 
 
 def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
-    printed("prices", "set", "0.333333", "--currency", "EUR")
+    printed("prices", "set", "0.333333", "--currency", "EUR", "--always")
     billed()
     printed("labels", "set", "server-1", "team=search", "--database", "a", "--always")
 
     message = printed("bill", "--month", "2025-06")
 
     assert "Since then: labels declared: team=search of a on server-1." in message
-    printed("prices", "set", "0.4", "--currency", "EUR", "--label", "team=nobody")
+    printed("prices", "set", "0.4", "--currency", "EUR", "--label", "team=nobody", "--always")
     printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search", "--always")
     assert "prices declared: 0.5 EUR for team=search." in printed("bill", "--month", "2025-06")
-    printed("prices", "remove", "--label", "team=search")
+    printed("prices", "remove", "--label", "team=search", "--restate")
     printed("prices", "set", "none", "--currency", "EUR", "--always")
     nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing
@@ -255,7 +255,7 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
 
 
 def test_a_removal_is_noticed_and_named_and_what_changes_nothing_is_noticed_once(database: URL) -> None:
-    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR", "--always")
     printed("prices", "set", "2", "--currency", "EUR", "--engine", "postgresql", "--always")
     printed("labels", "set", "server-1", "team=search")
     printed("bill", "--month", "2025-06")
@@ -268,8 +268,8 @@ def test_a_removal_is_noticed_and_named_and_what_changes_nothing_is_noticed_once
     printed("labels", "remove", "server-1", "team", "--always")
     assert is_outdated()
     assert "Since then: labels removed." in printed("bill", "--month", "2025-06")
-    printed("prices", "remove", "--engine", "postgresql")
-    assert is_outdated()
+    printed("prices", "remove", "--engine", "postgresql", "--restate")
+    assert not is_outdated()
     assert "Since then: prices removed." in printed("bill", "--month", "2025-06")
     printed("prices", "set", "3", "--currency", "EUR", "--label", "team=nobody", "--always")
     assert is_outdated()

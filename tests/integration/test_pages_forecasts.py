@@ -59,7 +59,7 @@ def test_a_page_that_is_cached_shows_an_updated_forecast_and_a_price_within_seco
     before = shown()
     declare(engine, [Limit("server-1", "orders", limit_mb)])
     issue_anew(engine, {"server-1"}, fixed_clock())
-    declare_prices(engine, [Price(Decimal(2), "EUR", valid_from=date(2025, 6, 1))], TODAY)
+    declare_prices(engine, [Price(Decimal(2), "EUR", valid_from=date(2025, 6, 1))], TODAY, restate=True)
     until = time.monotonic() + 7
     while (after := shown()) == before and time.monotonic() < until:
         time.sleep(0.5)
