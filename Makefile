@@ -63,7 +63,7 @@ docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code
 	@$(BIN)/python docs/site_pages.py
 	@$(BIN)/zensical build --strict
 
-screenshots: $(DEVELOPER) ## Make the pictures of the pages in docs/images, from the demo
+screenshots: $(DEVELOPER) ## Make pictures of the demo: for docs/images, and of every page on four screens in build/screenshots
 	@tests/install_servers.sh
 	@$(BIN)/python docs/screenshots.py
 

@@ -1,4 +1,7 @@
-"""Makes the pictures of the pages in docs/images from the demo: `make screenshots`, with `capacity demo` run before."""
+"""Makes pictures of the pages from the demo: `make screenshots`, with `capacity demo` run before.
+
+Those of the documentation go to docs/images; every page, in both themes, on a phone and on a wall, to build/screenshots.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 IMAGES = Path(__file__).with_name("images")
+EVERY_PAGE = Path(__file__).parents[1] / "build" / "screenshots"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Name of the picture, page, width and height of the part that is shown.
 PICTURES = (
@@ -20,6 +25,27 @@ PICTURES = (
     ("groups", "/groups?by=team", 1280, 560),
     ("bill", "/bill?by=team", 1280, 620),
 )
+PAGES = {
+    "fleet": "/",
+    "servers": "/servers",
+    "databases": "/databases",
+    "groups": "/groups?by=team",
+    "filling": "/filling",
+    "bill": "/bill?by=team",
+    "accuracy": "/accuracy",
+    "server": "/server?server=10",
+    "database": "/database?server=10&name=crm",
+    "volume": "/volume?server=1&name=%2Fvar%2Flib%2Fmysql",
+    "group": "/group?by=team&name=sales",
+    "search": "/search?q=orders",
+    "refusal": "/nothing",
+}
+SCREENS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}},
+    "4k": {"viewport": {"width": 3840, "height": 2160}},
+}
 
 
 def main() -> None:
@@ -35,12 +61,26 @@ def main() -> None:
         assert served.stdout is not None  # noqa: S101 -- it is piped
         served.stdout.readline()
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        address = f"http://127.0.0.1:{port}"
         for name, path, width, height in PICTURES:
             page = browser.new_page(viewport={"width": width, "height": height})
-            page.goto(f"http://127.0.0.1:{port}{path}")
+            page.goto(f"{address}{path}")
             page.screenshot(path=IMAGES / f"{name}.png")
+        picture_every_page(browser, address)
         browser.close()
         served.send_signal(signal.SIGINT)
+
+
+def picture_every_page(browser: Browser, address: str) -> None:
+    """Write a whole picture of each page on each screen."""
+    EVERY_PAGE.mkdir(parents=True, exist_ok=True)
+    for screen, options in SCREENS.items():
+        context = browser.new_context(base_url=address, **options)
+        page = context.new_page()
+        for name, path in PAGES.items():
+            page.goto(path)
+            page.screenshot(path=EVERY_PAGE / f"{name}-{screen}.png", full_page=True)
+        context.close()
 
 
 if __name__ == "__main__":

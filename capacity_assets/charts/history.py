@@ -69,13 +69,19 @@ class Full:
     middle: date | None
     late: date | None
 
+    @property
+    def by(self) -> str:
+        """The middle day as people say it; empty where there is none."""
+        return "" if self.middle is None else f"full by {human_day(self.middle)}"
+
+    @property
+    def range(self) -> str:
+        """The early and late day as people say them; empty where one is unknown."""
+        return "" if self.early is None or self.late is None else f"({human_days(self.early, self.late)})"
+
     def __str__(self) -> str:
-        """Say them as people do."""
-        if self.middle is None:
-            return ""
-        if self.early is None or self.late is None:
-            return f"full by {human_day(self.middle)}"
-        return f"full by {human_day(self.middle)} ({human_days(self.early, self.late)})"
+        """Say the days as people do."""
+        return f"{self.by} {self.range}".strip()
 
 
 @dataclass(frozen=True)
