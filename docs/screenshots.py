@@ -1,6 +1,6 @@
 """Makes pictures of the pages from the demo: `make screenshots`, with `capacity demo` run before.
 
-Those of the documentation go to docs/images; every page, in both themes, on a phone and on a wall, to build/screenshots.
+Those of the documentation go to docs/images; every page, in both themes, on a phone and in 4K, to build/screenshots.
 """
 
 from __future__ import annotations
