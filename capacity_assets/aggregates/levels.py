@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
 
+from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
 from capacity_assets.database.size_metrics import PART_SIZES
@@ -301,8 +302,8 @@ GROUP = Level(
         "capacity_group_days",
         MetaData(),
         Column("collected_date", Date, nullable=False),
-        Column("label_key", String(63), nullable=False),
-        Column("label_value", String(100), nullable=False),
+        Column("label_key", String(LONGEST_KEY), nullable=False),
+        Column("label_value", String(LONGEST_VALUE), nullable=False),
         Column("size_mb", BigInteger, nullable=False),
         Column("server_count", BigInteger, nullable=False),
         Column("database_count", BigInteger, nullable=False),

@@ -31,6 +31,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
+from capacity_assets.base.label_rules import NOT_KEYS, unfit_keys
+
 HORIZONS_DAYS = (7, 30, 90, 365)
 
 
@@ -86,9 +88,6 @@ HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
 MOST_SHARES = 100
 SHARE = re.compile(r"[a-z][a-z0-9_]*=.*")
-LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
-# By these, groups are made without any label; a file of labels names its subjects by the others.
-NOT_LABEL_KEYS = ("engine", "server", "database", "from")
 # So far from the ends of the calendar that windows before and after exist.
 EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
 # Machines without a zone of their own have it under one or the other.
@@ -213,11 +212,10 @@ def _horizon(value: object) -> object:
 
 
 def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
-    wrong = [key for key in value if not LABEL_KEY.fullmatch(key) or key in NOT_LABEL_KEYS]
-    if wrong:
+    if wrong := unfit_keys(value):
         raise ValueError(
             f"{wrong[0]!r} is not a label key; write words of small letters, digits and _, and none of "
-            f"{', '.join(NOT_LABEL_KEYS)}"
+            f"{', '.join(NOT_KEYS)}"
         )
     return tuple(dict.fromkeys(value))
 

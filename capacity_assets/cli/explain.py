@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.explanation import Explanation, Figure, Sample, Subject, explanation_of, find_subjects
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.files import key_and_value
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_mb
@@ -31,7 +32,7 @@ from capacity_assets.cli.options import (
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
-from capacity_assets.ownership.labels import checked, labels_on
+from capacity_assets.ownership.labels import labels_on
 from capacity_assets.reading.access import snapshot
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 

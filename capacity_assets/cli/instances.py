@@ -37,7 +37,15 @@ from capacity_assets.cli.options import (
     say,
 )
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
-from capacity_assets.collection.engines.base import Access, FailureKind, Limits, MeasureError, Measurement, engine_named
+from capacity_assets.collection.engines.base import (
+    Access,
+    FailureKind,
+    Limits,
+    MeasureError,
+    Measurement,
+    engine_named,
+    engine_names,
+)
 from capacity_assets.collection.measuring import (
     STATEMENT_SECONDS,
     Stages,
@@ -73,7 +81,7 @@ def instances() -> None:
 
 
 connection_options = options(
-    click.option("--engine", help="mariadb, mysql, oracle, postgresql or sqlserver."),
+    click.option("--engine", help=f"One of {', '.join(engine_names())}."),
     click.option("--host", help="Name, address, or path of a socket."),
     click.option("--port", type=click.IntRange(1, 65535), help="Default: the engine's usual port."),
     click.option("--username", help="Login of the collection."),

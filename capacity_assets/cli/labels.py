@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND, follow_labels
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import key_and_value
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli.declaring import (
     Registry,
@@ -35,7 +36,6 @@ from capacity_assets.ownership.labels import (
     Label,
     LabelChange,
     StoredLabel,
-    checked,
     declare_labels,
     labels_from_values,
     labels_of_column,

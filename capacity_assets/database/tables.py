@@ -44,6 +44,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import DATERANGE, JSONB
 from sqlalchemy.ext.compiler import compiles
 
+from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
@@ -371,13 +372,13 @@ group_size_aggregations = Table(
     metadata,
     Column(
         "label_key",
-        String(63),
+        String(LONGEST_KEY),
         nullable=False,
         comment="Key of a label; engine; (fleet): all servers; (total): by whether servers have a total",
     ),
     Column(
         "label_value",
-        String(100),
+        String(LONGEST_VALUE),
         nullable=False,
         comment="Value of the label, or engine; empty: what has no such label; of (total): measured or derived",
     ),
@@ -627,7 +628,7 @@ def _valid_from(what: str) -> Column[object]:
 
 
 def _key_of_group(comment: str) -> Column[object]:
-    return Column("key", String(63), primary_key=True, comment=comment)
+    return Column("key", String(LONGEST_KEY), primary_key=True, comment=comment)
 
 
 capacity_labels = Table(
@@ -642,7 +643,7 @@ capacity_labels = Table(
     ),
     _key_of_group("Key of the label, such as team"),
     _valid_from("label"),
-    Column("value", String(100), comment="Value from that day on; null: none from that day on"),
+    Column("value", String(LONGEST_VALUE), comment="Value from that day on; null: none from that day on"),
     timestamp("declared_at", "When it was declared"),
     comment="Labels of servers and databases: who owns them, what they are for.",
 )
@@ -653,7 +654,7 @@ capacity_prices = Table(
     metadata,
     Column("engine", String(50), primary_key=True, comment="Engine that it holds for; empty: every engine"),
     _key_of_group("Key of the label that it holds for; empty: whatever the labels are"),
-    Column("value", String(100), primary_key=True, comment="Value of that label; empty: as above"),
+    Column("value", String(LONGEST_VALUE), primary_key=True, comment="Value of that label; empty: as above"),
     _valid_from("price"),
     Column("price", PRICE, comment="Currency per GiB and month; null: no price from that day on"),
     Column("currency", CURRENCY, nullable=False, comment="ISO 4217 code"),

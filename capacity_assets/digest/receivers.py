@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import key_and_value, named_tables
-from capacity_assets.ownership.labels import checked
+from capacity_assets.base.label_rules import checked
 
 TABLE = "receivers"
 # One at sign, no blank and no line break: such an address could add headers of its own.

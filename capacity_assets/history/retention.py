@@ -118,7 +118,7 @@ def _rules(value: str) -> Iterator[tuple[str, int | None]]:
             yield name, int(days)
         else:
             raise ConfigurationError(
-                f"{VARIABLE}: {rule!r} is not a rule; write for example raw=400,daily=1096,weekly=forever"
+                f"{VARIABLE}: {rule!r} is not a rule; write for example {DEFAULT_RETENTION_DAYS},weekly={FOREVER}"
             )
 
 

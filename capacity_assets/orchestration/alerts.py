@@ -14,6 +14,7 @@ import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
 from capacity_assets.base.network import WebhookError, post_text
+from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import first_of, printable
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private.definitions import (
@@ -63,9 +64,12 @@ class Links:
         )
 
 
-def alert_sensors(webhook_url: str | None, links: Links = Links()) -> list[dg.SensorDefinition]:
+def alert_sensors(settings: Settings) -> list[dg.SensorDefinition]:
     """Build the sensor, or none if no receiver is configured."""
-    return [] if webhook_url is None else [_sensor(webhook_url, links)]
+    if settings.alert_webhook_url is None:
+        return []
+    links = Links(settings.dagster_url_of_people, settings.pages_url)
+    return [_sensor(settings.alert_webhook_url.get_secret_value(), links)]
 
 
 def _sensor(webhook_url: str, links: Links) -> dg.SensorDefinition:

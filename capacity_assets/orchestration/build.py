@@ -13,7 +13,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
 from capacity_assets.base.settings import Settings
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration.alerts import Links, alert_sensors
+from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import RETRIES, aggregate_asset
 from capacity_assets.orchestration.collection import (
     collected_assets,
@@ -89,7 +89,6 @@ def build_definitions(
         # The page of an asset names the file and line of its function on the machine of the code location.
         with_references = dg.with_source_code_references(assets)
     jobs = aggregation_jobs(periods.values())
-    webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=with_references,
         asset_checks=[samples_recent(retries), *(standing_check(period, retries) for period in periods.values())],
@@ -114,7 +113,7 @@ def build_definitions(
             computed_windows_sensor(periods),
             *raw.sensors,
             *(sensor for _ in monthly for sensor in (growth_report_sensor, showback_sensor)),
-            *alert_sensors(webhook, Links(settings.dagster_url_of_people, settings.pages_url)),
+            *alert_sensors(settings),
         ],
         resources=resources(settings, the_clock, periods),
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.

@@ -17,8 +17,9 @@ from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
 from capacity_assets.base.declarations import Things, day_of
-from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.database.labels import labels_of
 from capacity_assets.database.tables import ALWAYS, capacity_labels
@@ -123,7 +124,6 @@ WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordi
 """
 
 
-LONGEST_VALUE = 100
 WILDCARDS = re.compile(r"[*?]")
 SUBJECT_COLUMNS = ("server", "database", "from")
 
@@ -153,21 +153,6 @@ class LabelChange:
     label: Label
     before: str | None
     later: Sequence[tuple[date, str | None]]
-
-
-def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
-    """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
-    if key not in keys:
-        raise ValidationError(
-            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)} "
-            "Nothing was changed."
-        )
-    if value is None:
-        return key, None
-    value = value.strip()
-    if not value or len(value) > LONGEST_VALUE or not value.isprintable():
-        raise ValidationError(f"The value of {key} must have 1 to {LONGEST_VALUE} printable characters.")
-    return key, value
 
 
 def declare_labels(

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.declarations import day_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import declarations, key_and_value, refuse_lacking
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import first_of
 from capacity_assets.database.tables import ALWAYS, capacity_prices
 from capacity_assets.forecast.limits import (
@@ -26,7 +27,6 @@ from capacity_assets.forecast.limits import (
     rows_of,
 )
 from capacity_assets.ownership.bills import BillChange, bill_changes
-from capacity_assets.ownership.labels import checked
 
 COLUMNS = ("engine", "label", "price", "currency", "from")
 NEEDED = ("price", "currency")

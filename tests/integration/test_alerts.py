@@ -7,12 +7,13 @@ from datetime import date
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.schema import SCHEMA_REVISION
 from capacity_assets.forecast.limits import Limit, declare
-from capacity_assets.orchestration.alerts import ALERT_SENSOR, Links, ReceiverError, alert_sensors
+from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
 from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR
@@ -28,8 +29,12 @@ class House:
     def __init__(self, settings: Settings, instance: dg.DagsterInstance, url: str) -> None:
         self.definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
         self.instance = instance
-        [self.sensor] = alert_sensors(url)
+        self.send_to(url, settings)
         self.cursor: str | None = None
+
+    def send_to(self, url: str, settings: Settings) -> None:
+        """Replace the sensor by one with another receiver or other links."""
+        [self.sensor] = alert_sensors(settings.model_copy(update={"alert_webhook_url": SecretStr(url)}))
 
     def tick(self) -> None:
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
@@ -82,7 +87,8 @@ def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_
     settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
     house = House(settings, shipped_instance, receiver.url)
-    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/", "https://pages.example"))
+    links = {"dagster_url_of_people": "https://dagster.example/", "pages_url": "https://pages.example"}
+    house.send_to(receiver.url, settings.model_copy(update=links))
     house.tick()
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
@@ -117,9 +123,8 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
     """Today is 2026-07-01."""
-    with_pages = settings.model_copy(update={"pages_url": "https://pages.example/"})
-    house = House(with_pages, shipped_instance, receiver.url)
-    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/", with_pages.pages_url))
+    of_dagster = settings.model_copy(update={"dagster_url_of_people": "https://dagster.example/"})
+    house = House(of_dagster.model_copy(update={"pages_url": "https://pages.example/"}), shipped_instance, receiver.url)
     house.tick()
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "or ders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
@@ -133,7 +138,7 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     assert fills.splitlines()[-1] == "or ders on server-1: https://pages.example/database?server=1&name=or+ders"
     assert impossible.splitlines()[-1] == "https://pages.example/databases?period=daily"
 
-    [house.sensor] = alert_sensors(receiver.url, Links("https://dagster.example/"))
+    house.send_to(receiver.url, of_dagster)
     for size_mb in (7, -7):
         with engine.begin() as connection:
             changed = {"size_mb": size_mb}
@@ -397,7 +402,7 @@ def test_a_receiver_that_is_away_loses_no_alert(
     with pytest.raises(ReceiverError, match="does not answer") as caught:
         away.tick()
     assert "secret-path" not in str(caught.value)
-    [away.sensor] = alert_sensors(receiver.url)
+    away.send_to(receiver.url, settings)
     away.tick()
 
     assert len(receiver.texts) == 1

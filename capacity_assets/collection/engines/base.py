@@ -370,6 +370,11 @@ def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
 ENTRY_POINTS = "capacity_assets.engines"
 
 
+def engine_names() -> list[str]:
+    """Return the names of the installed engines, without loading them."""
+    return sorted(point.name for point in entry_points(group=ENTRY_POINTS))
+
+
 @cache
 def engines() -> dict[str, EngineAdapter]:
     """Return every installed engine by the name that servers are registered with."""
