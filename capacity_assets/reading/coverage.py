@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.cluster import tables_are_distributed
@@ -113,16 +114,19 @@ def measured_ends(connection: Connection, servers: Collection[int], until: date,
     return {row.server_id: row.day for row in ends if row.day}
 
 
-def last_measured_day(connection: Connection, server_id: int, today: date) -> date | None:
-    """Return the newest day up to today with a total of a server, or with a sample of one of its databases."""
-    day = measured_ends(connection, [server_id], today, newest=True).get(server_id)
-    if day is None and _with_databases(connection, [server_id]):
-        newest = """
-            SELECT max(window_start) AS day FROM capacity_growth
-            WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND server_id = :server"""
-        days = [today - timedelta(days=back) for back in range(DERIVED_DAYS)]
-        day = rows(connection, newest, days=days, server=server_id)[0].day
-    return day
+def newest_measured_days(connection: Connection, servers: Sequence[int], until: date) -> dict[int, date]:
+    """Return the newest day up to a day with a total or, of servers without totals, with a sample of a database."""
+    days = measured_ends(connection, servers, until, newest=True)
+    without = sorted(_with_databases(connection, [server for server in servers if server not in days]))
+    if without:
+        statement = """
+            SELECT server_id, max(window_start) AS day FROM capacity_growth
+            WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[]))
+              AND server_id = ANY (CAST(:servers AS integer[]))
+            GROUP BY server_id"""
+        recent = [until - timedelta(days=back) for back in range(DERIVED_DAYS)]
+        days |= {row.server_id: row.day for row in rows(connection, statement, days=recent, servers=without)}
+    return days
 
 
 @dataclass(frozen=True)
@@ -157,19 +161,46 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
         WHERE is_active AND server_id NOT IN (SELECT server_id FROM capacity_server_samples WHERE day = :day)
           AND server_id NOT IN (SELECT server_id FROM capacity_samples WHERE day = :day)
         ORDER BY server"""
+    sampled = newest_day(connection, today)
+    days = [sampled, *(row.day for row in rows(connection, newest_attempt, today=today))]
+    day = max(filter(None, days), default=None)
+    unmeasured = _with_reasons(connection, rows(connection, without_sample, day=day), day)
+    by_day = sorted(unmeasured, key=lambda server: server.last_day or date.min, reverse=True)
+    return UnmeasuredServers(day, by_day, sampled is not None)
+
+
+def servers_missing_in(
+    connection: Connection, period: Period, window: Window, *, newest: bool
+) -> list[UnmeasuredServer]:
+    """Return the active servers without a row in a window that were measured before, longest unmeasured first.
+
+    In the newest window, those that were never measured are among them.
+    """
+    statement = """
+        SELECT server_id, server, engine FROM capacity_servers
+        WHERE is_active AND server_id NOT IN (SELECT server_id FROM capacity_server_growth
+                                              WHERE period = :period AND window_start = :start)
+        ORDER BY server"""
+    without = rows(connection, statement, period=period.name, start=window.start)
+    missing = _with_reasons(connection, without, window.end)
+    never = [one.server_id for one in missing if one.last_day is None]
+    # A server that was measured for the first time after the window is not missing in it.
+    later = {*measured_ends(connection, never, date.max, newest=True), *_with_databases(connection, never)}
+    missing = [one for one in missing if one.last_day or (newest and one.server_id not in later)]
+    return sorted(missing, key=lambda one: (one.last_day or date.min, one.server))
+
+
+def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date | None) -> list[UnmeasuredServer]:
+    """Return servers with the last day on which each was measured up to a day, and the last attempt in a week."""
     last_attempts = """
         SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
         WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
         ORDER BY server_id, day DESC"""
-    sampled = newest_day(connection, today)
-    days = [sampled, *(row.day for row in rows(connection, newest_attempt, today=today))]
-    day = max(filter(None, days), default=None)
-    unmeasured = rows(connection, without_sample, day=day)
-    numbers = [row.server_id for row in unmeasured]
-    last_days = {} if day is None else measured_ends(connection, numbers, day, newest=True)
+    numbers = [row.server_id for row in servers]
+    last_days = {} if day is None else newest_measured_days(connection, numbers, day)
     attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
     outcomes = {row.server_id: (row.failure, row.reason, row.day) for row in attempts}
-    servers = [
+    return [
         UnmeasuredServer(
             row.server_id,
             row.server,
@@ -177,10 +208,8 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
             last_days.get(row.server_id),
             *outcomes.get(row.server_id, (None, None, None)),
         )
-        for row in unmeasured
+        for row in servers
     ]
-    by_day = sorted(servers, key=lambda server: server.last_day or date.min, reverse=True)
-    return UnmeasuredServers(day, by_day, sampled is not None)
 
 
 @dataclass(frozen=True)

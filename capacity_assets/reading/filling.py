@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from enum import StrEnum
 from math import inf
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CompoundSelect,
     Connection,
+    Integer,
     Row,
     Select,
     Text,
@@ -31,13 +34,23 @@ from sqlalchemy import (
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
-from capacity_assets.forecast.outlook import FORECAST, NO_LIMIT, OWN, VOLUME, display_name
+from capacity_assets.forecast.outlook import FORECAST, FULL, NO_LIMIT, OWN, SERVER, VOLUME, display_name
 from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import records, rows
 
-SOON_DAYS, LIKELY = 30, 0.5
+SOON_DAYS, WATCH_DAYS, LIKELY = 30, 90, 0.5
 """Something fills soon if it is full within SOON_DAYS with at least the probability LIKELY."""
+
+
+class Severity(StrEnum):
+    """How urgent a fill date is; growth alone is not."""
+
+    FULL = "full"
+    ACT = "act"
+    """Full within SOON_DAYS with a probability of 50 % or more."""
+    WATCH = "watch"
+    """The same within WATCH_DAYS."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,16 @@ class Runway:
         return display_name(self.subject, self.name)
 
 
+def severity_of(runway: Runway) -> Severity | None:
+    """Return how urgent a forecast is; None: not within WATCH_DAYS, or no date is known."""
+    if runway.state == FULL:
+        return Severity.FULL
+    days = None if runway.full_middle is None else (runway.full_middle - runway.last_day).days
+    if days is None or days > WATCH_DAYS:
+        return None
+    return Severity.ACT if days <= SOON_DAYS else Severity.WATCH
+
+
 _ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]
 _FIELDS = [name for name in Runway.__dataclass_fields__ if name not in {"ahead", "volumes"}]
 _RUNWAY = table(
@@ -124,12 +147,81 @@ def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
     """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
     if runway is None:
         return None
-    limits = or_(
-        and_(_R.subject == "server", _R.binds == OWN), and_(_R.subject == "volume", _R.name.in_(runway.volumes or []))
+    chosen = _RUNWAYS.where(_R.server_id == runway.server_id, _R.subject != "database").order_by(_R.subject, _R.name)
+    return _earliest(_binding(runway, _runways(connection, chosen)))
+
+
+def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
+    """Return a forecast and those of what it shares: of a database its server and volumes, of a server its volumes."""
+    if runway.subject == "server":
+        return [runway, *(one for one in shared if one.subject == "volume")]
+    return [
+        runway,
+        *(
+            one
+            for one in shared
+            if (one.subject == "server" and one.binds == OWN)
+            or (one.subject == "volume" and one.name in (runway.volumes or ()))
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The limit that binds a server or database first, how much of it is used, MiB, and when it is reached.
+
+    The space of a volume or server is shared: what is used of it is what all databases on it use.
+    """
+
+    state: str
+    """State of its own newest forecast."""
+    limit_mb: int | None
+    used_mb: int | None
+    subject: str | None
+    """Whose limit it is: database, server or volume; None: no limit is known."""
+    name: str | None
+    full_by: date | None
+    severity: Severity | None
+
+
+def usages_of(connection: Connection, subjects: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Usage]:
+    """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
+    servers = literal(sorted({server for server, _ in subjects}), ARRAY(Integer))
+    names = literal(sorted({name for _, name in subjects if name}), ARRAY(Text))
+    of_servers = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject.in_(["server", "volume"]))
+    of_databases = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject == "database", _R.name == any_(names))
+    shared: dict[int, list[Runway]] = {}
+    own: dict[tuple[int, str], Runway] = {}
+    for one in _runways(connection, of_servers.union_all(of_databases)):
+        if one.subject != "volume":
+            own[one.server_id, one.name] = one
+        if one.subject != "database":
+            shared.setdefault(one.server_id, []).append(one)
+    return {
+        subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())))
+        for subject in subjects
+        if subject in own
+    }
+
+
+def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
+    # A limit that assumes that the others stand still is none to measure use by: the shared space is.
+    limited = [one for one in binding if one.limit_mb is not None and (one is not own or one.binds not in _SHARED)]
+    by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
+    first = _earliest(binding)
+    shown = first if first in limited else by_use
+    return Usage(
+        own.state,
+        shown.limit_mb if shown else None,
+        shown.size_mb if shown else None,
+        shown.subject if shown else None,
+        shown.name if shown else None,
+        first.full_middle if first else None,
+        severity_of(first) if first else None,
     )
-    chosen = _RUNWAYS.where(_R.server_id == runway.server_id, limits).order_by(_R.subject, _R.name)
-    # The database comes first, so it wins if another one is full on the same day.
-    return _earliest([runway, *_runways(connection, chosen)])
+
+
+_SHARED = {VOLUME, SERVER}
 
 
 def first_on_server(connection: Connection, server_id: int) -> tuple[Runway | None, Runway | None]:
@@ -178,7 +270,7 @@ def forecasts_revision(connection: Connection) -> tuple[object, ...]:
     return tuple(rows(connection, statement)[0])
 
 
-def _runways(connection: Connection, chosen: Select[Any]) -> list[Runway]:
+def _runways(connection: Connection, chosen: Select[Any] | CompoundSelect[Any]) -> list[Runway]:
     return [_runway(row) for row in rows(connection, chosen)]
 
 

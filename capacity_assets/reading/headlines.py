@@ -8,37 +8,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from datetime import date, timedelta
-from enum import StrEnum
 
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import counted, human_day, human_days, human_mb, human_month, printable
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
-from capacity_assets.reading.filling import Runway
-
-ACT_DAYS, WATCH_DAYS = 30, 90
-"""Full within so many days with 50 % or more: act, watch."""
-
-
-class Severity(StrEnum):
-    """How urgent a fill date is; growth alone is not."""
-
-    FULL = "full"
-    ACT = "act"
-    """Full within ACT_DAYS with a probability of 50 % or more."""
-    WATCH = "watch"
-    """The same within WATCH_DAYS."""
-
-
-def severity_of(runway: Runway) -> Severity | None:
-    """Return how urgent a forecast is; None: not within WATCH_DAYS, or no date is known."""
-    if runway.state == FULL:
-        return Severity.FULL
-    days = None if runway.full_middle is None else (runway.full_middle - runway.last_day).days
-    if days is None or days > WATCH_DAYS:
-        return None
-    return Severity.ACT if days <= ACT_DAYS else Severity.WATCH
+from capacity_assets.reading.filling import Runway, Severity, severity_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -28,7 +28,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.coverage import UnmeasuredServer
+from capacity_assets.reading.filling import Severity, Usage, usages_of
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -66,6 +69,63 @@ class ServerRow:
     window_days: int
     labels: dict[str, str] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What a list shows beside a row: its sizes of late, MiB, and the limit that it meets first."""
+
+    recent: Sequence[int | None] = ()
+    """Sizes of the last RECENT_WINDOWS windows up to this one, oldest first; None where it was not measured."""
+    limit_mb: int | None = None
+    """The limit that binds first: its own, or that of a volume or server that it shares; None: unknown."""
+    limit_used_mb: int | None = None
+    """What is used of that limit, by it and by whatever shares it."""
+    limit_used_percent: float | None = None
+    limit_subject: str | None = None
+    """Whose limit it is: database, server or volume."""
+    limit_name: str | None = None
+    full_by: date | None = None
+    """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
+    forecast_state: str | None = None
+    """State of its newest forecast; None: there is none."""
+    severity: Severity | None = None
+
+
+@dataclass(frozen=True)
+class ListedDatabase(Listed, DatabaseRow):
+    """A database in a list."""
+
+
+@dataclass(frozen=True)
+class ServerEntry:
+    """A server in one window, MiB; without sizes where it was not measured in it."""
+
+    server_id: int
+    server: str
+    engine: str
+    databases: int | None = None
+    size_mb: int | None = None
+    change_mb: int | None = None
+    change_percent: float | None = None
+    measured_days: int = 0
+    window_days: int | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    last_day: date | None = None
+    """Its last measured day, only if it was not measured on the newest one; None: never, or on the newest."""
+    failure: str | None = None
+    reason: str | None = None
+    """Why it was not measured since; None: it was, or there was no attempt."""
+    tried_on: date | None = None
+    """Day of the last attempt in a week; None: it was measured, or there was none."""
+
+
+@dataclass(frozen=True)
+class ListedServer(Listed, ServerEntry):
+    """A server in a list."""
+
+
+_SINCE = ("last_day", "failure", "reason", "tried_on")
+RECENT_WINDOWS = 12
 
 _NAMES = ("period", "window_start", "server_id", "server", "engine", "size_mb", "change_mb", "change_percent",
           "measured_days", "window_days")  # fmt: skip
@@ -150,10 +210,10 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     *,
     order: str,
     engine: str | None = None,
-    page: int = 1,
+    skipped: int = 0,
     shown: int,
 ) -> tuple[list[ServerRow], bool]:
-    """Return a page of the servers of a window, and whether there are more. Without a window there are none."""
+    """Return some servers of a window in order, and whether there are more. Without a window there are none."""
     if window is None:
         return [], False
     conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
@@ -162,8 +222,110 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     percent = cast(_SERVERS.change_percent, Double).label("change_percent")
     of_row = [percent if name == "change_percent" else _SERVERS[name] for name in ServerRow.__dataclass_fields__]
     statement = select(*of_row).where(*conditions).order_by(SERVER_ORDERS[order], _SERVERS.server_id)
-    listed = records(ServerRow, connection, statement.limit(shown + 1).offset((page - 1) * shown))
+    listed = records(ServerRow, connection, statement.limit(shown + 1).offset(skipped))
     return listed[:shown], len(listed) > shown
+
+
+def with_usage_of_databases(
+    connection: Connection, period: Period, window: Window | None, listed: Sequence[DatabaseRow]
+) -> list[ListedDatabase]:
+    """Return the rows of a list with their sizes of late and the limit that each meets first."""
+    subjects = [(row.server_id, row.database) for row in listed]
+    recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
+    usages = usages_of(connection, subjects) if subjects else {}
+    return [
+        ListedDatabase(**vars(row), **_beside(recent.get(subject, ()), usages.get(subject)))
+        for row, subject in zip(listed, subjects, strict=True)
+    ]
+
+
+def with_usage_of_servers(
+    connection: Connection,
+    period: Period,
+    window: Window | None,
+    listed: Sequence[ServerRow | UnmeasuredServer],
+    unmeasured: Mapping[int, UnmeasuredServer],
+) -> list[ListedServer]:
+    """Return the rows of a list as `with_usage_of_databases`; `unmeasured` are those not measured on the newest day."""
+    subjects = [(row.server_id, "") for row in listed]
+    recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
+    usages = usages_of(connection, subjects) if subjects else {}
+    servers_listed = []
+    for row, subject in zip(listed, subjects, strict=True):
+        values = vars(row) if isinstance(row, ServerRow) else {"server_id": row.server_id, "server": row.server}
+        missed = row if isinstance(row, UnmeasuredServer) else unmeasured.get(row.server_id)
+        since = {name: getattr(missed, name) for name in _SINCE} if missed else {}
+        beside = _beside(recent.get(subject, ()), usages.get(subject))
+        servers_listed.append(ListedServer(**{**values, "engine": row.engine, **since, **beside}))
+    return servers_listed
+
+
+def _beside(recent: Sequence[int | None], usage: Usage | None) -> dict[str, Any]:
+    values: dict[str, Any] = {"recent": recent}
+    if usage is not None:
+        values |= {
+            "limit_mb": usage.limit_mb,
+            "limit_used_mb": usage.used_mb,
+            "limit_subject": usage.subject,
+            "limit_name": usage.name,
+            "full_by": usage.full_by,
+            "forecast_state": usage.state,
+            "severity": usage.severity,
+        }
+        if usage.limit_mb and usage.used_mb is not None:
+            values["limit_used_percent"] = round(100 * usage.used_mb / usage.limit_mb, 1)
+    return values
+
+
+def _recent_sizes(
+    connection: Connection,
+    statements: tuple[str, str],
+    period: Period,
+    window: Window | None,
+    subjects: Sequence[tuple[int, str]],
+) -> dict[tuple[int, str], list[int | None]]:
+    """Return the sizes of the last windows of servers or databases, in one statement; None where not measured."""
+    if window is None or not subjects:
+        return {}
+    starts = [one.start for one in period.back(window, RECENT_WINDOWS)]
+    of_subjects: dict[str, object] = {"servers": [server for server, _ in subjects]}
+    if any(name for _, name in subjects):
+        of_subjects["names"] = [name for _, name in subjects]
+    by_index, on_nodes = statements
+    statement = on_nodes if tables_are_distributed(connection) else by_index
+    stored = rows(connection, statement, period=period.name, starts=starts, **of_subjects)
+    sizes = {(row.server_id, row.name, row.window_start): row.size_mb for row in stored}
+    return {(server, name): [sizes.get((server, name, start)) for start in starts] for server, name in subjects}
+
+
+# Each row looks its windows up by the key. Where rows are distributed, a subquery must not depend on the outer query.
+_RECENT_DATABASES = (
+    """
+    SELECT k.server_id, k.name, g.window_start, g.size_mb
+    FROM unnest(CAST(:servers AS integer[]), CAST(:names AS text[])) AS k (server_id, name)
+    CROSS JOIN LATERAL (
+        SELECT window_start, size_mb FROM capacity_growth
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND server_id = k.server_id
+          AND database = k.name
+        OFFSET 0) AS g""",
+    """
+    SELECT server_id, database AS name, window_start, size_mb FROM capacity_growth
+    WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+      AND server_id = ANY (CAST(:servers AS integer[])) AND database = ANY (CAST(:names AS text[]))""",
+)
+_RECENT_SERVERS = (
+    """
+    SELECT k.server_id, '' AS name, g.window_start, g.size_mb
+    FROM unnest(CAST(:servers AS integer[])) AS k (server_id)
+    CROSS JOIN LATERAL (
+        SELECT window_start, size_mb FROM capacity_server_growth
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND server_id = k.server_id
+        OFFSET 0) AS g""",
+    """
+    SELECT server_id, '' AS name, window_start, size_mb FROM capacity_server_growth
+    WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+      AND server_id = ANY (CAST(:servers AS integer[]))""",
+)
 
 
 def engines(connection: Connection, period: Period, window: Window) -> list[str]:

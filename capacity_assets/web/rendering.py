@@ -34,10 +34,12 @@ from capacity_assets.charts.bars import share_bar
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
+from capacity_assets.forecast.outlook import FORECAST
 from capacity_assets.ownership.bills import gib, group_named
-from capacity_assets.reading.filling import Runway
-from capacity_assets.reading.headlines import Headline, Severity, severity_of
+from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.headlines import Headline
 from capacity_assets.reading.links import address
+from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.space import GroupSpace
 from capacity_assets.reading.subjects import StepRow
@@ -101,6 +103,15 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act now", Severity.WATCH: "Watch"
 """Names of the severities, as people read them."""
 
 
+def full_by(row: Listed) -> Markup | str:
+    """Render the day on which a row of a list is full, or a dash where none is known."""
+    if row.severity is Severity.FULL:
+        return "full"
+    if row.full_by is None and (row.forecast_state != FORECAST or row.limit_mb is None):
+        return Markup('<span class="unknown">&ndash;</span>')
+    return day(row.full_by)
+
+
 def _with_code(text: str) -> Markup:
     """Mark what stands between backquotes as code."""
     parts = text.split("`")
@@ -145,6 +156,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         days=human_days,
         shell=shlex.quote,
         headline=headline,
+        full_by=full_by,
         chance=chance,
         number="{:,}".format,
         printable=printable,

@@ -132,7 +132,8 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
             before,
         )
     with served_pages(database) as later:
-        assert f"<td>no attempt since {shown(before['yesterday'])}</td>" in later.ask("/servers").text
+        assert f"<td>no attempt since {shown(before['yesterday'])}</td>" in later.ask("/databases").text
+        assert f": no attempt since {shown(before['yesterday'])}</span>" in later.ask("/servers").text
 
 
 def test_after_the_first_collection_pages_say_that_figures_are_being_computed(database: URL, engine: Engine) -> None:
@@ -188,6 +189,49 @@ def test_the_size_of_the_fleet_is_the_last_known_one_of_every_server_whatever_pe
     under = html.partition("<dt>Size</dt>")[2].partition("</div>")[0]
     assert f"2 of 5 servers measured on {shown(TODAY)}; oldest size: <a href" in under
     assert f"server-2</a> of {shown(TODAY - timedelta(days=7))}; size unknown of 1 server" in under
+
+
+def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(database: URL, engine: Engine) -> None:
+    """server-1 and -4 were measured today, server-2 a week ago, server-3 never; server-5 has no totals."""
+    filled(engine)
+    add_instances(engine, [4, 5, 6])
+    yesterday = TODAY - timedelta(days=1)
+    add_instance_sizes(engine, totals(4, TODAY.isoformat(), [(40, 1)]))
+    add_database_sizes(engine, sizes(5, "old", (TODAY - timedelta(days=9)).isoformat(), [50] * 3))
+    for period in ("daily", "monthly"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, FIRST, TODAY)
+
+    with served_pages(database) as pages:
+        newest = pages.document("/servers")
+        monthly = pages.document("/servers?period=monthly&window=2025-06-01")
+        by_name = values_of(pages.document("/servers?order=name")["servers"], "server")
+        html = pages.ask("/servers").text
+        of_file = list(csv.DictReader(io.StringIO(pages.ask("/servers?format=csv").text)))
+
+    found = [(one["server"], one["size_mb"], one["last_day"], one["reason"]) for one in newest["servers"]]
+    assert found == [
+        ("server-6", None, None, None),
+        ("server-5", None, str(TODAY - timedelta(days=7)), None),
+        ("server-2", None, str(yesterday), "no answer from 192.0.2.1:5432"),
+        ("server-1", GROWING[-1] + 600, None, None),
+        ("server-3", GROWING[-1], None, None),
+        ("server-4", 40, None, None),
+    ]
+    assert by_name == ["server-6", "server-5", "server-2", "server-1", "server-3", "server-4"]
+    assert [row["server"] for row in of_file] == values_of(newest["servers"], "server")
+    assert [one["server"] for one in monthly["servers"]] == ["server-1", "server-3", "server-2"], "others came later"
+    assert f"not measured since {shown(yesterday)}: no answer from 192.0.2.1:5432" in html
+    assert "never measured" in html
+    assert html.count('id="unmeasured"') == 1
+
+
+def test_lists_say_that_a_page_is_beyond_the_end_or_that_nothing_matches(pages: Pages) -> None:
+    for path in ("/servers", "/databases", "/filling"):
+        html = pages.ask(f"{path}?page=9").text
+        assert f'Page 9 is beyond the end. <a href="{path}">First page</a>' in html, path
+    assert 'Page 9 is beyond the end. <a href="/server?server=1">' in pages.ask("/server?server=1&page=9").text
+    for path in ("/servers?engine=mysql", "/databases?label=team%3Dnobody"):
+        assert "No matches. <a href" in pages.ask(path).text, path
 
 
 def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:

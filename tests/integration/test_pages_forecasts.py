@@ -169,6 +169,35 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
     assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full on' in html
 
 
+def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(engine: Engine) -> None:
+    fill_one_disk(engine)
+    add_instances(engine, [2])
+    add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(70, 0)] * 195 + [None] + [(70, 0)] * 4))
+    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20), Limit("server-2", None, 140)])
+    issue(engine, TODAY, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    names = ("limit_mb", "limit_used_mb", "limit_subject", "limit_name", "full_by", "severity")
+
+    with served_pages(engine.url) as pages:
+        lists = [pages.document("/databases")["databases"], pages.document("/servers")["servers"]]
+        beside = [tuple(one[name] for name in names) for rows in lists for one in rows]
+        recent = [one["recent"] for rows in lists for one in rows]
+        html = pages.ask("/databases").text
+        on_server = pages.document("/server?server=1")["databases"]
+
+    full = str(TODAY + timedelta(days=31))
+    assert beside == [
+        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=2)), "act"),
+        (50_000, 49_690, "volume", "/data", full, "watch"),
+        (50_000, 49_690, "volume", "/data", full, "watch"),
+        (140, 70, "server", "", None, None),
+    ]
+    whole = [size + 500 for size in GROWING[-12:]]
+    assert recent == [GROWING[-12:], [500] * 12, whole, [70] * 7 + [None] + [70] * 4]
+    assert [one["full_by"] for one in on_server] == [beside[0][4], full]
+    assert '99 % <span class="under">of /data</span>' in html
+
+
 def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine) -> None:
     fill_one_disk(engine)
     addresses = ("/", "/filling", "/group?by=team&name=payments", "/group?by=server&name=server-1")

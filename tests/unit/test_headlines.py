@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
-from capacity_assets.reading.filling import Runway
-from capacity_assets.reading.headlines import Severity, Subject, headline_of, next_to_fill, severity_of
+from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.headlines import Subject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
 DAY = date(2026, 11, 29)

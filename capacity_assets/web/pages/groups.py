@@ -30,7 +30,7 @@ from capacity_assets.ownership.groups import (
 )
 from capacity_assets.reading.filling import Runway, fills_on_server, forecast_day, runways_of
 from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.lists import DatabaseRow, databases
+from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, server_id_of
 from capacity_assets.web.addresses import PageQuery
@@ -72,7 +72,7 @@ class GroupPage:
     window_start: date | None
     window_end: date | None
     sizes: Sequence[SizeInWindow]
-    members: Sequence[DatabaseRow]
+    members: Sequence[ListedDatabase]
     has_more_members: bool
     fills_first: Sequence[Runway]
     has_forecast: bool
@@ -180,13 +180,15 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
 
 def _members(
     connection: Connection, period: Period, window: Window | None, by: str, name: str | None
-) -> tuple[list[DatabaseRow], bool]:
+) -> tuple[list[ListedDatabase], bool]:
     members = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
     if by == "engine":
-        return members(engine=name)
-    if by == "server":
-        return members(server_id=server_id_of(connection, str(name)) or 0)
-    return members(label=(by, name or ""))
+        listed, more = members(engine=name)
+    elif by == "server":
+        listed, more = members(server_id=server_id_of(connection, str(name)) or 0)
+    else:
+        listed, more = members(label=(by, name or ""))
+    return with_usage_of_databases(connection, period, window, listed), more
 
 
 def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:

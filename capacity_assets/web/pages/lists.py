@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from typing import Any
 
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.reading.coverage import UnmeasuredServer
+from capacity_assets.reading.coverage import UnmeasuredServer, servers_missing_in
 from capacity_assets.reading.filling import Runway, fills_first, free_capacity
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import (
     ORDERS,
     SERVER_ORDERS,
-    DatabaseRow,
-    ServerRow,
+    ListedDatabase,
+    ListedServer,
     databases,
     engines,
     servers,
+    with_usage_of_databases,
+    with_usage_of_servers,
 )
 from capacity_assets.reading.names import NameMatch
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
-from capacity_assets.web.reader import Names, Reader, chosen_window, shared_outdated, shared_unmeasured
+from capacity_assets.web.reader import (
+    UNMEASURED_SECONDS,
+    Names,
+    Reader,
+    chosen_window,
+    shared_outdated,
+    shared_unmeasured,
+)
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
@@ -54,7 +63,7 @@ class ListPage:
 class ServersPage(ListPage):
     """The servers of a window."""
 
-    servers: Sequence[ServerRow]
+    servers: Sequence[ListedServer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +71,7 @@ class DatabasesPage(ListPage):
     """The databases of a window."""
 
     label: str | None
-    databases: Sequence[DatabaseRow]
+    databases: Sequence[ListedDatabase]
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,39 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     period, order, engine = query.period(), query.one_of("order", tuple(SERVER_ORDERS)), query.text("engine") or None
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
-        listed, has_more = servers(
-            connection, period, window, order=order, engine=engine, page=query.page, shown=query.rows_shown
+    missing, unmeasured = _unmeasured(reader, query, period, window)
+    # Servers that are not measured come first, whatever the order: they have no size to sort by.
+    shown, skipped = query.rows_shown, (query.page - 1) * query.rows_shown
+    first = [one for one in missing if engine in {None, one.engine}]
+    listed_first = first[skipped : skipped + shown]
+    with reader.transaction() as connection:
+        measured, has_more = servers(
+            connection,
+            period,
+            window,
+            order=order,
+            engine=engine,
+            skipped=max(skipped - len(first), 0),
+            shown=shown - len(listed_first),
         )
+        listed = with_usage_of_servers(connection, period, window, [*listed_first, *measured], unmeasured)
+    has_more = has_more or len(first) > skipped + shown
     return ServersPage(servers=listed, has_more=has_more, **_around(reader, query, period, window, order))
+
+
+def _unmeasured(
+    reader: Reader, query: PageQuery, period: Period, window: Window | None
+) -> tuple[Sequence[UnmeasuredServer], Mapping[int, UnmeasuredServer]]:
+    """Return the servers without a row in a window, and where it is the newest, those not measured on the last day."""
+    if window is None:
+        return [], {}
+    is_newest = not query.day("window")
+    read = partial(servers_missing_in, period=period, window=window, newest=is_newest)
+    missing = reader.kept_of(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
+    newest = shared_unmeasured(reader, query.today).servers if is_newest else ()
+    by_number = {one.server_id: one for one in newest}
+    # What is known of the newest day says more than what is known of the window.
+    return [by_number.get(one.server_id, one) for one in missing], by_number
 
 
 def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
@@ -112,8 +150,9 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             page=query.page,
             shown=query.rows_shown,
         )
+        beside = with_usage_of_databases(connection, period, window, listed)
     return DatabasesPage(
-        databases=listed,
+        databases=beside,
         has_more=has_more,
         label=None if label is None else "=".join(label),
         **_around(reader, query, period, window, order),

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.reading import subjects
-from capacity_assets.reading.coverage import last_measured_day
+from capacity_assets.reading.coverage import newest_measured_days
 from capacity_assets.reading.filling import (
     Runway,
     binding_of,
@@ -21,7 +21,7 @@ from capacity_assets.reading.filling import (
     runway_of,
 )
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
-from capacity_assets.reading.lists import ORDERS, DatabaseRow, databases
+from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
 from capacity_assets.reading.subjects import Attempt, Sample, ServerFacts, ServerVolume, StepRow, server_facts
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -57,7 +57,7 @@ class ServerPage:
     runway: Runway | None
     steps: Sequence[StepRow]
     volumes: Sequence[ServerVolume]
-    databases: Sequence[DatabaseRow]
+    databases: Sequence[ListedDatabase]
     has_more_databases: bool
     order: str
     attempts: Sequence[Attempt]
@@ -83,7 +83,7 @@ class DatabasePage:
     """The forecast that fills first, of the database, its server or one of its volumes; None: none has a date."""
     steps: Sequence[StepRow]
     behind: WindowSamples | None
-    neighbours: Sequence[DatabaseRow]
+    neighbours: Sequence[ListedDatabase]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             runway,
             subjects.steps_of(connection, number, None),
             subjects.volumes_of(connection, number, query.today),
-            listed,
+            with_usage_of_databases(connection, period, window, listed),
             more,
             order,
             subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
@@ -168,7 +168,9 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             binding,
             subjects.steps_of(connection, number, name),
             _samples(connection, query, period, number, name),
-            [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN],
+            with_usage_of_databases(
+                connection, period, window, [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
+            ),
         )
 
 
@@ -205,7 +207,8 @@ def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
     """Say when it is full; where there is no forecast, also when its server was last measured."""
     issued, last_measured = None, None
     if own is None:
-        issued, last_measured = forecast_day(connection), last_measured_day(connection, server.server_id, today)
+        issued = forecast_day(connection)
+        last_measured = newest_measured_days(connection, [server.server_id], today).get(server.server_id)
     about = Subject(server.server, subject, name, server.is_active, last_measured)
     return headline_of(about, own, first, issued=issued, also=also)
 
