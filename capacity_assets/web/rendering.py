@@ -171,6 +171,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         chart=lambda *what, **more: history_chart(drawn(*what, **more)),
         share_bar=share_bar,
         sparkline=sparkline,
+        shared_labels=shared_labels,
         space_map=space_map,
         growth=human_percent,
         severity_of=severity_of,
@@ -244,6 +245,14 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     full = Full(runway.full_early, runway.full_middle, runway.full_late)
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
     return replace(history, ahead=ahead, full=full)
+
+
+def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
+    """Return the labels that all rows of a list have; none for a single row."""
+    if len(rows) < 2:  # noqa: PLR2004 -- what is shared is shared by two
+        return {}
+    labels: list[dict[str, str]] = [getattr(row, "labels", {}) for row in rows]
+    return {key: value for key, value in labels[0].items() if all(one.get(key) == value for one in labels)}
 
 
 def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:
