@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
 from capacity_assets.forecast.outlook import FORECAST, FULL, NO_LIMIT, OWN, SERVER, VOLUME, display_name
@@ -186,13 +187,14 @@ class Usage:
 
 def usages_of(connection: Connection, subjects: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Usage]:
     """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
+    named = [(server, name) for server, name in subjects if name]
     servers = literal(sorted({server for server, _ in subjects}), ARRAY(Integer))
-    names = literal(sorted({name for _, name in subjects if name}), ARRAY(Text))
-    of_servers = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject.in_(["server", "volume"]))
-    of_databases = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject == "database", _R.name == any_(names))
+    chosen = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject.in_(["server", "volume"])).union_all(
+        _of_databases(named, on_nodes=tables_are_distributed(connection))
+    )
     shared: dict[int, list[Runway]] = {}
     own: dict[tuple[int, str], Runway] = {}
-    for one in _runways(connection, of_servers.union_all(of_databases)):
+    for one in _runways(connection, chosen):
         if one.subject != "volume":
             own[one.server_id, one.name] = one
         if one.subject != "database":
@@ -202,6 +204,19 @@ def usages_of(connection: Connection, subjects: Sequence[tuple[int, str]]) -> di
         for subject in subjects
         if subject in own
     }
+
+
+def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> Select[Any]:
+    """Return the query of the forecasts of databases; each is looked up by the key."""
+    servers = literal([server for server, _ in named], ARRAY(Integer))
+    names = literal([name for _, name in named], ARRAY(Text))
+    is_database = _R.subject == "database"
+    if on_nodes:
+        # There a subquery must not depend on the outer query; names of other servers are dropped by the caller.
+        return _RUNWAYS.where(_R.server_id == any_(servers), is_database, _R.name == any_(names))
+    keys = func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
+    of_key = _RUNWAYS.where(_R.server_id == keys.c.server_id, is_database, _R.name == keys.c.name).limit(1)
+    return select(of_key.lateral("of_key")).select_from(keys)
 
 
 def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
