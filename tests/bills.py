@@ -28,3 +28,18 @@ def fill_to_bill(engine: Engine) -> None:
     for server in (1, 2):
         add_database_sizes(engine, sizes(server, "a", "2025-05-20", [10 * GIB] * 60))
         add_database_sizes(engine, sizes(server, "b", "2025-05-20", [20 * GIB] * 60))
+
+
+def fill_two_months_to_bill(engine: Engine) -> None:
+    """server-1 with a (10 GiB in May, 12 from June on), b (20) and c (4 in May only), server-2 with d (6 from June on).
+
+    All belongs to search, but b to payments.
+    """
+    add_instances(engine, [1, 2], db_type="postgresql")
+    add_database_sizes(engine, sizes(1, "a", "2025-05-01", [10 * GIB] * 31 + [12 * GIB] * 50))
+    add_database_sizes(engine, sizes(1, "b", "2025-05-01", [20 * GIB] * 81))
+    add_database_sizes(engine, sizes(1, "c", "2025-05-01", [4 * GIB] * 31))
+    add_database_sizes(engine, sizes(2, "d", "2025-06-01", [6 * GIB] * 50))
+    printed("labels", "set", "server-1", "team=search")
+    printed("labels", "set", "server-2", "team=search")
+    printed("labels", "set", "server-1", "team=payments", "--database", "b", "--always")

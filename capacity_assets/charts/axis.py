@@ -11,6 +11,8 @@ from capacity_assets.base.units import counted
 STEPS = 4
 ROUND_STEPS = (1, 2, 2.5, 5, 10)
 UNITS = ("MiB", "GiB", "TiB", "PiB")
+CENTS = 100
+"""Cents of one unit of a currency."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ def size_axis(low_mb: float, high_mb: float, steps: int = STEPS) -> Axis:
 def count_axis(high: int, noun: str, steps: int = STEPS) -> Axis:
     """Return an axis of counts, from 0."""
     return _axis(0, high, 1, steps, lambda value: counted(round(value), noun))
+
+
+def money_axis(high_cents: int, currency: str, steps: int = STEPS) -> Axis:
+    """Return an axis of amounts in cents, from 0."""
+    return _axis(0, high_cents, CENTS, steps, lambda value: f"{value / CENTS:,.13g} {currency}")
 
 
 def _axis(low: float, high: float, unit: int, steps: int, written: Callable[[float], str]) -> Axis:

@@ -12,7 +12,7 @@ from itertools import accumulate, groupby
 from markupsafe import Markup
 
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb
-from capacity_assets.charts.axis import count_axis, size_axis
+from capacity_assets.charts.axis import CENTS, count_axis, money_axis, size_axis
 from capacity_assets.charts.templates import draw
 
 MOST_SERIES = 8
@@ -44,9 +44,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Columns:
-    """Stacked columns with their names: sizes in MiB, or counts of the things that `noun` names.
+    """Stacked columns with their names: sizes in MiB, counts of the things that `noun` names, or cents of a `currency`.
 
-    `expected` is a dashed line over all columns.
+    `expected` is a dashed line over all columns. `unknown` is written where a column is not known.
     """
 
     title: str
@@ -56,9 +56,13 @@ class Columns:
     expected: Sequence[int] = ()
     expected_name: str = ""
     height: int = 230
+    currency: str = ""
+    unknown: str = "no rows"
 
     def written(self, value: int) -> str:
         """Write a value with its unit."""
+        if self.currency:
+            return f"{value / CENTS:,.2f} {self.currency}"
         return counted(value, self.noun) if self.noun else human_mb(value)
 
 
@@ -83,7 +87,10 @@ class _ColumnPlot:
         self._is_known = [any(value is not None for value in column) for column in columns]
         levels = [0, *(level for column in self._levels for level in column)]
         low, high = min(levels), max([*levels, *chart.expected])
-        axis = count_axis(high, chart.noun, STEPS) if chart.noun else size_axis(low, high, STEPS)
+        if chart.currency:
+            axis = money_axis(high, chart.currency, STEPS)
+        else:
+            axis = count_axis(high, chart.noun, STEPS) if chart.noun else size_axis(low, high, STEPS)
         self.axis = axis.cut_to(low, high)
         count = max(len(chart.names), 1)
         self.width = 100 / count * (COLUMN_WIDTH if count <= MOST_GAPS else 1)

@@ -30,13 +30,19 @@ from capacity_assets.cli.options import (
     say,
     writing,
 )
+from capacity_assets.ownership.bill_groups import BillGroup
 from capacity_assets.ownership.bills import (
     IssuedBill,
     amount_text,
+    change_notes,
     gib,
     group_named,
     issue_bill,
+    moment,
+    money,
+    money_change,
     notes,
+    price,
     quantity_note,
     read_bill,
     title,
@@ -47,12 +53,16 @@ MONTH = re.compile(r"\d{4}-\d{2}")
 CSV_COLUMNS = (
     "month", "issue", "grouped_by", "group", "databases", "gib", "gib_without_price", "amount", "currency",
 )  # fmt: skip
+GROUP_COLUMNS = (
+    "lowest_price", "highest_price", "projected_amount", "amount_before", "change", "change_growth", "change_price",
+    "change_moves", "servers", "amount_per_gib", "amount_per_server",
+)  # fmt: skip
 
 
 @click.command()
 @click.option("--month", metavar="YYYY-MM", help="Default: the last complete one.")
 @click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
-@click.option("--issue", type=click.IntRange(1), help="Show an earlier issue of the bill unchanged; compute nothing.")
+@click.option("--issue", type=click.IntRange(1), help="Show an earlier version of the bill unchanged; compute nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_command
 def bill(  # noqa: PLR0913 -- one argument per documented option
@@ -61,7 +71,7 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
     """Show what the databases of a month cost, by group.
 
     Computed from the size of each database on each day, with the labels and prices of that day. The bill of a completed
-    month is kept. If late samples, labels or prices change it, a new issue shows by how much and why.
+    month is kept. If late samples, labels or prices change it, a new version shows by how much and why.
 
     \b
     Examples:
@@ -99,25 +109,29 @@ def _window(month: str) -> Window:
 
 def print_bill(issued: IssuedBill) -> None:
     """Print a bill as a table, with its notes below."""
-    rows = [
-        [
-            group_named(group.name, issued.grouped_by),
-            group.databases,
-            gib(group.gib_months),
-            "no price" if group.amount is None else f"{group.amount:,}",
-        ]
-        for group in issued.groups
-    ]
-    total = "no price" if issued.bill.amount is None else f"{issued.bill.amount:,}"
-    rows.append(["total", issued.databases, gib(issued.bill.gib_months), total])
+    bill, by = issued.bill, issued.grouped_by
+    is_compared = issued.compared_issue is not None
+    rows = [_cells(group_named(group.name, by), group, issued) for group in (*issued.groups, *issued.former_groups)]
+    rows.append(_cells("Total", issued.total, issued))
     columns = (
-        *left(issued.grouped_by.replace("_", " ").capitalize()),
-        *right("Databases", "GiB", f"Amount, {issued.bill.currency or 'no currency'}"),
+        *left(by.replace("_", " ").capitalize()),
+        *right("Databases", "GiB", "Price", f"Amount, {bill.currency or 'no currency'}"),
+        *right(*(["Projected"] if bill.days_so_far else []), *(["Change"] if is_compared else [])),
     )
     print_table(title(issued), columns, rows)
-    issue = f"Issue {issued.bill.issue} of this bill, of {issued.bill.issued_at:%Y-%m-%d}."
-    for note in [issue, *notes(issued), quantity_note(issued)]:
+    version = f"Version {bill.issue} of this bill, of {moment(bill.issued_at)}."
+    for note in [version, *notes(issued), *change_notes(issued), quantity_note(issued)]:
         say(note)
+
+
+def _cells(name: str, group: BillGroup, issued: IssuedBill) -> list[object]:
+    amount = "no price" if group.amount is None else money(group.amount)
+    cells: list[object] = [name, group.databases, gib(group.gib_months), price(group), amount]
+    if issued.bill.days_so_far:
+        cells.append(money(group.projected_amount))
+    if issued.compared_issue is not None:
+        cells.append(money_change(group.change))
+    return cells
 
 
 def as_document(issued: IssuedBill) -> Mapping[str, object]:
@@ -128,6 +142,9 @@ def as_document(issued: IssuedBill) -> Mapping[str, object]:
         "grouped_by": issued.grouped_by,
         "databases": issued.databases,
         "groups": [asdict(group) for group in issued.groups],
+        "former_groups": [asdict(group) for group in issued.former_groups],
+        "total": asdict(issued.total),
+        "compared_issue": issued.compared_issue,
         "difference": issued.difference,
         "restated": issued.restated,
     }
@@ -137,12 +154,13 @@ def as_csv(issued: IssuedBill) -> str:
     """Return the groups of a bill as CSV; GiB are averages of the month."""
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(CSV_COLUMNS)
+    rows.writerow([*CSV_COLUMNS, *GROUP_COLUMNS])
     bill_fields = (issued.bill.month, issued.bill.issue, issued.grouped_by)
-    for group in issued.groups:
+    for group in (*issued.groups, *issued.former_groups):
         sizes = (group.databases, group.gib_months, group.unpriced_gib_months)
+        amounts = (group.amount, issued.bill.currency, *(getattr(group, name) for name in GROUP_COLUMNS))
         # None is written as an empty field.
-        rows.writerow([*bill_fields, as_plain_text(group.name or ""), *sizes, group.amount, issued.bill.currency])
+        rows.writerow([*bill_fields, as_plain_text(group.name or ""), *sizes, *amounts])
     return text.getvalue()
 
 

@@ -208,8 +208,9 @@ GROUPS_SHOWN = 20
 SHOWBACK_DESCRIPTION = """\
 The cost of each database in a month: its size on each day, with the labels and prices of that day.
 
-Lines are stored in `capacity_bill_lines`, bills in `capacity_bills`. The bill of an unfinished month is replaced. The
-bill of a closed month is kept; if late samples, labels or prices change it, a new issue states by how much and why.
+Lines are stored in `capacity_bill_lines`, their sums by group in `capacity_bill_groups`, bills in `capacity_bills`. The
+bill of an unfinished month is replaced. The bill of a closed month is kept; if late samples, labels or prices change
+it, a new version states by how much and why.
 Once retention has dropped samples of the month, its bill no longer changes.
 `capacity bill` shows it by team or any other group, as a table, CSV, JSON or a page. Rules: docs/groups.md.
 """

@@ -6,6 +6,7 @@ twelve decimals, as lines have. In whole cents, groups add up to the total, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.base.periods import Window
 from capacity_assets.database.cluster import make_temporary_tables
+from capacity_assets.database.sql import with_parts
 from capacity_assets.ownership.groups import WITHOUT_LABEL
 
 
@@ -56,12 +58,15 @@ class BillGroup:
 
 @dataclass(frozen=True)
 class BilledMonth:
-    """What a group had to pay in a month by the newest issue of its bill, not rounded."""
+    """What a group, or all small ones together, had to pay in a month that is over, by the newest issue of its bill.
+
+    In whole cents, as the bill has it; `group` None: without such a label, or the others.
+    """
 
     month: date
     group: str | None
-    currency: str | None
-    amount: Decimal | None
+    is_others: bool
+    amount: Decimal
 
 
 def store_groups(connection: Connection, month: Window, issue: int) -> None:
@@ -94,7 +99,11 @@ def _store(connection: Connection, start: date, issue: int) -> None:
 
 
 def groups_of_bill(
-    connection: Connection, month: Window, issue: int, by: str, days_so_far: int | None = None
+    connection: Connection,
+    month: Window,
+    issue: int,
+    by: str,
+    days_so_far: int | None = None,
 ) -> list[BillGroup]:
     """Return the groups of an issue of a bill, the largest first; `days_so_far` of the month are projected to all.
 
@@ -116,10 +125,38 @@ def count_of_bill(connection: Connection, month: date, issue: int) -> tuple[int,
     return row.databases, row.servers
 
 
-def billed_months(connection: Connection, first: date, last: date, by: str) -> list[BilledMonth]:
-    """Return what each group had to pay in the final months from `first` to `last`; raises DBAPIError."""
-    rows = connection.execute(text(_MONTHS), {"first": first, "last": last, "by": by})
-    return [BilledMonth(*row) for row in rows]
+def billed_months(
+    connection: Connection, months: Sequence[Window], by: str, currency: str, most: int
+) -> list[BilledMonth]:
+    """Return the amounts in one currency of the final ones of these months, of at most so many groups.
+
+    The last of these are the others, where there are more. Months without an amount are left out. Raises DBAPIError.
+    """
+    query = with_parts(_MONTHS, rounded=_ROUNDED_MONTHS)
+    of_months = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "most": most}
+    return [BilledMonth(*row) for row in connection.execute(query, of_months)]
+
+
+def billed_months_of(
+    connection: Connection, months: Sequence[Window], by: str, name: str | None, currency: str
+) -> list[BilledMonth]:
+    """Return the amounts of one group, as `billed_months`."""
+    query = with_parts(_MONTHS_OF_GROUP, rounded=_ROUNDED_MONTHS)
+    of_group = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "name": name or ""}
+    return [BilledMonth(*row) for row in connection.execute(query, of_group)]
+
+
+def amounts_of_databases(
+    connection: Connection, bill: tuple[date, int], by: str, name: str | None, databases: Sequence[tuple[int, str]]
+) -> dict[tuple[int, str], Decimal | None]:
+    """Return what databases (server, name) cost in a group of a bill (month, issue), not rounded; raises DBAPIError.
+
+    None: it has no price. Databases that the group did not have in the month are left out.
+    """
+    of_bill = {"start": bill[0], "issue": bill[1], "by": by, "name": name or ""}
+    servers, names = [server for server, _ in databases], [database for _, database in databases]
+    rows = connection.execute(text(_OF_DATABASES), {**of_bill, "servers": servers, "names": names})
+    return {(row.instance_id, row.database_name): row.amount for row in rows}
 
 
 _MONTH_AFTER = """
@@ -245,7 +282,7 @@ FROM grouped g FULL JOIN compared c USING (key, group_name)
 # rounded total. Growth is the rest of the change of cents.
 _GROUPS = """
 WITH stored AS (
-    SELECT nullif(group_name, '') AS group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
+    SELECT group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
            highest_price, amount, amount_before, change_price, change_moves,
            change_price IS NOT NULL AND coalesce(amount, amount_before) IS NOT NULL AS is_compared
     FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = :by
@@ -258,7 +295,8 @@ WITH stored AS (
     WHERE v.value IS NOT NULL
 ), placed AS (
     SELECT group_name, kind, floor(value) AS cents,
-           row_number() OVER (PARTITION BY kind ORDER BY value - floor(value) DESC, value DESC, group_name) AS place,
+           row_number() OVER (PARTITION BY kind ORDER BY value - floor(value) DESC, value DESC, nullif(group_name, ''))
+               AS place,
            round(sum(value) OVER (PARTITION BY kind)) - sum(floor(value)) OVER (PARTITION BY kind) AS left_over
     FROM exact
 ), rounded AS (
@@ -271,14 +309,14 @@ WITH stored AS (
            max(amount) FILTER (WHERE kind = 'moves') AS moves
     FROM rounded GROUP BY group_name
 )
-SELECT s.group_name, s.databases, s.gib_months, s.unpriced_gib_months, f.amount, s.amount AS exact_amount, s.servers,
+SELECT nullif(s.group_name, ''), s.databases, s.gib_months, s.unpriced_gib_months, f.amount, s.amount, s.servers,
        s.lowest_price, s.highest_price, f.projected, f.before,
        CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) END,
        CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) - f.price - f.moves END,
        CASE WHEN s.is_compared THEN f.price END, CASE WHEN s.is_compared THEN f.moves END,
        round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6), round(s.amount / nullif(s.servers, 0), 2)
-FROM stored s LEFT JOIN found f ON f.group_name IS NOT DISTINCT FROM s.group_name
-ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, s.group_name NULLS LAST
+FROM stored s LEFT JOIN found f USING (group_name)
+ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, nullif(s.group_name, '') NULLS LAST
 """
 _COMPARED = "SELECT before_issue FROM capacity_bill_groups WHERE month = :start AND issue = :issue LIMIT 1"
 _COUNTS = """
@@ -286,10 +324,42 @@ SELECT CAST(coalesce(sum(databases), 0) AS integer) AS databases,
        CAST(coalesce(sum(servers), 0) AS integer) AS servers
 FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = 'server'
 """
+# As above, for each month.
+_ROUNDED_MONTHS = """
+SELECT month, group_name, round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) AS amount
+FROM (
+    SELECT month, group_name, floor(value) AS cents,
+           row_number() OVER (PARTITION BY month ORDER BY value - floor(value) DESC, value DESC, nullif(group_name, ''))
+               AS place,
+           round(sum(value) OVER (PARTITION BY month)) - sum(floor(value)) OVER (PARTITION BY month) AS left_over
+    FROM (
+        SELECT g.month, g.group_name, g.amount * 100 AS value
+        FROM (SELECT DISTINCT ON (month) month, issue, currency, is_final FROM capacity_bills
+              WHERE month BETWEEN :first AND :last ORDER BY month, issue DESC) AS b
+        JOIN capacity_bill_groups g ON g.month = b.month AND g.issue = b.issue AND g.grouped_by = :by
+        WHERE b.is_final AND b.currency = :currency AND g.amount IS NOT NULL AND g.databases > 0
+    ) AS exact
+) AS placed
+"""
 _MONTHS = """
-SELECT g.month, nullif(g.group_name, '') AS group_name, b.currency, g.amount
-FROM (SELECT DISTINCT ON (month) month, issue, currency, is_final FROM capacity_bills
-      WHERE month BETWEEN :first AND :last ORDER BY month, issue DESC) AS b
-JOIN capacity_bill_groups g ON g.month = b.month AND g.issue = b.issue AND g.grouped_by = :by AND g.databases > 0
-WHERE b.is_final ORDER BY g.month, g.group_name
+SELECT r.month, CASE WHEN k.is_shown THEN nullif(r.group_name, '') END AS group_name, NOT k.is_shown AS is_others,
+       sum(r.amount) AS amount
+FROM rounded r JOIN (
+    SELECT group_name, place < :most OR count(*) OVER () <= :most AS is_shown, place
+    FROM (SELECT group_name, row_number() OVER (ORDER BY sum(amount) DESC, nullif(group_name, '')) AS place
+          FROM rounded GROUP BY group_name) AS ranked
+) AS k USING (group_name)
+GROUP BY 1, 2, 3 ORDER BY 1, 3, min(k.place)
+"""
+_MONTHS_OF_GROUP = """
+SELECT month, nullif(group_name, ''), false, amount FROM rounded WHERE group_name = :name ORDER BY month
+"""
+_OF_DATABASES = """
+SELECT l.instance_id, l.database_name, sum(l.amount) AS amount
+FROM capacity_bill_lines l
+WHERE l.month = :start AND l.issue = :issue AND l.instance_id = ANY (CAST(:servers AS integer[]))
+  AND (l.instance_id, l.database_name) IN (SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:names AS text[])))
+  AND CASE CAST(:by AS text) WHEN 'engine' THEN l.engine WHEN 'server' THEN l.server
+      ELSE coalesce(l.labels ->> CAST(:by AS text), '') END = :name
+GROUP BY l.instance_id, l.database_name
 """

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Window
-from capacity_assets.base.units import counted, first_of
+from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import make_temporary_tables
 from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
 from capacity_assets.database.labels import labels_of
@@ -275,14 +275,21 @@ SELECT EXISTS (
 """
 
 
+MONTHLY = PERIODS["monthly"]
 ONE_PLACE = Decimal("0.1")
+UNKNOWN_AMOUNT = "\N{EN DASH}"
+MEAN_PRICE_PLACES = 4
+
+
+def moment(at: datetime) -> str:
+    """Render a time: 28 Nov 2026, 06:10 UTC."""
+    return f"{human_day(at)}, {at:%H:%M %Z}"
 
 
 def title(issued: IssuedBill) -> str:
     """Say which bill it is."""
-    month = PERIODS["monthly"]
     so_far = "" if issued.bill.is_final else " so far"
-    return f"Bill of {month.name_of(month.window_of(issued.bill.month))}{so_far}, by {issued.grouped_by}"
+    return f"Bill of {_named(MONTHLY.window_of(issued.bill.month))}{so_far}, by {issued.grouped_by}"
 
 
 def group_named(name: str | None, grouped_by: str) -> str:
@@ -293,6 +300,36 @@ def group_named(name: str | None, grouped_by: str) -> str:
 def gib(quantity: Decimal) -> str:
     """Render a mean size over the month."""
     return f"{quantity.quantize(ONE_PLACE):,}"
+
+
+def money(amount: Decimal | None) -> str:
+    """Render an amount without its currency; one that is not known as a dash."""
+    return UNKNOWN_AMOUNT if amount is None else f"{amount:,.2f}"
+
+
+def money_change(change: Decimal | None) -> str:
+    """Render a change of an amount, with its sign."""
+    return f"{change:+,.2f}" if change else money(change)
+
+
+def price(group: BillGroup) -> str:
+    """Render the price per GiB and month of a group; where it has several, their mean."""
+    if group.lowest_price is None or group.highest_price is None:
+        return "no price"
+    if group.lowest_price == group.highest_price:
+        return _price(group.lowest_price)
+    return "several" if group.amount_per_gib is None else f"several, mean {mean_price(group.amount_per_gib)}"
+
+
+def mean_price(value: Decimal) -> str:
+    """Render a mean of prices, which is rounded."""
+    return f"{value:,.{MEAN_PRICE_PLACES}f}"
+
+
+def _price(value: Decimal) -> str:
+    """Render a price with two decimals, or with as many as it has."""
+    exact = value.normalize()
+    return f"{exact:,.{max(2, -int(exact.as_tuple().exponent))}f}"
 
 
 def notes(issued: IssuedBill) -> list[str]:
@@ -318,16 +355,23 @@ def notes(issued: IssuedBill) -> list[str]:
             "server's measured days."
         )
     if sum(group.databases for group in issued.groups) > issued.databases:
-        sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
+        sentences.append(
+            "A database that changed its group in the month counts in each of them, and once in the total."
+        )
     if bill.samples_dropped_at:
         sentences.append(
-            f"Retention dropped samples of this month (detected on {bill.samples_dropped_at:%Y-%m-%d}). This bill no "
+            f"Retention dropped samples of this month (detected on {human_day(bill.samples_dropped_at)}). This bill no "
             "longer changes: later samples, labels and prices do not affect it."
         )
     if bill.clock_doubt:
         sentences.append(f"This bill is not final; the next one replaces it. {bill.clock_doubt}")
     elif not bill.is_final:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
+    if bill.days_so_far:
+        sentences.append(
+            f"Projected: the amount of the first {counted(bill.days_so_far, 'day')}, divided by their number, times "
+            "the days of the month."
+        )
     return sentences
 
 
@@ -354,6 +398,22 @@ def _amount(group: BillGroup | None) -> str:
 
 def _exact(group: BillGroup | None) -> Decimal | None:
     return None if group is None else group.exact_amount
+
+
+def change_notes(issued: IssuedBill) -> list[str]:
+    """Say what the change against the month before is made of; nothing where the two are not compared."""
+    if issued.compared_issue is None:
+        return []
+    before = MONTHLY.previous(MONTHLY.window_of(issued.bill.month))
+    total = issued.total
+    return [
+        f"Change since {_named(before)} (version {issued.compared_issue}): {money_change(total.change)} "
+        f"{issued.bill.currency}, {money_change(total.change_growth)} by growth and {money_change(total.change_price)} "
+        "by prices.",
+        "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
+        "Moves: databases from and to other groups, at what they cost before. They add up to the change; cents of "
+        "rounding are in growth.",
+    ]
 
 
 def quantity_note(issued: IssuedBill) -> str:
@@ -407,7 +467,7 @@ class Bill:
         if self.is_final or self.billed_until is None:
             return None
         days = (self.billed_until - self.month).days + 1
-        return days if days < PERIODS["monthly"].window_of(self.month).days else None
+        return days if days < MONTHLY.window_of(self.month).days else None
 
 
 @dataclass(frozen=True)
@@ -467,7 +527,7 @@ class IssuedBill:
             return ""
         was, now = self.before.bill, self.bill
         amounts = f"{amount_text(was)} became {amount_text(now)}"
-        return f"Restated: issue {was.issue} of {was.issued_at:%Y-%m-%d %H:%M %Z}, {amounts}. {now.reason}"
+        return f"Restated: version {was.issue} of {moment(was.issued_at)}, {amounts}. {now.reason}"
 
 
 def _sum(amounts: Iterable[Decimal | None]) -> Decimal | None:
@@ -602,7 +662,7 @@ def _issues(connection: Connection, month: Window) -> list[Bill]:
 
 
 def _named(month: Window) -> str:
-    return PERIODS["monthly"].name_of(month)
+    return MONTHLY.name_of(month)
 
 
 def _store(
@@ -673,7 +733,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
     chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
     if not chosen or (issue is not None and chosen[0].issue != issue):
         if issue is not None:
-            raise NotFoundError(f"There is no issue {issue} of a bill of {_named(month)}.")
+            raise NotFoundError(f"The bill of {_named(month)} has no version {issue}.")
         raise NotFoundError(
             f"There is no bill of {_named(month)}. `capacity bill` issues one where something was measured."
         )
@@ -685,7 +745,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
     databases, servers = count_of_bill(connection, bill.month, bill.issue)
-    month = PERIODS["monthly"].window_of(bill.month)
+    month = MONTHLY.window_of(bill.month)
     every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
     groups, former = [one for one in every if one.databases], [one for one in every if not one.databases]
     compared = compared_issue(connection, bill.month, bill.issue)

@@ -14,12 +14,14 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import first_of, human_percent
+from capacity_assets.base.units import first_of, human_percent, percent_of
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
 from capacity_assets.database.sql import with_parts
 
 WITHOUT_LABEL = ("engine", "server")
 """What groups are made by without any label."""
+TENTHS = 1000
+"""Tenths of a percent of a whole."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Group:
     size_mb: int
     change_mb: int | None
     fills_first: FillsFirst | None = None
+    change_percent: float | None = None
+    """The change in percent of the size before, to a tenth; None where it is not known, or nothing was there before."""
+    share_percent: float | None = None
+    """Its part of what all groups have, to a tenth; these add up to 100."""
 
     @property
     def growth(self) -> str:
@@ -101,7 +107,31 @@ def groups_of(
     rows = connection.execute(text(_GROUPS), {**of_window, "by": by}).all()
     if not rows and by not in WITHOUT_LABEL:
         rows = connection.execute(text(_WITHOUT_LABELS), of_window).all()
-    return [replace(Group(*row), fills_first=fills.get(row.group_name)) for row in rows]
+    groups = [Group(*row) for row in rows]
+    shares = _shares([group.size_mb for group in groups])
+    return [
+        replace(
+            group, fills_first=fills.get(group.name), change_percent=_change_percent(group), share_percent=share_percent
+        )
+        for group, share_percent in zip(groups, shares, strict=True)
+    ]
+
+
+def _change_percent(group: Group) -> float | None:
+    share = None if group.change_mb is None else percent_of(group.change_mb, group.size_mb - group.change_mb)
+    return None if share is None else float(share)
+
+
+def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
+    """Return the part of each size in percent: cut to a tenth, then a tenth more where most was lost, up to 100."""
+    whole = sum(sizes_mb)
+    if not whole:
+        return [None] * len(sizes_mb)
+    tenths = [size * TENTHS // whole for size in sizes_mb]
+    lost = sorted(range(len(sizes_mb)), key=lambda number: sizes_mb[number] * TENTHS % whole, reverse=True)
+    for number in lost[: TENTHS - sum(tenths)]:
+        tenths[number] += 1
+    return [share / 10 for share in tenths]
 
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -172,12 +173,20 @@ class BillIssue:
     issue: int
     is_final: bool
     declared_state: str | None
+    currency: str | None
 
 
 def bill_issues(connection: Connection) -> list[BillIssue]:
     """Return the issues of all bills, the newest month first."""
-    statement = "SELECT month, issue, is_final, declared_state FROM capacity_bills ORDER BY month DESC, issue"
+    statement = """
+        SELECT month, issue, is_final, declared_state, currency FROM capacity_bills ORDER BY month DESC, issue"""
     return records(BillIssue, connection, statement)
+
+
+def newest_final(issues: Sequence[BillIssue]) -> BillIssue | None:
+    """Return the newest issue of the last month whose bill is final; None: there is none."""
+    month = next((one.month for one in issues if one.is_final), None)
+    return next((one for one in reversed(issues) if one.month == month), None)
 
 
 def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool:

@@ -57,6 +57,10 @@ def _environment() -> Environment:
         counted=counted,
         group=bills.group_named,
         gib=bills.gib,
+        moment=bills.moment,
+        money=bills.money,
+        money_change=bills.money_change,
+        price=bills.price,
     )
     return environment
 
@@ -91,7 +95,7 @@ def render_bill(issued: IssuedBill) -> str:
     """Return a bill as one HTML document."""
     context = {
         "title": bills.title(issued),
-        "notes": bills.notes(issued),
+        "notes": [*bills.notes(issued), *bills.change_notes(issued)],
         "quantity": bills.quantity_note(issued),
     }
     return _environment().get_template("bill.html.j2").render(found=issued, **context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from capacity_assets.base.errors import ValidationError
@@ -40,6 +40,10 @@ class PageQuery:
     def with_values(self, **changes: object) -> str:
         """Return this page's address with other values; None takes one away."""
         return address(self.path, **{**self.values, "format": None, **changes})
+
+    def without(self, *names: str) -> PageQuery:
+        """Return this query without some parameters."""
+        return replace(self, values={name: value for name, value in self.values.items() if name not in names})
 
     def text(self, name: str) -> str | None:
         """Return a parameter, None where it is missing; raises ValidationError for an impossible name."""

@@ -222,6 +222,8 @@ class Page:
     read: Callable[[Reader, PageQuery], Any]
     table: str
     in_menu: bool = False
+    beside: Sequence[str] = ()
+    """What of the page stands in each row of the CSV file."""
 
     @property
     def name(self) -> str:
@@ -229,13 +231,14 @@ class Page:
         return self.path.strip("/") or "fleet"
 
 
+BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 PAGES = (
     Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True),
     Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True),
     Page("/databases", "Databases", lists.DatabasesPage, lists.read_databases, "databases", in_menu=True),
     Page("/groups", "Groups", groups.GroupsPage, groups.read_groups, "groups", in_menu=True),
     Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
-    Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True),
+    Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
     Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes"),
     Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes"),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from decimal import Decimal
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,14 @@ from capacity_assets.base.units import (
     human_percent,
     printable,
 )
-from capacity_assets.charts.bars import share_bar
+from capacity_assets.charts.axis import CENTS
+from capacity_assets.charts.bars import Columns, Series, columns_chart, share_bar
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.outlook import FORECAST
-from capacity_assets.ownership.bills import gib, group_named
+from capacity_assets.ownership.bill_groups import BilledMonth
+from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
 from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.headlines import Headline
 from capacity_assets.reading.links import address
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from capacity_assets.web.app import Page, ReadPage
 
 
+BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN = "unknown"
 RANGE_NAMES = {"30d": "30 days", "90d": "90 days", "1y": "1 year", "all": "All"}
 # So that the day on which something is full does not stand at the very edge of a chart.
@@ -157,10 +161,16 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         shell=shlex.quote,
         headline=headline,
         full_by=full_by,
+        human_day=human_day,
         chance=chance,
         number="{:,}".format,
         printable=printable,
         gib=gib,
+        money=money,
+        money_change=money_change,
+        price=price,
+        mean_price=mean_price,
+        moment=moment,
         counted=counted,
         first_of=first_of,
         window_address=window_address,
@@ -173,6 +183,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         sparkline=sparkline,
         shared_labels=shared_labels,
         space_map=space_map,
+        amounts_chart=amounts_chart,
         growth=human_percent,
         severity_of=severity_of,
         chips=CHIPS,
@@ -320,21 +331,60 @@ def window_named(period: str, one: SizeInWindow) -> str:
     return PERIODS[period].name_of(Window(one.window_start, one.window_end))
 
 
+def amounts_chart(  # noqa: PLR0913 -- what a chart is of
+    title: str, months: Sequence[date], billed: Sequence[BilledMonth], *, currency: str, by: str, height: int = 230
+) -> Markup:
+    """Draw what groups had to pay by month, stacked; a month without an amount is a gap."""
+    known = {one.month for one in billed}
+    cents = {(one.group, one.is_others, one.month): int(one.amount * CENTS) for one in billed}
+    series = [
+        Series(
+            "others" if is_others else group_named(group, by),
+            [cents.get((group, is_others, month), 0) if month in known else None for month in months],
+        )
+        for group, is_others in dict.fromkeys((one.group, one.is_others) for one in sorted(billed, key=_others_last))
+    ]
+    names = [PERIODS["monthly"].label_of(PERIODS["monthly"].window_of(month)) for month in months]
+    return columns_chart(Columns(title, names, series, height=height, currency=currency, unknown="no bill"))
+
+
+def _others_last(one: BilledMonth) -> bool:
+    return one.is_others
+
+
 def csv_of(page: Page, content: Any) -> Response:
-    """Write the page's list as CSV, with the names of its JSON."""
+    """Write the page's list as CSV, with the names of its JSON and one value per cell.
+
+    It begins with a byte order mark, without which spreadsheets take UTF-8 for another encoding.
+    """
     # Not as JSON, in which amounts are text too.
-    listed = TypeAdapter(page.shows).dump_python(content)[page.table]
+    shown = TypeAdapter(page.shows).dump_python(content)
+    beside = {name: shown[name] for name in page.beside}
+    listed = [_cells({**beside, **row}) for row in shown[page.table]]
     written = io.StringIO()
     if listed:
-        columns = [name for name, value in listed[0].items() if not isinstance(value, list | tuple)]
+        columns = list(dict.fromkeys(name for row in listed for name in row))
         rows = csv.writer(written)
         rows.writerow(columns)
-        rows.writerows([_cell(row[name]) for name in columns] for row in listed)
+        # None is written as an empty cell.
+        rows.writerows([row.get(name) for name in columns] for row in listed)
     headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
-    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+    return Response(f"{BYTE_ORDER_MARK}{written.getvalue()}", media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _cells(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the cells of a row, by column; what has several values has a column for each: labels_team."""
+    cells: dict[str, object] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            cells |= {f"{name}_{key}": one for key, one in value.items()}
+        elif not isinstance(value, list | tuple):
+            cells[name] = value
+    return {name: _cell(value) for name, value in cells.items()}
 
 
 def _cell(value: object) -> object:
-    if isinstance(value, Mapping):
-        value = ";".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, Decimal):
+        # Without an exponent.
+        return f"{value:f}"
     return as_plain_text(value) if isinstance(value, str) else value

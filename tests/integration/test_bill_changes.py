@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections import defaultdict
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +20,10 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.bill_groups import groups_of_bill, store_groups
 from capacity_assets.ownership.bills import IssuedBill, issue_bill, read_bill
-from tests.bills import GIB
+from tests.bills import GIB, fill_two_months_to_bill
 from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
-from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.fleet import add_database_sizes, sizes
 from tests.profiles import HISTORIES
 
 MONTHLY = PERIODS["monthly"]
@@ -29,15 +33,8 @@ KEYS = ("team", "environment")
 
 @pytest.fixture(autouse=True)
 def two_billed_months(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
-    """server-1 with a (10 GiB in May, 12 in June), b (20), c (4 in May only) and d (6 in June only)."""
-    add_instances(engine, [1, 2], db_type="postgresql")
-    add_database_sizes(engine, sizes(1, "a", "2025-05-01", [10 * GIB] * 31 + [12 * GIB] * 50))
-    add_database_sizes(engine, sizes(1, "b", "2025-05-01", [20 * GIB] * 81))
-    add_database_sizes(engine, sizes(1, "c", "2025-05-01", [4 * GIB] * 31))
-    add_database_sizes(engine, sizes(2, "d", "2025-06-01", [6 * GIB] * 50))
-    printed("labels", "set", "server-1", "team=search")
-    printed("labels", "set", "server-2", "team=search")
-    printed("labels", "set", "server-1", "team=payments", "--database", "b", "--always")
+    """Two months to compare."""
+    fill_two_months_to_bill(engine)
 
 
 def issued(engine: Engine, by: str = "team") -> IssuedBill:
@@ -57,7 +54,7 @@ def changes(found: IssuedBill) -> dict[str | None, tuple[str, ...]]:
 
 
 def test_growth_is_what_grew_came_or_went_at_the_price_before(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
 
     found = issued(engine)
 
@@ -68,7 +65,7 @@ def test_growth_is_what_grew_came_or_went_at_the_price_before(engine: Engine) ->
 
 
 def test_a_price_counts_for_the_quantity_now_and_growth_at_the_price_before(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("prices", "set", "0.75", "--currency", "EUR", "--from", "2025-06-01")
 
     # a: 2 GiB more at 0.50, and 12 GiB at 0.25 more; c: 4 GiB fewer at 0.50; d: 6 GiB at 0.75, new; b: 20 at 0.25 more.
@@ -79,7 +76,7 @@ def test_a_price_counts_for_the_quantity_now_and_growth_at_the_price_before(engi
 
 
 def test_a_price_that_changes_within_the_month_counts_for_its_days(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("prices", "set", "0.80", "--currency", "EUR", "--from", "2025-06-11")
 
     # b: 20 GiB on twenty of thirty days at 0.30 more.
@@ -96,7 +93,7 @@ def test_a_price_that_changes_within_the_month_counts_for_its_days(engine: Engin
 def test_a_database_that_changes_hands_moves_at_what_it_cost_before_and_grows_with_its_new_owner(
     engine: Engine,
 ) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("prices", "set", "1.00", "--currency", "EUR", "--label", "team=ads", "--always")
     printed("labels", "set", "server-1", "team=ads", "--database", "a", "--from", "2025-06-01")
 
@@ -111,7 +108,7 @@ def test_a_database_that_changes_hands_moves_at_what_it_cost_before_and_grows_wi
 
 
 def test_a_database_that_changes_hands_within_the_month_moves_with_its_days(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team=ads", "--database", "b", "--from", "2025-06-11")
 
     # b cost payments 10.00; now ads pays for twenty of thirty days.
@@ -125,7 +122,7 @@ def test_a_database_that_changes_hands_within_the_month_moves_with_its_days(engi
 
 
 def test_a_group_that_has_nothing_any_more_is_listed_with_what_it_lost(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("labels", "set", "server-1", "team=search", "--database", "b", "--from", "2025-06-01")
 
     found = issued(engine)
@@ -137,8 +134,35 @@ def test_a_group_that_has_nothing_any_more_is_listed_with_what_it_lost(engine: E
     assert sum((group.change or Decimal()) for group in (*found.groups, *found.former_groups)) == found.total.change
 
 
+def test_a_bill_on_the_screen_and_in_files_has_its_version_its_prices_and_what_changed(
+    engine: Engine, tmp_path: Path
+) -> None:
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+    printed("prices", "set", "0.75", "--currency", "EUR", "--from", "2025-06-01")
+    issued(engine)
+
+    shown = printed("bill", "--month", "2025-06")
+    running = printed("bill", "--month", "2025-07")
+    printed("bill", "--month", "2025-06", "--output", str(tmp_path / "bill.csv"))
+    printed("bill", "--month", "2025-06", "--output", str(tmp_path / "bill.html"))
+
+    assert re.search(r"search +2 +18.0 +0.75 +13.50 +\+6.50\nTotal +3 +38.0 +0.75 +28.50 +\+11.50\n", shown)
+    assert "Version 1 of this bill, of " in shown
+    assert "Change since May 2025 (version 1): +11.50 EUR, +3.50 by growth and +8.00 by prices." in shown
+    assert re.search(r"Amount, EUR Projected\n", running)
+    assert re.search(r"Total +3 +24.5 +0.75 +18.39 +28.50\n", running)
+    assert "Projected: the amount of the first 20 days" in running
+    [_, search] = csv.DictReader(io.StringIO((tmp_path / "bill.csv").read_text()))
+    assert [search[name] for name in ("change", "change_growth", "change_price", "change_moves", "servers")] == [
+        "6.50", "3.50", "3.00", "0.00", "2",
+    ]  # fmt: skip
+    page = (tmp_path / "bill.html").read_text()
+    assert "Version 1, issued on " in page
+    assert "<td>Total</td>" in page
+
+
 def test_only_whole_months_of_one_currency_are_compared(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     issued(engine)
 
     assert issue_bill(engine, JULY, fixed_clock(), KEYS).days_so_far == TODAY.day
@@ -155,7 +179,7 @@ def test_only_whole_months_of_one_currency_are_compared(engine: Engine) -> None:
 
 
 def test_a_restated_month_is_compared_anew_with_the_month_after_it(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     assert issued(engine).total.change == Decimal("2.00")
     add_database_sizes(engine, sizes(1, "late", "2025-05-01", [2 * GIB] * 31))
 
@@ -166,7 +190,7 @@ def test_a_restated_month_is_compared_anew_with_the_month_after_it(engine: Engin
 
 
 def test_bills_of_a_former_version_get_their_groups_with_the_next_bill(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     before = [changes(issued(engine, by)) for by in ("team", "engine", "server")]
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM capacity_bill_groups"))
@@ -177,7 +201,7 @@ def test_bills_of_a_former_version_get_their_groups_with_the_next_bill(engine: E
 
 
 def test_units_cost_what_the_amount_is_divided_by_them(engine: Engine) -> None:
-    printed("prices", "set", "0.50", "--currency", "EUR", "--label", "team=search")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--label", "team=search", "--always")
 
     found = issued(engine)
 

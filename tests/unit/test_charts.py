@@ -444,3 +444,13 @@ def test_a_sparkline_has_gaps_and_needs_two_sizes() -> None:
     assert second.get("points") == "75.0,1.0 100.0,19.0"
     assert parsed(sparkline([5, 5])).find("polyline").get("points") == "0.0,10.0 100.0,10.0"  # type: ignore[union-attr]
     assert sparkline([None, 5]) == ""
+
+
+def test_columns_of_money_have_amounts_in_their_currency_and_say_where_there_is_none() -> None:
+    chart = columns_chart(
+        Columns("bills", ["May", "June"], [Series("team", [None, 123456])], currency="EUR", unknown="no bill")
+    )
+
+    assert labels(chart)[:4] == ["0 EUR", "250 EUR", "500 EUR", "750 EUR"]
+    assert "team, June: 1,234.56 EUR" in chart
+    assert re.search(r"<tspan[^>]*>no</tspan><tspan[^>]*>bill</tspan>", chart)

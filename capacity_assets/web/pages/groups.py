@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.ownership.bill_groups import BillGroup
-from capacity_assets.ownership.bills import IssuedBill, notes, quantity_note, read_bill_of
+from capacity_assets.base.units import human_percent
+from capacity_assets.charts.bars import MOST_SERIES
+from capacity_assets.ownership.bill_groups import (
+    BilledMonth,
+    BillGroup,
+    amounts_of_databases,
+    billed_months,
+    billed_months_of,
+    groups_of_bill,
+)
+from capacity_assets.ownership.bills import CENT, IssuedBill, change_notes, notes, quantity_note, read_bill_of
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
     Filling,
@@ -32,14 +42,19 @@ from capacity_assets.reading.filling import Runway, fills_on_server, forecast_da
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
-from capacity_assets.reading.subjects import bill_issues, is_outdated, server_id_of
+from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
 
+MONTHLY = PERIODS["monthly"]
 GROUP_WINDOWS = 13
+HISTORY_MONTHS = 12
+GROUPS_PER_PAGE = 200
 # The same for every period and window.
 FILLS_SECONDS = 30
 MEMBERS_SHOWN = 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,11 +70,41 @@ class GroupsPage:
     groups: Sequence[Group]
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
+    size_mb: int = 0
+    """What all groups have, on all pages of the list."""
+    change_mb: int | None = None
+    """The sum of the changes that are known."""
+    databases: int = 0
+    page: int = 1
+    has_more: bool = False
 
     @property
-    def size_mb(self) -> int:
-        """What all groups have."""
-        return sum(group.size_mb for group in self.groups)
+    def growth(self) -> str:
+        """The change in percent of the size before."""
+        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+
+
+@dataclass(frozen=True)
+class Member(ListedDatabase):
+    """A database of a group, with what it cost the group in the last final bill; `amount` None: not billed."""
+
+    amount: Decimal | None = None
+    amount_percent: float | None = None
+    """Its part of the amount of the group."""
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What a group had to pay in the last month that is over, and in the months up to it."""
+
+    month: date
+    issue: int
+    currency: str
+    bill: BillGroup
+    compared_month: date | None
+    """The month before; None where the two are not compared."""
+    history_months: Sequence[date]
+    history: Sequence[BilledMonth]
 
 
 @dataclass(frozen=True)
@@ -72,7 +117,7 @@ class GroupPage:
     window_start: date | None
     window_end: date | None
     sizes: Sequence[SizeInWindow]
-    members: Sequence[ListedDatabase]
+    members: Sequence[Member]
     has_more_members: bool
     fills_first: Sequence[Runway]
     has_forecast: bool
@@ -82,6 +127,7 @@ class GroupPage:
     """What of it is full first."""
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
+    cost: GroupCost | None = None
 
     @property
     def display_name(self) -> str:
@@ -102,16 +148,30 @@ class BillPage:
     currency: str | None
     amount: str | None
     groups: Sequence[BillGroup]
+    """Those without databases had some the month before."""
     notes: Sequence[str]
     is_outdated: bool = False
     """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
     found: IssuedBill | None = None
+    is_final: bool = True
+    total: BillGroup | None = None
+    """All groups together, on all pages of the list."""
+    compared_month: date | None = None
+    """The month before; None where the two are not compared."""
+    history_months: Sequence[date] = ()
+    history: Sequence[BilledMonth] = ()
+    """Final bills of the year up to the month, by at most eight groups: those that cost most, then all others."""
+    page: int = 1
+    has_more: bool = False
+    open_months: Sequence[date] = ()
+    """Months whose bill is not final."""
 
 
 GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
     "size": lambda group: -group.size_mb,
     "growth": lambda group: (group.change_mb is None, -(group.change_mb or 0)),
     "shrinkage": lambda group: (group.change_mb is None, group.change_mb or 0),
+    "percent": lambda group: (group.change_percent is None, -(group.change_percent or 0)),
     "fills": lambda group: group.fills_first.day if group.fills_first else date.max,
     "name": lambda group: (group.name is None, group.name or ""),
 }
@@ -128,7 +188,29 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
             groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
         notice = _notice(connection, period, [window] if window else [], by)
     groupings = (*query.label_keys, *WITHOUT_LABEL)
-    return GroupsPage(by, groupings, period.name, *_ends(window), order, groups, notice)
+    shown, has_more = _page_of(groups, query)
+    changes = [group.change_mb for group in groups if group.change_mb is not None]
+    return GroupsPage(
+        by,
+        groupings,
+        period.name,
+        *_ends(window),
+        order,
+        shown,
+        notice,
+        sum(group.size_mb for group in groups),
+        sum(changes) if changes else None,
+        sum(group.databases for group in groups),
+        query.page,
+        has_more,
+    )
+
+
+def _page_of(groups: Sequence[T], query: PageQuery) -> tuple[Sequence[T], bool]:
+    """Return the groups of the page that the address asks for, and whether there are more behind them."""
+    most = max(query.rows_shown, GROUPS_PER_PAGE)
+    first = (query.page - 1) * most
+    return groups[first : first + most], len(groups) > first + most
 
 
 def _ends(window: Window | None) -> tuple[date | None, date | None]:
@@ -169,13 +251,50 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         else:
             ahead = runways_of(connection, filling)
         members, more = _members(connection, period, window, by, name)
+        cost = _cost(connection, by, name)
+        billed = {} if cost is None else _billed(connection, cost, by, name, members)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
     place = (by, name, period.name, *_ends(window))
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
-    return GroupPage(*place, sizes, members, more, ahead, issued is not None, shared_outdated(reader), headline, notice)
+    costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
+    outdated = shared_outdated(reader)
+    return GroupPage(*place, sizes, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
+
+
+def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None:
+    """Return what the newest final bill says of a group; None where it says nothing, or nothing had a price."""
+    last = newest_final(bill_issues(connection))
+    if last is None or last.currency is None:
+        return None
+    month = MONTHLY.window_of(last.month)
+    found = [one for one in groups_of_bill(connection, month, last.issue, by) if one.name == name]
+    if not found:
+        return None
+    months = MONTHLY.back(month, HISTORY_MONTHS)
+    history = billed_months_of(connection, months, by, name, last.currency)
+    before = MONTHLY.previous(month).start if found[0].change is not None else None
+    starts = [one.start for one in months]
+    return GroupCost(last.month, last.issue, last.currency, found[0], before, starts, history)
+
+
+def _billed(
+    connection: Connection, cost: GroupCost, by: str, name: str | None, members: Sequence[ListedDatabase]
+) -> dict[tuple[int, str], Decimal | None]:
+    databases = [(row.server_id, row.database) for row in members]
+    return amounts_of_databases(connection, (cost.month, cost.issue), by, name, databases)
+
+
+def _share(amount: Decimal | None, cost: GroupCost | None) -> dict[str, Any]:
+    if amount is None or cost is None:
+        return {}
+    whole = cost.bill.exact_amount
+    return {
+        "amount": amount.quantize(CENT, ROUND_HALF_UP),
+        "amount_percent": float(100 * amount / whole) if whole else None,
+    }
 
 
 def _members(
@@ -201,17 +320,38 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         if month is None and not months:
             return BillPage(None, (), by, groupings, None, (), None, None, (), ())
         # By default, the newest month with a final bill.
-        newest_final = next((one.month for one in every if one.is_final), None)
-        window = PERIODS["monthly"].window_of(month or newest_final or months[0])
+        final = newest_final(every)
+        window = MONTHLY.window_of(month or (final.month if final else months[0]))
         issued = read_bill_of(connection, window, by, issue)
         bill, of_month = issued.bill, [one for one in every if one.month == window.start]
         may_change = bill.issue == of_month[-1].issue and bill.samples_dropped_at is None
         outdated = may_change and is_outdated(connection, of_month[-1], window)
-    issues = [one.issue for one in of_month]
-    amount = None if bill.amount is None else f"{bill.amount:f}"
-    place = (bill.month, months, by, groupings, bill.issue, issues)
-    remarks = [*notes(issued), quantity_note(issued)]
-    return BillPage(*place, bill.currency, amount, issued.groups, remarks, outdated, issued)
+        past = MONTHLY.back(window if bill.is_final else MONTHLY.previous(window), HISTORY_MONTHS)
+        currency = bill.currency
+        history = [] if currency is None else billed_months(connection, past, by, currency, MOST_SERIES)
+    groups, has_more = _page_of([*issued.groups, *issued.former_groups], query)
+    return BillPage(
+        bill.month,
+        months,
+        by,
+        groupings,
+        bill.issue,
+        [one.issue for one in of_month],
+        currency,
+        None if bill.amount is None else f"{bill.amount:f}",
+        groups,
+        [*notes(issued), *change_notes(issued), quantity_note(issued)],
+        outdated,
+        issued,
+        bill.is_final,
+        issued.total,
+        None if issued.compared_issue is None else MONTHLY.previous(window).start,
+        [one.start for one in past],
+        history,
+        query.page,
+        has_more,
+        [one.month for one in every if not one.is_final],
+    )
 
 
 def _grouping(query: PageQuery) -> str:

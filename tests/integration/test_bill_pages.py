@@ -1,0 +1,187 @@
+"""The pages of money: a bill with its months and causes, what a team costs, and both in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from datetime import date
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.ownership.bills import issue_bill
+from tests.bills import GIB, fill_two_months_to_bill
+from tests.clocks import fixed_clock
+from tests.command import printed
+from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, sizes
+from tests.pages import KEYS, Pages, served_pages, values_of
+
+MAY, JUNE, JULY = (PERIODS["monthly"].window_of(date(2025, month, 1)) for month in (5, 6, 7))
+
+
+@pytest.fixture
+def pages(today: None, engine: Engine, database: URL) -> Iterator[Pages]:  # noqa: ARG001 -- months before it are over
+    """The pages of two billed months and a part of the third; the price rose in June."""
+    fill_two_months_to_bill(engine)
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+    printed("prices", "set", "0.75", "--currency", "EUR", "--from", "2025-06-01")
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", MAY.start, JUNE.start)
+    printed("groups", "--now")
+    for month in (MAY, JUNE, JULY):
+        issue_bill(engine, month, fixed_clock(), KEYS)
+    with served_pages(database) as served:
+        yield served
+
+
+def test_a_bill_says_what_it_changed_by_and_why(pages: Pages) -> None:
+    bill = pages.document("/bill?by=team")
+
+    assert (bill["month"], bill["compared_month"], bill["is_final"]) == ("2025-06-01", "2025-05-01", True)
+    parts = ("name", "amount", "amount_before", "change", "change_growth", "change_price", "change_moves")
+    assert [[one[name] for name in parts] for one in [*bill["groups"], bill["total"]]] == [
+        ["payments", "15.00", "10.00", "5.00", "0.00", "5.00", "0.00"],
+        ["search", "13.50", "7.00", "6.50", "3.50", "3.00", "0.00"],
+        [None, "28.50", "17.00", "11.50", "3.50", "8.00", "0.00"],
+    ]
+    assert (bill["total"]["amount_per_gib"], bill["total"]["amount_per_server"]) == ("0.750000", "14.25")
+    page = pages.ask("/bill?by=team").text
+    assert "Change since May 2025" in page
+    assert "growth +3.50, prices +8.00" in page
+
+
+def test_the_month_is_chosen_in_a_list_that_works_without_a_script(pages: Pages) -> None:
+    page = pages.ask("/bill?by=team&month=2025-06&issue=1").text
+
+    assert re.findall(r'<option value="([^"]+)"( selected)?>([^<]+)</option>', page) == [
+        ("2025-07", "", "July 2025 (so far)"),
+        ("2025-06", " selected", "June 2025"),
+        ("2025-05", "", "May 2025"),
+    ]
+    assert '<input type="hidden" name="by" value="team">' in page
+    # The version belongs to the month.
+    assert 'name="issue"' not in page
+    assert '<a rel="prev" href="/bill?by=team&amp;month=2025-05">← May 2025</a>' in page
+    assert '<a rel="next" href="/bill?by=team&amp;month=2025-07">July 2025 (so far) →</a>' in page
+
+
+def test_a_month_so_far_is_projected_to_its_end_and_compared_with_no_whole_month(pages: Pages) -> None:
+    bill = pages.document("/bill?by=team&month=2025-07")
+
+    # 38 GiB at 0.75 on twenty of 31 days.
+    assert (bill["amount"], bill["total"]["projected_amount"], bill["total"]["change"]) == ("18.39", "28.50", None)
+    assert sum(float(one["projected_amount"]) for one in bill["groups"]) == 28.5
+    assert max(values_of(bill["history"], "month")) == "2025-06-01"
+    page = pages.ask("/bill?by=team&month=2025-07").text
+    assert "So far, to 20 Jul 2025" in page
+    assert "Projected for all of July 2025" in page
+    assert "Change since" not in page
+
+
+def test_a_year_of_bills_has_the_newest_versions_and_gaps_where_there_is_none(pages: Pages, engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "late", "2025-05-01", [2 * GIB] * 31))
+    issue_bill(engine, MAY, fixed_clock(), KEYS)
+
+    bill = pages.document("/bill?by=team")
+
+    assert (bill["history_months"][0], bill["history_months"][-1]) == ("2024-07-01", "2025-06-01")
+    assert [(one["month"], one["group"], one["amount"]) for one in bill["history"]] == [
+        ("2025-05-01", "payments", "10.00"),
+        ("2025-05-01", "search", "8.00"),
+        ("2025-06-01", "payments", "15.00"),
+        ("2025-06-01", "search", "13.50"),
+    ]
+    page = pages.ask("/bill?by=team").text
+    assert "search, May 2025: 8.00 EUR" in page
+    assert re.search(r"<tspan[^>]*>no</tspan><tspan[^>]*>bill</tspan>", page)
+
+
+def test_small_groups_of_a_year_are_one_series_and_every_month_adds_up(pages: Pages, engine: Engine) -> None:
+    for number in range(10):
+        add_database_sizes(engine, sizes(1, f"extra-{number}", "2025-06-01", [GIB * (number + 1)] * 30))
+        printed("labels", "set", "server-1", f"team=team-{number}", "--database", f"extra-{number}", "--always")
+    issue_bill(engine, JUNE, fixed_clock(), KEYS)
+
+    bill = pages.document("/bill?by=team")
+
+    june = [one for one in bill["history"] if one["month"] == "2025-06-01"]
+    assert [one["group"] for one in june if not one["is_others"]] == [
+        "payments", "search", "team-9", "team-8", "team-7", "team-6", "team-5",
+    ]  # fmt: skip
+    assert [one["amount"] for one in june if one["is_others"]] == ["11.25"]
+    assert f"{sum(float(one['amount']) for one in june):.2f}" == bill["amount"]
+
+
+def test_a_bill_in_a_spreadsheet_has_one_value_per_cell_and_says_of_which_month(pages: Pages) -> None:
+    written = pages.ask("/bill?by=team&format=csv").text
+
+    assert written.startswith("\ufeffmonth,currency,issue,is_final,grouped_by,name,databases,gib_months,")
+    rows = list(csv.DictReader(io.StringIO(written.removeprefix("\ufeff"))))
+    [payments] = [row for row in rows if row["name"] == "payments"]
+    assert payments == {
+        "month": "2025-06-01", "currency": "EUR", "issue": "1", "is_final": "True", "grouped_by": "team",
+        "name": "payments", "databases": "1", "gib_months": "20.000000000000",
+        "unpriced_gib_months": "0.000000000000", "amount": "15.00", "exact_amount": "15.000000000000", "servers": "1",
+        "lowest_price": "0.750000", "highest_price": "0.750000", "projected_amount": "", "amount_before": "10.00",
+        "change": "5.00", "change_growth": "0.00", "change_price": "5.00", "change_moves": "0.00",
+        "amount_per_gib": "0.750000", "amount_per_server": "15.00",
+    }  # fmt: skip
+
+
+def test_every_file_for_a_spreadsheet_is_marked_as_utf_8_and_splits_labels(pages: Pages) -> None:
+    for path in ("/servers", "/databases", "/groups", "/bill"):
+        assert pages.ask(f"{path}?format=csv&period=monthly").text.startswith("\ufeff"), path
+    rows = csv.DictReader(io.StringIO(pages.ask("/databases?format=csv&period=monthly").text.removeprefix("\ufeff")))
+    assert {row["database"]: row["labels_team"] for row in rows} == {"a": "search", "b": "payments", "d": "search"}
+
+
+def test_the_page_of_a_team_has_what_it_costs_and_of_which_databases(pages: Pages) -> None:
+    team = pages.document("/group?by=team&name=search")
+
+    cost = team["cost"]
+    assert (cost["month"], cost["bill"]["amount"], cost["bill"]["change"]) == ("2025-06-01", "13.50", "6.50")
+    assert [(one["month"], one["amount"]) for one in cost["history"]] == [
+        ("2025-05-01", "7.00"),
+        ("2025-06-01", "13.50"),
+    ]
+    # 12 of 18 GiB, and 6.
+    assert {row["database"]: (row["amount"], round(row["amount_percent"], 1)) for row in team["members"]} == {
+        "a": ("9.00", 66.7)
+    }
+    page = pages.ask("/group?by=team&name=search").text
+    assert "Cost, June 2025" in page
+    assert "growth +3.50, prices +3.00, moves 0.00" in page
+    assert "Cost of search by month, EUR" in page
+
+
+def test_a_team_without_a_bill_has_a_page_without_costs(pages: Pages, engine: Engine) -> None:
+    with engine.begin() as connection:
+        for table in ("capacity_bills", "capacity_bill_groups", "capacity_bill_lines"):
+            connection.execute(text(f"DELETE FROM {table}"))
+
+    assert pages.document("/group?by=team&name=search")["cost"] is None
+    assert "Cost" not in pages.ask("/group?by=team&name=search").text
+
+
+def test_groups_have_shares_that_add_up_and_a_total(pages: Pages) -> None:
+    listed = pages.document("/groups?by=team")
+
+    assert [(one["name"], one["share_percent"], one["change_percent"]) for one in listed["groups"]] == [
+        ("payments", 52.6, 0.0),
+        ("search", 47.4, 28.6),
+    ]
+    assert (listed["size_mb"], listed["change_mb"]) == (38 * GIB, 4 * GIB)
+    page = pages.ask("/groups?by=team").text
+    assert "<td>Total</td>" in page
+    assert "100.0 %" in page
+
+
+def test_a_page_beyond_the_end_says_so(pages: Pages) -> None:
+    for path in ("/bill", "/groups"):
+        page = pages.ask(f"{path}?by=team&page=9").text
+        assert "No groups on page 9." in page, path
+        assert f'<a href="{path}?by=team">First page</a>' in page, path
