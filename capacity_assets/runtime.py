@@ -31,9 +31,11 @@ from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention
+from capacity_assets.ownership.bill_groups import store_missing_groups
 
 if TYPE_CHECKING:
     from capacity_assets.digest.sending import Channels
+
 
 logger = logging.getLogger("capacity_assets")
 
@@ -157,6 +159,9 @@ def prepare_database(
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
     if settings.capacity_url is None:
         _make_reader_role(engine.url)
+    # Bills of former versions have none.
+    with engine.begin() as connection:
+        store_missing_groups(connection)
     report = retention_service(engine, settings).prepare()
     if report.created:
         moved = f", {counted(report.moved_records, 'row')} moved there" if report.moved_records else ""

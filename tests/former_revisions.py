@@ -23,10 +23,12 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
-    "0015": (
-        "DROP TABLE group_size_aggregations CASCADE",
+    "0016": (
         "DROP TABLE capacity_bill_groups",
         "ALTER TABLE capacity_bills DROP COLUMN billed_until",
+    ),
+    "0015": (
+        "DROP TABLE group_size_aggregations CASCADE",
         "DELETE FROM capacity_computed_windows WHERE level = 'group'",
         "DELETE FROM capacity_changes WHERE kind = 'groups'",
         "CREATE TABLE capacity_group_sums (period_type varchar(20), period_start date, size_mb numeric(30))",

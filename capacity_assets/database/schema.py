@@ -41,7 +41,7 @@ from capacity_assets.database.views import (
 )
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0016"
+SCHEMA_REVISION = "0017"
 MIGRATIONS = ("0012_baseline", "0015_changes", "0016_groups")
 """Steps, named by the revision that they lead to. A revision without a step keeps older programs out."""
 FIRST_REVISION = "0012"

@@ -30,7 +30,6 @@ from capacity_assets.ownership.bill_groups import (
     count_of_bill,
     groups_of_bill,
     store_groups,
-    store_missing_groups,
 )
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
@@ -577,7 +576,6 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
             changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
         is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
         connection.execute(update(capacity_bills).where(*is_issue).values(changes))
-        store_missing_groups(connection)
         return _issues(connection, month)[0]
 
 
@@ -724,7 +722,6 @@ def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) 
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.begin() as connection:
-        store_missing_groups(connection)
         return read_bill_of(connection, month, by, issue)
 
 

@@ -64,6 +64,7 @@ def fill_as_of_0_3_0(engine: Engine) -> None:
     half_a_year_of_two_servers(engine)
     execute(
         engine,
+        *ADDED_LATER["0016"],
         *ADDED_LATER["0015"],
         *ADDED_LATER["0014"],
         *ADDED_LATER["0013"],

@@ -56,6 +56,7 @@ def test_what_the_nodes_had_recorded_of_0_3_0_is_followed_after_the_upgrade(
         distributed,
         # Names of indexes of shards are cut to the same.
         "SET LOCAL citus.multi_shard_modify_mode = 'sequential'",
+        *ADDED_LATER["0016"],
         *ADDED_LATER["0015"],
         *ADDED_LATER["0014"],
         *ADDED_LATER["0013"],
