@@ -184,19 +184,19 @@ class Ledger:
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
         """Return the windows whose computation was finished, in order."""
-        with self._work("reading what was computed", "Nothing was changed.") as connection:
+        with self._work("reading what was computed") as connection:
             rows = connection.execute(text(_COMPUTED), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
         """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
-        with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
+        with self._work("looking for servers that failed") as connection:
             rows = connection.execute(text(_FAILED), _asked_for(period, windows, level))
             return {row.period_start: row.failed_instances for row in rows}
 
     def last_computation(self) -> str:
         """Return a token that changes when a further window is computed."""
-        with self._work("reading what was computed", "Nothing was changed.") as connection:
+        with self._work("reading what was computed") as connection:
             return str(connection.execute(text(_LAST_COMPUTATION)).scalar_one())
 
     def stale(self) -> list[StaleWindow]:
@@ -214,7 +214,7 @@ class Ledger:
         Either their samples changed since, or their rows may no longer be as computed.
         """
         doing = "looking for windows that are out of date"
-        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+        with self._work(doing, take_over=True) as connection:
             rows = connection.execute(text(_OUTDATED), {"periods": self._periods}).all()
         return [
             (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
@@ -229,7 +229,7 @@ class Ledger:
         A change younger than `patience_seconds` makes no window late: it is being followed.
         """
         doing = "looking for windows that are left"
-        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+        with self._work(doing, take_over=True) as connection:
             left = self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
         return [window for _, window in left]
 
@@ -301,7 +301,7 @@ class Ledger:
         return f"({' OR '.join(lookup.format(table=table.name) for table in tables)})"
 
     @contextmanager
-    def _work(self, doing: str, kept: str, *, take_over: bool = False) -> Iterator[Connection]:
+    def _work(self, doing: str, kept: str = "", *, take_over: bool = False) -> Iterator[Connection]:
         if take_over:
             self.take_over(kept)
         with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:

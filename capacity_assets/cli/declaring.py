@@ -40,7 +40,7 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
     """Open the registry if it exists; with `zone`, refuse a database that uses another time zone."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        refuse_an_unfit_database(engine, zone, kept="Nothing was changed.")
+        refuse_an_unfit_database(engine, zone)
         yield engine
 
 
@@ -80,7 +80,7 @@ class Registry:
 
     def today(self) -> date:
         """Return today; raises ValidationError if the database uses another time zone."""
-        refuse_an_unfit_database(self.engine, self.settings.zone, kept="Nothing was changed.")
+        refuse_an_unfit_database(self.engine, self.settings.zone)
         return Clock(self.settings.zone).today()
 
     def read_from(self, path: Path, number: int, noun: str) -> str:

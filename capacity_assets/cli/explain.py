@@ -90,7 +90,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     with open_task_runner(settings) as runner:
         service, engine = runner.service, runner.service.engine
         if period is None or label is not None:
-            refuse_an_unfit_database(engine, settings.zone, kept="Nothing was changed.")
+            refuse_an_unfit_database(engine, settings.zone)
         if period is None:
             from capacity_assets.cli.explain_runway import explain_runway
 

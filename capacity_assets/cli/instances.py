@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Clock
@@ -63,6 +63,7 @@ from capacity_assets.collection.servers import (
     declared_labels,
     declared_limits,
     declared_servers,
+    last_attempts,
     register,
     registered,
     set_active,
@@ -213,12 +214,6 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Repor
 
 LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
 FAILURE_COLUMNS = (*left("Server"), ("Last failure", "text"))
-_LAST_ATTEMPTS = """
-SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected,
-       (array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END
-        ORDER BY collected_date DESC))[1] AS last_failure
-FROM capacity_collection_attempts GROUP BY instance_id
-"""
 
 
 @instances.command("list")
@@ -230,8 +225,7 @@ def list_(settings: Settings, /, *, as_json: bool) -> None:
     """
     with opened_registry(settings) as engine:
         servers = registered(engine)
-        with engine.connect() as connection:
-            attempts = {row.instance_id: row for row in connection.execute(text(_LAST_ATTEMPTS))}
+        attempts = last_attempts(engine)
     if as_json:
         print_json([_as_dict(one, attempts.get(one.id)) for one in servers])
         return

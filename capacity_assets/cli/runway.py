@@ -98,7 +98,7 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     refuse_an_absent_embedded_server(settings)
     chosen = None if label is None else key_and_value(label)
     with open_engine(settings) as opened:
-        refuse_an_unfit_database(opened, settings.zone, kept="Nothing was changed.")
+        refuse_an_unfit_database(opened, settings.zone)
         if server is not None:
             registered(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)

@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Engine, Row
 
-from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb
 from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, left, right
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, store_volumes, volumes_of_file
+from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, newest_volumes, store_volumes, volumes_of_file
 
 COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))
-_NEWEST = """
-SELECT DISTINCT ON (i.name, v.volume_name) i.name AS server, v.volume_name AS volume, v.total_mb, v.free_mb,
-       v.collected_date AS day, v.source
-FROM volume_size_stats v JOIN instances i ON i.id = v.instance_id
-ORDER BY i.name, v.volume_name, v.collected_date DESC
-"""
 
 
 @click.group(cls=OrderedGroup)
@@ -42,8 +36,7 @@ def _cells(row: Row[Any]) -> list[object]:
 )
 def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
     """Show the last known size of each volume."""
-    with database_errors(doing="reading volumes"), engine.connect() as connection:
-        return [(row, row._asdict()) for row in connection.execute(text(_NEWEST))]
+    return [(row, row._asdict()) for row in newest_volumes(engine)]
 
 
 @volumes.command()

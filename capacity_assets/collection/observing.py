@@ -34,14 +34,14 @@ def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]
     )
     if "is_deleted" in table.c:
         query = query.where(~table.c.is_deleted)
-    with database_errors(doing=f"reading {table.name}", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing=f"reading {table.name}"), engine.connect() as connection:
         rows = connection.execute(query).all()
     return {day: f"{count} rows, {total} MiB, {_moment(changed)}" for day, count, total, changed in rows}
 
 
 def days_with_samples(engine: Engine, table: Table, first: date, before: date) -> list[date]:
     """Return the days from `first` and before `before` with a row, one step of the index each; raises DatabaseError."""
-    with database_errors(doing=f"reading {table.name}", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing=f"reading {table.name}"), engine.connect() as connection:
         parameters = {"first": first, "before": before}
         days = _DISTINCT_DAYS if is_distributed(engine) else _DAYS
         return list(connection.execute(text(days.format(table=table.name)), parameters).scalars())
@@ -98,7 +98,7 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
     """
     newest_by_table = []
     with (
-        database_errors(doing="looking for the newest samples", kept="Nothing was changed."),
+        database_errors(doing="looking for the newest samples"),
         engine.connect() as reader,
     ):
         for level in SERVER_LEVELS.values():

@@ -254,7 +254,7 @@ _REGISTRY = (
 
 def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
     """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
-    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading the registry"), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).all()
     servers = [_registered(row) for row in rows]
     if names is None:
@@ -489,13 +489,25 @@ class Standing:
 
 def standing(engine: Engine) -> Standing:
     """Read the state of the collection; raises DatabaseError."""
-    with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading the collection"), engine.connect() as connection:
         parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
         counts = connection.execute(with_parts(_COUNTS, **parts)).one()
         failing = [FailingServer(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
+def last_attempts(engine: Engine) -> dict[int, Row[Any]]:
+    """Return the day of each server's last collection and its last attempt's failure; raises DatabaseError."""
+    with database_errors(doing="reading the collection"), engine.connect() as connection:
+        return {row.instance_id: row for row in connection.execute(text(_LAST_ATTEMPTS))}
+
+
+_LAST_ATTEMPTS = """
+SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected,
+       (array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END
+        ORDER BY collected_date DESC))[1] AS last_failure
+FROM capacity_collection_attempts GROUP BY instance_id
+"""
 _MEASURED_FROM_HERE = "SELECT i.* FROM in_service i JOIN capacity_collection_targets t ON t.instance_id = i.id"
 _COUNTS = """
 SELECT (SELECT count(*) FROM servers) AS registered,

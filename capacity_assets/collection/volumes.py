@@ -20,10 +20,10 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
-from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError
+from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
 from capacity_assets.base.files import declarations, named_tables
 from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
@@ -81,6 +81,20 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
         return written
+
+
+def newest_volumes(engine: Engine) -> Sequence[Row[Any]]:
+    """Return the last known size of each volume, in MiB; raises DatabaseError."""
+    with database_errors(doing="reading volumes"), engine.connect() as connection:
+        return connection.execute(text(_NEWEST)).all()
+
+
+_NEWEST = """
+SELECT DISTINCT ON (i.name, v.volume_name) i.name AS server, v.volume_name AS volume, v.total_mb, v.free_mb,
+       v.collected_date AS day, v.source
+FROM volume_size_stats v JOIN instances i ON i.id = v.instance_id
+ORDER BY i.name, v.volume_name, v.collected_date DESC
+"""
 
 
 def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:

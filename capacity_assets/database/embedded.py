@@ -259,7 +259,7 @@ def _users(home: Path) -> Iterator[IO[str]]:
     except OSError as error:
         raise EmbeddedServerError(
             f"The folder {home} cannot be {doing} ({error.strerror}), and the embedded PostgreSQL does not work "
-            "without that. Nothing was changed. Set CAPACITY_HOME to a folder that can be written, or "
+            "without that. Set CAPACITY_HOME to a folder that can be written, or "
             "CAPACITY_DATABASE_URL and DAGSTER_POSTGRES_URL to a server of your own."
         ) from error
     with opened:

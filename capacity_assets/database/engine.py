@@ -103,7 +103,7 @@ def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") ->
         raise UnreachableError(
             f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
             f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason_of(error)}. "
-            f"Nothing was changed. Check that the server runs and that the URL in {variable} is right.",
+            f"Check that the server runs and that the URL in {variable} is right.",
             transient=is_transient(error),
         ) from None
 

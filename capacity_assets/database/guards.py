@@ -49,10 +49,10 @@ def newer_schema(connection: Any) -> str | None:
     return newer_schema_text(row[0]) if row else None
 
 
-def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str) -> None:
+def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str = "") -> None:
     """Refuse a database without this version's schema, or, with `zone`, with days of another zone.
 
-    `kept` is a sentence about the data, for the error's text.
+    `kept` is a sentence about what was not done, for the error's text.
 
     Raises:
         DatabaseError: the schema is missing or another, or the database does not answer.
@@ -61,16 +61,17 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
+    kept = kept and f" {kept}"
     if revision is not None and revision > SCHEMA_REVISION:
-        raise DatabaseError(f"{newer_schema_text(revision)} {kept}")
+        raise DatabaseError(f"{newer_schema_text(revision)}{kept}")
     if revision != SCHEMA_REVISION:
         state = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(
-            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}. {kept} "
+            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}.{kept} "
             "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
         )
     if problem:
-        raise ValidationError(f"{problem} {kept}")
+        raise ValidationError(f"{problem}{kept}")
 
 
 MOST_APART = timedelta(hours=1)

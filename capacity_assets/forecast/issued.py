@@ -256,7 +256,7 @@ def newest_issue(
 
 def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None:
     """Return the newest issue of the last month, of all servers; None: there is none. Raises DatabaseError."""
-    doing = database_errors(doing="reading runways", kept="Nothing was changed.")
+    doing = database_errors(doing="reading runways")
     with doing, engine.connect() as connection:
         return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown)
 

@@ -337,14 +337,14 @@ class RunwayService:
         """
         today = self.clock.today()
         if as_of > today:
-            raise ValidationError(f"{as_of} lies ahead: there is nothing to forecast from. Nothing was changed.")
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was changed.")
-        doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
+            raise ValidationError(f"{as_of} lies ahead: there is nothing to forecast from.")
+        refuse_an_unfit_database(self.engine, self.clock.zone)
+        doing = database_errors(doing="reading the clock")
         with doing, self.engine.connect() as connection:
             apart = judged_day(connection, self.clock).apart
         # Forecasts in hindsight are marked as such. Without recent samples there is nothing to issue.
         if apart and is_in_time(as_of, today):
-            raise ValidationError(f"{apart} No forecast is issued while the date is in doubt. Nothing was changed.")
+            raise ValidationError(f"{apart} No forecast is issued while the date is in doubt.")
         return issue(self.engine, as_of, today, overwrite=overwrite)
 
     def newest(self) -> IssuedDay | None:

@@ -63,7 +63,7 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
 
     Raises DatabaseError: the database failed; nothing was changed.
     """
-    with database_errors(doing=doing, kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing=doing), engine.connect() as connection:
         yield connection
         if not dry_run:
             connection.commit()
@@ -71,7 +71,7 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
 
 def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> Sequence[Any]:
     """Return the rows of a query; raises DatabaseError, whose text says "while reading" and `what`."""
-    with database_errors(doing=f"reading {what}", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing=f"reading {what}"), engine.connect() as connection:
         return connection.execute(text(statement), parameters).all()
 
 
@@ -124,7 +124,7 @@ def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem:
     """Refuse repeated keys; raises ValidationError whose text begins with `problem`."""
     repeated = [name_of(key) for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
+        raise ValidationError(f"{problem} {first_of(repeated, NAMED)}.")
 
 
 def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
@@ -140,7 +140,7 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     if missing:
         every = connection.execute(text("SELECT name FROM instances")).scalars()
         message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)}"
-        raise UnknownSubjectError(f"{message} Nothing was changed.", [(name, None) for name in missing])
+        raise UnknownSubjectError(message, [(name, None) for name in missing])
     return ids
 
 
@@ -160,14 +160,14 @@ def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) 
         names = first_of((f"{database!r} on {server}" for server, database in unknown), NAMED)
         [(server, database), *_] = unknown
         every = connection.execute(text(_NAMES), {"server": server}).scalars()
-        message = f"No database {names} was ever measured.{meant(str(database), every)} Nothing was changed."
+        message = f"No database {names} was ever measured.{meant(str(database), every)}"
         raise UnknownSubjectError(message, unknown)
     return keys
 
 
 def _keys(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
     if any(database == WHOLE_SERVER for _, database in subjects):
-        raise ValidationError("The name of a database is empty. Nothing was changed.")
+        raise ValidationError("The name of a database is empty.")
     ids = ids_of(connection, {server for server, _ in subjects})
     return [{"instance_id": ids[server], "database_name": database or WHOLE_SERVER} for server, database in subjects]
 
@@ -277,7 +277,7 @@ def forget(engine: Engine, server: str, database: str | None, *, dry_run: bool =
     """
     with declaring(engine, "removing a limit", dry_run=dry_run) as connection:
         if remove_row(connection, capacity_limits, key_of(connection, server, database)) is None:
-            raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
+            raise NotFoundError(f"{named(server, database)} has no limit.")
 
 
 def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
@@ -366,7 +366,7 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
 
 def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
-    with database_errors(doing="reading sizes", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading sizes"), engine.connect() as connection:
         [key] = keys_of(connection, [(step.server, step.database)])
         first, last = connection.execute(text(_STORED_DAYS)).one()
         # Listed, because the keys begin with the day.
@@ -384,7 +384,7 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
     with declaring(engine, "removing a step", dry_run=dry_run) as connection:
         key = {**key_of(connection, server, database), "step_date": day}
         if remove_row(connection, capacity_steps, key) is None:
-            raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
+            raise NotFoundError(f"{named(server, database)} has no step on {day}.")
 
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:

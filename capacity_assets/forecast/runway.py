@@ -135,7 +135,7 @@ def outlooks(
     Raises:
         DatabaseError: the database failed.
     """
-    with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return Outlooks(None, (), 0, {})
@@ -168,7 +168,7 @@ def outlook_with_sizes(
 
     Raises ValidationError where several servers have that name, and DatabaseError.
     """
-    with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None

@@ -377,7 +377,7 @@ class RetentionService:
         return self.tables.shortcomings(self._judged_day().certain_day)
 
     def _judged_day(self) -> JudgedDay:
-        doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
+        doing = database_errors(doing="reading the clock")
         with doing, self.engine.connect() as connection:
             return judged_day(connection, self.clock)
 

@@ -175,7 +175,7 @@ def declare_labels(
         changes = [change for change in placed if change is not None]
         removed = [named(label.server, label.database) for label in labels if label.value is None]
         if removed and not changes:
-            raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days. Nothing was changed.")
+            raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days.")
         changed = [
             {**row, "valid_from": change.label.valid_from} for row, change in zip(rows, placed, strict=True) if change
         ]
@@ -338,7 +338,7 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         )
     registry = table("instances", sql_column("name"), sql_column(column))
     taken = select(registry.c.name, cast(registry.c[column], Text)).order_by(registry.c.name)
-    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading the registry"), engine.connect() as connection:
         values = {name: (value or "").strip() for name, value in connection.execute(taken)}
     held = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
     return [

@@ -182,7 +182,7 @@ def _refuse_currencies(currencies: set[str]) -> None:
     if len(currencies) > 1:
         raise ValidationError(
             f"A price list has one currency, these have {' and '.join(sorted(currencies))}: amounts of a bill could "
-            "not be added. Nothing was changed."
+            "not be added."
         )
 
 
@@ -208,7 +208,7 @@ def _forget(connection: Connection, price: Price) -> Sequence[date]:
     """Delete a price; return the closed months whose bills have lines with it."""
     gone = remove_row(connection, capacity_prices, _subject(price))
     if gone is None:
-        raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
+        raise NotFoundError(f"There is no price for {price.display_name} from that day on.")
     return _restated(connection, price, removed=gone.price)
 
 

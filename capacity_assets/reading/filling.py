@@ -122,7 +122,8 @@ _RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "volumes", *_ENDS)))
 def fills_first(connection: Connection, *, shown: int, skipped: int = 0) -> list[Runway]:
     """Return what fills within a year, earliest first; databases limited by a volume or server are listed as that."""
     chosen = _RUNWAYS.where(_R.stands_for_itself, _R.full_middle.is_not(None))
-    return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name).limit(shown).offset(skipped))
+    in_order = chosen.order_by(_R.full_middle, _R.server, _R.name, _R.subject)
+    return _runways(connection, in_order.limit(shown).offset(skipped))
 
 
 def fills_on_server(connection: Connection, server: str, *, shown: int) -> list[Runway]:

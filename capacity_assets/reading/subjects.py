@@ -78,6 +78,7 @@ def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     registered = """
         SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
         WHERE server_id = :server"""
+    # Any row, because these columns are the same in all of them.
     measured = """
         SELECT server_id, server, engine, CAST(NULL AS boolean) AS is_active, NULL AS counted_by
         FROM capacity_server_growth WHERE server_id = :server LIMIT 1"""
@@ -97,12 +98,15 @@ def labels_of_database(connection: Connection, server_id: int, database: str) ->
                     ORDER BY window_start DESC LIMIT 1) AS last,
                    (SELECT window_start FROM capacity_growth WHERE period = 'daily'
                     ORDER BY window_start LIMIT 1) AS first
+        ), days AS (
+            SELECT ends.last - back AS day FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+            ORDER BY day DESC
         )
-        SELECT newest.labels FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+        SELECT newest.labels FROM days
         CROSS JOIN LATERAL (SELECT labels FROM capacity_growth
-                            WHERE period = 'daily' AND window_start = ends.last - back AND server_id = :server
+                            WHERE period = 'daily' AND window_start = days.day AND server_id = :server
                               AND database = :database LIMIT 1) AS newest
-        LIMIT 1"""
+        ORDER BY days.day DESC LIMIT 1"""
     newest = rows(connection, statement, server=server_id, database=database)
     labels: dict[str, str] | None = newest[0].labels if newest else None
     return labels

@@ -247,7 +247,7 @@ def _(folder: Path, _home: Path) -> Answer:
 
 @fault(
     "`CAPACITY_HOME` that became read-only",
-    says="and the embedded PostgreSQL does not work without that. Nothing was changed.",
+    says="and the embedded PostgreSQL does not work without that.",
     code=1,
 )
 def _(folder: Path, home: Path) -> Answer:
@@ -349,14 +349,14 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status", CAPACITY_DATABASE_URL="postgresql://dba@no.such.host.invalid/capacity")
 
 
-@fault("a database that refuses connections", says="Connection refused. Nothing was changed.", code=1)
+@fault("a database that refuses connections", says="Connection refused.", code=1)
 def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status", CAPACITY_DATABASE_URL="postgresql://dba@127.0.0.1:1/capacity")
 
 
 @fault(
     "a database that takes connections and never answers",
-    says="connection timeout expired. Nothing was changed.",
+    says="connection timeout expired.",
     code=1,
 )
 def _(folder: Path, _home: Path) -> Answer:
