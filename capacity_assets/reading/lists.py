@@ -32,6 +32,8 @@ from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
 from capacity_assets.reading.filling import Severity, Usage, usages_of
+from capacity_assets.reading.holes import partial_servers
+from capacity_assets.reading.windows import newest_window
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -117,6 +119,8 @@ class ServerEntry:
     """Why it was not measured since; None: it was, or there was no attempt."""
     tried_on: date | None = None
     """Day of the last attempt in a week; None: it was measured, or there was none."""
+    is_partial: bool = False
+    """Whether some of its databases were not measured in the window: its size lacks them, and its change is none."""
 
 
 @dataclass(frozen=True)
@@ -250,12 +254,17 @@ def with_usage_of_servers(
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
     usages = usages_of(connection, subjects) if subjects else {}
+    newest = newest_window(connection, period)
+    partial: set[int] = set()
+    if window is not None and newest is not None:
+        partial = partial_servers(connection, period, window, [row.server_id for row in listed], newest.start)
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
         values = vars(row) if isinstance(row, ServerRow) else {"server_id": row.server_id, "server": row.server}
         missed = row if isinstance(row, UnmeasuredServer) else unmeasured.get(row.server_id)
-        since = {name: getattr(missed, name) for name in _SINCE} if missed else {}
+        since: dict[str, Any] = {name: getattr(missed, name) for name in _SINCE} if missed else {}
         beside = _beside(recent.get(subject, ()), usages.get(subject))
+        since["is_partial"] = row.server_id in partial
         servers_listed.append(ListedServer(**{**values, "engine": row.engine, **since, **beside}))
     return servers_listed
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import measured_ends
-from capacity_assets.reading.windows import newest_day
+from capacity_assets.reading.holes import NEWEST_WINDOWS, counts_of_databases, windows_with_holes
+from capacity_assets.reading.windows import newest_day, newest_window
 
 WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
 OTHER_PERIODS_SHOWN = 24
@@ -33,7 +34,11 @@ class SizeInWindow:
     measured_days: int | None = None
     """None if the size is a sum over several servers."""
     is_partial: bool = False
-    """Whether a server has rows before and after this window but none in it; its size is missing in `size_mb`."""
+    """Whether a part was not measured in this window, a server or some databases: it is missing in `size_mb`."""
+    is_change_partial: bool = False
+    """Whether this window or the one before is partial: then `change_mb` is neither growth nor shrinkage."""
+    databases: int | None = None
+    """Databases of a server, or of the fleet."""
 
 
 def windows_back(period: Period, newest: Window) -> list[Window]:
@@ -48,6 +53,19 @@ def with_gaps(windows: Sequence[Window], sizes: Sequence[SizeInWindow]) -> list[
     every = [by_start.get(size.window_start, size) for size in empty]
     first = next((number for number, size in enumerate(every) if size.size_mb is not None), len(every))
     return every[first:]
+
+
+def marked(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> list[SizeInWindow]:
+    """Return the sizes with those windows marked that are partial."""
+    before = [None, *sizes][: len(sizes)]
+    return [
+        replace(
+            one,
+            is_partial=one.window_start in partial,
+            is_change_partial=one.window_start in partial or (last is not None and last.window_start in partial),
+        )
+        for one, last in zip(sizes, before, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,8 @@ class LastSize:
 class FleetNow:
     """The fleet as it was last measured: the last known size of every server in service, MiB.
 
-    Servers that another one counts (replicas, shared storage) are not in it.
+    Instead of a size that lacks some databases, the one before is taken. Servers that another one counts (replicas,
+    shared storage) are not in it.
     """
 
     size_mb: int | None
@@ -130,7 +149,7 @@ def fleet_now(connection: Connection, today: date) -> FleetNow:
     """Return the size of the fleet by the newest sample of each server up to today, and its growth like for like."""
     in_service = "SELECT server_id FROM capacity_servers WHERE is_active AND counted_by IS NULL"
     servers = [row.server_id for row in rows(connection, in_service)]
-    now = last_sizes(connection, servers, today)
+    now = _without_holes(connection, last_sizes(connection, servers, today))
     newest = max((one.day for one in now.values()), default=None)
     older = sorted((one for one in now.values() if one.day != newest), key=lambda one: (one.day, one.server))
     then: dict[int, LastSize] = {}
@@ -150,6 +169,22 @@ def fleet_now(connection: Connection, today: date) -> FleetNow:
         len(then),
         sum(one.size_mb for one in then.values()),
     )
+
+
+def _without_holes(connection: Connection, now: Mapping[int, LastSize]) -> dict[int, LastSize]:
+    """Replace sizes that lack some databases by the last ones that do not."""
+    newest = max((one.day for one in now.values()), default=None)
+    if newest is None:
+        return {}
+    daily = PERIODS["daily"]
+    starts = [window.start for window in daily.back(daily.window_of(newest), NEWEST_WINDOWS + 1)]
+    holes = windows_with_holes(connection, daily, counts_of_databases(connection, daily, starts, None), newest)
+    whole = {server: before for (server, start), before in holes.items() if server in now and now[server].day == start}
+    earlier: dict[int, LastSize] = {}
+    for day in set(whole.values()):
+        of_day = [server for server, before in whole.items() if before == day]
+        earlier |= last_sizes(connection, of_day, day)
+    return {**now, **earlier}
 
 
 def last_sizes(
@@ -255,10 +290,14 @@ def server_history(
     """Return the sizes of a server in windows, with gaps."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
-               largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
+               largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days, databases
         FROM capacity_server_growth
         WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))"""
-    return with_gaps(windows, records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id))
+    sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
+    counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
+    newest = newest_window(connection, period)
+    holes = windows_with_holes(connection, period, {server_id: counts}, newest.start) if newest else {}
+    return marked(with_gaps(windows, sizes), {start for _, start in holes})
 
 
 def database_history(
@@ -284,6 +323,84 @@ def volume_history(connection: Connection, days: Sequence[Window], server_id: in
         return []
     span = {"first": days[0].start, "last": days[-1].end}
     return with_gaps(days, records(SizeInWindow, connection, statement, server=server_id, volume=volume, **span))
+
+
+NOTICEABLE = 0.995
+"""A window of the fleet is looked at for missing databases if it is below this share of those before and after."""
+
+
+def partial_windows(connection: Connection, period: Period, sizes: Sequence[SizeInWindow]) -> set[date]:
+    """Return the windows of the fleet in which a server is missing, or noticeably many databases of one."""
+    if not sizes:
+        return set()
+    incomplete = incomplete_windows(connection, period, sizes[0].window_start)
+    whole = [one for one in sizes if one.size_mb is not None and one.window_start not in incomplete]
+    newest = newest_window(connection, period)
+    newest_start = newest.start if newest else sizes[-1].window_start
+    holes: set[date] = set()
+    for place, one in enumerate(whole[1:], start=1):
+        around = [whole[place - 1], *whole[place + 1 : place + 2]]
+        if all((one.size_mb or 0) < NOTICEABLE * (other.size_mb or 0) for other in around):
+            starts = [other.window_start for other in (*around, one)]
+            counts = counts_of_databases(connection, period, starts, None)
+            found = windows_with_holes(connection, period, counts, newest_start)
+            holes |= {start for _, start in found if start == one.window_start}
+    return incomplete | holes
+
+
+def partial_windows_of_group(
+    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
+) -> set[date]:
+    """Return the windows in which a server of a group is missing, or has much fewer measured days than the others."""
+    # A server in service is expected from its first window shown on, another one to its last.
+    statement = """
+        WITH members AS MATERIALIZED (
+            SELECT s.server_id, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
+            JOIN capacity_label_spans l ON l.instance_id = s.server_id AND l.key = :grouped_by AND l.value = :name
+            WHERE s.counted_by IS NULL
+            UNION ALL
+            SELECT s.server_id, s.is_active, CAST('-infinity' AS date), CAST('infinity' AS date)
+            FROM capacity_servers s
+            WHERE s.counted_by IS NULL AND (
+                :grouped_by = 'engine' AND s.engine = CAST(:name AS text)
+                OR :grouped_by = 'server' AND s.server = CAST(:name AS text)
+                OR :grouped_by NOT IN ('engine', 'server') AND CAST(:name AS text) IS NULL
+                   AND NOT s.labels ? CAST(:grouped_by AS text))
+        ), shown AS MATERIALIZED (
+            SELECT server_id, window_start, measured_days FROM capacity_server_growth
+            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+              AND server_id = ANY (ARRAY(SELECT server_id FROM members))
+        ), spans AS MATERIALIZED (
+            SELECT m.server_id, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
+                   CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
+                   m.valid_until
+            FROM shown z JOIN members m ON m.server_id = z.server_id
+            GROUP BY m.server_id, m.is_active, m.valid_from, m.valid_until
+        ), expected AS (
+            SELECT w.window_start, count(DISTINCT s.server_id) AS servers
+            FROM (SELECT DISTINCT window_start FROM shown) AS w JOIN spans s ON s.first_start <= w.window_start
+                AND w.window_start < s.last_start AND w.window_start < s.valid_until
+            GROUP BY w.window_start
+        ), present AS (
+            SELECT z.window_start, count(DISTINCT s.server_id) AS servers
+            FROM (SELECT *, max(measured_days) OVER (PARTITION BY window_start) AS days FROM shown) AS z
+            JOIN spans s ON s.server_id = z.server_id AND s.first_start <= z.window_start
+                AND z.window_start < s.last_start AND z.window_start < s.valid_until
+            WHERE z.measured_days >= :share * z.days
+            GROUP BY z.window_start
+        )
+        SELECT e.window_start FROM expected e LEFT JOIN present p ON p.window_start = e.window_start
+        WHERE coalesce(p.servers, 0) < e.servers"""
+    asked = {**_of(period, windows), "grouped_by": grouped_by, "name": name, "share": LEAST_SHARE_OF_DAYS}
+    # How many rows a part of a statement has is not known to the planner.
+    plan_with_loops(connection, allowed=False)
+    found = rows(connection, statement, **asked)
+    plan_with_loops(connection, allowed=True)
+    return {row.window_start for row in found}
+
+
+LEAST_SHARE_OF_DAYS = 0.9
+"""A group is a mean over days: a server with a smaller share of the measured days of the others is missing in it."""
 
 
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:

@@ -283,7 +283,7 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
 
 
 def _partly(one: SizeInWindow) -> str:
-    return ", some servers not measured" if one.is_partial else ""
+    return ", incomplete" if one.is_partial else ""
 
 
 def _year_before(

@@ -22,7 +22,8 @@ from capacity_assets.reading.sizes import (
     SizeInWindow,
     fleet_now,
     fleet_sizes,
-    incomplete_windows,
+    marked,
+    partial_windows,
     with_gaps,
 )
 from capacity_assets.reading.space import GroupSpace, space_of_groups
@@ -133,18 +134,14 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         earlier = fleet_sizes(connection, period, earlier_windows(shown, windows))
     sizes = with_gaps(windows, [_size_of(one) for one in by_start.values()])
     if sizes:
-        first = sizes[0].window_start
-        incomplete = reader.kept_of(
-            ("incomplete", period.name, first, newest.start),
-            partial(incomplete_windows, period=period, first=first),
-            INCOMPLETE_SECONDS,
-        )
-        sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
+        key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
+        incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), INCOMPLETE_SECONDS)
+        sizes = marked(sizes, incomplete)
     return replace(fleet, sizes=sizes, earlier=[_size_of(one) for one in earlier.values()])
 
 
 def _size_of(one: FleetSize) -> SizeInWindow:
-    return SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb)
+    return SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb, databases=one.databases)
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str) -> FleetPage:

@@ -41,7 +41,13 @@ from capacity_assets.ownership.groups import (
 from capacity_assets.reading.filling import Runway, fills_on_server, forecast_day, runways_of
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
-from capacity_assets.reading.sizes import SizeInWindow, group_sizes, with_gaps
+from capacity_assets.reading.sizes import (
+    SizeInWindow,
+    group_sizes,
+    marked,
+    partial_windows_of_group,
+    with_gaps,
+)
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
@@ -53,6 +59,8 @@ GROUPS_PER_PAGE = 200
 # The same for every period and window.
 FILLS_SECONDS = 30
 MEMBERS_SHOWN = 20
+# Every server of a group is looked at in every window for it.
+INCOMPLETE_SECONDS = 300
 
 T = TypeVar("T")
 
@@ -258,6 +266,9 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
     place = (by, name, period.name, *_ends(window))
+    incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
+    key = ("partial", period.name, by, name, window and window.start)
+    sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
     outdated = shared_outdated(reader)

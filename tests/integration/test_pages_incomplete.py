@@ -1,0 +1,131 @@
+"""A day with holes is not a drop: windows of which a part was not measured are marked wherever they are shown."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import Pages, served_pages
+
+DAYS = 40
+FIRST = TODAY - timedelta(days=DAYS - 1)
+HOLE, LOST = 20, 30
+"""Days on which server-1 lacks its database big, and on which server-2 was not measured."""
+
+
+def day(number: int) -> str:
+    return str(FIRST + timedelta(days=number))
+
+
+def fill(engine: Engine, *, holes: tuple[int, ...] = (HOLE,), has_totals: bool = True) -> None:
+    """server-1 with big and small, server-2 with one database; a database dropped on day 10 is no hole."""
+    add_instances(engine, [1, 2])
+    big = [None if number in holes else 900 + number for number in range(DAYS)]
+    add_database_sizes(engine, sizes(1, "big", FIRST.isoformat(), big))
+    add_database_sizes(engine, sizes(1, "small", FIRST.isoformat(), [100] * DAYS))
+    add_database_sizes(engine, sizes(1, "dropped", FIRST.isoformat(), [50] * 10))
+    add_database_sizes(engine, sizes(1, "created", (FIRST + timedelta(days=10)).isoformat(), [50] * (DAYS - 10)))
+    if has_totals:
+        whole = [(150 + (size or 0), 2 + (size is not None)) for size in big]
+        add_instance_sizes(engine, totals(1, FIRST.isoformat(), whole))
+    add_database_sizes(engine, sizes(2, "crm", FIRST.isoformat(), [None if n == LOST else 500 for n in range(DAYS)]))
+    add_instance_sizes(
+        engine, totals(2, FIRST.isoformat(), [None if number == LOST else (500, 1) for number in range(DAYS)])
+    )
+    declare_labels(engine, [Label("server-1", None, "team", "one"), Label("server-2", None, "team", "two")], FIRST)
+    for period in ("daily", "monthly"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, FIRST, TODAY)
+
+
+def partial(pages: Pages, address: str) -> list[str]:
+    return [one["window_start"] for one in pages.document(address)["sizes"] if one["is_partial"]]
+
+
+def partial_changes(pages: Pages, address: str) -> list[str]:
+    return [one["window_start"] for one in pages.document(address)["sizes"] if one["is_change_partial"]]
+
+
+@pytest.mark.parametrize("has_totals", [True, False])
+def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engine: Engine, has_totals: bool) -> None:
+    fill(engine, has_totals=has_totals)
+
+    with served_pages(engine.url) as pages:
+        assert partial(pages, "/server?server=1") == [day(HOLE)]
+        assert partial_changes(pages, "/server?server=1") == [day(HOLE), day(HOLE + 1)]
+        assert partial(pages, "/server?server=2") == []
+        assert partial(pages, "/") == [day(HOLE), day(LOST)]
+        html = pages.ask("/server?server=1").text
+        [row] = [one for one in html.split("<tr>")[1:] if f"window={day(HOLE)}#behind" in one]
+        [after] = [one for one in html.split("<tr>")[1:] if f"window={day(HOLE + 1)}#behind" in one]
+
+    assert 'class="partial"' in html, "the point is hollow"
+    assert ">incomplete</span>" in row
+    assert 'class="shrunk"' not in row
+    assert 'class="grown"' not in after
+
+
+def test_consecutive_days_without_a_database_are_all_marked(engine: Engine) -> None:
+    fill(engine, holes=(20, 21, 22))
+
+    with served_pages(engine.url) as pages:
+        assert partial(pages, "/server?server=1") == [day(20), day(21), day(22)]
+
+
+def test_on_the_newest_day_a_database_is_missing_unless_the_day_was_collected(engine: Engine) -> None:
+    fill(engine, holes=(DAYS - 1,))
+
+    def newest() -> tuple[list[str], bool, str]:
+        with served_pages(engine.url) as pages:
+            row = next(one for one in pages.document("/servers")["servers"] if one["server"] == "server-1")
+            return partial(pages, "/server?server=1"), row["is_partial"], pages.ask("/servers").text
+
+    days, is_partial, html = newest()
+    assert (days, is_partial) == ([str(TODAY)], True)
+    assert ">incomplete</span>" in html
+    assert 'class="shrunk"' not in html
+
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO capacity_collection_attempts (collected_date, instance_id, status) "
+                "VALUES (:day, 1, 'collected')"
+            ),
+            {"day": TODAY},
+        )
+    assert newest()[:2] == ([], False), "a collection lists every database: this one was dropped"
+
+
+def test_the_size_of_the_fleet_is_not_that_of_a_day_without_some_databases(engine: Engine) -> None:
+    fill(engine, holes=(DAYS - 2, DAYS - 1))
+
+    with served_pages(engine.url) as pages:
+        now = pages.document("/")["now"]
+
+    assert now["size_mb"] == 900 + DAYS - 3 + 150 + 500
+    assert (now["oldest"]["server"], now["oldest"]["day"]) == ("server-1", str(TODAY - timedelta(days=2)))
+
+
+def test_a_group_is_incomplete_where_one_of_its_servers_was_not_measured(engine: Engine) -> None:
+    fill(engine)
+
+    with served_pages(engine.url) as pages:
+        of_two = partial(pages, "/group?by=team&name=two&period=daily&window=" + day(LOST + 2))
+        assert of_two == [], "its only server is a gap, not a drop"
+        declare_labels(engine, [Label("server-2", None, "team", "one")], FIRST)
+        compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+
+    with served_pages(engine.url) as pages:
+        address = "/group?by=team&name=one&period=daily&window=" + day(LOST + 2)
+        assert partial(pages, address) == [day(LOST)]
+        assert partial(pages, "/group?by=engine&name=postgresql&period=daily&window=" + day(LOST + 2)) == [day(LOST)]
+        html = pages.ask(address).text
+
+    assert ">incomplete</span>" in html
+    assert "window before incomplete" in html
