@@ -20,6 +20,12 @@ WINDOWS_AROUND, NEWEST_WINDOWS = 14, 3
 """A database is looked for in so many windows before and after; for the newest window, in so many before."""
 
 
+LEAST_SHARE = 0.9
+"""A database with a smaller share of its server's measured days is missing in a window of several days."""
+MOST_DATABASES = 2_000
+"""Servers with more databases are not looked at for such windows, because every row of every window would be read."""
+
+
 @dataclass(frozen=True)
 class _Suspect:
     """A window of a server with fewer databases than `before`, and than `after` (None: there is none yet)."""
@@ -77,6 +83,40 @@ def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest
         if before is not None and (after is not None or is_newest):
             found.append(_Suspect(server_id, start, before, after))
     return found
+
+
+def windows_with_short_databases(
+    connection: Connection, period: Period, server_id: int, days: Mapping[date, int], most_databases: int
+) -> set[date]:
+    """Return the windows of several days in which a database was measured on far fewer days than its server.
+
+    `days` are the measured days of the server by window; `most_databases` is the largest number of its databases.
+    """
+    starts = sorted(days)
+    if period.days == 1 or most_databases > MOST_DATABASES or len(starts) < 3:  # noqa: PLR2004 -- before, in, after
+        return set()
+    statement = """
+        SELECT DISTINCT k.start
+        FROM unnest(CAST(:starts AS date[]), CAST(:befores AS date[]), CAST(:afters AS date[]),
+                    CAST(:days AS integer[])) AS k (start, before, after, days)
+        JOIN capacity_growth n ON n.period = :period AND n.window_start = k.start AND n.server_id = :server
+            AND n.measured_days < :share * k.days
+        JOIN capacity_growth b ON b.period = :period AND b.window_start = k.before AND b.server_id = :server
+            AND b.database = n.database
+        JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after AND a.server_id = :server
+            AND a.database = n.database"""
+    found = rows(
+        connection,
+        statement,
+        period=period.name,
+        server=server_id,
+        share=LEAST_SHARE,
+        starts=starts[1:-1],
+        befores=starts[:-2],
+        afters=starts[2:],
+        days=[days[start] for start in starts[1:-1]],
+    )
+    return {row.start for row in found}
 
 
 def _collected(connection: Connection, suspects: Sequence[_Suspect]) -> set[tuple[int, date]]:

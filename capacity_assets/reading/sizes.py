@@ -13,7 +13,12 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import measured_ends
-from capacity_assets.reading.holes import NEWEST_WINDOWS, counts_of_databases, windows_with_holes
+from capacity_assets.reading.holes import (
+    NEWEST_WINDOWS,
+    counts_of_databases,
+    windows_with_holes,
+    windows_with_short_databases,
+)
 from capacity_assets.reading.windows import newest_day, newest_window
 
 WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
@@ -296,8 +301,10 @@ def server_history(
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
     counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
     newest = newest_window(connection, period)
+    days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}
     holes = windows_with_holes(connection, period, {server_id: counts}, newest.start) if newest else {}
-    return marked(with_gaps(windows, sizes), {start for _, start in holes})
+    short = windows_with_short_databases(connection, period, server_id, days, max(counts.values(), default=0))
+    return marked(with_gaps(windows, sizes), {start for _, start in holes} | short)
 
 
 def database_history(

@@ -71,6 +71,16 @@ def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engi
     assert 'class="grown"' not in after
 
 
+def test_a_week_in_which_a_database_lacks_a_day_is_marked_on_the_server(engine: Engine) -> None:
+    fill(engine)
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, TODAY)
+    hole = FIRST + timedelta(days=HOLE)
+
+    with served_pages(engine.url) as pages:
+        assert partial(pages, "/server?server=1&period=weekly") == [str(hole - timedelta(days=hole.weekday()))]
+        assert partial(pages, "/server?server=2&period=weekly") == []
+
+
 def test_consecutive_days_without_a_database_are_all_marked(engine: Engine) -> None:
     fill(engine, holes=(20, 21, 22))
 
