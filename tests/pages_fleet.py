@@ -31,6 +31,7 @@ ADDRESSES = (
     "/groups",
     "/filling",
     "/bill",
+    "/accuracy",
     "/server?server=1",
     "/database?server=1&name=orders",
     "/volume?server=1&name=%2Fdata",
@@ -63,7 +64,8 @@ def filled(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)
-    issue(engine, TODAY, TODAY)
+    for ago in (20, 0):
+        issue(engine, TODAY - timedelta(days=ago), TODAY)
     declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
     issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), fixed_clock(), KEYS)
 

@@ -203,6 +203,17 @@ LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
 {join}"""  # noqa: S608 -- labels are looked up in another way on nodes
 
 
+_DUE = """CROSS JOIN LATERAL (VALUES
+    (7, r.forecast_7_mb, r.lower_7_mb, r.upper_7_mb, r.probability_7, r.actual_7_mb, r.actual_7_mb),
+    (30, r.forecast_30_mb, r.lower_30_mb, r.upper_30_mb, r.probability_30, r.actual_30_mb,
+     greatest(r.actual_7_mb, r.actual_30_mb)),
+    (90, r.forecast_90_mb, r.lower_90_mb, r.upper_90_mb, r.probability_90, r.actual_90_mb,
+     greatest(r.actual_7_mb, r.actual_30_mb, r.actual_90_mb)),
+    (365, r.forecast_365_mb, r.lower_365_mb, r.upper_365_mb, r.probability_365, r.actual_365_mb,
+     greatest(r.actual_7_mb, r.actual_30_mb, r.actual_90_mb, r.actual_365_mb))
+) AS due (days, forecast_mb, lower_mb, upper_mb, probability, actual_mb, largest_mb)"""
+"""The forecasts of a row by horizon, with the largest size that was measured on a due day up to that of the horizon."""
+
 RUNWAY_VIEWS = (
     View(
         "capacity_runway",
@@ -214,7 +225,7 @@ RUNWAY_VIEWS = (
             f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
         ),
     ),
-    *views_in("""
+    *views_in(f"""
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS
 SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month they came due
@@ -233,15 +244,35 @@ SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- Fi
        round(avg(CASE WHEN due.actual_mb > due.upper_mb THEN 100 ELSE 0 END), 1) AS above_percent
           -- Measured sizes above it, in percent: full sooner than was said
 FROM capacity_runways r
-CROSS JOIN LATERAL (VALUES
-    (7, r.forecast_7_mb, r.lower_7_mb, r.upper_7_mb, r.actual_7_mb),
-    (30, r.forecast_30_mb, r.lower_30_mb, r.upper_30_mb, r.actual_30_mb),
-    (90, r.forecast_90_mb, r.lower_90_mb, r.upper_90_mb, r.actual_90_mb),
-    (365, r.forecast_365_mb, r.lower_365_mb, r.upper_365_mb, r.actual_365_mb)
-) AS due (days, forecast_mb, lower_mb, upper_mb, actual_mb)
+{_DUE}
 WHERE due.actual_mb IS NOT NULL
 GROUP BY 1, 2, 3, 4;
-"""),
+
+-- Every forecast that was issued, by horizon, and the size that was measured on its due day.
+CREATE VIEW capacity_forecasts AS
+SELECT r.as_of,  -- Day on which it was issued
+       due.days AS horizon_days,  -- How many days ahead was forecast
+       r.last_day + due.days AS due_day,  -- Day for which it was made
+       r.in_time AS issued_in_time,  -- Whether it was issued on its day or the next one; false: computed in hindsight
+       r.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || r.instance_id) AS server,  -- Name of the server
+       r.subject,  -- server, database or volume
+       r.name,  -- Database or volume; empty: the server as a whole
+       r.state,  -- forecast, full, too little history, unlimited, or limit unknown
+       r.size_mb,  -- Size on the last measured day before, MiB
+       due.forecast_mb,  -- Size that was forecast, MiB
+       due.lower_mb,  -- Lower end of its 80 % range, MiB
+       due.upper_mb,  -- Upper end of its 80 % range, MiB
+       due.actual_mb,  -- Size that was measured on the due day, MiB; null: not yet, or not measured
+       r.limit_mb,  -- Limit at that time, MiB; null: unlimited, or unknown
+       due.probability,  -- Probability of being full by the due day, 0 to 1; null: unknown
+       due.largest_mb >= r.limit_mb AS was_full
+          -- Whether the size had reached that limit on one of its due days up to this one; null: unknown
+FROM capacity_runways r
+LEFT JOIN instances i ON i.id = r.instance_id
+{_DUE}
+WHERE due.forecast_mb IS NOT NULL;
+"""),  # noqa: S608 -- the horizons of both views
 )
 
 

@@ -177,18 +177,17 @@ SELECT day FROM (
     UNION SELECT collected_date FROM volume_size_stats WHERE collected_at >= CAST(:since AS date)
 ) AS changed WHERE day < :as_of ORDER BY day DESC
 """
-# As the view `capacity_forecast_errors` has them.
-_SCORES = """
-SELECT count(*) AS forecasts,
+# As the view `capacity_forecast_errors` has them; what was not measured is left out.
+SCORED = """
+       count(actual_mb) AS forecasts,
        CAST(round(avg(abs(actual_mb - forecast_mb) * 100.0 / nullif(actual_mb, 0)), 2) AS float8) AS error_percent,
        CAST(round(sum(abs(actual_mb - forecast_mb)) / nullif(sum(abs(actual_mb - size_mb)), 0), 3) AS float8)
            AS relative_error,
-       CAST(round(avg(CASE WHEN actual_mb BETWEEN lower_mb AND upper_mb THEN 100 ELSE 0 END), 1) AS float8)
-           AS covered_percent,
-       CAST(round(avg(CASE WHEN actual_mb > upper_mb THEN 100 ELSE 0 END), 1) AS float8) AS above_percent,
-       count(*) FILTER (WHERE NOT in_time) AS in_hindsight
-FROM due
-"""
+       CAST(round(avg(100 * CAST(actual_mb BETWEEN lower_mb AND upper_mb AS integer)), 1) AS float8) AS covered_percent,
+       CAST(round(avg(100 * CAST(actual_mb > upper_mb AS integer)), 1) AS float8) AS above_percent,
+       count(actual_mb) FILTER (WHERE NOT in_time) AS in_hindsight"""
+"""The columns of a score, over rows with actual_mb, forecast_mb, lower_mb, upper_mb, size_mb and in_time."""
+_SCORES = f"SELECT {SCORED} FROM due"  # noqa: S608 -- columns of our own
 
 
 HISTORY_SHOWN_DAYS = 180

@@ -50,7 +50,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
-from capacity_assets.web.pages import fleet, groups, lists, subjects
+from capacity_assets.web.pages import accuracy, fleet, groups, lists, subjects
 from capacity_assets.web.reader import Names, Reader, shared_revision
 from capacity_assets.web.rendering import Renderer, csv_of
 
@@ -239,6 +239,7 @@ PAGES = (
     Page("/groups", "Groups", groups.GroupsPage, groups.read_groups, "groups", in_menu=True),
     Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
+    Page("/accuracy", "Accuracy", accuracy.AccuracyPage, accuracy.read_accuracy, "months", in_menu=True),
     Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes"),
     Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes"),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
@@ -340,6 +341,7 @@ class Answers:
         pages = {page.path: page for page in PAGES}
         ahead: list[Callable[[], object]] = [
             partial(self._read_now, pages["/groups"]),
+            partial(self._read_now, pages["/accuracy"]),
             *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
             lambda: self._names.search("-", 1, self._serving.clock.today()),
         ]

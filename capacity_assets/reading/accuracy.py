@@ -1,0 +1,283 @@
+"""How good issued forecasts were, by what was measured since: their errors, their ranges and their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, TextualSelect
+
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import human_day
+from capacity_assets.database.sql import with_parts
+from capacity_assets.forecast.issued import SCORED
+from capacity_assets.forecast.outlook import display_name
+from capacity_assets.reading.access import records, rows
+
+LATELY_DAYS = 90
+"""Errors, ranges and probabilities are those of forecasts that came due within so many days."""
+MONTHS_DAYS = 730
+"""Months of issue are those of forecasts that came due within so many days."""
+LEAST_CASES = 20
+"""No percentage is made of fewer forecasts."""
+MISSES_SHOWN = 20
+MOST_ROWS = 50_000
+"""About as many stored forecasts are read at once; of larger fleets, those of some days and servers."""
+STEPS_DAYS = (1, 7, 28)
+PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
+"""What share of sizes the range promises, and by how much it may be off before that is said."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Forecasts of one horizon that came due; percentages are None for fewer than LEAST_CASES of them."""
+
+    horizon_days: int
+    subject: str | None
+    """server, database or volume; None: all of them."""
+    month: date | None
+    """First day of the month of issue; None: those that came due lately."""
+    forecasts: int
+    """Forecasts whose size was measured on the due day."""
+    not_measured: int
+    """Forecasts that came due on a day without a sample."""
+    in_hindsight: int
+    """Forecasts that were computed later than on their day, from the samples up to it."""
+    median_error_percent: float | None
+    """Median absolute error, in percent of the measured size."""
+    unchanged_error_percent: float | None
+    """The same, if the last size had been forecast."""
+    error_percent: float | None
+    """Mean absolute error, in percent of the measured size."""
+    relative_error: float | None
+    """Sum of absolute errors, relative to that of the last size; None: no size had changed."""
+    covered_percent: float | None
+    """Share of measured sizes within the 80 % range."""
+    above_percent: float | None
+    """Share of those above it: full sooner than forecast."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are enough forecasts to judge."""
+        return self.forecasts >= LEAST_CASES
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Forecasts with a probability of being full by their due day within a tenth, and how many were full by then."""
+
+    horizon_days: int
+    from_percent: int
+    to_percent: int
+    forecasts: int
+    filled: int
+    mean_percent: float
+    """Mean of the probabilities."""
+    filled_percent: float | None
+    """Share that was full; None for fewer than LEAST_CASES forecasts."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """The forecast of a subject that was furthest off."""
+
+    horizon_days: int
+    server_id: int
+    server: str
+    subject: str
+    name: str
+    issued_on: date
+    due_day: date
+    size_mb: int
+    forecast_mb: int
+    lower_mb: int
+    upper_mb: int
+    actual_mb: int
+    error_mb: int
+    """Measured less forecast size."""
+
+    @property
+    def display_name(self) -> str:
+        """The name as people read it."""
+        return display_name(self.subject, self.name)
+
+
+@dataclass(frozen=True)
+class FleetAccuracy:
+    """How good the forecasts of the fleet were, for every horizon."""
+
+    last_measured: date | None
+    """Last measured day of the oldest stored forecast, from which horizons count; None: none was issued."""
+    horizons: Sequence[Accuracy]
+    """Forecasts that came due within LATELY_DAYS, by horizon."""
+    kinds: Sequence[Accuracy]
+    """The same by horizon and subject."""
+    calibration: Sequence[Calibration]
+    misses: Sequence[Miss]
+    """The largest misses of these forecasts by horizon, the largest first, one of each subject."""
+    months: Sequence[Accuracy]
+    """Forecasts that came due within MONTHS_DAYS, by horizon and month of issue, the newest month first."""
+    sampled: str
+    """Which part of the forecasts that came due lately is looked at; empty: all of them."""
+    sampled_months: str
+    """The same of those by month."""
+
+
+def accuracy_of(connection: Connection, today: date) -> FleetAccuracy:
+    """Return how good the forecasts of the fleet were. Raises DBAPIError."""
+    oldest = rows(connection, _OLDEST)
+    lately = _Sample.of(connection, today, LATELY_DAYS)
+    issued = _Sample.of(connection, today, MONTHS_DAYS)
+    by_kind = [_judged(one) for one in records(Accuracy, connection, _of_due(_LATELY), **lately.parameters)]
+    months = [_judged(one) for one in records(Accuracy, connection, _of_due(_MONTHS), **issued.parameters)]
+    return FleetAccuracy(
+        oldest[0].last_measured if oldest else None,
+        [one for one in by_kind if one.subject is None],
+        [one for one in by_kind if one.subject is not None],
+        records(Calibration, connection, _of_due(_CALIBRATION), **lately.parameters, least=LEAST_CASES),
+        records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
+        months,
+        lately.text,
+        issued.text,
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Which stored forecasts are read: those of some days of issue, that came due in some days, of some servers."""
+
+    days: Sequence[date]
+    first_due: date
+    last_due: date
+    step_days: int
+    one_server_in: int
+    server_ids: Sequence[int] | None
+
+    @classmethod
+    def of(cls, connection: Connection, today: date, due_days: int) -> _Sample:
+        """Choose so many days and servers that about MOST_ROWS rows are read."""
+        subjects: int = rows(connection, "SELECT count(*) AS number FROM capacity_runway")[0].number
+        first_due = today - timedelta(days=due_days - 1)
+        every = {
+            today - timedelta(days=horizon + back) for horizon in HORIZONS_DAYS for back in range(due_days)
+        }  # fmt: skip
+        for step in STEPS_DAYS:
+            days = sorted(day for day in every if day.toordinal() % step == 0)
+            one_in = -(-subjects * len(days) // MOST_ROWS)
+            if one_in <= 1:
+                return cls(days, first_due, today, step, 1, None)
+        chosen = "SELECT server_id FROM capacity_servers WHERE server_id % CAST(:one_in AS integer) = 0"
+        server_ids = [row.server_id for row in rows(connection, chosen, one_in=one_in)]
+        return cls(days, first_due, today, step, one_in, server_ids)
+
+    @property
+    def text(self) -> str:
+        """The part as people read it; empty: everything."""
+        days = f"one day of issue in {self.step_days}" if self.step_days > 1 else ""
+        servers = f"one server in {self.one_server_in:,}" if self.one_server_in > 1 else ""
+        return " and ".join(filter(None, (days, servers)))
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The parameters of the statements."""
+        return {
+            "days": self.days,
+            "first_due": self.first_due,
+            "last_due": self.last_due,
+            "server_ids": self.server_ids,
+        }
+
+
+def _of_due(statement: str) -> TextualSelect:
+    """Return a statement over the forecasts that came due."""
+    return with_parts(statement, materialized=["due"], due=_DUE)
+
+
+def _judged(one: Accuracy) -> Accuracy:
+    if one.is_judged:
+        return one
+    errors = replace(one, median_error_percent=None, unchanged_error_percent=None, error_percent=None)
+    return replace(errors, relative_error=None, covered_percent=None, above_percent=None)
+
+
+def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
+    """Say how good the forecasts of a horizon were, for a reader who knows no statistics."""
+    if found.last_measured is None:
+        return "No forecast was issued yet, so there is nothing to judge."
+    first_due = found.last_measured + timedelta(days=horizon_days)
+    lately = next((one for one in found.horizons if one.horizon_days == horizon_days), None)
+    if lately is None or not lately.is_judged or lately.median_error_percent is None:
+        if first_due > today:
+            return f"Too few forecasts have come due to judge: the first comes due on {human_day(first_due)}."
+        number = lately.forecasts if lately else 0
+        return (
+            f"Too few forecasts have come due to judge: {number} {horizon_days}-day "
+            f"{'forecast was' if number == 1 else 'forecasts were'} measured in the last {LATELY_DAYS} days, "
+            f"{LEAST_CASES} are needed."
+        )
+    sentence = (
+        f"Over the last {LATELY_DAYS} days, {horizon_days}-day forecasts were off by "
+        f"{lately.median_error_percent:.1f} % (median); {lately.covered_percent:.0f} % of sizes fell within the "
+        f"{PROMISED_PERCENT} % range, {_promise(lately.covered_percent or 0)}."
+    )
+    if lately.in_hindsight == lately.forecasts:
+        return f"{sentence} All were computed in hindsight, from the samples up to their day."
+    return sentence
+
+
+def _promise(covered_percent: float) -> str:
+    if abs(covered_percent - PROMISED_PERCENT) <= TOLERATED_PERCENT:
+        return "as promised"
+    return "more than promised" if covered_percent > PROMISED_PERCENT else "fewer than promised"
+
+
+_OLDEST = """
+SELECT due_day - horizon_days AS last_measured FROM capacity_forecasts ORDER BY as_of LIMIT 1
+"""
+# Kept apart from what is made of it: where rows are distributed, nodes find them, and the rest is computed once.
+_DUE = """
+SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server_id, f.server, f.subject, f.name,
+       f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full
+FROM capacity_forecasts f
+WHERE f.as_of = ANY (CAST(:days AS date[])) AND f.as_of + f.horizon_days BETWEEN :first_due AND :last_due
+  AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[])))
+"""
+_FIGURES = f"""
+       count(*) FILTER (WHERE actual_mb IS NULL) AS not_measured,
+       CAST(percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(actual_mb - forecast_mb) * 100.0 / nullif(actual_mb, 0))
+            AS float8) AS median_error_percent,
+       CAST(percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(actual_mb - size_mb) * 100.0 / nullif(actual_mb, 0))
+            AS float8) AS unchanged_error_percent,{SCORED}"""
+_LATELY = f"""
+SELECT horizon_days, kind AS subject, CAST(NULL AS date) AS month,{_FIGURES}
+FROM (SELECT due.*, CAST(NULL AS varchar) AS kind FROM due UNION ALL SELECT due.*, subject FROM due) AS each
+GROUP BY horizon_days, kind ORDER BY horizon_days, kind
+"""  # noqa: S608 -- columns of our own
+_MONTHS = f"""
+SELECT horizon_days, CAST(NULL AS varchar) AS subject, CAST(date_trunc('month', as_of) AS date) AS month,{_FIGURES}
+FROM due GROUP BY 1, 3 ORDER BY horizon_days, month DESC
+"""  # noqa: S608 -- columns of our own
+# What is full has a probability of 1 and is no forecast.
+_CALIBRATION = """
+SELECT horizon_days, 10 * tenth AS from_percent, 10 * tenth + 10 AS to_percent, forecasts, filled, mean_percent,
+       CASE WHEN forecasts >= :least THEN CAST(round(100.0 * filled / forecasts, 1) AS float8) END AS filled_percent
+FROM (
+    SELECT horizon_days, CAST(least(floor(probability * 10), 9) AS integer) AS tenth, count(*) AS forecasts,
+           count(*) FILTER (WHERE was_full) AS filled, 100 * avg(probability) AS mean_percent
+    FROM due WHERE state = 'forecast' AND probability IS NOT NULL AND actual_mb IS NOT NULL AND was_full IS NOT NULL
+    GROUP BY 1, 2
+) AS tenths ORDER BY horizon_days, tenth
+"""
+_MISSES = """
+SELECT horizon_days, server_id, server, subject, name, as_of AS issued_on, due_day, size_mb, forecast_mb, lower_mb,
+       upper_mb, actual_mb, actual_mb - forecast_mb AS error_mb
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY horizon_days ORDER BY abs(actual_mb - forecast_mb) DESC, server, name)
+                  AS place
+    FROM (
+        SELECT DISTINCT ON (horizon_days, server_id, subject, name) * FROM due WHERE actual_mb <> forecast_mb
+        ORDER BY horizon_days, server_id, subject, name, abs(actual_mb - forecast_mb) DESC, as_of DESC
+    ) AS worst
+) AS placed WHERE place <= :shown ORDER BY horizon_days, place
+"""
