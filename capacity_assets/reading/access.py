@@ -51,6 +51,11 @@ def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
     connection.execute(text(f"SET LOCAL enable_nestloop = {'on' if allowed else 'off'}"))
 
 
+def limit_seconds(connection: Connection, seconds: int) -> None:
+    """Limit how long each further statement of this transaction may take."""
+    connection.execute(text(f"SET LOCAL statement_timeout = '{seconds}s'"))
+
+
 def rows(connection: Connection, statement: str | Executable, **parameters: object) -> Sequence[Row[Any]]:
     """Execute a statement and return its rows."""
     return connection.execute(text(statement) if isinstance(statement, str) else statement, parameters).all()

@@ -10,7 +10,7 @@ from itertools import product
 from sqlalchemy import Connection, and_, func, or_, select
 
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.engine import TODAY
 from capacity_assets.reading.access import records, rows
 
@@ -48,6 +48,29 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
     statement = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
     before = period.previous(newest)
     return before if rows(connection, statement, period=period.name, start=before.start) else newest
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What was measured and is in no figure yet."""
+
+    day: date | None
+    """Newest day with samples, if no daily window is computed for it or a later day; None: there is one, or none is."""
+    windows: int = 0
+    """Computed windows of databases and servers whose samples changed since."""
+    first_day: date | None = None
+    """First day of these windows."""
+    changed_at: datetime | None = None
+
+
+def outstanding(connection: Connection, today: date) -> Outstanding:
+    """Return what is measured and not computed; raises DBAPIError."""
+    statement = """
+        SELECT count(*) AS windows, min(period_start) AS first_day, max(newest_change) AS changed_at
+        FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND level <> 'group'"""
+    computed, measured = newest_window(connection, PERIODS["daily"]), newest_day(connection, today)
+    is_behind = computed is not None and measured is not None and computed.end < measured
+    return Outstanding(measured if is_behind else None, *rows(connection, statement)[0])
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
 from capacity_assets.web.pages import accuracy, fleet, groups, lists, subjects
-from capacity_assets.web.reader import Names, Reader, shared_revision
+from capacity_assets.web.reader import Names, Reader, shared_notice, shared_revision
 from capacity_assets.web.rendering import Renderer, csv_of
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
@@ -224,6 +224,8 @@ class Page:
     in_menu: bool = False
     beside: Sequence[str] = ()
     """What of the page stands in each row of the CSV file."""
+    has_figures: bool = False
+    """Whether it shows windows of databases and servers, so that it says which samples are not in them yet."""
 
     @property
     def name(self) -> str:
@@ -233,15 +235,23 @@ class Page:
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 PAGES = (
-    Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True),
-    Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True),
-    Page("/databases", "Databases", lists.DatabasesPage, lists.read_databases, "databases", in_menu=True),
+    Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True, has_figures=True),
+    Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True, has_figures=True),
+    Page(
+        "/databases",
+        "Databases",
+        lists.DatabasesPage,
+        lists.read_databases,
+        "databases",
+        in_menu=True,
+        has_figures=True,
+    ),
     Page("/groups", "Groups", groups.GroupsPage, groups.read_groups, "groups", in_menu=True),
     Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
     Page("/accuracy", "Accuracy", accuracy.AccuracyPage, accuracy.read_accuracy, "months", in_menu=True),
-    Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes"),
-    Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes"),
+    Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes", has_figures=True),
+    Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes", has_figures=True),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
     Page("/group", "Group", groups.GroupPage, groups.read_group, "sizes"),
 )
@@ -410,7 +420,8 @@ class Answers:
         if form == "csv":
             return csv_of(page, answer.content)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
-        return HTMLResponse(self._renderer.page(page.name, page.title, query, answer, user))
+        notice = shared_notice(self._reader, query.today) if page.has_figures else ""
+        return HTMLResponse(self._renderer.page(page.name, page.title, query, answer, user, notice))
 
     def _refused(self, request: Request, query: PageQuery, status: int, text: str) -> Response:
         if request.query_params.get("format") in {"json", "csv"}:

@@ -7,28 +7,30 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.guards import newer_schema
-from capacity_assets.reading.access import snapshot
+from capacity_assets.reading.access import limit_seconds, snapshot
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.filling import forecasts_revision, outdated_servers
 from capacity_assets.reading.names import NameMatch, name_index
-from capacity_assets.reading.windows import complete_window, newest_window
+from capacity_assets.reading.windows import Outstanding, complete_window, newest_window, outstanding
 from capacity_assets.web.addresses import PageQuery
 
 # A value is shown for this many times the period for which it is cached.
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit for all values together, in pickled size; in memory they take about six times as much."""
-FORECASTS_SECONDS = 2
+FORECASTS_SECONDS, OUTSTANDING_SECONDS = 2, 1
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
 
 T = TypeVar("T")
@@ -150,6 +152,37 @@ def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
 def shared_outdated(reader: Reader) -> list[str]:
     """Return the servers with declarations after the newest forecast, which several pages show."""
     return reader.kept_of(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
+
+
+def shared_notice(reader: Reader, today: date) -> str:
+    """Return what several pages say of samples that are in no figure yet; empty: there are none, or it is unknown."""
+
+    def read() -> str:
+        # Pages do without it where the database is busy.
+        with suppress(DBAPIError), reader.transaction() as connection:
+            limit_seconds(connection, OUTSTANDING_SECONDS)
+            return notice_of(outstanding(connection, today), today)
+        return ""
+
+    return reader.kept(("outstanding", today), read, UNMEASURED_SECONDS)
+
+
+def notice_of(found: Outstanding, today: date) -> str:
+    """Say which samples are in no figure yet, and what computes them; commands stand between backquotes."""
+    if found.day is not None:
+        command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
+        return (
+            f"Measured, computing: {human_day(found.day)} is not in these figures yet. The next daily run computes it; "
+            f"`{command}` does it now."
+        )
+    if found.changed_at is None:
+        return ""
+    moment = found.changed_at.astimezone(UTC)
+    return (
+        f"Measured, computing: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, and "
+        f"{counted(found.windows, 'window')} {'does' if found.windows == 1 else 'do'} not show it yet. The late data "
+        f"sensor computes them; `capacity aggregate --period all --from {found.first_day}` does it now."
+    )
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:

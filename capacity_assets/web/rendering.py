@@ -206,10 +206,13 @@ class Renderer:
         """Render with these pages in the menu, and links to Dagster's UI where its address is known."""
         self._environment = _environment(tuple(menu), dagster_url.rstrip("/") if dagster_url else None)
 
-    def page(self, name: str, title: str, query: PageQuery, answer: ReadPage, user: str | None) -> str:
-        """Return a page as HTML."""
+    def page(  # noqa: PLR0913, PLR0917 -- what a page is made of
+        self, name: str, title: str, query: PageQuery, answer: ReadPage, user: str | None, notice: str
+    ) -> str:
+        """Return a page as HTML; commands in the notice stand between backquotes."""
         template = self._environment.get_template(f"{name}.html.j2")
-        return template.render(page=answer.content, read_at=answer.read_at, query=query, title=title, user=user)
+        shown = {"page": answer.content, "read_at": answer.read_at, "notice": _with_code(notice)}
+        return template.render(**shown, query=query, title=title, user=user)
 
     def refusal(self, query: PageQuery, status: int, text: str) -> str:
         """Return a page that says what is wrong."""

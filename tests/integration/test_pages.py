@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.units import human_day
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.clocks import TODAY, fixed_clock
@@ -145,6 +146,35 @@ def test_after_the_first_collection_pages_say_that_figures_are_being_computed(da
             html = pages.ask(path).text
             assert "Measured, computing" in html, path
             assert f"Servers were measured up to {shown(TODAY)}." in html, path
+
+
+def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, engine: Engine) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, yesterday.isoformat(), [(413, 1)]))
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", yesterday, yesterday)
+
+    def notices() -> set[str]:
+        with served_pages(database) as pages:
+            texts = [pages.ask(path).text for path in ("/", "/servers", "/databases", "/server?server=1")]
+            assert "Measured, computing" not in pages.ask("/filling").text
+        notice = '<p class="warning">Measured, computing'
+        return {"".join(text.partition(notice)[1:]).partition("</p>")[0] for text in texts}
+
+    assert notices() == {""}
+    execute(engine, "UPDATE instance_size_stats SET total_size_mb = 414")
+    [changed] = notices()
+    assert "1 window does not show it yet. The late data sensor computes them" in changed
+    assert f"<code>capacity aggregate --period all --from {yesterday}</code>" in changed
+    add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(500, 1)]))
+    assert notices() == {
+        f'<p class="warning">Measured, computing: {human_day(TODAY)} is not in these figures yet. The next daily run '
+        "computes it; <code>capacity aggregate --period daily</code> does it now."
+    }
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", yesterday, TODAY)
+    assert notices() == {""}
+    execute(engine, "ALTER VIEW capacity_stale_windows RENAME TO away")
+    assert notices() == {""}, "pages do without it where it cannot be read"
 
 
 def test_the_size_of_the_fleet_is_the_last_known_one_of_every_server_whatever_period_is_shown(
