@@ -60,7 +60,7 @@ class BillGroup:
 class BilledMonth:
     """What a group, or all small ones together, had to pay in a month that is over, by the newest issue of its bill.
 
-    In whole cents, as the bill has it; `group` None: without such a label, or the others.
+    In whole cents, which add up to the total of the bill; `group` None: without such a label, or the others.
     """
 
     month: date
@@ -110,7 +110,14 @@ def groups_of_bill(
     Groups that had databases the month before only are last. Raises DBAPIError.
     """
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
-    return [BillGroup(*row) for row in connection.execute(text(_GROUPS), of_bill)]
+    return [BillGroup(*row) for row in connection.execute(text(_GROUPS), {**of_bill, "only": None})]
+
+
+def group_of_bill(connection: Connection, month: Window, issue: int, by: str, name: str | None) -> BillGroup | None:
+    """Return one group of an issue of a final bill; None where the bill says nothing of it. Raises DBAPIError."""
+    of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": None}
+    row = connection.execute(text(_GROUPS), {**of_bill, "only": name or ""}).first()
+    return None if row is None else BillGroup(*row)
 
 
 def compared_issue(connection: Connection, month: date, issue: int) -> int | None:
@@ -132,7 +139,7 @@ def billed_months(
 
     The last of these are the others, where there are more. Months without an amount are left out. Raises DBAPIError.
     """
-    query = with_parts(_MONTHS, rounded=_ROUNDED_MONTHS)
+    query = with_parts(_MONTHS, amounts=_MONTHLY_AMOUNTS)
     of_months = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "most": most}
     return [BilledMonth(*row) for row in connection.execute(query, of_months)]
 
@@ -140,8 +147,8 @@ def billed_months(
 def billed_months_of(
     connection: Connection, months: Sequence[Window], by: str, name: str | None, currency: str
 ) -> list[BilledMonth]:
-    """Return the amounts of one group, as `billed_months`."""
-    query = with_parts(_MONTHS_OF_GROUP, rounded=_ROUNDED_MONTHS)
+    """Return the amounts of one group, as the bills have them; otherwise as `billed_months`."""
+    query = with_parts(_MONTHS_OF_GROUP, amounts=_MONTHLY_AMOUNTS)
     of_group = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "name": name or ""}
     return [BilledMonth(*row) for row in connection.execute(query, of_group)]
 
@@ -316,6 +323,7 @@ SELECT nullif(s.group_name, ''), s.databases, s.gib_months, s.unpriced_gib_month
        CASE WHEN s.is_compared THEN f.price END, CASE WHEN s.is_compared THEN f.moves END,
        round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6), round(s.amount / nullif(s.servers, 0), 2)
 FROM stored s LEFT JOIN found f USING (group_name)
+WHERE CAST(:only AS text) IS NULL OR s.group_name = :only
 ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, nullif(s.group_name, '') NULLS LAST
 """
 _COMPARED = "SELECT before_issue FROM capacity_bill_groups WHERE month = :start AND issue = :issue LIMIT 1"
@@ -324,35 +332,44 @@ SELECT CAST(coalesce(sum(databases), 0) AS integer) AS databases,
        CAST(coalesce(sum(servers), 0) AS integer) AS servers
 FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = 'server'
 """
-# As above, for each month.
-_ROUNDED_MONTHS = """
-SELECT month, group_name, round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) AS amount
-FROM (
-    SELECT month, group_name, floor(value) AS cents,
-           row_number() OVER (PARTITION BY month ORDER BY value - floor(value) DESC, value DESC, nullif(group_name, ''))
-               AS place,
-           round(sum(value) OVER (PARTITION BY month)) - sum(floor(value)) OVER (PARTITION BY month) AS left_over
-    FROM (
-        SELECT g.month, g.group_name, g.amount * 100 AS value
-        FROM (SELECT DISTINCT ON (month) month, issue, currency, is_final FROM capacity_bills
-              WHERE month BETWEEN :first AND :last ORDER BY month, issue DESC) AS b
-        JOIN capacity_bill_groups g ON g.month = b.month AND g.issue = b.issue AND g.grouped_by = :by
-        WHERE b.is_final AND b.currency = :currency AND g.amount IS NOT NULL AND g.databases > 0
-    ) AS exact
-) AS placed
+_MONTHLY_AMOUNTS = """
+SELECT g.month, g.group_name, g.amount
+FROM (SELECT DISTINCT ON (month) month, issue, currency, is_final FROM capacity_bills
+      WHERE month BETWEEN :first AND :last ORDER BY month, issue DESC) AS b
+JOIN capacity_bill_groups g ON g.month = b.month AND g.issue = b.issue AND g.grouped_by = :by
+WHERE b.is_final AND b.currency = :currency AND g.amount IS NOT NULL AND g.databases > 0
 """
+# What is shown of each month is rounded as groups of a bill are, so that it adds up to the total of the bill.
 _MONTHS = """
-SELECT r.month, CASE WHEN k.is_shown THEN nullif(r.group_name, '') END AS group_name, NOT k.is_shown AS is_others,
-       sum(r.amount) AS amount
-FROM rounded r JOIN (
-    SELECT group_name, place < :most OR count(*) OVER () <= :most AS is_shown, place
-    FROM (SELECT group_name, row_number() OVER (ORDER BY sum(amount) DESC, nullif(group_name, '')) AS place
-          FROM rounded GROUP BY group_name) AS ranked
-) AS k USING (group_name)
-GROUP BY 1, 2, 3 ORDER BY 1, 3, min(k.place)
+SELECT month, nullif(group_name, ''), is_others,
+       round((floor(cents) + CASE WHEN turn <= left_over THEN 1 ELSE 0 END) / 100, 2) AS amount
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY month ORDER BY cents - floor(cents) DESC, cents DESC, place) AS turn,
+           round(sum(cents) OVER (PARTITION BY month)) - sum(floor(cents)) OVER (PARTITION BY month) AS left_over
+    FROM (
+        SELECT a.month, CASE WHEN k.is_shown THEN a.group_name END AS group_name, NOT k.is_shown AS is_others,
+               min(k.place) AS place, sum(a.amount) * 100 AS cents
+        FROM amounts a JOIN (
+            SELECT group_name, place, place < :most OR number <= :most AS is_shown
+            FROM (SELECT group_name, row_number() OVER (ORDER BY sum(amount) DESC, nullif(group_name, '')) AS place,
+                         count(*) OVER () AS number
+                  FROM amounts GROUP BY group_name) AS ranked
+        ) AS k USING (group_name)
+        GROUP BY 1, 2, 3
+    ) AS shown
+) AS placed ORDER BY month, place
 """
 _MONTHS_OF_GROUP = """
-SELECT month, nullif(group_name, ''), false, amount FROM rounded WHERE group_name = :name ORDER BY month
+SELECT month, nullif(group_name, ''), false,
+       round((floor(cents) + CASE WHEN turn <= left_over THEN 1 ELSE 0 END) / 100, 2)
+FROM (
+    SELECT month, group_name, cents,
+           row_number() OVER (PARTITION BY month ORDER BY cents - floor(cents) DESC, cents DESC, nullif(group_name, ''))
+               AS turn,
+           round(sum(cents) OVER (PARTITION BY month)) - sum(floor(cents)) OVER (PARTITION BY month) AS left_over
+    FROM (SELECT month, group_name, amount * 100 AS cents FROM amounts) AS exact
+) AS placed
+WHERE group_name = :name ORDER BY month
 """
 _OF_DATABASES = """
 SELECT l.instance_id, l.database_name, sum(l.amount) AS amount

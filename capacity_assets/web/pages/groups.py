@@ -21,7 +21,7 @@ from capacity_assets.ownership.bill_groups import (
     amounts_of_databases,
     billed_months,
     billed_months_of,
-    groups_of_bill,
+    group_of_bill,
 )
 from capacity_assets.ownership.bills import CENT, IssuedBill, change_notes, notes, quantity_note, read_bill_of
 from capacity_assets.ownership.groups import (
@@ -281,14 +281,14 @@ def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None
     if last is None or last.currency is None:
         return None
     month = MONTHLY.window_of(last.month)
-    found = [one for one in groups_of_bill(connection, month, last.issue, by) if one.name == name]
-    if not found:
+    bill = group_of_bill(connection, month, last.issue, by, name)
+    if bill is None:
         return None
     months = MONTHLY.back(month, HISTORY_MONTHS)
     history = billed_months_of(connection, months, by, name, last.currency)
-    before = MONTHLY.previous(month).start if found[0].change is not None else None
+    before = MONTHLY.previous(month).start if bill.change is not None else None
     starts = [one.start for one in months]
-    return GroupCost(last.month, last.issue, last.currency, found[0], before, starts, history)
+    return GroupCost(last.month, last.issue, last.currency, bill, before, starts, history)
 
 
 def _billed(
