@@ -40,7 +40,16 @@ from capacity_assets.orchestration.partitions import (
     windows_of,
 )
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
-from capacity_assets.ownership.bills import IssuedBill, amount_text, gib, group_named, issue_bill, notes, read_bill
+from capacity_assets.ownership.bills import (
+    IssuedBill,
+    amount_text,
+    change_notes,
+    gib,
+    group_named,
+    issue_bill,
+    notes,
+    read_bill,
+)
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.data import Report, file_name, read_report
@@ -270,7 +279,7 @@ def _table(issued: IssuedBill) -> str:
         for group in issued.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([issued.grouped_by, "GiB", f"Amount, {issued.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([note.strip() for note in notes(issued)], hidden=0)
+    remarks = bullets([note.strip() for note in (*notes(issued), *change_notes(issued))], hidden=0)
     hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from capacity_assets.base.periods import Window
 from capacity_assets.database.cluster import make_temporary_tables
 from capacity_assets.database.sql import with_parts
+from capacity_assets.database.tables import wait_for_lock
 from capacity_assets.ownership.groups import WITHOUT_LABEL
 
 
@@ -25,7 +26,7 @@ class BillGroup:
     """What one group has to pay; `name` None: without such a label. `amount` None: nothing of it had a price.
 
     The change is that of the amount against the month before, in whole cents; None where the two are not compared, or
-    the group had no amount in either. A group without databases had some the month before.
+    nothing of it had a price in either. A group without databases had some the month before.
     """
 
     name: str | None
@@ -79,6 +80,9 @@ def store_groups(connection: Connection, month: Window, issue: int) -> None:
 
 def store_missing_groups(connection: Connection) -> None:
     """Store the groups of bills that have none: those of former versions. Raises DBAPIError."""
+    if connection.execute(text(_WITHOUT_GROUPS)).first() is None:
+        return
+    wait_for_lock(connection, "bills")
     for bill in connection.execute(text(_WITHOUT_GROUPS)).all():
         _store(connection, bill.month, bill.issue)
 
@@ -291,7 +295,8 @@ _GROUPS = """
 WITH stored AS (
     SELECT group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
            highest_price, amount, amount_before, change_price, change_moves,
-           change_price IS NOT NULL AND coalesce(amount, amount_before) IS NOT NULL AS is_compared
+           change_price IS NOT NULL AND (coalesce(amount, amount_before) IS NOT NULL OR change_growth <> 0
+                                         OR change_price <> 0 OR change_moves <> 0) AS is_compared
     FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = :by
 ), exact AS (
     SELECT s.group_name, v.kind, v.value * 100 AS value

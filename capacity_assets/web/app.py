@@ -352,6 +352,7 @@ class Answers:
         ahead: list[Callable[[], object]] = [
             partial(self._read_now, pages["/groups"]),
             partial(self._read_now, pages["/accuracy"]),
+            partial(self._read_now, pages["/bill"]),
             *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
             lambda: self._names.search("-", 1, self._serving.clock.today()),
         ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
@@ -262,6 +262,8 @@ def naive(before: dict[Any, Any], now: dict[Any, Any]) -> dict[str, tuple[Fracti
 
 
 @given(before=LINES, now=LINES)
+# What moves to a group without any price.
+@example(before={(1, "b", "red"): (Decimal("0.0025"), Decimal(2))}, now={(1, "b", "blue"): (Decimal("1E-12"), None)})
 @settings(max_examples=HISTORIES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_parts_of_any_change_add_up_to_it_exactly_and_moves_to_nothing(
     engine: Engine, before: dict[Any, Any], now: dict[Any, Any]

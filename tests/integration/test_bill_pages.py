@@ -97,6 +97,8 @@ def test_a_year_of_bills_has_the_newest_versions_and_gaps_where_there_is_none(pa
     ]
     page = pages.ask("/bill?by=team").text
     assert "search, May 2025: 8.00 EUR" in page
+    assert re.search(r'May 2025</a></td>\s*<td class="number">18.00</td>', page)
+    assert re.search(r'April 2025</td>\s*<td class="number"><span class="unknown">no bill</span></td>', page)
     assert re.search(r"<tspan[^>]*>no</tspan><tspan[^>]*>bill</tspan>", page)
 
 
@@ -178,6 +180,23 @@ def test_groups_have_shares_that_add_up_and_a_total(pages: Pages) -> None:
     page = pages.ask("/groups?by=team").text
     assert "<td>Total</td>" in page
     assert "100.0 %" in page
+
+
+def test_a_bill_says_what_databases_cost_that_did_not_change_for_three_months(pages: Pages, engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "b", "2025-04-01", [20 * GIB] * 30))
+    add_database_sizes(engine, sizes(1, "a", "2025-04-01", [12 * GIB] * 30))
+    # Nothing of May.
+    add_database_sizes(engine, sizes(2, "d", "2025-04-01", [6 * GIB] * 30))
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 4, 1), JUNE.start)
+
+    unchanged = pages.document("/bill?by=team")["unchanged"]
+
+    assert (unchanged["databases"], unchanged["size_mb"], unchanged["amount"]) == (1, 20 * GIB, "15.00")
+    assert [(row["server"], row["database"], row["amount"]) for row in unchanged["costliest"]] == [
+        ("server-1", "b", "15.00")
+    ]
+    assert '<a href="#unchanged">1 database</a>' in pages.ask("/bill?by=team").text
+    assert pages.document("/bill?by=team&month=2025-05")["unchanged"] is None
 
 
 def test_a_page_beyond_the_end_says_so(pages: Pages) -> None:

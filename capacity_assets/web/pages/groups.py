@@ -49,6 +49,7 @@ from capacity_assets.reading.sizes import (
     with_gaps,
 )
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
+from capacity_assets.reading.unchanged import Unchanged, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
 
@@ -57,7 +58,7 @@ GROUP_WINDOWS = 13
 HISTORY_MONTHS = 12
 GROUPS_PER_PAGE = 200
 # The same for every period and window.
-FILLS_SECONDS = 30
+FILLS_SECONDS, UNCHANGED_SECONDS = 30, 1800
 MEMBERS_SHOWN = 20
 # Every server of a group is looked at in every window for it.
 INCOMPLETE_SECONDS = 300
@@ -173,6 +174,8 @@ class BillPage:
     has_more: bool = False
     open_months: Sequence[date] = ()
     """Months whose bill is not final."""
+    unchanged: Unchanged | None = None
+    """Of the newest version of the last month that is over; else None."""
 
 
 GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
@@ -341,6 +344,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         currency = bill.currency
         history = [] if currency is None else billed_months(connection, past, by, currency, MOST_SERIES)
     groups, has_more = _page_of([*issued.groups, *issued.former_groups], query)
+    is_newest = final is not None and (bill.month, bill.issue) == (final.month, final.issue)
     return BillPage(
         bill.month,
         months,
@@ -362,7 +366,14 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         query.page,
         has_more,
         [one.month for one in every if not one.is_final],
+        _unchanged(reader, window, bill.issue) if is_newest else None,
     )
+
+
+def _unchanged(reader: Reader, month: Window, issue: int) -> Unchanged:
+    """Return the databases that did not change, which bills by every grouping show, and which takes long to read."""
+    read = partial(unchanged_databases, month=month, issue=issue, shown=MEMBERS_SHOWN)
+    return reader.kept_of(("unchanged", month, issue), read, UNCHANGED_SECONDS)
 
 
 def _grouping(query: PageQuery) -> str:
