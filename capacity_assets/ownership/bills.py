@@ -341,7 +341,7 @@ def notes(issued: IssuedBill) -> list[str]:
     if bill.is_unpriced:
         sentences.append(
             f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
-            "`capacity prices set` declares one."
+            "`capacity prices set` declares one, with --always also for past months."
         )
     if bill.unbilled_servers:
         sentences.append(

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, TextualSelect
 
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day
+from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.issued import SCORED
 from capacity_assets.forecast.outlook import display_name
@@ -24,7 +25,8 @@ LEAST_CASES = 20
 MISSES_SHOWN = 20
 MOST_ROWS = 50_000
 """About as many stored forecasts are read at once; of larger fleets, those of some days and servers."""
-STEPS_DAYS = (1, 7, 28)
+STEPS = (1, 7, 28)
+"""Every so many days of issue are read: all of them if they are few enough."""
 PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
 """What share of sizes the range promises, and by how much it may be off before that is said."""
 
@@ -150,7 +152,7 @@ class _Sample:
     days: Sequence[date]
     first_due: date
     last_due: date
-    step_days: int
+    step: int
     one_server_in: int
     server_ids: Sequence[int] | None
 
@@ -159,11 +161,12 @@ class _Sample:
         """Choose so many days and servers that about MOST_ROWS rows are read."""
         subjects: int = rows(connection, "SELECT count(*) AS number FROM capacity_runway")[0].number
         first_due = today - timedelta(days=due_days - 1)
-        every = {
-            today - timedelta(days=horizon + back) for horizon in HORIZONS_DAYS for back in range(due_days)
-        }  # fmt: skip
-        for step in STEPS_DAYS:
-            days = sorted(day for day in every if day.toordinal() % step == 0)
+        issued = _issued_on(
+            connection,
+            sorted({today - timedelta(days=horizon + back) for horizon in HORIZONS_DAYS for back in range(due_days)}),
+        )
+        for step in STEPS:
+            days = issued[::-1][::step]
             one_in = -(-subjects * len(days) // MOST_ROWS)
             if one_in <= 1:
                 return cls(days, first_due, today, step, 1, None)
@@ -174,7 +177,7 @@ class _Sample:
     @property
     def text(self) -> str:
         """The part as people read it; empty: everything."""
-        days = f"one day of issue in {self.step_days}" if self.step_days > 1 else ""
+        days = f"one day of issue in {self.step}" if self.step > 1 else ""
         servers = f"one server in {self.one_server_in:,}" if self.one_server_in > 1 else ""
         return " and ".join(filter(None, (days, servers)))
 
@@ -187,6 +190,17 @@ class _Sample:
             "last_due": self.last_due,
             "server_ids": self.server_ids,
         }
+
+
+def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
+    """Return those of the days on which forecasts were issued; where rows are distributed, all of them."""
+    if tables_are_distributed(connection):
+        # There, a subquery must not depend on the row of the outer query.
+        return days
+    statement = """
+        SELECT day FROM unnest(CAST(:days AS date[])) AS day
+        WHERE EXISTS (SELECT FROM capacity_forecasts f WHERE f.as_of = day) ORDER BY day"""
+    return [row.day for row in rows(connection, statement, days=days)]
 
 
 def _of_due(statement: str) -> TextualSelect:
@@ -221,6 +235,8 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
         f"{lately.median_error_percent:.1f} % (median); {lately.covered_percent:.0f} % of sizes fell within the "
         f"{PROMISED_PERCENT} % range, {_promise(lately.covered_percent or 0)}."
     )
+    if lately.unchanged_error_percent is not None:
+        sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
     if lately.in_hindsight == lately.forecasts:
         return f"{sentence} All were computed in hindsight, from the samples up to their day."
     return sentence
