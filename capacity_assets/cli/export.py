@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,19 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
 
 if TYPE_CHECKING:
     from psycopg import Connection
+    from xlsxwriter import Workbook
+    from xlsxwriter.format import Format
+    from xlsxwriter.worksheet import Worksheet
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
-FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet"}
+FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
 ROWS_AT_ONCE = 50_000
+# What a sheet takes below its headings.
+SHEET_ROWS = 1_048_575
+NUMBERS = {"int8", "int4", "numeric", "float8"}
+WIDTHS = {"timestamptz": 20, "text": 24, "varchar": 24}
+TIME_FORMAT = "yyyy-mm-dd hh:mm:ss"
 # Columns with names that others chose, which a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
 # Compounded over twelve months, a percentage can exceed the digits of a Parquet decimal.
@@ -82,13 +91,13 @@ class Export:
         if self.level not in SERVER_LEVELS:
             raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
         if self.output == STANDARD_OUTPUT:
-            if self.form == "parquet" or self.as_json:
-                raise ValidationError("Parquet and --json need a file: name one with --output.")
+            if self.form in {"parquet", "xlsx"} or self.as_json:
+                raise ValidationError("Parquet, xlsx and --json need a file: name one with --output.")
             return "csv"
         path = Path(self.output).resolve()
         extension = path.suffix.lower()
         if self.form is None and extension not in FORMATS:
-            raise ValidationError(f"{extension} is not a known format: use .csv or .parquet, or give --format.")
+            raise ValidationError(f"{extension} is not a known format: use .csv, .xlsx or .parquet, or give --format.")
         if path.exists() and not path.is_file():
             raise ValidationError(f"{path} exists and is not an ordinary file.")
         return self.form or FORMATS[extension]
@@ -108,13 +117,16 @@ class Export:
 @filter_options
 @click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
 @click.option(
-    "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the extension of the file, else csv."
+    "--format",
+    "form",
+    type=click.Choice(["csv", "parquet", "xlsx"]),
+    help="Default: by the extension of the file, else csv.",
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @click.option("--raw", is_flag=True, help="CSV: do not escape names that a spreadsheet would run as a formula.")
 @json_command
 def export(settings: Settings, /, **values: Any) -> None:
-    """Write stored aggregates or runways as CSV or Parquet.
+    """Write stored aggregates or runways as CSV, Excel or Parquet.
 
     The file has the columns of the views.
 
@@ -122,7 +134,7 @@ def export(settings: Settings, /, **values: Any) -> None:
     Examples:
       capacity export --period monthly --from 2025-01-01 > growth.csv
       capacity export --period daily --level instance --format parquet --output servers.parquet
-      capacity export --runway > runways.csv
+      capacity export --runway --output runways.xlsx
     """
     chosen = Export(**values)
     extension = chosen.checked_format()
@@ -136,7 +148,7 @@ def export(settings: Settings, /, **values: Any) -> None:
                 sys.stdout.buffer.flush()
             return
         with writing(path), atomic_write(path) as new_file:
-            rows = (_write_parquet if extension == "parquet" else _write_csv)(connection, query, new_file)
+            rows = _WRITERS[extension](connection, query, new_file)
     if chosen.as_json:
         print_json({"path": str(path), "rows": rows, "view": chosen.view})
     else:
@@ -204,13 +216,25 @@ def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[byt
         return cursor.rowcount
 
 
+@contextmanager
+def _read_in_batches(
+    connection: Connection[Any], query: sql.Composed
+) -> Iterator[tuple[list[tuple[str, str]], Iterator[list[tuple[Any, ...]]]]]:
+    """Yield the names and types of the columns, and the rows in batches: memory does not grow with the history."""
+    with connection.cursor(name="export") as cursor:
+        cursor.execute(query)
+        types = connection.adapters.types
+        columns = [(column.name, types[column.type_code].name) for column in cursor.description or []]
+        yield columns, iter(lambda: cursor.fetchmany(ROWS_AT_ONCE), [])
+
+
 def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise CommandFailedError(
-            "Parquet needs the package pyarrow: run `pip install pyarrow`, or use --format csv."
+            "Writing Parquet needs pyarrow: pip install 'capacity_assets[parquet]', or use --format csv or xlsx."
         ) from error
     kinds = {
         "int8": pyarrow.int64(),
@@ -222,21 +246,70 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         "timestamptz": pyarrow.timestamp("us", tz="UTC"),
     }
     written = 0
-    with connection.cursor(name="export") as cursor:
-        cursor.execute(query)
-        types = connection.adapters.types
-        schema = pyarrow.schema(
-            [
-                (column.name, kinds.get(types[column.type_code].name, pyarrow.string()))
-                for column in cursor.description or []
-            ]
-        )
+    with _read_in_batches(connection, query) as (columns, batches):
+        schema = pyarrow.schema([(name, kinds.get(kind, pyarrow.string())) for name, kind in columns])
         with parquet.ParquetWriter(path, schema) as writer:
-            while rows := cursor.fetchmany(ROWS_AT_ONCE):
-                columns = [
+            for rows in batches:
+                arrays = [
                     pyarrow.array(values, field.type)
                     for values, field in zip(zip(*rows, strict=True), schema, strict=True)
                 ]
-                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
                 written += len(rows)
     return written
+
+
+def _write_excel(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
+    """Write a workbook with a sheet for each SHEET_ROWS rows; times are in UTC, because cells have no zone."""
+    from xlsxwriter import Workbook
+    from xlsxwriter.exceptions import FileCreateError
+
+    written = 0
+    # Rows go to a file beside it as they are written.
+    options = {"constant_memory": True, "tmpdir": str(path.parent), "default_date_format": "yyyy-mm-dd"}
+    try:
+        with Workbook(str(path), options) as workbook, _read_in_batches(connection, query) as (columns, batches):
+            workbook.use_zip64()
+            heading, time = workbook.add_format({"bold": True}), workbook.add_format({"num_format": TIME_FORMAT})
+            sheet = None
+            for row in chain.from_iterable(batches):
+                line = written % SHEET_ROWS
+                if sheet is None or line == 0:
+                    sheet = _new_sheet(workbook, columns, heading)
+                _write_row(sheet, line + 1, zip(row, (kind for _, kind in columns), strict=True), time)
+                written += 1
+            if sheet is None:
+                _new_sheet(workbook, columns, heading)
+    except FileCreateError as error:
+        # It wraps the operating system's own error.
+        raise error.args[0] from None
+    return written
+
+
+def _write_row(sheet: Worksheet, line: int, cells: Iterable[tuple[Any, str]], time: Format) -> None:
+    for place, (value, kind) in enumerate(cells):
+        if value is None:
+            continue
+        if kind == "timestamptz":
+            sheet.write_datetime(line, place, value.astimezone(UTC).replace(tzinfo=None), time)
+        elif kind == "date":
+            sheet.write_datetime(line, place, value)
+        elif kind == "bool":
+            sheet.write_boolean(line, place, value)
+        elif kind in NUMBERS:
+            sheet.write_number(line, place, value)
+        else:
+            # Never as a formula, whatever it begins with.
+            sheet.write_string(line, place, str(value))
+
+
+def _new_sheet(workbook: Workbook, columns: Sequence[tuple[str, str]], heading: Format) -> Worksheet:
+    sheet = workbook.add_worksheet()
+    sheet.freeze_panes(1, 0)
+    for place, (name, kind) in enumerate(columns):
+        sheet.set_column(place, place, max(len(name) + 2, WIDTHS.get(kind, 12)))
+        sheet.write_string(0, place, name, heading)
+    return sheet
+
+
+_WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "xlsx": _write_excel}

@@ -39,7 +39,7 @@ COMMANDS = [
     LazyCommand("explain", "explain:explain", "Trace figures to their samples, or a group's sum to its parts."),
     LazyCommand("report", "report:report", "Write the growth report of a window."),
     LazyCommand("digest", "digest:digest", "Show what was out of the ordinary in a week."),
-    LazyCommand("export", "export:export", "Write stored aggregates or runways as CSV or Parquet."),
+    LazyCommand("export", "export:export", "Write stored aggregates or runways as CSV, Excel or Parquet."),
     LazyCommand("maintain", "maintenance:maintain", "Add partitions ahead of time, and drop expired ones."),
     LazyCommand("copy", "copying:copy", "Copy everything in the capacity database to an empty one."),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 from pyarrow import parquet
+from python_calamine import CalamineWorkbook
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
@@ -91,6 +93,47 @@ def test_parquet_has_the_types_and_the_values_of_the_view(
     assert found == sorted((row["period_start"], row["total_size_mb"]) for row in rows)
     percents = {value for value in table["change_percent"].to_pylist() if value is not None}
     assert percents == {row["total_size_change_percent"] for row in rows} - {None}
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_workbook_has_the_types_and_the_values_of_the_view_and_runs_no_name(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(export_module, "SHEET_ROWS", 20)
+    path = tmp_path / "growth.xlsx"
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE database_size_aggregations SET database_name = '=1+1' WHERE database_name = 'orders'")
+        )
+
+    result = capacity("export", "--period", "monthly", "--output", str(path))
+
+    assert result.exit_code == 0, result.output
+    book = CalamineWorkbook.from_path(path)
+    sheets = [book.get_sheet_by_name(name).to_python() for name in book.sheet_names]
+    rows = stored(engine, DATABASE, "monthly")
+    assert [len(sheet) - 1 for sheet in sheets[:-1]] == [20] * (len(sheets) - 1)
+    assert sum(len(sheet) - 1 for sheet in sheets) == len(rows) > 20
+    found = [dict(zip(sheet[0], row, strict=True)) for sheet in sheets for row in sheet[1:]]
+    names = {"database": "database_name", "window_start": "period_start", "size_mb": "avg_size_mb"}
+    assert sorted([row[name] for name in names] for row in found) == sorted(
+        [row[name] for name in names.values()] for row in rows
+    )
+    assert {type(row["window_start"]) for row in found} == {date}
+    assert any(row["database"] == "=1+1" for row in found)
+    percents = {round(float(str(row["change_percent"])), 2) for row in found if row["change_percent"] != ""}
+    assert percents == {float(row["size_change_percent"]) for row in rows if row["size_change_percent"] is not None}
+    assert {type(row["counted"]) for row in found} == {bool}
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_workbook_without_rows_has_its_headings(tmp_path: Path) -> None:
+    done = capacity("export", "--runway", "--output", str(tmp_path / "x.xlsx"), "--json")
+
+    assert json.loads(done.output)["rows"] == 0
+    [name] = (book := CalamineWorkbook.from_path(tmp_path / "x.xlsx")).sheet_names
+    assert "full_middle" in book.get_sheet_by_name(name).to_python()[0]
 
 
 @pytest.mark.usefixtures("sample")
@@ -213,10 +256,10 @@ def test_a_formula_after_a_semicolon_or_a_line_feed_is_text_in_every_column(
 
 @pytest.mark.usefixtures("sample")
 def test_an_ending_that_means_something_else_is_refused(tmp_path: Path) -> None:
-    refused = capacity("export", "--period", "monthly", "--output", str(tmp_path / "x.xlsx"))
+    refused = capacity("export", "--period", "monthly", "--output", str(tmp_path / "x.ods"))
 
     assert refused.exit_code == 2
-    assert ".xlsx is not a known format: use .csv or .parquet" in refused.stderr
+    assert ".ods is not a known format: use .csv, .xlsx or .parquet" in refused.stderr
     assert list(tmp_path.glob("*.xlsx")) == []
 
 
