@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -18,7 +18,7 @@ from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import counted
+from capacity_assets.base.units import counted, human_day, printable
 from capacity_assets.cli.options import (
     DONE,
     FAILED,
@@ -37,6 +37,15 @@ from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+from capacity_assets.history.conventions import (
+    COMMA,
+    ISO,
+    WRITTEN_AS_ISO,
+    Conventions,
+    Survey,
+    Surveyor,
+    checked_date_format,
+)
 from capacity_assets.history.legacy import (
     LegacyServers,
     add_servers,
@@ -47,8 +56,8 @@ from capacity_assets.history.legacy import (
     unknown_servers,
 )
 from capacity_assets.history.loading import COUNTS, Loader, LoadOptions, LoadReport
-from capacity_assets.history.rows import POINT, RowReader, layout_of
-from capacity_assets.history.sources import Source, file_source
+from capacity_assets.history.rows import DAY, INSTANCE_ID, SERVER, RowReader, layout_of
+from capacity_assets.history.sources import FileOptions, FileSource, PositionedRow, Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine, refuse_an_absent_embedded_server
 
 OUTCOMES = {
@@ -64,6 +73,9 @@ OUTCOMES = {
 }
 
 
+NOT_SURVEYED = Survey(WRITTEN_AS_ISO)
+
+
 @dataclass(frozen=True)
 class ImportOptions:
     """The options of the command line."""
@@ -73,6 +85,9 @@ class ImportOptions:
     server: str | None = None
     unit: str = "mb"
     decimal: str | None = None
+    date_format: str | None = None
+    encoding: str | None = None
+    sheet: str | None = None
     on_conflict: str = "keep"
     register_as: str | None = None
     password_from: str | None = None
@@ -86,7 +101,17 @@ class ImportOptions:
     def refuse_options_of_files(self) -> None:
         """Refuse options that a legacy database does not take; raises ValidationError."""
         defaults = ImportOptions()
-        for name in ("level", "mapping", "server", "unit", "decimal", "register_as"):
+        for name in (
+            "level",
+            "mapping",
+            "server",
+            "unit",
+            "decimal",
+            "date_format",
+            "encoding",
+            "sheet",
+            "register_as",
+        ):
             if getattr(self, name) != getattr(defaults, name):
                 option = "map" if name == "mapping" else name.replace("_", "-")
                 raise ValidationError(f"--{option} is for files only; omit it for a legacy database.")
@@ -101,6 +126,8 @@ class ImportOptions:
         how = [
             self.level, sorted(self.mapping), self.server, self.unit, self.decimal, self.on_conflict, self.register_as,
         ]  # fmt: skip
+        # Left out where not given, so that imports of an earlier version continue.
+        how += [one for one in (self.date_format, self.encoding) if one is not None]
         return hashlib.sha256(json.dumps([source.fingerprint, *how]).encode()).hexdigest()
 
 
@@ -119,8 +146,15 @@ class ImportOptions:
 @click.option(
     "--decimal",
     type=click.Choice([".", ","]),
-    help="Decimal mark. Needed for decimals in fields that semicolons separate; otherwise a point.",
+    help="Decimal mark. Default: found in each column; needed where the file does not tell.",
 )
+@click.option(
+    "--date-format",
+    metavar="FORMAT",
+    help="How days are written: iso, day-first, month-first, or a format such as %d.%m.%y. Default: found in the file.",
+)
+@click.option("--encoding", help="Encoding of a CSV file, such as cp1252. Default: UTF-8, or UTF-16 if marked as such.")
+@click.option("--sheet", help="Sheet of an .xlsx file. Default: the first.")
 @click.option(
     "--on-conflict",
     default="keep",
@@ -135,13 +169,15 @@ class ImportOptions:
 def import_(settings: Settings, /, *, source: str, as_json: bool, **values: Any) -> int:
     """Import history: samples from a file, or a legacy database.
 
-    SOURCE is a file (.csv, .csv.gz, .parquet), or postgresql://user@host/database without a password, or env:NAME of a
-    variable that holds the whole address. Columns are server (or instance_id), database, day, size_mb, and optionally
-    data_size_mb, log_size_mb, collected_at; --map names others. You can interrupt it: the same command continues.
+    SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet), or postgresql://user@host/database without a password, or
+    env:NAME of a variable that holds the whole address. Columns are server (or instance_id), database, day, size_mb,
+    and optionally data_size_mb, log_size_mb, collected_at; --map names others. --dry-run shows how the first rows are
+    read. You can interrupt it: the same command continues.
 
     \b
     Examples:
       capacity import sizes.csv --dry-run
+      capacity import sizes.xlsx --sheet 2025 --date-format day-first
       capacity import sizes.csv --map server=host --map database=db --map size_mb=bytes --unit bytes
       capacity import env:LEGACY_DATABASE_URL
     """
@@ -181,10 +217,14 @@ class _Import:
         level = SERVER_LEVELS.get(self.options.level)
         if level is None:
             raise ValidationError(f"{self.options.level!r} is not a level; use {' or '.join(SERVER_LEVELS)}.")
-        source = file_source(path, layout_of(level), _mapping(self.options.mapping), self.options.server)
-        report = self._load(source, level, self.options.unit)
+        chosen = self.options
+        how = FileOptions(_mapping(chosen.mapping), chosen.server, chosen.encoding, chosen.sheet)
+        source = file_source(path, layout_of(level), how)
+        survey = self._survey(source, level)
+        report = self._load(source, level, chosen.unit, survey=survey)
         if self.as_json:
-            print_json({"dry_run": self.options.dry_run, "source": source.description, **asdict(report)})
+            conventions = asdict(survey.conventions)
+            print_json({"dry_run": chosen.dry_run, "source": source.description, **conventions, **asdict(report)})
         else:
             self._print_next_steps(report)
         return [report]
@@ -224,20 +264,45 @@ class _Import:
             self._print_next_steps(reports[0])
         return reports
 
-    def _load(
+    def _survey(self, source: FileSource, level: Level) -> Survey:
+        """Find out how the file is written, and say so."""
+        layout, chosen = layout_of(level), self.options
+        date_format = None if chosen.date_format is None else checked_date_format(chosen.date_format)
+        surveyor = Surveyor(
+            layout.columns,
+            DAY,
+            (*layout.sizes, *layout.optional_sizes),
+            (SERVER, INSTANCE_ID),
+            chosen.server,
+            date_format,
+            chosen.decimal,
+            source.point_is_usual,
+        )
+        with self._progress("Looking through the file") as on_rows:
+            survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)
+        if not self.as_json:
+            _print_conventions(survey.conventions)
+        return survey
+
+    def _load(  # noqa: PLR0913 -- what differs between sources
         self,
         source: Source,
         level: Level,
         unit: str,
         *,
+        survey: Survey = NOT_SURVEYED,
         derive_totals: bool = True,
         servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
     ) -> LoadReport:
         zone = self.settings.zone
-        decimal = self.options.decimal or (None if source.decimal_is_ambiguous else POINT)
-        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.options.server, decimal)
+        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.options.server, survey.conventions)
         with self._progress(level.source.name) as on_rows:
-            options = replace(self.options.load_options(), derive_totals=derive_totals)
+            options = replace(
+                self.options.load_options(),
+                derive_totals=derive_totals,
+                start_date=self.settings.start_date,
+                with_holes=survey.with_holes,
+            )
             loader = Loader(self.engine, level, reader, options, self.lock, on_rows, servers.add)
             report = loader.load(source, self.options.fingerprint(source))
         if not self.as_json:
@@ -267,17 +332,38 @@ class _Import:
             say("These rows contradict other imported rows of the same day. Correct the source and import it again.")
         elif counts["conflicts"]:
             say("Stored samples were kept. --on-conflict replace replaces them.")
+        if report.first_day is not None and report.before_start:
+            first_day, start_date = report.first_day, self.settings.start_date
+            say(
+                f"{counted(report.before_start, 'row')} {'lie' if report.before_start > 1 else 'lies'} before "
+                f"{human_day(start_date)}, where windows begin. To aggregate all of them, set "
+                f"CAPACITY_START_DATE={first_day} for every program (now {start_date})."
+            )
         if self.options.dry_run:
             say(NOTHING_CHANGED)
         elif counts["written"] or counts["replaced"] or report.resumed_after:
             _print_aggregation(report, self.settings.start_date)
 
 
+def _before_anything(rows: Iterator[PositionedRow]) -> Iterator[PositionedRow]:
+    try:
+        yield from rows
+    except ValidationError as error:
+        raise ValidationError(f"{error} Nothing was imported.") from None
+
+
+def _print_conventions(conventions: Conventions) -> None:
+    """Say how days and sizes are read, where that is not as in this project's own files."""
+    if conventions.dates != ISO:
+        say(f"Days are read as {conventions.dates}.")
+    with_comma = [column for column, mark in conventions.decimals.items() if mark == COMMA]
+    if with_comma:
+        say(f"Sizes with a decimal comma: {', '.join(with_comma)}.")
+
+
 def _print_aggregation(report: LoadReport, start_date: date) -> None:
     if report.first_day is None or report.last_day is None:
         return
-    if report.first_day < start_date:
-        say(f"CAPACITY_START_DATE is {start_date}: set it to {report.first_day} to aggregate all of it.")
     first_day = max(report.first_day, start_date)
     if first_day <= report.last_day:
         # Without a last day, because later windows compare with these.
@@ -291,9 +377,35 @@ def _print_report(report: LoadReport, level: Level) -> None:
         say(f"Continued after row {report.resumed_after:,}, where an earlier run was interrupted.")
     rows = [[f"{report.counts[name]:,}", OUTCOMES[name]] for name in COUNTS if report.counts[name] or name == "read"]
     print_table(level.source.name, (*right("Rows"), *left("Outcome")), rows)
+    if report.first_rows:
+        columns = dict.fromkeys(name for row in report.first_rows for name in row)
+        _print_first_rows(list(columns), report.first_rows)
     for outcome in ("bad", "unknown", "conflicts"):
         for line in report.listed.get(outcome, []):
             say(f"  {outcome}: {line}")
+    if report.holes.servers:
+        holes = report.holes
+        say(
+            f"{counted(holes.servers, 'server')} without samples on some days: {counted(holes.days, 'day')} in all, at "
+            f"most {holes.longest_days:,} in a row."
+        )
+        for line in report.listed["holes"]:
+            say(f"  hole: {line}")
+
+
+def _print_first_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Print what the first rows were read as: days and sizes as people write them."""
+
+    def shown(column: str, value: object) -> str:
+        if isinstance(value, date):
+            return human_day(value)
+        return f"{value:,} MiB" if column.endswith("_mb") and isinstance(value, int) else str(value or "")
+
+    cells = [[printable(shown(column, row.get(column))) for column in columns] for row in rows]
+    headings = [
+        right(column)[0] if column.endswith("_mb") or column == "row" else left(column)[0] for column in columns
+    ]
+    print_table("First rows, as read", headings, cells)
 
 
 def _mapping(texts: Sequence[str]) -> dict[str, str]:

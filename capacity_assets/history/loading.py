@@ -26,6 +26,8 @@ from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table
+from capacity_assets.history.conventions import Span
+from capacity_assets.history.holes import Holes, holes_of
 from capacity_assets.history.rows import Problem, RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
@@ -171,6 +173,7 @@ FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :f
 
 SLICE_ROWS = 100_000
 LISTED = 20
+FIRST_ROWS = 3
 COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
 
 
@@ -183,6 +186,11 @@ class LoadReport:
     resumed_after: int = 0
     first_day: date | None = None
     last_day: date | None = None
+    before_start: int = 0
+    """Rows of days before the first partition."""
+    first_rows: list[dict[str, object]] = field(default_factory=list)
+    """What the first rows of a dry run were read as."""
+    holes: Holes = field(default_factory=Holes)
 
     @property
     def left_out(self) -> int:
@@ -201,7 +209,7 @@ class LoadReport:
 
     def recorded(self) -> str:
         """What an import that goes on has to know, as JSON."""
-        days = {"first_day": self.first_day, "last_day": self.last_day}
+        days = {"first_day": self.first_day, "last_day": self.last_day, "before_start": self.before_start}
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
     def go_on(self, position: int, recorded: Mapping[str, Any]) -> None:
@@ -211,6 +219,7 @@ class LoadReport:
         self.listed = recorded["listed"]
         first, last = (recorded[name] and date.fromisoformat(recorded[name]) for name in ("first_day", "last_day"))
         self.first_day, self.last_day = first, last
+        self.before_start = recorded.get("before_start", 0)
 
     def spans(self, first_day: date | None, last_day: date | None) -> None:
         """Take the days of a slice in."""
@@ -231,6 +240,10 @@ class LoadOptions:
     dry_run: bool = False
     derive_totals: bool = True
     slice_rows: int = SLICE_ROWS
+    start_date: date = date.min
+    """First day of the first partition."""
+    with_holes: Sequence[Span] = ()
+    """Servers whose days in the source have holes."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +283,7 @@ class Loader:
             for part in self._slices(source.rows(0)):
                 self._slice(connection, part, report)
                 self.progress(report.counts["read"])
+            self._find_holes(connection, report)
             transaction.rollback()
 
     def _load(self, source: Source, fingerprint: str, report: LoadReport) -> None:
@@ -290,6 +304,14 @@ class Loader:
             if self.level is DATABASE:
                 record_history(connection)
             connection.execute(text(FINISH), this)
+            self._find_holes(connection, report)
+
+    def _find_holes(self, connection: Connection, report: LoadReport) -> None:
+        holes = holes_of(connection, self.level, self.options.with_holes)
+        report.holes = Holes(
+            len(holes), sum(hole.days for hole in holes), max((hole.longest for hole in holes), default=0)
+        )
+        report.name("holes", holes)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
         while part := list(itertools.islice(rows, self.options.slice_rows)):
@@ -303,7 +325,12 @@ class Loader:
         report.name("bad", problems)
         connection.execute(sa.schema.CreateTable(staged))
         names = ", ".join(staged.columns.keys()[:-1])
-        good = (row for row in read if not isinstance(row, Problem))
+        good = [row for row in read if not isinstance(row, Problem)]
+        day_place = staged.columns.keys().index("day")
+        report.before_start += sum(row[day_place] < self.options.start_date for row in good)  # type: ignore[operator]
+        if self.options.dry_run:
+            first = good[: FIRST_ROWS - len(report.first_rows)]
+            report.first_rows += ({"row": row[0], **self.reader.shown(row)} for row in first)
         copy_rows(connection, f"COPY staged ({names}) FROM STDIN", good)
         self._find_servers(connection, report)
         source = self.level.source.name

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from zoneinfo import ZoneInfo
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import LARGEST_MB, printable
+from capacity_assets.history.conventions import DAY_FIRST, ISO, MONTH_FIRST, ORDERS, WRITTEN_AS_ISO, Conventions
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
@@ -26,11 +27,11 @@ MOST_DIGITS = 30
 MOST_LISTED, BEGINNING = 20, 4
 _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
 BYTES = "bytes"
-POINT, COMMA = ".", ","
-# What a number is before its decimal mark is known; other alphabets' digits and `1_000` are none.
+# Other alphabets' digits and `1_000` are none.
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
 # As on the command line.
 FIRST_YEAR = 1900
+_AS_WRITTEN = {ISO: "YYYY-MM-DD", DAY_FIRST: "as 31/01/2025, day first", MONTH_FIRST: "as 01/31/2025, month first"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
 class RowReader:
     """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given.
 
-    `decimal` is the mark before the decimals; None where both a point and a comma may be meant, so neither is taken.
+    `conventions` say how days and numbers are written.
     """
 
     layout: ImportColumns
@@ -92,13 +93,20 @@ class RowReader:
     zone: ZoneInfo
     now: datetime
     server: str | None = None
-    decimal: str | None = POINT
+    conventions: Conventions = WRITTEN_AS_ISO
     _places: Mapping[str, int] = field(init=False)
     _today: date = field(init=False)
+    _day: Callable[[str], date] = field(init=False)
+    _times: Conventions = field(init=False)
 
     def __post_init__(self) -> None:
         """Look the places of the columns and the day up once."""
         object.__setattr__(self, "_today", self.now.astimezone(self.zone).date())
+        # A file has few days and many rows of each.
+        object.__setattr__(self, "_day", lru_cache(maxsize=4096)(partial(_day, self.conventions)))
+        # A format of days says nothing of times.
+        times = self.conventions if self.conventions.dates in ORDERS else WRITTEN_AS_ISO
+        object.__setattr__(self, "_times", times)
         object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
@@ -115,7 +123,7 @@ class RowReader:
         cells = {name: (texts[place] or "").strip() for name, place in self._places.items()}
         # A database may be named with blanks at its ends.
         name = texts[self._places[DATABASE_NAME]] if DATABASE_NAME in self._places else None
-        day = _day(cells[DAY])
+        day = self._day(cells[DAY])
         if day > self._today:
             raise _BadValue(f"day {day} lies ahead")
         values: list[object] = [*self._server(cells)]
@@ -127,7 +135,13 @@ class RowReader:
         values += [None if amount is None else int(amount * times // parts) for amount in amounts]
         values += [_count(cells, column) for column in layout.counts]
         values += [int(amount) if amount is not None and self.unit == BYTES else None for amount in amounts]
-        return [*values, min(_moment(cells[COLLECTED_AT], day, self.zone), self.now)]
+        return [*values, min(_moment(self._times, cells[COLLECTED_AT], day, self.zone), self.now)]
+
+    def shown(self, row: Sequence[object]) -> dict[str, object]:
+        """Return what a row was read as, by column: whose size of which day it is, and the sizes in MiB."""
+        layout = self.layout
+        names = (SERVER, INSTANCE_ID, *layout.keys, *layout.sizes, *layout.optional_sizes)
+        return {name: value for name, value in zip(names, row[1:], strict=False) if value is not None}
 
     def _server(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
         if self.server is not None:
@@ -142,12 +156,8 @@ class RowReader:
         text = cells[column]
         if text.startswith("-"):
             raise _BadValue(f"{column} {text!r:.40} is not a valid size")
-        if self.decimal is None and (POINT in text or COMMA in text):
-            raise _BadValue(
-                f"{column} {text!r:.40} may have decimals or thousands: say which with --decimal . or --decimal ,"
-            )
-        plain = text.replace(COMMA, POINT) if self.decimal == COMMA and POINT not in text else text
-        if (self.decimal == COMMA and POINT in text) or not _PLAIN.fullmatch(plain):
+        plain = self.conventions.plain(text, column)
+        if plain is None or not _PLAIN.fullmatch(plain):
             raise _BadValue(f"{column} {text!r:.40} is not a number")
         amount = Decimal(plain)
         times, parts = UNITS[self.unit]
@@ -169,14 +179,12 @@ def _name(column: str, name: str) -> str:
     return name
 
 
-# A file has few days and many rows of each.
-@lru_cache(maxsize=4096)
-def _day(text: str) -> date:
+def _day(conventions: Conventions, text: str) -> date:
     try:
         # Files of other programs write a day as its midnight.
-        moment = datetime.fromisoformat(text)
+        moment = conventions.moment(text)
     except ValueError:
-        raise _BadValue(f"day {text!r:.40} is not YYYY-MM-DD") from None
+        raise _BadValue(f"day {text!r:.40} is not {_AS_WRITTEN.get(conventions.dates, conventions.dates)}") from None
     if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
         raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
     if moment.year < FIRST_YEAR:
@@ -196,12 +204,12 @@ def _noon(day: date, zone: ZoneInfo) -> datetime:
     return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
 
 
-def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
+def _moment(times: Conventions, text: str, day: date, zone: ZoneInfo) -> datetime:
     """Return when it was measured; where that is not told, noon of its day."""
     if not text:
         return _noon(day, zone)
     try:
-        moment = datetime.fromisoformat(text)
+        moment = times.moment(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise _BadValue(f"collected_at {text!r:.40} is not a time such as 2025-01-31T03:00:00+08:00") from None

@@ -1,4 +1,4 @@
-"""Where history comes from: CSV and Parquet files, and queries on a legacy database.
+"""Where history comes from: CSV, Excel and Parquet files, and queries on a legacy database.
 
 A source yields rows as texts in the order of the layout, each with its position, from which an interrupted import
 goes on. What the texts mean is decided in `rows`.
@@ -6,68 +6,101 @@ goes on. What the texts mean is decided in `rows`.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from sqlalchemy import Engine, Executable
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
-from capacity_assets.history.rows import ImportColumns, column_positions
+from capacity_assets.base.settings import UTF_16
+from capacity_assets.base.units import first_of
+from capacity_assets.history.rows import MOST_LISTED, ImportColumns, column_positions
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 
 DELIMITERS = ",;\t|"
-PARQUET, GZIP = ".parquet", ".gz"
+PARQUET, EXCEL, GZIP = ".parquet", ".xlsx", ".gz"
+UTF_8, CP1252 = "utf-8-sig", "cp1252"
 BATCH_ROWS = 50_000
+BLOCK_BYTES = 1 << 20
 PositionedRow = tuple[int, Sequence[str | None]]
 
 
-def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None) -> Source:
-    """Open .parquet as such, all else as CSV; raises ValidationError: it cannot be read, or lacks a needed column."""
+@dataclass(frozen=True)
+class FileOptions:
+    """What a file does not say of itself; None: not given."""
+
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    server: str | None = None
+    encoding: str | None = None
+    sheet: str | None = None
+
+    def places(self, headings: Sequence[str], layout: ImportColumns) -> dict[str, int]:
+        """Find our columns among the headings; raises ValidationError as `column_positions`."""
+        return column_positions(headings, layout, self.mapping, self.server)
+
+
+def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> FileSource:
+    """Open .parquet and .xlsx as such, all else as CSV.
+
+    Raises ValidationError if it cannot be read, lacks a needed column, or an option does not fit this kind of file.
+    """
     if not path.is_file():
         raise ValidationError(f"{path} does not exist or is not a file.")
+    kind = path.suffix.lower()
+    if options.encoding is not None and kind in {PARQUET, EXCEL}:
+        raise ValidationError(f"--encoding is for CSV files; {path} says by itself how it is encoded.")
+    if options.sheet is not None and kind != EXCEL:
+        raise ValidationError(f"--sheet is for {EXCEL} files.")
     try:
-        refuse_a_workbook(path)
+        if kind != EXCEL:
+            refuse_a_workbook(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        build = ParquetSource if path.suffix.lower() == PARQUET else CsvSource
-        return build(path, layout, mapping, server, digest)
+        kinds: dict[str, type[FileSource]] = {PARQUET: ParquetSource, EXCEL: ExcelSource}
+        return kinds.get(kind, CsvSource)(path, layout, options, digest)
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 class CsvSource:
-    """A CSV file in UTF-8 with headings, plain or ending in .gz; separated by whichever mark its headings have most."""
+    """A CSV file with headings, plain or ending in .gz; separated by whichever mark its headings have most.
 
-    def __init__(
-        self, path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None, fingerprint: str
-    ) -> None:
+    It is in UTF-8, or in UTF-16 where it begins with the mark of that, unless an encoding is given.
+    """
+
+    def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
         """Read the headings; raises ValidationError as `column_positions`."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
+        self._encoding = UTF_8
         try:
+            self._encoding = _known(options.encoding) if options.encoding else self._encoding_by_its_mark()
             with self._opened() as file:
                 first = next_line(file)
         except (gzip.BadGzipFile, zlib.error, EOFError):
             raise ValidationError(f"{path} ends in {GZIP} and is not a gzip file.") from None
-        except UnicodeDecodeError:
-            raise ValidationError(
-                f"{path} is not UTF-8. Convert it first: iconv -f latin1 -t utf-8, for example."
-            ) from None
+        except UnicodeError:
+            raise ValidationError(f"{path} {self._undecodable()}. Nothing was imported.") from None
         except LineTooLongError as error:
             raise ValidationError(f"{path} is not CSV: {error}. Nothing was imported.") from None
         if "\0" in first:
-            raise ValidationError(f"{path} is not CSV: it holds bytes that are not text. Nothing was imported.")
+            raise ValidationError(
+                f"{path} is not CSV: it holds bytes that are not text. Of UTF-16 without a byte order mark, say "
+                "--encoding utf-16-le or utf-16-be. Nothing was imported."
+            )
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")
         self._delimiter = max(DELIMITERS, key=first.count)
@@ -75,23 +108,46 @@ class CsvSource:
             self._headings = next(csv.reader([first], delimiter=self._delimiter, strict=True))
         except csv.Error as error:
             raise ValidationError(f"The headings of {path} cannot be read: {error}.") from None
-        self._places = column_positions([name.strip() for name in self._headings], layout, mapping, server)
+        self._places = options.places([name.strip() for name in self._headings], layout)
 
     @property
-    def decimal_is_ambiguous(self) -> bool:
-        """Whether decimals may be written with a comma: programs that separate by semicolons do so."""
-        return self._delimiter == ";"
+    def point_is_usual(self) -> bool:
+        """Whether decimals have a point: programs that separate by semicolons may write a comma."""
+        return self._delimiter != ";"
 
     def _opened(self) -> TextIO:
         if self._path.suffix.lower() == GZIP:
-            return gzip.open(self._path, "rt", encoding="utf-8-sig", newline="")
-        return self._path.open(encoding="utf-8-sig", newline="")
+            return gzip.open(self._path, "rt", encoding=self._encoding, newline="")
+        return self._path.open(encoding=self._encoding, newline="")
+
+    def _opened_as_bytes(self) -> BinaryIO | gzip.GzipFile:
+        return gzip.GzipFile(self._path) if self._path.suffix.lower() == GZIP else self._path.open("rb")
+
+    def _encoding_by_its_mark(self) -> str:
+        with self._opened_as_bytes() as file:
+            return "utf-16" if file.read(len(UTF_16[0])) in UTF_16 else UTF_8
+
+    def _undecodable(self) -> str:
+        """Say which byte is not in the encoding, and what to do."""
+        name = "UTF-8" if self._encoding == UTF_8 else self._encoding
+        decoder = codecs.getincrementaldecoder(self._encoding)()
+        line = 1
+        with self._opened_as_bytes() as file:
+            for block in iter(partial(file.readline, BLOCK_BYTES), b""):
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError as error:
+                    byte = error.object[error.start]
+                    other = "" if self._encoding == CP1252 else f"; --encoding {CP1252} fits files of Windows programs"
+                    return f"is not {name}: line {line} has the byte 0x{byte:02x}{other}"
+                line += block.endswith(b"\n")
+        return f"is not {name}: it ends within a character"
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number, the first after the headings being 1.
 
         Raises:
-            ValidationError: the file is not UTF-8, or a field has no end.
+            ValidationError: the file is not in its encoding, or a field has no end.
         """
         places = [self._places.get(name) for name in self._columns]
         width = len(self._headings)
@@ -105,19 +161,25 @@ class CsvSource:
                     if position > after and row:
                         right = len(row) == width
                         yield position, [None if p is None else row[p] for p in places] if right else ()
-        except (UnicodeDecodeError, LineTooLongError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            raise ValidationError(
-                f"{self._path} cannot be read past row {position}: {reason}. What was loaded before is kept."
-            ) from None
+        except (UnicodeError, LineTooLongError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            reason = f"it {self._undecodable()}" if isinstance(error, UnicodeError) else str(error)
+            raise ValidationError(f"{self._path} cannot be read past row {position}: {reason}.") from None
+
+
+def _known(encoding: str) -> str:
+    try:
+        found = codecs.lookup(encoding)
+        # Some codecs are no encodings of text.
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        raise ValidationError(f"--encoding {encoding!r:.40} is not an encoding; write utf-8 or cp1252.") from None
+    return UTF_8 if found.name == "utf-8" else found.name
 
 
 class ParquetSource:
     """A Parquet file, read in batches; needs pyarrow."""
 
-    def __init__(
-        self, path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None, fingerprint: str
-    ) -> None:
+    def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
         """Read the schema; raises ValidationError as `column_positions`, or where pyarrow is missing."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
@@ -131,9 +193,9 @@ class ParquetSource:
             self._headings = parquet.read_schema(path).names
         except ArrowInvalid as error:
             raise ValidationError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from None
-        self._places = column_positions(self._headings, layout, mapping, server)
+        self._places = options.places(self._headings, layout)
 
-    decimal_is_ambiguous = False
+    point_is_usual = True
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number from 1 on."""
@@ -150,8 +212,7 @@ class ParquetSource:
                         yield position, row
             except (OSError, ArrowException, UnicodeDecodeError) as error:
                 raise ValidationError(
-                    f"{self._path} cannot be read beyond row {position}: {str(error).splitlines()[0]}. What was "
-                    "read before is kept."
+                    f"{self._path} cannot be read past row {position}: {str(error).splitlines()[0]}."
                 ) from None
 
     def _texts(self, batch: RecordBatch, names: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
@@ -162,9 +223,53 @@ class ParquetSource:
         return zip(*columns, strict=True)
 
 
+class ExcelSource:
+    """A sheet of an .xlsx workbook, the first unless one is named, with headings in its first row.
+
+    Needs python-calamine. Cells formatted as dates are days whatever they look like, and numbers have no marks.
+    """
+
+    def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
+        """Read the headings; raises ValidationError as `column_positions`, or where python-calamine is missing."""
+        self.fingerprint = f"{fingerprint} {options.sheet}"
+        self._columns = layout.columns
+        try:
+            from python_calamine import CalamineError, CalamineWorkbook
+        except ImportError:
+            raise ValidationError(
+                "Reading .xlsx needs python-calamine: pip install 'capacity_assets[excel]', or save the sheet as CSV."
+            ) from None
+        try:
+            workbook = CalamineWorkbook.from_path(path)
+            names = workbook.sheet_names
+            if options.sheet is not None and options.sheet not in names:
+                raise ValidationError(f"{path} has no sheet {options.sheet!r}. It has {first_of(names, MOST_LISTED)}.")
+            name = options.sheet or names[0]
+            self._sheet = workbook.get_sheet_by_name(name)
+        except CalamineError as error:
+            raise ValidationError(f"{path} is not an .xlsx workbook that can be read: {error}.") from None
+        self.description = f"{path.resolve()}, sheet {name}"
+        headings = [(_text(value) or "").strip() for value in next(self._sheet.iter_rows(), ())]
+        if not any(headings):
+            raise ValidationError(f"The sheet {name!r} of {path} is empty; its first row must name the columns.")
+        self._places = options.places(headings, layout)
+
+    point_is_usual = True
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows; a row's position is its number, the first after the headings being 1."""
+        places = [self._places.get(name) for name in self._columns]
+        for position, row in enumerate(self._sheet.iter_rows()):
+            if position > after and any(value != "" for value in row):
+                yield position, [None if place is None else _text(row[place]) for place in places]
+
+
 def _text(value: object) -> str | None:
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, float) and value.is_integer():
+        # Spreadsheets know no other numbers.
+        return f"{value:.0f}"
     return None if value is None else str(value)
 
 
@@ -176,7 +281,6 @@ class QuerySource:
     description: str
     fingerprint: str
     query: Executable
-    decimal_is_ambiguous: ClassVar[bool] = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows by id, through a cursor of the server."""
@@ -185,5 +289,6 @@ class QuerySource:
                 yield position, [_text(value) for value in values]
 
 
-Source = CsvSource | ParquetSource | QuerySource
+FileSource = CsvSource | ParquetSource | ExcelSource
+Source = FileSource | QuerySource
 """Rows of history by position, after a given one; `description` has no secret, `fingerprint` changes when they do."""

@@ -308,7 +308,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a workbook", says="Save the sheet as CSV UTF-8.", code=2)
+@fault("an import of a damaged workbook", says="is not an .xlsx workbook that can be read", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "sizes.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     return capacity(folder, "import", "sizes.xlsx", CAPACITY_HOME=str(home))

@@ -12,10 +12,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.database.locks import CapacityLockManager
-from capacity_assets.history import loading
 from capacity_assets.history.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.history.rows import RowReader, layout_of
-from capacity_assets.history.sources import file_source
+from capacity_assets.history.sources import FileOptions, file_source
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.databases import rows
@@ -25,17 +24,18 @@ from tests.profiles import HISTORIES
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 
 
-def test_a_file_that_is_no_text_in_the_middle_keeps_what_came_before(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_no_text_in_the_middle_is_refused_before_anything_is_imported(
+    engine: Engine, tmp_path: Path
 ) -> None:
-    (tmp_path / "x.csv").write_bytes(HEAD.encode() + b"alpha,a,2025-01-01,10\n" * 20_000 + b"alpha,\xff,2025-01-01,1\n")
-    monkeypatch.setattr(loading.LoadOptions.__init__, "__defaults__", (False, None, 0, False, True, 1000))
+    lines = HEAD.encode() + b"alpha,a,2025-01-01,10\n" * 20_000 + b"alpha,\xff,2025-01-01,1\n"
+    (tmp_path / "x.csv").write_bytes(lines)
 
     failed = capacity("import", str(tmp_path / "x.csv"))
 
     assert failed.exit_code == 2
-    assert "it is not UTF-8. What was loaded before is kept." in failed.output
-    assert [row[3] for row in samples(engine)] == [10]
+    assert "it is not UTF-8: line 20002 has the byte 0xff; --encoding cp1252 fits" in failed.output
+    assert "Nothing was imported." in failed.output
+    assert samples(engine) == []
 
 
 class Held:
@@ -56,7 +56,7 @@ def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp
     lines = [
         f"alpha,db-{number % 7},2025-{1 + number // 200:02}-{1 + number // 7 % 28:02},{number}" for number in range(500)
     ]
-    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
+    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), FileOptions())
 
     with pytest.raises(KeyboardInterrupt):
         loader(engine, 100, stop_after=200).load(source, "this import")
@@ -70,7 +70,7 @@ def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp
 
 def test_slices_of_any_size_come_to_the_same(engine: Engine, tmp_path: Path) -> None:
     lines = [f"alpha,db-{number % 3},2025-01-{1 + number % 28:02},{number % 5}" for number in range(200)]
-    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
+    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), FileOptions())
     found: list[tuple[object, ...]] = []
     for slice_rows in (1, 7, 1000):
         report: LoadReport = loader(engine, slice_rows).load(source, f"slices of {slice_rows}")
@@ -121,9 +121,8 @@ def test_any_import_ends_as_a_naive_one_row_at_a_time(
         connection.execute(text("TRUNCATE database_size_stats, instance_size_stats, capacity_imports"))
     for number, (rows_of_file, replacing) in enumerate(((stored_before, False), (file, replace))):
         lines = [f"{server},{database},2025-01-0{day},{size}" for server, database, day, size in rows_of_file]
-        source = file_source(
-            Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None
-        )
+        path = Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines)))
+        source = file_source(path, layout_of(DATABASE), FileOptions())
         reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
         options = LoadOptions(replace=replacing, slice_rows=slice_rows)
         report = Loader(engine, DATABASE, reader, options, Held()).load(source, str(number))
@@ -149,7 +148,7 @@ def test_any_import_ends_as_a_naive_one_row_at_a_time(
 
 def test_what_was_left_out_before_an_interruption_is_told_after_it(engine: Engine, tmp_path: Path) -> None:
     content = HEAD + "alpha,a,2025-01-01,1\nalpha,b,never,1\nalpha,c,2025-01-02,1\nalpha,d,2025-01-03,1\n"
-    source = file_source(Path(write(tmp_path / "x.csv", content)), layout_of(DATABASE), {}, None)
+    source = file_source(Path(write(tmp_path / "x.csv", content)), layout_of(DATABASE), FileOptions())
     with pytest.raises(KeyboardInterrupt):
         loader(engine, 2, stop_after=2).load(source, "this import")
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.history.conventions import Conventions
 from capacity_assets.history.rows import Problem, RowReader, layout_of
 from tests.clocks import SHANGHAI, fixed_clock
 
@@ -75,27 +76,42 @@ def test_units_become_whole_megabytes_rounded_down(unit: str, text: str, size_mb
     assert row[4:6] == (size_mb, 3)  # type: ignore[index]
 
 
-def in_file_with(decimal: str | None, text: str) -> object:
+def size_with(decimal: str, text: str) -> object:
     layout = layout_of(INSTANCE)
-    reader = RowReader(layout, "mb", SHANGHAI, fixed_clock().now(), server="s", decimal=decimal)
+    written = Conventions(decimals={"total_size_mb": decimal})
+    reader = RowReader(layout, "mb", SHANGHAI, fixed_clock().now(), server="s", conventions=written)
     found = reader.read(1, [None, None, "2025-01-31", text, "3", None])
     return found.reason if isinstance(found, Problem) else found[4]
 
 
 @pytest.mark.parametrize(
     ("decimal", "text", "size_mb"),
-    [(".", "1.234", 1), (",", "1,234", 1), (",", "10", 10), (None, "1234", 1234), (".", "1e3", 1000), (".", "7.", 7)],
+    [
+        (".", "1.234", 1),
+        (",", "1,234", 1),
+        (",", "10", 10),
+        (".", "1e3", 1000),
+        (".", "7.", 7),
+        (".", "1,234,567.9", 1234567),
+        (",", "1.234.567,9", 1234567),
+        (",", "1.234", 1234),
+        (".", "1'234", 1234),
+        (",", "1\u202f234,5", 1234),
+        (".", "12 345", 12345),
+    ],
 )
-def test_a_file_has_one_mark_before_its_decimals(decimal: str | None, text: str, size_mb: int) -> None:
-    assert in_file_with(decimal, text) == size_mb
+def test_a_column_has_one_decimal_mark_and_what_else_stands_between_thousands_is_taken_away(
+    decimal: str, text: str, size_mb: int
+) -> None:
+    assert size_with(decimal, text) == size_mb
 
 
-@pytest.mark.parametrize("text", ["1.234", "10,7"])
-def test_what_may_be_decimals_or_thousands_is_refused_until_somebody_says_which(text: str) -> None:
-    assert "say which with --decimal . or --decimal ," in str(in_file_with(None, text))
-    for decimal in ".,":
-        if decimal not in text:
-            assert "is not a number" in str(in_file_with(decimal, text))
+@pytest.mark.parametrize(
+    ("decimal", "text"),
+    [(",", "10.7"), (".", "10,7"), (".", "1,23,456"), (",", "1.234'567"), (".", "0,123"), (".", "1234,567")],
+)
+def test_marks_that_separate_no_thousands_make_no_number(decimal: str, text: str) -> None:
+    assert "is not a number" in str(size_with(decimal, text))
 
 
 def test_bytes_are_kept_exactly_and_other_units_leave_them_unknown() -> None:

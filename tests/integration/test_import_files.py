@@ -1,0 +1,222 @@
+"""Files as other programs write them: dates, numbers, encodings, workbooks, days that are missing."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import json
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlsxwriter
+from sqlalchemy import Engine
+
+from tests.command import capacity
+from tests.importing import HEAD, counts, samples, totals, write
+
+pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
+
+
+def taken(engine: Engine) -> list[tuple[object, ...]]:
+    return [row[:4] for row in samples(engine)]
+
+
+def test_a_german_export_is_read_without_an_option_and_a_dry_run_shows_how(engine: Engine, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "x.csv",
+        "server;database;day;size_mb;data_size_mb\n"
+        "alpha;a;03.04.2025;1.234,5;0,9\nalpha;b;31.03.2025;7;6,1\nbeta;a;01.04.2025;10,7;\nbeta;b;01.04.2025;1;1\n",
+    )
+
+    rehearsed = capacity("import", file, "--dry-run", columns=200)
+    untouched = taken(engine)
+    done = capacity("import", file)
+
+    assert rehearsed.exit_code == done.exit_code == 0, rehearsed.output + done.output
+    assert untouched == []
+    assert "Days are read as day-first.\nSizes with a decimal comma: size_mb, data_size_mb." in rehearsed.output
+    shown = [line.split() for line in rehearsed.output.splitlines()]
+    assert ["1", "alpha", "a", "3", "Apr", "2025", "1,234", "MiB", "0", "MiB"] in shown
+    assert ["2", "alpha", "b", "31", "Mar", "2025", "7", "MiB", "6", "MiB"] in shown
+    assert ["3", "beta", "a", "1", "Apr", "2025", "10", "MiB"] in shown
+    assert not any(line[:1] == ["4"] and "beta" in line for line in shown), "three rows are enough"
+    assert "First rows, as read" not in done.output
+    assert taken(engine) == [
+        ("alpha", "a", "2025-04-03", 1234),
+        ("alpha", "b", "2025-03-31", 7),
+        ("beta", "a", "2025-04-01", 10),
+        ("beta", "b", "2025-04-01", 1),
+    ]
+
+
+def test_what_a_file_does_not_tell_is_refused_until_it_is_said(engine: Engine, tmp_path: Path) -> None:
+    days = write(tmp_path / "days.csv", HEAD + "alpha,a,03/04/2025,10\n")
+    sizes = write(tmp_path / "sizes.csv", HEAD + 'alpha,a,2025-01-01,"1,234"\n')
+
+    for file in (days, sizes):
+        assert capacity("import", file).exit_code == 2
+    assert "3 Apr 2025 (--date-format day-first) or 4 Mar 2025" in capacity("import", days, "--dry-run").output
+    assert taken(engine) == []
+    assert capacity("import", days, "--date-format", "month-first").exit_code == 0
+    assert capacity("import", days, "--date-format", "%d/%m/%Y").exit_code == 0
+    assert capacity("import", sizes, "--decimal", ".").exit_code == 0
+    assert taken(engine) == [
+        ("alpha", "a", "2025-01-01", 1234),
+        ("alpha", "a", "2025-03-04", 10),
+        ("alpha", "a", "2025-04-03", 10),
+    ]
+    assert capacity("import", days, "--date-format", "%d").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "arguments"),
+    [
+        ("utf-8", []),
+        ("utf-8-sig", []),
+        ("utf-16", []),
+        ("cp1252", ["--encoding", "cp1252"]),
+        ("utf-16-le", ["--encoding", "utf-16-le"]),
+    ],
+)
+def test_a_file_is_read_in_its_encoding(engine: Engine, tmp_path: Path, encoding: str, arguments: list[str]) -> None:
+    content = (HEAD + "alpha,Größe,2025-01-01,10\n").encode(encoding)
+    (tmp_path / "x.csv").write_bytes(content)
+    with gzip.open(tmp_path / "x.csv.gz", "wb") as file:
+        file.write(content)
+
+    done = [capacity("import", str(tmp_path / name), *arguments, "--json") for name in ("x.csv", "x.csv.gz")]
+
+    assert counts(done[0].output) == {"read": 1, "written": 1, "totals_written": 1}
+    assert counts(done[1].output) == {"read": 1, "present": 1}
+    assert taken(engine) == [("alpha", "Größe", "2025-01-01", 10)]
+
+
+def test_an_encoding_that_does_not_fit_is_named_with_the_byte(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_bytes((HEAD + "alpha,Größe,2025-01-01,10\n").encode("cp1252"))
+    for arguments, reason in (
+        ([], "is not UTF-8: line 2 has the byte 0xf6; --encoding cp1252 fits files of Windows programs"),
+        (["--encoding", "ascii"], "is not ascii: line 2 has the byte 0xf6"),
+        (["--encoding", "klingon"], "--encoding 'klingon' is not an encoding"),
+        (["--encoding", "hex"], "--encoding 'hex' is not an encoding"),
+    ):
+        refused = capacity("import", str(file), *arguments)
+        assert refused.exit_code == 2, arguments
+        assert reason in refused.output, refused.output
+    file.write_bytes((HEAD + "alpha,a,2025-01-01,10\n").encode("utf-16-le"))
+    assert "say --encoding utf-16-le" in capacity("import", str(file)).output
+
+
+def workbook(path: Path, **sheets: list[list[Any]]) -> str:
+    with xlsxwriter.Workbook(path) as book:
+        as_day = book.add_format({"num_format": "dd.mm.yyyy"})
+        for name, rows in sheets.items():
+            sheet = book.add_worksheet(name)
+            for number, row in enumerate(rows):
+                for place, value in enumerate(row):
+                    if isinstance(value, date):
+                        sheet.write_datetime(number, place, value, as_day)
+                    else:
+                        sheet.write(number, place, value)
+    return str(path)
+
+
+HEADINGS = HEAD.strip().split(",")
+
+
+def test_a_workbook_is_read_from_its_first_sheet_or_the_named_one(engine: Engine, tmp_path: Path) -> None:
+    rows = [
+        HEADINGS,
+        ["alpha", "a", date(2025, 1, 31), 10],
+        [None, None, None, None],
+        ["alpha", "b", datetime(2025, 2, 1), 1234.9],  # noqa: DTZ001 -- cells have no zone
+        ["beta", "2025", "2025-01-31", "7"],
+    ]
+    file = workbook(tmp_path / "x.xlsx", sizes=rows, older=[HEADINGS, ["beta", "old", date(2024, 12, 31), 3]])
+
+    done = capacity("import", file, "--json")
+    older = capacity("import", file, "--sheet", "older", "--json")
+
+    assert counts(done.output) == {"read": 3, "written": 3, "totals_written": 3}
+    assert counts(older.output) == {"read": 1, "written": 1, "totals_written": 1}
+    assert json.loads(older.output)["source"] == f"{file}, sheet older"
+    assert taken(engine) == [
+        ("alpha", "a", "2025-01-31", 10),
+        ("alpha", "b", "2025-02-01", 1234),
+        ("beta", "2025", "2025-01-31", 7),
+        ("beta", "old", "2024-12-31", 3),
+    ]
+
+
+def test_totals_of_a_workbook_keep_whole_numbers(engine: Engine, tmp_path: Path) -> None:
+    headings = ["server", "day", "total_size_mb", "database_count"]
+    file = workbook(tmp_path / "x.xlsx", sizes=[headings, ["alpha", date(2025, 1, 31), 8796093022206, 3]])
+
+    assert capacity("import", file, "--level", "instance").exit_code == 0
+    assert totals(engine) == [("alpha", "2025-01-31", 8796093022206, 3)]
+
+
+def test_workbooks_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = workbook(tmp_path / "x.xlsx", sizes=[HEADINGS], empty=[])
+    (tmp_path / "no.xlsx").write_text("server,database")
+    (tmp_path / "x.csv").write_text(HEAD)
+    for arguments, reason in (
+        ([file, "--sheet", "none"], "has no sheet 'none'. It has sizes, empty."),
+        ([file, "--sheet", "empty"], "is empty; its first row must name the columns"),
+        ([file, "--encoding", "cp1252"], "--encoding is for CSV files"),
+        ([str(tmp_path / "no.xlsx")], "is not an .xlsx workbook that can be read"),
+        ([str(tmp_path / "x.csv"), "--sheet", "a"], "--sheet is for .xlsx files"),
+        (["postgresql://u@h/d", "--sheet", "a"], "--sheet is for files only"),
+    ):
+        refused = capacity("import", *arguments)
+        assert refused.exit_code == 2, arguments
+        assert reason in " ".join(refused.output.split()), refused.output
+
+    imported = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name == "python_calamine":
+            raise ImportError(name)
+        return imported(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert "pip install 'capacity_assets[excel]'" in capacity("import", file).output
+
+
+def test_days_without_samples_are_counted_and_the_longest_stretch_is_named(tmp_path: Path) -> None:
+    capacity("import", write(tmp_path / "stored.csv", HEAD + "alpha,b,2025-01-02,1\n"))
+    rows = "".join(
+        f"{server},a,2025-01-{day:02},1\n"
+        for server, days in (("alpha", (1, 3, 4, 8, 10)), ("beta", (5, 6)), ("gone", (1, 9)))
+        for day in days
+    )
+    file = write(tmp_path / "x.csv", HEAD + rows)
+
+    rehearsed = json.loads(capacity("import", file, "--dry-run", "--json").output)
+    done = capacity("import", file, columns=200)
+
+    assert rehearsed["holes"] == {"servers": 1, "days": 4, "longest_days": 3}
+    hole = "alpha: 4 days without a sample from 1 Jan 2025 to 10 Jan 2025, at most 3 in a row, from 5 Jan 2025"
+    assert rehearsed["listed"]["holes"] == [hole], "a day that was stored before is no hole"
+    assert "1 server without samples on some days: 4 days in all, at most 3 in a row." in done.output
+    assert f"  hole: {hole}" in done.output
+
+
+def test_history_before_the_first_partition_is_imported_and_said_how_to_aggregate(
+    engine: Engine, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "x.csv", HEAD + "alpha,a,2023-05-01,1\nalpha,a,2023-05-02,1\nalpha,a,2025-01-01,1\n")
+
+    rehearsed = capacity("import", file, "--dry-run", columns=200)
+    done = capacity("import", file, columns=200)
+
+    advice = (
+        "2 rows lie before 1 Jan 2025, where windows begin. To aggregate all of them, set "
+        "CAPACITY_START_DATE=2023-05-01 for every program (now 2025-01-01)."
+    )
+    assert advice in rehearsed.output
+    assert advice in done.output
+    assert "Next: capacity aggregate --period all --from 2025-01-01" in done.output
+    assert [row[2] for row in taken(engine)] == ["2023-05-01", "2023-05-02", "2025-01-01"]
