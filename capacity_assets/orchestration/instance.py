@@ -31,10 +31,12 @@ EVENT_BATCH_SIZE = "100"
 
 
 @contextmanager
-def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iterator[dict[str, str]]:
+def dagster_environment(
+    settings: Settings, *, home: Path | None = None, sql_port: int | None = None
+) -> Iterator[dict[str, str]]:
     """Yield the environment for Dagster processes; the embedded server runs as long as the block, if needed.
 
-    `home` is a temporary folder for Dagster's files, if they are not to be kept.
+    `home` is a temporary folder for Dagster's files, if they are not to be kept; `sql_port` as for `embedded_server`.
 
     Raises:
         CapacityError: others can write the folder of the data, or Dagster's.
@@ -48,7 +50,7 @@ def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iter
         if capacity_url is None or dagster_url is None:
             from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 
-            server = stack.enter_context(embedded_server(settings.postgres_data))
+            server = stack.enter_context(embedded_server(settings.postgres_data, sql_port))
             capacity_url = capacity_url or server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
             dagster_url = dagster_url or server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
         home = home or kept_home(settings)

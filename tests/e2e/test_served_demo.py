@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import text
@@ -37,6 +38,7 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.S
         patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
         port, pages_port, proxies = free_port(), free_port(), (free_port(), free_port(), free_port())
         names = [word for proxy in proxies for word in ("--name", f"127.0.0.1:{proxy}")]
+        names += ["--sql-port", str(free_port())]
         settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
         with served(home, port, *names, pages_port=pages_port), embedded_server(settings.postgres_data) as server:
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
@@ -54,6 +56,17 @@ def page(browser: Browser, stack: ui.Stack) -> Iterator[Page]:
     yield opened
     opened.close()
     assert errors == []
+
+
+def test_bi_tools_read_the_fleet_over_the_port(stack: ui.Stack) -> None:
+    port = (stack.home / "postgres" / "postmaster.pid").read_text().splitlines()[3]
+    password = (stack.home / "sql-password").read_text().strip()
+    login = {"host": "127.0.0.1", "port": port, "user": "capacity_reader", "dbname": "capacity"}
+    with psycopg.connect(**login, password=password) as connection:
+        [servers] = connection.execute("SELECT count(*) FROM capacity_servers WHERE is_active").fetchone() or [0]
+    assert servers == 11
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(**login, password="wrong")  # noqa: S106 -- the wrong one
 
 
 def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: ui.Stack) -> None:
