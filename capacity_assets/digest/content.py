@@ -25,7 +25,14 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.filling import FillDate, fill_dates
-from capacity_assets.reading.sizes import FleetSize, SizeInWindow, fleet_sizes, group_sizes
+from capacity_assets.reading.sizes import (
+    SizeInWindow,
+    fleet_sizes,
+    group_sizes,
+    marked,
+    partial_windows,
+    partial_windows_of_group,
+)
 
 LISTED = 10
 DECLINES_LISTED = 5
@@ -55,6 +62,12 @@ class Digest:
     later: Sequence[FillDate] = ()
     declines: Sequence[Decline] = ()
     """What shrank most, of databases that are not in `shrinkers`; none unless the size as a whole shrank."""
+    is_partial: bool = False
+    """Whether some of it was not measured in the week."""
+    is_change_partial: bool = False
+    """Whether it was not in this week or the one before, so that `change_mb` is no growth or shrinkage."""
+    partial_weeks: Sequence[date] = ()
+    """The weeks of `history` in which some of it was not measured."""
 
     @property
     def has_news(self) -> bool:
@@ -75,20 +88,14 @@ def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = No
 
 def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -> Digest:
     before, windows = WEEKLY.previous(week), WEEKLY.back(week, WEEKS_DRAWN)
-    sizes: Sequence[FleetSize | SizeInWindow]
-    if label is None:
-        sizes = list(fleet_sizes(connection, WEEKLY, windows).values())
-    else:
-        sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
+    sizes = _sizes(connection, windows, label)
     newest = next((size for size in sizes if size.window_start == week.start), None)
     unusual = unusual_changes(connection, WEEKLY, week, label)
     dates = fill_dates(connection, week.start, week.end, label)
-    change_mb = newest.change_mb if newest else None
+    has_shrunk = newest is not None and not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
     named = {(one.server_id, one.database) for one in shrinkers}
-    shrunk = (
-        declines(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if (change_mb or 0) < 0 else []
-    )
+    shrunk = declines(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if has_shrunk else []
     news: dict[str, Sequence[Any]] = {
         "soon": dates.soon,
         "growers": [change for change in unusual if change.change_mb > 0],
@@ -104,9 +111,22 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         week,
         label,
         (newest.size_mb or 0) if newest else 0,
-        change_mb,
+        newest.change_mb if newest else None,
         **{kind: every[:LISTED] for kind, every in news.items()},
         counts={kind: len(every) for kind, every in news.items()},
         history=[(size.window_start, size.size_mb or 0) for size in sizes],
         has_forecast=dates.has_forecast,
+        is_partial=newest is not None and newest.is_partial,
+        is_change_partial=newest is not None and newest.is_change_partial,
+        partial_weeks=[size.window_start for size in sizes if size.is_partial],
     )
+
+
+def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, str] | None) -> list[SizeInWindow]:
+    """Return the weeks with a size, oldest first."""
+    if label is None:
+        fleet = fleet_sizes(connection, WEEKLY, windows).values()
+        sizes = [SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb) for one in fleet]
+        return marked(sizes, partial_windows(connection, WEEKLY, sizes))
+    sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
+    return marked(sizes, partial_windows_of_group(connection, WEEKLY, windows, *label))

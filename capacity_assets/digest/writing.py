@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from email.message import EmailMessage
@@ -22,6 +22,7 @@ from capacity_assets.reading.links import address, page_url, subject_address
 
 # Heights in pixels of a row of the chart, and of the mark of a size.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
+DARK, LIGHT = "#0066a8", "#9cc4e0"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Section:
 def subject_of(digest: Digest) -> str:
     """Return the subject line."""
     change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
+    if digest.is_change_partial:
+        change = "incomplete"
     news = "" if digest.has_news else ", nothing unusual"
     return f"Capacity of {printable(digest.whose)}, week of {human_day(digest.week.start)}: {change}{news}"
 
@@ -55,6 +58,12 @@ def headline(digest: Digest) -> str:
     if not digest.size_mb:
         return f"Nothing was measured of {whose} in the {week}."
     whose = "The fleet" if digest.label is None else whose
+    if digest.is_change_partial:
+        which = "that week" if digest.is_partial else "the week before"
+        return (
+            f"{whose}: {human_mb(digest.size_mb)} in the {week}. Some of it was not measured in {which}, so a change "
+            "of size would be no growth or shrinkage."
+        )
     if digest.change_mb is None:
         return f"{whose}: {human_mb(digest.size_mb)} in the {week}; change unknown."
     share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
@@ -178,7 +187,7 @@ def as_html(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as HTML."""
     return _template().render(
         opening=opening(digest),
-        chart=size_chart(digest.history) if digest.has_news and digest.history else None,
+        chart=size_chart(digest.history, digest.partial_weeks) if digest.has_news and digest.history else None,
         mark_height=MARK_HEIGHT,
         row_height=ROW_HEIGHT,
         sections=sections(digest, pages_url),
@@ -215,12 +224,17 @@ class SizeChart:
     """Weekly sizes as rows of cells, the largest sizes first, and the same in words."""
 
     weeks: Sequence[date]
+    colours: Sequence[str]
+    """Of the weeks' marks."""
     rows: Sequence[ChartRow]
     summary: str
 
 
-def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
-    """Arrange weekly sizes, oldest first, in rows of cells; a week without a size keeps its column."""
+def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[date] = ()) -> SizeChart:
+    """Arrange weekly sizes, oldest first, in rows of cells; a week without a size keeps its column.
+
+    Weeks of which some was not measured are lighter.
+    """
     sizes = dict(history)
     (first, first_mb), (last, last_mb) = history[0], history[-1]
     weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]
@@ -244,7 +258,10 @@ def size_chart(history: Sequence[tuple[date, int]]) -> SizeChart:
         f"{human_mb(size)} in the week of {human_day(week)}" for week, size in ((first, first_mb), (last, last_mb))
     ]
     words = f"Size by week: {', '.join(weekly)}."
-    return SizeChart(weeks, rows, words)
+    colours = [LIGHT if week in partial_weeks else DARK for week in weeks]
+    if LIGHT in colours:
+        words += " Lighter: incomplete, because some was not measured."
+    return SizeChart(weeks, colours, rows, words)
 
 
 @cache  # Reading it takes longer than filling it in.

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_day, human_days
+from capacity_assets.base.units import human_day, human_days, human_mb
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, as_text, sections, subject_of
 from capacity_assets.orchestration.build import build_definitions
@@ -124,6 +124,30 @@ def test_where_the_size_shrank_the_databases_that_shrank_are_named(engine: Engin
     assert (digest.change_mb, digest.shrinkers) == (-400, []), "less than a GiB is not unusual"
     assert "Shrank most:\n- trimmed on server-1: -800 MiB, now 12.8 GiB\n" in as_text(digest)
     assert "steady" not in as_text(digest)
+
+
+def test_a_week_in_which_a_server_was_not_measured_is_incomplete_and_no_drop(engine: Engine, week: Digest) -> None:
+    assert not week.is_change_partial
+    with engine.begin() as connection:
+        for table in ("database_size_aggregations", "instance_size_aggregations"):
+            connection.execute(
+                text(f"DELETE FROM {table} WHERE instance_id = 2 AND period_start = :week"), {"week": WEEK.start}
+            )
+        connection.execute(text("UPDATE instance_size_aggregations SET total_size_change_mb = -900"))
+
+    digest = read_digest(engine, WEEK)
+
+    assert (digest.is_partial, digest.is_change_partial, digest.partial_weeks) == (True, True, [WEEK.start])
+    assert digest.declines == []
+    size = human_mb(STEADY[-1] + JUMPED[-1] + 70)
+    assert as_text(digest).splitlines()[0] == (
+        f"The fleet: {size} in the week of {human_days(WEEK.start, WEEK.end)}. Some of it was not measured in that "
+        "week, so a change of size would be no growth or shrinkage."
+    )
+    assert subject_of(digest).endswith(": incomplete")
+    html = as_html(digest)
+    assert (html.count('bgcolor="#9cc4e0"'), html.count('bgcolor="#0066a8"')) == (1, 14)
+    assert "Lighter: incomplete" in html
 
 
 @pytest.mark.usefixtures("week")
