@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_days, human_mb
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.limits import DECLARED
 
@@ -152,24 +152,32 @@ class Outlook:
         return [FULL] * 3 if self.state == FULL else self.ends
 
     def sentence(self, within_days: int) -> str:
-        """Say when it is full, how sure that is, by which limit, and what was assumed."""
-        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}."
+        """Say when it is full, how sure that is, by which limit, and what growth is forecast."""
+        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({self.binds}, {self.source})."
         if self.state == FULL:
             return f"{self.display_name} on {self.server}: full. {holds}"
-        early, middle, late = self.ends
+        middle = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
         return (
-            f"{self.display_name} on {self.server}: full within {within_days} days with "
-            f"{self.probabilities[within_days]:.0%} (early {early}, middle {middle}, late {late}). {holds} "
-            f"Assumed: it goes on by {human_change_mb(round(self.change_mb_per_day))} per day, and past errors of "
-            "such forecasts." + ("" if self.sooner_day is None else f" {self.remark}")
+            f"{self.display_name} on {self.server}: {middle}{self._range_text}, within {within_days} days with a "
+            f"probability of {100 * self.probabilities[within_days]:.0f} %. {holds} "
+            f"Forecast growth: {human_change_mb(round(self.change_mb_per_day))} per day."
+            + ("" if self.sooner_day is None else f" {self.remark}")
         )
+
+    @property
+    def _range_text(self) -> str:
+        if self.early_day is None or self.early_day == self.late_day:
+            return ""
+        if self.late_day is None:
+            return f" (80 % range: {human_day(self.early_day)} to beyond a year)"
+        return f" (80 % range: {human_days(self.early_day, self.late_day)})"
 
     @property
     def remark(self) -> str:
         """Say that it grows faster of late than is forecast; to be asked where `sooner_day` is known."""
         return (
             f"In the last {RECENT_DAYS} days it grew by {human_change_mb(round(self.recent_mb_per_day or 0))} per day: "
-            f"at that pace it is full on {self.sooner_day}."
+            f"at that pace it is full on {self.sooner_day and human_day(self.sooner_day)}."
         )
 
     @property

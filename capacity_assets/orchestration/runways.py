@@ -12,7 +12,7 @@ from pydantic import Field
 
 from capacity_assets.aggregates.levels import RAW_TABLES
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_mb
+from capacity_assets.base.units import human_day, human_mb
 from capacity_assets.database.tables import capacity_runways
 from capacity_assets.orchestration.assets import freshness
 from capacity_assets.orchestration.metadata import (
@@ -146,7 +146,8 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
     }
     text = "No runway was issued lately."
     if issue is not None:
-        text = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
+        as_of = f"As of {human_day(issue.as_of)}:"
+        text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"
     calls = in_time and settings.fills_soon_severity == "error"
     return dg.AssetCheckResult(
         check_name=NOTHING_FILLS_SOON,

@@ -188,16 +188,16 @@ def test_what_fills_soon_is_told_once_however_its_days_move_and_again_when_somet
 
     [message] = receiver.texts
     assert message.startswith(
-        "Check failed. runway: nothing_fills_soon\nAs of 2026-06-30:\n\n- orders on server-1: full within"
+        "Check failed. runway: nothing_fills_soon\nAs of 30 Jun 2026:\n\n- orders on server-1: full on "
     )
-    assert "Assumed: it goes on by +10 MiB per day" in message
+    assert "Forecast growth: +10 MiB per day." in message
     house.run("2026-06-15", "runway_job")
     house.tick()
     assert len(receiver.texts) == 1, "a day that is long over calls nobody"
     declare(engine, [Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
     house.tick()
-    assert "log on server-1: full within 30 days" in receiver.texts[1]
+    assert "log on server-1: full on " in receiver.texts[1]
     for limit_mb in (9000, 2290):
         declare(engine, [Limit("server-1", "orders", limit_mb)])
         house.run("2026-07-01", "runway_job")

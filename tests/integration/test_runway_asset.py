@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_day
 from capacity_assets.forecast.issuing import RunwayService, issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.build import build_definitions
@@ -91,9 +92,8 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"As of {TODAY}:\n\n- orders on server-1: full within 30 days with 100% (early {day}, middle {day}, "
-        f"late {day}). 2.9 GiB of 3.1 GiB, own limit, declared. Assumed: it goes on by +10 MiB per day, "
-        "and past errors of such forecasts."
+        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {human_day(day)}, within 30 days with a "
+        "probability of 100 %. 2.9 GiB of 3.1 GiB (own limit, declared). Forecast growth: +10 MiB per day."
     )
     assert check.metadata["incident"].value == "server-1/orders"
 
@@ -106,7 +106,8 @@ def test_the_horizon_and_the_severity_of_the_check_are_settings(monkeypatch: pyt
 
     assert (check.passed, check.severity) == (True, dg.AssetCheckSeverity.WARN)
     assert (
-        check.description == f"As of {TODAY}: Nothing is full within 7 days with a probability of 50 percent or more."
+        check.description
+        == f"As of {human_day(TODAY)}: Nothing is full within 7 days with a probability of 50 percent or more."
     )
 
 
@@ -160,4 +161,4 @@ def test_a_past_day_that_is_materialised_again_shows_what_is_stored_and_changes_
     assert event.materialization.metadata["written_records"].value == 0
     assert "3.1 GiB" in str(event.materialization.metadata["Fills first"].value), "as it was issued"
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert str(check.description).startswith(f"As of {TODAY}:\n\n- orders on server-1: full within 30 days")
+    assert str(check.description).startswith(f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on ")
