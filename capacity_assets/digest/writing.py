@@ -118,7 +118,9 @@ def _declined(one: Decline) -> str:
 _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "soon": (
         "Full within 30 days",
-        lambda one: f"{one.display_name} on {one.server}: {human_day(one.day)}, with {one.probability:.0%}",
+        lambda one: (
+            f"{one.display_name} on {one.server}: {human_day(one.day)}, probability {100 * one.probability:.0f} %"
+        ),
     ),
     "growers": ("Grew more than usual", _moved),
     "shrinkers": ("Shrank more than usual", _moved),
