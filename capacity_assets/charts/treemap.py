@@ -1,4 +1,8 @@
-"""A map of what uses the space: nested rectangles whose areas are sizes, coloured by growth."""
+"""A map of what uses the space: nested rectangles whose areas are sizes, coloured by growth.
+
+Rectangles are placed as in the squarified treemap of Bruls, Huizing and van Wijk (2000): rows along the shorter side,
+each as long as that makes its rectangles more like squares.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup
-from squarify import normalize_sizes, squarify
 
 from capacity_assets.base.units import human_mb, human_percent
 from capacity_assets.charts.templates import draw
@@ -112,7 +115,34 @@ def _nested(tiles: Sequence[Tile]) -> Iterator[Placed]:
 
 def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]:
     """Yield the tiles that have a size, largest first, each with its rectangle; together they fill the area."""
-    shown = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
-    areas = normalize_sizes([tile.size_mb for tile in shown], area.width, area.height)
-    for tile, place in zip(shown, squarify(areas, *area), strict=True):
-        yield tile, Area(place["x"], place["y"], place["dx"], place["dy"])
+    left = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
+    total_mb = sum(tile.size_mb for tile in left)
+    while left:
+        scale = area.width * area.height / total_mb
+        side = min(area.width, area.height)
+        count = 1
+        while count < len(left) and _worst(left[: count + 1], side, scale) <= _worst(left[:count], side, scale):
+            count += 1
+        row, left = left[:count], left[count:]
+        row_mb = sum(tile.size_mb for tile in row)
+        total_mb -= row_mb
+        thickness = row_mb * scale / side
+        is_column, before = area.width >= area.height, 0.0
+        for tile in row:
+            length = side * tile.size_mb / row_mb
+            if is_column:
+                yield tile, Area(area.x, area.y + before, thickness, length)
+            else:
+                yield tile, Area(area.x + before, area.y, length, thickness)
+            before += length
+        if is_column:
+            area = Area(area.x + thickness, area.y, area.width - thickness, area.height)
+        else:
+            area = Area(area.x, area.y + thickness, area.width, area.height - thickness)
+
+
+def _worst(row: Sequence[Tile], side: float, scale: float) -> float:
+    """Return the largest ratio of sides in a row along a side."""
+    thickness = sum(tile.size_mb for tile in row) * scale / side
+    lengths = [tile.size_mb * scale / thickness for tile in (row[0], row[-1])]
+    return max(max(thickness / length, length / thickness) for length in lengths)

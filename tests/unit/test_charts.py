@@ -394,6 +394,7 @@ def test_the_marks_of_a_mail_are_as_high_as_the_sizes_are(sizes: list[int]) -> N
 
 @given(st.lists(st.integers(0, LARGEST_MB), max_size=40), st.integers(1, 2000), st.integers(1, 2000))
 @example([5, 5, 5, 5], 1000, 1)
+@example([LARGEST_MB, LARGEST_MB, 1, 1], 1200, 420)
 def test_tiles_fill_their_area_by_their_sizes_and_stay_inside(sizes: list[int], width: int, height: int) -> None:
     tiles = [Tile(str(place), size, None) for place, size in enumerate(sizes)]
 

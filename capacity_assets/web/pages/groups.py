@@ -51,6 +51,7 @@ from capacity_assets.reading.sizes import (
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.reading.unchanged import Unchanged, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
+from capacity_assets.web.pages.ranges import ChartRange, chosen_range, earlier_windows, fitting_period, windows_in
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
 
 MONTHLY = PERIODS["monthly"]
@@ -125,7 +126,10 @@ class GroupPage:
     period: str
     window_start: date | None
     window_end: date | None
+    shown: ChartRange
     sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of a year before, where they are compared."""
     members: Sequence[Member]
     has_more_members: bool
     fills_first: Sequence[Runway]
@@ -248,14 +252,19 @@ def _filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
 
 def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     """Read one group. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
-    by, period, name = _grouping(query), query.period("monthly"), query.text("name") or None
+    by, name = _grouping(query), query.text("name") or None
+    shown = fitting_period(chosen_range(query, MONTHLY.name), query.today)
+    period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
     filling = [] if by == "server" else _filling(reader, by).get(name, [])
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
-        windows = [] if window is None else period.back(window, GROUP_WINDOWS)
+        windows: list[Window] = []
+        if window is not None:
+            windows = windows_in(shown, window) if shown.name else period.back(window, GROUP_WINDOWS)
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
+        earlier = group_sizes(connection, period, earlier_windows(shown, windows), by, name)
         if by == "server":
             # The name of a server is the name of its group.
             ahead = fills_on_server(connection, str(name), shown=MEMBERS_SHOWN)
@@ -264,18 +273,18 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         members, more = _members(connection, period, window, by, name)
         cost = _cost(connection, by, name)
         billed = {} if cost is None else _billed(connection, cost, by, name, members)
-        if not any(one.size_mb is not None for one in sizes) and not members:
+        if shown.name is None and not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
-    place = (by, name, period.name, *_ends(window))
+    place = (by, name, period.name, *_ends(window), shown)
     incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
-    key = ("partial", period.name, by, name, window and window.start)
+    key = ("partial", period.name, by, name, window and window.start, len(windows))
     sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
     outdated = shared_outdated(reader)
-    return GroupPage(*place, sizes, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
+    return GroupPage(*place, sizes, earlier, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
 
 
 def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None:
