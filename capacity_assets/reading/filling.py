@@ -279,11 +279,9 @@ def forecast_day(connection: Connection) -> date | None:
 
 def forecasts_revision(connection: Connection) -> tuple[object, ...]:
     """Return values that change whenever forecasts are issued or updated, or a price is declared or removed."""
-    statement = """
-        SELECT r.forecasts, r.issued_at, p.prices, p.declared_at
-        FROM (SELECT count(*) AS forecasts, max(issued_at) AS issued_at FROM capacity_runway) AS r,
-             (SELECT count(*) AS prices, max(declared_at) AS declared_at FROM capacity_prices) AS p"""
-    return tuple(rows(connection, statement)[0])
+    forecasts = "SELECT count(*) AS number, max(issued_at) AS newest FROM capacity_runway"
+    prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
+    return tuple(value for statement in (forecasts, prices) for value in rows(connection, statement)[0])
 
 
 def _runways(connection: Connection, chosen: Select[Any] | CompoundSelect[Any]) -> list[Runway]:
