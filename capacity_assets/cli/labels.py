@@ -24,6 +24,7 @@ from capacity_assets.cli.declaring import (
     file_argument,
     first_day_options,
     first_lines,
+    issue_bills,
     listing,
     since,
 )
@@ -31,6 +32,7 @@ from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DAY, left, progress_bar, say
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import named
+from capacity_assets.ownership.bills import unfinished_months
 from capacity_assets.ownership.labels import (
     WILDCARDS,
     Label,
@@ -109,8 +111,15 @@ def _declare(
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
     lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
     document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
-    follow_up = partial(_compute_groups, now=now) if changes else None
+    follow_up = partial(_compute, now=now, changes=changes) if changes else None
     return Report(document, [*counts, *lines, *notes], follow_up=follow_up)
+
+
+def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
+    """Compute what the changes affect: groups, and bills that are not final."""
+    _compute_groups(registry, now=now)
+    first = min(change.label.valid_from or ALWAYS for change in changes)
+    issue_bills(registry, unfinished_months(registry.engine, first))
 
 
 def _compute_groups(registry: Registry, *, now: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -12,9 +11,7 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
-from capacity_assets.base.errors import CapacityError, ValidationError
-from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
     Registry,
@@ -23,14 +20,16 @@ from capacity_assets.cli.declaring import (
     declaring,
     file_argument,
     first_day_options,
+    issue_bills,
     listing,
+    month_named,
     since,
 )
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DAY, label_option, options, say
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.ownership.bills import issue_bill, unfinished_months
+from capacity_assets.ownership.bills import unfinished_months
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.ownership.prices import (
     EVERYTHING,
@@ -128,7 +127,7 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
     """Say which final bills change and by how much; raises ValidationError if nobody confirmed that."""
     if not changes.months:
         return
-    months = [*(bill.text for bill in changes.bills), *map(_month_named, changes.older_months)]
+    months = [*(bill.text for bill in changes.bills), *map(month_named, changes.older_months)]
     named = first_of(months, MONTHS_COMPUTED)
     if not restate and not registry.dry_run:
         raise ValidationError(
@@ -138,11 +137,6 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
         say(f"Bills of closed months that change: {named}.{'' if restate else ' This takes --restate.'}")
 
 
-def _month_named(first_day: date) -> str:
-    month = PERIODS["monthly"]
-    return month.name_of(month.window_of(first_day))
-
-
 def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
     """Report prices; the bills that they change are computed afterwards."""
     document = {
@@ -150,32 +144,13 @@ def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
         "restated_months": changes.months,
         "restated_bills": list(map(asdict, changes.bills)),
     }
-    return Report(document, lines, follow_up=partial(_issue_bills, changes=changes))
+    return Report(document, lines, follow_up=partial(_compute_bills, changes=changes))
 
 
-def _issue_bills(registry: Registry, changes: PriceChanges) -> None:
-    """Compute the bills that change, and those that are not final, newest first, for some seconds."""
+def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
+    """Compute the bills that change anew, and those that are not final."""
     first = min(price.valid_from or ALWAYS for price in changes.prices)
-    clock = Clock(registry.settings.zone)
-    until = time.monotonic() + SECONDS_PER_COMMAND
-    issued, left = [], []
-    try:
-        months = sorted({*changes.months, *unfinished_months(registry.engine, first)}, reverse=True)
-        for month in months:
-            if time.monotonic() > until:
-                left.append(month)
-                continue
-            issue_bill(registry.engine, PERIODS["monthly"].window_of(month), clock, registry.settings.label_keys)
-            issued.append(month)
-    except CapacityError as error:
-        raise type(error)(f"The price list is changed, but not every bill was computed. {error}") from error
-    if registry.as_json:
-        return
-    if issued:
-        say(f"Bills computed anew: {first_of(map(_month_named, issued), MONTHS_COMPUTED)}.")
-    if left:
-        names = first_of((f"{month:%Y-%m}" for month in left), MONTHS_COMPUTED)
-        say(f"Bills not computed anew yet: {names}. `capacity bill --month {left[0]:%Y-%m}` computes one.")
+    issue_bills(registry, [*changes.months, *unfinished_months(registry.engine, first)])
 
 
 def _notes(engine: Engine, declared: Price) -> Iterator[str]:

@@ -144,14 +144,20 @@ def test_a_price_for_all_of_history_confirms_that_closed_months_change() -> None
     assert "either --from or --always" in both.output
 
 
-def test_a_price_computes_the_bill_of_the_running_month_anew_at_once() -> None:
+def test_a_price_and_a_label_compute_the_bill_of_the_running_month_anew_at_once() -> None:
     printed("bill", "--month", "2025-07")
 
     assert "Bills computed anew: July 2025." in printed("prices", "set", "1", "--currency", "EUR")
 
-    shown = json.loads(printed("bill", "--month", "2025-07", "--issue", "1", "--json"))
-    assert shown["bill"]["currency"] == "EUR"
-    assert not shown["bill"]["is_final"]
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(printed("bill", "--month", "2025-07", "--issue", "1", "--json"))
+        assert not found["bill"]["is_final"]
+        return found
+
+    assert shown()["bill"]["currency"] == "EUR"
+    said = printed("labels", "set", "server-1", "team=payments", "--from", "2025-07-01")
+    assert "Bills computed anew: July 2025." in said
+    assert list(amounts(shown())) == ["payments"]
 
 
 def test_a_file_of_prices_is_a_history_and_changes_nothing_when_it_is_read_again(tmp_path: Path) -> None:
