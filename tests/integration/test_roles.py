@@ -139,6 +139,7 @@ def test_the_collector_measures_and_imports(
     ]
 
     assert [one.exit_code for one in done] == [0, 0, 0], "".join(one.output for one in done)
+    assert "`capacity aggregate --period daily` computes them now." in done[0].stdout
     assert "The forecasts of own are not updated yet" in done[-1].stdout
     with granted.connect() as connection:
         found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
