@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.runs import Guard, RunOptions
 from capacity_assets.base.errors import AggregationStatus
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
@@ -77,7 +77,7 @@ def _run(settings: Settings) -> None:
                     instance,
                     work,
                     on_windows=lambda windows: update(advance=windows),
-                    recompute=lambda: _recomputed(engine, settings, first_day, today),
+                    recompute=lambda go_on: _recomputed(engine, settings, first_day, today, go_on),
                 )
             _print_result(recomputed, written, fleet, changed=bool(work.chunks))
             month = MONTHLY.last(today)
@@ -104,11 +104,12 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     return fleet
 
 
-def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date) -> RunSummary:
-    """Recompute everything without Dagster."""
+def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, go_on: Guard) -> RunSummary:
+    """Recompute everything without Dagster; `go_on` raises where nobody waits for that."""
     runner, run = task_runner(engine, settings), RunSummary()
+    options = RunOptions(recompute=True, guard=go_on)
     for period in PERIODS.values():
-        run += runner.run_period(period, period.windows_between(first_day, today), RunOptions(recompute=True))
+        run += runner.run_period(period, period.windows_between(first_day, today), options)
     return run
 
 

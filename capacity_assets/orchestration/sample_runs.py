@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
+from threading import Event
 
 import dagster as dg
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import Guard
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import (
     DIGEST,
@@ -45,6 +49,21 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The UI shows a run on the pages of its job and on the timeline only if it names its code location.
 CODE_LOCATION = "capacity_assets"
 DEMO_TAG = "capacity/demo"
+
+
+class _RetriesOfFailures(dg.RetryPolicy):
+    """A policy for failures alone: Dagster also repeats a step that Ctrl-C interrupts."""
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        """Return the seconds before the next attempt; raises the interruption that is handled at the moment."""
+        handled = sys.exc_info()[1]
+        if isinstance(handled, dg.DagsterExecutionInterruptedError | KeyboardInterrupt):
+            raise handled
+        return super().calculate_delay(attempt_num)
+
+
+class _OverError(Exception):
+    """What else the demo does has failed or was interrupted, so nobody waits for the recomputation."""
 
 
 class RunFailedError(CapacityError):
@@ -134,18 +153,26 @@ def materialise(
     work: OpenWork,
     *,
     on_windows: Callable[[int], None],
-    recompute: Callable[[], RunSummary],
+    recompute: Callable[[Guard], RunSummary],
 ) -> tuple[int, RunSummary]:
     """Run the jobs, and recompute the windows while documents are made of them, which only read.
 
-    Returns the number of written rows, and the result of `recompute`. `on_windows` gets the windows of each run.
+    Returns the number of written rows, and the result of `recompute`, whose argument it calls before each commit and
+    which then ends if the rest has failed or was interrupted. `on_windows` gets the windows of each run.
 
     Raises RunFailedError, and KeyboardInterrupt if a run was interrupted.
     """
+    is_over = Event()
+
+    def go_on() -> None:
+        if is_over.is_set():
+            raise _OverError
+
     if not work.chunks:
-        return 0, recompute()
+        return 0, recompute(go_on)
     # The demo sends no mail about servers that do not exist.
-    definitions = build_definitions(settings.model_copy(update={"digest_receivers": None}))
+    without_mail = settings.model_copy(update={"digest_receivers": None})
+    definitions = build_definitions(without_mail, retries=_RetriesOfFailures(*RETRIES))
 
     def run(chunks: Sequence[Chunk]) -> int:
         written = 0
@@ -156,9 +183,12 @@ def materialise(
 
     with ThreadPoolExecutor(1, thread_name_prefix="recompute") as thread:
         written = run(work.windows)
-        recomputed = thread.submit(recompute)
-        written += run(work.documents)
-        summary = recomputed.result()
+        recomputed = thread.submit(recompute, go_on)
+        try:
+            written += run(work.documents)
+            summary = recomputed.result()
+        finally:
+            is_over.set()
         return written + run(work.maintenance), summary
 
 
