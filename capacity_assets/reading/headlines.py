@@ -73,7 +73,7 @@ def next_to_fill(first: Runway | None, *, issued: date | None, unknown_limits: i
         named = f"{named[0].lower()}{named[1:]}"
         return _headline(first, f"Next to fill: {_said(first, f'{named},')}", linked=named)
     if issued is None:
-        return Headline("No forecast yet, so no fill date is known. `capacity up` issues forecasts once a day.")
+        return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
     unknown = f" No limit is known for {counted(unknown_limits, 'database')}." if unknown_limits else ""
     return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
 
@@ -94,22 +94,23 @@ def _said(runway: Runway, named: str = "") -> str:
     if runway.state == FULL:
         said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
     elif runway.full_middle is not None:
-        said = f"{'full' if named else 'Full'} on {human_day(runway.full_middle)}{_range(runway)}."
+        around = range_of(runway)
+        said = f"{'full' if named else 'Full'} on {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
     else:
         early = f" Possible from {human_day(runway.full_early)} on (10 %)." if runway.full_early else ""
         said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
     return f"{named} {said}" if named else said
 
 
-def _range(runway: Runway) -> str:
-    """Render the range of 80 % in brackets; empty where it is a single day."""
+def range_of(runway: Runway) -> str:
+    """Render the range of 80 %: 17 Feb to 17 Mar 2027, or to beyond a year; empty where it is a single day."""
     early = runway.full_early or runway.full_middle
     if early is None or early == runway.full_late:
         return ""
     if runway.full_late is None:
         beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
-        return f" ({human_day(early)} to beyond {human_month(beyond)})"
-    return f" ({human_days(early, runway.full_late)})"
+        return f"{human_day(early)} to beyond {human_month(beyond)}"
+    return human_days(early, runway.full_late)
 
 
 def _named(runway: Runway) -> str:
@@ -148,7 +149,10 @@ def _without_forecast(about: Subject, issued: date | None) -> str:
     if about.last_measured is None:
         return "Never measured, so there is no forecast."
     if issued is None:
-        return "No forecast yet. `capacity up` issues forecasts once a day."
+        return f"No forecast yet. {_ISSUING}"
     if (issued - about.last_measured).days >= STALE_DAYS:
         return f"Not measured since {human_day(about.last_measured)}, so there is no forecast."
-    return "No forecast yet. The next daily run issues one."
+    return f"No forecast yet. {_ISSUING}"
+
+
+_ISSUING = "`capacity runway --issue` stores one now, `capacity up` once a day."

@@ -36,11 +36,11 @@ from capacity_assets.charts.bars import Columns, Series, columns_chart, share_ba
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
-from capacity_assets.forecast.outlook import FORECAST
+from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
 from capacity_assets.reading.filling import Runway, Severity, severity_of
-from capacity_assets.reading.headlines import Headline
+from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.links import address
 from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
@@ -116,6 +116,19 @@ def full_by(row: Listed) -> Markup | str:
     return day(row.full_by)
 
 
+def period_noun(period: str) -> str:
+    """Return what a window of a period is called: day, week, month."""
+    return PERIOD_NOUNS.get(period, f"{period.replace('_', ' ')} window")
+
+
+PERIOD_NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}
+
+
+def fill_range(runway: Runway) -> str:
+    """Render the range of 80 % of a fill date."""
+    return "" if runway.state == FULL else range_of(runway) or "a single day"
+
+
 def _with_code(text: str) -> Markup:
     """Mark what stands between backquotes as code."""
     parts = text.split("`")
@@ -126,7 +139,7 @@ def _with_code(text: str) -> Markup:
 
 def chance(value: float | None) -> str:
     """Render a probability."""
-    return UNKNOWN if value is None else f"{value:.0%}"
+    return UNKNOWN if value is None else f"{100 * value:.0f} %"
 
 
 def dagster_partition(base: str, level: str, period: str, start: date) -> str:
@@ -161,6 +174,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         shell=shlex.quote,
         headline=headline,
         full_by=full_by,
+        fill_range=fill_range,
         human_day=human_day,
         chance=chance,
         number="{:,}".format,
@@ -186,6 +200,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         amounts_chart=amounts_chart,
         growth=human_percent,
         severity_of=severity_of,
+        period_noun=period_noun,
         chips=CHIPS,
         window_named=window_named,
         window_span=window_span,
@@ -286,7 +301,7 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
 
 
 def _partly(one: SizeInWindow) -> str:
-    return ", incomplete" if one.is_partial else ""
+    return ", partly measured" if one.is_partial else ""
 
 
 def _year_before(

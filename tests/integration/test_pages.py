@@ -218,7 +218,7 @@ def test_the_size_of_the_fleet_is_the_last_known_one_of_every_server_whatever_pe
     }
     under = html.partition("<dt>Size</dt>")[2].partition("</div>")[0]
     assert f"2 of 5 servers measured on {shown(TODAY)}; oldest size: <a href" in under
-    assert f"server-2</a> of {shown(TODAY - timedelta(days=7))}; size unknown of 1 server" in under
+    assert f"server-2</a> of {shown(TODAY - timedelta(days=7))}; size unknown for 1 server" in under
 
 
 def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(database: URL, engine: Engine) -> None:

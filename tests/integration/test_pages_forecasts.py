@@ -78,7 +78,7 @@ def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engi
     with served_pages(engine.url) as pages:
         text = pages.ask("/").text
 
-    assert "No forecast was issued yet, so fill dates are not known" in text
+    assert "No forecast yet, so no fill date is known." in text
     assert text.count("no forecast yet") == 2
     assert "all limits known" not in text
     assert "Nothing with a known limit fills" not in text
@@ -224,12 +224,13 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
         with served_pages(engine.url) as pages:
             return [pages.document(address)["headline"]["text"] for address in addresses]
 
+    issuing = "`capacity runway --issue` stores one now, `capacity up` once a day."
     orders, young = "/database?server=1&name=orders", "/database?server=1&name=young"
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     assert said(orders, "/server?server=2", "/") == [
-        "No forecast yet. `capacity up` issues forecasts once a day.",
+        f"No forecast yet. {issuing}",
         "Out of service, so there is no forecast.",
-        "No forecast yet, so no fill date is known. `capacity up` issues forecasts once a day.",
+        f"No forecast yet, so no fill date is known. {issuing}",
     ]
 
     issue(engine, TODAY, TODAY)

@@ -116,7 +116,7 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
             runway(state="too little history", history_days=45),
             "Too little history for a fill date: 12 more days needed, 45 of 57 are there.",
         ),
-        (BILLING, None, "No forecast yet. The next daily run issues one."),
+        (BILLING, None, "No forecast yet. `capacity runway --issue` stores one now, `capacity up` once a day."),
         (Subject("db-7", "server"), None, "Never measured, so there is no forecast."),
         (Subject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
         (Subject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
@@ -133,7 +133,7 @@ def test_every_state_has_its_words(about: Subject, own: Runway | None, said: str
 
 def test_without_any_forecast_the_command_that_brings_them_is_named() -> None:
     assert headline_of(BILLING, None, None, issued=None).text == (
-        "No forecast yet. `capacity up` issues forecasts once a day."
+        "No forecast yet. `capacity runway --issue` stores one now, `capacity up` once a day."
     )
     assert "<code>capacity up</code>" in rendered(next_to_fill(None, issued=None))
 

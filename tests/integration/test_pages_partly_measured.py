@@ -66,7 +66,7 @@ def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engi
         [after] = [one for one in html.split("<tr>")[1:] if f"window={day(HOLE + 1)}#behind" in one]
 
     assert 'class="partial"' in html, "the point is hollow"
-    assert ">incomplete</span>" in row
+    assert ">partly measured</span>" in row
     assert 'class="shrunk"' not in row
     assert 'class="grown"' not in after
 
@@ -98,7 +98,7 @@ def test_on_the_newest_day_a_database_is_missing_unless_the_day_was_collected(en
 
     days, is_partial, html = newest()
     assert (days, is_partial) == ([str(TODAY)], True)
-    assert ">incomplete</span>" in html
+    assert ">partly measured</span>" in html
     assert 'class="shrunk"' not in html
 
     with engine.begin() as connection:
@@ -122,7 +122,7 @@ def test_the_size_of_the_fleet_is_not_that_of_a_day_without_some_databases(engin
     assert (now["oldest"]["server"], now["oldest"]["day"]) == ("server-1", str(TODAY - timedelta(days=2)))
 
 
-def test_a_group_is_incomplete_where_one_of_its_servers_was_not_measured(engine: Engine) -> None:
+def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(engine: Engine) -> None:
     fill(engine)
 
     with served_pages(engine.url) as pages:
@@ -137,5 +137,5 @@ def test_a_group_is_incomplete_where_one_of_its_servers_was_not_measured(engine:
         assert partial(pages, "/group?by=engine&name=postgresql&period=daily&window=" + day(LOST + 2)) == [day(LOST)]
         html = pages.ask(address).text
 
-    assert ">incomplete</span>" in html
-    assert "window before incomplete" in html
+    assert ">partly measured</span>" in html
+    assert "unknown: window before partly measured" in html
