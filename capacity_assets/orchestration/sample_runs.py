@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
-from capacity_assets.orchestration.assets import RETRIES
+from capacity_assets.orchestration.assets import RETRIES, Retries
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import (
     DIGEST,
@@ -51,15 +50,11 @@ CODE_LOCATION = "capacity_assets"
 DEMO_TAG = "capacity/demo"
 
 
-class _RetriesOfFailures(dg.RetryPolicy):
-    """A policy for failures alone: Dagster also repeats a step that Ctrl-C interrupts."""
+class _RetriesOfDemo(Retries):
+    """The policy of all runs, for those that Ctrl-C ends."""
 
-    def calculate_delay(self, attempt_num: int) -> float:
-        """Return the seconds before the next attempt; raises the interruption that is handled at the moment."""
-        handled = sys.exc_info()[1]
-        if isinstance(handled, dg.DagsterExecutionInterruptedError | KeyboardInterrupt):
-            raise handled
-        return super().calculate_delay(attempt_num)
+    def is_ended_by_people(self) -> bool:
+        return True
 
 
 class _OverError(Exception):
@@ -172,7 +167,7 @@ def materialise(
         return 0, recompute(go_on)
     # The demo sends no mail about servers that do not exist.
     without_mail = settings.model_copy(update={"digest_receivers": None})
-    definitions = build_definitions(without_mail, retries=_RetriesOfFailures(*RETRIES))
+    definitions = build_definitions(without_mail, retries=_RetriesOfDemo(*RETRIES))
 
     def run(chunks: Sequence[Chunk]) -> int:
         written = 0

@@ -41,6 +41,7 @@ def nothing(_go_on: Callable[[], None]) -> RunSummary:
     return RunSummary()
 
 
+@pytest.mark.single_server("has the run wait in its own session, not in that of a node")
 def test_a_run_that_waits_for_the_database_is_ended_and_not_repeated(orders: Engine, settings: Settings) -> None:
     ended = threading.Event()
 

@@ -6,10 +6,11 @@ import uuid
 
 import dagster as dg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE
 from tests.daemon import Daemon, partitions_of
+from tests.e2e.stack import wait_for
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 
@@ -102,3 +103,26 @@ def test_at_new_year_every_period_is_due_for_the_window_just_closed(daemon: Daem
         "quarterly": ["2025-10-01"],
         "yearly": ["2025-01-01"],
     }
+
+
+@pytest.mark.single_server("has the run wait in its own session, not in that of a node")
+def test_a_run_that_is_terminated_in_mid_statement_ends_and_is_not_repeated(daemon: Daemon, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    run = daemon.request_daily()
+    with engine.connect() as blocker:
+        blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        daemon.start(run)
+        wait_for(lambda: a_session_waits(engine), "the run to wait for the table")
+        daemon.instance.run_launcher.terminate(run.run_id)
+        ended = daemon.wait(run)
+
+    assert ended.status is dg.DagsterRunStatus.CANCELED
+    assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in daemon.event_types(run)
+    assert stored(engine, DATABASE) == []
+
+
+def a_session_waits(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        return bool(connection.execute(text(waiting)).scalar())
