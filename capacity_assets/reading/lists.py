@@ -13,6 +13,8 @@ from sqlalchemy import (
     Connection,
     Double,
     Integer,
+    all_,
+    and_,
     any_,
     case,
     cast,
@@ -147,6 +149,8 @@ ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
 }
 """The sort orders of databases; ties have the same order everywhere."""
 # Unknown changes are excluded where they would sort first, so that an index has the order.
+_WITHOUT_INDEX = ("size", "percent")
+"""Orders for which every row of a window is sorted."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
 SERVER_ORDERS: dict[str, ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
@@ -175,8 +179,8 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     """
     if window is None:
         return [], False
-    conditions = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
-    conditions.append(_GROWTH.counted if server_id is None else _GROWTH.server_id == server_id)
+    of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
+    conditions = [*of_window, _counted(connection) if server_id is None else _GROWTH.server_id == server_id]
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
@@ -190,6 +194,14 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     percent = cast(_GROWTH.change_percent, Double).label("change_percent")
     of_row = [percent if name == "change_percent" else _GROWTH[name] for name in DatabaseRow.__dataclass_fields__]
     statement = select(*of_row).where(*conditions).order_by(*ORDERS[order])
+    if label is None and order in _WITHOUT_INDEX:
+        # The rows are sorted by their keys alone: names of servers and labels are looked up for those shown.
+        keys = select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
+        shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
+        is_shown = and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
+        statement = select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
+        listed = records(DatabaseRow, connection, statement)
+        return listed[:shown], len(listed) > shown
     if label is not None:
         # Sorted by an index first; labels are then looked up row by row, until the page is full.
         every = statement.offset(literal_column("0")).subquery("sorted")
@@ -341,6 +353,12 @@ def engines(connection: Connection, period: Period, window: Window) -> list[str]
     """Return the engines of the servers of a window."""
     named = select(_SERVERS.engine).where(_SERVERS.period == period.name, _SERVERS.window_start == window.start)
     return [row.engine for row in rows(connection, named.distinct().order_by(_SERVERS.engine))]
+
+
+def _counted(connection: Connection) -> ColumnElement[bool]:
+    """Return the condition that a server counts in sums; as a list, so that no row needs the registry."""
+    others = rows(connection, "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL")
+    return _GROWTH.server_id != all_(literal([row.server_id for row in others], ARRAY(Integer)))
 
 
 def _is_one_of(server_ids: Sequence[int]) -> ColumnElement[bool]:
