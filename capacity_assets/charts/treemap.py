@@ -114,10 +114,13 @@ def _nested(tiles: Sequence[Tile]) -> Iterator[Placed]:
 
 
 def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]:
-    """Yield the tiles that have a size, largest first, each with its rectangle; together they fill the area."""
+    """Yield the tiles that have a size, largest first, each with its rectangle; together they fill the area.
+
+    Tiles for which nothing is left, because others are larger by many orders of magnitude, are left out.
+    """
     left = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
     total_mb = sum(tile.size_mb for tile in left)
-    while left:
+    while left and min(area.width, area.height) > 0:
         scale = area.width * area.height / total_mb
         side = min(area.width, area.height)
         count = 1

@@ -409,6 +409,13 @@ def test_tiles_fill_their_area_by_their_sizes_and_stay_inside(sizes: list[int], 
         assert area.y + area.height <= 20 + height + PIXEL
 
 
+def test_a_tile_beyond_all_others_takes_the_whole_area() -> None:
+    placed = list(squarified([Tile("absurd", 2**62, None), Tile("small", 1, None)], Area(0, 0, 1200, 420)))
+
+    assert placed[0] == (Tile("absurd", 2**62, None), Area(0, 0, 1200, 420))
+    assert 'aria-label="absurd' in treemap("space", [Tile("absurd", 2**62, 1, "/a"), Tile("small", 1, 1, "/b")])
+
+
 @pytest.mark.parametrize(
     ("size_mb", "change_mb", "colour"),
     [
