@@ -64,6 +64,9 @@ class ForecastDay:
     upper_mb: int
 
 
+_SHARED = {VOLUME, SERVER}
+
+
 @dataclass(frozen=True)
 class Runway:
     """When something is full, by its newest forecast; a day is None if it is beyond a year, or unknown."""
@@ -96,6 +99,11 @@ class Runway:
     def display_name(self) -> str:
         """The name as people read it."""
         return display_name(self.subject, self.name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its limit is what a disk or server has left that others fill too, as if they did not grow."""
+        return self.subject != "volume" and self.binds in _SHARED
 
 
 def severity_of(runway: Runway) -> Severity | None:
@@ -222,7 +230,7 @@ def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> Select
 
 def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
     # A limit that assumes that the others stand still is none to measure use by: the shared space is.
-    limited = [one for one in binding if one.limit_mb is not None and (one is not own or one.binds not in _SHARED)]
+    limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
     first = _earliest(binding)
     shown = first if first in limited else by_use
@@ -235,9 +243,6 @@ def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
         first.full_middle if first else None,
         severity_of(first) if first else None,
     )
-
-
-_SHARED = {VOLUME, SERVER}
 
 
 def first_on_server(connection: Connection, server_id: int) -> tuple[Runway | None, Runway | None]:

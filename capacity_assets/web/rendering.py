@@ -268,10 +268,12 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     history = History(title, points, earlier=before, marks=marks, is_explored=True)
     if runway is None:
         return history
-    history = replace(history, limit_mb=runway.limit_mb)
+    # A limit that is shared is one only as long as the others do not grow; the headline has the day that binds.
+    is_own = not runway.is_shared
+    history = replace(history, limit_mb=runway.limit_mb if is_own else None)
     if not runway.ahead:
         return history
-    full = Full(runway.full_early, runway.full_middle, runway.full_late)
+    full = Full(runway.full_early, runway.full_middle, runway.full_late) if is_own else history.full
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
     return replace(history, ahead=ahead, full=full)
 

@@ -165,6 +165,9 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
         "/": f"Next to fill: disk /data on server-1, {said}",
         "/filling": f"Next to fill: disk /data on server-1, {said}",
     }
+    assert "full by" not in html.partition("<svg")[2].partition("</svg>")[0], "its own date is not the one that binds"
+    assert "<dt>Limit</dt>" not in html, "what the others leave is no limit of its own"
+    assert '<dt>Free</dt><dd><data value="310"' in html
     assert '<p class="headline"><span class="chip watch">' in html
     assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full on' in html
 
