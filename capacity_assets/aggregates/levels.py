@@ -1,6 +1,6 @@
 """The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
-A further size of a database is an entry of `database.size_metrics`. A measure of another kind is a `Measure` here, its
+A further size of a database is an entry of `database.size_parts`. A measure of another kind is a `Measure` here, its
 columns in `database.tables`, and its computation in `figures`. The raw tables and the one statement
 that writes samples, behind the collection, imports and the demo, are here too.
 """
@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, Meta
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
-from capacity_assets.database.size_metrics import PART_SIZES
+from capacity_assets.database.size_parts import PART_SIZES
 from capacity_assets.database.tables import database_limit_stats, volume_size_stats
 
 _KEYS = {

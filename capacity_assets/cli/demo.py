@@ -23,6 +23,11 @@ from capacity_assets.cli.options import CommandFailedError, command, left, print
 from capacity_assets.cli.runway import print_outlooks
 from capacity_assets.cli.top import print_top, top_databases
 from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.demo.sample_declarations import (
+    add_measured_limits,
+    declare_sample_groups,
+    declare_sample_limits,
+)
 from capacity_assets.demo.sample_fleet import (
     LoadedFleet,
     first_sample_day,
@@ -31,8 +36,6 @@ from capacity_assets.demo.sample_fleet import (
     other_instances,
     remove_sample_fleet,
 )
-from capacity_assets.demo.sample_groups import declare_sample_groups
-from capacity_assets.demo.sample_limits import add_measured_limits, declare_sample_limits
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.orchestration.sample_runs import forget_runs, mark_days, materialise, open_work

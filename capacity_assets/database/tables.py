@@ -9,7 +9,7 @@ the name that the unique key of these columns has in the legacy application, who
 
 There are no foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
 Measured limits are samples like sizes, one row per day. What people declare (limits, steps, labels, prices) is dated
-or holds until they declare something else. A further size of a database is one entry of `size_metrics`.
+or holds until they declare something else. A further size of a database is one entry of `size_parts`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.database.size_metrics import PART_SIZES
+from capacity_assets.database.size_parts import PART_SIZES
 
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
 # 28 digits before the point hold every value that can occur.

@@ -16,9 +16,9 @@ from capacity_assets.base.settings import Settings
 from tests.forked import COMMAND, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
-METRIC = """
-import capacity_assets.database.size_metrics as metrics
-metrics.PART_SIZES = (*metrics.PART_SIZES, metrics.PartSize("temp_size", "the temporary files"))
+PART = """
+import capacity_assets.database.size_parts as parts
+parts.PART_SIZES = (*parts.PART_SIZES, parts.PartSize("temp_size", "the temporary files"))
 """
 PERIOD = """
 import capacity_assets.base.periods as periods
@@ -68,11 +68,11 @@ def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine,
     )
 
     def capacity(*arguments: str) -> str:
-        return run(METRIC, COMMAND, arguments=arguments)
+        return run(PART, COMMAND, arguments=arguments)
 
     initialised = capacity("init")
     capacity("import", str(history), "--register-as", "postgresql")
-    run(METRIC, COLLECT)
+    run(PART, COLLECT)
     capacity("aggregate", "--period", "monthly", "--from", "2025-02-01", "--to", "2025-03-31")
     explained = json.loads(capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01", "--json"))
     exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "monthly"), newline="")))
@@ -98,9 +98,7 @@ def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine,
         ("orders", "2025-03-01"): "9",
         ("billing", "2025-03-01"): "3",
     }
-    assert "| `temp_size_mb` | bigint | Size of the temporary files, MiB; null: not measured |" in run(
-        METRIC, REFERENCE
-    )
+    assert "| `temp_size_mb` | bigint | Size of the temporary files, MiB; null: not measured |" in run(PART, REFERENCE)
 
 
 def test_a_further_period_is_seen_from_the_command_line_to_the_reference(

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of
-from capacity_assets.database.size_metrics import PART_SIZES
+from capacity_assets.database.size_parts import PART_SIZES
 
 LONGEST_REASON = 1000
 HIDDEN = "***"
@@ -181,7 +181,7 @@ class Access:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `size_metrics`."""
+    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `size_parts`."""
 
     name: str
     size_mb: int
@@ -199,7 +199,7 @@ class DatabaseSize:
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/size_metrics.py")
+            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/size_parts.py")
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}

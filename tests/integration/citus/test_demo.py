@@ -13,8 +13,8 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.distributing import distribute, placements
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise
+from capacity_assets.demo.sample_declarations import add_measured_limits
 from capacity_assets.demo.sample_fleet import load_sample_fleet
-from capacity_assets.demo.sample_limits import add_measured_limits
 from tests import citus
 from tests.citus_fleet import SHARDS, service
 from tests.clocks import SHANGHAI
