@@ -6,6 +6,7 @@ import time
 from datetime import date, timedelta
 from decimal import Decimal
 
+import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
@@ -172,7 +173,9 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
     assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full on' in html
 
 
-def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(engine: Engine) -> None:
+def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill_one_disk(engine)
     add_instances(engine, [2])
     add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(70, 0)] * 195 + [None] + [(70, 0)] * 4))
@@ -199,6 +202,10 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(engine
     assert recent == [GROWING[-12:], [500] * 12, whole, [70] * 7 + [None] + [70] * 4]
     assert [one["full_by"] for one in on_server] == [beside[0][4], full]
     assert '99 % <span class="under">of /data</span>' in html
+    for module in ("lists", "filling"):
+        monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
+    with served_pages(engine.url) as on_nodes:
+        assert [on_nodes.document("/databases")["databases"], on_nodes.document("/servers")["servers"]] == lists
 
 
 def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine) -> None:
