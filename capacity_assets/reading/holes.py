@@ -131,14 +131,13 @@ def _collected(connection: Connection, suspects: Sequence[_Suspect]) -> set[tupl
     return {(row.server_id, row.day) for row in rows(connection, statement, days=days, servers=servers)}
 
 
-def partial_servers(
-    connection: Connection, period: Period, window: Window, servers: Sequence[int], newest: date
-) -> set[int]:
-    """Return which of some servers lack databases in a window."""
+def partial_servers(connection: Connection, period: Period, window: Window, servers: Sequence[int]) -> set[int]:
+    """Return which of some servers lack databases in a window; the newest one is the newest that any of them has."""
     windows = period.back(window, NEWEST_WINDOWS + 1)
     for _ in range(NEWEST_WINDOWS):
         windows.append(period.following(windows[-1]))
     counts = counts_of_databases(connection, period, [one.start for one in windows], servers)
+    newest = max((start for of_server in counts.values() for start in of_server), default=window.start)
     holes = windows_with_holes(connection, period, counts, newest)
     return {server for server, start in holes if start == window.start}
 

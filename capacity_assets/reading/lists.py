@@ -35,7 +35,6 @@ from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
 from capacity_assets.reading.filling import Severity, Usage, usages_of
 from capacity_assets.reading.holes import partial_servers
-from capacity_assets.reading.windows import newest_window
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -266,10 +265,8 @@ def with_usage_of_servers(
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
     usages = usages_of(connection, subjects) if subjects else {}
-    newest = newest_window(connection, period)
-    partial: set[int] = set()
-    if window is not None and newest is not None:
-        partial = partial_servers(connection, period, window, [row.server_id for row in listed], newest.start)
+    numbers = [row.server_id for row in listed]
+    partial = set() if window is None else partial_servers(connection, period, window, numbers)
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
         values = vars(row) if isinstance(row, ServerRow) else {"server_id": row.server_id, "server": row.server}

@@ -290,9 +290,9 @@ def group_sizes(
 
 
 def server_history(
-    connection: Connection, period: Period, windows: Sequence[Window], server_id: int
+    connection: Connection, period: Period, windows: Sequence[Window], server_id: int, newest: Window
 ) -> list[SizeInWindow]:
-    """Return the sizes of a server in windows, with gaps."""
+    """Return the sizes of a server in windows, with gaps; `newest` is the newest window of the period."""
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days, databases
@@ -300,9 +300,8 @@ def server_history(
         WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))"""
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
     counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
-    newest = newest_window(connection, period)
     days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}
-    holes = windows_with_holes(connection, period, {server_id: counts}, newest.start) if newest else {}
+    holes = windows_with_holes(connection, period, {server_id: counts}, newest.start)
     short = windows_with_short_databases(connection, period, server_id, days, max(counts.values(), default=0))
     return marked(with_gaps(windows, sizes), {start for _, start in holes} | short)
 
