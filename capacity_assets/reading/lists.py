@@ -31,10 +31,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.ownership.groups import Group
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
 from capacity_assets.reading.filling import Severity, Usage, usages_of
 from capacity_assets.reading.holes import partial_servers
+from capacity_assets.reading.sizes import partial_groups
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -344,6 +346,28 @@ _RECENT_SERVERS = (
     WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
       AND server_id = ANY (CAST(:servers AS integer[]))""",
 )
+
+
+@dataclass(frozen=True)
+class ListedGroup(Group):
+    """A group in a list."""
+
+    is_partial: bool = False
+    """Whether a server of it was not measured in the window, or on far fewer days than others."""
+    is_change_partial: bool = False
+    """Whether that holds for this window or the one before, so that the change is neither growth nor shrinkage."""
+
+
+def marked_groups(
+    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
+) -> list[ListedGroup]:
+    """Return groups with those marked of which a server was not measured in the window, or in the one before."""
+    found = partial_groups(connection, period, window, by)
+    now, before = found[window.start], found[period.previous(window).start]
+    return [
+        ListedGroup(**vars(one), is_partial=one.name in now, is_change_partial=one.name in now | before)
+        for one in groups
+    ]
 
 
 def engines(connection: Connection, period: Period, window: Window) -> list[str]:

@@ -405,6 +405,53 @@ def partial_windows_of_group(
     return {row.window_start for row in found}
 
 
+def partial_groups(
+    connection: Connection, period: Period, window: Window, grouped_by: str
+) -> dict[date, set[str | None]]:
+    """Return the groups of which a server is missing in a window or in the one before, by first day of these.
+
+    As for the page of a group, but a server is expected if it was measured in the window before.
+    """
+    missing = """
+        WITH stored AS MATERIALIZED (
+            SELECT server_id, engine, window_start, measured_days FROM capacity_server_growth
+            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
+        ), best AS MATERIALIZED (
+            SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
+        )
+        SELECT t.start, b.server_id, b.engine
+        FROM unnest(CAST(:befores AS date[]), CAST(:asked AS date[]), CAST(:afters AS date[]))
+            AS t (before, start, after)
+        JOIN best ON best.window_start = t.start
+        JOIN stored b ON b.window_start = t.before
+        LEFT JOIN stored n ON n.window_start = t.start AND n.server_id = b.server_id
+        LEFT JOIN stored a ON a.window_start = t.after AND a.server_id = b.server_id
+        LEFT JOIN capacity_servers s ON s.server_id = b.server_id
+        WHERE (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < :share * best.days"""
+    labels = """
+        SELECT instance_id, value FROM capacity_label_spans
+        WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
+          AND valid_from <= :day AND :day < valid_until AND (database_pattern = '' OR CAST(:own AS boolean))"""
+    windows = [*period.back(window, 3), period.following(window)]
+    starts = [one.start for one in windows]
+    spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
+    plan_with_loops(connection, allowed=False)
+    found = rows(connection, missing, period=period.name, starts=starts, share=LEAST_SHARE_OF_DAYS, **spans)
+    plan_with_loops(connection, allowed=True)
+    groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
+    if grouped_by == "engine":
+        for row in found:
+            groups[row.start].add(row.engine)
+    elif found and grouped_by != "server":
+        asked = {"servers": sorted({row.server_id for row in found}), "key": grouped_by, "day": window.end}
+        of_any = rows(connection, labels, **asked, own=True)
+        of_server = {row.instance_id for row in rows(connection, labels, **asked, own=False)}
+        for row in found:
+            groups[row.start] |= {one.value for one in of_any if one.instance_id == row.server_id}
+            groups[row.start] |= set() if row.server_id in of_server else {None}
+    return groups
+
+
 LEAST_SHARE_OF_DAYS = 0.9
 """A group is a mean over days: a server with a smaller share of the measured days of the others is missing in it."""
 

@@ -139,3 +139,27 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
 
     assert ">partly measured</span>" in html
     assert "unknown: window before partly measured" in html
+
+
+def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engine: Engine) -> None:
+    fill(engine)
+    declare_labels(engine, [Label("server-2", None, "team", "one")], FIRST)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+
+    def marks(by: str, number: int) -> dict[str | None, tuple[bool, bool]]:
+        with served_pages(engine.url) as pages:
+            groups = pages.document(f"/groups?by={by}&period=daily&window={day(number)}")["groups"]
+        return {one["name"]: (one["is_partial"], one["is_change_partial"]) for one in groups}
+
+    assert [marks("team", LOST + after)["one"] for after in (-1, 0, 1, 2)] == [
+        (False, False),
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+    assert marks("engine", LOST) == {"postgresql": (True, True)}
+    assert marks("server", LOST) == {"server-1": (False, False)}
+    with served_pages(engine.url) as pages:
+        html = pages.ask(f"/groups?by=team&period=daily&window={day(LOST)}").text
+    assert ">partly measured</span>" in html
+    assert 'class="shrunk"' not in html.partition('<tr class="total">')[0]

@@ -10,12 +10,12 @@ from functools import partial
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.ownership.groups import Group, default_grouping, fills_first, groups_of
+from capacity_assets.ownership.groups import default_grouping, fills_first, groups_of
 from capacity_assets.reading.coverage import UnmeasuredServer, coverage_percent, servers_in_service, unmeasured_servers
 from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
 from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.lists import DatabaseRow, most_changed
+from capacity_assets.reading.lists import DatabaseRow, ListedGroup, marked_groups, most_changed
 from capacity_assets.reading.sizes import (
     FleetNow,
     FleetSize,
@@ -103,7 +103,7 @@ class FleetPage:
     unmeasured: Sequence[UnmeasuredServer]
     unmeasured_servers: int
     grouped_by: str
-    groups: Sequence[Group]
+    groups: Sequence[ListedGroup]
     space: Sequence[GroupSpace]
     """What uses the space in the last complete month, by group."""
     hidden_groups: int
@@ -157,12 +157,12 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         for name, window in complete.items()
     ]
     unmeasured = unmeasured_servers(connection, today)
-    groups: list[Group] = []
+    groups: list[ListedGroup] = []
     space: list[GroupSpace] = []
     if "monthly" in complete:
         of_groups = fills_first(connection, grouped_by)
         month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
-        groups = groups_of(*month, of_groups)
+        groups = marked_groups(*month, groups_of(*month, of_groups))
         space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
     coverage = None if unmeasured.day is None else coverage_percent(connection, unmeasured.day, TRUST_DAYS)

@@ -40,7 +40,13 @@ from capacity_assets.ownership.groups import (
 )
 from capacity_assets.reading.filling import Runway, fills_on_server, forecast_day, runways_of
 from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.lists import (
+    ListedDatabase,
+    ListedGroup,
+    databases,
+    marked_groups,
+    with_usage_of_databases,
+)
 from capacity_assets.reading.sizes import (
     SizeInWindow,
     group_sizes,
@@ -77,7 +83,7 @@ class GroupsPage:
     window_start: date | None
     window_end: date | None
     order: str
-    groups: Sequence[Group]
+    groups: Sequence[ListedGroup]
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
     size_mb: int = 0
@@ -198,9 +204,10 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
     fills = _fills_first(reader, by)
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
-        groups: list[Group] = []
+        groups: list[ListedGroup] = []
         if window:
-            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
+            stored = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
+            groups = marked_groups(connection, period, window, by, stored)
         notice = _notice(connection, period, [window] if window else [], by)
     groupings = (*query.label_keys, *WITHOUT_LABEL)
     shown, has_more = _page_of(groups, query)
