@@ -53,9 +53,9 @@ def windows_with_holes(
                     CAST(:afters AS date[])) AS k (server_id, start, before, after)
         JOIN capacity_growth b ON b.period = :period AND b.window_start = k.before AND b.server_id = k.server_id
         LEFT JOIN capacity_growth n ON n.period = :period AND n.window_start = k.start
-            AND n.server_id = k.server_id AND n.database = b.database
+            AND n.server_id = b.server_id AND n.database = b.database
         LEFT JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after
-            AND a.server_id = k.server_id AND a.database = b.database
+            AND a.server_id = b.server_id AND a.database = b.database
         WHERE n.database IS NULL AND (k.after IS NULL OR a.database IS NOT NULL)"""
     collected = _collected(connection, [one for one in suspects if one.after is None])
     asked = [one for one in suspects if one.after is not None or (one.server_id, one.start) not in collected]
