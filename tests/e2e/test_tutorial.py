@@ -65,6 +65,6 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert "Limit unknown: 1 database." in outputs["capacity runway"]
     assert "payments" in outputs["capacity groups"]
     lines = [line.split() for line in outputs["capacity bill"].splitlines()]
-    [of_team], [total] = ([line for line in lines if line[:1] == [word]] for word in ("payments", "total"))
+    [of_team], [total] = ([line for line in lines if line[:1] == [word]] for word in ("payments", "Total"))
     assert of_team[-2:] == total[-2:]
     assert LAST in steps()

@@ -74,7 +74,7 @@ def test_errors_ranges_and_misses_are_those_of_the_forecasts_that_came_due_latel
     assert misses[:3] == [("worst", 1000, 2000, 1000), ("/data", 1000, 500, -500), ("low-0", 1000, 1250, 250)]
     assert len(misses) == 6, "one of each subject"
     assert '<a href="/database?server=1&amp;name=worst">worst</a>' in html
-    assert '<a href="/volume?server=1&amp;name=%2Fdata">volume /data</a>' in html
+    assert '<a href="/volume?server=1&amp;name=%2Fdata">disk /data</a>' in html
     months = {row["month"]: (row["forecasts"], row["not_measured"]) for row in rows}
     assert months == {"2025-06-01": ("22", "1"), "2025-03-01": ("1", "0")}
     assert "horizon must be one of" in refused.text

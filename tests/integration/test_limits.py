@@ -233,7 +233,7 @@ def test_a_pace_that_is_much_faster_of_late_is_remarked(engine: Engine) -> None:
     assert fast.change_mb_per_day < 50
     assert (
         "note: fast on server-2. In the last 30 days it grew by +100 MiB per day: at that pace it is full on "
-        f"{TODAY + timedelta(days=3)}." in shown
+        f"{human_day(TODAY + timedelta(days=3))}." in shown
     )
 
 

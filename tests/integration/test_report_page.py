@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from itertools import product
 
 import pytest
 from sqlalchemy import Engine
@@ -95,12 +96,12 @@ def luminance(colour: str) -> float:
 def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: Engine) -> None:
     page = render(read_report(every_kind, MONTHLY, FEBRUARY))
 
-    schemes = re.findall(r":root \{ (?:color-scheme: \w+(?: dark)?; )?(--text[^}]*)\}", page)
-    assert len(schemes) == 3, "light, dark and on paper"
-    for scheme in schemes:
-        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
-        for name in ("text", "quiet", "up", "down", "limit"):
-            lights = sorted((luminance(colours[name]), luminance(colours["back"])))
+    colours = {name: pair for name, *pair in re.findall(r"--(\w+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", page)}
+    assert "--limit: var(--act)" in page
+    # On paper, the scheme is light.
+    for theme, name in product((0, 1), ("text", "quiet", "up", "down", "watch", "act", "link")):
+        for behind in ("back", "raised"):
+            lights = sorted((luminance(colours[name][theme]), luminance(colours[behind][theme])))
             assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, f"contrast of {name}"
     assert '<html lang="en">' in page
     assert page.count("<h1>") == 1

@@ -48,6 +48,7 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
 
     assert added.output == (
         f"orders on server-1: archive purged, {PURGED}. Forecasts ignore the change from 4.2 GiB to 2.7 GiB.\n"
+        "Forecast of server-1 updated.\n"
     )
     assert before.probabilities[90] < 1
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
@@ -78,7 +79,7 @@ def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None
         "Dry run: nothing was changed.",
         "No step is declared. `capacity steps add` declares one.\n",
     )
-    assert done.output == f"2 steps declared from {good}.\n"
+    assert done.output == f"2 steps declared from {good}.\nForecast of server-1 updated.\n"
     assert refused.exit_code == 2
     assert "line 2: 'yesterday' is not a day; write 2026-03-31." in refused.output
     assert "line 3: server and note missing." in refused.output
