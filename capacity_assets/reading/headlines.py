@@ -26,6 +26,9 @@ class Subject:
     name: str = ""
     is_active: bool | None = True
     last_measured: date | None = None
+    """The newest day on which it or, of a database that is still there, its server was measured."""
+    is_gone: bool = False
+    """Whether it is a database that its server did not have any more when it was last measured."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,9 @@ def _without_date(about: Subject, own: Runway) -> str:
 
 
 def _without_forecast(about: Subject, issued: date | None) -> str:
+    if about.is_gone:
+        last = f"; last measured on {human_day(about.last_measured)}" if about.last_measured else ""
+        return f"No longer on its server{last}."
     if about.last_measured is None:
         return "Never measured, so there is no forecast."
     if issued is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 
 from sqlalchemy import Connection
 
@@ -89,8 +89,16 @@ def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     raise NotFoundError(f"No server with ID {server_id}.")
 
 
-def labels_of_database(connection: Connection, server_id: int, database: str) -> dict[str, str] | None:
-    """Return the labels of a database on its newest day; None where no day of it is stored."""
+@dataclass(frozen=True)
+class NewestDay:
+    """The newest day of a database that is stored, and its labels on it."""
+
+    day: date
+    labels: dict[str, str]
+
+
+def newest_day_of(connection: Connection, server_id: int, database: str) -> NewestDay | None:
+    """Return the newest day of a database; None where no day of it is stored."""
     # Keys begin with the window, so windows are looked up one by one, newest first.
     statement = """
         WITH ends AS (
@@ -102,14 +110,25 @@ def labels_of_database(connection: Connection, server_id: int, database: str) ->
             SELECT ends.last - back AS day FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
             ORDER BY day DESC
         )
-        SELECT newest.labels FROM days
+        SELECT days.day, newest.labels FROM days
         CROSS JOIN LATERAL (SELECT labels FROM capacity_growth
                             WHERE period = 'daily' AND window_start = days.day AND server_id = :server
                               AND database = :database LIMIT 1) AS newest
         ORDER BY days.day DESC LIMIT 1"""
-    newest = rows(connection, statement, server=server_id, database=database)
-    labels: dict[str, str] | None = newest[0].labels if newest else None
-    return labels
+    newest = records(NewestDay, connection, statement, server=server_id, database=database)
+    return newest[0] if newest else None
+
+
+GONE_DAYS = 31
+
+
+def is_gone(connection: Connection, server_id: int, day: date) -> bool:
+    """Whether a server was measured in the month after the newest day of a database of it."""
+    statement = """
+        SELECT 1 FROM capacity_server_growth
+        WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND server_id = :server LIMIT 1"""
+    days = [day + timedelta(days=number) for number in range(1, GONE_DAYS + 1)]
+    return bool(rows(connection, statement, days=days, server=server_id))
 
 
 def was_ever_sampled(connection: Connection, server_id: int, database: str) -> bool:

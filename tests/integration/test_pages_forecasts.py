@@ -243,7 +243,12 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
         f"No forecast yet, so no fill date is known. {issuing}",
     ]
 
+    add_database_sizes(engine, sizes(1, "dropped", FIRST.isoformat(), [5] * 150))
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     issue(engine, TODAY, TODAY)
+    assert said("/database?server=1&name=dropped") == [
+        "No longer on its server; last measured on 31 May 2025.",
+    ]
     assert said(orders, young, "/filling") == [
         "No limit known, so no fill date. Declare one: `capacity limits set server-1 orders --gb GIB`.",
         "Too little history for a fill date: 47 more days needed, 10 of 57 are there.",

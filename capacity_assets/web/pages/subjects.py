@@ -146,8 +146,8 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         windows = windows_in(shown, newest) if newest else []
         sizes = database_history(connection, period, windows, number, name)
         earlier = database_history(connection, period, earlier_windows(shown, windows), number, name)
-        labels = subjects.labels_of_database(connection, number, name)
-        if labels is None and not subjects.was_ever_sampled(connection, number, name):
+        stored = subjects.newest_day_of(connection, number, name)
+        if stored is None and not subjects.was_ever_sampled(connection, number, name):
             raise _no_such(f"database {name!r} on {server.server}")
         window = complete_window(connection, period, newest, query.today)
         neighbours, _ = databases(
@@ -157,9 +157,9 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         binding = binding_of(connection, runway)
         return DatabasePage(
             server,
-            _headline(connection, query.today, server, "database", name, runway, binding),
+            _headline_of_database(connection, query.today, server, name, runway, binding, stored),
             name,
-            labels or {},
+            stored.labels if stored else {},
             period.name,
             shown,
             sizes,
@@ -211,6 +211,21 @@ def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
         last_measured = newest_measured_days(connection, [server.server_id], today).get(server.server_id)
     about = Subject(server.server, subject, name, server.is_active, last_measured)
     return headline_of(about, own, first, issued=issued, also=also)
+
+
+def _headline_of_database(  # noqa: PLR0913, PLR0917 -- as above
+    connection: Connection,
+    today: date,
+    server: ServerFacts,
+    name: str,
+    own: Runway | None,
+    binding: Runway | None,
+    stored: subjects.NewestDay | None,
+) -> Headline:
+    if own is None and stored and subjects.is_gone(connection, server.server_id, stored.day):
+        about = Subject(server.server, "database", name, server.is_active, stored.day, is_gone=True)
+        return headline_of(about, None, None)
+    return _headline(connection, today, server, "database", name, own, binding)
 
 
 def _no_such(subject: str) -> NotFoundError:
