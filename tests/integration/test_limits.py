@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.units import human_day
 from capacity_assets.forecast import history
 from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
