@@ -11,13 +11,16 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.ownership.groups import Group
 from capacity_assets.reading.lists import DatabaseRow, databases
 
-MOST_DATABASES, LEAST_SHARE = 200, 0.002
-"""Number of databases that are listed, and the share of the fleet below which one is not listed."""
+MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002
+"""Numbers of groups and databases that are listed, and the share of the fleet below which a database is not listed."""
 
 
 @dataclass(frozen=True)
 class GroupSpace:
-    """The space of a group, MiB: its largest databases, and what the others have; `name` None: without such a label."""
+    """The space of a group, MiB: its largest databases, and what the others have; `name` None: without such a label.
+
+    `groups` is more than 1 for the last one if it stands for all groups that are not listed.
+    """
 
     name: str | None
     size_mb: int
@@ -25,19 +28,28 @@ class GroupSpace:
     databases: Sequence[DatabaseRow]
     other_databases: int
     other_mb: int
+    groups: int = 1
 
 
 def space_of_groups(
     connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
 ) -> list[GroupSpace]:
-    """Return the groups of a window, each with those of the largest databases of the fleet that belong to it."""
-    least_mb = sum(group.size_mb for group in groups) * LEAST_SHARE
+    """Return the largest groups of a window with those of the largest databases of the fleet that belong to them.
+
+    What the other groups have comes last, together.
+    """
+    ordered = sorted(groups, key=lambda group: -group.size_mb)
+    least_mb = sum(group.size_mb for group in ordered) * LEAST_SHARE
     largest, _ = databases(connection, period, window, order="size", shown=MOST_DATABASES)
-    members: dict[str | None, list[DatabaseRow]] = {group.name: [] for group in groups}
+    members: dict[str | None, list[DatabaseRow]] = {group.name: [] for group in ordered[:MOST_GROUPS]}
     for row in largest:
         if row.size_mb >= least_mb and (name := _group_of(row, by)) in members:
             members[name].append(row)
-    return [_space_of(group, members[group.name]) for group in groups]
+    space = [_space_of(group, members[group.name]) for group in ordered[:MOST_GROUPS]]
+    if rest := ordered[MOST_GROUPS:]:
+        size_mb, count = sum(group.size_mb for group in rest), sum(group.databases for group in rest)
+        space.append(GroupSpace(None, size_mb, None, (), count, size_mb, len(rest)))
+    return space
 
 
 def _group_of(row: DatabaseRow, by: str) -> str | None:

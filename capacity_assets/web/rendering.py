@@ -292,6 +292,8 @@ def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:
 
 
 def _tile_of(group: GroupSpace, by: str) -> Tile:
+    if group.groups > 1:
+        return Tile(counted(group.groups, f"other {by.replace('_', ' ')}"), group.size_mb, None)
     place = address("/group", by=by, name=group.name)
     parts = [
         Tile(row.database, row.size_mb, row.change_mb, address("/database", server=row.server_id, name=row.database))

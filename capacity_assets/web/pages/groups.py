@@ -54,6 +54,7 @@ from capacity_assets.reading.sizes import (
     partial_windows_of_group,
     with_gaps,
 )
+from capacity_assets.reading.space import GroupSpace, space_of_groups
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.reading.unchanged import Unchanged, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
@@ -93,6 +94,8 @@ class GroupsPage:
     databases: int = 0
     page: int = 1
     has_more: bool = False
+    space: Sequence[GroupSpace] = ()
+    """What uses the space, by group; on the first page only."""
 
     @property
     def growth(self) -> str:
@@ -205,9 +208,12 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
         groups: list[ListedGroup] = []
+        space: list[GroupSpace] = []
         if window:
             stored = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
             groups = marked_groups(connection, period, window, by, stored)
+            if query.page == 1:
+                space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
     groupings = (*query.label_keys, *WITHOUT_LABEL)
     shown, has_more = _page_of(groups, query)
@@ -225,6 +231,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         sum(group.databases for group in groups),
         query.page,
         has_more,
+        space,
     )
 
 
