@@ -12,7 +12,7 @@ import resource
 import secrets
 import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -205,6 +205,8 @@ SECONDS_KEPT = 10
 # Values that are cached for half a minute are read again before anybody has to wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
+# Filled-in pages of some 50 kB each.
+MOST_HTML_KEPT = 100
 # More than there are connections, because many requests wait for one query.
 THREADS = 32
 FORMATS = ("html", "json", "csv")
@@ -327,6 +329,8 @@ class Answers:
     def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
         """Answer from `reader` and `names`."""
         self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
+        self._html: dict[Hashable, tuple[ReadPage, str]] = {}
+        self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
 
@@ -422,7 +426,20 @@ class Answers:
             return csv_of(page, answer.content)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
         notice = shared_notice(self._reader, query.today) if page.has_figures else ""
-        return HTMLResponse(self._renderer.page(page.name, page.title, query, answer, user, notice))
+        return HTMLResponse(self._rendered(page, query, answer, user, notice))
+
+    def _rendered(self, page: Page, query: PageQuery, answer: ReadPage, user: str | None, notice: str) -> str:
+        """Return the page as HTML, filled in once for all who are shown the same answer."""
+        key = (page.path, tuple(sorted(query.values.items())), user, notice)
+        kept = self._html.get(key)
+        if kept is not None and kept[0] is answer:
+            return kept[1]
+        html = self._renderer.page(page.name, page.title, query, answer, user, notice)
+        with self._html_lock:
+            self._html[key] = (answer, html)
+            while len(self._html) > MOST_HTML_KEPT:
+                del self._html[next(iter(self._html))]
+        return html
 
     def _refused(self, request: Request, query: PageQuery, status: int, text: str) -> Response:
         if request.query_params.get("format") in {"json", "csv"}:
