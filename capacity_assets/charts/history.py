@@ -60,6 +60,11 @@ class Mark:
     day: date
     note: str
 
+    @property
+    def title(self) -> str:
+        """The tooltip."""
+        return f"{human_day(self.day)}: {self.note}"
+
 
 @dataclass(frozen=True)
 class Full:
@@ -136,7 +141,7 @@ class _Plot:
             starts = [date(month // 12, month % 12 + 1, 1) for month in months if month % step == 0]
             return [(day, _month(day, is_first=number == 0)) for number, day in enumerate(starts)]
         step = next((step for step in DAY_STEPS if days / step <= most), DAY_STEPS[-1])
-        ordinals = range(self.first, self.last + 1, max(step, 1))
+        ordinals = range(self.first, self.last + 1, step)
         return [
             (day, f"{day.day} {_month(day, is_first=number == 0)}")
             for number, day in enumerate(map(date.fromordinal, ordinals))
@@ -195,7 +200,7 @@ def _limit_text(history: History, plot: _Plot, *, fits: bool) -> str:
     """Name the limit, and the day on which it is reached where that is beyond what is drawn."""
     if history.limit_mb is None:
         return ""
-    text = f"limit {human_mb(history.limit_mb)}" if fits else f"limit {human_mb(history.limit_mb)}, above this chart"
+    text = f"limit {human_mb(history.limit_mb)}" if fits else f"limit {human_mb(history.limit_mb)}, off the chart"
     if history.full.middle is not None and not plot.holds(history.full.middle):
         text += f", {history.full}"
     return text

@@ -106,7 +106,7 @@ def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
 def _nested(tiles: Sequence[Tile]) -> Iterator[Placed]:
     for tile, area in squarified(tiles, Area(0, 0, WIDTH, HEIGHT)):
         has_heading = bool(tile.parts) and area.height > 2 * HEADING
-        yield Placed(tile, area._replace(height=HEADING) if has_heading else area, is_heading=bool(tile.parts))
+        yield Placed(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)
         if has_heading:
             inside = Area(area.x, area.y + HEADING, area.width, area.height - HEADING)
             for part, part_area in squarified(tile.parts, inside):

@@ -226,9 +226,8 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
             return f"Too few forecasts have come due to judge: the first comes due on {human_day(first_due)}."
         number = lately.forecasts if lately else 0
         return (
-            f"Too few forecasts have come due to judge: {number} {horizon_days}-day "
-            f"{'forecast was' if number == 1 else 'forecasts were'} measured in the last {LATELY_DAYS} days, "
-            f"{LEAST_CASES} are needed."
+            f"Too few forecasts have come due to judge: only {number} of the {LEAST_CASES} needed {horizon_days}-day "
+            f"forecasts in the last {LATELY_DAYS} days."
         )
     sentence = (
         f"Over the last {LATELY_DAYS} days, {horizon_days}-day forecasts were off by "
@@ -238,7 +237,7 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
     if lately.unchanged_error_percent is not None:
         sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
     if lately.in_hindsight == lately.forecasts:
-        return f"{sentence} All were computed in hindsight, from the samples up to their day."
+        return f"{sentence} All were computed afterwards, using only earlier samples."
     return sentence
 
 

@@ -1,7 +1,4 @@
-"""The sentence that a page begins with: the earliest day on which something is full, or why there is none.
-
-Pages, their JSON, digest and alerts say it in the same words.
-"""
+"""The sentence that a page begins with: the earliest day on which something is full, or why there is none."""
 
 from __future__ import annotations
 
@@ -77,7 +74,8 @@ def next_to_fill(first: Runway | None, *, issued: date | None, unknown_limits: i
         return _headline(first, f"Next to fill: {_said(first, f'{named},')}", linked=named)
     if issued is None:
         return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
-    unknown = f" No limit is known for {counted(unknown_limits, 'database')}." if unknown_limits else ""
+    has = "has" if unknown_limits == 1 else "have"
+    unknown = f" {counted(unknown_limits, 'database')} {has} no known limit." if unknown_limits else ""
     return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
 
 
@@ -100,7 +98,7 @@ def _said(runway: Runway, named: str = "") -> str:
         around = range_of(runway)
         said = f"{'full' if named else 'Full'} on {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
     else:
-        early = f" Possible from {human_day(runway.full_early)} on (10 %)." if runway.full_early else ""
+        early = f" 10 % probability by {human_day(runway.full_early)}." if runway.full_early else ""
         said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
     return f"{named} {said}" if named else said
 
@@ -131,8 +129,8 @@ def _alone(about: Subject, own: Runway | None) -> list[str]:
     if about.subject != DATABASE_ROWS or own is None or own.state not in {FORECAST, FULL}:
         return []
     if own.full_middle is None:
-        return ["Alone it would not fill within a year."]
-    return [f"Alone it would be full on {human_day(own.full_middle)}."]
+        return ["On its own it would not fill within a year."]
+    return [f"On its own it would be full on {human_day(own.full_middle)}."]
 
 
 def _without_date(about: Subject, own: Runway) -> str:
@@ -143,8 +141,8 @@ def _without_date(about: Subject, own: Runway) -> str:
         return "Declared as unlimited, so there is no fill date."
     if own.state == TOO_LITTLE_HISTORY:
         there, missing = own.history_days, max(LEAST_HISTORY_DAYS - own.history_days, 1)
-        more = counted(missing, "more day")
-        return f"Too little history for a fill date: {more} needed, {there} of {LEAST_HISTORY_DAYS} are there."
+        measured = f"{there} of {LEAST_HISTORY_DAYS} days measured, {missing} more needed"
+        return f"Too little history for a fill date: {measured}."
     return ""
 
 
@@ -161,4 +159,4 @@ def _without_forecast(about: Subject, issued: date | None) -> str:
     return f"No forecast yet. {_ISSUING}"
 
 
-_ISSUING = "`capacity runway --issue` stores one now, `capacity up` once a day."
+_ISSUING = "`capacity runway --issue` issues one now; `capacity up` does it daily."

@@ -124,6 +124,8 @@ class ServerEntry:
     """Day of the last attempt in a week; None: it was measured, or there was none."""
     is_partial: bool = False
     """Whether some of its databases were not measured in the window: its size lacks them, and its change is none."""
+    is_change_partial: bool = False
+    """Whether that holds for this window or the one before, so that the change is neither growth nor shrinkage."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,11 @@ def with_usage_of_servers(
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
     usages = usages_of(connection, subjects) if subjects else {}
     numbers = [row.server_id for row in listed]
-    partial = set() if window is None else partial_servers(connection, period, window, numbers)
+    partial: set[int] = set()
+    before: set[int] = set()
+    if window is not None:
+        partial = partial_servers(connection, period, window, numbers)
+        before = partial_servers(connection, period, period.previous(window), numbers)
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
         values = vars(row) if isinstance(row, ServerRow) else {"server_id": row.server_id, "server": row.server}
@@ -276,6 +282,7 @@ def with_usage_of_servers(
         since: dict[str, Any] = {name: getattr(missed, name) for name in _SINCE} if missed else {}
         beside = _beside(recent.get(subject, ()), usages.get(subject))
         since["is_partial"] = row.server_id in partial
+        since["is_change_partial"] = row.server_id in partial | before
         servers_listed.append(ListedServer(**{**values, "engine": row.engine, **since, **beside}))
     return servers_listed
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from sqlalchemy import Connection
 
@@ -44,7 +44,7 @@ class NameIndex:
         words = query.casefold().split()
         if not words:
             return list(self.filling[:shown])
-        urgent = [match for match in self.filling if _contains(match, words)][:shown]
+        urgent = list(islice((match for match in self.filling if _contains(match, words)), shown))
         first: list[NameMatch] = []
         others: list[NameMatch] = []
         for match in self._containing(max(words, key=len)):
@@ -98,7 +98,10 @@ def name_index(connection: Connection, today: date) -> NameIndex:
     return NameIndex(names, SEPARATOR.join(lines), list(starts), filling)
 
 
-_FILL_DATES = "SELECT server_id, subject, name, full_middle FROM capacity_runway WHERE full_middle IS NOT NULL"
+# What a shared disk or server limits is found by that disk or server.
+_FILL_DATES = """
+    SELECT server_id, subject, name, full_middle FROM capacity_runway
+    WHERE full_middle IS NOT NULL AND stands_for_itself"""
 
 
 def _line(match: NameMatch) -> str:

@@ -274,6 +274,8 @@ def group_sizes(
 
     Without any label of a key, everything is one group.
     """
+    if not windows:
+        return []
     of_group = """
         SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by
@@ -293,6 +295,8 @@ def server_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, newest: Window
 ) -> list[SizeInWindow]:
     """Return the sizes of a server in windows, with gaps; `newest` is the newest window of the period."""
+    if not windows:
+        return []
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days, databases
@@ -310,6 +314,8 @@ def database_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:
     """Return the sizes of a database in windows, with gaps."""
+    if not windows:
+        return []
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days

@@ -1,4 +1,4 @@
-"""What uses the space of the fleet in a window: groups with their largest databases, which add up to the group."""
+"""What uses the space of the fleet in a window: groups with their largest databases, and what is left of each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.ownership.groups import Group
-from capacity_assets.reading.lists import DatabaseRow, databases
+from capacity_assets.reading.lists import DatabaseRow, ListedGroup, databases
 
 MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002
 """Numbers of groups and databases that are listed, and the share of the fleet below which a database is not listed."""
@@ -32,7 +31,7 @@ class GroupSpace:
 
 
 def space_of_groups(
-    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
+    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[ListedGroup]
 ) -> list[GroupSpace]:
     """Return the largest groups of a window with those of the largest databases of the fleet that belong to them.
 
@@ -56,9 +55,8 @@ def _group_of(row: DatabaseRow, by: str) -> str | None:
     return {"engine": row.engine, "server": row.server}.get(by, row.labels.get(by))
 
 
-def _space_of(group: Group, listed: Sequence[DatabaseRow]) -> GroupSpace:
+def _space_of(group: ListedGroup, listed: Sequence[DatabaseRow]) -> GroupSpace:
     # A database that existed on some days, or moved, counts in its group with those days only.
     other_mb = max(group.size_mb - sum(row.size_mb for row in listed), 0)
-    return GroupSpace(
-        group.name, group.size_mb, group.change_mb, listed, max(group.databases - len(listed), 0), other_mb
-    )
+    change_mb = None if group.is_change_partial else group.change_mb
+    return GroupSpace(group.name, group.size_mb, change_mb, listed, max(group.databases - len(listed), 0), other_mb)

@@ -29,6 +29,16 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
     return period.window_of(newest[0].start) if newest else None
 
 
+def oldest_window(connection: Connection) -> date | None:
+    """Return the first day of the oldest window of any period in which a server has a row; None: there is none."""
+    # Not min(), as above.
+    statement = """
+        SELECT window_start AS start FROM capacity_server_growth WHERE period = :period
+        ORDER BY window_start LIMIT 1"""
+    starts = [row.start for period in PERIODS for row in rows(connection, statement, period=period)]
+    return min(starts, default=None)
+
+
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day up to today with samples."""
     # Not max(), as above.

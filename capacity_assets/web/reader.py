@@ -172,16 +172,17 @@ def notice_of(found: Outstanding, today: date) -> str:
     if found.day is not None:
         command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
         return (
-            f"Measured, computing: {human_day(found.day)} is not in these figures yet. The next daily run computes it; "
-            f"`{command}` does it now."
+            f"Measured, computing: {human_day(found.day)} is not yet included in these figures. The next daily run "
+            f"adds it; `{command}` adds it now."
         )
     if found.changed_at is None:
         return ""
     moment = found.changed_at.astimezone(UTC)
+    are, them = ("is", "it") if found.windows == 1 else ("are", "them")
     return (
-        f"Measured, computing: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, and "
-        f"{counted(found.windows, 'window')} {'does' if found.windows == 1 else 'do'} not show it yet. The late data "
-        f"sensor computes them; `capacity aggregate --period all --from {found.first_day}` does it now."
+        f"Measured, computing: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, so "
+        f"{counted(found.windows, 'window')} {are} out of date. The late data sensor recomputes {them}; "
+        f"`capacity aggregate --period all --from {found.first_day}` does it now."
     )
 
 

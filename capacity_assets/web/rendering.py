@@ -47,6 +47,7 @@ from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.space import GroupSpace
 from capacity_assets.reading.subjects import StepRow
 from capacity_assets.web.addresses import PageQuery
+from capacity_assets.web.pages.ranges import RANGES
 
 if TYPE_CHECKING:
     from capacity_assets.web.app import Page, ReadPage
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN = "unknown"
-RANGE_NAMES = {"30d": "30 days", "90d": "90 days", "1y": "1 year", "all": "All"}
 # So that the day on which something is full does not stand at the very edge of a chart.
 FULL_DATE_MARGIN = 1.15
 TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
@@ -198,6 +198,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         shared_labels=shared_labels,
         space_map=space_map,
         amounts_chart=amounts_chart,
+        billed_groups=billed_groups,
         growth=human_percent,
         severity_of=severity_of,
         period_noun=period_noun,
@@ -206,7 +207,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         window_span=window_span,
         before=before,
         periods=list(PERIODS),
-        ranges=RANGE_NAMES,
+        ranges={name: text for name, (text, _) in RANGES.items()},
         menu=menu,
         dagster=dagster_url,
         dagster_partition=dagster_partition,
@@ -271,7 +272,8 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     # A limit that is shared is one only as long as the others do not grow; the headline has the day that binds.
     is_own = not runway.is_shared
     history = replace(history, limit_mb=runway.limit_mb if is_own else None)
-    if not runway.ahead:
+    # A chart of the past shows no future.
+    if not runway.ahead or sizes[-1].window_end < runway.last_day:
         return history
     full = Full(runway.full_early, runway.full_middle, runway.full_late) if is_own else history.full
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
@@ -286,6 +288,12 @@ def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
     return {key: value for key, value in labels[0].items() if all(one.get(key) == value for one in labels)}
 
 
+def billed_groups(history: Sequence[BilledMonth]) -> list[BilledMonth]:
+    """Return one row of each group of a history of bills, those of the newest month first and all others last."""
+    newest_first = sorted(history, key=lambda one: (one.is_others, -one.month.toordinal()))
+    return list({(one.is_others, one.group): one for one in reversed(newest_first)}.values())[::-1]
+
+
 def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:
     """Draw groups with their largest databases as a treemap."""
     return treemap(title, [_tile_of(group, by) for group in groups])
@@ -293,7 +301,7 @@ def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:
 
 def _tile_of(group: GroupSpace, by: str) -> Tile:
     if group.groups > 1:
-        return Tile(counted(group.groups, f"other {by.replace('_', ' ')}"), group.size_mb, None)
+        return Tile(counted(group.groups, "other group"), group.size_mb, None)
     place = address("/group", by=by, name=group.name)
     parts = [
         Tile(row.database, row.size_mb, row.change_mb, address("/database", server=row.server_id, name=row.database))

@@ -182,8 +182,8 @@ def test_a_chart_shows_its_values_under_the_pointer_and_a_drag_zooms_into_the_ad
     expect(page.get_by_label("From")).to_have_value(re.compile("^20"))
     page.get_by_role("link", name="1 year").click()
     assert "first=" not in page.url
-    page.get_by_role("link", name="Year before").click()
-    expect(page.get_by_text("Dashed: a year before.")).to_have_count(page.locator("polyline.earlier").count() and 1)
+    page.get_by_role("link", name="Previous year").click()
+    expect(page.get_by_text("Dashed: previous year.")).to_have_count(page.locator("polyline.earlier").count() and 1)
 
 
 def test_a_chosen_theme_is_kept_on_the_next_page(page: Page) -> None:

@@ -118,8 +118,7 @@ def test_before_enough_forecasts_came_due_the_page_says_when_the_first_does(engi
         assert '<a href="/accuracy">' in pages.ask("/server?server=1").text
     store(engine, [forecast_of(DUE_TODAY, f"d{n}") for n in range(19)])
     assert said() == (
-        "Too few forecasts have come due to judge: 19 30-day forecasts were measured in the last 90 days, "
-        "20 are needed."
+        "Too few forecasts have come due to judge: only 19 of the 20 needed 30-day forecasts in the last 90 days."
     )
     store(engine, [forecast_of(DUE_TODAY, "d19")])
     assert "100 % of sizes fell within the 80 % range, more than promised." in said()
@@ -138,7 +137,7 @@ def test_forecasts_that_were_computed_in_hindsight_are_said_to_be(engine: Engine
     [seven, thirty] = found.horizons
     assert (thirty.forecasts, thirty.median_error_percent, thirty.covered_percent) == (21, 0, 100)
     assert thirty.unchanged_error_percent == pytest.approx(100 * 300 / 3414, abs=2)
-    assert headline(found, 30, TODAY).endswith("All were computed in hindsight, from the samples up to their day.")
+    assert headline(found, 30, TODAY).endswith("All were computed afterwards, using only earlier samples.")
     assert (seven.horizon_days, seven.in_hindsight) == (7, 21)
 
 

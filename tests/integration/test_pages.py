@@ -164,12 +164,12 @@ def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, eng
     assert notices() == {""}
     execute(engine, "UPDATE instance_size_stats SET total_size_mb = 414")
     [changed] = notices()
-    assert "1 window does not show it yet. The late data sensor computes them" in changed
+    assert "1 window is out of date. The late data sensor recomputes it" in changed
     assert f"<code>capacity aggregate --period all --from {yesterday}</code>" in changed
     add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(500, 1)]))
     assert notices() == {
-        f'<p class="warning">Measured, computing: {human_day(TODAY)} is not in these figures yet. The next daily run '
-        "computes it; <code>capacity aggregate --period daily</code> does it now."
+        f'<p class="warning">Measured, computing: {human_day(TODAY)} is not yet included in these figures. The '
+        "next daily run adds it; <code>capacity aggregate --period daily</code> adds it now."
     }
     compute_windows(AggregationService(engine, fixed_clock()), "daily", yesterday, TODAY)
     assert notices() == {""}
@@ -258,8 +258,8 @@ def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(data
 def test_lists_say_that_a_page_is_beyond_the_end_or_that_nothing_matches(pages: Pages) -> None:
     for path in ("/servers", "/databases", "/filling"):
         html = pages.ask(f"{path}?page=9").text
-        assert f'Page 9 is beyond the end. <a href="{path}">First page</a>' in html, path
-    assert 'Page 9 is beyond the end. <a href="/server?server=1">' in pages.ask("/server?server=1&page=9").text
+        assert f'There is no page 9. <a href="{path}">First page</a>' in html, path
+    assert 'There is no page 9. <a href="/server?server=1">' in pages.ask("/server?server=1&page=9").text
     for path in ("/servers?engine=mysql", "/databases?label=team%3Dnobody"):
         assert "No matches. <a href" in pages.ask(path).text, path
 
@@ -466,7 +466,9 @@ def test_a_chart_shows_the_days_or_the_range_that_the_address_names_by_a_period_
     assert (shown["shown"]["name"], len(shown["sizes"])) == ("custom", 10)
     assert (shown["sizes"][0]["window_start"], shown["sizes"][-1]["window_start"]) == ("2025-05-01", "2025-05-10")
     everything = pages.document("/database?server=1&name=orders&range=all")
-    assert (everything["period"], everything["shown"]["is_longer_period"]) == ("monthly", True)
+    assert (everything["period"], everything["sizes"][0]["window_start"]) == ("daily", str(FIRST))
+    decades = pages.document("/database?server=1&name=orders&first=2015-01-01")
+    assert (decades["period"], decades["shown"]["is_longer_period"]) == ("monthly", True)
     month = pages.document("/?range=30d")
     assert (month["period"], len(month["sizes"])) == ("daily", 30)
     for wrong, why in (

@@ -102,7 +102,7 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
             address = "/database?server=1&name=orders"
             binding, page = pages.document(address)["binding"], pages.ask(address).text
         assert page.split("Full by (50 %)</dt><dd>")[1].startswith(f'<time datetime="{binding["full_middle"]}">')
-        links = page.split("When is it full")[1].split("</dl>")[0]
+        links = page.split("<h2>Forecast</h2>")[1].split("</dl>")[0]
         return binding["subject"], binding["full_middle"], links
 
     subject, middle, links = bound_by()
@@ -159,7 +159,7 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
         html = pages.ask("/database?server=1&name=still").text
 
     assert text == {
-        "/database?server=1&name=still": f"Disk /data {said} Alone it would not fill within a year.",
+        "/database?server=1&name=still": f"Disk /data {said} On its own it would not fill within a year.",
         "/server?server=1": f"Disk /data {said}",
         "/volume?server=1&name=/data": f"F{said[1:]}",
         "/group?by=team&name=payments": f"Next to fill: disk /data on server-1, {said}",
@@ -234,7 +234,7 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
         with served_pages(engine.url) as pages:
             return [pages.document(address)["headline"]["text"] for address in addresses]
 
-    issuing = "`capacity runway --issue` stores one now, `capacity up` once a day."
+    issuing = "`capacity runway --issue` issues one now; `capacity up` does it daily."
     orders, young = "/database?server=1&name=orders", "/database?server=1&name=young"
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     assert said(orders, "/server?server=2", "/") == [
@@ -251,6 +251,6 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
     ]
     assert said(orders, young, "/filling") == [
         "No limit known, so no fill date. Declare one: `capacity limits set server-1 orders --gb GIB`.",
-        "Too little history for a fill date: 47 more days needed, 10 of 57 are there.",
-        "Nothing with a known limit is expected to fill within a year. No limit is known for 1 database.",
+        "Too little history for a fill date: 10 of 57 days measured, 47 more needed.",
+        "Nothing with a known limit is expected to fill within a year. 1 database has no known limit.",
     ]

@@ -138,7 +138,7 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
         html = pages.ask(address).text
 
     assert ">partly measured</span>" in html
-    assert "unknown: window before partly measured" in html
+    assert "not comparable" in html
 
 
 def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engine: Engine) -> None:

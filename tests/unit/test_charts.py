@@ -125,7 +125,7 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
     assert 'class="forecast"' in near
     assert "limit 150 MiB" in labels(near)
-    assert "limit 953.67 TiB, above this chart" in labels(far)
+    assert "limit 953.67 TiB, off the chart" in labels(far)
     assert '<line class="limit"' in near
     assert '<line class="limit"' not in far
 

@@ -54,19 +54,19 @@ def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
     found = headline_of(BILLING, runway(), DISK)
 
     assert found.text == (
-        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027). Alone it would not fill within a year."
+        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027). On its own it would not fill within a year."
     )
     assert (found.day, found.subject, found.name, found.linked) == (date(2027, 3, 7), "volume", "E:\\", "Disk E:\\")
     assert str(rendered(found)) == (
         '<a href="/volume?server=7&amp;name=E%3A%5C">Disk E:\\</a> full on 7 Mar 2027 (17 Feb to 17 Mar 2027). '
-        "Alone it would not fill within a year."
+        "On its own it would not fill within a year."
     )
 
 
 def test_a_database_has_its_own_later_date_beside_that_of_the_disk() -> None:
     own = runway(full_early=date(2027, 4, 1), full_middle=date(2027, 5, 1))
 
-    assert headline_of(BILLING, own, DISK).text.endswith("Alone it would be full on 1 May 2027.")
+    assert headline_of(BILLING, own, DISK).text.endswith("On its own it would be full on 1 May 2027.")
 
 
 def test_a_disk_and_a_server_have_their_own_date_without_their_name() -> None:
@@ -93,7 +93,7 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
         (
             BILLING,
             runway(full_early=date(2027, 10, 3)),
-            "Not expected to fill within a year. Possible from 3 Oct 2027 on (10 %).",
+            "Not expected to fill within a year. 10 % probability by 3 Oct 2027.",
         ),
         (
             BILLING,
@@ -114,9 +114,9 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
         (
             BILLING,
             runway(state="too little history", history_days=45),
-            "Too little history for a fill date: 12 more days needed, 45 of 57 are there.",
+            "Too little history for a fill date: 45 of 57 days measured, 12 more needed.",
         ),
-        (BILLING, None, "No forecast yet. `capacity runway --issue` stores one now, `capacity up` once a day."),
+        (BILLING, None, "No forecast yet. `capacity runway --issue` issues one now; `capacity up` does it daily."),
         (Subject("db-7", "server"), None, "Never measured, so there is no forecast."),
         (Subject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
         (Subject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
@@ -133,7 +133,7 @@ def test_every_state_has_its_words(about: Subject, own: Runway | None, said: str
 
 def test_without_any_forecast_the_command_that_brings_them_is_named() -> None:
     assert headline_of(BILLING, None, None, issued=None).text == (
-        "No forecast yet. `capacity runway --issue` stores one now, `capacity up` once a day."
+        "No forecast yet. `capacity runway --issue` issues one now; `capacity up` does it daily."
     )
     assert "<code>capacity up</code>" in rendered(next_to_fill(None, issued=None))
 
@@ -151,7 +151,7 @@ def test_the_fleet_names_what_fills_next_on_which_server() -> None:
 
     assert found.text == "Next to fill: disk E:\\ on db-7, full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
     assert next_to_fill(None, issued=DAY, unknown_limits=1).text == (
-        "Nothing with a known limit is expected to fill within a year. No limit is known for 1 database."
+        "Nothing with a known limit is expected to fill within a year. 1 database has no known limit."
     )
 
 

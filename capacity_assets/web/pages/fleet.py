@@ -33,9 +33,8 @@ from capacity_assets.web.pages.lists import UNMEASURED_SHOWN
 from capacity_assets.web.pages.ranges import (
     MOST_FLEET_WINDOWS,
     ChartRange,
-    chosen_range,
     earlier_windows,
-    fitting_period,
+    shown_range,
     windows_in,
 )
 from capacity_assets.web.reader import Reader, shared_outdated, shared_revision
@@ -120,7 +119,7 @@ class FleetPage:
 
 def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
-    shown = fitting_period(chosen_range(query), query.today, MOST_FLEET_WINDOWS)
+    shown = shown_range(reader, query, most=MOST_FLEET_WINDOWS)
     period = PERIODS[shown.period]
     read = partial(_read_every_period, today=query.today, grouped_by=default_grouping(query.label_keys))
     fleet = reader.kept_of(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)

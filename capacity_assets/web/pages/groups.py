@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
@@ -58,7 +59,7 @@ from capacity_assets.reading.space import GroupSpace, space_of_groups
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.reading.unchanged import Unchanged, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
-from capacity_assets.web.pages.ranges import ChartRange, chosen_range, earlier_windows, fitting_period, windows_in
+from capacity_assets.web.pages.ranges import ChartRange, earlier_windows, shown_range, windows_in
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
 
 MONTHLY = PERIODS["monthly"]
@@ -174,7 +175,8 @@ class BillPage:
     notes: Sequence[str]
     is_outdated: bool = False
     """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
-    found: IssuedBill | None = None
+    found: Annotated[IssuedBill | None, Field(exclude=True)] = None
+    """The whole bill, with groups of all pages; not in JSON."""
     is_final: bool = True
     total: BillGroup | None = None
     """All groups together, on all pages of the list."""
@@ -227,7 +229,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         shown,
         notice,
         sum(group.size_mb for group in groups),
-        sum(changes) if changes else None,
+        sum(changes) if changes and not any(group.is_change_partial for group in groups) else None,
         sum(group.databases for group in groups),
         query.page,
         has_more,
@@ -267,7 +269,7 @@ def _filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
 def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     """Read one group. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
     by, name = _grouping(query), query.text("name") or None
-    shown = fitting_period(chosen_range(query, MONTHLY.name), query.today)
+    shown = shown_range(reader, query, MONTHLY.name)
     period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
@@ -287,18 +289,28 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         members, more = _members(connection, period, window, by, name)
         cost = _cost(connection, by, name)
         billed = {} if cost is None else _billed(connection, cost, by, name, members)
-        if shown.name is None and not any(one.size_mb is not None for one in sizes) and not members:
+        is_known = bool(members) or any(one.size_mb is not None for one in sizes)
+        if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
     place = (by, name, period.name, *_ends(window), shown)
     incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
-    key = ("partial", period.name, by, name, window and window.start, len(windows))
+    ends = (windows[0].start, windows[-1].start) if windows else ()
+    key = ("partial", period.name, by, name, *ends)
     sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
     outdated = shared_outdated(reader)
     return GroupPage(*place, sizes, earlier, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
+
+
+def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:
+    """Whether a group has a size in the last months, where the range of the page has none."""
+    if window is None:
+        return False
+    months = MONTHLY.back(MONTHLY.window_of(window.start), GROUP_WINDOWS)
+    return any(one.size_mb is not None for one in group_sizes(connection, MONTHLY, months, by, name))
 
 
 def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None:
@@ -369,27 +381,27 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
     groups, has_more = _page_of([*issued.groups, *issued.former_groups], query)
     is_newest = final is not None and (bill.month, bill.issue) == (final.month, final.issue)
     return BillPage(
-        bill.month,
-        months,
-        by,
-        groupings,
-        bill.issue,
-        [one.issue for one in of_month],
-        currency,
-        None if bill.amount is None else f"{bill.amount:f}",
-        groups,
-        [*notes(issued), *change_notes(issued), quantity_note(issued)],
-        outdated,
-        issued,
-        bill.is_final,
-        issued.total,
-        None if issued.compared_issue is None else MONTHLY.previous(window).start,
-        [one.start for one in past],
-        history,
-        query.page,
-        has_more,
-        [one.month for one in every if not one.is_final],
-        _unchanged(reader, window, bill.issue) if is_newest else None,
+        month=bill.month,
+        months=months,
+        grouped_by=by,
+        groupings=groupings,
+        issue=bill.issue,
+        issues=[one.issue for one in of_month],
+        currency=currency,
+        amount=None if bill.amount is None else f"{bill.amount:f}",
+        groups=groups,
+        notes=[*notes(issued), *change_notes(issued), quantity_note(issued)],
+        is_outdated=outdated,
+        found=issued,
+        is_final=bill.is_final,
+        total=issued.total,
+        compared_month=None if issued.compared_issue is None else MONTHLY.previous(window).start,
+        history_months=[one.start for one in past],
+        history=history,
+        page=query.page,
+        has_more=has_more,
+        open_months=[one.month for one in every if not one.is_final],
+        unchanged=_unchanged(reader, window, bill.issue) if is_newest else None,
     )
 
 

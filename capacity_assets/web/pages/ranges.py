@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.reading.sizes import windows_back
+from capacity_assets.reading.windows import oldest_window
 from capacity_assets.web.addresses import PageQuery
+from capacity_assets.web.reader import Reader
 
-RANGES = {"30d": 30, "90d": 90, "1y": 366, "all": 3660}
-"""Choices of how many days up to the newest window a chart shows."""
+ALL, LONGEST_DAYS = "all", 3660
+RANGES = {"30d": ("30 days", 30), "90d": ("90 days", 90), "1y": ("1 year", 366), ALL: ("All", LONGEST_DAYS)}
+"""Choices of how many days up to the newest window a chart shows, with their names; ALL begins where windows do."""
+OLDEST_SECONDS = 300
 MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 """A range of more windows is shown by the next longer period. A window of the fleet has a row of each server."""
 
@@ -31,11 +35,19 @@ class ChartRange:
     """Whether the sizes of a year before are shown too."""
 
 
+def shown_range(reader: Reader, query: PageQuery, default: str = "daily", most: int = MOST_WINDOWS) -> ChartRange:
+    """Return the range that the address names, by a period that fits; raises ValidationError, DBAPIError."""
+    chosen = chosen_range(query, default)
+    if chosen.name == ALL:
+        chosen = replace(chosen, first=reader.kept_of("oldest window", oldest_window, OLDEST_SECONDS))
+    return fitting_period(chosen, query.today, most)
+
+
 def chosen_range(query: PageQuery, default: str = "daily") -> ChartRange:
     """Return the range that the address names; raises ValidationError where it names none that exists."""
     period, name = query.period(default).name, query.text("range")
     first, last = query.day("first"), query.day("last")
-    is_compared = query.text("compare") == "year"
+    is_compared = bool(query.text("compare")) and bool(query.one_of("compare", ("year",)))
     if name is not None and name not in RANGES:
         raise ValidationError(f"range must be one of {', '.join(RANGES)}.")
     if first is not None and last is not None and first > last:
@@ -75,7 +87,7 @@ def earlier_windows(chosen: ChartRange, windows: Sequence[Window]) -> list[Windo
 
 def _days(chosen: ChartRange, end: date) -> tuple[date, date]:
     last = chosen.last or end
-    days = RANGES.get(chosen.name or "", RANGES["all"])
+    _, days = RANGES.get(chosen.name or "", RANGES[ALL])
     return chosen.first or last - timedelta(days=days - 1), last
 
 

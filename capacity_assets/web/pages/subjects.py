@@ -26,7 +26,14 @@ from capacity_assets.reading.sizes import SizeInWindow, database_history, server
 from capacity_assets.reading.subjects import Attempt, Sample, ServerFacts, ServerVolume, StepRow, server_facts
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
-from capacity_assets.web.pages.ranges import ChartRange, chosen_range, earlier_windows, fitting_period, windows_in
+from capacity_assets.web.pages.ranges import (
+    LONGEST_DAYS,
+    ChartRange,
+    chosen_range,
+    earlier_windows,
+    shown_range,
+    windows_in,
+)
 from capacity_assets.web.reader import Reader
 
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN, ON_VOLUME_SHOWN = 10, 14, 20
@@ -55,6 +62,8 @@ class ServerPage:
     earlier: Sequence[SizeInWindow]
     """Sizes of a year before, one for each window, where they are compared."""
     runway: Runway | None
+    binding: Runway | None
+    """The forecast of the disk that fills before the server as a whole; None: none does."""
     steps: Sequence[StepRow]
     volumes: Sequence[ServerVolume]
     databases: Sequence[ListedDatabase]
@@ -105,7 +114,7 @@ class VolumePage:
 def read_server(reader: Reader, query: PageQuery) -> ServerPage:
     """Read the page of a server; raises NotFoundError, ValidationError, DBAPIError."""
     number, order = query.server(), query.one_of("order", tuple(ORDERS))
-    shown = fitting_period(chosen_range(query), query.today)
+    shown = shown_range(reader, query)
     period = PERIODS[shown.period]
     with reader.transaction() as connection:
         server = server_facts(connection, number)
@@ -117,28 +126,30 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             connection, period, window, order=order, server_id=number, page=query.page, shown=ROWS_PER_PAGE
         )
         runway = runway_of(connection, number, "server", "")
+        first, also = first_on_server(connection, number)
         return ServerPage(
-            server,
-            _headline(connection, query.today, server, "server", "", runway, *first_on_server(connection, number)),
-            period.name,
-            shown,
-            server_history(connection, period, windows, number, newest) if newest else [],
-            server_history(connection, period, earlier, number, newest) if newest else [],
-            runway,
-            subjects.steps_of(connection, number, None),
-            subjects.volumes_of(connection, number, query.today),
-            with_usage_of_databases(connection, period, window, listed),
-            more,
-            order,
-            subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
-            _samples(connection, query, period, number, None),
+            server=server,
+            headline=_headline(connection, query.today, server, "server", "", runway, first, also),
+            period=period.name,
+            shown=shown,
+            sizes=server_history(connection, period, windows, number, newest) if newest else [],
+            earlier=server_history(connection, period, earlier, number, newest) if newest else [],
+            runway=runway,
+            binding=next((one for one in (first, also) if one is not None and one.subject == "volume"), None),
+            steps=subjects.steps_of(connection, number, None),
+            volumes=subjects.volumes_of(connection, number, query.today),
+            databases=with_usage_of_databases(connection, period, window, listed),
+            has_more_databases=more,
+            order=order,
+            attempts=subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
+            behind=_samples(connection, query, period, number, None),
         )
 
 
 def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
     """Read the page of a database; raises as `read_server`."""
     number, name = query.server(), query.needed("name")
-    shown = fitting_period(chosen_range(query), query.today)
+    shown = shown_range(reader, query)
     period = PERIODS[shown.period]
     with reader.transaction() as connection:
         server = server_facts(connection, number)
@@ -155,22 +166,21 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         )
         runway = runway_of(connection, number, "database", name)
         binding = binding_of(connection, runway)
+        others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
         return DatabasePage(
-            server,
-            _headline_of_database(connection, query.today, server, name, runway, binding, stored),
-            name,
-            stored.labels if stored else {},
-            period.name,
-            shown,
-            sizes,
-            earlier,
-            runway,
-            binding,
-            subjects.steps_of(connection, number, name),
-            _samples(connection, query, period, number, name),
-            with_usage_of_databases(
-                connection, period, window, [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
-            ),
+            server=server,
+            headline=_headline_of_database(connection, query.today, server, name, runway, binding, stored),
+            database=name,
+            labels=stored.labels if stored else {},
+            period=period.name,
+            shown=shown,
+            sizes=sizes,
+            earlier=earlier,
+            runway=runway,
+            binding=binding,
+            steps=subjects.steps_of(connection, number, name),
+            behind=_samples(connection, query, period, number, name),
+            neighbours=with_usage_of_databases(connection, period, window, others),
         )
 
 
@@ -184,6 +194,8 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             raise _no_such(f"volume {name!r} of {server.server}")
         # Volumes have samples, and no aggregates.
         shown = replace(chosen_range(query), period="daily")
+        if shown.first is not None:
+            shown = replace(shown, first=max(shown.first, volume.day - timedelta(days=LONGEST_DAYS)))
         newest = PERIODS["daily"].window_of(volume.day)
         days = windows_in(shown, newest) if shown.name else PERIODS["daily"].back(newest, VOLUME_DAYS)
         sizes = volume_history(connection, days, number, name)
@@ -191,7 +203,17 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         on_it = bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN)
         runway = runway_of(connection, number, "volume", name)
         headline = _headline(connection, query.today, server, "volume", name, runway)
-        return VolumePage(server, headline, volume, "daily", shown, sizes, earlier, runway, on_it)
+        return VolumePage(
+            server=server,
+            headline=headline,
+            volume=volume,
+            period="daily",
+            shown=shown,
+            sizes=sizes,
+            earlier=earlier,
+            runway=runway,
+            databases=on_it,
+        )
 
 
 def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of

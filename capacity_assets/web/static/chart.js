@@ -120,7 +120,7 @@
       const end = percentOf(event);
       from = null;
       zoom.setAttribute("visibility", "hidden");
-      if (chart.dataset.zooms !== "no" && Math.abs(end - start) >= LEAST_DRAG_PERCENT) zoomTo(start, end);
+      if (Math.abs(end - start) >= LEAST_DRAG_PERCENT) zoomTo(start, end);
       else open();
     });
     plot.addEventListener("pointercancel", function () { from = null; zoom.setAttribute("visibility", "hidden"); });

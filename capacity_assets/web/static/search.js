@@ -29,6 +29,12 @@
     return "/" + one.kind + "?" + query;
   }
 
+  // "2027-03-07" as "7 Mar 2027".
+  function day(written) {
+    const format = { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" };
+    return new Date(written).toLocaleDateString("en-GB", format);
+  }
+
   function show(found) {
     list.replaceChildren(...found.map(function (one, number) {
       const item = document.createElement("li");
@@ -39,11 +45,12 @@
       link.href = address(one);
       link.tabIndex = -1;
       // Text, never markup: names are what others chose.
-      const where = one.kind === "group" ? one.server : one.kind + " on " + one.server;
+      const kind = one.kind === "volume" ? "disk" : one.kind;
+      const where = one.kind === "group" ? one.server : kind + " on " + one.server;
       link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;
       if (one.full_by) {
         const date = document.createElement("span");
-        date.textContent = "full by " + one.full_by;
+        date.textContent = "full by " + day(one.full_by);
         link.append(date);
       }
       item.append(link);
