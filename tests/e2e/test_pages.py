@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -115,7 +116,7 @@ def test_from_the_fleet_to_the_samples_behind_a_point_and_back_by_the_address(pa
     shared.context.close()
     page.get_by_role("link", name="sqlserver-bi-01").first.click()
     expect(page.get_by_role("heading", name="sqlserver-bi-01")).to_be_visible()
-    page.get_by_role("link", name="E:\\").click()
+    page.get_by_role("link", name="E:\\", exact=True).click()
     expect(page.get_by_role("heading", name="Disk E:\\")).to_be_visible()
 
 
@@ -156,7 +157,8 @@ def test_a_slash_or_control_k_opens_the_search_with_what_fills_first(page: Page)
         page.keyboard.press(keys)
         listed = page.get_by_role("option")
         expect(listed.first).to_be_visible()
-        dates = [text.rpartition("full by ")[2] for text in listed.all_inner_texts()]
+        texts = [text.rpartition("full by ")[2] for text in listed.all_inner_texts()]
+        dates = [datetime.strptime(text, "%d %b %Y").date() for text in texts]  # noqa: DTZ007 -- a day
         assert dates == sorted(dates)
         page.keyboard.press("Escape")
         expect(page.get_by_role("listbox")).to_be_hidden()

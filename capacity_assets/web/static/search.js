@@ -6,6 +6,7 @@
   if (!input || !list) return;
   const PAUSE_MILLISECONDS = 120;
   const SHOWN = 12;
+  const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
   let timer = 0;
   let asked = 0;
   let chosen = -1;
@@ -29,10 +30,10 @@
     return "/" + one.kind + "?" + query;
   }
 
-  // "2027-03-07" as "7 Mar 2027".
+  // "2027-03-07" as "7 Mar 2027", in every locale.
   function day(written) {
-    const format = { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" };
-    return new Date(written).toLocaleDateString("en-GB", format);
+    const parts = written.split("-").map(Number);
+    return parts[2] + " " + MONTHS[parts[1] - 1] + " " + parts[0];
   }
 
   function show(found) {
