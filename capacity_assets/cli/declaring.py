@@ -1,6 +1,6 @@
 """What the commands that declare things share: the opened registry, --dry-run, --json, files, lists, first days.
 
-Such a command returns a report, which is printed here. The forecasts of its servers are then reissued.
+Such a command returns a report, which is printed here. The forecasts of its servers are then updated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from capacity_assets.ownership.prices import Price
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 
 if TYPE_CHECKING:
-    from capacity_assets.forecast.issuing import Reissue
+    from capacity_assets.forecast.issuing import ForecastUpdate
 
 NAMES_SHOWN = 10
 LINES_SHOWN = 10
@@ -48,21 +48,18 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
         yield engine
 
 
-def reissue_forecasts(engine: Engine, settings: Settings, servers: Collection[str]) -> Reissue:
+def update_forecasts(engine: Engine, settings: Settings, servers: Collection[str]) -> ForecastUpdate:
     """Update the forecasts of servers after a declaration, so that pages show it; raises DatabaseError."""
-    from capacity_assets.forecast.issuing import issue_anew
+    from capacity_assets.forecast import issuing
 
-    return issue_anew(engine, servers, Clock(settings.zone))
+    return issuing.update_forecasts(engine, servers, Clock(settings.zone))
 
 
-def print_reissue(servers: Collection[str], done: Reissue) -> None:
+def print_update(servers: Collection[str], done: ForecastUpdate) -> None:
     """Say which forecasts were updated, and when the others will be."""
     if done.later:
         names = first_of(sorted(servers), NAMES_SHOWN)
-        say(
-            f"The forecasts of {names} are not updated yet: the next run of the asset `runway` updates them. "
-            f"{done.later}"
-        )
+        say(f"The forecasts of {names} are not updated yet: {done.later}")
         return
     if len(done.updated) == 1:
         say(f"Forecast of {done.updated[0]} updated.")
@@ -70,7 +67,7 @@ def print_reissue(servers: Collection[str], done: Reissue) -> None:
         say(f"Forecasts of {counted(len(done.updated), 'server')} updated.")
     if done.not_measured:
         names = first_of(done.not_measured, NAMES_SHOWN)
-        say(f"No forecast yet: {names}. Only servers in service with a sample of the last month have one.")
+        say(f"No forecast yet: {names}. A forecast needs an active server measured within the last month.")
 
 
 @dataclass(frozen=True)
@@ -118,10 +115,10 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
     if registry.as_json:
         return
     if issued:
-        say(f"Bills computed anew: {first_of(map(month_named, issued), NAMES_SHOWN)}.")
+        say(f"Bills recomputed: {first_of(map(month_named, issued), NAMES_SHOWN)}.")
     if left:
         names = first_of((f"{month:%Y-%m}" for month in left), NAMES_SHOWN)
-        say(f"Bills not computed anew yet: {names}. `capacity bill --month {left[0]:%Y-%m}` computes one.")
+        say(f"Bills still to be recomputed: {names}. `capacity bill --month {left[0]:%Y-%m}` computes one.")
 
 
 @dataclass(frozen=True)
@@ -153,10 +150,10 @@ def declaring(function: Callable[..., Report]) -> Callable[..., None]:
             try:
                 if not dry_run and report.servers:
                     document["forecasts"] = None
-                    done = reissue_forecasts(engine, settings, report.servers)
+                    done = update_forecasts(engine, settings, report.servers)
                     document["forecasts"] = asdict(done)
                     if not as_json:
-                        print_reissue(report.servers, done)
+                        print_update(report.servers, done)
             finally:
                 # Also where the forecasts fail: the declaration is stored.
                 if as_json:

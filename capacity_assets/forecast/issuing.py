@@ -41,7 +41,7 @@ MOST_AT_ONCE = 5_000
 BUSY_SECONDS = 5
 """How long a command waits for another run that issues runways, and may have read limits before the declaration."""
 
-NOW = "`capacity runway --issue` updates them now."
+HOW_TO_UPDATE = "`capacity runway --issue` updates them now; the next run does it anyway."
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -124,7 +124,7 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
 
 
 @dataclass(frozen=True)
-class Reissue:
+class ForecastUpdate:
     """Which forecasts include a declaration for some servers."""
 
     as_of: date | None = None
@@ -137,7 +137,7 @@ class Reissue:
     """Why the forecasts were not updated at once."""
 
 
-def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> Reissue:
+def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> ForecastUpdate:
     """Update the newest runways of some servers after a declaration for them; those of other servers are kept.
 
     Where none were issued today, those of every server are issued for today, as the asset `runway` does. They are not
@@ -147,25 +147,28 @@ def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> Reissu
     Raises:
         DatabaseError: the database failed; no runway was changed.
     """
-    kept = "The declaration is stored, the forecasts are not updated yet. `capacity runway --issue` updates them."
+    kept = "The declaration is stored, but the forecasts are not updated. `capacity runway --issue` updates them."
     with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
         if not connection.execute(text(_MAY_ISSUE)).scalar_one():
-            return Reissue(later="This role may not write forecasts.")
+            return ForecastUpdate(later="This role may not write forecasts. The next run updates them.")
         apart = judged_day(connection, clock).apart
         if apart:
-            return Reissue(later=apart)
+            return ForecastUpdate(later=f"{apart} The next run updates them.")
         today = clock.today()
         newest: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
         sampled = history.newest_day(connection, today)
         every, some = _subjects(connection, newest, sampled, servers)
         issues_all = newest != today and every <= MOST_AT_ONCE
         if not issues_all and (newest is None or not is_in_time(newest, today)):
-            return Reissue(later=f"None were issued today, and there are more than {MOST_AT_ONCE:,}. {NOW}")
+            too_many = f"there are too many (over {MOST_AT_ONCE:,}) to issue here"
+            return ForecastUpdate(later=f"Today's forecasts do not exist yet, and {too_many}. {HOW_TO_UPDATE}")
         if not issues_all and some > MOST_AT_ONCE:
-            return Reissue(later=f"There are {some:,} of them. {NOW}")
+            return ForecastUpdate(later=f"{some:,} are too many for this command. {HOW_TO_UPDATE}")
         if not _locked_soon(connection):
-            return Reissue(later=f"Another run is issuing forecasts. {NOW}")
-        if issues_all or newest is None:
+            return ForecastUpdate(later=f"Another run is issuing forecasts. {HOW_TO_UPDATE}")
+        # The run that held the lock may have issued today's.
+        newest = connection.execute(text(_NEWEST), {"today": today}).scalar()
+        if newest is None or (issues_all and newest != today):
             newest = today
             _issue(connection, today, today)
         else:
@@ -174,7 +177,7 @@ def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> Reissu
         has_runway = sa.select(runways.instance_id).where(runways.as_of == newest)
         names = sa.select(instances.c.name).where(instances.c.name.in_(servers), instances.c.id.in_(has_runway))
         updated = connection.execute(names.order_by(instances.c.name)).scalars().all()
-        return Reissue(newest, updated, sorted({*servers} - {*updated}))
+        return ForecastUpdate(newest, updated, sorted({*servers} - {*updated}))
 
 
 def _subjects(

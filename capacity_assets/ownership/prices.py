@@ -122,7 +122,7 @@ def declare_prices(engine: Engine, prices: Sequence[Price], today: date, *, rest
     """Store all prices or none, and return them with their first days.
 
     Each replaces an earlier price of the same subject and day; a price for all of history also replaces prices of the
-    same subject from later days. Bills are not computed anew.
+    same subject from later days. Bills are not recomputed.
 
     Raises:
         ValidationError: two prices have the same subject and day, a currency is invalid or differs from that of the

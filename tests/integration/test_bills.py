@@ -115,7 +115,7 @@ def test_bills_of_closed_months_change_only_where_that_is_confirmed_and_by_how_m
     done = printed(*asked, "--restate").splitlines()
 
     assert done[0] == f"Bills of closed months that change: {named}."
-    assert done[-1] == "Bills computed anew: June 2025."
+    assert done[-1] == "Bills recomputed: June 2025."
     shown = json.loads(printed("bill", "--month", "2025-06", "--issue", "2", "--json"))
     assert (shown["bill"]["amount"], shown["difference"]) == ("7.50", "4.50")
     removed = capacity("prices", "remove", "--from", "2025-06-16")
@@ -147,7 +147,7 @@ def test_a_price_for_all_of_history_confirms_that_closed_months_change() -> None
 def test_a_price_and_a_label_compute_the_bill_of_the_running_month_anew_at_once() -> None:
     printed("bill", "--month", "2025-07")
 
-    assert "Bills computed anew: July 2025." in printed("prices", "set", "1", "--currency", "EUR")
+    assert "Bills recomputed: July 2025." in printed("prices", "set", "1", "--currency", "EUR")
 
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(printed("bill", "--month", "2025-07", "--issue", "1", "--json"))
@@ -156,7 +156,7 @@ def test_a_price_and_a_label_compute_the_bill_of_the_running_month_anew_at_once(
 
     assert shown()["bill"]["currency"] == "EUR"
     said = printed("labels", "set", "server-1", "team=payments", "--from", "2025-07-01")
-    assert "Bills computed anew: July 2025." in said
+    assert "Bills recomputed: July 2025." in said
     assert list(amounts(shown())) == ["payments"]
 
 
@@ -174,7 +174,7 @@ def test_a_file_of_prices_is_a_history_and_changes_nothing_when_it_is_read_again
     file.write_text("price,currency,from\n0.30,EUR,2025-06-15\n")
     refused = capacity("prices", "import", str(file)).output.replace("\n", " ")
     assert "June 2025 (6.00 EUR becomes 7.60 EUR)" in refused
-    assert "Bills computed anew: June 2025." in printed("prices", "import", str(file), "--restate")
+    assert "Bills recomputed: June 2025." in printed("prices", "import", str(file), "--restate")
 
 
 def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_server_came_do_not(

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import issue, issue_anew
+from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.forecast.outlook import standing_for_themselves
 from capacity_assets.forecast.runway import outlooks
@@ -59,7 +59,7 @@ def test_a_page_that_is_cached_shows_an_updated_forecast_and_a_price_within_seco
 
     before = shown()
     declare(engine, [Limit("server-1", "orders", limit_mb)])
-    issue_anew(engine, {"server-1"}, fixed_clock())
+    update_forecasts(engine, {"server-1"}, fixed_clock())
     declare_prices(engine, [Price(Decimal(2), "EUR", valid_from=date(2025, 6, 1))], TODAY, restate=True)
     until = time.monotonic() + 7
     while (after := shown()) == before and time.monotonic() < until:

@@ -19,7 +19,7 @@ from capacity_assets.database.tables import ALWAYS, wait_for_lock
 from capacity_assets.digest.content import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issued import newest_issue
-from capacity_assets.forecast.issuing import issue, issue_anew
+from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.ownership.groups import fills_first
 from capacity_assets.ownership.labels import Label, declare_labels
@@ -272,8 +272,8 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
 @pytest.mark.parametrize(
     ("why", "said"),
     [
-        ("large", "There are 4 of them."),
-        ("large and old", "None were issued today, and there are more than 3."),
+        ("large", "4 are too many for this command."),
+        ("large and old", "Today's forecasts do not exist yet, and there are too many (over 3) to issue here."),
         ("busy", "Another run is issuing forecasts."),
     ],
 )
@@ -291,8 +291,8 @@ def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_the
             wait_for_lock(connection, "runways")
         message = printed("limits", "set", "server-1", "orders", "--gb", "3")
 
-    assert "The forecasts of server-1 are not updated yet: the next run of the asset `runway` updates them. " in message
-    assert f"{said} `capacity runway --issue` updates them now." in message
+    assert f"The forecasts of server-1 are not updated yet: {said}" in message
+    assert "`capacity runway --issue` updates them now; the next run does it anyway." in message
     after = shown(engine, "orders")
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
 
@@ -335,7 +335,7 @@ def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(en
 
     assert (failed.exit_code, as_json.exit_code) == (1, 1)
     assert "orders on server-1: 3.0 GiB." in failed.stdout
-    assert "The declaration is stored, the forecasts are not updated yet." in failed.output.replace("\n", " ")
+    assert "The declaration is stored, but the forecasts are not updated." in failed.output.replace("\n", " ")
     document = json.loads(as_json.stdout)
     assert (document["limits"][0]["limit_mb"], document["forecasts"]) == (3072, None)
     assert "server-1 orders     3.0 GiB" in printed("limits", "list")
@@ -349,11 +349,31 @@ def test_a_declaration_waits_for_a_run_that_may_have_read_the_limits_before(engi
         with engine.begin() as connection:
             wait_for_lock(connection, "runways")
             declare(engine, [Limit("server-1", "orders", 3072)])
-            issuing_anew = threads.submit(issue_anew, engine, {"server-1"}, fixed_clock())
+            issuing_anew = threads.submit(update_forecasts, engine, {"server-1"}, fixed_clock())
             wait([issuing_anew], timeout=1)
             assert not issuing_anew.done()
         assert issuing_anew.result(timeout=30).updated == ["server-1"]
     assert shown(engine, "orders").limit_mb == 3072
+
+
+@pytest.mark.usefixtures("today")
+def test_a_declaration_updates_the_forecasts_of_today_that_another_run_issues_meanwhile(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_instances(engine, [2])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    issue(engine, TODAY - timedelta(days=1), TODAY)
+    monkeypatch.setattr(issuing, "MOST_AT_ONCE", 4)
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            wait_for_lock(connection, "runways")
+            declare(engine, [Limit("server-1", "orders", 3072)])
+            updating = threads.submit(update_forecasts, engine, {"server-1"}, fixed_clock())
+            wait([updating], timeout=1)
+            connection.execute(text("UPDATE capacity_runways SET as_of = :today"), {"today": TODAY})
+        done = updating.result(timeout=30)
+    assert (done.as_of, done.updated) == (TODAY, ["server-1"])
+    assert (shown(engine, "orders").as_of, shown(engine, "orders").limit_mb) == (TODAY, 3072)
 
 
 @pytest.mark.usefixtures("today")

@@ -176,7 +176,8 @@ def test_a_command_issues_no_forecast_anew_that_seems_new_by_a_clock_that_is_beh
 
     said = printed("limits", "set", "server-1", "orders", "--gb", "100")
 
-    assert "The forecasts of server-1 are not updated yet: the next run of the asset `runway` updates them." in said
+    assert "The forecasts of server-1 are not updated yet: This machine's clock shows" in said
+    assert "The next run updates them." in said
     assert [stored_runways(engine, day) for day in (past, TODAY)] == told
 
 

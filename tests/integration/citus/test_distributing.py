@@ -18,7 +18,7 @@ from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.partitions import UNREAD
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES
-from capacity_assets.forecast.issuing import issue, issue_anew
+from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.history.maintenance import TableMaintenance
@@ -156,12 +156,12 @@ def test_limits_and_forecasts_are_those_of_a_single_server(distributed: Engine, 
             answers.append({"issued": runways.to_dict(), "past": past.to_dict()})
             answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
             declare(engine, [Limit("server-2", None, 10_000)])
-            assert issue_anew(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
+            assert update_forecasts(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
             with engine.connect() as connection:
                 query = "SELECT count(*) FROM capacity_runway WHERE server = 'server-2' AND is_outdated"
                 assert connection.execute(text(query)).scalar() == 0
             forget(engine, "server-2", None)
-            assert issue_anew(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
+            assert update_forecasts(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
         assert answers[0] == answers[1]
         for table in UNREAD:
             assert stored_of(distributed, table.name) == stored_of(plain, table.name)
