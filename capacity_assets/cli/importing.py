@@ -146,12 +146,12 @@ class ImportOptions:
 @click.option(
     "--decimal",
     type=click.Choice([".", ","]),
-    help="Decimal mark. Default: found in each column; needed where the file does not tell.",
+    help="Decimal mark. Default: detected per column; required if ambiguous.",
 )
 @click.option(
     "--date-format",
     metavar="FORMAT",
-    help="How days are written: iso, day-first, month-first, or a format such as %d.%m.%y. Default: found in the file.",
+    help="How days are written: iso, day-first, month-first, or a format such as %d.%m.%y. Default: detected.",
 )
 @click.option("--encoding", help="Encoding of a CSV file, such as cp1252. Default: UTF-8, or UTF-16 if marked as such.")
 @click.option("--sheet", help="Sheet of an .xlsx file. Default: the first.")
@@ -269,16 +269,16 @@ class _Import:
         layout, chosen = layout_of(level), self.options
         date_format = None if chosen.date_format is None else checked_date_format(chosen.date_format)
         surveyor = Surveyor(
-            layout.columns,
-            DAY,
-            (*layout.sizes, *layout.optional_sizes),
-            (SERVER, INSTANCE_ID),
-            chosen.server,
-            date_format,
-            chosen.decimal,
-            source.point_is_usual,
+            columns=layout.columns,
+            day=DAY,
+            sizes=(*layout.sizes, *layout.optional_sizes),
+            servers=(SERVER, INSTANCE_ID),
+            server=chosen.server,
+            date_format=date_format,
+            decimal=chosen.decimal,
+            point_is_usual=source.point_is_usual,
         )
-        with self._progress("Looking through the file") as on_rows:
+        with self._progress("Detecting the format") as on_rows:
             survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)
         if not self.as_json:
             _print_conventions(survey.conventions)
@@ -301,7 +301,7 @@ class _Import:
                 self.options.load_options(),
                 derive_totals=derive_totals,
                 start_date=self.settings.start_date,
-                with_holes=survey.with_holes,
+                with_gaps=survey.with_gaps,
             )
             loader = Loader(self.engine, level, reader, options, self.lock, on_rows, servers.add)
             report = loader.load(source, self.options.fingerprint(source))
@@ -333,11 +333,10 @@ class _Import:
         elif counts["conflicts"]:
             say("Stored samples were kept. --on-conflict replace replaces them.")
         if report.first_day is not None and report.before_start:
-            first_day, start_date = report.first_day, self.settings.start_date
             say(
-                f"{counted(report.before_start, 'row')} {'lie' if report.before_start > 1 else 'lies'} before "
-                f"{human_day(start_date)}, where windows begin. To aggregate all of them, set "
-                f"CAPACITY_START_DATE={first_day} for every program (now {start_date})."
+                f"{counted(report.before_start, 'row')} {'are' if report.before_start > 1 else 'is'} older than "
+                f"CAPACITY_START_DATE ({human_day(self.settings.start_date)}). To aggregate "
+                f"{'them' if report.before_start > 1 else 'it'}, set CAPACITY_START_DATE={report.first_day}."
             )
         if self.options.dry_run:
             say(NOTHING_CHANGED)
@@ -355,10 +354,10 @@ def _before_anything(rows: Iterator[PositionedRow]) -> Iterator[PositionedRow]:
 def _print_conventions(conventions: Conventions) -> None:
     """Say how days and sizes are read, where that is not as in this project's own files."""
     if conventions.dates != ISO:
-        say(f"Days are read as {conventions.dates}.")
+        say(f"Date format: {conventions.dates}.")
     with_comma = [column for column, mark in conventions.decimals.items() if mark == COMMA]
     if with_comma:
-        say(f"Sizes with a decimal comma: {', '.join(with_comma)}.")
+        say(f"Decimal comma in: {', '.join(with_comma)}.")
 
 
 def _print_aggregation(report: LoadReport, start_date: date) -> None:
@@ -383,14 +382,14 @@ def _print_report(report: LoadReport, level: Level) -> None:
     for outcome in ("bad", "unknown", "conflicts"):
         for line in report.listed.get(outcome, []):
             say(f"  {outcome}: {line}")
-    if report.holes.servers:
-        holes = report.holes
+    if report.gaps.servers:
+        gaps = report.gaps
         say(
-            f"{counted(holes.servers, 'server')} without samples on some days: {counted(holes.days, 'day')} in all, at "
-            f"most {holes.longest_days:,} in a row."
+            f"{counted(gaps.servers, 'server')} {'have' if gaps.servers > 1 else 'has'} gaps: "
+            f"{counted(gaps.days, 'day')} in total, the longest {counted(gaps.longest_days, 'day')}."
         )
-        for line in report.listed["holes"]:
-            say(f"  hole: {line}")
+        for line in report.listed["gaps"]:
+            say(f"  gap: {line}")
 
 
 def _print_first_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

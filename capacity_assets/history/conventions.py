@@ -20,7 +20,7 @@ ORDERED = (DAY_FIRST, MONTH_FIRST)
 ORDERS = (ISO, *ORDERED)
 POINT, COMMA = ".", ","
 MOST_DAYS = 50_000
-"""Of more different texts of days than this, holes are not looked for."""
+"""Of more different texts of days than this, gaps are not looked for."""
 ROWS_PER_UPDATE = 10_000
 _ORDERED = re.compile(
     r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?:[T ]+(\d{1,2}):(\d\d)(?::(\d\d))?(?: ?([AP])M)?)?", re.ASCII | re.IGNORECASE
@@ -83,7 +83,7 @@ def checked_date_format(written: str) -> str:
         tells = False
     if not tells:
         raise ValidationError(
-            f"--date-format {written!r} is none of {', '.join(ORDERS)}, and no format with day, month and year such as "
+            f"--date-format {written!r} must be {', '.join(ORDERS)}, or a format with day, month and year such as "
             "%d.%m.%Y."
         )
     return written
@@ -105,7 +105,7 @@ class Survey:
     """What a look through a whole file found."""
 
     conventions: Conventions
-    with_holes: Sequence[Span] = ()
+    with_gaps: Sequence[Span] = ()
 
 
 Rows = Iterable[tuple[int, Sequence[str | None]]]
@@ -126,10 +126,7 @@ class _Written:
 
 @dataclass(frozen=True)
 class Surveyor:
-    """Looks through the rows of a file once.
-
-    `places` has the columns to look at by position; `date_format` and `decimal` None: to be found out.
-    """
+    """Looks through the rows of a file once; `date_format` and `decimal` None: to be detected."""
 
     columns: Sequence[str]
     day: str
@@ -172,7 +169,7 @@ class Surveyor:
                 days_of[key] = days_of.get(key, 0) | 1 << index
         progress(read)
         conventions = Conventions(self._dates(dates), self._decimals({name: one for name, (_, one) in sizes.items()}))
-        return Survey(conventions, _with_holes(days, days_of, conventions))
+        return Survey(conventions, _with_gaps(days, days_of, conventions))
 
     def _dates(self, written: _Written) -> str:
         if self.date_format is not None:
@@ -188,7 +185,8 @@ class Surveyor:
             readings = [human_day(Conventions(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
                 f"{self.day} {text!r:.40} in row {position} is {readings[0]} (--date-format day-first) or "
-                f"{readings[1]} (--date-format month-first), and no day of the file tells which. Nothing was imported."
+                f"{readings[1]} (--date-format month-first), and the file contains no date that decides it. "
+                "Nothing was imported."
             )
         # With day and month of the same number, both orders are right.
         return next(iter(written.shown), DAY_FIRST if written.unclear else ISO)
@@ -256,9 +254,7 @@ def _mark(text: str) -> str | None:
     return mark
 
 
-def _with_holes(
-    days: Mapping[str, int], days_of: Mapping[tuple[str, str], int], conventions: Conventions
-) -> list[Span]:
+def _with_gaps(days: Mapping[str, int], days_of: Mapping[tuple[str, str], int], conventions: Conventions) -> list[Span]:
     """Return the servers with fewer days than from their first to their last."""
     by_index: dict[int, date] = {}
     for text, index in days.items():

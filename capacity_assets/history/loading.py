@@ -27,7 +27,7 @@ from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.history.conventions import Span
-from capacity_assets.history.holes import Holes, holes_of
+from capacity_assets.history.gaps import Gaps, gaps_of
 from capacity_assets.history.rows import Problem, RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
@@ -190,7 +190,7 @@ class LoadReport:
     """Rows of days before the first partition."""
     first_rows: list[dict[str, object]] = field(default_factory=list)
     """What the first rows of a dry run were read as."""
-    holes: Holes = field(default_factory=Holes)
+    gaps: Gaps = field(default_factory=Gaps)
 
     @property
     def left_out(self) -> int:
@@ -212,7 +212,7 @@ class LoadReport:
         days = {"first_day": self.first_day, "last_day": self.last_day, "before_start": self.before_start}
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
-    def go_on(self, position: int, recorded: Mapping[str, Any]) -> None:
+    def resume(self, position: int, recorded: Mapping[str, Any]) -> None:
         """Take over what was recorded of an interrupted import, so that every row of it is accounted for."""
         self.resumed_after = position
         self.counts |= recorded["counts"]
@@ -242,8 +242,8 @@ class LoadOptions:
     slice_rows: int = SLICE_ROWS
     start_date: date = date.min
     """First day of the first partition."""
-    with_holes: Sequence[Span] = ()
-    """Servers whose days in the source have holes."""
+    with_gaps: Sequence[Span] = ()
+    """Servers whose days in the source have gaps."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class Loader:
             for part in self._slices(source.rows(0)):
                 self._slice(connection, part, report)
                 self.progress(report.counts["read"])
-            self._find_holes(connection, report)
+            self._find_gaps(connection, report)
             transaction.rollback()
 
     def _load(self, source: Source, fingerprint: str, report: LoadReport) -> None:
@@ -292,7 +292,7 @@ class Loader:
             # A finished import begins anew, and finds everything present.
             earlier = connection.execute(text(POSITION), this).first()
         if earlier is not None:
-            report.go_on(earlier.position, earlier.counts)
+            report.resume(earlier.position, earlier.counts)
         for part in self._slices(source.rows(report.resumed_after)):
             with self.engine.begin() as connection:
                 self._slice(connection, part, report)
@@ -304,14 +304,17 @@ class Loader:
             if self.level is DATABASE:
                 record_history(connection)
             connection.execute(text(FINISH), this)
-            self._find_holes(connection, report)
+        with self.engine.begin() as connection:
+            self._find_gaps(connection, report)
 
-    def _find_holes(self, connection: Connection, report: LoadReport) -> None:
-        holes = holes_of(connection, self.level, self.options.with_holes)
-        report.holes = Holes(
-            len(holes), sum(hole.days for hole in holes), max((hole.longest for hole in holes), default=0)
+    def _find_gaps(self, connection: Connection, report: LoadReport) -> None:
+        found = gaps_of(connection, self.level, self.options.with_gaps)
+        report.gaps = Gaps(
+            servers=len(found),
+            days=sum(one.days for one in found),
+            longest_days=max((one.longest for one in found), default=0),
         )
-        report.name("holes", holes)
+        report.name("gaps", found)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
         while part := list(itertools.islice(rows, self.options.slice_rows)):

@@ -194,9 +194,17 @@ def _day(conventions: Conventions, text: str) -> date:
 
 def _count(cells: Mapping[str, str], column: str) -> int:
     text = cells[column]
-    if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
+    count = count_of(text)
+    if count is None:
         raise _BadValue(f"{column} {text!r:.40} is not a whole number up to {LARGEST_COUNT}")
-    return int(text)
+    return count
+
+
+def count_of(text: str) -> int | None:
+    """Return a whole number up to LARGEST_COUNT; None for any other text."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS:
+        return None
+    return count if (count := int(text)) <= LARGEST_COUNT else None
 
 
 @lru_cache(maxsize=4096)

@@ -61,7 +61,7 @@ def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> File
         raise ValidationError(f"{path} does not exist or is not a file.")
     kind = path.suffix.lower()
     if options.encoding is not None and kind in {PARQUET, EXCEL}:
-        raise ValidationError(f"--encoding is for CSV files; {path} says by itself how it is encoded.")
+        raise ValidationError(f"--encoding is for CSV files; {path} has its own encoding.")
     if options.sheet is not None and kind != EXCEL:
         raise ValidationError(f"--sheet is for {EXCEL} files.")
     try:
@@ -98,7 +98,7 @@ class CsvSource:
             raise ValidationError(f"{path} is not CSV: {error}. Nothing was imported.") from None
         if "\0" in first:
             raise ValidationError(
-                f"{path} is not CSV: it holds bytes that are not text. Of UTF-16 without a byte order mark, say "
+                f"{path} is not CSV: it holds bytes that are not text. If it is UTF-16 without a byte order mark, add "
                 "--encoding utf-16-le or utf-16-be. Nothing was imported."
             )
         if not first.strip():
@@ -138,7 +138,11 @@ class CsvSource:
                     decoder.decode(block)
                 except UnicodeDecodeError as error:
                     byte = error.object[error.start]
-                    other = "" if self._encoding == CP1252 else f"; --encoding {CP1252} fits files of Windows programs"
+                    other = (
+                        ""
+                        if self._encoding == CP1252
+                        else f"; for files from Windows programs, try --encoding {CP1252}"
+                    )
                     return f"is not {name}: line {line} has the byte 0x{byte:02x}{other}"
                 line += block.endswith(b"\n")
         return f"is not {name}: it ends within a character"

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import xlsxwriter
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from tests.command import capacity
+from tests.databases import execute
 from tests.importing import HEAD, counts, samples, totals, write
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
@@ -36,7 +37,7 @@ def test_a_german_export_is_read_without_an_option_and_a_dry_run_shows_how(engin
 
     assert rehearsed.exit_code == done.exit_code == 0, rehearsed.output + done.output
     assert untouched == []
-    assert "Days are read as day-first.\nSizes with a decimal comma: size_mb, data_size_mb." in rehearsed.output
+    assert "Date format: day-first.\nDecimal comma in: size_mb, data_size_mb." in rehearsed.output
     shown = [line.split() for line in rehearsed.output.splitlines()]
     assert ["1", "alpha", "a", "3", "Apr", "2025", "1,234", "MiB", "0", "MiB"] in shown
     assert ["2", "alpha", "b", "31", "Mar", "2025", "7", "MiB", "6", "MiB"] in shown
@@ -97,7 +98,7 @@ def test_an_encoding_that_does_not_fit_is_named_with_the_byte(tmp_path: Path) ->
     file = tmp_path / "x.csv"
     file.write_bytes((HEAD + "alpha,Größe,2025-01-01,10\n").encode("cp1252"))
     for arguments, reason in (
-        ([], "is not UTF-8: line 2 has the byte 0xf6; --encoding cp1252 fits files of Windows programs"),
+        ([], "is not UTF-8: line 2 has the byte 0xf6; for files from Windows programs, try --encoding cp1252"),
         (["--encoding", "ascii"], "is not ascii: line 2 has the byte 0xf6"),
         (["--encoding", "klingon"], "--encoding 'klingon' is not an encoding"),
         (["--encoding", "hex"], "--encoding 'hex' is not an encoding"),
@@ -106,7 +107,7 @@ def test_an_encoding_that_does_not_fit_is_named_with_the_byte(tmp_path: Path) ->
         assert refused.exit_code == 2, arguments
         assert reason in refused.output, refused.output
     file.write_bytes((HEAD + "alpha,a,2025-01-01,10\n").encode("utf-16-le"))
-    assert "say --encoding utf-16-le" in capacity("import", str(file)).output
+    assert "add --encoding utf-16-le" in capacity("import", str(file)).output
 
 
 def workbook(path: Path, **sheets: list[list[Any]]) -> str:
@@ -197,11 +198,38 @@ def test_days_without_samples_are_counted_and_the_longest_stretch_is_named(tmp_p
     rehearsed = json.loads(capacity("import", file, "--dry-run", "--json").output)
     done = capacity("import", file, columns=200)
 
-    assert rehearsed["holes"] == {"servers": 1, "days": 4, "longest_days": 3}
-    hole = "alpha: 4 days without a sample from 1 Jan 2025 to 10 Jan 2025, at most 3 in a row, from 5 Jan 2025"
-    assert rehearsed["listed"]["holes"] == [hole], "a day that was stored before is no hole"
-    assert "1 server without samples on some days: 4 days in all, at most 3 in a row." in done.output
-    assert f"  hole: {hole}" in done.output
+    assert rehearsed["gaps"] == {"servers": 1, "days": 4, "longest_days": 3}
+    gap = "alpha: 4 days missing between 1 Jan 2025 and 10 Jan 2025; longest gap: 3 days from 5 Jan 2025"
+    assert rehearsed["listed"]["gaps"] == [gap], "a day that was stored before is not a gap"
+    assert "1 server has gaps: 4 days in total, the longest 3 days." in done.output
+    assert f"  gap: {gap}" in done.output
+
+
+def test_gaps_of_servers_that_are_named_by_number_are_theirs_and_impossible_numbers_are_refused(
+    engine: Engine, tmp_path: Path
+) -> None:
+    execute(engine, "UPDATE instances SET name = '2' WHERE name = 'alpha'")
+    with engine.connect() as connection:
+        number = connection.execute(text("SELECT id FROM instances WHERE name = 'beta'")).scalar_one()
+    assert number == 2
+    rows = "".join(
+        f"{server},{server_id},a,2025-01-{day:02},1\n"
+        for server, server_id, days in (
+            ("2", "", (1, 3)),
+            ("", number, (1, 6)),
+            ("", "99999999999", (1, 9)),
+        )
+        for day in days
+    )
+    file = write(tmp_path / "x.csv", "server,instance_id,database,day,size_mb\n" + rows)
+
+    done = json.loads(capacity("import", file, "--map", "instance_id=instance_id", "--json").output)
+
+    assert (done["counts"]["written"], done["counts"]["bad"]) == (4, 2)
+    assert done["listed"]["gaps"] == [
+        "beta: 4 days missing between 1 Jan 2025 and 6 Jan 2025; longest gap: 4 days from 2 Jan 2025",
+        "2: 1 day missing between 1 Jan 2025 and 3 Jan 2025; longest gap: 1 day from 2 Jan 2025",
+    ]
 
 
 def test_history_before_the_first_partition_is_imported_and_said_how_to_aggregate(
@@ -213,8 +241,7 @@ def test_history_before_the_first_partition_is_imported_and_said_how_to_aggregat
     done = capacity("import", file, columns=200)
 
     advice = (
-        "2 rows lie before 1 Jan 2025, where windows begin. To aggregate all of them, set "
-        "CAPACITY_START_DATE=2023-05-01 for every program (now 2025-01-01)."
+        "2 rows are older than CAPACITY_START_DATE (1 Jan 2025). To aggregate them, set CAPACITY_START_DATE=2023-05-01."
     )
     assert advice in rehearsed.output
     assert advice in done.output

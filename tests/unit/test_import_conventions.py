@@ -21,7 +21,15 @@ def survey(
     def texts(day: str, size: str = "1", log: str = "", server: str = "a") -> Sequence[str | None]:
         return [server, None, day, size, log]
 
-    how = Surveyor(COLUMNS, "day", COLUMNS[3:], ("server", "instance_id"), None, date_format, decimal, point_is_usual)
+    how = Surveyor(
+        columns=COLUMNS,
+        day="day",
+        sizes=COLUMNS[3:],
+        servers=("server", "instance_id"),
+        date_format=date_format,
+        decimal=decimal,
+        point_is_usual=point_is_usual,
+    )
     return how.survey((number, texts(*row)) for number, row in enumerate(rows, start=1))
 
 
@@ -46,7 +54,7 @@ def test_days_that_tell_nothing_are_refused_with_both_readings_unless_somebody_s
         survey(("03/03/2025",), ("03/04/2025",))
     assert str(refused.value) == (
         "day '03/04/2025' in row 2 is 3 Apr 2025 (--date-format day-first) or 4 Mar 2025 (--date-format month-first), "
-        "and no day of the file tells which. Nothing was imported."
+        "and the file contains no date that decides it. Nothing was imported."
     )
     assert survey(("03/04/2025",), date_format="month-first").conventions.dates == "month-first"
 
@@ -75,7 +83,7 @@ def test_a_day_is_read_in_its_format(order: str, text: str, day: str) -> None:
 
 @pytest.mark.parametrize("written", ["european", "%d.%m", "%Y", "%Q", "%", ""])
 def test_a_format_without_day_month_and_year_is_refused(written: str) -> None:
-    with pytest.raises(ValidationError, match="and no format with day, month and year such as"):
+    with pytest.raises(ValidationError, match="or a format with day, month and year such as"):
         checked_date_format(written)
 
 
@@ -130,4 +138,4 @@ def test_servers_with_days_between_the_first_and_the_last_missing_are_found() ->
         ("never", "1", "", "torn"),
     )
 
-    assert found.with_holes == [Span("torn", "", date(2025, 1, 31), date(2025, 2, 5))]
+    assert found.with_gaps == [Span("torn", "", date(2025, 1, 31), date(2025, 2, 5))]
