@@ -465,7 +465,7 @@ class Variables(BaseSettings):
     sql_password: Token | None = Field(
         default=None,
         description="Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 "
-        "characters. Unset: one is made, in the file `sql-password` under CAPACITY_HOME.",
+        "characters. Unset: generated and stored in the file `sql-password` under CAPACITY_HOME.",
     )
     web_token: Token | None = Field(
         default=None,

@@ -90,8 +90,10 @@ def collect(  # noqa: PLR0913 -- one argument per option
     else:
         _print_summary(summary)
         if summary.processed_instances and not own:
-            now = "`capacity aggregate --period daily` computes them now."
-            say(f"Figures follow with the next run under `capacity up`; {now}")
+            say(
+                "`capacity up` computes the figures on its next run; `capacity aggregate --period daily` computes them "
+                "now."
+            )
     own_failed = OWN_SERVER in {failure.server for failure in summary.failures}
     if own and not as_json and not own_failed:
         write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)

@@ -20,14 +20,14 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
 from capacity_assets.base.errors import CapacityError
-from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.cli import options
 from capacity_assets.cli.options import NOTHING_CHANGED, dry_run_option, json_command, print_json, print_table, say
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.ownership.bills import MONTHLY, issue_bill, month_named
 from capacity_assets.ownership.labels import Label
 from capacity_assets.ownership.prices import Price
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
@@ -89,14 +89,8 @@ class Registry:
         return f"{counted(number, noun)} {'read' if self.dry_run else 'declared'} from {path}."
 
 
-def month_named(first_day: date) -> str:
-    """Name the month that begins on a day."""
-    month = PERIODS["monthly"]
-    return month.name_of(month.window_of(first_day))
-
-
 def issue_bills(registry: Registry, months: Iterable[date]) -> None:
-    """Compute the bills of months anew after a declaration, newest first, for some seconds; name those that are left.
+    """Recompute the bills of months after a declaration, newest first, for some seconds; name those that are left.
 
     Raises CapacityError; its message says that the declaration is stored.
     """
@@ -108,7 +102,7 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
             if time.monotonic() > until:
                 left.append(month)
                 continue
-            issue_bill(registry.engine, PERIODS["monthly"].window_of(month), clock, registry.settings.label_keys)
+            issue_bill(registry.engine, MONTHLY.window_of(month), clock, registry.settings.label_keys)
             issued.append(month)
     except CapacityError as error:
         raise type(error)(f"The declaration is stored, but not every bill was computed. {error}") from error

@@ -22,14 +22,13 @@ from capacity_assets.cli.declaring import (
     first_day_options,
     issue_bills,
     listing,
-    month_named,
     since,
 )
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DAY, label_option, options, say
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.ownership.bills import unfinished_months
+from capacity_assets.ownership.bills import month_named, unfinished_months
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.ownership.prices import (
     EVERYTHING,
@@ -62,7 +61,7 @@ subject_options = options(
 
 
 restate_option = click.option(
-    "--restate", is_flag=True, help="Also if bills of closed months change; see --dry-run first."
+    "--restate", is_flag=True, help="Allow changes to bills of closed months; preview with --dry-run."
 )
 
 
@@ -131,10 +130,10 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
     named = first_of(months, MONTHS_COMPUTED)
     if not restate and not registry.dry_run:
         raise ValidationError(
-            f"Bills of closed months would change: {named}. Nothing was changed. Add --restate to change these bills."
+            f"Bills of closed months would change: {named}. Nothing was changed. To restate them, add --restate."
         )
     if not registry.as_json:
-        say(f"Bills of closed months that change: {named}.{'' if restate else ' This takes --restate.'}")
+        say(f"Bills of closed months that change: {named}.{'' if restate else ' Requires --restate.'}")
 
 
 def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
@@ -148,7 +147,7 @@ def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
 
 
 def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
-    """Compute the bills that change anew, and those that are not final."""
+    """Recompute the bills that change, and those that are not final."""
     first = min(price.valid_from or ALWAYS for price in changes.prices)
     issue_bills(registry, [*changes.months, *unfinished_months(registry.engine, first)])
 
@@ -200,7 +199,12 @@ def list_(engine: Engine, /) -> list[tuple[Price, object]]:
 
 @prices.command()
 @subject_options
-@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always, or that of the only one.")
+@click.option(
+    "--from",
+    "first_day",
+    type=DAY,
+    help="First day of the price. Default: the only price there is, or the one for all of history.",
+)
 @restate_option
 @declaring
 def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Report:

@@ -119,8 +119,8 @@ def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]
     """Raise ValidationError or CommandFailedError before anything is started."""
     if ports["--sql-port"] is not None and settings.capacity_url is not None:
         raise ValidationError(
-            "--sql-port opens the embedded server, and CAPACITY_DATABASE_URL names one of your own: let your tools "
-            "log in there, with a role that has capacity_reader."
+            "--sql-port works only with the embedded server, but CAPACITY_DATABASE_URL is set: connect your tools "
+            "there, with a member of capacity_reader."
         )
     options: dict[int, str] = {}
     for option, port in ports.items():

@@ -114,14 +114,14 @@ def groups_of_bill(
     Groups that had databases the month before only are last. Raises DBAPIError.
     """
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
-    return [BillGroup(*row) for row in connection.execute(text(_GROUPS), {**of_bill, "only": None})]
+    return [BillGroup(**row) for row in connection.execute(text(_GROUPS), {**of_bill, "only": None}).mappings()]
 
 
 def group_of_bill(connection: Connection, month: Window, issue: int, by: str, name: str | None) -> BillGroup | None:
     """Return one group of an issue of a final bill; None where the bill says nothing of it. Raises DBAPIError."""
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": None}
-    row = connection.execute(text(_GROUPS), {**of_bill, "only": name or ""}).first()
-    return None if row is None else BillGroup(*row)
+    row = connection.execute(text(_GROUPS), {**of_bill, "only": name or ""}).mappings().first()
+    return None if row is None else BillGroup(**row)
 
 
 def compared_issue(connection: Connection, month: date, issue: int) -> int | None:
@@ -321,12 +321,16 @@ WITH stored AS (
            max(amount) FILTER (WHERE kind = 'moves') AS moves
     FROM rounded GROUP BY group_name
 )
-SELECT nullif(s.group_name, ''), s.databases, s.gib_months, s.unpriced_gib_months, f.amount, s.amount, s.servers,
-       s.lowest_price, s.highest_price, f.projected, f.before,
-       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) END,
-       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) - f.price - f.moves END,
-       CASE WHEN s.is_compared THEN f.price END, CASE WHEN s.is_compared THEN f.moves END,
-       round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6), round(s.amount / nullif(s.servers, 0), 2)
+SELECT nullif(s.group_name, '') AS name, s.databases, s.gib_months, s.unpriced_gib_months, f.amount AS amount,
+       s.amount AS exact_amount, s.servers, s.lowest_price, s.highest_price, f.projected AS projected_amount,
+       f.before AS amount_before,
+       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) END AS change,
+       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) - f.price - f.moves END
+           AS change_growth,
+       CASE WHEN s.is_compared THEN f.price END AS change_price,
+       CASE WHEN s.is_compared THEN f.moves END AS change_moves,
+       round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6) AS amount_per_gib,
+       round(s.amount / nullif(s.servers, 0), 2) AS amount_per_server
 FROM stored s LEFT JOIN found f USING (group_name)
 WHERE CAST(:only AS text) IS NULL OR s.group_name = :only
 ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, nullif(s.group_name, '') NULLS LAST

@@ -288,7 +288,7 @@ def moment(at: datetime) -> str:
 def title(issued: IssuedBill) -> str:
     """Say which bill it is."""
     so_far = "" if issued.bill.is_final else " so far"
-    return f"Bill of {_named(MONTHLY.window_of(issued.bill.month))}{so_far}, by {issued.grouped_by}"
+    return f"Bill of {month_named(issued.bill.month)}{so_far}, by {issued.grouped_by}"
 
 
 def group_named(name: str | None, grouped_by: str) -> str:
@@ -354,9 +354,7 @@ def notes(issued: IssuedBill) -> list[str]:
             "server's measured days."
         )
     if sum(group.databases for group in issued.groups) > issued.databases:
-        sentences.append(
-            "A database that changed its group in the month counts in each of them, and once in the total."
-        )
+        sentences.append("A database that changed groups within the month counts in each group, and once in the total.")
     if bill.samples_dropped_at:
         sentences.append(
             f"Retention dropped samples of this month (detected on {human_day(bill.samples_dropped_at)}). This bill no "
@@ -368,8 +366,7 @@ def notes(issued: IssuedBill) -> list[str]:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
     if bill.days_so_far:
         sentences.append(
-            f"Projected: the amount of the first {counted(bill.days_so_far, 'day')}, divided by their number, times "
-            "the days of the month."
+            f"Projected: the daily average of the first {counted(bill.days_so_far, 'day')}, for the whole month."
         )
     return sentences
 
@@ -406,12 +403,12 @@ def change_notes(issued: IssuedBill) -> list[str]:
     before = MONTHLY.previous(MONTHLY.window_of(issued.bill.month))
     total = issued.total
     return [
-        f"Change since {_named(before)} (version {issued.compared_issue}): {money_change(total.change)} "
+        f"Change since {month_named(before.start)} (version {issued.compared_issue}): {money_change(total.change)} "
         f"{issued.bill.currency}, {money_change(total.change_growth)} by growth and {money_change(total.change_price)} "
         "by prices.",
         "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
-        "Moves: databases from and to other groups, at what they cost before. They add up to the change; cents of "
-        "rounding are in growth.",
+        "Moves: databases from and to other groups, at what they cost before. They add up to the change; growth "
+        "includes rounding differences.",
     ]
 
 
@@ -566,8 +563,8 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
         if not _compute(connection, parameters, latest):
             if latest is None:
                 raise NotFoundError(
-                    f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
-                    "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
+                    f"Samples of {month_named(month.start)} were dropped by retention, so its bill cannot be "
+                    "recomputed. None was issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
                 )
             issue = latest.issue
             changes = {"samples_dropped_at": func.coalesce(capacity_bills.c.samples_dropped_at, func.now())}
@@ -612,7 +609,7 @@ class BillChange:
         """The change as people read it."""
         totals = ((self.before, self.before_currency), (self.after, self.after_currency))
         before, after = ("no amount" if one is None else f"{one:,} {currency}" for one, currency in totals)
-        return f"{_named(PERIODS['monthly'].window_of(self.month))} ({before} becomes {after})"
+        return f"{month_named(self.month)} ({before} becomes {after})"
 
 
 def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[str]) -> list[BillChange]:
@@ -623,7 +620,7 @@ def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     changes = []
     for start in months:
-        month = PERIODS["monthly"].window_of(start)
+        month = MONTHLY.window_of(start)
         latest, parameters = _issues(connection, month)[0], _parameters(month, keys)
         stored = {**parameters, "issue": latest.issue, "was_final": latest.is_final}
         if _compute(connection, parameters, latest) and connection.execute(text(DIFFERS), stored).scalar():
@@ -643,6 +640,11 @@ def unfinished_months(engine: Engine, first: date) -> Sequence[date]:
         return connection.execute(unfinished.order_by(bills.month.desc())).scalars().all()
 
 
+def month_named(first_day: date) -> str:
+    """Name the month that begins on a day: October 2026."""
+    return MONTHLY.name_of(MONTHLY.window_of(first_day))
+
+
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
     """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
     # Samples after a long pause may have been written by the wrong clock itself.
@@ -659,10 +661,6 @@ def _issues(connection: Connection, month: Window) -> list[Bill]:
     return [Bill(*row) for row in connection.execute(query)]
 
 
-def _named(month: Window) -> str:
-    return MONTHLY.name_of(month)
-
-
 def _store(
     connection: Connection, month: Window, parameters: dict[str, Any], latest: Bill | None, finality: dict[str, object]
 ) -> int:
@@ -670,7 +668,7 @@ def _store(
     issue, reason = 1, None
     if latest is None:
         if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
-            raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+            raise NotFoundError(f"Nothing was measured in {month_named(month.start)}: there is nothing to bill.")
     else:
         issue, reason = latest.issue, latest.reason
         stored = {**parameters, "issue": issue, "was_final": latest.is_final}
@@ -714,14 +712,12 @@ def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) ->
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
     """Read an issue of a bill, by default the newest, by groups, with the one before.
 
-    Groups of bills of former versions are stored first.
-
     Raises:
         NotFoundError: there is no such issue.
         ValidationError: the bill cannot be grouped so.
         DatabaseError: the database failed.
     """
-    with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.begin() as connection:
+    with database_errors(doing="reading a bill"), engine.connect() as connection:
         return read_bill_of(connection, month, by, issue)
 
 
@@ -730,9 +726,9 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
     chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
     if not chosen or (issue is not None and chosen[0].issue != issue):
         if issue is not None:
-            raise NotFoundError(f"The bill of {_named(month)} has no version {issue}.")
+            raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}.")
         raise NotFoundError(
-            f"There is no bill of {_named(month)}. `capacity bill` issues one where something was measured."
+            f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."
         )
     now, *older = chosen
     refuse_unknown_grouping(by, now.label_keys)
@@ -746,4 +742,13 @@ def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | No
     every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
     groups, former = [one for one in every if one.databases], [one for one in every if not one.databases]
     compared = compared_issue(connection, bill.month, bill.issue)
-    return IssuedBill(bill, by, groups, databases, before, servers, former, compared)
+    return IssuedBill(
+        bill=bill,
+        grouped_by=by,
+        groups=groups,
+        databases=databases,
+        before=before,
+        servers=servers,
+        former_groups=former,
+        compared_issue=compared,
+    )

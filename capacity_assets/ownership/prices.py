@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
@@ -137,9 +138,18 @@ def declare_prices(engine: Engine, prices: Sequence[Price], today: date, *, rest
 
 def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Sequence[str]) -> PriceChanges:
     """Return what `declare_prices` would do, and how much final bills would change; stores nothing. Raises as it."""
-    with declaring(engine, "storing prices", dry_run=True) as connection:
+    with _tried(engine, "storing prices") as connection:
         dated, months = _store(connection, prices, today)
         return _changes(connection, dated, months, keys)
+
+
+@contextmanager
+def _tried(engine: Engine, doing: str) -> Iterator[Connection]:
+    """Yield a connection whose price list is a copy of its own: bills are computed of it without locking the table."""
+    with declaring(engine, doing, dry_run=True) as connection:
+        for statement in _COPY:
+            connection.execute(text(statement))
+        yield connection
 
 
 def _store(connection: Connection, prices: Sequence[Price], today: date) -> tuple[Sequence[Price], Sequence[date]]:
@@ -200,7 +210,7 @@ def forget_price(engine: Engine, price: Price, *, restate: bool = False) -> None
 
 def removal_changes(engine: Engine, price: Price, keys: Sequence[str]) -> PriceChanges:
     """Return how much `forget_price` would change final bills; removes nothing. Raises as it does."""
-    with declaring(engine, "removing a price", dry_run=True) as connection:
+    with _tried(engine, "removing a price") as connection:
         return _changes(connection, [price], _forget(connection, price), keys)
 
 
@@ -227,6 +237,12 @@ def stored_prices(engine: Engine) -> list[Price]:
     return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
 
 
+# A temporary table hides the table of its name.
+_COPY = (
+    "CREATE TEMPORARY TABLE declared_prices ON COMMIT DROP AS SELECT * FROM capacity_prices",
+    "CREATE TEMPORARY TABLE capacity_prices (LIKE capacity_prices INCLUDING ALL) ON COMMIT DROP",
+    "INSERT INTO capacity_prices SELECT * FROM declared_prices",
+)
 # The first price of a history in one file applies to all of history; an existing price is kept.
 _PLACED = """
 WITH given AS (

@@ -151,7 +151,7 @@ def test_a_bill_on_the_screen_and_in_files_has_its_version_its_prices_and_what_c
     assert "Change since May 2025 (version 1): +11.50 EUR, +3.50 by growth and +8.00 by prices." in shown
     assert re.search(r"Amount, EUR Projected\n", running)
     assert re.search(r"Total +3 +24.5 +0.75 +18.39 +28.50\n", running)
-    assert "Projected: the amount of the first 20 days" in running
+    assert "Projected: the daily average of the first 20 days" in running
     [_, search] = csv.DictReader(io.StringIO((tmp_path / "bill.csv").read_text()))
     assert [search[name] for name in ("change", "change_growth", "change_price", "change_moves", "servers")] == [
         "6.50", "3.50", "3.00", "0.00", "2",

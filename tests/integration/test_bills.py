@@ -7,6 +7,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
@@ -21,7 +22,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.bills import issue_bill, read_bill
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.ownership.prices import Price, declare_prices
+from capacity_assets.ownership.prices import Price, declare_prices, price_changes, stored_prices
 from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
@@ -106,10 +107,12 @@ def test_bills_of_closed_months_change_only_where_that_is_confirmed_and_by_how_m
 
     tried, refused = printed(*asked, "--dry-run"), capacity(*asked)
 
-    assert f"Bills of closed months that change: {named}. This takes --restate." in tried
+    assert f"Bills of closed months that change: {named}. Requires --restate." in tried
     assert tried.endswith("Dry run: nothing was changed.\n")
     assert refused.exit_code == 2
-    assert f"would change: {named}. Nothing was changed. Add --restate" in refused.output.replace("\n", " ")
+    assert f"would change: {named}. Nothing was changed. To restate them, add --restate." in refused.output.replace(
+        "\n", " "
+    )
     assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.100000"]
 
     done = printed(*asked, "--restate").splitlines()
@@ -131,6 +134,21 @@ def test_bills_of_closed_months_change_only_where_that_is_confirmed_and_by_how_m
         }
     ]
     assert billed()["bill"]["issue"] == 3
+
+
+def test_bills_are_computed_of_a_price_that_is_tried_while_others_declare_prices(engine: Engine) -> None:
+    printed("prices", "set", "0.1", "--currency", "EUR", "--always")
+    assert billed()["bill"]["amount"] == "3.00"
+    wanted = Price(Decimal("0.4"), "EUR", valid_from=date(2025, 6, 16))
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE capacity_prices IN ROW EXCLUSIVE MODE"))
+            trying = threads.submit(price_changes, engine, [wanted], TODAY, ["team"])
+            wait([trying], timeout=10)
+            assert trying.done()
+        [bill] = trying.result().bills
+    assert bill.text == "June 2025 (3.00 EUR becomes 7.50 EUR)"
+    assert len(stored_prices(engine)) == 1
 
 
 def test_a_price_for_all_of_history_confirms_that_closed_months_change() -> None:

@@ -219,7 +219,7 @@ def test_a_file_that_is_not_utf_8_from_the_start_is_a_sentence(tmp_path: Path) -
     refused = capacity("import", str(tmp_path / "x.csv"))
 
     assert refused.exit_code == 2
-    assert "is not UTF-8: line 1 has the byte 0xf6; --encoding cp1252 fits" in refused.output
+    assert "is not UTF-8: line 1 has the byte 0xf6; for files from Windows programs, try" in refused.output
 
 
 def test_headings_in_capitals_are_found(engine: Engine, tmp_path: Path) -> None:

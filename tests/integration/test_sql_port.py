@@ -188,7 +188,7 @@ def test_ports_that_cannot_be_opened_are_refused(settings: Settings, monkeypatch
     with socket.create_server(("127.0.0.1", taken)):
         one, other = str(free_port()), str(free_port())
         refused = capacity("up", "--port", one, "--pages-port", other, "--sql-port", str(taken))
-        assert "CAPACITY_DATABASE_URL names one of your own" in refused.output
+        assert "but CAPACITY_DATABASE_URL is set" in refused.output
         monkeypatch.delenv("CAPACITY_DATABASE_URL")
         monkeypatch.setenv("CAPACITY_HOME", str(settings.home))
         refused = capacity("up", "--port", one, "--pages-port", other, "--sql-port", str(taken))
