@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.base.units import human_day, human_days, human_month
+from capacity_assets.base.units import MONTH_NAMES, human_day, human_days, human_month
 
 
 def _now_of(connection: Connection) -> datetime:
@@ -48,15 +48,11 @@ class Clock:
 MONTHS_PER_YEAR = 12
 DAYS_PER_WEEK = 7
 MONTHS_PER_QUARTER = 3
-# Not the locale's: pages are the same wherever they are made.
-MONTH_NAMES = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
 LONGEST_NAME = 20  # the column period_type holds no more
 DAYS_PER_YEAR = Decimal("365.2425")
 WEEKS_PER_YEAR = 52
 LEAP_DAY = (2, 29)
+NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}
 # Growth of 20 % per year is the boundary of the trend; for a quarter that is the 5 % of the legacy application.
 TREND_PERCENT_PER_YEAR = 20
 
@@ -117,6 +113,11 @@ class Period:
             raise ValueError(f"period {self.name!r}: give days=1, days=7 or months=<divisor of 12>")
         if not 1 <= self.first_month <= MONTHS_PER_YEAR:
             raise ValueError(f"period {self.name!r}: first_month must lie between 1 and 12")
+
+    @property
+    def noun(self) -> str:
+        """What people call a window: day, week, month, quarter or year; for other periods the name."""
+        return NOUNS.get(self.name, self.name)
 
     @property
     def trend_percent(self) -> Decimal:

@@ -81,7 +81,12 @@ def _unit_of(size_mb: int) -> _Unit | None:
     return None
 
 
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# Not the locale's: pages are the same wherever they are made.
+MONTH_NAMES = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+MONTHS = tuple(name[:3] for name in MONTH_NAMES)
 
 
 def human_day(day: date) -> str:
@@ -102,6 +107,19 @@ def human_days(first: date, last: date) -> str:
         return f"{human_day(first)} to {human_day(last)}"
     begins = f"{first.day}" if first.month == last.month else f"{first.day} {MONTHS[first.month - 1]}"
     return f"{begins} to {human_day(last)}"
+
+
+def human_range(early: date | None, late: date | None, beyond: date) -> str:
+    """Render the range of a fill date: '17 Feb to 17 Mar 2027', or '10 Sep to beyond Nov 2027' without a late day.
+
+    `beyond` is the last day of the forecast. Empty where the range is a single day or unknown.
+    """
+    if early is None or early == late:
+        return ""
+    if late is not None:
+        return human_days(early, late)
+    begins = f"{early.day} {MONTHS[early.month - 1]}" if early.year == beyond.year else human_day(early)
+    return f"{begins} to beyond {human_month(beyond)}"
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
-from capacity_assets.base.units import counted, human_mb, printable
+from capacity_assets.base.units import counted, human_day, human_mb, printable
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import left, print_json, print_table, right, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
@@ -107,11 +107,11 @@ def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:
 
 def _print(explanation: RunwayExplanation) -> None:
     outlook = explanation.outlook
-    say(f"{outlook.display_name} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
+    say(f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: {human_mb(outlook.size_mb)}")
     say(f"Measured days: {explanation.measured_days:,}")
     for step in explanation.steps:
         what = f"{step.database}: {step.note}" if step.database else step.note
-        say(f"Ignored: {step.day}, {printable(what)}.")
+        say(f"Ignored: {human_day(step.day)}, {printable(what)}.")
     if outlook.history_days >= LEAST_HISTORY_DAYS:
         _print_forecast(explanation)
     if outlook.binds is None:
@@ -165,7 +165,7 @@ def _earlier_cells(earlier: EarlierForecast) -> list[object]:
     error = ""
     if earlier.forecast_mb is not None and earlier.actual_mb:
         error = f"{(earlier.actual_mb - earlier.forecast_mb) / earlier.actual_mb:+.1%}"
-    return [earlier.as_of, middle, f"{earlier.horizon_days} days", *sizes, error]
+    return [human_day(earlier.as_of), middle, f"{earlier.horizon_days} days", *sizes, error]
 
 
 def _band_cells(explanation: RunwayExplanation, place: int) -> list[object]:

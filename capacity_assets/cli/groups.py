@@ -10,7 +10,7 @@ import click
 from capacity_assets.aggregates.task_runner import follow_labels
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_mb
 from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say, window_options
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.groups import (
@@ -79,6 +79,6 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
 def _cells(group: Group, by: str) -> list[object]:
     change = "unknown" if group.change_mb is None else human_change_mb(group.change_mb)
     first = group.fills_first
-    fills = "" if first is None else f"{first.day} {first.name or 'whole server'} on {first.server}"
+    fills = "" if first is None else f"{human_day(first.day)} {first.name or 'whole server'} on {first.server}"
     sizes = [group.servers, group.databases, human_mb(group.size_mb), change, group.growth]
     return [group_named(group.name, by), *sizes, fills]

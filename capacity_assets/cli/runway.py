@@ -13,7 +13,7 @@ from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import counted, first_of, human_mb
+from capacity_assets.base.units import counted, first_of, human_day, human_mb
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import (
     GIGABYTES,
@@ -121,7 +121,7 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     else:
         print_outlooks(forecasts, add_gb=add_gb, show=show, every=server is not None)
     if issued is not None and not as_json:
-        say(f"{counted(sum(issued.states.values()), 'forecast')} of {today} stored.")
+        say(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(today)} stored.")
 
 
 def _only(
@@ -148,11 +148,11 @@ def print_outlooks(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(
     reached.
     """
     rows = list(forecasts.rows) if every else standing_for_themselves(forecasts.rows)
-    if rows:
+    if rows and forecasts.as_of is not None:
         more = len(rows) - show
         higher = f", if every limit were {add_gb:,} GiB higher" if add_gb else ""
         hidden = f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""
-        title = f"Full when, as of {forecasts.as_of}{higher}{hidden}"
+        title = f"Full when, as of {human_day(forecasts.as_of)}{higher}{hidden}"
         print_table(title, COLUMNS, list(map(_cells, rows[:show])))
         for row in rows[:show]:
             if row.sooner_day is not None:

@@ -22,7 +22,7 @@ from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import counted, first_of
+from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.servers import Standing, standing
@@ -266,7 +266,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         further = {"collection": collection, "runways": issued, "distribution": distribution}
         print_json({**stored, **activity, **further})
         return
-    say(f"Today is {today} ({settings.timezone}). Active servers: {active:,}.")
+    say(f"Today is {human_day(today)} ({settings.timezone}). Active servers: {active:,}.")
     if collecting is not None:
         _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
@@ -297,12 +297,12 @@ def _print_runways(issue: IssuedDay | None) -> None:
         return
     rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
-        issued_at = f"{issue.issued_at:%Y-%m-%d %H:%M} UTC"
+        issued_at = f"{issue.issued_at:%H:%M} UTC on {human_day(issue.issued_at.date())}"
         say(f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts.")
     if rows:
-        print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
+        print_table(f"Fills first, as of {human_day(issue.as_of)}", RISK_COLUMNS, rows)
     else:
-        say(f"Fills first: nothing with a known limit within a year, as of {issue.as_of}.")
+        say(f"Fills first: nothing with a known limit within a year, as of {human_day(issue.as_of)}.")
     if issue.unknown_limits:
         say(f"Limit unknown: {counted(issue.unknown_limits, 'database')}.")
 

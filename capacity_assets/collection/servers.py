@@ -30,7 +30,7 @@ from capacity_assets.base.errors import (
     sqlstate_of,
 )
 from capacity_assets.base.files import csv_rows, toml_document
-from capacity_assets.base.units import counted, meant
+from capacity_assets.base.units import counted, human_day, meant
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import (
     FILES,
@@ -482,7 +482,7 @@ class Standing:
             return f"Collection: {counted(self.registered, 'server')} registered, none measured yet."
         left = self.registered - self.collected - self.failed
         return (
-            f"Collection, {self.day}: {self.collected:,} of {counted(self.registered, 'server')} measured, "
+            f"Collection, {human_day(self.day)}: {self.collected:,} of {counted(self.registered, 'server')} measured, "
             f"{self.failed:,} failed{f', {left:,} not tried' if left else ''}."
         )
 

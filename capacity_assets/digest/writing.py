@@ -46,7 +46,7 @@ def subject_of(digest: Digest) -> str:
     """Return the subject line."""
     change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
     if digest.is_change_partial:
-        change = "incomplete"
+        change = "partly measured" if digest.is_partial else "change unknown"
     news = "" if digest.has_news else ", nothing unusual"
     return f"Capacity of {printable(digest.whose)}, week of {human_day(digest.week.start)}: {change}{news}"
 
@@ -60,10 +60,8 @@ def headline(digest: Digest) -> str:
     whose = "The fleet" if digest.label is None else whose
     if digest.is_change_partial:
         which = "that week" if digest.is_partial else "the week before"
-        return (
-            f"{whose}: {human_mb(digest.size_mb)} in the {week}. Some of it was not measured in {which}, so a change "
-            "of size would be no growth or shrinkage."
-        )
+        reason = f"Not everything was measured in {which}, so no change is shown."
+        return f"{whose}: {human_mb(digest.size_mb)} in the {week}. {reason}"
     if digest.change_mb is None:
         return f"{whose}: {human_mb(digest.size_mb)} in the {week}; change unknown."
     share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
@@ -104,14 +102,14 @@ def _moved(one: UnusualChange) -> str:
     )
 
 
-def _refilled(one: FillDate) -> str:
+def _fill_date_line(one: FillDate) -> str:
     day, before = (day and human_day(day) for day in (one.day, one.before))
     return (
         f"{one.display_name} on {one.server}: {day or 'not within a year'}; a week ago {before or 'not within a year'}"
     )
 
 
-def _declined(one: Decline) -> str:
+def _decline_line(one: Decline) -> str:
     return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}"
 
 
@@ -124,21 +122,19 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     ),
     "growers": ("Grew more than usual", _moved),
     "shrinkers": ("Shrank more than usual", _moved),
-    "declines": ("Shrank most", _declined),
-    "runways": ("Full sooner than forecast a week ago", _refilled),
-    "later": ("Full later than forecast a week ago", _refilled),
+    "declines": ("Shrank most", _decline_line),
+    "runways": ("Full sooner than forecast a week ago", _fill_date_line),
+    "later": ("Full later than forecast a week ago", _fill_date_line),
     "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
     "new": ("New databases", _named),
-    "gone": ("Vanished databases", _named),
+    "gone": ("Removed databases", _named),
 }
 
 
 NOTHING_UNUSUAL = (
     "No database changed more than usual, none was created or removed, and no server stopped being measured."
 )
-NOTHING_FILLS = (
-    "By the forecasts of that week, nothing fills within 30 days, and no fill date moved by two weeks or more."
-)
+NOTHING_FILLS = "By the forecasts of that week, no fill date is within 30 days, and none moved by two weeks or more."
 NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To issue one now:"
 
 
@@ -262,7 +258,7 @@ def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[da
     words = f"Size by week: {', '.join(weekly)}."
     colours = [LIGHT if week in partial_weeks else DARK for week in weeks]
     if LIGHT in colours:
-        words += " Lighter: incomplete, because some was not measured."
+        words += " Lighter bars: partly measured."
     return SizeChart(weeks, colours, rows, words)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_days, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_range
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.limits import DECLARED
 
@@ -74,12 +74,12 @@ FASTER = 2
 
 def day_text(day: date | None) -> str:
     """Render a day on which something is full, or that it is not within the horizon."""
-    return "not within a year" if day is None else str(day)
+    return "not within a year" if day is None else human_day(day)
 
 
 def display_name(subject: str, name: str) -> str:
     """Name a server, database or volume as people read it."""
-    return {VOLUME_ROWS: f"volume {name}", SERVER_ROWS: "whole server"}.get(subject, name)
+    return {VOLUME_ROWS: f"disk {name}", SERVER_ROWS: "whole server"}.get(subject, name)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Outlook:
 
     def sentence(self, within_days: int) -> str:
         """Say when it is full, how sure that is, by which limit, and what growth is forecast."""
-        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({self.binds}, {self.source})."
+        binds = "disk" if self.binds == VOLUME else self.binds
+        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({binds}, {self.source})."
         if self.state == FULL:
             return f"{self.display_name} on {self.server}: full. {holds}"
         middle = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
@@ -166,11 +167,9 @@ class Outlook:
 
     @property
     def _range_text(self) -> str:
-        if self.early_day is None or self.early_day == self.late_day:
-            return ""
-        if self.late_day is None:
-            return f" (80 % range: {human_day(self.early_day)} to beyond a year)"
-        return f" (80 % range: {human_days(self.early_day, self.late_day)})"
+        beyond = self.last_day + timedelta(days=HORIZONS_DAYS[-1])
+        around = human_range(self.early_day, self.late_day, beyond)
+        return f" (80 % range: {around})" if around else ""
 
     @property
     def remark(self) -> str:

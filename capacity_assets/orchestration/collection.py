@@ -19,7 +19,7 @@ from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERV
 from capacity_assets.base.errors import CapacityError, database_errors
 from capacity_assets.base.periods import Period
 from capacity_assets.base.settings import HOURS_PER_DAY, Settings
-from capacity_assets.base.units import counted
+from capacity_assets.base.units import counted, human_day
 from capacity_assets.collection.observing import data_versions, days_with_samples
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import standing
@@ -229,7 +229,8 @@ def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url:
     if measured:
         failing, failed = _failures(measured), measured.failed_instances
         servers = [one.server for one in measured.failures]
-        text = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
+        not_measured = f"{counted(failed, 'server')} not measured on {human_day(measured.day)}."
+        text = not_measured if failing else "All servers measured."
     else:
         fleet = standing(engine)
         failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed

@@ -144,7 +144,7 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
     pages = {
         name: subject_address(risk.outlook.subject, risk.instance_id, risk.outlook.name) for name, risk in named.items()
     }
-    text = "No runway was issued lately."
+    text = "No recent forecast."
     if issue is not None:
         as_of = f"As of {human_day(issue.as_of)}:"
         text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import first_of, human_percent, percent_of
+from capacity_assets.base.units import first_of, human_day, human_percent, percent_of
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
 from capacity_assets.database.sql import with_parts
 
@@ -145,8 +145,8 @@ def being_computed(changed_at: datetime) -> str:
     """Say that groups do not show the newest changes yet."""
     moment = changed_at.astimezone(UTC)
     return (
-        f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; these groups do not show it yet. "
-        "The late data sensor computes them, or `capacity groups --now`."
+        f"Labels or samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}; these groups do not show it "
+        "yet. The late data sensor computes them, or `capacity groups --now`."
     )
 
 

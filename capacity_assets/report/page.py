@@ -10,7 +10,15 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 from markupsafe import Markup
 
 from capacity_assets.base.files import atomic_write
-from capacity_assets.base.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
+from capacity_assets.base.units import (
+    counted,
+    first_of,
+    human_change_mb,
+    human_day,
+    human_mb,
+    human_pair_mb,
+    human_percent,
+)
 from capacity_assets.charts.templates import STYLES, environment_of
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import IssuedBill
@@ -36,7 +44,7 @@ KINDS_LISTED = {
     ChangeKind.GROWN: "Largest growers",
     ChangeKind.SHRUNK: "Largest shrinkers",
     ChangeKind.NEW: "New databases",
-    ChangeKind.GONE: "Vanished databases",
+    ChangeKind.GONE: "Removed databases",
     ChangeKind.PARTLY: "There on a part of the days",
 }
 
@@ -52,6 +60,7 @@ def _environment() -> Environment:
         number="{:,}".format,
         signed=signed,
         pair=human_pair_mb,
+        day=human_day,
         bar=band_bar,
         in_words=in_words,
         counted=counted,

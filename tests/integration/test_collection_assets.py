@@ -50,7 +50,7 @@ def test_a_run_measures_today_computes_its_aggregates_and_names_the_server_that_
         assert "guess-W0rd" not in str(metadata)
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "Not measured on 2025-07-20: 1." in str(check.description)
+    assert "1 server not measured on 20 Jul 2025." in str(check.description)
     aggregates = metadata_of_partition(result, "daily_database_aggregations")
     assert (aggregates["processed_instances"], aggregates["skipped_instances"]) == (1, 1)
     assert aggregates["total_records"] == 1
@@ -134,7 +134,7 @@ def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_las
     assert metadata["message"] == "2025-07-19 is not measured again; its samples were kept as they are."
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
     assert not check.passed
-    assert "Collection, 2025-07-20: 1 of 2 servers measured, 1 failed." in str(check.description)
+    assert "Collection, 20 Jul 2025: 1 of 2 servers measured, 1 failed." in str(check.description)
 
 
 def test_materialising_all_days_measures_today_keeps_the_days_with_samples_and_leaves_the_others(

@@ -126,7 +126,7 @@ def test_where_the_size_shrank_the_databases_that_shrank_are_named(engine: Engin
     assert "steady" not in as_text(digest)
 
 
-def test_a_week_in_which_a_server_was_not_measured_is_incomplete_and_no_drop(engine: Engine, week: Digest) -> None:
+def test_a_week_in_which_a_server_was_not_measured_is_partly_measured_and_no_drop(engine: Engine, week: Digest) -> None:
     assert not week.is_change_partial
     with engine.begin() as connection:
         for table in ("database_size_aggregations", "instance_size_aggregations"):
@@ -141,13 +141,14 @@ def test_a_week_in_which_a_server_was_not_measured_is_incomplete_and_no_drop(eng
     assert digest.declines == []
     size = human_mb(STEADY[-1] + JUMPED[-1] + 70)
     assert as_text(digest).splitlines()[0] == (
-        f"The fleet: {size} in the week of {human_days(WEEK.start, WEEK.end)}. Some of it was not measured in that "
-        "week, so a change of size would be no growth or shrinkage."
+        f"The fleet: {size} in the week of {human_days(WEEK.start, WEEK.end)}. Not everything was measured "
+        "in that week, so no change is shown."
     )
-    assert subject_of(digest).endswith(": incomplete")
+    assert subject_of(digest).endswith(": partly measured")
     html = as_html(digest)
     assert (html.count('bgcolor="#9cc4e0"'), html.count('bgcolor="#0066a8"')) == (1, 14)
-    assert "Lighter: incomplete" in html
+    assert "Lighter bars: partly measured." in html
+    assert subject_of(replace(digest, is_partial=False)).endswith(": change unknown"), "only the week before was"
 
 
 @pytest.mark.usefixtures("week")
@@ -238,7 +239,7 @@ def test_what_was_not_there_a_week_ago_and_fills_is_reported(engine: Engine, wee
             {"as_of": WEEK.end, "middle": WEEK.end + timedelta(days=9)},
         )
 
-    assert ("volume /new", None) in [(one.display_name, one.before) for one in read_digest(engine, WEEK).runways]
+    assert ("disk /new", None) in [(one.display_name, one.before) for one in read_digest(engine, WEEK).runways]
 
 
 def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engine: Engine) -> None:
@@ -249,7 +250,7 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
 
     assert len(as_text(before).splitlines()) == 1
     assert as_text(before).endswith(
-        "By the forecasts of that week, nothing fills within 30 days, and no fill date moved by two weeks or more.\n"
+        "By the forecasts of that week, no fill date is within 30 days, and none moved by two weeks or more.\n"
     )
     assert (
         as_text(nobodys)

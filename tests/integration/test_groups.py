@@ -108,7 +108,7 @@ def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engi
             add += ":name, 'forecast', '2025-07-20', 1, 1, 61, :day, true)"
             connection.execute(text(add), {"server": server, "name": database, "day": date(2025, 8, server)})
 
-    shown = capacity("groups", "--window", "2025-04-01").output
+    shown = capacity("groups", "--window", "2025-04-01", columns=200).output
     found = json.loads(capacity("groups", "--window", "2025-04-01", "--json").output)
 
     assert [(one["name"], one["size_mb"], one["change_mb"]) for one in found] == [
@@ -117,7 +117,7 @@ def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engi
     ]
     assert found[1]["fills_first"] == {"server": "server-1", "name": "pay_a", "day": "2025-08-01"}
     assert "(no team)" in shown
-    assert "2025-08-02 pay_a on server-2" in shown
+    assert "2 Aug 2025 pay_a on server-2" in shown
     assert "Total: 1.3 GiB, +180 MiB where it is known." in shown
 
 
@@ -141,7 +141,7 @@ def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkey
 
 
 def test_without_any_label_the_fleet_is_one_group_and_says_how_to_declare_one() -> None:
-    shown = capacity("groups", "--window", "2025-04-01").output
+    shown = capacity("groups", "--window", "2025-04-01", columns=200).output
 
     assert "No database has such a label yet. `capacity labels set`" in shown
     assert "There are no groups by 'colour'" in capacity("groups", "--by", "colour").output

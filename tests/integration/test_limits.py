@@ -289,7 +289,7 @@ def test_a_volume_that_fills_stands_for_the_databases_on_it(engine: Engine) -> N
 
     shown = capacity("runway", columns=200).output
 
-    assert "volume /data" in shown
+    assert "disk /data" in shown
     assert "orders" not in shown
 
 

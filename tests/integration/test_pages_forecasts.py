@@ -220,7 +220,7 @@ def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine)
         }
 
     assert listed == {address: [("volume", "/data")] for address in addresses}
-    assert [one.display_name for one in standing_for_themselves(outlooks(engine, TODAY).rows)] == ["volume /data"]
+    assert [one.display_name for one in standing_for_themselves(outlooks(engine, TODAY).rows)] == ["disk /data"]
 
 
 def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:

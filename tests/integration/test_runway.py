@@ -214,7 +214,7 @@ def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Eng
     [volume] = [row for row in every if row.volume]
     assert (volume.volume, volume.size_mb, volume.limit_mb, volume.binds) == ("/data", 9430, 10_000, VOLUME)
     assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=19))
-    assert "volume /data" in shown
+    assert "disk /data" in shown
     assert "orders" not in shown, "the volume stands for it"
     assert "whole server" not in shown
 

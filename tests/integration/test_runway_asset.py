@@ -84,7 +84,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     [event] = result.get_asset_materialization_events()
     metadata = {key: value.value for key, value in event.materialization.metadata.items()}
     [check] = result.get_asset_check_evaluations()
-    day = TODAY + timedelta(days=20)
+    day = human_day(TODAY + timedelta(days=20))
     assert list(metadata)[:2] == ["Fills first", "Fills soon"]
     assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {day} | {day} | {day} | 100% |" in str(
         metadata["Fills first"]
@@ -92,7 +92,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {human_day(day)}, within 30 days with a "
+        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day}, within 30 days with a "
         "probability of 100 %. 2.9 GiB of 3.1 GiB (own limit, declared). Forecast growth: +10 MiB per day."
     )
     assert check.metadata["incident"].value == "server-1/orders"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.units import human_day
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.runways import ORDERS_FULL, add_volume, declared, found
@@ -55,7 +56,9 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     assert orders.change_mb_per_day == 10
     assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
     assert whole.change_mb_per_day == orders.change_mb_per_day
-    assert [line for line in message if line.startswith("Ignored")] == [f"Ignored: {PURGED}, orders: archive purged."]
+    assert [line for line in message if line.startswith("Ignored")] == [
+        f"Ignored: {human_day(PURGED)}, orders: archive purged."
+    ]
     assert message[-1] == "Both calculations agree."
     assert document["steps"] == [
         {"server": "server-1", "database": "orders", "day": str(PURGED), "note": "archive purged"}
@@ -96,13 +99,13 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
-    assert message[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
+    assert message[0] == f"orders on server-1, as of {human_day(TODAY)}: 2.9 GiB"
     assert message[1] == "Measured days: 200"
     assert message[2] == "Daily changes between 10.000 and 10.000 MiB are used unchanged; 0 beyond were cut to these."
     assert message[3] == "Drift: 10.000 MiB per day; by the second calculation: 10.000. It was the better forecast."
     assert message[-3:] == [
         "Limit: 3.5 GiB, own limit, declared.",
-        f"Full: early {ORDERS_FULL}, middle {ORDERS_FULL}, late {ORDERS_FULL}.",
+        "Full: early {0}, middle {0}, late {0}.".format(human_day(ORDERS_FULL)),
         "Both calculations agree.",
     ]
     assert (document["agrees"], document["drift_mb_per_day"], document["cut_changes"]) == (True, 10, 0)
@@ -136,8 +139,8 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     ).output.splitlines()
     refused = capacity("explain", "orders", "--volume", "/data", "--runway")
 
-    assert message[0] == f"volume /data on server-1, as of {TODAY}: 9.2 GiB"
-    full = TODAY + timedelta(days=19)
+    assert message[0] == f"disk /data on server-1, as of {human_day(TODAY)}: 9.2 GiB"
+    full = human_day(TODAY + timedelta(days=19))
     assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
         f"Full: early {full}, middle {full}, late {full}.",
@@ -154,10 +157,10 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     document = json.loads(capacity("runway", "--json").output)
 
     lines = shown.output.splitlines()
-    assert lines[0] == f"Full when, as of {TODAY}"
+    assert lines[0] == f"Full when, as of {human_day(TODAY)}"
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
-        *[str(ORDERS_FULL)] * 3,
+        *human_day(ORDERS_FULL).split() * 3,
         *("0%", "100%"),
     ]
     assert "unlimited" in lines[3]

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.units import human_day
 from capacity_assets.database.tables import ALWAYS, wait_for_lock
 from capacity_assets.digest.content import read_digest
 from capacity_assets.forecast import issuing
@@ -61,7 +62,7 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
 
     assert shown is not None
     assert [(risk.outlook.server, risk.outlook.display_name) for risk in shown.risks] == [
-        ("server-2", "volume /full"),
+        ("server-2", "disk /full"),
         ("server-1", "orders"),
     ]
 
@@ -129,8 +130,8 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     full = TODAY + timedelta(days=20)
     assert "Fills first: no runway was issued within the last month." in before.output
     lines = shown.output.splitlines()
-    place = lines.index(f"Fills first, as of {TODAY}")
-    assert lines[place + 2].split() == ["server-1", "orders", *[str(full)] * 3]
+    place = lines.index(f"Fills first, as of {human_day(TODAY)}")
+    assert lines[place + 2].split() == ["server-1", "orders", *human_day(full).split() * 3]
     assert "Limit unknown: 1 database." in lines
     assert document["runways"]["risks"][0]["outlook"]["middle_day"] == str(full)
     rows = list(csv.DictReader(exported))
@@ -159,7 +160,7 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> N
     declare(engine, [Limit("server-1", "still", 501)])
 
     assert "changed after" not in before
-    assert "UTC: `capacity runway --issue` updates the forecasts." in capacity("status", columns=200).output
+    assert ": `capacity runway --issue` updates the forecasts." in capacity("status", columns=200).output
 
 
 @pytest.mark.usefixtures("today")
@@ -171,10 +172,10 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
     place = message.index("Earlier forecasts")
-    full = str(TODAY + timedelta(days=20))
+    full = human_day(TODAY + timedelta(days=20)).split()
     assert [line.split() for line in message[place + 2 : place + 4]] == [
-        [str(TODAY - timedelta(days=7)), full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
-        [str(TODAY - timedelta(days=30)), full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [*human_day(TODAY - timedelta(days=7)).split(), *full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [*human_day(TODAY - timedelta(days=30)).split(), *full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
     ]
     assert [(one["forecast_mb"], one["actual_mb"]) for one in document["said_before"]] == [(3014, 3014)] * 2
 
@@ -296,7 +297,7 @@ def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_the
     after = shown(engine, "orders")
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
 
-    assert f"4 forecasts of {TODAY} stored." in printed("runway", "--issue")
+    assert f"4 forecasts of {human_day(TODAY)} stored." in printed("runway", "--issue")
     issued = shown(engine, "orders")
     assert (issued.as_of, issued.limit_mb, issued.is_outdated) == (TODAY, 3072, False)
 

@@ -224,3 +224,8 @@ def test_windows_of_a_fiscal_calendar_are_named_by_their_days() -> None:
     assert fiscal.name_of(fiscal.window_of(date(2026, 3, 1))) == "1 Feb to 30 Apr 2026"
     assert fiscal.label_of(fiscal.window_of(date(2026, 3, 1))) == "Feb 2026"
     assert half.label_of(half.window_of(date(2026, 3, 1))) == "Jan 2026"
+
+
+def test_a_window_is_called_by_the_noun_of_its_period() -> None:
+    assert [period.noun for period in PERIODS.values()] == ["day", "week", "month", "quarter", "year"]
+    assert Period("tax_year", months=12, first_month=4).noun == "tax_year"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from capacity_assets.base.units import (
     human_mb,
     human_pair_mb,
     human_percent,
+    human_range,
     natural_key,
     printable,
 )
@@ -81,3 +84,11 @@ def test_one_thing_is_singular() -> None:
 
 def test_names_are_sorted_as_people_count() -> None:
     assert sorted(["db-10", "DB-2", "db-1", "9", "a"], key=natural_key) == ["9", "a", "db-1", "DB-2", "db-10"]
+
+
+def test_a_range_of_fill_dates_says_once_what_its_ends_share_and_where_the_forecast_ends() -> None:
+    early, late, beyond = date(2027, 2, 17), date(2027, 3, 17), date(2027, 11, 28)
+    assert human_range(early, late, beyond) == "17 Feb to 17 Mar 2027"
+    assert human_range(date(2027, 9, 10), None, beyond) == "10 Sep to beyond Nov 2027"
+    assert human_range(date(2026, 12, 10), None, beyond) == "10 Dec 2026 to beyond Nov 2027"
+    assert [human_range(early, early, beyond), human_range(None, None, beyond)] == ["", ""]
