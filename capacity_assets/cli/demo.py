@@ -80,7 +80,7 @@ def _run(settings: Settings) -> None:
                     instance,
                     work,
                     on_windows=lambda windows: update(advance=windows),
-                    recompute=lambda go_on: _recomputed(engine, settings, first_day, today, go_on),
+                    recompute=lambda check_cancelled: _recomputed(engine, settings, first_day, today, check_cancelled),
                 )
             _print_result(recomputed, written, fleet, changed=bool(work.chunks))
             month = MONTHLY.last(today)
@@ -107,10 +107,10 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     return fleet
 
 
-def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, go_on: Guard) -> RunSummary:
-    """Recompute everything without Dagster; `go_on` raises where nobody waits for that."""
+def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, check_cancelled: Guard) -> RunSummary:
+    """Recompute everything without Dagster; `check_cancelled` raises where nobody waits for that."""
     runner, run = task_runner(engine, settings), RunSummary()
-    options = RunOptions(recompute=True, guard=go_on)
+    options = RunOptions(recompute=True, guard=check_cancelled)
     for period in PERIODS.values():
         run += runner.run_period(period, period.windows_between(first_day, today), options)
     return run

@@ -92,10 +92,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         if period is None or label is not None:
             refuse_an_unfit_database(engine, settings.zone)
         if period is None:
-            from capacity_assets.cli.explain_runway import explain_runway
-
-            kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
-            explain_runway(engine, settings, kind, volume or database, server, as_json=as_json)
+            _explain_runway(engine, settings, database, server, volume, as_json=as_json)
             return
         chosen = service.period(period)
         today = Clock(settings.zone).today()
@@ -105,11 +102,25 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
             return
         subject = _only(find_subjects(engine, database, server))
         explanation = explanation_of(engine, subject, chosen, window, today)
-        labels = labels_on(engine, subject.server, subject.database, window.end)
+        _explain_figures(engine, explanation, list_all=list_all, as_json=as_json)
+
+
+def _explain_figures(engine: Engine, explanation: Explanation, *, list_all: bool, as_json: bool) -> None:
+    subject = explanation.subject
+    labels = labels_on(engine, subject.server, subject.database, explanation.window.end)
     if as_json:
         print_json({**_as_dict(explanation), "labels": labels})
     else:
         _print(explanation, labels, list_all=list_all)
+
+
+def _explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
+    engine: Engine, settings: Settings, database: str | None, server: str | None, volume: str | None, *, as_json: bool
+) -> None:
+    from capacity_assets.cli.explain_runway import explain_runway
+
+    kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
+    explain_runway(engine, settings, kind, volume or database, server, as_json=as_json)
 
 
 def _refuse_subjects(

@@ -102,32 +102,40 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
         if server is not None:
             registered(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)
-        today = clock.today()
-        issued = RunwayService(opened, clock).issue(today) if issue else None
-        forecasts = outlooks(opened, today, server, database, add_mb=int(add_gb * MB_PER_GB))
+        issued = RunwayService(opened, clock).issue(clock.today()) if issue else None
+        forecasts = outlooks(opened, clock.today(), server, database, add_mb=int(add_gb * MB_PER_GB))
         if engine is not None or chosen is not None:
-            forecasts = _only(opened, forecasts, today, label=chosen, of_engine=engine)
-            if chosen is not None and not forecasts.rows:
-                refuse_unknown_label(opened, *chosen)
-    if server is not None and not forecasts.rows and not forecasts.unknown_limits:
-        if database is not None:
-            raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
-        raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
+            forecasts = _only(opened, forecasts, clock.today(), label=chosen, of_engine=engine)
+    if server is not None:
+        _refuse_unmeasured(forecasts, server, database)
     if as_json:
         document = {} if issued is None else {"issued": issued.to_dict()}
         print_json({**asdict(forecasts), "add_gb": float(add_gb), **document})
-    elif not forecasts.rows and (engine is not None or label is not None):
+        return
+    if not forecasts.rows and (engine is not None or label is not None):
         say(f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
     else:
         print_outlooks(forecasts, add_gb=add_gb, show=show, every=server is not None)
-    if issued is not None and not as_json:
-        say(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(today)} stored.")
+    if issued is not None:
+        say(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(issued.as_of)} stored.")
+
+
+def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -> None:
+    """Raise NotFoundError where nothing of the server, or no such database, was measured."""
+    if forecasts.rows or forecasts.unknown_limits:
+        return
+    if database is not None:
+        raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
+    raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
 
 
 def _only(
     engine: Engine, forecasts: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
 ) -> Outlooks:
-    """Return the rows with a label and an engine; databases with unknown limits are then not counted."""
+    """Return the rows with a label and an engine; databases with unknown limits are then not counted.
+
+    Raises NotFoundError if nothing ever had the label.
+    """
     subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
     kept = having(engine, subjects, today, label=label, of_engine=of_engine)
     # A database keeps the row of the limit that it reaches first: that of its volume, or of the server.
@@ -138,6 +146,8 @@ def _only(
         if (row.server, row.database) in kept
         or (row.database is None and (row.server, VOLUME if row.volume else SERVER) in bound)
     ]
+    if label is not None and not rows:
+        refuse_unknown_label(engine, *label)
     return Outlooks(forecasts.as_of, rows, 0, {})
 
 

@@ -24,7 +24,7 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say
-from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
+from capacity_assets.collection.observing import STOPPED_ADVICE, Newest, newest_samples
 from capacity_assets.collection.servers import Standing, standing
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
@@ -227,65 +227,118 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        runs, works = _activity(settings)
-        silent = silent_location(settings) if works else None
-        revision = schema_revision(engine)
-        if revision is None:
-            raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
-        today = Clock(settings.zone).today()
-        with engine.connect() as connection:
-            samples = [asdict(days) for days in sampled_days(connection, today)]
-            windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
-            active = servers_in_service(connection).active
-        # With an older schema there is no ledger yet; `capacity check` says so.
-        followed = works and not has_failed(runs or ())
-        late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
-        untracked = untracked_changes(engine)
-        stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
-        collecting = standing(engine) if revision == SCHEMA_REVISION else None
-        distribution = distribution_text(placements(engine, with_sizes=False))
-        runways = recent_issue(engine, today, shown=RISKS_SHOWN) if revision == SCHEMA_REVISION else None
+        found = _read(engine, settings)
     if as_json:
-        stored = {
-            "today": today,
-            "active_instances": active,
-            "samples": samples,
-            "samples_stopped": {one.table: one.day for one in stopped},
-            "windows": windows,
-        }
-        activity = {
-            "runs": _as_dicts(runs),
-            "daemon_works": works,
-            "silent_location": silent or None,
-            "late": _as_dicts(late),
-            "stale": _as_dicts(stale),
-            "untracked_changes": untracked,
-        }
-        collection = None if collecting is None else asdict(collecting)
-        issued = None if runways is None else asdict(runways)
-        further = {"collection": collection, "runways": issued, "distribution": distribution}
-        print_json({**stored, **activity, **further})
-        return
-    say(f"Today is {human_day(today)} ({settings.timezone}). Active servers: {active:,}.")
-    if collecting is not None:
-        _print_collection(collecting)
-    print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
-    for one in stopped:
-        say(f"{one.table}: {one.text} {STOPPED_ADVICE}")
-    print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
-    if not any(row["rows_on_last_day"] for row in samples):
-        say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
-    if distribution is not None:
-        say(f"Distributed: {distribution}.")
-    _print_runways(runways)
-    _print_activity(runs, late, unknown)
-    _print_stale(stale)
-    if runs is not None and not works:
+        print_json(_document(found))
+    else:
+        _print(found, settings)
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What `capacity status` shows; None: not known, because the schema is older or Dagster does not answer."""
+
+    today: date
+    active: int
+    samples: Sequence[dict[str, object]]
+    stopped: Sequence[Newest]
+    windows: Sequence[dict[str, object]]
+    collecting: Standing | None
+    runways: IssuedDay | None
+    distribution: str | None
+    runs: list[ActiveRun] | None
+    works: bool
+    silent: str | None
+    late: list[LateWindows] | None
+    stale: list[LateWindows] | None
+    unknown: str
+    untracked: Sequence[str]
+
+
+def _read(engine: Engine, settings: Settings) -> _Status:
+    """Read what is stored and at work; raises DatabaseError, also without a schema."""
+    runs, works = _activity(settings)
+    silent = silent_location(settings) if works else None
+    revision = schema_revision(engine)
+    if revision is None:
+        raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
+    today = Clock(settings.zone).today()
+    with engine.connect() as connection:
+        samples = [asdict(days) for days in sampled_days(connection, today)]
+        windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
+        active = servers_in_service(connection).active
+    # With an older schema there is no ledger yet; `capacity check` says so.
+    followed = works and not has_failed(runs or ())
+    late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
+    is_current = revision == SCHEMA_REVISION
+    return _Status(
+        today=today,
+        active=active,
+        samples=samples,
+        stopped=[one for one in newest_samples(engine, today) if one.has_stopped],
+        windows=windows,
+        collecting=standing(engine) if is_current else None,
+        runways=recent_issue(engine, today, shown=RISKS_SHOWN) if is_current else None,
+        distribution=distribution_text(placements(engine, with_sizes=False)),
+        runs=runs,
+        works=works,
+        silent=silent,
+        late=late,
+        stale=stale,
+        unknown=unknown,
+        untracked=untracked_changes(engine),
+    )
+
+
+def _document(found: _Status) -> dict[str, object]:
+    stored = {
+        "today": found.today,
+        "active_instances": found.active,
+        "samples": found.samples,
+        "samples_stopped": {one.table: one.day for one in found.stopped},
+        "windows": found.windows,
+    }
+    activity = {
+        "runs": _as_dicts(found.runs),
+        "daemon_works": found.works,
+        "silent_location": found.silent or None,
+        "late": _as_dicts(found.late),
+        "stale": _as_dicts(found.stale),
+        "untracked_changes": found.untracked,
+    }
+    further = {
+        "collection": None if found.collecting is None else asdict(found.collecting),
+        "runways": None if found.runways is None else asdict(found.runways),
+        "distribution": found.distribution,
+    }
+    return {**stored, **activity, **further}
+
+
+def _print(found: _Status, settings: Settings) -> None:
+    say(f"Today is {human_day(found.today)} ({settings.timezone}). Active servers: {found.active:,}.")
+    if found.collecting is not None:
+        _print_collection(found.collecting)
+    _print_stored(found)
+    _print_runways(found.runways)
+    _print_activity(found.runs, found.late, found.unknown)
+    _print_stale(found.stale)
+    if found.runs is not None and not found.works:
         say("No Dagster daemon is at work: nothing starts until `capacity up`, or a daemon of your own, runs.")
-    if silent:
-        say(silent)
-    for shortcoming in untracked:
+    if found.silent:
+        say(found.silent)
+    for shortcoming in found.untracked:
         say(f"It is not known whether figures follow their samples: {shortcoming}. Run `capacity init`.")
+
+
+def _print_stored(found: _Status) -> None:
+    print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in found.samples])
+    for one in found.stopped:
+        say(f"{one.table}: {one.text} {STOPPED_ADVICE}")
+    print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in found.windows])
+    if not any(row["rows_on_last_day"] for row in found.samples):
+        say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
+    if found.distribution is not None:
+        say(f"Distributed: {found.distribution}.")
 
 
 def _print_runways(issue: IssuedDay | None) -> None:

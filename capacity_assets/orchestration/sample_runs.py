@@ -18,7 +18,7 @@ from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
-from capacity_assets.orchestration.assets import RETRIES, Retries
+from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import (
     DIGEST,
@@ -40,6 +40,7 @@ from capacity_assets.orchestration.private.definitions import (
     RemoteRepositoryOrigin,
     execute_run,
 )
+from capacity_assets.orchestration.private.retries import RunRetryPolicy
 from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
 from capacity_assets.orchestration.schedules import range_tags
 from capacity_assets.runtime import collection_service
@@ -50,14 +51,14 @@ CODE_LOCATION = "capacity_assets"
 DEMO_TAG = "capacity/demo"
 
 
-class _RetriesOfDemo(Retries):
+class _DemoRetryPolicy(RunRetryPolicy):
     """The policy of all runs, for those that Ctrl-C ends."""
 
-    def is_ended_by_people(self) -> bool:
+    def is_being_terminated(self) -> bool:
         return True
 
 
-class _OverError(Exception):
+class RecomputationCancelled(Exception):  # noqa: N818 -- a wanted end and no error
     """What else the demo does has failed or was interrupted, so nobody waits for the recomputation."""
 
 
@@ -159,15 +160,15 @@ def materialise(
     """
     is_over = Event()
 
-    def go_on() -> None:
+    def check_cancelled() -> None:
         if is_over.is_set():
-            raise _OverError
+            raise RecomputationCancelled
 
     if not work.chunks:
-        return 0, recompute(go_on)
+        return 0, recompute(check_cancelled)
     # The demo sends no mail about servers that do not exist.
     without_mail = settings.model_copy(update={"digest_receivers": None})
-    definitions = build_definitions(without_mail, retries=_RetriesOfDemo(*RETRIES))
+    definitions = build_definitions(without_mail, retries=_DemoRetryPolicy(*RETRIES))
 
     def run(chunks: Sequence[Chunk]) -> int:
         written = 0
@@ -178,7 +179,7 @@ def materialise(
 
     with ThreadPoolExecutor(1, thread_name_prefix="recompute") as thread:
         written = run(work.windows)
-        recomputed = thread.submit(recompute, go_on)
+        recomputed = thread.submit(recompute, check_cancelled)
         try:
             written += run(work.documents)
             summary = recomputed.result()

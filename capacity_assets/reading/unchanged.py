@@ -27,7 +27,7 @@ class UnchangedDatabase:
 
 
 @dataclass(frozen=True)
-class Unchanged:
+class UnchangedDatabases:
     """The databases of a bill that had one size on every measured day of its month and the two before.
 
     They were measured in each of these. Amounts are in the currency of the bill; `amount` None: nothing has a price.
@@ -39,7 +39,7 @@ class Unchanged:
     costliest: Sequence[UnchangedDatabase]
 
 
-def unchanged_databases(connection: Connection, month: Window, issue: int, *, shown: int) -> Unchanged:
+def unchanged_databases(connection: Connection, month: Window, issue: int, *, shown: int) -> UnchangedDatabases:
     """Return the unchanged databases of an issue of a bill, the costliest by name; raises DBAPIError."""
     starts = [window.start for window in PERIODS["monthly"].back(month, MONTHS)]
     # Sets of the whole fleet are joined.
@@ -47,11 +47,11 @@ def unchanged_databases(connection: Connection, month: Window, issue: int, *, sh
     found = rows(connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown)
     plan_with_loops(connection, allowed=True)
     if not found:
-        return Unchanged(0, 0, None, ())
+        return UnchangedDatabases(0, 0, None, ())
     listed = [
         UnchangedDatabase(row.server_id, row.server, row.database, row.size_mb, _cents(row.amount)) for row in found
     ]
-    return Unchanged(found[0].databases, int(found[0].whole_mb), _cents(found[0].whole_amount), listed)
+    return UnchangedDatabases(found[0].databases, int(found[0].whole_mb), _cents(found[0].whole_amount), listed)
 
 
 def _cents(amount: Decimal | None) -> Decimal | None:

@@ -61,7 +61,7 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
 
 
 @dataclass(frozen=True)
-class Outstanding:
+class UncomputedSamples:
     """What was measured and is in no figure yet."""
 
     day: date | None
@@ -73,14 +73,14 @@ class Outstanding:
     changed_at: datetime | None = None
 
 
-def outstanding(connection: Connection, today: date) -> Outstanding:
+def outstanding(connection: Connection, today: date) -> UncomputedSamples:
     """Return what is measured and not computed; raises DBAPIError."""
     statement = """
         SELECT count(*) AS windows, min(period_start) AS first_day, max(newest_change) AS changed_at
         FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND level <> 'group'"""
     computed, measured = newest_window(connection, PERIODS["daily"]), newest_day(connection, today)
     is_behind = computed is not None and measured is not None and computed.end < measured
-    return Outstanding(measured if is_behind else None, *rows(connection, statement)[0])
+    return UncomputedSamples(measured if is_behind else None, *rows(connection, statement)[0])
 
 
 @dataclass(frozen=True)

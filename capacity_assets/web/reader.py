@@ -23,7 +23,7 @@ from capacity_assets.reading.access import limit_seconds, snapshot
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.filling import forecasts_revision, outdated_servers
 from capacity_assets.reading.names import NameMatch, name_index
-from capacity_assets.reading.windows import Outstanding, complete_window, newest_window, outstanding
+from capacity_assets.reading.windows import UncomputedSamples, complete_window, newest_window, outstanding
 from capacity_assets.web.addresses import PageQuery
 
 # A value is shown for this many times the period for which it is cached.
@@ -167,7 +167,7 @@ def shared_notice(reader: Reader, today: date) -> str:
     return reader.kept(("outstanding", today), read, UNMEASURED_SECONDS)
 
 
-def notice_of(found: Outstanding, today: date) -> str:
+def notice_of(found: UncomputedSamples, today: date) -> str:
     """Say which samples are in no figure yet, and what computes them; commands stand between backquotes."""
     if found.day is not None:
         command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")

@@ -73,9 +73,9 @@ def test_the_recomputation_beside_the_documents_ends_before_its_next_commit(orde
     runner.run_period("daily", [DAY])
     commits: list[float] = []
 
-    def recompute(go_on: Callable[[], None]) -> RunSummary:
+    def recompute(check_cancelled: Callable[[], None]) -> RunSummary:
         while len(commits) < 1000:
-            runner.run_period("daily", [DAY], RunOptions(recompute=True, guard=go_on))
+            runner.run_period("daily", [DAY], RunOptions(recompute=True, guard=check_cancelled))
             commits.append(time.monotonic())
         return RunSummary()
 

@@ -57,7 +57,7 @@ from capacity_assets.reading.sizes import (
 )
 from capacity_assets.reading.space import GroupSpace, space_of_groups
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
-from capacity_assets.reading.unchanged import Unchanged, unchanged_databases
+from capacity_assets.reading.unchanged import UnchangedDatabases, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.ranges import ChartRange, earlier_windows, shown_range, windows_in
 from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
@@ -189,7 +189,7 @@ class BillPage:
     has_more: bool = False
     open_months: Sequence[date] = ()
     """Months whose bill is not final."""
-    unchanged: Unchanged | None = None
+    unchanged: UnchangedDatabases | None = None
     """Of the newest version of the last month that is over; else None."""
 
 
@@ -405,7 +405,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
     )
 
 
-def _unchanged(reader: Reader, month: Window, issue: int) -> Unchanged:
+def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
     """Return the databases that did not change, which bills by every grouping show, and which takes long to read."""
     read = partial(unchanged_databases, month=month, issue=issue, shown=MEMBERS_SHOWN)
     return reader.kept_of(("unchanged", month, issue), read, UNCHANGED_SECONDS)
