@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial
 from zoneinfo import ZoneInfo
 
@@ -23,6 +23,8 @@ ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
 MOST_DIGITS = 30
+LARGEST_EXPONENT = 20
+"""Of ten; more than that of the maximum size in bytes."""
 # As much of a source's headings is shown.
 MOST_LISTED, BEGINNING = 20, 4
 _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
@@ -159,10 +161,14 @@ class RowReader:
         plain = self.conventions.plain(text, column)
         if plain is None or not _PLAIN.fullmatch(plain):
             raise _BadValue(f"{column} {text!r:.40} is not a number")
-        amount = Decimal(plain)
+        try:
+            amount = Decimal(plain)
+        except InvalidOperation:
+            # An exponent of twenty digits.
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size") from None
         times, parts = UNITS[self.unit]
-        # Before anything is multiplied: 1e999999999 would not fit into memory.
-        if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
+        # Before anything is multiplied: 1e999999999 would not fit into memory, and quotients have 28 digits at most.
+        if amount.adjusted() > LARGEST_EXPONENT or amount * times // parts > LARGEST_MB:
             raise _BadValue(f"{column} {text!r:.40} is not a valid size: the maximum is 8 EiB")
         return amount
 
