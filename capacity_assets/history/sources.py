@@ -10,13 +10,16 @@ import codecs
 import csv
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
+from zipfile import BadZipFile, ZipFile
 
 from sqlalchemy import Engine, Executable
 
@@ -35,6 +38,9 @@ PARQUET, EXCEL, GZIP = ".parquet", ".xlsx", ".gz"
 UTF_8, CP1252 = "utf-8-sig", "cp1252"
 BATCH_ROWS = 50_000
 BLOCK_BYTES = 1 << 20
+# A full sheet of 1,048,576 rows with some ten columns has about half a GiB.
+MOST_CELLS, LARGEST_WORKBOOK_BYTES = 50_000_000, 2 << 30
+_LAST_CELL = re.compile(rb'<(?:\w+:)?dimension ref="[A-Z]{1,3}\d{1,7}:([A-Z]{1,3})(\d{1,7})"')
 PositionedRow = tuple[int, Sequence[str | None]]
 
 
@@ -243,6 +249,7 @@ class ExcelSource:
             raise ValidationError(
                 "Reading .xlsx needs python-calamine: pip install 'capacity_assets[excel]', or save the sheet as CSV."
             ) from None
+        _refuse_a_boundless_workbook(path)
         try:
             workbook = CalamineWorkbook.from_path(path)
             names = workbook.sheet_names
@@ -263,9 +270,53 @@ class ExcelSource:
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number, the first after the headings being 1."""
         places = [self._places.get(name) for name in self._columns]
-        for position, row in enumerate(self._sheet.iter_rows()):
+        for position, row in enumerate(self._sheet_rows()):
             if position > after and any(value != "" for value in row):
                 yield position, [None if place is None else _text(row[place]) for place in places]
+
+    def _sheet_rows(self) -> Iterator[Sequence[object]]:
+        read = 0
+        try:
+            for row in self._sheet.iter_rows():
+                yield row
+                read += 1
+        except BaseException as error:
+            # Of Rust, and no Exception; it cannot be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValidationError(
+                f"{self.description} cannot be read past row {max(read - 1, 0)}: the next one has a date that is none."
+            ) from None
+
+
+def _refuse_a_boundless_workbook(path: Path) -> None:
+    """Refuse a workbook that would take all memory; raises ValidationError, and OSError where it cannot be read.
+
+    A sheet is read as a whole rectangle up to its last cell, and where that does not fit, the process is aborted.
+    """
+    # What is no archive is refused by the reader.
+    with suppress(BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError), ZipFile(path) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > LARGEST_WORKBOOK_BYTES:
+            raise ValidationError(
+                f"{path} has more than {LARGEST_WORKBOOK_BYTES >> 30} GiB when unpacked. Save the sheet as CSV."
+            )
+        for part in parts:
+            if not part.filename.startswith("xl/worksheets/") or part.is_dir():
+                continue
+            with archive.open(part) as file:
+                last = _LAST_CELL.search(file.read(BLOCK_BYTES))
+            if last is None:
+                continue
+            column, row = last.groups()
+            width = 0
+            for letter in column:
+                width = width * 26 + letter - ord("A") + 1
+            if width * int(row) > MOST_CELLS:
+                raise ValidationError(
+                    f"A sheet of {path} reaches to the cell {(column + row).decode()}, which is too large to be read. "
+                    "Delete the rows and columns beyond its samples, or save it as CSV."
+                )
 
 
 def _text(value: object) -> str | None:

@@ -159,6 +159,29 @@ def test_totals_of_a_workbook_keep_whole_numbers(engine: Engine, tmp_path: Path)
     assert totals(engine) == [("alpha", "2025-01-31", 8796093022206, 3)]
 
 
+def test_a_workbook_with_a_cell_far_away_or_a_date_that_is_none_is_refused(engine: Engine, tmp_path: Path) -> None:
+    far = str(tmp_path / "far.xlsx")
+    with xlsxwriter.Workbook(far) as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 0, HEADINGS)
+        sheet.write(1_048_575, 16_383, "x")
+    with xlsxwriter.Workbook(tmp_path / "date.xlsx") as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 0, HEADINGS)
+        sheet.write_row(1, 0, ["alpha", "a", "2025-01-31", 10])
+        sheet.write_row(2, 0, ["alpha", "a", None, 10])
+        sheet.write_number(2, 2, -1e300, book.add_format({"num_format": "dd.mm.yyyy"}))
+
+    for file, reason in (
+        (far, "reaches to the cell XFD1048576, which is too large to be read."),
+        (str(tmp_path / "date.xlsx"), "cannot be read past row 1: the next one has a date that is none."),
+    ):
+        refused = capacity("import", file)
+        assert refused.exit_code == 2, refused.output
+        assert reason in " ".join(refused.output.split()), refused.output
+    assert taken(engine) == []
+
+
 def test_workbooks_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = workbook(tmp_path / "x.xlsx", sizes=[HEADINGS], empty=[])
     (tmp_path / "no.xlsx").write_text("server,database")
