@@ -166,6 +166,7 @@ def history_chart(history: History) -> Markup:
         title=history.title,
         description=f"From {human_mb(measured[0].size_mb or 0)} to {human_mb(measured[-1].size_mb or 0)}.",
         plot=plot,
+        measured=round(plot.x(measured[-1].day), 3),
         width=WIDTH,
         areas=list(_areas(history, plot)),
         lines=list(_lines(history, plot)),

@@ -64,6 +64,44 @@ def coverage_percent(connection: Connection, last: date, days: int) -> Decimal |
     return percent.quantize(Decimal("0.1"), ROUND_HALF_UP)
 
 
+@dataclass(frozen=True)
+class MissedDays:
+    """Days on which a server in service was not measured, oldest first."""
+
+    server_id: int
+    server: str
+    days: Sequence[date]
+
+
+def missed_days(connection: Connection, last: date, days: int, *, shown: int) -> list[MissedDays]:
+    """Return servers in service that missed days of the `days` up to `last`, those that missed most first."""
+    first = last - timedelta(days=days - 1)
+    active = {
+        row.server_id: row.server
+        for row in rows(connection, "SELECT server_id, server FROM capacity_servers WHERE is_active")
+    }
+    begins = measured_ends(connection, list(active), last, newest=False)
+    expected = {server: (last - max(begin, first)).days + 1 for server, begin in begins.items()}
+    statement = """
+        SELECT server_id, count(DISTINCT day) AS days FROM capacity_server_samples
+        WHERE day BETWEEN :first AND :last GROUP BY server_id"""
+    measured = {row.server_id: row.days for row in rows(connection, statement, first=first, last=last)}
+    missed = {server: days - measured.get(server, 0) for server, days in expected.items()}
+    most = sorted((server for server in missed if missed[server] > 0), key=lambda one: (-missed[one], active[one]))
+    of_servers = """
+        SELECT server_id, day FROM capacity_server_samples
+        WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))"""
+    listed = rows(connection, of_servers, first=first, last=last, servers=most[:shown])
+    there = {(row.server_id, row.day) for row in listed}
+    window = [first + timedelta(days=number) for number in range(days)]
+    return [
+        MissedDays(
+            server, active[server], [day for day in window if day >= begins[server] and (server, day) not in there]
+        )
+        for server in most[:shown]
+    ]
+
+
 def _counted(
     connection: Connection,
     span: tuple[date, date],

@@ -36,7 +36,7 @@ from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
 from capacity_assets.reading.filling import Severity, Usage, usages_of
 from capacity_assets.reading.holes import partial_servers
-from capacity_assets.reading.sizes import partial_groups
+from capacity_assets.reading.sizes import changes_of_databases, partial_groups
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -362,19 +362,25 @@ class ListedGroup(Group):
     is_partial: bool = False
     """Whether a server of it was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
-    """Whether that holds for this window or the one before, so that the change is neither growth nor shrinkage."""
+    """Whether that holds for this window or the one before, so that the change is that of its databases."""
 
 
 def marked_groups(
     connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
 ) -> list[ListedGroup]:
-    """Return groups with those marked of which a server was not measured in the window, or in the one before."""
-    found = partial_groups(connection, period, window, by)
+    """Return groups with those marked of which a server was not measured in the window, or in the one before.
+
+    Their change is that of the databases with a known change.
+    """
+    found = partial_groups(connection, period, window, by, {one.name: one.size_mb for one in groups})
     now, before = found[window.start], found[period.previous(window).start]
-    return [
-        ListedGroup(**vars(one), is_partial=one.name in now, is_change_partial=one.name in now | before)
-        for one in groups
-    ]
+    changes = changes_of_databases(connection, period, window, by) if now | before else {}
+    listed = []
+    for one in groups:
+        is_change_partial = one.name in now | before
+        values = {**vars(one), "change_mb": changes.get(one.name)} if is_change_partial else vars(one)
+        listed.append(ListedGroup(**values, is_partial=one.name in now, is_change_partial=is_change_partial))
+    return listed
 
 
 def engines(connection: Connection, period: Period, window: Window) -> list[str]:

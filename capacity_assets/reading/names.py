@@ -105,7 +105,9 @@ _FILL_DATES = """
 
 
 def _line(match: NameMatch) -> str:
-    return f"{match.name} {match.server}".casefold()
+    # A label is found as it is written too.
+    label = f" {match.server}={match.name}" if match.kind == "group" else ""
+    return f"{match.name} {match.server}{label}".casefold()
 
 
 def _contains(match: NameMatch, words: Sequence[str]) -> bool:

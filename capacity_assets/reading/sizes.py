@@ -285,8 +285,11 @@ def group_sizes(
         SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
         GROUP BY window_start, window_end ORDER BY window_start"""
+    of_key = """
+        SELECT 1 FROM capacity_groups
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by LIMIT 1"""
     sizes = records(SizeInWindow, connection, of_group, **_of(period, windows), grouped_by=grouped_by, name=name)
-    if sizes or name is not None:
+    if sizes or name is not None or rows(connection, of_key, **_of(period, windows), grouped_by=grouped_by):
         return sizes
     return records(SizeInWindow, connection, of_everything, **_of(period, windows))
 
@@ -363,7 +366,10 @@ def partial_windows(connection: Connection, period: Period, sizes: Sequence[Size
 def partial_windows_of_group(
     connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
 ) -> set[date]:
-    """Return the windows in which a server of a group is missing, or has much fewer measured days than the others."""
+    """Return the windows in which a server of a group is missing, or missed days enough to change its mean noticeably.
+
+    A group is a mean over days, so a day without a server lowers it by a part of the server's size.
+    """
     # A server in service is expected from its first window shown on, another one to its last.
     statement = """
         WITH members AS MATERIALIZED (
@@ -379,7 +385,7 @@ def partial_windows_of_group(
                 OR :grouped_by NOT IN ('engine', 'server') AND CAST(:name AS text) IS NULL
                    AND NOT s.labels ? CAST(:grouped_by AS text))
         ), shown AS MATERIALIZED (
-            SELECT server_id, window_start, measured_days FROM capacity_server_growth
+            SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
             WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
               AND server_id = ANY (ARRAY(SELECT server_id FROM members))
         ), spans AS MATERIALIZED (
@@ -395,15 +401,16 @@ def partial_windows_of_group(
             GROUP BY w.window_start
         ), present AS (
             SELECT z.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT *, max(measured_days) OVER (PARTITION BY window_start) AS days FROM shown) AS z
+            FROM (SELECT *, max(measured_days) OVER w AS days, sum(size_mb) OVER w AS total_mb FROM shown
+                  WINDOW w AS (PARTITION BY window_start)) AS z
             JOIN spans s ON s.server_id = z.server_id AND s.first_start <= z.window_start
                 AND z.window_start < s.last_start AND z.window_start < s.valid_until
-            WHERE z.measured_days >= :share * z.days
+            WHERE z.size_mb * (z.days - z.measured_days) <= CAST(:noticeable AS numeric) * z.days * z.total_mb
             GROUP BY z.window_start
         )
         SELECT e.window_start FROM expected e LEFT JOIN present p ON p.window_start = e.window_start
         WHERE coalesce(p.servers, 0) < e.servers"""
-    asked = {**_of(period, windows), "grouped_by": grouped_by, "name": name, "share": LEAST_SHARE_OF_DAYS}
+    asked = {**_of(period, windows), "grouped_by": grouped_by, "name": name, "noticeable": 1 - NOTICEABLE}
     # How many rows a part of a statement has is not known to the planner.
     plan_with_loops(connection, allowed=False)
     found = rows(connection, statement, **asked)
@@ -412,20 +419,22 @@ def partial_windows_of_group(
 
 
 def partial_groups(
-    connection: Connection, period: Period, window: Window, grouped_by: str
+    connection: Connection, period: Period, window: Window, grouped_by: str, sizes_mb: Mapping[str | None, int]
 ) -> dict[date, set[str | None]]:
     """Return the groups of which a server is missing in a window or in the one before, by first day of these.
 
-    As for the page of a group, but a server is expected if it was measured in the window before.
+    As for the page of a group, but a server is expected if it was measured in the window before. `sizes_mb` are the
+    sizes of the groups.
     """
     missing = """
         WITH stored AS MATERIALIZED (
-            SELECT server_id, engine, window_start, measured_days FROM capacity_server_growth
+            SELECT server_id, engine, window_start, measured_days, size_mb FROM capacity_server_growth
             WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
         ), best AS MATERIALIZED (
             SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
         )
-        SELECT t.start, b.server_id, b.engine
+        SELECT t.start, b.server_id, b.engine,
+               b.size_mb * (best.days - coalesce(n.measured_days, 0)) / best.days AS lost_mb
         FROM unnest(CAST(:befores AS date[]), CAST(:asked AS date[]), CAST(:afters AS date[]))
             AS t (before, start, after)
         JOIN best ON best.window_start = t.start
@@ -433,7 +442,7 @@ def partial_groups(
         LEFT JOIN stored n ON n.window_start = t.start AND n.server_id = b.server_id
         LEFT JOIN stored a ON a.window_start = t.after AND a.server_id = b.server_id
         LEFT JOIN capacity_servers s ON s.server_id = b.server_id
-        WHERE (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < :share * best.days"""
+        WHERE (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < best.days"""
     labels = """
         SELECT instance_id, value FROM capacity_label_spans
         WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
@@ -442,24 +451,33 @@ def partial_groups(
     starts = [one.start for one in windows]
     spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
     plan_with_loops(connection, allowed=False)
-    found = rows(connection, missing, period=period.name, starts=starts, share=LEAST_SHARE_OF_DAYS, **spans)
+    found = rows(connection, missing, period=period.name, starts=starts, **spans)
     plan_with_loops(connection, allowed=True)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
-    if grouped_by == "engine":
-        for row in found:
-            groups[row.start].add(row.engine)
-    elif found and grouped_by != "server":
-        asked = {"servers": sorted({row.server_id for row in found}), "key": grouped_by, "day": window.end}
-        of_any = rows(connection, labels, **asked, own=True)
+    names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
+    if found and grouped_by != "engine":
+        asked = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
         of_server = {row.instance_id for row in rows(connection, labels, **asked, own=False)}
-        for row in found:
-            groups[row.start] |= {one.value for one in of_any if one.instance_id == row.server_id}
-            groups[row.start] |= set() if row.server_id in of_server else {None}
+        names_of = {server: set() if server in of_server else {None} for server in names_of}
+        for row in rows(connection, labels, **asked, own=True):
+            names_of[row.instance_id].add(row.value)
+    for row in found if grouped_by != "server" else ():
+        noticed = (name for name in names_of[row.server_id] if row.lost_mb > (1 - NOTICEABLE) * sizes_mb.get(name, 0))
+        groups[row.start] |= set(noticed)
     return groups
 
 
-LEAST_SHARE_OF_DAYS = 0.9
-"""A group is a mean over days: a server with a smaller share of the measured days of the others is missing in it."""
+def changes_of_databases(
+    connection: Connection, period: Period, window: Window, grouped_by: str
+) -> dict[str | None, int]:
+    """Return the known changes of databases by engine or label, MiB: like for like, whatever was not measured."""
+    statement = """
+        SELECT CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
+               sum(change_mb) AS change_mb
+        FROM capacity_growth
+        WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL GROUP BY 1"""
+    changes = rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by)
+    return {row.name: int(row.change_mb) for row in changes}
 
 
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:

@@ -58,5 +58,6 @@ def _group_of(row: DatabaseRow, by: str) -> str | None:
 def _space_of(group: ListedGroup, listed: Sequence[DatabaseRow]) -> GroupSpace:
     # A database that existed on some days, or moved, counts in its group with those days only.
     other_mb = max(group.size_mb - sum(row.size_mb for row in listed), 0)
-    change_mb = None if group.is_change_partial else group.change_mb
-    return GroupSpace(group.name, group.size_mb, change_mb, listed, max(group.databases - len(listed), 0), other_mb)
+    return GroupSpace(
+        group.name, group.size_mb, group.change_mb, listed, max(group.databases - len(listed), 0), other_mb
+    )

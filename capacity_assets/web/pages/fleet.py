@@ -11,7 +11,14 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.groups import default_grouping, fills_first, groups_of
-from capacity_assets.reading.coverage import UnmeasuredServer, coverage_percent, servers_in_service, unmeasured_servers
+from capacity_assets.reading.coverage import (
+    MissedDays,
+    UnmeasuredServer,
+    coverage_percent,
+    missed_days,
+    servers_in_service,
+    unmeasured_servers,
+)
 from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
 from capacity_assets.reading.headlines import Headline, next_to_fill
@@ -40,7 +47,7 @@ from capacity_assets.web.pages.ranges import (
 from capacity_assets.web.reader import Reader, shared_outdated, shared_revision
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
-TRUST_DAYS = 30
+TRUST_DAYS, MISSED_SHOWN = 30, 20
 FLEET_SECONDS = 30
 # Every row of every window shown is looked at for it.
 INCOMPLETE_SECONDS = 300
@@ -101,6 +108,8 @@ class FleetPage:
     trust: Trust
     unmeasured: Sequence[UnmeasuredServer]
     unmeasured_servers: int
+    missed: Sequence[MissedDays]
+    """Servers in service that missed days of the last TRUST_DAYS, those that missed most first."""
     grouped_by: str
     groups: Sequence[ListedGroup]
     space: Sequence[GroupSpace]
@@ -190,6 +199,9 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         ),
         unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],
         unmeasured_servers=len(unmeasured.servers),
+        missed=[]
+        if unmeasured.day is None
+        else missed_days(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN),
         grouped_by=grouped_by,
         groups=groups[:GROUPS_SHOWN],
         space=space,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
@@ -50,6 +50,7 @@ from capacity_assets.reading.lists import (
 )
 from capacity_assets.reading.sizes import (
     SizeInWindow,
+    changes_of_databases,
     group_sizes,
     marked,
     partial_windows_of_group,
@@ -229,7 +230,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         shown,
         notice,
         sum(group.size_mb for group in groups),
-        sum(changes) if changes and not any(group.is_change_partial for group in groups) else None,
+        sum(changes) if changes else None,
         sum(group.databases for group in groups),
         query.page,
         has_more,
@@ -299,6 +300,10 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
     sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
+    if sizes and sizes[-1].is_change_partial and by != "server":
+        with reader.transaction() as connection:
+            changes = changes_of_databases(connection, period, windows[-1], by)
+        sizes = [*sizes[:-1], replace(sizes[-1], change_mb=changes.get(name))]
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
     outdated = shared_outdated(reader)

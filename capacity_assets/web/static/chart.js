@@ -21,6 +21,7 @@
     const readings = JSON.parse(plot.dataset.readings);
     const first = Number(plot.dataset.first);
     const last = Number(plot.dataset.last);
+    const measured = Number(plot.dataset.measured);
     const height = Number(plot.dataset.height);
     const chart = plot.parentElement;
     const known = readings.filter(function (one) { return one[1] !== null; });
@@ -106,7 +107,10 @@
       zoom.setAttribute("width", Math.abs(percent - from) + "%");
       zoom.setAttribute("visibility", "visible");
     });
-    plot.addEventListener("pointerleave", function () { if (from === null) hide(); });
+    plot.addEventListener("pointerleave", function (event) {
+      // After a tap the value stays.
+      if (from === null && event.pointerType !== "touch") hide();
+    });
     plot.addEventListener("pointerdown", function (event) {
       if (event.button !== 0 || event.pointerType === "touch") return;
       from = percentOf(event);
@@ -116,8 +120,9 @@
     });
     plot.addEventListener("pointerup", function (event) {
       if (from === null) { show(nearest(percentOf(event))); return; }
-      const start = from;
-      const end = percentOf(event);
+      // There is nothing to zoom into in the future.
+      const start = Math.min(from, measured);
+      const end = Math.min(percentOf(event), measured);
       from = null;
       zoom.setAttribute("visibility", "hidden");
       if (Math.abs(end - start) >= LEAST_DRAG_PERCENT) zoomTo(start, end);

@@ -58,12 +58,19 @@
       return item;
     }));
     chosen = -1;
-    list.hidden = found.length === 0;
+    list.hidden = found.length === 0 && input.value.trim() === "";
     input.setAttribute("aria-expanded", String(found.length > 0));
+    if (found.length === 0) {
+      const item = document.createElement("li");
+      item.className = "none";
+      item.setAttribute("role", "presentation");
+      item.textContent = "No matches";
+      list.append(item);
+    }
   }
 
   function choose(number) {
-    const items = list.children;
+    const items = list.querySelectorAll("[role=option]");
     if (items.length === 0) return;
     if (chosen >= 0) items[chosen].setAttribute("aria-selected", "false");
     chosen = (number + items.length) % items.length;
@@ -84,6 +91,9 @@
   }
 
   input.addEventListener("focus", search);
+  input.closest("form").addEventListener("focusout", function (event) {
+    if (!event.currentTarget.contains(event.relatedTarget)) close();
+  });
   document.addEventListener("keydown", function (event) {
     const isTyping = event.target.closest("input, textarea, select");
     const isControlK = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k";
@@ -99,7 +109,7 @@
   input.addEventListener("keydown", function (event) {
     if (event.key === "ArrowDown") { event.preventDefault(); choose(chosen + 1); }
     else if (event.key === "ArrowUp") { event.preventDefault(); choose(chosen - 1); }
-    else if (event.key === "Escape") close();
+    else if (event.key === "Escape") { event.preventDefault(); close(); }
     else if (event.key === "Enter" && chosen >= 0) {
       event.preventDefault();
       location.href = list.children[chosen].firstChild.href;
