@@ -9,7 +9,7 @@ from sqlalchemy import Engine, Table, func, select, text
 
 from capacity_assets.aggregates.levels import SERVER_LEVELS, RawTable
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.units import counted
+from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import is_distributed
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
@@ -85,7 +85,7 @@ class Newest:
             return "There are no samples yet."
         age = (self.today - self.day).days
         return (
-            f"The newest sample is from {self.day}, {counted(age, 'day')} ago."
+            f"The newest sample is from {human_day(self.day)}, {counted(age, 'day')} ago."
             if age
             else "There are samples from today."
         )

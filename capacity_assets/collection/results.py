@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus
-from capacity_assets.base.units import counted, first_of
+from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.collection.engines.base import NAMED, NOTHING_KNOWN, DatabaseSize, FailureKind, Limits
 
 
@@ -110,7 +110,7 @@ class CollectionSummary:
             return "No server is registered for collection: `capacity instances add` registers one."
         done = self.processed_instances + self.skipped_instances
         earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
-        parts = [f"{self.day}: {done:,} of {counted(self.total_instances, 'server')} measured{earlier}."]
+        parts = [f"{human_day(self.day)}: {done:,} of {counted(self.total_instances, 'server')} measured{earlier}."]
         if self.processed_instances:
             was = "was" if self.measured_databases == 1 else "were"
             parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")

@@ -198,7 +198,7 @@ def _reported_day_by_day(
 def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
     if done.summary and done.is_measured(day):
         return collection_metadata(done.summary)
-    message = f"{day} is not measured again; its samples were kept as they are."
+    message = f"{human_day(day)} is not measured again; its samples were kept as they are."
     return typed({"status": "kept", "collected_date": day.isoformat(), "message": message})
 
 

@@ -338,7 +338,7 @@ def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them
 
     [message] = told()
     assert message.startswith(
-        "Check failed. database_size_stats: samples_recent\nThe newest sample is from 2026-06-28, 3 days ago. Check"
+        "Check failed. database_size_stats: samples_recent\nThe newest sample is from 28 Jun 2026, 3 days ago. Check"
     )
     add_database_sizes(engine, sizes(1, "orders", "2026-06-30", [5]))
     standing_check(house)

@@ -131,7 +131,7 @@ def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_las
     assert result.success
     assert made(result, "database_size_stats") == {"2025-07-19": "kept"}
     metadata = metadata_of(result, "instance_size_stats")
-    assert metadata["message"] == "2025-07-19 is not measured again; its samples were kept as they are."
+    assert metadata["message"] == "19 Jul 2025 is not measured again; its samples were kept as they are."
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
     assert not check.passed
     assert "Collection, 20 Jul 2025: 1 of 2 servers measured, 1 failed." in str(check.description)

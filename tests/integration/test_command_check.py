@@ -183,7 +183,7 @@ def test_check_names_samples_that_stopped_arriving(engine: Engine) -> None:
     found = {finding["subject"]: finding for finding in json.loads(result.output)}
     assert result.exit_code == 1
     assert found["database_size_stats"]["verdict"] == "bad"
-    assert "The newest sample is from 2025-07-17, 3 days ago." in found["database_size_stats"]["text"]
+    assert "The newest sample is from 17 Jul 2025, 3 days ago." in found["database_size_stats"]["text"]
     assert "instance_size_stats" not in found
 
 

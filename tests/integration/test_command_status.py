@@ -156,7 +156,7 @@ def test_status_names_samples_that_stopped_arriving(engine: Engine) -> None:
 
     assert document["samples_stopped"] == {"database_size_stats": "2025-07-18"}
     screen = " ".join(capacity("status").output.split())
-    assert "database_size_stats: The newest sample is from 2025-07-18, 2 days ago. Check" in screen
+    assert "database_size_stats: The newest sample is from 18 Jul 2025, 2 days ago. Check" in screen
 
 
 def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
