@@ -277,6 +277,7 @@ class _Import:
             date_format=date_format,
             decimal=chosen.decimal,
             point_is_usual=source.point_is_usual,
+            last_day=Clock(self.settings.zone).today(),
         )
         with self._progress("Detecting the format") as on_rows:
             survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)

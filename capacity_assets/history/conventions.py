@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
@@ -19,6 +20,8 @@ ISO, DAY_FIRST, MONTH_FIRST = "iso", "day-first", "month-first"
 ORDERED = (DAY_FIRST, MONTH_FIRST)
 ORDERS = (ISO, *ORDERED)
 POINT, COMMA = ".", ","
+# As on the command line.
+FIRST_YEAR = 1900
 MOST_DAYS = 50_000
 """Of more different texts of days than this, gaps are not looked for."""
 ROWS_PER_UPDATE = 10_000
@@ -139,6 +142,8 @@ class Surveyor:
     decimal: str | None = None
     point_is_usual: bool = True
     """Whether a point that may separate thousands is a decimal point, as in files that separate by commas."""
+    last_day: date = date.max
+    """Rows of later days, and of days before FIRST_YEAR, will be refused, so these are no ends of gaps."""
 
     def survey(self, rows: Rows, progress: Callable[[int], None] = lambda _rows: None) -> Survey:
         """Return how a file is written; raises ValidationError if it does not tell, or contradicts itself."""
@@ -165,11 +170,17 @@ class Surveyor:
                 if size and not size.isdecimal():
                     written.note(position, size, _mark(size.strip()))
             if index < MOST_DAYS:
-                key = (self.server or (row[server_place] or "").strip(), (row[number_place] or "").strip())
+                name = self.server or (row[server_place] or "").strip()
+                key = (name, "" if name else (row[number_place] or "").strip())
                 days_of[key] = days_of.get(key, 0) | 1 << index
         progress(read)
         conventions = Conventions(self._dates(dates), self._decimals({name: one for name, (_, one) in sizes.items()}))
-        return Survey(conventions, _with_gaps(days, days_of, conventions))
+        by_index: dict[int, date] = {}
+        for text, index in days.items():
+            with suppress(ValueError):
+                by_index[index] = conventions.moment(text).date()
+        valid = {n: day for n, day in by_index.items() if day.year >= FIRST_YEAR and day <= self.last_day}
+        return Survey(conventions, _with_gaps(valid, days_of))
 
     def _dates(self, written: _Written) -> str:
         if self.date_format is not None:
@@ -254,14 +265,8 @@ def _mark(text: str) -> str | None:
     return mark
 
 
-def _with_gaps(days: Mapping[str, int], days_of: Mapping[tuple[str, str], int], conventions: Conventions) -> list[Span]:
+def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], int]) -> list[Span]:
     """Return the servers with fewer days than from their first to their last."""
-    by_index: dict[int, date] = {}
-    for text, index in days.items():
-        try:
-            by_index[index] = conventions.moment(text).date()
-        except ValueError:
-            continue
 
     @cache  # Most servers have the same days.
     def ends(indexes: int) -> tuple[date, date] | None:

@@ -13,7 +13,15 @@ from zoneinfo import ZoneInfo
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import LARGEST_MB, printable
-from capacity_assets.history.conventions import DAY_FIRST, ISO, MONTH_FIRST, ORDERS, WRITTEN_AS_ISO, Conventions
+from capacity_assets.history.conventions import (
+    DAY_FIRST,
+    FIRST_YEAR,
+    ISO,
+    MONTH_FIRST,
+    ORDERS,
+    WRITTEN_AS_ISO,
+    Conventions,
+)
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
@@ -31,8 +39,6 @@ _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
 BYTES = "bytes"
 # Other alphabets' digits and `1_000` are none.
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
-# As on the command line.
-FIRST_YEAR = 1900
 _AS_WRITTEN = {ISO: "YYYY-MM-DD", DAY_FIRST: "as 31/01/2025, day first", MONTH_FIRST: "as 01/31/2025, month first"}
 
 

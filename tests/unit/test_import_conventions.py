@@ -29,6 +29,7 @@ def survey(
         date_format=date_format,
         decimal=decimal,
         point_is_usual=point_is_usual,
+        last_day=date(2025, 3, 1),
     )
     return how.survey((number, texts(*row)) for number, row in enumerate(rows, start=1))
 
@@ -136,6 +137,8 @@ def test_servers_with_days_between_the_first_and_the_last_missing_are_found() ->
         ("05/02/2025", "1", "", "torn"),
         ("31/01/2025", "1", "", "torn"),
         ("never", "1", "", "torn"),
+        ("01/01/0001", "1", "", "torn"),
+        ("02/03/2025", "1", "", "torn"),
     )
 
     assert found.with_gaps == [Span("torn", "", date(2025, 1, 31), date(2025, 2, 5))]
