@@ -18,6 +18,7 @@ from capacity_assets.database.views import READER_ROLE
 PASSWORD_FILE, PASSWORD_BYTES = "sql-password", 24
 MOST_CONNECTIONS = 20
 _NEW, _READABLE_BY_OTHERS = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o077
+_LARGE_OBJECTS = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
 # Of the port alone: the pages take the role on without a login.
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = :role AND client_addr IS NOT NULL"
@@ -47,7 +48,13 @@ def sql_password(home: Path, given: str | None) -> SqlPassword:
     try:
         with suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
             file.write(f"{secrets.token_urlsafe(PASSWORD_BYTES)}\n")
-        if path.stat().st_mode & _READABLE_BY_OTHERS:
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            raise CapacityError(
+                f"The port was not opened. {path} belongs to another user, who may know the password. Remove it, and "
+                "a new password is made."
+            )
+        if found.st_mode & _READABLE_BY_OTHERS:
             raise CapacityError(
                 f"The port was not opened. {path} can be read by others. Remove it, and a new password is made."
             )
@@ -69,8 +76,13 @@ def let_reader_log_in(engine: Engine, password: str) -> None:
         connection.exec_driver_sql(
             f"ALTER ROLE {READER_ROLE} LOGIN CONNECTION LIMIT {MOST_CONNECTIONS} PASSWORD '{secret}'"
         )
+        # A role may change its own settings, which would hold for all further logins.
+        for scope in ("", f" IN DATABASE {CAPACITY_DATABASE}"):
+            connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE}{scope} RESET ALL")
         connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET default_transaction_read_only = on")
         connection.exec_driver_sql(f"REVOKE TEMPORARY ON DATABASE {CAPACITY_DATABASE} FROM PUBLIC")
+        # Everybody may make large objects, and so fill the disk.
+        connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {', '.join(_LARGE_OBJECTS)} FROM PUBLIC")
 
 
 def lock_reader_out(engine: Engine) -> None:

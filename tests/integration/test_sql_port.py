@@ -93,6 +93,9 @@ def test_the_reader_reads_the_views_with_the_password_and_writes_nothing(own: Se
             "ALTER ROLE capacity_reader SUPERUSER",
             "SELECT pg_read_file('postgresql.conf')",
             "SET ROLE postgres",
+            "SELECT lo_from_bytea(0, 'mine')",
+            "SELECT lo_create(0)",
+            "SELECT lo_creat(-1)",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
@@ -127,6 +130,20 @@ def test_without_the_option_the_port_is_closed_and_the_role_cannot_log_in(own: S
         assert "authentication failed" in refusal(login(port, password))
         with psycopg.connect(host=server.socket_folder, user="postgres", dbname="capacity") as local:
             assert local.execute("SELECT count(*) FROM capacity_growth").fetchone() == (0,)
+
+
+def test_what_a_reader_set_for_itself_is_gone_when_the_port_is_opened_again(own: Settings, port: int) -> None:
+    password = (own.home / "sql-password").read_text().strip()
+    with psycopg.connect(login(port, password), autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("ALTER ROLE capacity_reader PASSWORD 'of mine'")
+        connection.execute("ALTER ROLE capacity_reader SET statement_timeout = 1")
+        connection.execute("ALTER ROLE capacity_reader IN DATABASE capacity SET search_path = nowhere")
+
+    with _opened_to_sql(own, port), psycopg.connect(login(port, password)) as connection:
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+        assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+        assert connection.execute("SELECT count(*) FROM capacity_growth").fetchone() == (0,)
 
 
 def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -> None:
@@ -178,6 +195,11 @@ def test_the_password_is_that_of_the_variable_or_of_a_file_of_ones_own(tmp_path:
     with pytest.raises(CapacityError, match="can be read by others"):
         sql_password(tmp_path, None)
     (tmp_path / "sql-password").chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "sql-password", 1234, 1234)
+        with pytest.raises(CapacityError, match="belongs to another user"):
+            sql_password(tmp_path, None)
+        os.chown(tmp_path / "sql-password", 0, 0)
     (tmp_path / "sql-password").write_text("\n")
     with pytest.raises(CapacityError, match="is empty"):
         sql_password(tmp_path, None)
