@@ -76,7 +76,14 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
         names = [*READABLE, *(READ_ON_NODES if tables_are_distributed(connection) else ())]
-        unreadable = [row.name for row in rows(connection, _UNREADABLE, names=names)]
+        refused = rows(connection, _UNREADABLE, names=names)
+    missing, unreadable = ([row.name for row in refused if row.is_missing is kind] for kind in (True, False))
+    if missing:
+        raise ValidationError(
+            f"The role {role.name} finds no {first_of(missing, NAMES_LISTED)}, so the pages are not served: the "
+            "capacity schema is missing or of an older version. Run `capacity init`, then the statements under Roles "
+            "in docs/operations.md again."
+        )
     if unreadable:
         raise ValidationError(
             f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served. Run "
@@ -111,7 +118,7 @@ SELECT current_user AS name, ARRAY(
 ) AS tables
 """
 _UNREADABLE = """
-SELECT name FROM unnest(CAST(:names AS text[])) AS name
+SELECT name, to_regclass(name) IS NULL AS is_missing FROM unnest(CAST(:names AS text[])) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
 """
 # A session that has taken on a role connects to the nodes of a cluster as that role, which must be able to log in.

@@ -24,6 +24,8 @@ from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
 from capacity_assets.web.reader import Names, Reader
 from tests.command import capacity
+from tests.databases import execute
+from tests.former_revisions import ADDED_LATER
 from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
 from tests.roles import documented
@@ -340,6 +342,14 @@ def test_a_reader_role_of_an_older_release_is_refused_with_what_to_do(database: 
         connection.execute(text(f"REVOKE SELECT ON capacity_server_samples FROM {READER_ROLE}"))
     reader = reading_engine(database, role=READER_ROLE)
     with pytest.raises(ValidationError, match=r"cannot read capacity_server_samples.*Run the statements under Roles"):
+        refuse_a_role_that_can_write(reader)
+    reader.dispose()
+
+
+def test_a_database_of_an_older_release_is_refused_with_what_to_do(database: URL, engine: Engine) -> None:
+    execute(engine, *ADDED_LATER["0016"])
+    reader = reading_engine(database)
+    with pytest.raises(ValidationError, match=r"finds no capacity_bill_groups, so .* Run `capacity init`"):
         refuse_a_role_that_can_write(reader)
     reader.dispose()
 
