@@ -12,11 +12,13 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 from zipfile import BadZipFile, ZipFile
@@ -227,7 +229,7 @@ class ParquetSource:
 
     def _texts(self, batch: RecordBatch, names: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
         columns = [
-            [None] * batch.num_rows if ours not in names else [_text(value) for value in batch[names[ours]].to_pylist()]
+            [None] * batch.num_rows if ours not in names else list(map(_writer(ours), batch[names[ours]].to_pylist()))
             for ours in self._columns
         ]
         return zip(*columns, strict=True)
@@ -269,10 +271,10 @@ class ExcelSource:
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number, the first after the headings being 1."""
-        places = [self._places.get(name) for name in self._columns]
+        cells = [(self._places.get(name), _writer(name)) for name in self._columns]
         for position, row in enumerate(self._sheet_rows()):
             if position > after and any(value != "" for value in row):
-                yield position, [None if place is None else _text(row[place]) for place in places]
+                yield position, [None if place is None else written(row[place]) for place, written in cells]
 
     def _sheet_rows(self) -> Iterator[Sequence[object]]:
         read = 0
@@ -326,6 +328,18 @@ def _text(value: object) -> str | None:
         # Spreadsheets know no other numbers.
         return f"{value:.0f}"
     return None if value is None else str(value)
+
+
+def _size(value: object) -> str | None:
+    """Write a number without a decimal mark, 1.234 as 1234e-3: whatever mark the texts of its column have."""
+    if not isinstance(value, float | Decimal) or not isfinite(value) or value == int(value):
+        return _text(value)
+    sign, digits, exponent = Decimal(str(value)).as_tuple()
+    return f"{'-' if sign else ''}{''.join(map(str, digits))}e{exponent}"
+
+
+def _writer(column: str) -> Callable[[object], str | None]:
+    return _size if column.endswith("_mb") else _text
 
 
 @dataclass(frozen=True)

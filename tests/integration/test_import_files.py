@@ -9,8 +9,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import xlsxwriter
+from pyarrow import parquet
 from sqlalchemy import Engine, text
 
 from tests.command import capacity
@@ -157,6 +159,21 @@ def test_totals_of_a_workbook_keep_whole_numbers(engine: Engine, tmp_path: Path)
 
     assert capacity("import", file, "--level", "instance").exit_code == 0
     assert totals(engine) == [("alpha", "2025-01-31", 8796093022206, 3)]
+
+
+def test_a_number_of_a_cell_has_no_decimal_mark_to_be_looked_for(engine: Engine, tmp_path: Path) -> None:
+    rows = [HEADINGS, ["alpha", "a", "2025-01-31", 1.234], ["alpha", "b", "2025-01-31", "1,5"]]
+    file = workbook(tmp_path / "x.xlsx", sizes=rows)
+    columns = {name: [row[place] for row in rows[1:2]] for place, name in enumerate(HEADINGS)}
+    parquet.write_table(pyarrow.table({**columns, "day": ["2025-02-01"]}), tmp_path / "x.parquet")
+
+    for source in (file, str(tmp_path / "x.parquet")):
+        assert capacity("import", source, "--unit", "gb", "--decimal", ",").exit_code == 0
+    assert taken(engine) == [
+        ("alpha", "a", "2025-01-31", 1263),
+        ("alpha", "a", "2025-02-01", 1263),
+        ("alpha", "b", "2025-01-31", 1536),
+    ]
 
 
 def test_a_workbook_with_a_cell_far_away_or_a_date_that_is_none_is_refused(engine: Engine, tmp_path: Path) -> None:
