@@ -255,6 +255,8 @@ class ExcelSource:
         try:
             workbook = CalamineWorkbook.from_path(path)
             names = workbook.sheet_names
+            if not names:
+                raise ValidationError(f"{path} has no sheet.")
             if options.sheet is not None and options.sheet not in names:
                 raise ValidationError(f"{path} has no sheet {options.sheet!r}. It has {first_of(names, MOST_LISTED)}.")
             name = options.sheet or names[0]

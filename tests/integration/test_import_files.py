@@ -5,9 +5,11 @@ from __future__ import annotations
 import builtins
 import gzip
 import json
+import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pyarrow
 import pytest
@@ -201,12 +203,16 @@ def test_a_workbook_with_a_cell_far_away_or_a_date_that_is_none_is_refused(engin
 
 def test_workbooks_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = workbook(tmp_path / "x.xlsx", sizes=[HEADINGS], empty=[])
+    with ZipFile(file) as whole, ZipFile(tmp_path / "none.xlsx", "w") as without_sheets:
+        for name in whole.namelist():
+            without_sheets.writestr(name, re.sub(rb"<sheets>.*</sheets>", b"<sheets></sheets>", whole.read(name)))
     (tmp_path / "no.xlsx").write_text("server,database")
     (tmp_path / "x.csv").write_text(HEAD)
     for arguments, reason in (
         ([file, "--sheet", "none"], "has no sheet 'none'. It has sizes, empty."),
         ([file, "--sheet", "empty"], "is empty; its first row must name the columns"),
         ([file, "--encoding", "cp1252"], "--encoding is for CSV files"),
+        ([str(tmp_path / "none.xlsx")], "none.xlsx has no sheet."),
         ([str(tmp_path / "no.xlsx")], "is not an .xlsx workbook that can be read"),
         ([str(tmp_path / "x.csv"), "--sheet", "a"], "--sheet is for .xlsx files"),
         (["postgresql://u@h/d", "--sheet", "a"], "--sheet is for files only"),
