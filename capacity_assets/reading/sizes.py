@@ -388,6 +388,15 @@ def partial_windows_of_group(
             SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
             WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
               AND server_id = ANY (ARRAY(SELECT server_id FROM members))
+        ), best AS MATERIALIZED (
+            -- The days over which a group is a mean: those on which anything was measured.
+            SELECT start AS window_start, 1 AS days FROM unnest(CAST(:starts AS date[])) AS start
+            WHERE CAST(:is_daily AS boolean)
+            UNION ALL
+            SELECT window_start, max(measured_days) FROM capacity_server_growth
+            WHERE NOT CAST(:is_daily AS boolean) AND period = :period
+              AND window_start = ANY (CAST(:starts AS date[])) AND counted
+            GROUP BY window_start
         ), spans AS MATERIALIZED (
             SELECT m.server_id, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
                    CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
@@ -401,8 +410,8 @@ def partial_windows_of_group(
             GROUP BY w.window_start
         ), present AS (
             SELECT z.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT *, max(measured_days) OVER w AS days, sum(size_mb) OVER w AS total_mb FROM shown
-                  WINDOW w AS (PARTITION BY window_start)) AS z
+            FROM (SELECT shown.*, best.days, sum(size_mb) OVER (PARTITION BY window_start) AS total_mb
+                  FROM shown JOIN best USING (window_start)) AS z
             JOIN spans s ON s.server_id = z.server_id AND s.first_start <= z.window_start
                 AND z.window_start < s.last_start AND z.window_start < s.valid_until
             WHERE z.size_mb * (z.days - z.measured_days) <= CAST(:noticeable AS numeric) * z.days * z.total_mb
@@ -411,6 +420,7 @@ def partial_windows_of_group(
         SELECT e.window_start FROM expected e LEFT JOIN present p ON p.window_start = e.window_start
         WHERE coalesce(p.servers, 0) < e.servers"""
     asked = {**_of(period, windows), "grouped_by": grouped_by, "name": name, "noticeable": 1 - NOTICEABLE}
+    asked["is_daily"] = period.days == 1
     # How many rows a part of a statement has is not known to the planner.
     plan_with_loops(connection, allowed=False)
     found = rows(connection, statement, **asked)

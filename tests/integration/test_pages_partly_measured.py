@@ -163,3 +163,34 @@ def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engin
         html = pages.ask(f"/groups?by=team&period=daily&window={day(LOST)}").text
     assert ">partly measured</span>" in html
     assert 'class="shrunk"' not in html.partition('<tr class="total">')[0]
+
+
+def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_databases(engine: Engine) -> None:
+    fill(engine)
+
+    with served_pages(engine.url) as pages:
+        listed = pages.document(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}")["groups"]
+        [two] = [one for one in listed if one["name"] == "two"]
+        # The mean of 20 days of which one is missing is 475 MiB, and nothing shrank.
+        assert (two["size_mb"], two["change_mb"], two["is_partial"], two["is_change_partial"]) == (475, 0, True, True)
+        assert "like for like" in pages.ask(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}").text
+        group = pages.document(f"/group?by=team&name=two&period=monthly&window={TODAY.replace(day=1)}")
+        assert (group["sizes"][-1]["change_mb"], group["sizes"][-1]["is_change_partial"]) == (0, True)
+
+
+def test_a_group_without_members_is_empty_and_not_the_fleet(engine: Engine) -> None:
+    fill(engine)
+
+    with served_pages(engine.url) as pages:
+        assert pages.ask("/group?by=team&period=monthly").status == 404
+        assert pages.document("/group?by=environment&period=monthly")["sizes"][-1]["size_mb"] > 0, (
+            "no such label at all"
+        )
+
+
+def test_the_first_page_lists_the_days_that_servers_missed(engine: Engine) -> None:
+    fill(engine)
+
+    with served_pages(engine.url) as pages:
+        assert pages.document("/")["missed"] == [{"server_id": 2, "server": "server-2", "days": [day(LOST)]}]
+        assert f"window={day(LOST)}#behind" in pages.ask("/").text
