@@ -544,6 +544,16 @@ SELECT s.collected_date AS day,  -- Day that was measured
        s.attempted_at  -- When the last attempt ended
 FROM capacity_collection_attempts s LEFT JOIN instances i ON i.id = s.instance_id;
 
+-- Limits that people declared.
+CREATE VIEW capacity_declared_limits AS
+SELECT l.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || l.instance_id) AS server,  -- Name of the server
+       nullif(l.database_name, '') AS database,  -- Database; null: the server as a whole
+       l.limit_mb,  -- How much it can hold, MiB; null: unlimited
+       l.note,  -- What whoever declared it wrote; null: nothing
+       l.declared_at  -- When it was declared
+FROM capacity_limits l LEFT JOIN instances i ON i.id = l.instance_id;
+
 -- Changes of size that people declared, which no forecast takes for a trend.
 CREATE VIEW capacity_declared_steps AS
 SELECT s.instance_id AS server_id,  -- Number of the server

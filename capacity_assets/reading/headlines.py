@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import counted, human_day, human_days, human_mb, human_month, printable
+from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
@@ -104,14 +104,9 @@ def _said(runway: Runway, named: str = "") -> str:
 
 
 def range_of(runway: Runway) -> str:
-    """Render the range of 80 %: 17 Feb to 17 Mar 2027, or to beyond a year; empty where it is a single day."""
-    early = runway.full_early or runway.full_middle
-    if early is None or early == runway.full_late:
-        return ""
-    if runway.full_late is None:
-        beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
-        return f"{human_day(early)} to beyond {human_month(beyond)}"
-    return human_days(early, runway.full_late)
+    """Render the range of 80 % of a fill date; empty where it is a single day."""
+    beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
+    return human_range(runway.full_early or runway.full_middle, runway.full_late, beyond)
 
 
 def _named(runway: Runway) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -158,6 +158,25 @@ def samples_of(connection: Connection, window: Window, server_id: int, database:
         FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     statement = of_server if database is None else of_database
     return records(Sample, connection, statement, server=server_id, database=database, days=window.dates)
+
+
+@dataclass(frozen=True)
+class DeclaredLimit:
+    """A declared limit, MiB; None: unlimited. `database` None: of the server as a whole."""
+
+    database: str | None
+    limit_mb: int | None
+    note: str | None
+    declared_at: datetime
+
+
+def declared_limits_of(connection: Connection, server_id: int, database: str | None) -> list[DeclaredLimit]:
+    """Return the declared limit of a server as a whole, and of one of its databases."""
+    statement = """
+        SELECT database, limit_mb, note, declared_at FROM capacity_declared_limits
+        WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text))
+        ORDER BY database NULLS LAST"""
+    return records(DeclaredLimit, connection, statement, server=server_id, database=database)
 
 
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:

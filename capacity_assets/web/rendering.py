@@ -118,10 +118,7 @@ def full_by(row: Listed) -> Markup | str:
 
 def period_noun(period: str) -> str:
     """Return what a window of a period is called: day, week, month."""
-    return PERIOD_NOUNS.get(period, f"{period.replace('_', ' ')} window")
-
-
-PERIOD_NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}
+    return PERIODS[period].noun
 
 
 def fill_range(runway: Runway) -> str:

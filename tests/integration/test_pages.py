@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
+from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.clocks import TODAY, fixed_clock
@@ -438,6 +439,20 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
+
+
+def test_a_declared_limit_is_shown_with_its_day_and_note_also_where_another_one_binds(
+    pages: Pages, engine: Engine
+) -> None:
+    declare(engine, [Limit("server-1", "still", 10**6, note="agreed <with> finance")])
+
+    [limit] = pages.document("/database?server=1&name=still")["limits"]
+
+    assert (limit["database"], limit["limit_mb"], limit["note"]) == ("still", 10**6, "agreed <with> finance")
+    html = pages.ask("/database?server=1&name=still").text
+    assert "Declared limit: " in html
+    assert "agreed &lt;with&gt; finance" in html
+    assert pages.document("/server?server=1")["limits"] == []
 
 
 def test_the_map_of_the_fleet_lists_the_largest_databases_of_each_group_and_adds_up_to_it(pages: Pages) -> None:

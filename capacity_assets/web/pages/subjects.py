@@ -23,7 +23,15 @@ from capacity_assets.reading.filling import (
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
-from capacity_assets.reading.subjects import Attempt, Sample, ServerFacts, ServerVolume, StepRow, server_facts
+from capacity_assets.reading.subjects import (
+    Attempt,
+    DeclaredLimit,
+    Sample,
+    ServerFacts,
+    ServerVolume,
+    StepRow,
+    server_facts,
+)
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.pages.ranges import (
@@ -65,6 +73,8 @@ class ServerPage:
     binding: Runway | None
     """The forecast of the disk that fills before the server as a whole; None: none does."""
     steps: Sequence[StepRow]
+    limits: Sequence[DeclaredLimit]
+    """Declared limits: its own, and that of the server as a whole."""
     volumes: Sequence[ServerVolume]
     databases: Sequence[ListedDatabase]
     has_more_databases: bool
@@ -91,6 +101,8 @@ class DatabasePage:
     binding: Runway | None
     """The forecast that fills first, of the database, its server or one of its volumes; None: none has a date."""
     steps: Sequence[StepRow]
+    limits: Sequence[DeclaredLimit]
+    """Declared limits: its own, and that of the server as a whole."""
     behind: WindowSamples | None
     neighbours: Sequence[ListedDatabase]
 
@@ -137,6 +149,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             runway=runway,
             binding=next((one for one in (first, also) if one is not None and one.subject == "volume"), None),
             steps=subjects.steps_of(connection, number, None),
+            limits=subjects.declared_limits_of(connection, number, None),
             volumes=subjects.volumes_of(connection, number, query.today),
             databases=with_usage_of_databases(connection, period, window, listed),
             has_more_databases=more,
@@ -179,6 +192,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             runway=runway,
             binding=binding,
             steps=subjects.steps_of(connection, number, name),
+            limits=subjects.declared_limits_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
             neighbours=with_usage_of_databases(connection, period, window, others),
         )
