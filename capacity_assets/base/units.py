@@ -110,7 +110,7 @@ def human_days(first: date, last: date) -> str:
 
 
 def human_range(early: date | None, late: date | None, beyond: date) -> str:
-    """Render the range of a fill date: '17 Feb to 17 Mar 2027', or '10 Sep to beyond Nov 2027' without a late day.
+    """Render the range of a fill date: '17 Feb to 17 Mar 2027', or '10 Sep 2027 to beyond Nov 2027' without a late day.
 
     `beyond` is the last day of the forecast. Empty where the range is a single day or unknown.
     """
@@ -118,8 +118,7 @@ def human_range(early: date | None, late: date | None, beyond: date) -> str:
         return ""
     if late is not None:
         return human_days(early, late)
-    begins = f"{early.day} {MONTHS[early.month - 1]}" if early.year == beyond.year else human_day(early)
-    return f"{begins} to beyond {human_month(beyond)}"
+    return f"{human_day(early)} to beyond {human_month(beyond)}"
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ from capacity_assets.database.views import READER_ROLE
 
 PASSWORD_FILE, PASSWORD_BYTES = "sql-password", 24
 MOST_CONNECTIONS = 20
+IDLE_IN_TRANSACTION_SECONDS = 600
 _NEW, _READABLE_BY_OTHERS = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o077
 _LARGE_OBJECTS = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
 # Of the port alone: the pages take the role on without a login.
@@ -80,6 +81,9 @@ def let_reader_log_in(engine: Engine, password: str) -> None:
         for scope in ("", f" IN DATABASE {CAPACITY_DATABASE}"):
             connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE}{scope} RESET ALL")
         connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET default_transaction_read_only = on")
+        # A forgotten transaction would hold up work that needs tables for itself.
+        idle = f"{IDLE_IN_TRANSACTION_SECONDS}s"
+        connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET idle_in_transaction_session_timeout = '{idle}'")
         connection.exec_driver_sql(f"REVOKE TEMPORARY ON DATABASE {CAPACITY_DATABASE} FROM PUBLIC")
         # Everybody may make large objects, and so fill the disk.
         connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {', '.join(_LARGE_OBJECTS)} FROM PUBLIC")

@@ -120,8 +120,8 @@ class CsvSource:
 
     @property
     def point_is_usual(self) -> bool:
-        """Whether decimals have a point: programs that separate by semicolons may write a comma."""
-        return self._delimiter != ";"
+        """Whether decimals have a point: programs that separate by something else may write a comma."""
+        return self._delimiter == ","
 
     def _opened(self) -> TextIO:
         if self._path.suffix.lower() == GZIP:

@@ -143,6 +143,7 @@ def test_what_a_reader_set_for_itself_is_gone_when_the_port_is_opened_again(own:
     with _opened_to_sql(own, port), psycopg.connect(login(port, password)) as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
         assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+        assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("10min",)
         assert connection.execute("SELECT count(*) FROM capacity_growth").fetchone() == (0,)
 
 

@@ -89,6 +89,6 @@ def test_names_are_sorted_as_people_count() -> None:
 def test_a_range_of_fill_dates_says_once_what_its_ends_share_and_where_the_forecast_ends() -> None:
     early, late, beyond = date(2027, 2, 17), date(2027, 3, 17), date(2027, 11, 28)
     assert human_range(early, late, beyond) == "17 Feb to 17 Mar 2027"
-    assert human_range(date(2027, 9, 10), None, beyond) == "10 Sep to beyond Nov 2027"
+    assert human_range(date(2027, 9, 10), None, beyond) == "10 Sep 2027 to beyond Nov 2027"
     assert human_range(date(2026, 12, 10), None, beyond) == "10 Dec 2026 to beyond Nov 2027"
     assert [human_range(early, early, beyond), human_range(None, None, beyond)] == ["", ""]
