@@ -193,13 +193,14 @@ class _Sample:
 
 
 def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
-    """Return those of the days on which forecasts were issued; where rows are distributed, all of them."""
-    if tables_are_distributed(connection):
-        # There, a subquery must not depend on the row of the outer query.
-        return days
-    statement = """
+    """Return those of the days on which forecasts were issued."""
+    # Where rows are distributed, a subquery must not depend on the row of the outer query.
+    on_nodes = """
+        SELECT DISTINCT as_of AS day FROM capacity_forecasts WHERE as_of = ANY (CAST(:days AS date[])) ORDER BY day"""
+    by_index = """
         SELECT day FROM unnest(CAST(:days AS date[])) AS day
         WHERE EXISTS (SELECT FROM capacity_forecasts f WHERE f.as_of = day) ORDER BY day"""
+    statement = on_nodes if tables_are_distributed(connection) else by_index
     return [row.day for row in rows(connection, statement, days=days)]
 
 

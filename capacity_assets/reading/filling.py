@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     CompoundSelect,
     Connection,
     Integer,
@@ -38,7 +39,7 @@ from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, he
 from capacity_assets.forecast.outlook import FORECAST, FULL, NO_LIMIT, OWN, SERVER, VOLUME, display_name
 from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import rows
 
 SOON_DAYS, WATCH_DAYS, LIKELY = 30, 90, 0.5
 """Something fills soon if it is full within SOON_DAYS with at least the probability LIKELY."""
@@ -320,13 +321,16 @@ class FreeCapacity:
 def free_capacity(connection: Connection) -> FreeCapacity:
     """Return the free capacity by the newest forecasts."""
     is_soon = and_(_R.probability_30_days >= LIKELY, _R.stands_for_itself)
-    statement: Select[Any] = select(
-        text(headroom("capacity_runway")).columns(column("mb")).scalar_subquery().label("headroom_mb"),
-        literal_column(UNKNOWN_LIMITS).label("unknown_limits"),
+    unknown: ColumnElement[int] = literal_column(UNKNOWN_LIMITS)
+    statement = select(
+        unknown.label("unknown_limits"),
         func.count().filter(is_soon).label("fills_within_30_days"),
         func.max(_R.as_of).label("as_of"),
     ).select_from(_RUNWAY)
-    return records(FreeCapacity, connection, statement)[0]
+    # Apart: where rows are distributed, no subquery may stand beside an aggregate of them.
+    free = connection.execute(text(headroom("capacity_runway"))).scalar()
+    [counts] = rows(connection, statement)
+    return FreeCapacity(headroom_mb=None if free is None else int(free), **counts._mapping)  # noqa: SLF001 -- public
 
 
 WITHIN_DAYS, MOVED_DAYS = 180, 14

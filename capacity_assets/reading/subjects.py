@@ -125,7 +125,7 @@ GONE_DAYS = 31
 def is_gone(connection: Connection, server_id: int, day: date) -> bool:
     """Whether a server was measured in the month after the newest day of a database of it."""
     statement = """
-        SELECT 1 FROM capacity_server_growth
+        SELECT 1 FROM capacity_growth
         WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND server_id = :server LIMIT 1"""
     days = [day + timedelta(days=number) for number in range(1, GONE_DAYS + 1)]
     return bool(rows(connection, statement, days=days, server=server_id))

@@ -149,6 +149,7 @@ def test_after_the_first_collection_pages_say_that_figures_are_being_computed(da
             assert f"Servers were measured up to {shown(TODAY)}." in html, path
 
 
+@pytest.mark.single_server("sees a change that no run has gathered from the nodes")
 def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, engine: Engine) -> None:
     yesterday = TODAY - timedelta(days=1)
     add_instances(engine, [1])
@@ -178,6 +179,7 @@ def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, eng
     assert notices() == {""}, "pages do without it where it cannot be read"
 
 
+@pytest.mark.single_server("derives totals from samples of databases")
 def test_the_size_of_the_fleet_is_the_last_known_one_of_every_server_whatever_period_is_shown(
     database: URL, engine: Engine
 ) -> None:

@@ -52,7 +52,10 @@ def partial_changes(pages: Pages, address: str) -> list[str]:
     return [one["window_start"] for one in pages.document(address)["sizes"] if one["is_change_partial"]]
 
 
-@pytest.mark.parametrize("has_totals", [True, False])
+DERIVED = pytest.mark.single_server("derives totals from samples of databases")
+
+
+@pytest.mark.parametrize("has_totals", [True, pytest.param(False, marks=DERIVED)])
 def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engine: Engine, has_totals: bool) -> None:
     fill(engine, has_totals=has_totals)
 

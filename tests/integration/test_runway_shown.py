@@ -233,7 +233,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
     add_instances(engine, [2])
     add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
     issue(engine, TODAY, TODAY)
-    execute(engine, "UPDATE capacity_runways SET issued_at = issued_at - interval '1 hour'")
+    execute(engine, "UPDATE capacity_runways SET issued_at = '2025-07-20 01:00+08'")
     before, other = shown(engine, "orders"), shown(engine, "other")
 
     said = printed("limits", "set", "server-1", "orders", "--gb", "3")
