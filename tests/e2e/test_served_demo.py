@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.base.units import human_day
 from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.database.engine import capacity_engine
 from tests.e2e import demo_in_the_ui as ui
@@ -302,7 +303,7 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     row = section.locator("tbody tr").first
     expect(row).to_contain_text(first.server)
     expect(row).to_contain_text(first.name)
-    expect(row).to_contain_text(str(first.full_middle))
+    expect(row).to_contain_text(human_day(first.full_middle))
     expect(section.locator("#unknown-limits")).to_have_attribute("data-databases", str(unknown))
     expect(section.locator(".fans svg.plot").first).to_be_visible()
     assert section.locator(".fans figure").count() == section.locator("tbody tr").count()

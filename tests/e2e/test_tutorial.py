@@ -61,7 +61,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert " 0 rows written" in again("aggregate", "--period", "all", "--from", variables["first"])
     assert "differ from the stored sample" in again("import", "samples.csv")
     [row] = [line for line in outputs["capacity runway"].splitlines() if line.startswith("db-1   orders")]
-    assert len(set(re.findall(r"\d{4}-\d\d-\d\d", row))) == 1, "the three days agree"
+    assert len(set(re.findall(r"\d+ \w{3} 20\d\d", row))) == 1, "the three days agree"
     assert "Limit unknown: 1 database." in outputs["capacity runway"]
     assert "payments" in outputs["capacity groups"]
     lines = [line.split() for line in outputs["capacity bill"].splitlines()]
