@@ -334,8 +334,10 @@ def _text(value: object) -> str | None:
 
 def _size(value: object) -> str | None:
     """Write a number without a decimal mark, 1.234 as 1234e-3: whatever mark the texts of its column have."""
-    if not isinstance(value, float | Decimal) or not isfinite(value) or value == int(value):
+    if not isinstance(value, float | Decimal) or not isfinite(value):
         return _text(value)
+    if value == int(value):
+        return str(int(value))
     sign, digits, exponent = Decimal(str(value)).as_tuple()
     return f"{'-' if sign else ''}{''.join(map(str, digits))}e{exponent}"
 

@@ -73,8 +73,8 @@ class MissedDays:
     days: Sequence[date]
 
 
-def missed_days(connection: Connection, last: date, days: int, *, shown: int) -> list[MissedDays]:
-    """Return servers in service that missed days of the `days` up to `last`, those that missed most first."""
+def missed_days(connection: Connection, last: date, days: int, *, shown: int) -> tuple[list[MissedDays], int]:
+    """Return servers in service that missed days of the `days` up to `last`, most first, and how many there are."""
     first = last - timedelta(days=days - 1)
     active = {
         row.server_id: row.server
@@ -99,7 +99,7 @@ def missed_days(connection: Connection, last: date, days: int, *, shown: int) ->
             server, active[server], [day for day in window if day >= begins[server] and (server, day) not in there]
         )
         for server in most[:shown]
-    ]
+    ], len(most)
 
 
 def _counted(

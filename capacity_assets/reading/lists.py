@@ -364,6 +364,13 @@ class ListedGroup(Group):
     is_change_partial: bool = False
     """Whether that holds for this window or the one before, so that the change is that of its databases."""
 
+    @property
+    def growth(self) -> str:
+        """The change in percent of the size before; like for like, of the sizes of the same databases before."""
+        if not self.is_change_partial:
+            return super().growth
+        return "unknown" if self.change_percent is None else f"{self.change_percent:+,.1f} %"
+
 
 def marked_groups(
     connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
@@ -377,9 +384,13 @@ def marked_groups(
     changes = changes_of_databases(connection, period, window, by) if now | before else {}
     listed = []
     for one in groups:
-        is_change_partial = one.name in now | before
-        values = {**vars(one), "change_mb": changes.get(one.name)} if is_change_partial else vars(one)
-        listed.append(ListedGroup(**values, is_partial=one.name in now, is_change_partial=is_change_partial))
+        values = {**vars(one), "is_partial": one.name in now, "is_change_partial": one.name in now | before}
+        if values["is_change_partial"]:
+            known = changes.get(one.name)
+            values |= {"change_mb": None, "change_percent": None}
+            if known is not None:
+                values |= {"change_mb": known.change_mb, "change_percent": known.percent}
+        listed.append(ListedGroup(**values))
     return listed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.base.units import LARGEST_MB, percent_of
 from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import measured_ends
 from capacity_assets.reading.holes import (
@@ -477,17 +477,31 @@ def partial_groups(
     return groups
 
 
+@dataclass(frozen=True)
+class KnownChange:
+    """The sum of the known changes of databases, and of their sizes before, MiB."""
+
+    change_mb: int
+    before_mb: int
+
+    @property
+    def percent(self) -> float | None:
+        """The change in percent of the size before, to a tenth; None where nothing was there before."""
+        percent = percent_of(self.change_mb, self.before_mb)
+        return None if percent is None else float(percent)
+
+
 def changes_of_databases(
     connection: Connection, period: Period, window: Window, grouped_by: str
-) -> dict[str | None, int]:
-    """Return the known changes of databases by engine or label, MiB: like for like, whatever was not measured."""
+) -> dict[str | None, KnownChange]:
+    """Return the known changes of databases by engine or label: like for like, whatever was not measured."""
     statement = """
         SELECT CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
-               sum(change_mb) AS change_mb
+               sum(change_mb) AS change_mb, sum(size_mb - change_mb) AS before_mb
         FROM capacity_growth
         WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL GROUP BY 1"""
     changes = rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by)
-    return {row.name: int(row.change_mb) for row in changes}
+    return {row.name: KnownChange(int(row.change_mb), int(row.before_mb)) for row in changes}
 
 
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:

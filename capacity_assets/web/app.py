@@ -430,6 +430,9 @@ class Answers:
 
     def _rendered(self, page: Page, query: PageQuery, answer: ReadPage, user: str | None, notice: str) -> str:
         """Return the page as HTML, filled in once for all who are shown the same answer."""
+        if page is SEARCH:
+            # Each answer is another one.
+            return self._renderer.page(page.name, page.title, query, answer, user, notice)
         key = (page.path, tuple(sorted(query.values.items())), user, notice)
         kept = self._html.get(key)
         if kept is not None and kept[0] is answer:

@@ -57,6 +57,8 @@ BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN = "unknown"
 # So that the day on which something is full does not stand at the very edge of a chart.
 FULL_DATE_MARGIN = 1.15
+# Forecasts may be newer than windows by a day or two.
+PAST_DAYS = 3
 TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
 """Titles of error pages, by status."""
 
@@ -194,6 +196,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         sparkline=sparkline,
         shared_labels=shared_labels,
         space_map=space_map,
+        is_past=is_past,
         amounts_chart=amounts_chart,
         billed_groups=billed_groups,
         growth=human_percent,
@@ -269,12 +272,16 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     # A limit that is shared is one only as long as the others do not grow; the headline has the day that binds.
     is_own = not runway.is_shared
     history = replace(history, limit_mb=runway.limit_mb if is_own else None)
-    # A chart of the past shows no future.
-    if not runway.ahead or sizes[-1].window_end < runway.last_day:
+    if not runway.ahead or is_past(sizes, runway):
         return history
     full = Full(runway.full_early, runway.full_middle, runway.full_late) if is_own else history.full
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(points, runway)))
     return replace(history, ahead=ahead, full=full)
+
+
+def is_past(sizes: Sequence[SizeInWindow], runway: Runway) -> bool:
+    """Whether a chart ends some days before the newest measurement: it shows no future then."""
+    return (runway.last_day - sizes[-1].window_end).days > PAST_DAYS
 
 
 def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
@@ -287,8 +294,10 @@ def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
 
 def billed_groups(history: Sequence[BilledMonth]) -> list[BilledMonth]:
     """Return one row of each group of a history of bills, those of the newest month first and all others last."""
-    newest_first = sorted(history, key=lambda one: (one.is_others, -one.month.toordinal()))
-    return list({(one.is_others, one.group): one for one in reversed(newest_first)}.values())[::-1]
+    columns: dict[tuple[bool, str | None], BilledMonth] = {}
+    for one in sorted(history, key=lambda one: (one.is_others, -one.month.toordinal())):
+        columns.setdefault((one.is_others, one.group), one)
+    return list(columns.values())
 
 
 def space_map(title: str, groups: Sequence[GroupSpace], by: str) -> Markup:

@@ -110,6 +110,7 @@ class FleetPage:
     unmeasured_servers: int
     missed: Sequence[MissedDays]
     """Servers in service that missed days of the last TRUST_DAYS, those that missed most first."""
+    missed_servers: int
     grouped_by: str
     groups: Sequence[ListedGroup]
     space: Sequence[GroupSpace]
@@ -174,6 +175,10 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
     coverage = None if unmeasured.day is None else coverage_percent(connection, unmeasured.day, TRUST_DAYS)
+    missed: list[MissedDays] = []
+    missed_servers = 0
+    if unmeasured.day is not None:
+        missed, missed_servers = missed_days(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
     failed = sum(one.failure is not None for one in unmeasured.servers)
     fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
     first, now = next(iter(fills), None), fleet_now(connection, today)
@@ -199,9 +204,8 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         ),
         unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],
         unmeasured_servers=len(unmeasured.servers),
-        missed=[]
-        if unmeasured.day is None
-        else missed_days(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN),
+        missed=missed,
+        missed_servers=missed_servers,
         grouped_by=grouped_by,
         groups=groups[:GROUPS_SHOWN],
         space=space,

@@ -213,8 +213,8 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         groups: list[ListedGroup] = []
         space: list[GroupSpace] = []
         if window:
-            stored = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
-            groups = marked_groups(connection, period, window, by, stored)
+            stored = groups_of(connection, period, window, by, fills)
+            groups = sorted(marked_groups(connection, period, window, by, stored), key=GROUP_ORDERS[order])
             if query.page == 1:
                 space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
@@ -300,14 +300,26 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
     sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
-    if sizes and sizes[-1].is_change_partial and by != "server":
-        with reader.transaction() as connection:
-            changes = changes_of_databases(connection, period, windows[-1], by)
-        sizes = [*sizes[:-1], replace(sizes[-1], change_mb=changes.get(name))]
+    sizes = _like_for_like(reader, period, sizes, by, name)
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
     outdated = shared_outdated(reader)
     return GroupPage(*place, sizes, earlier, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
+
+
+def _like_for_like(
+    reader: Reader, period: Period, sizes: Sequence[SizeInWindow], by: str, name: str | None
+) -> list[SizeInWindow]:
+    """Replace the change of the newest measured window, if not everything was measured, by that of its databases."""
+    place = next((place for place in reversed(range(len(sizes))) if sizes[place].size_mb is not None), None)
+    if place is None or not sizes[place].is_change_partial or by == "server":
+        return list(sizes)
+    with reader.transaction() as connection:
+        window = period.window_of(sizes[place].window_start)
+        known = changes_of_databases(connection, period, window, by).get(name)
+    change = (None, None) if known is None else (known.change_mb, known.percent)
+    newest = replace(sizes[place], change_mb=change[0], change_percent=change[1])
+    return [*sizes[:place], newest, *sizes[place + 1 :]]
 
 
 def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:

@@ -120,13 +120,14 @@
     });
     plot.addEventListener("pointerup", function (event) {
       if (from === null) { show(nearest(percentOf(event))); return; }
+      const dragged = from;
       // There is nothing to zoom into in the future.
       const start = Math.min(from, measured);
       const end = Math.min(percentOf(event), measured);
       from = null;
       zoom.setAttribute("visibility", "hidden");
-      if (Math.abs(end - start) >= LEAST_DRAG_PERCENT) zoomTo(start, end);
-      else open();
+      if (Math.abs(percentOf(event) - dragged) < LEAST_DRAG_PERCENT) open();
+      else if (Math.abs(end - start) >= LEAST_DRAG_PERCENT) zoomTo(start, end);
     });
     plot.addEventListener("pointercancel", function () { from = null; zoom.setAttribute("visibility", "hidden"); });
     plot.addEventListener("blur", hide);

@@ -17,6 +17,9 @@
   input.setAttribute("aria-expanded", "false");
 
   function close() {
+    clearTimeout(timer);
+    // An answer that is still to come is not shown.
+    ++asked;
     list.hidden = true;
     chosen = -1;
     input.setAttribute("aria-expanded", "false");
@@ -58,6 +61,7 @@
       return item;
     }));
     chosen = -1;
+    input.removeAttribute("aria-activedescendant");
     list.hidden = found.length === 0 && input.value.trim() === "";
     input.setAttribute("aria-expanded", String(found.length > 0));
     if (found.length === 0) {
