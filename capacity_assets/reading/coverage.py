@@ -52,18 +52,6 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
     return _counted(connection, (first, last), servers, first_days.values(), gone_days)
 
 
-def coverage_percent(connection: Connection, last: date, days: int) -> Decimal | None:
-    """Return measured days in percent of expected days, of servers in service, over `days` days up to `last`."""
-    active = [row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")]
-    first_days = measured_ends(connection, active, last, newest=False).values()
-    counts = _counted(connection, (last - timedelta(days=days - 1), last), active, first_days, [])
-    expected = sum(day.expected for day in counts)
-    if not expected:
-        return None
-    percent = Decimal(100 * sum(day.measured for day in counts)) / expected
-    return percent.quantize(Decimal("0.1"), ROUND_HALF_UP)
-
-
 @dataclass(frozen=True)
 class MissedDays:
     """Days on which a server in service was not measured, oldest first."""
@@ -73,20 +61,32 @@ class MissedDays:
     days: Sequence[date]
 
 
-def missed_days(connection: Connection, last: date, days: int, *, shown: int) -> tuple[list[MissedDays], int]:
-    """Return servers in service that missed days of the `days` up to `last`, most first, and how many there are."""
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the servers in service was measured over some days, of each from its first sample on."""
+
+    percent: Decimal | None
+    """Measured days in percent of expected days; None: none was expected."""
+    missed: Sequence[MissedDays]
+    """The servers that missed most days, most first."""
+    missed_servers: int
+    """Number of servers that missed a day."""
+
+
+def coverage_of(connection: Connection, last: date, days: int, *, shown: int) -> Coverage:
+    """Return the coverage of the `days` up to `last`, with at most `shown` of the servers that missed some."""
     first = last - timedelta(days=days - 1)
-    active = {
-        row.server_id: row.server
-        for row in rows(connection, "SELECT server_id, server FROM capacity_servers WHERE is_active")
-    }
+    in_service = rows(connection, "SELECT server_id, server FROM capacity_servers WHERE is_active")
+    active = {row.server_id: row.server for row in in_service}
     begins = measured_ends(connection, list(active), last, newest=False)
     expected = {server: (last - max(begin, first)).days + 1 for server, begin in begins.items()}
+    if not expected:
+        return Coverage(None, [], 0)
     statement = """
         SELECT server_id, count(DISTINCT day) AS days FROM capacity_server_samples
         WHERE day BETWEEN :first AND :last GROUP BY server_id"""
     measured = {row.server_id: row.days for row in rows(connection, statement, first=first, last=last)}
-    missed = {server: days - measured.get(server, 0) for server, days in expected.items()}
+    missed = {server: count - measured.get(server, 0) for server, count in expected.items()}
     most = sorted((server for server in missed if missed[server] > 0), key=lambda one: (-missed[one], active[one]))
     of_servers = """
         SELECT server_id, day FROM capacity_server_samples
@@ -94,12 +94,17 @@ def missed_days(connection: Connection, last: date, days: int, *, shown: int) ->
     listed = rows(connection, of_servers, first=first, last=last, servers=most[:shown])
     there = {(row.server_id, row.day) for row in listed}
     window = [first + timedelta(days=number) for number in range(days)]
-    return [
-        MissedDays(
-            server, active[server], [day for day in window if day >= begins[server] and (server, day) not in there]
-        )
-        for server in most[:shown]
-    ], len(most)
+    total = sum(expected.values())
+    return Coverage(
+        (Decimal(100 * (total - sum(missed.values()))) / total).quantize(Decimal("0.1"), ROUND_HALF_UP),
+        [
+            MissedDays(
+                server, active[server], [day for day in window if day >= begins[server] and (server, day) not in there]
+            )
+            for server in most[:shown]
+        ],
+        len(most),
+    )
 
 
 def _counted(

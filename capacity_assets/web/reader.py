@@ -33,6 +33,9 @@ MOST_KEPT_BYTES = 32 * 1024 * 1024
 FORECASTS_SECONDS, OUTSTANDING_SECONDS = 2, 1
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
 
+PARTIAL_SECONDS = 300
+"""Every server of every window shown is looked at for what was partly measured."""
+
 T = TypeVar("T")
 
 

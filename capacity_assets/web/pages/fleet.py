@@ -12,10 +12,10 @@ from sqlalchemy import Connection
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.groups import default_grouping, fills_first, groups_of
 from capacity_assets.reading.coverage import (
+    Coverage,
     MissedDays,
     UnmeasuredServer,
-    coverage_percent,
-    missed_days,
+    coverage_of,
     servers_in_service,
     unmeasured_servers,
 )
@@ -44,13 +44,12 @@ from capacity_assets.web.pages.ranges import (
     shown_range,
     windows_in,
 )
-from capacity_assets.web.reader import Reader, shared_outdated, shared_revision
+from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS, MISSED_SHOWN = 30, 20
 FLEET_SECONDS = 30
 # Every row of every window shown is looked at for it.
-INCOMPLETE_SECONDS = 300
 MOVED_SINCE = ("daily", "weekly", "monthly")
 
 
@@ -144,7 +143,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     sizes = with_gaps(windows, [_size_of(one) for one in by_start.values()])
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
-        incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), INCOMPLETE_SECONDS)
+        incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
         sizes = marked(sizes, incomplete)
     return replace(fleet, sizes=sizes, earlier=[_size_of(one) for one in earlier.values()])
 
@@ -174,11 +173,9 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         groups = marked_groups(*month, groups_of(*month, of_groups))
         space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
-    coverage = None if unmeasured.day is None else coverage_percent(connection, unmeasured.day, TRUST_DAYS)
-    missed: list[MissedDays] = []
-    missed_servers = 0
+    coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
-        missed, missed_servers = missed_days(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
+        coverage = coverage_of(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
     failed = sum(one.failure is not None for one in unmeasured.servers)
     fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
     first, now = next(iter(fills), None), fleet_now(connection, today)
@@ -199,13 +196,13 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
             active,
             active - len(unmeasured.servers),
             failed,
-            None if coverage is None else float(coverage),
+            None if coverage.percent is None else float(coverage.percent),
             unmeasured.has_samples,
         ),
         unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],
         unmeasured_servers=len(unmeasured.servers),
-        missed=missed,
-        missed_servers=missed_servers,
+        missed=coverage.missed,
+        missed_servers=coverage.missed_servers,
         grouped_by=grouped_by,
         groups=groups[:GROUPS_SHOWN],
         space=space,

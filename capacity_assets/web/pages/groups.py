@@ -61,7 +61,7 @@ from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_fi
 from capacity_assets.reading.unchanged import UnchangedDatabases, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.ranges import ChartRange, earlier_windows, shown_range, windows_in
-from capacity_assets.web.reader import Reader, chosen_window, shared_outdated, shared_revision
+from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, chosen_window, shared_outdated, shared_revision
 
 MONTHLY = PERIODS["monthly"]
 GROUP_WINDOWS = 13
@@ -70,8 +70,6 @@ GROUPS_PER_PAGE = 200
 # The same for every period and window.
 FILLS_SECONDS, UNCHANGED_SECONDS = 30, 1800
 MEMBERS_SHOWN = 20
-# Every server of a group is looked at in every window for it.
-INCOMPLETE_SECONDS = 300
 
 T = TypeVar("T")
 
@@ -299,7 +297,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
-    sizes = marked(sizes, reader.kept_of(key, incomplete, INCOMPLETE_SECONDS))
+    sizes = marked(sizes, reader.kept_of(key, incomplete, PARTIAL_SECONDS))
     sizes = _like_for_like(reader, period, sizes, by, name)
     headline = next_to_fill(next(iter(ahead), None), issued=issued)
     costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
