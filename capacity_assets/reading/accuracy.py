@@ -105,12 +105,10 @@ class Miss:
         return display_name(self.subject, self.name)
 
 
-@dataclass(frozen=True)
-class FleetAccuracy:
-    """How good the forecasts of the fleet were, for every horizon."""
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How good forecasts were."""
 
-    last_measured: date | None
-    """Last measured day of the oldest stored forecast, from which horizons count; None: none was issued."""
     horizons: Sequence[Accuracy]
     """Forecasts that came due within LATELY_DAYS, by horizon."""
     kinds: Sequence[Accuracy]
@@ -126,6 +124,14 @@ class FleetAccuracy:
     """The same of those by month."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FleetAccuracy(Scores):
+    """How good the forecasts of the fleet were, for every horizon."""
+
+    last_measured: date | None
+    """Last measured day of the oldest stored forecast, from which horizons count; None: none was issued."""
+
+
 def accuracy_of(connection: Connection, today: date) -> FleetAccuracy:
     """Return how good the forecasts of the fleet were. Raises DBAPIError."""
     oldest = rows(connection, _OLDEST)
@@ -134,14 +140,14 @@ def accuracy_of(connection: Connection, today: date) -> FleetAccuracy:
     by_kind = [_judged(one) for one in records(Accuracy, connection, _of_due(_LATELY), **lately.parameters)]
     months = [_judged(one) for one in records(Accuracy, connection, _of_due(_MONTHS), **issued.parameters)]
     return FleetAccuracy(
-        oldest[0].last_measured if oldest else None,
-        [one for one in by_kind if one.subject is None],
-        [one for one in by_kind if one.subject is not None],
-        records(Calibration, connection, _of_due(_CALIBRATION), **lately.parameters, least=LEAST_CASES),
-        records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
-        months,
-        lately.text,
-        issued.text,
+        last_measured=oldest[0].last_measured if oldest else None,
+        horizons=[one for one in by_kind if one.subject is None],
+        kinds=[one for one in by_kind if one.subject is not None],
+        calibration=records(Calibration, connection, _of_due(_CALIBRATION), **lately.parameters, least=LEAST_CASES),
+        misses=records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
+        months=months,
+        sampled=lately.text,
+        sampled_months=issued.text,
     )
 
 

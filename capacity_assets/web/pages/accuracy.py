@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.reading.accuracy import Accuracy, Calibration, FleetAccuracy, Miss, accuracy_of, headline
+from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader
 
@@ -16,24 +15,12 @@ DEFAULT_HORIZONS_DAYS = (30, 7)
 """Shown unless the address names one: the first with enough forecasts."""
 
 
-@dataclass(frozen=True)
-class AccuracyPage:
-    """How good the forecasts of a horizon were."""
+@dataclass(frozen=True, kw_only=True)
+class AccuracyPage(Scores):
+    """How good the forecasts of a horizon were; `horizons` has every horizon, all else is of this one."""
 
     headline: str
     horizon_days: int
-    horizons: Sequence[Accuracy]
-    """Every horizon: forecasts that came due lately."""
-    kinds: Sequence[Accuracy]
-    """The same for this horizon, by subject."""
-    calibration: Sequence[Calibration]
-    misses: Sequence[Miss]
-    months: Sequence[Accuracy]
-    """Forecasts of this horizon by month of issue."""
-    sampled: str
-    """Which part of the forecasts that came due lately is looked at; empty: all of them."""
-    sampled_months: str
-    """The same of those by month."""
 
 
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
@@ -42,15 +29,15 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     found = reader.kept_of(("accuracy", query.today), partial(accuracy_of, today=query.today), ACCURACY_SECONDS)
     horizon = int(asked) if asked else _default_horizon(found)
     return AccuracyPage(
-        headline(found, horizon, query.today),
-        horizon,
-        found.horizons,
-        [one for one in found.kinds if one.horizon_days == horizon],
-        [one for one in found.calibration if one.horizon_days == horizon],
-        [one for one in found.misses if one.horizon_days == horizon],
-        [one for one in found.months if one.horizon_days == horizon],
-        found.sampled,
-        found.sampled_months,
+        headline=headline(found, horizon, query.today),
+        horizon_days=horizon,
+        horizons=found.horizons,
+        kinds=[one for one in found.kinds if one.horizon_days == horizon],
+        calibration=[one for one in found.calibration if one.horizon_days == horizon],
+        misses=[one for one in found.misses if one.horizon_days == horizon],
+        months=[one for one in found.months if one.horizon_days == horizon],
+        sampled=found.sampled,
+        sampled_months=found.sampled_months,
     )
 
 
