@@ -59,7 +59,7 @@ class Area(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Placed:
+class TileOnMap:
     """A tile where it is drawn, in percent of the width and in pixels; `lines` of text fit into it."""
 
     tile: Tile
@@ -103,14 +103,14 @@ def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
     return draw("treemap", title=title, description=description, placed=placed, height=HEIGHT)
 
 
-def _nested(tiles: Sequence[Tile]) -> Iterator[Placed]:
+def _nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
     for tile, area in squarified(tiles, Area(0, 0, WIDTH, HEIGHT)):
         has_heading = bool(tile.parts) and area.height > 2 * HEADING
-        yield Placed(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)
+        yield TileOnMap(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)
         if has_heading:
             inside = Area(area.x, area.y + HEADING, area.width, area.height - HEADING)
             for part, part_area in squarified(tile.parts, inside):
-                yield Placed(part, part_area)
+                yield TileOnMap(part, part_area)
 
 
 def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]:

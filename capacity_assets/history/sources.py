@@ -42,7 +42,7 @@ BATCH_ROWS = 50_000
 BLOCK_BYTES = 1 << 20
 # A full sheet of 1,048,576 rows with some ten columns has about half a GiB.
 MOST_CELLS, LARGEST_WORKBOOK_BYTES = 50_000_000, 2 << 30
-_LAST_CELL = re.compile(rb'<(?:\w+:)?dimension ref="[A-Z]{1,3}\d{1,7}:([A-Z]{1,3})(\d{1,7})"')
+_LAST_CELL = re.compile(rb'<(?:\w+:)?dimension ref="[A-Z]{1,3}\d{1,7}:([A-Z]{1,3}\d{1,7})"')
 PositionedRow = tuple[int, Sequence[str | None]]
 
 
@@ -298,6 +298,8 @@ def _refuse_a_boundless_workbook(path: Path) -> None:
 
     A sheet is read as a whole rectangle up to its last cell, and where that does not fit, the process is aborted.
     """
+    from xlsxwriter.utility import xl_cell_to_rowcol
+
     # What is no archive is refused by the reader.
     with suppress(BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError), ZipFile(path) as archive:
         parts = archive.infolist()
@@ -312,13 +314,11 @@ def _refuse_a_boundless_workbook(path: Path) -> None:
                 last = _LAST_CELL.search(file.read(BLOCK_BYTES))
             if last is None:
                 continue
-            column, row = last.groups()
-            width = 0
-            for letter in column:
-                width = width * 26 + letter - ord("A") + 1
-            if width * int(row) > MOST_CELLS:
+            cell = last.group(1).decode()
+            row, column = xl_cell_to_rowcol(cell)
+            if (row + 1) * (column + 1) > MOST_CELLS:
                 raise ValidationError(
-                    f"A sheet of {path} reaches to the cell {(column + row).decode()}, which is too large to be read. "
+                    f"A sheet of {path} reaches to the cell {cell}, which is too large to be read. "
                     "Delete the rows and columns beyond its samples, or save it as CSV."
                 )
 

@@ -41,7 +41,7 @@ from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
 from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.headlines import Headline, range_of
-from capacity_assets.reading.links import address
+from capacity_assets.reading.links import address, subject_address
 from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.space import GroupSpace
@@ -99,8 +99,7 @@ def headline(one: Headline) -> Markup:
     texts: list[Markup | str] = [one.text]
     if one.linked and one.subject and one.linked in one.text:
         head, _, tail = one.text.partition(one.linked)
-        named = {} if one.subject == "server" else {"name": one.name}
-        place = address(f"/{one.subject}", server=one.server_id, **named)
+        place = subject_address(one.subject, one.server_id or 0, one.name or "")
         texts = [head, Markup('<a href="{0}">{1}</a>').format(place, one.linked), tail]
     return chip + Markup("").join(one if isinstance(one, Markup) else _with_code(one) for one in texts)
 

@@ -47,7 +47,7 @@ def chosen_range(query: PageQuery, default: str = "daily") -> ChartRange:
     """Return the range that the address names; raises ValidationError where it names none that exists."""
     period, name = query.period(default).name, query.text("range")
     first, last = query.day("first"), query.day("last")
-    is_compared = bool(query.text("compare")) and bool(query.one_of("compare", ("year",)))
+    is_compared = query.one_of("compare", ("", "year")) == "year"
     if name is not None and name not in RANGES:
         raise ValidationError(f"range must be one of {', '.join(RANGES)}.")
     if first is not None and last is not None and first > last:
