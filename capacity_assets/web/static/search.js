@@ -11,6 +11,12 @@
   let asked = 0;
   let chosen = -1;
 
+  const none = document.createElement("p");
+  none.id = "none";
+  none.setAttribute("role", "status");
+  none.textContent = "No matches";
+  none.hidden = true;
+  list.after(none);
   input.setAttribute("role", "combobox");
   input.setAttribute("aria-controls", "found");
   input.setAttribute("aria-autocomplete", "list");
@@ -20,7 +26,7 @@
     clearTimeout(timer);
     // An answer that is still to come is not shown.
     ++asked;
-    list.hidden = true;
+    list.hidden = none.hidden = true;
     chosen = -1;
     input.setAttribute("aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
@@ -62,19 +68,13 @@
     }));
     chosen = -1;
     input.removeAttribute("aria-activedescendant");
-    list.hidden = found.length === 0 && input.value.trim() === "";
+    list.hidden = found.length === 0;
+    none.hidden = found.length > 0 || input.value.trim() === "";
     input.setAttribute("aria-expanded", String(found.length > 0));
-    if (found.length === 0) {
-      const item = document.createElement("li");
-      item.className = "none";
-      item.setAttribute("role", "presentation");
-      item.textContent = "No matches";
-      list.append(item);
-    }
   }
 
   function choose(number) {
-    const items = list.querySelectorAll("[role=option]");
+    const items = list.children;
     if (items.length === 0) return;
     if (chosen >= 0) items[chosen].setAttribute("aria-selected", "false");
     chosen = (number + items.length) % items.length;
