@@ -74,6 +74,7 @@ def served_pages(database: URL, role: str | None = None, **options: Any) -> Iter
     try:
         with served(create_app(Reader(engine), serving), port):
             yield Pages(f"http://127.0.0.1:{port}")
+        assert engine.pool.status().count("Checked out connections: 0") == 1, "nothing is read after the end"
     finally:
         engine.dispose()
 

@@ -288,19 +288,19 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
     answers = Answers(reader, Names(reader), renderer, serving)
 
     @asynccontextmanager
-    async def read_ahead(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         # What takes long over a large fleet is read ahead, and again before it is too old.
-        if not serving.reads_ahead:
-            yield
-            return
         ended = threading.Event()
-        reading = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
-        reading.start()
+        ahead = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
+        if serving.reads_ahead:
+            ahead.start()
         try:
             yield
         finally:
             ended.set()
-            await run_in_threadpool(reading.join)
+            if serving.reads_ahead:
+                await run_in_threadpool(ahead.join)
+            await run_in_threadpool(answers.close)
 
     routes = [Route(page.path, answers.of(page)) for page in PAGES]
     app = Starlette(
@@ -316,7 +316,7 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
             Middleware(AccessGuard, token=serving.token, user_header=serving.user_header),
             Middleware(GZipMiddleware, minimum_size=2000),
         ],
-        lifespan=read_ahead,
+        lifespan=lifespan,
         exception_handlers={404: answers.no_such_page, Exception: answers.defect},
     )
     # Around everything, so that answers to defects carry the headers too.
@@ -333,6 +333,11 @@ class Answers:
         self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
+
+    def close(self) -> None:
+        """Wait until nothing is read any more, which the time limit of statements bounds."""
+        self._threads.shutdown()
+        self._reader.close()
 
     def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint of a page."""

@@ -6,7 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date
@@ -19,7 +19,7 @@ from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.guards import newer_schema
-from capacity_assets.reading.access import limit_seconds, snapshot
+from capacity_assets.reading.access import CONNECTIONS, limit_seconds, snapshot
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.filling import forecasts_revision, outdated_servers
 from capacity_assets.reading.names import NameMatch, name_index
@@ -58,6 +58,11 @@ class Reader:
         self._kept: dict[Hashable, _Kept] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
+        self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
+
+    def close(self) -> None:
+        """Wait for what is read in the background, so that its connections are back before their engine is disposed."""
+        self._background.shutdown()
 
     def transaction(self) -> AbstractContextManager[Connection]:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
@@ -83,7 +88,7 @@ class Reader:
             if kept is not None and now < kept.shown_until:
                 if now - kept.read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
-                    threading.Thread(target=self._read, args=(key, read, seconds), daemon=True).start()
+                    self._background.submit(self._read, key, read, seconds)
                 value: T = kept.value
                 return value
             reading = self._reading.get(key)
