@@ -119,7 +119,7 @@ def _exit_code(run: RunSummary, troubles: tuple[CapacityError, ...]) -> int:
     return FAILED if run.status is AggregationStatus.FAILED else DONE
 
 
-def _run(  # noqa: PLR0913 -- one argument per documented option
+def _run(
     settings: Settings,
     *,
     periods: Sequence[str],

@@ -65,7 +65,7 @@ GROUP_COLUMNS = (
 @click.option("--issue", type=click.IntRange(1), help="Show an earlier version of the bill unchanged; compute nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_command
-def bill(  # noqa: PLR0913 -- one argument per documented option
+def bill(
     settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str, as_json: bool
 ) -> None:
     """Show what the databases of a month cost, by group.

@@ -14,7 +14,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import first_of, human_mb
 from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_first, print_json, progress_bar, say
-from capacity_assets.cli.report import write_growth_report
+from capacity_assets.cli.report import written_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
@@ -48,7 +48,7 @@ LIMITS_NAMED = 3
     "--own", is_flag=True, help="Also measure the server with the capacity tables, and write its growth report."
 )
 @json_command
-def collect(  # noqa: PLR0913 -- one argument per option
+def collect(
     settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool, as_json: bool
 ) -> int:
     """Measure the registered servers, and store today's sizes.
@@ -96,7 +96,8 @@ def collect(  # noqa: PLR0913 -- one argument per option
             )
     own_failed = OWN_SERVER in {failure.server for failure in summary.failures}
     if own and not as_json and not own_failed:
-        write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
+        written = written_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
+        say(*(written.lines if written else ()))
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
         say(f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night.")
     return FAILED if summary.failed_instances else DONE

@@ -1,6 +1,6 @@
 """What the commands that declare things share: the opened registry, --dry-run, --json, files, lists, first days.
 
-Such a command returns a report, which is printed here. The forecasts of its servers are then updated.
+Such a command returns what it declared, which is printed here. The forecasts of its servers are then updated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.cli import options
-from capacity_assets.cli.options import NOTHING_CHANGED, dry_run_option, json_command, print_json, print_table, say
+from capacity_assets.cli.options import (
+    NOTHING_CHANGED,
+    Report,
+    Table,
+    dry_run_option,
+    json_command,
+    print_json,
+    say,
+    wants_json,
+)
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership.bills import MONTHLY, issue_bill, month_named
@@ -48,28 +57,6 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
         yield engine
 
 
-def update_forecasts(engine: Engine, settings: Settings, servers: Collection[str]) -> ForecastUpdate:
-    """Update the forecasts of servers after a declaration, so that pages show it; raises DatabaseError."""
-    from capacity_assets.forecast import issuing
-
-    return issuing.update_forecasts(engine, servers, Clock(settings.zone))
-
-
-def print_update(servers: Collection[str], done: ForecastUpdate) -> None:
-    """Say which forecasts were updated, and when the others will be."""
-    if done.later:
-        names = first_of(sorted(servers), NAMES_SHOWN)
-        say(f"The forecasts of {names} are not updated yet: {done.later}")
-        return
-    if len(done.updated) == 1:
-        say(f"Forecast of {done.updated[0]} updated.")
-    elif done.updated:
-        say(f"Forecasts of {counted(len(done.updated), 'server')} updated.")
-    if done.not_measured:
-        names = first_of(done.not_measured, NAMES_SHOWN)
-        say(f"No forecast yet: {names}. A forecast needs an active server measured within the last month.")
-
-
 @dataclass(frozen=True)
 class Registry:
     """The opened database of a declaring command, and the command's general options."""
@@ -77,7 +64,6 @@ class Registry:
     settings: Settings
     engine: Engine
     dry_run: bool
-    as_json: bool
 
     def today(self) -> date:
         """Return today; raises ValidationError if the database uses another time zone."""
@@ -106,8 +92,6 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
             issued.append(month)
     except CapacityError as error:
         raise type(error)(f"The declaration is stored, but not every bill was computed. {error}") from error
-    if registry.as_json:
-        return
     if issued:
         say(f"Bills recomputed: {first_of(map(month_named, issued), NAMES_SHOWN)}.")
     if left:
@@ -116,69 +100,77 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The result of a command: `document` for scripts, `lines` for people, `servers` whose forecasts it changes."""
+class Declared(Report):
+    """The result of a declaring command, with a mapping as its document."""
 
     document: Mapping[str, object]
-    lines: Sequence[str]
     servers: Collection[str] = ()
-    follow_up: Callable[[Registry], None] | None = None
-    """Runs after everything is stored; prints only if the output is for people."""
-    code: int = options.DONE
+    """Those whose forecasts it changes."""
+    follow_up: Callable[[Registry], None] = lambda _registry: None
+    """Runs after everything is stored."""
 
 
-def declaring(function: Callable[..., Report]) -> Callable[..., None]:
+def declaring(function: Callable[..., Declared]) -> Callable[..., None]:
     """Run a declaring command on the opened registry, with --dry-run and --json."""
 
     @dry_run_option
     @json_command
     @wraps(function)
-    def run(settings: Settings, /, *, dry_run: bool, as_json: bool, **values: Any) -> int:
+    def run(settings: Settings, /, *, dry_run: bool, **values: Any) -> int:
         with opened_registry(settings) as engine:
-            registry = Registry(settings, engine, dry_run, as_json)
-            report = function(registry, **values)
-            if not as_json:
-                for line in [*report.lines, *([NOTHING_CHANGED] if dry_run else [])]:
-                    say(line)
-            document: dict[str, object] = {"dry_run": dry_run, **report.document}
+            registry = Registry(settings, engine, dry_run)
+            declared = function(registry, **values)
+            say(*declared.lines, *([NOTHING_CHANGED] if dry_run else []))
+            document: dict[str, object] = {"dry_run": dry_run, **declared.document}
             try:
-                if not dry_run and report.servers:
+                if not dry_run and declared.servers:
                     document["forecasts"] = None
-                    done = update_forecasts(engine, settings, report.servers)
-                    document["forecasts"] = asdict(done)
-                    if not as_json:
-                        print_update(report.servers, done)
+                    document["forecasts"] = asdict(_update_forecasts(registry, declared.servers))
             finally:
                 # Also where the forecasts fail: the declaration is stored.
-                if as_json:
+                if wants_json():
                     print_json(document)
-            if report.follow_up and not dry_run:
-                report.follow_up(registry)
-        return report.code
+            if not dry_run:
+                declared.follow_up(registry)
+        return declared.code
 
     return run
+
+
+def _update_forecasts(registry: Registry, servers: Collection[str]) -> ForecastUpdate:
+    """Update the forecasts of servers, so that pages show a declaration, and say which; raises DatabaseError."""
+    from capacity_assets.forecast.issuing import update_forecasts
+
+    done = update_forecasts(registry.engine, servers, Clock(registry.settings.zone))
+    if done.later:
+        say(f"The forecasts of {first_of(sorted(servers), NAMES_SHOWN)} are not updated yet: {done.later}")
+        return done
+    if len(done.updated) == 1:
+        say(f"Forecast of {done.updated[0]} updated.")
+    elif done.updated:
+        say(f"Forecasts of {counted(len(done.updated), 'server')} updated.")
+    if done.not_measured:
+        names = first_of(done.not_measured, NAMES_SHOWN)
+        say(f"No forecast yet: {names}. A forecast needs an active server measured within the last month.")
+    return done
 
 
 Row = TypeVar("Row")
 
 
 def listing(
-    title: str, columns: Sequence[tuple[str, str]], cells: Callable[[Row], Sequence[object]], nothing: str
+    title: str, headings: Sequence[str], cells: Callable[[Row], Sequence[object]], nothing: str
 ) -> Callable[[Callable[..., Sequence[tuple[Row, object]]]], Callable[..., None]]:
     """Run a command that returns rows, each with its JSON, and print them; without rows print `nothing`."""
 
     def decorate(function: Callable[..., Sequence[tuple[Row, object]]]) -> Callable[..., None]:
         @json_command
         @wraps(function)
-        def run(settings: Settings, /, *, as_json: bool, **values: Any) -> None:
+        def run(settings: Settings, /, **values: Any) -> Report:
             with opened_registry(settings) as engine:
                 rows = function(engine, **values)
-            if as_json:
-                print_json([document for _, document in rows])
-            elif rows:
-                print_table(title, columns, [cells(row) for row, _ in rows])
-            else:
-                say(nothing)
+            table = Table(title, headings, [cells(row) for row, _ in rows])
+            return Report([document for _, document in rows], [table if rows else nothing])
 
         return run
 

@@ -40,7 +40,7 @@ WEEKLY = PERIODS["weekly"]
 @click.option("--send", is_flag=True, help="Send it to those in CAPACITY_DIGEST_RECEIVERS who have not received it.")
 @click.option("--again", is_flag=True, help="With --send: also to those who have received it.")
 @json_command
-def digest(  # noqa: PLR0913 -- one argument per documented option
+def digest(
     settings: Settings, /, *, day: date | None, label: str | None, output: str, send: bool, again: bool, as_json: bool
 ) -> None:
     """Show what was out of the ordinary in a week.

@@ -53,7 +53,7 @@ GROUP_COLUMNS = (*left("Server", "Database"), *right("Days", "Size per measured 
 @label_option("The sum of a group, such as team=payments.")
 @click.option("--all", "list_all", is_flag=True, help="List the samples of all days, or all parts of a group.")
 @json_command
-def explain(  # noqa: PLR0913 -- one argument per documented option
+def explain(
     settings: Settings,
     /,
     *,
@@ -114,7 +114,7 @@ def _explain_figures(engine: Engine, explanation: Explanation, *, list_all: bool
         _print(explanation, labels, list_all=list_all)
 
 
-def _explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
+def _explain_runway(
     engine: Engine, settings: Settings, database: str | None, server: str | None, volume: str | None, *, as_json: bool
 ) -> None:
     from capacity_assets.cli.explain_runway import explain_runway
@@ -145,7 +145,7 @@ def _only(subjects: Sequence[Subject]) -> Subject:
     return subjects[0]
 
 
-def _explain_group(  # noqa: PLR0913 -- the window of a group, and how it is printed
+def _explain_group(
     engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, list_all: bool, as_json: bool
 ) -> None:
     key, value = key_and_value(label)

@@ -53,7 +53,7 @@ class RunwayExplanation:
         return bool(close and np.isclose(self.forecast.drift[0], self.second.drift, rtol=TOLERANCE, atol=TOLERANCE))
 
 
-def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
+def explain_runway(
     engine: Engine, settings: Settings, kind: str, name: str | None, server: str | None, *, as_json: bool
 ) -> None:
     """Print where the runway of a database or volume comes from; without a `name` that of a server.

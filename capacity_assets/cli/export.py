@@ -27,13 +27,13 @@ from capacity_assets.cli.options import (
     DAY,
     STANDARD_OUTPUT,
     CommandFailedError,
+    Report,
     completing,
     filter_options,
     json_command,
     label_filter,
     period_option,
-    print_json,
-    say,
+    wants_json,
     writing,
 )
 from capacity_assets.database.views import VIEWS
@@ -77,7 +77,6 @@ class Export:
     form: str | None
     output: str
     raw: bool
-    as_json: bool
 
     @property
     def view(self) -> str:
@@ -91,7 +90,7 @@ class Export:
         if self.level not in SERVER_LEVELS:
             raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
         if self.output == STANDARD_OUTPUT:
-            if self.form in {"parquet", "xlsx"} or self.as_json:
+            if self.form in {"parquet", "xlsx"} or wants_json():
                 raise ValidationError("Parquet, xlsx and --json need a file: name one with --output.")
             return "csv"
         path = Path(self.output).resolve()
@@ -125,7 +124,7 @@ class Export:
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @click.option("--raw", is_flag=True, help="CSV: do not escape names that a spreadsheet would run as a formula.")
 @json_command
-def export(settings: Settings, /, **values: Any) -> None:
+def export(settings: Settings, /, **values: Any) -> Report | None:
     """Write stored aggregates or runways as CSV, Excel or Parquet.
 
     The file has the columns of the views.
@@ -146,13 +145,11 @@ def export(settings: Settings, /, **values: Any) -> None:
             with writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
-            return
+            return None
         with writing(path), atomic_write(path) as new_file:
             rows = _WRITERS[extension](connection, query, new_file)
-    if chosen.as_json:
-        print_json({"path": str(path), "rows": rows, "view": chosen.view})
-    else:
-        say(f"{counted(rows, 'row')} of {chosen.view} written to {path}")
+    document = {"path": str(path), "rows": rows, "view": chosen.view}
+    return Report(document, [f"{counted(rows, 'row')} of {chosen.view} written to {path}"])
 
 
 @contextmanager

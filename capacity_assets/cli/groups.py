@@ -32,9 +32,7 @@ COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"),
 @click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
 @json_command
-def groups(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool, as_json: bool
-) -> None:
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool, as_json: bool) -> None:
     """Show the size and growth of each team, or any other group.
 
     Groups add up to the fleet. Databases without the label form a group of their own. Replicas are not counted

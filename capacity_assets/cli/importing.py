@@ -285,7 +285,7 @@ class _Import:
             _print_conventions(survey.conventions)
         return survey
 
-    def _load(  # noqa: PLR0913 -- what differs between sources
+    def _load(
         self,
         source: Source,
         level: Level,

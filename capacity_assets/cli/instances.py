@@ -17,8 +17,8 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
 from capacity_assets.cli.declaring import (
     NAMES_SHOWN,
+    Declared,
     Registry,
-    Report,
     declaring,
     file_argument,
     opened_registry,
@@ -116,7 +116,7 @@ UNKNOWN_HOST = "unknown"
 @connection_options
 @click.option("--replace", is_flag=True, help='Change the given values of a registered server; "" clears a value.')
 @declaring
-def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> Report:
+def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> Declared:
     """Register the server NAME for collection.
 
     \b
@@ -150,7 +150,7 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
     return Server(name=name, **values)
 
 
-def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> Report:
+def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> Declared:
     """Report which servers were registered, changed, or taken out of service, and which cannot be measured here."""
     lines = [
         f"{kind.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
@@ -159,7 +159,7 @@ def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *fu
     ]
     if changes.out_of_service:
         lines.append("`capacity instances enable` puts them back into service.")
-    return Report(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
+    return Declared(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
@@ -181,7 +181,7 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
 )
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Report:
+def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Declared:
     """Register the servers that FILE declares, TOML or CSV.
 
     Changes servers that are already registered. Either all servers are registered or none.
@@ -392,7 +392,7 @@ def _print_measurement(result: _TestResult) -> None:
 @instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
-def disable(registry: Registry, /, *, names: Sequence[str]) -> Report:
+def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Take the servers NAMES out of service.
 
     They are no longer measured or aggregated. Their history is kept.
@@ -405,23 +405,23 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> Report:
             f"Fleet totals now leave out these servers, and {first_of(replicas, NAMES_SHOWN)}, which they count. To "
             'count one of those by itself, run `capacity instances add NAME --replace --counted-by ""`.'
         )
-    return Report({"disabled": names}, lines)
+    return Declared({"disabled": names}, lines)
 
 
 @instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
-def enable(registry: Registry, /, *, names: Sequence[str]) -> Report:
+def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Put the servers NAMES back into service."""
     set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
     line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
-    return Report({"enabled": names}, [line])
+    return Declared({"enabled": names}, [line])
 
 
 @instances.command()
 @click.argument("names", nargs=-1, required=True)
 @declaring
-def remove(registry: Registry, /, *, names: Sequence[str]) -> Report:
+def remove(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Remove the servers NAMES from the collection.
 
     A server without history is removed. The others are disabled, and keep their history.
@@ -433,4 +433,4 @@ def remove(registry: Registry, /, *, names: Sequence[str]) -> Report:
         lines.append(
             f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
         )
-    return Report({"removed": removed, "disabled": disabled}, lines)
+    return Declared({"removed": removed, "disabled": disabled}, lines)

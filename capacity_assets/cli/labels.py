@@ -17,8 +17,8 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli.declaring import (
+    Declared,
     Registry,
-    Report,
     dated_json,
     declaring,
     file_argument,
@@ -29,7 +29,7 @@ from capacity_assets.cli.declaring import (
     since,
 )
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, left, progress_bar, say
+from capacity_assets.cli.options import DAY, progress_bar, say
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import named
 from capacity_assets.ownership.bills import unfinished_months
@@ -48,7 +48,7 @@ from capacity_assets.ownership.labels import (
 )
 from capacity_assets.runtime import task_runner
 
-COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
+HEADINGS = ("Server", "Database", "Label", "Value", "From", "Until")
 CHANGES_NAMED = 10
 
 
@@ -70,9 +70,9 @@ now_option = click.option(
 @first_day_options("First day of the label. Default: see above.", "Apply it to all of history; replace earlier labels.")
 @now_option
 @declaring
-def set_(  # noqa: PLR0913 -- one argument per documented option
+def set_(
     registry: Registry, /, *, server: str, pairs: Sequence[str], database: str | None, first_day: date | None, now: bool
-) -> Report:
+) -> Declared:
     """Declare labels of SERVER, or of databases on it.
 
     A label of a database overrides the one of its server. The first value of a key applies to all of history. A changed
@@ -106,17 +106,18 @@ def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
 
 def _declare(
     registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
-) -> Report:
+) -> Declared:
     changes = declare_labels(registry.engine, declared, registry.today(), dry_run=registry.dry_run)
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
     lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
     document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
-    follow_up = partial(_compute, now=now, changes=changes) if changes else None
-    return Report(document, [*counts, *lines, *notes], follow_up=follow_up)
+    return Declared(document, [*counts, *lines, *notes], follow_up=partial(_compute, now=now, changes=changes))
 
 
 def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
     """Compute what the changes affect: groups, and bills that are not final."""
+    if not changes:
+        return
     _compute_groups(registry, now=now)
     first = min(change.label.valid_from or ALWAYS for change in changes)
     issue_bills(registry, unfinished_months(registry.engine, first))
@@ -126,10 +127,8 @@ def _compute_groups(registry: Registry, *, now: bool) -> None:
     """Compute the groups that the changes affect, all of them or for a few seconds, and count the others."""
     runner = task_runner(registry.engine, registry.settings)
     seconds = None if now else SECONDS_PER_COMMAND
-    with progress_bar("windows of groups", hidden=registry.as_json or not sys.stderr.isatty()) as update:
+    with progress_bar("windows of groups", hidden=not sys.stderr.isatty()) as update:
         done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
-    if registry.as_json:
-        return
     if done.computed:
         say(f"{counted(done.computed, 'window')} of groups computed.")
     if done.left:
@@ -156,7 +155,7 @@ def _change_text(change: LabelChange) -> str:
 @file_argument
 @now_option
 @declaring
-def import_(registry: Registry, /, *, file: Path, now: bool) -> Report:
+def import_(registry: Registry, /, *, file: Path, now: bool) -> Declared:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
@@ -170,7 +169,7 @@ def import_(registry: Registry, /, *, file: Path, now: bool) -> Report:
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
 @declaring
-def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> Report:
+def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> Declared:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes to the column.
@@ -191,7 +190,7 @@ def _cells(stored: StoredLabel) -> list[object]:
 @click.option("--on", "day", type=DAY, help="Only labels that apply on this day.")
 @listing(
     "Labels",
-    COLUMNS,
+    HEADINGS,
     _cells,
     "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
 )
@@ -211,9 +210,9 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @first_day_options("First day without them. Default: today.", "Remove them from all of history.")
 @now_option
 @declaring
-def remove(  # noqa: PLR0913 -- one argument per documented option
+def remove(
     registry: Registry, /, *, server: str, keys: Sequence[str], database: str | None, first_day: date | None, now: bool
-) -> Report:
+) -> Declared:
     """Remove labels of SERVER, or of databases on it.
 
     They end today, unless --from or --always is given. Earlier figures keep their groups.

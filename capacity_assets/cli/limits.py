@@ -12,9 +12,8 @@ from sqlalchemy import Engine
 from capacity_assets.base.declarations import declaration
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import human_mb, printable
-from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, first_lines, listing
+from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, first_lines, listing
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import left, right
 from capacity_assets.forecast.limits import (
     UNLIMITED,
     Limit,
@@ -27,7 +26,7 @@ from capacity_assets.forecast.limits import (
     stored_limits,
 )
 
-COLUMNS = (*left("Server", "Database"), *right("Limit"), *left("Source", "Since"), ("Note", "text"))
+HEADINGS = ("Server", "Database", ">Limit", "Source", "Since", "~Note")
 
 
 @click.group(cls=OrderedGroup)
@@ -47,9 +46,9 @@ def limit_text(limit_mb: int | None) -> str:
 @click.option("--unlimited", is_flag=True, help="Declare that there is no limit.")
 @click.option("--note", help="Source of the limit, for readers.")
 @declaring
-def set_(  # noqa: PLR0913 -- one argument per documented option
+def set_(
     registry: Registry, /, *, server: str, database: str | None, gb: str | None, unlimited: bool, note: str | None
-) -> Report:
+) -> Declared:
     """Declare the limit of SERVER, or of one DATABASE of it.
 
     Replaces an earlier limit. The limit of a server applies to all its databases together, as a disk does.
@@ -67,7 +66,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     return _declare(registry, [limit], f"{named(server, database)}: {limit_text(limit.limit_mb)}.")
 
 
-def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Report:
+def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Declared:
     replaced = declare(registry.engine, declared, dry_run=registry.dry_run)
     exceeded = below_the_size(registry.engine, declared)
     warnings = (
@@ -83,7 +82,7 @@ def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Re
         "limits": list(map(asdict, declared)),
         "below_the_size": [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in exceeded],
     }
-    return Report(document, lines, {limit.server for limit in declared})
+    return Declared(document, lines, servers={limit.server for limit in declared})
 
 
 def _replaced_text(limit: Limit) -> str:
@@ -94,7 +93,7 @@ def _replaced_text(limit: Limit) -> str:
 @limits.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Report:
+def import_(registry: Registry, /, *, file: Path) -> Declared:
     """Declare the limits that a CSV file lists.
 
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note.
@@ -113,7 +112,7 @@ def _cells(stored: StoredLimit) -> list[object]:
 @limits.command("list")
 @listing(
     "Limits",
-    COLUMNS,
+    HEADINGS,
     _cells,
     "No limit is declared. `capacity limits set` declares one, `capacity limits import` those of a file.",
 )
@@ -132,8 +131,8 @@ def list_(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
 @click.argument("server")
 @click.argument("database", required=False)
 @declaring
-def remove(registry: Registry, /, *, server: str, database: str | None) -> Report:
+def remove(registry: Registry, /, *, server: str, database: str | None) -> Declared:
     """Remove the limit of SERVER, or of one DATABASE of it."""
     forget(registry.engine, server, database, dry_run=registry.dry_run)
-    removed = {"server": server, "database": database}
-    return Report({"removed": removed}, [f"Removed the limit of {named(server, database)}."], {server})
+    document = {"removed": {"server": server, "database": database}}
+    return Declared(document, [f"Removed the limit of {named(server, database)}."], servers={server})

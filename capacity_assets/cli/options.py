@@ -6,21 +6,23 @@ traceback; an error that no type names is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import partial, reduce, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from capacity_assets.base.errors import (
@@ -80,14 +82,64 @@ STANDARD_OUTPUT = "-"
 NOTHING_CHANGED = "Dry run: nothing was changed."
 
 
-def console() -> Console:
-    """Return a console on standard output; colours and bars only on a terminal."""
-    return Console(highlight=False)
+class Table(NamedTuple):
+    """A table under its title. Numbers stand below a heading that begins with >, text that folds below one with ~."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+    @classmethod
+    def of_first(cls, title: str, headings: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> Table:
+        """Return a table of the first rows; its title counts the others."""
+        more = len(rows) - most
+        return cls(f"{title}, {more:,} more" if more > 0 else title, headings, rows[:most])
 
 
-def say(text: str) -> None:
-    """Print a sentence; names in it are neither markup nor control sequences. The terminal breaks the lines."""
-    console().print("\n".join(map(printable, text.split("\n"))), markup=False, soft_wrap=True)
+Line: TypeAlias = str | Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a command: `document` for scripts, `lines` for people; with a `failure` the command fails."""
+
+    document: object
+    lines: Iterable[Line] = ()
+    code: int = DONE
+    failure: str = ""
+
+
+def say(*lines: Line) -> None:
+    """Print sentences and tables for people, nothing with --json; names are neither markup nor control sequences."""
+    for line in () if wants_json() else lines:
+        if isinstance(line, Table):
+            _print_table(line)
+        else:
+            # The terminal breaks the lines.
+            text = "\n".join(map(printable, line.split("\n")))
+            Console(highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def _print_table(listed: Table) -> None:
+    table = RichTable(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in listed.headings:
+        is_number, folds = heading.startswith(">"), heading.startswith("~")
+        side: Literal["right", "left"] = "right" if is_number else "left"
+        table.add_column(heading.lstrip(">~"), justify=side, no_wrap=not folds, overflow="fold")
+    for row in listed.rows:
+        table.add_row(*map(_cell, row))
+    screen = Console(highlight=False)
+    if not screen.is_terminal or not any(heading.startswith("~") for heading in listed.headings):
+        # A table wider than the screen is readable; one cut in the middle of a word is not. A pipe takes whole lines.
+        screen.width = max(screen.width, Console(width=WIDEST).measure(table).maximum)
+    screen.print(listed.title, style="bold", markup=False, soft_wrap=True)
+    screen.print(table)
+
+
+def _cell(cell: object) -> Text:
+    if isinstance(cell, Text):
+        return cell  # coloured by the caller
+    return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
 
 
 def error_console() -> Console:
@@ -97,11 +149,11 @@ def error_console() -> Console:
 
 @contextmanager
 def progress_bar(description: str, total: int | None = None, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error; yields its update, which takes `advance`, `completed` and `total`."""
+    """Show a bar on standard error, unless with --json; yields its update: `advance`, `completed` and `total`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=error_console(), disable=hidden) as bar:
+    with Progress(*columns, console=error_console(), disable=hidden or wants_json()) as bar:
         yield partial(bar.update, bar.add_task(description, total=total))
 
 
@@ -116,25 +168,9 @@ def right(*headings: str) -> tuple[tuple[str, str], ...]:
 
 
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table under its title; each column has a heading and a kind: left, right, or text, which folds."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, side in columns:
-        whole = side != "text"
-        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=whole, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(cell) for cell in row))
-    screen = console()
-    if not screen.is_terminal or all(side != "text" for _, side in columns):
-        # A table wider than the screen is readable; one cut in the middle of a word is not. A pipe takes whole lines.
-        screen.width = max(screen.width, Console(width=WIDEST).measure(table).maximum)
-    screen.print(title, style="bold", markup=False, soft_wrap=True)
-    screen.print(table)
-
-
-def _cell(cell: object) -> Text:
-    if isinstance(cell, Text):
-        return cell  # coloured by the caller
-    return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
+    """Print a table."""
+    signs = {"left": "", "right": ">", "text": "~"}
+    say(Table(title, [signs[side] + heading for heading, side in columns], rows))
 
 
 def print_first(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], most: int) -> None:
@@ -161,6 +197,12 @@ def writing(target: Path | str) -> Iterator[None]:
         ) from error
     finally:
         os.umask(private)
+
+
+def wants_json() -> bool:
+    """Whether the command was called with --json."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get("json"))
 
 
 def print_json(value: object) -> None:
@@ -225,7 +267,16 @@ def completing(values: Iterable[str]) -> Callable[[click.Context, click.Paramete
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")
+
+
+def _note_json(context: click.Context, _parameter: click.Parameter, as_json: bool) -> bool:
+    context.meta["json"] = as_json
+    return as_json
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_note_json, help="Print one JSON document, for scripts."
+)
 password_option = click.option(
     "--password-from",
     metavar="WHERE",
@@ -283,28 +334,39 @@ def label_filter(label: str | None) -> tuple[str | None, str | None]:
     return (None, None) if label is None else key_and_value(label)
 
 
-def command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:
-    """Pass the settings to a command, print its failures as text, and exit with the code that it returns, or 0."""
-
-    @wraps(function)
-    def configured(*args: Parameters.args, **values: Parameters.kwargs) -> int | None:
-        return function(load_settings(), *args, **values)
-
-    return without_settings(configured)
+def command(function: Callable[Concatenate[Settings, ...], Report | int | None]) -> Callable[..., None]:
+    """Pass the settings to a command, print its report or its failure, and exit with its code."""
+    run: Callable[..., Report | int | None] = wraps(function)(lambda **values: function(load_settings(), **values))
+    return without_settings(run)
 
 
-def json_command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:
+def json_command(function: Callable[Concatenate[Settings, ...], Report | int | None]) -> Callable[..., None]:
     """Do what `command` does, and add the option --json."""
     return json_option(command(function))
 
 
-def without_settings(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
+def without_settings(function: Callable[..., Report | int | None]) -> Callable[..., None]:
     """Do what `command` does for a command that reads the settings itself."""
 
     @wraps(function)
-    def run(*args: Parameters.args, **values: Parameters.kwargs) -> None:
+    def run(**values: object) -> None:
         with readable_errors():
-            code = function(*args, **values)
-        click.get_current_context().exit(code or DONE)
+            if "as_json" not in inspect.signature(function).parameters:
+                values.pop("as_json", None)
+            result = function(**values)
+            if isinstance(result, Report):
+                print_report(result)
+                if result.failure:
+                    raise CommandFailedError(result.failure)
+                result = result.code
+        click.get_current_context().exit(result or DONE)
 
     return run
+
+
+def print_report(report: Report) -> None:
+    """Print a report for people, or with --json for scripts."""
+    if wants_json():
+        print_json(report.document)
+    else:
+        say(*report.lines)

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
+    Declared,
     Registry,
-    Report,
     dated_json,
     declaring,
     file_argument,
@@ -46,7 +46,7 @@ from capacity_assets.ownership.prices import (
     stored_prices,
 )
 
-COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
+HEADINGS = ("For", ">Price", "From")
 
 
 @click.group(cls=OrderedGroup)
@@ -75,7 +75,7 @@ restate_option = click.option(
 )
 @restate_option
 @declaring
-def set_(  # noqa: PLR0913 -- one argument per documented option
+def set_(
     registry: Registry,
     /,
     *,
@@ -85,7 +85,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     label: str | None,
     first_day: date | None,
     restate: bool,
-) -> Report:
+) -> Declared:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label overrides one for an engine, and both override the general one. `capacity bill` uses the price
@@ -132,18 +132,17 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
         raise ValidationError(
             f"Bills of closed months would change: {named}. Nothing was changed. To restate them, add --restate."
         )
-    if not registry.as_json:
-        say(f"Bills of closed months that change: {named}.{'' if restate else ' Requires --restate.'}")
+    say(f"Bills of closed months that change: {named}.{'' if restate else ' Requires --restate.'}")
 
 
-def _report(changes: PriceChanges, lines: Sequence[str]) -> Report:
+def _report(changes: PriceChanges, lines: Sequence[str]) -> Declared:
     """Report prices; the bills that they change are computed afterwards."""
     document = {
         "prices": list(map(dated_json, changes.prices)),
         "restated_months": changes.months,
         "restated_bills": list(map(asdict, changes.bills)),
     }
-    return Report(document, lines, follow_up=partial(_compute_bills, changes=changes))
+    return Declared(document, lines, follow_up=partial(_compute_bills, changes=changes))
 
 
 def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
@@ -170,7 +169,7 @@ def _price_text(price: Price) -> str:
 @file_argument
 @restate_option
 @declaring
-def import_(registry: Registry, /, *, file: Path, restate: bool) -> Report:
+def import_(registry: Registry, /, *, file: Path, restate: bool) -> Declared:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (a day, or always; empty: as
@@ -188,7 +187,7 @@ def _cells(price: Price) -> list[object]:
 @prices.command("list")
 @listing(
     "Prices per GiB and month",
-    COLUMNS,
+    HEADINGS,
     _cells,
     "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
 )
@@ -207,7 +206,7 @@ def list_(engine: Engine, /) -> list[tuple[Price, object]]:
 )
 @restate_option
 @declaring
-def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Report:
+def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Declared:
     """Remove a price, as if it had never been declared.
 
     To end a price and keep earlier bills, use `capacity prices set none --from DAY` instead.

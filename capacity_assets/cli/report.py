@@ -12,7 +12,7 @@ import click
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_mb
-from capacity_assets.cli.options import STANDARD_OUTPUT, json_command, print_json, say, window_options, writing
+from capacity_assets.cli.options import STANDARD_OUTPUT, Report, json_command, window_options, writing
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 from capacity_assets.report.data import file_name, read_report
 from capacity_assets.report.issues import next_edition
@@ -30,7 +30,7 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
     help="The file; - is standard output. Default: a file in CAPACITY_HOME/reports.",
 )
 @json_command
-def report(settings: Settings, /, **values: Any) -> None:
+def report(settings: Settings, /, **values: Any) -> Report | None:
     """Write the growth report of a window.
 
     One HTML file that needs no network and prints on A4.
@@ -42,10 +42,10 @@ def report(settings: Settings, /, **values: Any) -> None:
       capacity report --by environment
       capacity report --server db-7 --output db-7.html
     """
-    write_growth_report(settings, **values)
+    return written_report(settings, **values)
 
 
-def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
+def written_report(
     settings: Settings,
     *,
     period: str,
@@ -53,9 +53,8 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     server: str | None,
     by: str | None = None,
     output: Path | None = None,
-    as_json: bool = False,
-) -> None:
-    """Write the growth report of a window and print its path.
+) -> Report | None:
+    """Write the growth report of a window; return its path and size, None if it went to standard output.
 
     Raises:
         ValidationError: unknown period, a day outside the partition range, or a window without a stored row in it.
@@ -84,20 +83,19 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         with writing("Standard output"):
             sys.stdout.write(render(content))
             sys.stdout.flush()
-        return
+        return None
     with writing(path):
         if output is None:
             make_report_folder(path.parent)
         write_report(content, path, edition)
-    if as_json:
-        steps = {f"{kind}_mb": change for kind, change in content.steps}
-        sizes = {"start_mb": content.start_mb, **steps, "end_mb": content.end_mb}
-        print_json({"path": str(path), "issue": edition.issue.number, **sizes})
-    else:
-        known = content.known_change_mb
-        change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
-        is_open = " (incomplete)" if content.is_open else ""
-        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(content.end_mb)}, {change}")
-        if edition.sentence:
-            say(edition.sentence)
-        say(f"Report: {path}")
+    steps = {f"{kind}_mb": change for kind, change in content.steps}
+    sizes = {"start_mb": content.start_mb, **steps, "end_mb": content.end_mb}
+    known = content.known_change_mb
+    change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
+    is_open = " (incomplete)" if content.is_open else ""
+    lines = [
+        f"{period} window {window.start} to {window.end}{is_open}: {human_mb(content.end_mb)}, {change}",
+        *([edition.sentence] if edition.sentence else []),
+        f"Report: {path}",
+    ]
+    return Report({"path": str(path), "issue": edition.issue.number, **sizes}, lines)

@@ -65,7 +65,7 @@ COLUMNS = (
 @number_listed("show", 20)
 @click.option("--issue", is_flag=True, help="First store the forecasts of today, so that pages and reports have them.")
 @json_command
-def runway(  # noqa: PLR0913 -- one argument per documented option
+def runway(
     settings: Settings,
     /,
     *,

@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import counted, human_mb, printable
-from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
+from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, listing
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, left
+from capacity_assets.cli.options import DAY
 from capacity_assets.forecast.limits import (
     SizeStep,
     declare_steps,
@@ -25,7 +25,7 @@ from capacity_assets.forecast.limits import (
     stored_steps,
 )
 
-COLUMNS = (*left("Day", "Server", "Database"), ("Note", "text"))
+HEADINGS = ("Day", "Server", "Database", "~Note")
 
 
 @click.group(cls=OrderedGroup)
@@ -39,7 +39,7 @@ def steps() -> None:
 @click.option("--day", required=True, type=DAY, help="First day with the new size.")
 @click.option("--note", required=True, help="What happened, such as 'archive purged'.")
 @declaring
-def add(registry: Registry, /, *, server: str, database: str | None, day: date, note: str) -> Report:
+def add(registry: Registry, /, *, server: str, database: str | None, day: date, note: str) -> Declared:
     """Declare a change of size that happened once.
 
     The size of SERVER changed, or that of one DATABASE of it. Forecasts ignore the change and continue from the new
@@ -65,7 +65,7 @@ def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
     return f"Forecasts ignore the change from {human_mb(before_mb)} to {human_mb(after_mb)}."
 
 
-def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> Report:
+def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> Declared:
     replaced = declare_steps(registry.engine, declared, dry_run=registry.dry_run)
     lines = [headline]
     if replaced:
@@ -75,13 +75,13 @@ def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) ->
         subject = f"{named(step.server, step.database)}, {step.day}"
         lines.append(f"note: This {verb} the note {step.note!r} of {subject}{others}.")
     document = {"steps": list(map(asdict, declared)), "replaced_notes": list(map(asdict, replaced))}
-    return Report(document, lines, {step.server for step in declared})
+    return Declared(document, lines, servers={step.server for step in declared})
 
 
 @steps.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Report:
+def import_(registry: Registry, /, *, file: Path) -> Declared:
     """Declare the steps that a CSV file lists.
 
     Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
@@ -96,7 +96,7 @@ def _cells(step: SizeStep) -> list[object]:
 
 
 @steps.command("list")
-@listing("Steps", COLUMNS, _cells, "No step is declared. `capacity steps add` declares one.")
+@listing("Steps", HEADINGS, _cells, "No step is declared. `capacity steps add` declares one.")
 def list_(engine: Engine, /) -> list[tuple[SizeStep, object]]:
     """Show all declared steps, by day."""
     return [(step, asdict(step)) for step in stored_steps(engine)]
@@ -107,8 +107,8 @@ def list_(engine: Engine, /) -> list[tuple[SizeStep, object]]:
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
 @declaring
-def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> Report:
+def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> Declared:
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)
     line = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
-    return Report({"removed": {"server": server, "database": database, "day": day}}, [line], {server})
+    return Declared({"removed": {"server": server, "database": database, "day": day}}, [line], servers={server})

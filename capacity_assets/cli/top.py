@@ -56,7 +56,7 @@ COLUMNS = (
 @filter_options
 @number_listed("limit", 10)
 @json_command
-def top(  # noqa: PLR0913 -- one argument per documented option
+def top(
     settings: Settings,
     /,
     *,
@@ -113,7 +113,7 @@ def top(  # noqa: PLR0913 -- one argument per documented option
         print_top(chosen, window, by, rows)
 
 
-def top_databases(  # noqa: PLR0913 -- one argument per filter
+def top_databases(
     engine: Engine,
     period: Period,
     window: Window,

@@ -175,7 +175,7 @@ def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
     return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
 
 
-def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what is served, and by what
+def _serve_until_stopped(  # noqa: PLR0917 -- what is served, and by what
     processes: Processes,
     settings: Settings,
     addresses: Mapping[str, str],

@@ -12,13 +12,13 @@ from sqlalchemy import Engine, Row
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb
-from capacity_assets.cli.declaring import Registry, Report, declaring, file_argument, listing
+from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, listing
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DONE, FAILED, left, right
+from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, newest_volumes, store_volumes, volumes_of_file
 
-COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))
+HEADINGS = ("Server", "Volume", ">Size", ">Free", "Day", "Source")
 
 
 @click.group(cls=OrderedGroup)
@@ -32,7 +32,7 @@ def _cells(row: Row[Any]) -> list[object]:
 
 @volumes.command("list")
 @listing(
-    "Volumes", COLUMNS, _cells, "No volume is known. `capacity instances test SERVER` says why a server reports none."
+    "Volumes", HEADINGS, _cells, "No volume is known. `capacity instances test SERVER` says why a server reports none."
 )
 def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
     """Show the last known size of each volume."""
@@ -41,7 +41,7 @@ def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
 
 @volumes.command()
 @declaring
-def fetch(registry: Registry, /) -> Report:
+def fetch(registry: Registry, /) -> Declared:
     """Fetch today's volumes from CAPACITY_VOLUME_SOURCES.
 
     The collection does this once a day. If a query returns several volumes of a server, it is unknown which of them
@@ -60,13 +60,14 @@ def fetch(registry: Registry, /) -> Report:
     ]
     lines = [*sizes, *(f"note: {trouble}." for trouble in answer.troubles)]
     servers = {volume.server for volume in answer.volumes}
-    return Report({"day": today, **asdict(answer)}, lines, servers, code=DONE if answer.volumes else FAILED)
+    code = DONE if answer.volumes else FAILED
+    return Declared({"day": today, **asdict(answer)}, lines, servers=servers, code=code)
 
 
 @volumes.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Report:
+def import_(registry: Registry, /, *, file: Path) -> Declared:
     """Import volumes of any day from a CSV file.
 
     Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all volumes are
@@ -76,4 +77,5 @@ def import_(registry: Registry, /, *, file: Path) -> Report:
     written = store_volumes(registry.engine, declared, dry_run=registry.dry_run)
     outcome = "read" if registry.dry_run else f"read, {written:,} stored or changed"
     lines = [f"{counted(len(declared), 'volume')} {outcome}, from {file}."]
-    return Report({"read": len(declared), "written": written}, lines, {volume.server for volume in declared})
+    servers = {volume.server for volume in declared}
+    return Declared({"read": len(declared), "written": written}, lines, servers=servers)
