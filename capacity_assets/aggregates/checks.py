@@ -8,38 +8,12 @@ mapping of outcomes to asset checks is in `orchestration.metadata`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Date,
-    Engine,
-    Executable,
-    FromClause,
-    Integer,
-    Numeric,
-    Select,
-    String,
-    Subquery,
-    TableValuedAlias,
-    and_,
-    bindparam,
-    cast,
-    column,
-    func,
-    literal,
-    literal_column,
-    or_,
-    select,
-    text,
-    true,
-)
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.ledger import IncompleteWindow
 from capacity_assets.aggregates.levels import GROUP, INSTANCE, SERVER_LEVELS, Level
@@ -48,126 +22,73 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
 from capacity_assets.base.periods import Window, adjacent_spans
 from capacity_assets.base.units import LARGEST_MB, counted
 from capacity_assets.database.cluster import is_distributed
-from capacity_assets.database.tables import instances, is_active
 
-MAXIMUM_LISTED = bindparam("listed", type_=Integer)
-TODAY = bindparam("today", type_=Date)
-PERIOD_TYPE = bindparam("period_type", type_=String)
-STARTS = bindparam("starts", type_=ARRAY(Date))
-EVERY_START = bindparam("every", type_=ARRAY(Date))
+# Statements return the first places by order, each with the number of all. What a statement says of a level is in
+# `level_parts`.
+DAYS_MISSING = """
+SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
+       count(*) OVER () AS places
+FROM (
+    SELECT i.name, w.period_start,
+           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
+           (SELECT count(DISTINCT r.collected_date) FROM {raw} r
+            WHERE r.collected_date BETWEEN w.period_start AND least(w.period_end, CAST(:today AS date))
+              AND r.instance_id = i.id AND {is_live}) AS measured
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+    CROSS JOIN instances i
+    CROSS JOIN LATERAL (
+        SELECT min(r.collected_date) AS first_day FROM {raw} r WHERE r.instance_id = i.id AND {is_live}
+    ) AS f
+    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
+) AS days
+WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+"""
+"""Servers with fewer measured days than days, counted from their first sample on and up to today."""
 
+DAYS_MISSING_ON_NODES = """
+SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
+       count(*) OVER () AS places
+FROM (
+    SELECT i.name, w.period_start, coalesce(m.measured, 0) AS measured,
+           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+    CROSS JOIN instances i
+    JOIN (
+        SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r WHERE {is_live} GROUP BY r.instance_id
+    ) AS f ON f.instance_id = i.id
+    LEFT JOIN (
+        SELECT r.instance_id, v.period_start, count(DISTINCT r.collected_date) AS measured
+        FROM {raw} r JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS v (period_start, period_end)
+            ON r.collected_date BETWEEN v.period_start AND v.period_end
+        WHERE r.collected_date BETWEEN :first_day AND :last_day AND {is_live} GROUP BY 1, 2
+    ) AS m ON m.instance_id = i.id AND m.period_start = w.period_start
+    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
+) AS days
+WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+"""
+"""The same where rows are distributed: counted per server on the nodes, compared here."""
 
-def _first(problems: Select[Any], *order: str) -> Select[Any]:
-    """Return the first problems by the named columns (minus: descending), each with the count of all."""
-    rows = problems.subquery("problems")
-    keys = [rows.c[name[1:]].desc() if name.startswith("-") else rows.c[name] for name in order]
-    return select(rows.c.place, func.count().over().label("places")).order_by(*keys).limit(MAXIMUM_LISTED)
+VALUES_IMPOSSIBLE = """
+SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start) AS place,
+       count(*) OVER () AS places
+FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
+WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({is_impossible})
+ORDER BY i.name, a.period_start LIMIT :listed
+"""
+"""Stored rows with impossible values. A partial index of these rows finds them in a history of any length."""
 
+JUMPS = """
+SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),
+              {change}, a.period_start) AS place,
+       count(*) OVER () AS places
+FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
+WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
+  AND (abs({percent}) > :jump_percent OR {percent} IS NULL AND {change} >= :jump_from_zero_mb)
+ORDER BY coalesce(abs({percent}), 'infinity') DESC, place LIMIT :listed
+"""
+"""Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
 
-def _windows() -> TableValuedAlias:
-    days = func.unnest(STARTS, bindparam("ends", type_=ARRAY(Date)))
-    return days.table_valued(column("period_start", Date), column("period_end", Date)).render_derived(name="w")
-
-
-def _active() -> Subquery:
-    return select(instances.c.id, instances.c.name).where(is_active()).subquery("i")
-
-
-def _database(level: Level, rows: FromClause) -> ColumnElement[str]:
-    return rows.c.database_name if "database_name" in level.keys else literal("all databases")
-
-
-def _fewer_days(days: Select[Any]) -> Select[Any]:
-    """Compare the days that are expected of each server in each window with those that were measured."""
-    rows = days.subquery("days")
-    text_of_place = "%s: days measured in the window from %s: %s of %s"
-    place = func.format(text_of_place, rows.c.name, rows.c.period_start, rows.c.measured, rows.c.expected)
-    missing = (rows.c.expected - rows.c.measured).label("missing")
-    problems = select(place.label("place"), missing, rows.c.name, rows.c.period_start)
-    return _first(problems.where(rows.c.measured < rows.c.expected), "-missing", "name", "period_start")
-
-
-def missing_days(level: Level) -> Select[Any]:
-    """Servers with fewer measured days than days, counted from their first sample on and up to today."""
-    window, server, raw = _windows(), _active(), level.source.alias("r")
-    of_server = [raw.c.instance_id == server.c.id, *level.live(raw)]
-    first = select(func.min(raw.c.collected_date).label("first_day")).where(*of_server).lateral("f")
-    last_day = func.least(window.c.period_end, TODAY)
-    measured = (
-        select(func.count(raw.c.collected_date.distinct()))
-        .where(raw.c.collected_date.between(window.c.period_start, last_day), *of_server)
-        .correlate(server, window)
-        .scalar_subquery()
-    )
-    expected = last_day - func.greatest(window.c.period_start, first.c.first_day) + 1
-    columns = (server.c.name, window.c.period_start, expected.label("expected"), measured.label("measured"))
-    joined = window.join(server, true()).join(first, true())
-    return _fewer_days(select(*columns).select_from(joined).where(first.c.first_day <= last_day))
-
-
-def missing_days_on_nodes(level: Level) -> Select[Any]:
-    """The same where rows are distributed: counted per server on the nodes, compared here."""
-    window, counted_window, server, raw = _windows(), _windows(), _active(), level.source.alias("r")
-    first = select(raw.c.instance_id, func.min(raw.c.collected_date).label("first_day")).where(*level.live(raw))
-    first_days = first.group_by(raw.c.instance_id).subquery("f")
-    in_window = raw.c.collected_date.between(counted_window.c.period_start, counted_window.c.period_end)
-    in_all = raw.c.collected_date.between(bindparam("first_day", type_=Date), bindparam("last_day", type_=Date))
-    keys = (raw.c.instance_id, counted_window.c.period_start)
-    measured = (
-        select(*keys, func.count(raw.c.collected_date.distinct()).label("measured"))
-        .select_from(raw.join(counted_window, in_window))
-        .where(in_all, *level.live(raw))
-        .group_by(*keys)
-        .subquery("m")
-    )
-    last_day = func.least(window.c.period_end, TODAY)
-    expected = last_day - func.greatest(window.c.period_start, first_days.c.first_day) + 1
-    of_window = and_(measured.c.instance_id == server.c.id, measured.c.period_start == window.c.period_start)
-    joined = window.join(server, true()).join(first_days, first_days.c.instance_id == server.c.id)
-    count = func.coalesce(measured.c.measured, 0).label("measured")
-    days = select(server.c.name, window.c.period_start, expected.label("expected"), count)
-    return _fewer_days(
-        days.select_from(joined.outerjoin(measured, of_window)).where(first_days.c.first_day <= last_day)
-    )
-
-
-def impossible_values(level: Level) -> Select[Any]:
-    """Stored rows with impossible values. A partial index of these rows finds them in a history of any length."""
-    server, rows = _active(), level.target.alias("a")
-    impossible = []
-    for measure in level.measures:
-        impossible.append(rows.c[measure.minimum] < literal_column("0"))
-        if measure.source.endswith("_mb"):
-            # A constant, as in the condition of the index.
-            impossible.append(rows.c[measure.maximum] > literal_column(str(LARGEST_MB)))
-    text_of_place = "%s, %s: an impossible size or count in the window from %s"
-    place = func.format(text_of_place, server.c.name, _database(level, rows), rows.c.period_start)
-    problems = (
-        select(place.label("place"), server.c.name, rows.c.period_start)
-        .select_from(rows.join(server, server.c.id == rows.c.instance_id))
-        .where(rows.c.period_type == PERIOD_TYPE, rows.c.period_start == func.any(EVERY_START), or_(*impossible))
-    )
-    return _first(problems, "name", "period_start")
-
-
-def jumps(level: Level) -> Select[Any]:
-    """Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
-    server, rows = _active(), level.target.alias("a")
-    change, percent = rows.c[level.headline.change], rows.c[level.headline.change_percent]
-    shown = func.coalesce(cast(percent, String) + " %", "from 0")
-    text_of_place = "%s, %s: %s (%s MiB) in the window from %s"
-    place = func.format(text_of_place, server.c.name, _database(level, rows), shown, change, rows.c.period_start)
-    is_a_jump = func.abs(percent) > bindparam("jump_percent", type_=Integer)
-    from_zero = and_(percent.is_(None), change >= bindparam("jump_from_zero_mb", type_=BigInteger))
-    problems = (
-        select(place.label("place"), func.coalesce(func.abs(percent), cast("infinity", Numeric)).label("jump"))
-        .select_from(rows.join(server, server.c.id == rows.c.instance_id))
-        .where(rows.c.period_type == PERIOD_TYPE, rows.c.period_start == func.any(STARTS), or_(is_a_jump, from_zero))
-    )
-    return _first(problems, "-jump", "place")
-
-
-LEVELS_DIFFER = text("""
+LEVELS_DIFFER = """
 SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)
            AS place,
        count(*) OVER () AS places
@@ -183,10 +104,10 @@ WHERE EXISTS (SELECT FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]))
               WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
   AND abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)
 ORDER BY abs(t.total - coalesce(d.total, 0)) DESC, place LIMIT :listed
-""")
+"""
 """Days on which the databases of a server do not add up to its total."""
 
-GROUPS_DIFFER = text("""
+GROUPS_DIFFER = """
 SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over its days',
               label_key, period_start, size, databases, fleet_size, fleet_databases) AS place,
        count(*) OVER () AS places
@@ -204,8 +125,25 @@ LEFT JOIN (
 ) AS f USING (period_start)
 WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)
 ORDER BY place LIMIT :listed
-""")
+"""
 """Label keys whose groups do not add up to the fleet in a window, by exact sums, in all windows."""
+
+
+def level_parts(level: Level) -> dict[str, str]:
+    """Return what statements say of a level: its tables, columns and conditions, by name."""
+    sizes = [measure.maximum for measure in level.measures if measure.source.endswith("_mb")]
+    # Constants, as in the condition of the index.
+    impossible = [f"a.{measure.minimum} < 0" for measure in level.measures]
+    impossible += [f"a.{name} > {LARGEST_MB}" for name in sizes]
+    return {
+        "raw": level.source.name,
+        "target": level.target.name,
+        "is_live": f"NOT r.{level.void_flag}" if level.void_flag else "true",
+        "database": "a.database_name" if "database_name" in level.keys else "'all databases'",
+        "is_impossible": " OR ".join(impossible),
+        "percent": f"a.{level.headline.change_percent}",
+        "change": f"a.{level.headline.change}",
+    }
 
 
 LEVELS_TOLERANCE_PERCENT = 1
@@ -286,8 +224,8 @@ class Check:
     description: str
     severity: Severity
     advice: str
-    statement: Callable[[Level], Executable]
-    on_nodes: Callable[[Level], Executable] | None = None
+    statement: str
+    on_nodes: str = ""
     """The statement where rows are distributed, if that is another one."""
     levels: tuple[str, ...] = tuple(SERVER_LEVELS)
 
@@ -352,11 +290,11 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
         engine.connect() as connection,
     ):
         outcomes = []
-        distributed = is_distributed(engine)
+        distributed, parts = is_distributed(engine), level_parts(scope.level)
         for check in CHECKS:
             if scope.level.name in check.levels:
                 statement = check.on_nodes if distributed and check.on_nodes else check.statement
-                rows = connection.execute(statement(scope.level), scope.parameters()).all()
+                rows = connection.execute(text(statement.format(**parts)), scope.parameters()).all()
                 places = rows[0].places if rows else 0
                 listed = tuple(str(row.place) for row in rows)
                 outcomes.append(CheckOutcome(check.name, check.severity, places, listed, check.advice))
@@ -375,15 +313,15 @@ CHECKS: tuple[Check, ...] = (
         description="Every server was measured on every day of the window, counted from its first sample on.",
         severity=Severity.WARN,
         advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
-        statement=missing_days,
-        on_nodes=missing_days_on_nodes,
+        statement=DAYS_MISSING,
+        on_nodes=DAYS_MISSING_ON_NODES,
     ),
     Check(
         name="values_possible",
         description="No stored size or count is negative, and no size is above 8 EiB.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
-        statement=impossible_values,
+        statement=VALUES_IMPOSSIBLE,
     ),
     Check(
         name="jumps_named",
@@ -391,7 +329,7 @@ CHECKS: tuple[Check, ...] = (
         f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
         severity=Severity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
-        statement=jumps,
+        statement=JUMPS,
     ),
     Check(
         name="levels_agree",
@@ -399,7 +337,7 @@ CHECKS: tuple[Check, ...] = (
         f"and {LEVELS_TOLERANCE_MB:,} MiB.",
         severity=Severity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
-        statement=lambda _level: LEVELS_DIFFER,
+        statement=LEVELS_DIFFER,
         levels=(INSTANCE.name,),
     ),
     Check(
@@ -407,7 +345,7 @@ CHECKS: tuple[Check, ...] = (
         description="Engines and the groups of each label add up to the fleet, to the MiB.",
         severity=Severity.ERROR,
         advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
-        statement=lambda _level: GROUPS_DIFFER,
+        statement=GROUPS_DIFFER,
         levels=(GROUP.name,),
     ),
 )
