@@ -9,40 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Date,
-    Engine,
-    FromClause,
-    ScalarSelect,
-    Select,
-    Table,
-    TableValuedAlias,
-    and_,
-    any_,
-    bindparam,
-    func,
-    literal,
-    or_,
-    select,
-    true,
-)
+from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Further, Level, Measure
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level, Measure
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import counted, meant
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.tables import computed_windows, instances, is_active
 
 Value = int | Decimal | str | date | None
+Arithmetic = tuple[str, Value]
+"""How a figure is made, in words, and what comes out."""
+Days = Mapping[date, int]
+"""What was measured of one column, by day, in order."""
 PLACES_SHOWN = 4
 
 
@@ -64,84 +48,64 @@ class WindowSamples:
 
 
 def reference_figures(
-    level: Level, period: Period, window: Window, window_samples: WindowSamples
-) -> Iterator[tuple[str, tuple[str, Value]]]:
+    level: Level, period: Period, window: Window, samples: WindowSamples
+) -> Iterator[tuple[str, Arithmetic]]:
     """Yield each figure of a row with its arithmetic; the window has at least one sample, the others may have none."""
-    samples, before = window_samples.own, window_samples.before
     yield "period_end", ("last day of the window", window.end)
-    yield "data_count", ("days with a sample", len(samples))
+    yield "data_count", ("days with a sample", len(samples.own))
     for measure in level.measures:
-        now, earlier = _known(samples, measure), _known(before, measure)
-        yield from _own_figures(measure, samples)
-        yield from _compared_figures(measure.change, measure.change_percent, now, earlier, "in the window before")
+        now, before = _days(samples.own, measure.source), _days(samples.before, measure.source)
+        yield from _own_figures(measure, now)
+        yield from _compared_figures(measure.change, measure.change_percent, now, before, "in the window before")
         if measure.further:
-            a_year_ago = _known(window_samples.year_before, measure)
-            yield from _ends(measure, measure.further, samples)
+            a_year_ago = _days(samples.year_before, measure.source)
             names = (measure.further.year_change, measure.further.year_change_percent)
             yield from _compared_figures(*names, now, a_year_ago, "a year before")
-            yield measure.further.yearly_rate_percent, _yearly_rate(now, earlier, period.windows_per_year)
-        yield from _sums(level, window, measure, now)
+            yield measure.further.yearly_rate_percent, _yearly_rate(now, before, period.windows_per_year)
+        total = (f"sum of {counted(len(now), 'value')}", Decimal(sum(now.values()))) if now else UNMEASURED
+        kept = {f"sum_{measure.source}": total, f"count_{measure.source}": ("values measured", len(now))}
+        for name in kept.keys() & level.sums:
+            yield name, kept[name] if window.days > 1 else ("not kept for a single day", None)
+        if measure is level.headline:
+            yield "growth_rate", (f"{measure.change_percent} once more", _percent(now, before))
+            yield "trend_direction", _trend(now, before, period.trend_percent)
     for ratio in level.ratios:
-        above, below = (sum(_values(samples, name)) for name in (ratio.numerator, ratio.denominator))
+        above, below = (sum(_days(samples.own, name).values()) for name in (ratio.numerator, ratio.denominator))
         how = f"{above:,} / {below:,}, rounded down" if below else "no database: 0"
         yield ratio.target, (how, above // below if below else 0)
-    now, earlier = _known(samples, level.headline), _known(before, level.headline)
-    yield "growth_rate", (f"{level.headline.change_percent} once more", _percent(now, earlier))
-    yield "trend_direction", _trend(now, earlier, period.trend_percent)
 
 
-def _values(samples: Sequence[Sample], column: str) -> list[int]:
-    return [value for sample in samples if (value := sample.values[column]) is not None]
+UNMEASURED: Arithmetic = ("no value was measured", None)
 
 
-def _known(samples: Sequence[Sample], measure: Measure) -> list[int]:
-    return _values(samples, measure.source)
+def _days(samples: Sequence[Sample], column: str) -> Days:
+    return {sample.day: value for sample in samples if (value := sample.values[column]) is not None}
 
 
-def _own_figures(measure: Measure, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, Value]]]:
-    now = _known(samples, measure)
+def _own_figures(measure: Measure, now: Days) -> Iterator[tuple[str, Arithmetic]]:
     if not now:
-        names = (measure.average, measure.maximum, measure.minimum, measure.average_two_decimals)
-        yield from ((name, ("no value was measured", None)) for name in names if name)
+        further = measure.further.own if measure.further else ()
+        names = (measure.average, measure.maximum, measure.minimum, measure.average_two_decimals, *further)
+        yield from ((name, UNMEASURED) for name in names if name)
         return
-    mean = f"{sum(now):,} / {len(now)} = {_shown(_mean(now))}"
+    mean = f"{_fraction(now)} = {_shown(_mean(now))}"
     yield measure.average, (f"{mean}, rounded down", math.floor(_mean(now)))
-    for name, word, extreme in ((measure.maximum, "largest", max(now)), (measure.minimum, "smallest", min(now))):
-        day = next(sample.day for sample in samples if sample.values[measure.source] == extreme)
-        yield name, (f"{word} of {counted(len(now), 'value')}, on {day}", extreme)
+    for name, word, extreme in ((measure.maximum, "largest", max), (measure.minimum, "smallest", min)):
+        day = extreme(now, key=now.__getitem__)
+        yield name, (f"{word} of {counted(len(now), 'value')}, on {day}", now[day])
     if measure.average_two_decimals:
         yield measure.average_two_decimals, (f"{mean}, to two decimals", _two_decimals(_mean(now)))
+    if measure.further:
+        first, *_, last = [*now, *now]
+        yield measure.further.last, (f"value of {last}, the last measured day", now[last])
+        growth = (f"{now[last]:,} on {last} - {now[first]:,} on {first}", now[last] - now[first])
+        yield measure.further.growth, growth if len(now) > 1 else ("a single measured day: unknown", None)
 
 
-def _sums(
-    level: Level, window: Window, measure: Measure, now: Sequence[int]
-) -> Iterator[tuple[str, tuple[str, Value]]]:
-    """The exact sum that longer windows are made of, and the count of values where it is not that of the samples."""
-    total = (f"sum of {counted(len(now), 'value')}", Decimal(sum(now))) if now else ("no value was measured", None)
-    kept = {f"sum_{measure.source}": total, f"count_{measure.source}": ("values measured", len(now))}
-    for name, figure in kept.items():
-        if name in level.sums:
-            yield name, figure if window.days > 1 else ("not kept for a single day", None)
-
-
-def _ends(measure: Measure, further: Further, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, Value]]]:
-    dated = [(sample.day, value) for sample in samples if (value := sample.values[measure.source]) is not None]
-    if not dated:
-        yield from ((name, ("no value was measured", None)) for name in further.own)
-        return
-    (first_day, first), (last_day, last) = dated[0], dated[-1]
-    yield further.last, (f"value of {last_day}, the last measured day", last)
-    if len(dated) == 1:
-        yield further.growth, ("a single measured day: unknown", None)
-    else:
-        how = f"{last:,} on {last_day} - {first:,} on {first_day}"
-        yield further.growth, (how, last - first)
-
-
-def _yearly_rate(now: Sequence[int], before: Sequence[int], windows_per_year: int | None) -> tuple[str, Value]:
+def _yearly_rate(now: Days, before: Days, windows_per_year: int | None) -> Arithmetic:
     if windows_per_year is None:
         return "only of windows that are whole months", None
-    if not now or not before or not sum(before):
+    if not now or not before or not _mean(before):
         return "no mean before to grow from", None
     factor = _mean(now) / _mean(before)
     if factor < 0:
@@ -151,30 +115,25 @@ def _yearly_rate(now: Sequence[int], before: Sequence[int], windows_per_year: in
 
 
 def _compared_figures(
-    change: str, change_percent: str, now: Sequence[int], before: Sequence[int], when: str
-) -> Iterator[tuple[str, tuple[str, Value]]]:
+    change: str, change_percent: str, now: Days, before: Days, when: str
+) -> Iterator[tuple[str, Arithmetic]]:
     if not now or not before:
-        reason = f"no value {when if now else 'was measured'}: unknown"
-        yield change, (reason, None)
-        yield change_percent, (reason, None)
+        unknown = (f"no value {when if now else 'was measured'}: unknown", None)
+        yield from ((change, unknown), (change_percent, unknown))
         return
-    difference = _mean(now) - _mean(before)
-    fractions = f"{sum(now):,} / {len(now)} - {sum(before):,} / {len(before)} = {_shown(difference)}"
+    difference, percent = _mean(now) - _mean(before), _percent(now, before)
+    fractions = f"{_fraction(now)} - {_fraction(before)} = {_shown(difference)}"
     yield change, (f"{fractions}, cut toward zero", math.trunc(difference))
-    percent = _percent(now, before)
-    if percent is None:
-        yield change_percent, ("the mean before is 0: no percent", None)
-    else:
-        how = f"{_shown(difference)} / {_shown(_mean(before))} x 100, half away from zero"
-        yield change_percent, (how, percent)
+    how = f"{_shown(difference)} / {_shown(_mean(before))} x 100, half away from zero"
+    yield change_percent, ("the mean before is 0: no percent" if percent is None else how, percent)
 
 
-def _trend(now: Sequence[int], before: Sequence[int], threshold: Decimal) -> tuple[str, Value]:
+def _trend(now: Days, before: Days, threshold: Decimal) -> Arithmetic:
     if not before:
         return "nothing to compare with", None
     percent = _percent(now, before)
     if percent is None:
-        return "from 0", "growing" if sum(now) > 0 else "stable"
+        return "from 0", "growing" if sum(now.values()) > 0 else "stable"
     if percent > threshold:
         return f"{percent} % is above {threshold} %", "growing"
     if percent < -threshold:
@@ -182,14 +141,18 @@ def _trend(now: Sequence[int], before: Sequence[int], threshold: Decimal) -> tup
     return f"{percent} % is within {threshold} %", "stable"
 
 
-def _percent(now: Sequence[int], before: Sequence[int]) -> Decimal | None:
-    if not now or not before or not sum(before):
+def _percent(now: Days, before: Days) -> Decimal | None:
+    if not now or not before or not _mean(before):
         return None
     return _two_decimals((_mean(now) - _mean(before)) / _mean(before) * 100)
 
 
-def _mean(values: Sequence[int]) -> Fraction:
-    return Fraction(sum(values), len(values))
+def _mean(days: Days) -> Fraction:
+    return Fraction(sum(days.values()), len(days))
+
+
+def _fraction(days: Days) -> str:
+    return f"{sum(days.values()):,} / {len(days)}"
 
 
 def _two_decimals(value: Fraction) -> Decimal:
@@ -268,19 +231,13 @@ class Explanation:
             return ()
         computed = dict(reference_figures(self.subject.level, self.period, self.window, self.samples))
         stored = self.stored or {}
-        return tuple(
-            Figure(name, how, value, stored.get(name))
-            for name in self.subject.level.figures
-            for how, value in [computed[name]]
-        )
+        return tuple(Figure(name, *computed[name], stored.get(name)) for name in self.subject.level.figures)
 
     @property
     def missing_days(self) -> tuple[date, ...]:
         """Days of the window up to today without a sample."""
         there = {sample.day for sample in self.samples.own}
-        last = min(self.window.end, self.today)
-        days = (self.window.start + timedelta(days=n) for n in range((last - self.window.start).days + 1))
-        return tuple(day for day in days if day not in there)
+        return tuple(day for day in self.window.dates if day <= self.today and day not in there)
 
     @property
     def verdict(self) -> str:
@@ -328,115 +285,109 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         NotFoundError: no registered server has anything of that name.
         DatabaseError: the database failed.
     """
-    known = select(instances.c.id, instances.c.name, is_active().label("active"))
+    asked = {"database": database, "server": server, "most": NAMES_COMPARED}
     with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
-        those_with = _those_with_on_nodes if tables_are_distributed(connection) else _those_with
-        query = known if database is None else those_with(database, known)
-        if server is not None:
-            query = query.where(instances.c.name == server)
-        named = select(instances.c.id).where(instances.c.name == server)
-        if server is not None and connection.execute(named).first() is None:
-            database = None  # the server is what is wrong
-        rows = connection.execute(query.order_by(instances.c.name)).all()
+        servers = _SERVERS_ON_NODES if tables_are_distributed(connection) else _SERVERS
+        rows = connection.execute(text(servers), asked).all()
         if not rows:
-            raise _unknown(connection, database, server)
+            raise _unknown(connection, asked)
     return [Subject(row.id, row.name, database, row.active) for row in rows]
 
 
-def _unknown(connection: Connection, database: str | None, server: str | None) -> NotFoundError:
+def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundError:
     """Say that there is no such server, or no such database, and which may have been meant."""
-    what = f"server {server!r}" if database is None else f"database {database!r}"
-    where = f" on server {server!r}" if server is not None and database is not None else ""
-    if database is None:
-        close = meant(server or "", connection.execute(select(instances.c.name)).scalars())
+    database, server = asked["database"], asked["server"]
+    where = "" if server is None else f" on server {server!r}"
+    what, written, names = f"database {database!r}{where}", database, _NAMES if server is None else _NAMES_ON_SERVER
+    servers = connection.execute(text("SELECT name FROM instances")).scalars().all()
+    if database is None or (server is not None and server not in servers):
+        what, written, known = f"server {server!r}", server, servers
     else:
-        raw = DATABASE.source.c
-        number = select(instances.c.id).where(instances.c.name == server).scalar_subquery()
-        # Of one server the names of all days, else those of the newest day: not every sample of the fleet is read.
-        newest = raw.collected_date == select(func.max(raw.collected_date)).scalar_subquery()
-        registered = raw.instance_id.in_(select(instances.c.id))
-        last, back = _sampled_days()
-        every = raw.collected_date == any_(func.array(select(last - back.c.back).scalar_subquery()))
-        there = and_(newest, registered) if server is None else and_(every, raw.instance_id == number)
-        names = select(raw.database_name).where(there).distinct().limit(NAMES_COMPARED)
-        close = meant(database, connection.execute(names).scalars())
+        known = connection.execute(text(names), asked).scalars().all()
     return NotFoundError(
-        f"There is no {what}{where} among the registered servers: names are compared letter by letter.{close} "
-        "The view capacity_latest lists those that are known."
+        f"There is no {what} among the registered servers: names are compared letter by letter."
+        f"{meant(str(written), known)} The view capacity_latest lists those that are known."
     )
+
+
+# Searched server by server and day by day, as the keys begin with the day: there is no index on names alone.
+_SERVERS = """
+SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
+WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
+    CAST(:database AS text) IS NULL
+    OR EXISTS (
+        SELECT FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats) AS e
+        CROSS JOIN LATERAL generate_series(0, e.last - e.first) AS back
+        CROSS JOIN LATERAL (
+            SELECT FROM database_size_stats r
+            WHERE r.collected_date = e.last - back AND r.instance_id = i.id AND r.database_name = :database LIMIT 1
+        ) AS sampled
+    ) OR EXISTS (
+        SELECT FROM capacity_computed_windows w CROSS JOIN LATERAL (
+            SELECT FROM database_size_aggregations a
+            WHERE a.period_type = w.period_type AND a.period_start = w.period_start
+              AND a.instance_id = i.id AND a.database_name = :database LIMIT 1
+        ) AS stored
+        WHERE w.level = 'database'
+    )
+) ORDER BY i.name
+"""
+# Where rows are distributed, each node looks through the servers that it has.
+_SERVERS_ON_NODES = """
+SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
+WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
+    CAST(:database AS text) IS NULL
+    OR i.id IN (SELECT DISTINCT instance_id FROM database_size_stats WHERE database_name = :database)
+    OR i.id IN (SELECT DISTINCT instance_id FROM database_size_aggregations WHERE database_name = :database)
+) ORDER BY i.name
+"""
+# Of the newest day: not every sample of the fleet is read.
+_NAMES = """
+SELECT DISTINCT database_name FROM database_size_stats
+WHERE collected_date = (SELECT max(collected_date) FROM database_size_stats)
+  AND instance_id IN (SELECT id FROM instances)
+LIMIT :most
+"""
+# Of all days, listed because the key begins with the day.
+_NAMES_ON_SERVER = """
+SELECT DISTINCT database_name FROM database_size_stats
+WHERE instance_id = (SELECT id FROM instances WHERE name = :server) AND collected_date = ANY (ARRAY(
+    SELECT e.last - back
+    FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats) AS e
+    CROSS JOIN LATERAL generate_series(0, e.last - e.first) AS back))
+LIMIT :most
+"""
 
 
 def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
     """Read the samples and the stored row of one window; raises DatabaseError."""
-    target = subject.level.target
-    row = select(*(target.c[name] for name in subject.level.figures)).where(
-        *(target.c[name] == value for name, value in subject.key.items()),
-        target.c.period_type == period.name,
-        target.c.period_start == window.start,
-    )
+    level = subject.level
+    is_subject = " AND ".join(f"{name} = :{name}" for name in level.keys)
+    row = text(f"""
+SELECT {", ".join(level.figures)} FROM {level.target.name}
+WHERE {is_subject} AND period_type = :period_type AND period_start = :start
+""")  # noqa: S608 -- names from our own table definitions
+    samples = text(f"""
+SELECT collected_date, {", ".join(f"sum({name}) AS {name}" for name in level.values)}
+FROM {level.source.name}
+-- Listed, because the key begins with the day.
+WHERE {is_subject} AND collected_date = ANY (CAST(:days AS date[]))
+  AND {f"NOT {level.void_flag}" if level.void_flag else "true"}
+GROUP BY 1 ORDER BY 1
+""")  # noqa: S608 -- as above
+
+    def samples_of(connection: Connection, some: Window) -> tuple[Sample, ...]:
+        rows = connection.execute(samples, {**subject.key, "days": some.dates}).mappings()
+        return tuple(
+            Sample(
+                one["collected_date"], {name: None if one[name] is None else int(one[name]) for name in level.values}
+            )
+            for one in rows
+        )
+
     with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
-        samples = WindowSamples(
-            own=_read_samples(connection, subject, window),
-            before=_read_samples(connection, subject, period.previous(window)),
-            year_before=_read_samples(connection, subject, period.year_before(window)),
-        )
-        stored = connection.execute(row).mappings().one_or_none()
-    return Explanation(subject, period, window, samples, None if stored is None else dict(stored), today)
-
-
-def _read_samples(connection: Connection, subject: Subject, window: Window) -> tuple[Sample, ...]:
-    source = subject.level.source
-    day, columns = source.c.collected_date, [measure.source for measure in subject.level.measures]
-    query = (
-        select(day.label("day"), *(func.sum(source.c[name]).label(name) for name in columns))
-        .where(
-            and_(*(source.c[name] == value for name, value in subject.key.items())),
-            # Listed, because the key begins with the day.
-            day == any_(bindparam("days", window.dates, type_=ARRAY(Date))),
-            *subject.level.live(),
-        )
-        .group_by(day)
-        .order_by(day)
-    )
-    rows = connection.execute(query).mappings()
-    return tuple(Sample(one["day"], {name: _whole(one[name]) for name in columns}) for one in rows)
-
-
-def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
-    """Search server by server and day by day, as the keys begin with the day: there is no index on names alone."""
-    raw, target, windows = DATABASE.source, DATABASE.target, computed_windows
-    last, back = _sampled_days()
-    of_window = and_(
-        windows.c.level == DATABASE.name,
-        target.c.period_type == windows.c.period_type,
-        target.c.period_start == windows.c.period_start,
-    )
-    sampled = _has_any(database, raw, back, raw.c.collected_date == last - back.c.back)
-    return servers.where(or_(sampled, _has_any(database, target, windows, of_window)))
-
-
-def _sampled_days() -> tuple[ScalarSelect[date], TableValuedAlias]:
-    """Return the newest day with samples, and how many days back each day is, up to the first one."""
-    day = DATABASE.source.c.collected_date
-    first, last = (select(day).order_by(order).limit(1).scalar_subquery() for order in (day, day.desc()))
-    return last, func.generate_series(0, last - first).table_valued("back").render_derived()
-
-
-def _has_any(database: str, table: Table, windows: FromClause, of_window: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a server has a row of a database in any window, each looked up by the key."""
-    of_database = and_(of_window, table.c.instance_id == instances.c.id, table.c.database_name == database)
-    row = select(literal(1).label("there")).where(of_database).limit(1).correlate(instances, windows).lateral()
-    return select(literal(1)).select_from(windows.join(row, true())).correlate(instances).exists()
-
-
-def _those_with_on_nodes(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
-    """The same where rows are distributed: each node looks through the servers that it has."""
-    has_database = (
-        instances.c.id.in_(select(table.c.instance_id).where(table.c.database_name == database).distinct())
-        for table in (DATABASE.source, DATABASE.target)
-    )
-    return servers.where(or_(*has_database))
-
-
-def _whole(value: object) -> int | None:
-    return None if value is None else int(str(value))
+        windows = (window, period.previous(window), period.year_before(window))
+        read = WindowSamples(*(samples_of(connection, some) for some in windows))
+        asked = {**subject.key, "period_type": period.name, "start": window.start}
+        stored = connection.execute(row, asked).mappings().one_or_none()
+    return Explanation(subject, period, window, read, None if stored is None else dict(stored), today)
