@@ -1,1 +1,0 @@
-"""Steps of an upgrade beyond comparing tables, each named after the revision that it leads to."""
