@@ -1,4 +1,4 @@
-"""What takes a database of today back to each former revision of the schema that a release had."""
+"""What takes a database of today back to former revisions of the schema, as far as that of version 0.3.0, 0013."""
 
 from __future__ import annotations
 
@@ -117,21 +117,5 @@ ADDED_LATER = {
                 f"(period_type, period_start, {column})",
             )
         ),
-    ),
-    "0012": (
-        "DROP TABLE capacity_locks",
-        "DROP VIEW IF EXISTS capacity_server_sizes CASCADE",
-        *(
-            f"ALTER TABLE {table} {', '.join(f'DROP COLUMN {column} CASCADE' for column in columns)}"
-            for table, columns in (
-                ("capacity_computed_windows", ["database_oid"]),
-                ("capacity_group_windows", ["database_oid", "derived_servers"]),
-                ("capacity_bills", ["samples_dropped_at", "clock_doubt"]),
-                ("capacity_runways", ["volumes"]),
-                ("volume_size_stats", ["used_mb"]),
-                ("capacity_collection_targets", ["server_public_key"]),
-            )
-        ),
-        *(f"DROP INDEX ix_{level.target.name}_impossible" for level in SERVER_LEVELS.values()),
     ),
 }

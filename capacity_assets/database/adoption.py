@@ -25,7 +25,7 @@ def table_steps(connection: Connection, present: PresentTable) -> list[SchemaSte
     return [
         *_column_steps(present.wanted, present.columns),
         *_period_check_steps(present),
-        *(default_partition_steps(connection, present.wanted) if present.lacks_default_partition else ()),
+        *(default_partition_steps(connection, present.wanted) if present.facts.lacks_default_partition else ()),
         *_partition_trigger_steps(present),
         *index_steps(connection, present),
     ]
@@ -80,12 +80,8 @@ def _column_problems(wanted: Table, present: Mapping[str, ReflectedColumn]) -> I
 
 def widened_columns(present: PresentTable) -> list[str]:
     """List the columns of an existing table whose type has to change; no view may read them meanwhile."""
-    stored = present.columns
-    return [
-        column.name
-        for column in present.wanted.columns
-        if column.name in stored and _is_widened(stored[column.name], column)
-    ]
+    both = [(present.columns[one.name], one) for one in present.wanted.columns if one.name in present.columns]
+    return [wanted.name for stored, wanted in both if _is_widened(stored, wanted)]
 
 
 def _is_widened(stored: ReflectedColumn, wanted: Column[object]) -> bool:
@@ -104,7 +100,7 @@ def _is_widened(stored: ReflectedColumn, wanted: Column[object]) -> bool:
 
 def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
     """A legacy check on period_type alone that lists four periods; which ones exist is decided by the registry."""
-    for name, definition in present.period_checks.items():
+    for name, definition in present.facts.period_checks.items():
         listed = [period for period in PERIODS if f"'{period}'" in definition]
         if listed and len(listed) < len(PERIODS):
             yield SchemaStep(
@@ -132,7 +128,7 @@ def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
 
     PostgreSQL refuses that as soon as the row goes to a partition, a default one too; partitions are made ahead here.
     """
-    for name in present.partition_triggers:
+    for name in present.facts.partition_triggers:
         yield SchemaStep(
             f"{present.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
             "switched off, not dropped",
@@ -142,19 +138,19 @@ def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
 
 def other_owner(connection: Connection, table: str) -> str | None:
     """Return the owner of a table unless that is the current role: what is added should have the same owner."""
-    return connection.execute(
-        text(
-            "SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner "
-            "WHERE c.oid = to_regclass(:table) AND r.rolname <> current_user"
-        ),
-        {"table": table},
-    ).scalar()
+    return connection.execute(text(_OTHER_OWNER), {"table": table}).scalar()
+
+
+_OTHER_OWNER = """
+SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:table) AND r.rolname <> current_user
+"""
 
 
 def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
     """Yield what gives tables and columns their comments, where these are missing or differ."""
     for table in tables:
-        if table.wanted.comment and table.comment != table.wanted.comment:
+        if table.wanted.comment and table.facts.comment != table.wanted.comment:
             yield f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.wanted.comment)}"
         present = {name: column.get("comment") for name, column in table.columns.items()}
         for column in table.wanted.columns:

@@ -23,12 +23,8 @@ class PresentTable:
     wanted: Table
     columns: Mapping[str, ReflectedColumn]
     indexes: Sequence[Index]
-    comment: str | None
-    lacks_default_partition: bool
-    partition_triggers: Sequence[str]
-    """Triggers of the legacy application that make partitions in mid-insert."""
-    period_checks: Mapping[str, str]
-    """Definitions of checks on `period_type` alone."""
+    facts: Row[Any]
+    """Its comment, whether it lacks_default_partition, its partition_triggers and period_checks, see `_FACTS`."""
 
     @property
     def name(self) -> str:
@@ -48,15 +44,7 @@ def present_tables(connection: Connection, wanted: Iterable[Table]) -> list[Pres
     facts = {row.name: row for row in connection.execute(text(_FACTS), {"names": names})}
     indexes = indexes_of_each(connection, names)
     return [
-        PresentTable(
-            wanted=table,
-            columns={column["name"]: column for column in columns[table.name]},
-            indexes=indexes[table.name],
-            comment=facts[table.name].comment,
-            lacks_default_partition=facts[table.name].lacks_default_partition,
-            partition_triggers=facts[table.name].partition_triggers,
-            period_checks=facts[table.name].period_checks,
-        )
+        PresentTable(table, {one["name"]: one for one in columns[table.name]}, indexes[table.name], facts[table.name])
         for table in tables
     ]
 
@@ -74,7 +62,8 @@ def indexes_of_each(connection: Connection, relations: Sequence[str]) -> dict[st
     return found
 
 
-# Of the triggers: for each row, before an insert.
+# Triggers for each row, before an insert, by which the legacy application makes partitions in mid-insert. Checks are
+# those on `period_type` alone, with their definitions.
 _FACTS = """
 SELECT t.name, obj_description(c.oid, 'pg_class') AS comment,
        coalesce(p.partdefid = 0, false) AS lacks_default_partition,

@@ -63,19 +63,14 @@ def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
     if key.columns:
         name = str(key.name or f"{table.name}_pkey")
         yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
-    for constraint in sorted(
-        (c for c in table.constraints if isinstance(c, sa.UniqueConstraint)), key=lambda c: str(c.name)
-    ):
-        name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
-        yield WantedIndex(name, tuple(constraint.columns.keys()), is_unique=True)
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint):
+            columns = tuple(constraint.columns.keys())
+            yield WantedIndex(f"uq_{table.name}_{'_'.join(columns)}", columns, is_unique=True)
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
-        condition = index.dialect_options["postgresql"]["where"]
-        yield WantedIndex(
-            str(index.name),
-            tuple(index.columns.keys()),
-            is_unique=index.unique,
-            condition=None if condition is None else str(condition),
-        )
+        where = index.dialect_options["postgresql"]["where"]
+        condition, columns = None if where is None else str(where), tuple(index.columns.keys())
+        yield WantedIndex(str(index.name), columns, is_unique=index.unique, condition=condition)
 
 
 def is_by_number(index: Index) -> bool:

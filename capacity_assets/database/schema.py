@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
@@ -27,6 +26,7 @@ from capacity_assets.database.catalogue import present_tables
 from capacity_assets.database.changes import distrust_windows, prepare_nodes
 from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
 from capacity_assets.database.indexes import build_ahead, lacking
+from capacity_assets.database.migrations import STEPS
 from capacity_assets.database.sql import carry_out, execute
 from capacity_assets.database.tables import NO_TIME_LIMIT, capacity_locks, metadata, try_lock
 from capacity_assets.database.triggers import change_tracking_steps
@@ -42,10 +42,8 @@ from capacity_assets.database.views import (
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0017"
-MIGRATIONS = ("0012_baseline", "0015_changes", "0016_groups")
-"""Steps, named by the revision that they lead to. A revision without a step keeps older programs out."""
-FIRST_REVISION = "0012"
-"""That of version 0.2.0; no release had an earlier one."""
+FIRST_REVISION = "0013"
+"""That of version 0.3.0, the oldest that is upgraded in place."""
 QUEUE_REVISION = "0015"
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
@@ -115,9 +113,9 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
 
 def _migrate(connection: Connection, revision: str | None) -> None:
     """Run the migrations that are due, and record the new revision."""
-    for name in MIGRATIONS:
-        if name[:4] > (revision or ""):
-            import_module(f"{__package__}.migrations.versions.{name}").upgrade(connection)
+    for name, step in STEPS.items():
+        if name > (revision or ""):
+            step(connection)
     if revision != SCHEMA_REVISION:
         execute(connection, _NOTE_NO_REVISION)
         connection.execute(text("INSERT INTO capacity_alembic_version VALUES (:now)"), {"now": SCHEMA_REVISION})
@@ -188,7 +186,9 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
             done = _create_locks(connection)
             if try_lock(connection, "schema"):
                 if not is_checked:
-                    _refuse(_another_schema(connection) or names_taken(connection) or _problems(connection))
+                    present = present_tables(connection, metadata.sorted_tables)
+                    problems = (problem for table in present for problem in table_problems(connection, table))
+                    _refuse(_another_schema(connection) or names_taken(connection) or [*problems])
                 connection.execute(text(NO_TIME_LIMIT))
                 # As the last statement: the snapshot of a SELECT lasts until the next one.
                 connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
@@ -200,11 +200,6 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise SchemaProblemsError(problems)
-
-
-def _problems(connection: Connection) -> list[str]:
-    tables = present_tables(connection, metadata.sorted_tables)
-    return [problem for table in tables for problem in table_problems(connection, table)]
 
 
 def _create_locks(connection: Connection) -> list[str]:
@@ -279,9 +274,8 @@ def _another_schema(connection: Connection) -> list[str]:
     if revision > SCHEMA_REVISION:
         return [newer_schema_text(revision)]
     if revision < FIRST_REVISION:
-        return [
-            f"The capacity schema is at revision {revision}, which no release had. Run 0.3.0's `capacity init` first."
-        ]
+        older = f"The capacity schema is at revision {revision}, which is older than version 0.3.0."
+        return [f"{older} Run 0.3.0's `capacity init` first."]
     return []
 
 

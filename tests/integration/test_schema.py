@@ -15,7 +15,6 @@ from capacity_assets.database.catalogue import indexes_of
 from capacity_assets.database.indexes import is_by_number, wanted_indexes
 from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import (
-    FIRST_REVISION,
     NOT_RECORDED_MEANWHILE,
     SCHEMA_REVISION,
     VERSION_TABLE,
@@ -206,22 +205,3 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
         thread.join(60)
 
     assert sorted(map(len, outcomes)) == [0, len(metadata.sorted_tables) + len(VIEWS)]
-
-
-def test_a_view_of_the_revision_before_is_made_again_with_its_grants(engine: Engine) -> None:
-    old = "SELECT period_type AS period, period_start AS window_start FROM database_size_aggregations"
-    with engine.begin() as connection:
-        for view in VIEWS:
-            connection.execute(text(f"DROP VIEW IF EXISTS {view.name} CASCADE"))
-        connection.execute(text(f"CREATE VIEW capacity_growth AS {old}"))
-        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'"))
-        connection.execute(text("GRANT SELECT ON capacity_growth TO PUBLIC"))
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{FIRST_REVISION}'"))
-
-    initialise(engine)
-
-    assert schema_state(engine).fit
-    assert initialise(engine) == ()
-    granted = "SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = 'PUBLIC' AND table_name = "
-    with engine.connect() as connection:
-        assert connection.execute(text(f"{granted}'capacity_growth'")).scalar_one() == 1
