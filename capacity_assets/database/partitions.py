@@ -41,6 +41,8 @@ from capacity_assets.database.tables import (
     volume_size_stats,
 )
 
+AHEAD_DAYS = 62
+"""Partitions exist this long before their first row: two months, or the next year from November on."""
 UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
 """Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
 PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
@@ -98,10 +100,55 @@ class DefaultRows:
     staying: tuple[str, ...] = ()
 
 
+def span_of(day: date, period: Period | None = None) -> Span:
+    """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
+    unit = _MONTH if period is None or period.days == 1 else YEAR
+    window = unit.window_of(day)
+    return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
+
+
+def spans_between(first: date, last: date, period: Period | None = None) -> list[Span]:
+    """Return the spans that hold a day from `first` to `last`, in order."""
+    spans = [span_of(first, period)]
+    while spans[-1].after <= last:
+        spans.append(span_of(spans[-1].after, period))
+    return spans
+
+
+def partition_name(table: Table, span: Span) -> str:
+    """Return the name that the partition for `span` gets."""
+    whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
+    when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
+    return "_".join(part for part in (table.name, span.period_type, when) if part)
+
+
+def layout_of(connection: Connection, table: Table) -> PartitionLayout:
+    """Read how `table`, which must exist, is stored."""
+    key = connection.execute(text(_KEY), {"table": table.name}).scalar()
+    rows = connection.execute(text(_PARTITIONS), {"table": table.name})
+    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
+    return PartitionLayout(table, key, tuple(partitions))
+
+
+def _span(bound: str) -> Span | None:
+    """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
+    with suppress(ValueError):
+        match _QUOTED.findall(bound):
+            case [first, after]:
+                return Span(None, date.fromisoformat(first), date.fromisoformat(after))
+            case [period, first, same, after] if period == same:
+                return Span(period, date.fromisoformat(first), date.fromisoformat(after))
+    return None
+
+
 @dataclass(frozen=True)
 class PartitionLayout:
-    """How one table is stored now; a plain table has no key and no partitions."""
+    """How one table is stored now; a plain table has no key and no partitions.
 
+    What it adds and drops is done in the caller's transaction; it stays what it was read as.
+    """
+
+    table: Table
     key: str | None
     partitions: tuple[Partition, ...]
 
@@ -133,167 +180,133 @@ class PartitionLayout:
             one.period_type == span.period_type and one.first < span.after and span.first < one.after for one in spans
         )
 
-
-def span_of(day: date, period: Period | None = None) -> Span:
-    """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
-    unit = _MONTH if period is None or period.days == 1 else YEAR
-    window = unit.window_of(day)
-    return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
-
-
-def spans_between(first: date, last: date, period: Period | None = None) -> list[Span]:
-    """Return the spans that hold a day from `first` to `last`, in order."""
-    spans = [span_of(first, period)]
-    while spans[-1].after <= last:
-        spans.append(span_of(spans[-1].after, period))
-    return spans
-
-
-def layout_of(connection: Connection, table: Table) -> PartitionLayout:
-    """Read how `table`, which must exist, is stored."""
-    key = connection.execute(
-        text(
-            "SELECT pg_get_partkeydef(partrelid) FROM pg_partitioned_table WHERE partrelid = to_regclass(:table) "
-            "AND partstrat = 'r'"
-        ),
-        {"table": table.name},
-    ).scalar()
-    rows = connection.execute(
-        text(
-            "SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound "
-            "FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-            "WHERE i.inhparent = to_regclass(:table) AND c.relispartition ORDER BY c.relname"
-        ),
-        {"table": table.name},
-    ).all()
-    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
-    return PartitionLayout(key, tuple(partitions))
-
-
-def _span(bound: str) -> Span | None:
-    """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
-    with suppress(ValueError):
-        match _QUOTED.findall(bound):
-            case [first, after]:
-                return Span(None, date.fromisoformat(first), date.fromisoformat(after))
-            case [period, first, same, after] if period == same:
-                return Span(period, date.fromisoformat(first), date.fromisoformat(after))
-    return None
-
-
-def rows_in_default(connection: Connection, table: Table, layout: PartitionLayout) -> DefaultRows:
-    """Scan the whole default partition."""
-    if layout.default is None:
-        return DefaultRows()
-    stored = _rows_of(layout.default, table)
-    day = stored.c[_day_column(table)]
-    is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
-    period = stored.c.period_type if layout.by_period else sa.null()
-    month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
-    rows = connection.execute(sa.select(period.label("period_type"), month.label("month")).distinct()).all()
-    spans, staying = set(), set()
-    for row in rows:
-        if row.period_type is not None and row.period_type not in PERIODS:
-            staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
-        elif row.month is None:
-            staying.add(f"rows dated before {FIRST_PLAUSIBLE.year} or after {AFTER_PLAUSIBLE.year - 1}")
-        else:
-            span = span_of(row.month, PERIODS[row.period_type] if row.period_type else None)
-            if layout.covers(span):
-                staying.add(f"rows of {span}, of which another partition holds a part,")
+    def rows_in_default(self, connection: Connection, today: date) -> DefaultRows:
+        """Scan the whole default partition. Rows from far ahead stay there: their days are hardly meant."""
+        if self.default is None or not _has_rows(connection, self.default):
+            return DefaultRows()
+        stored = self._rows(self.default)
+        day = self._day_of(stored)
+        is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
+        period = stored.c.period_type if self.by_period else sa.null()
+        month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
+        rows = connection.execute(sa.select(period.label("period_type"), month.label("month")).distinct()).all()
+        spans: set[Span] = set()
+        ahead: set[Span] = set()
+        staying: set[str] = set()
+        for row in rows:
+            if row.period_type is not None and row.period_type not in PERIODS:
+                staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
+            elif row.month is None:
+                staying.add(f"rows dated before {FIRST_PLAUSIBLE.year} or after {AFTER_PLAUSIBLE.year - 1}")
             else:
-                spans.add(span)
-    return DefaultRows(tuple(sorted(spans, key=str)), tuple(sorted(staying)))
+                span = span_of(row.month, PERIODS[row.period_type] if row.period_type else None)
+                if self.covers(span):
+                    staying.add(f"rows of {span}, of which another partition holds a part,")
+                else:
+                    (spans if span.first <= today + timedelta(days=AHEAD_DAYS) else ahead).add(span)
+        sentences = sorted(staying)
+        if ahead:
+            sentences.append(f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,")
+        return DefaultRows(tuple(sorted(spans, key=str)), tuple(sentences))
+
+    def count(self, connection: Connection, partition: Partition, span: Span | None = None) -> int:
+        """Count the rows of a partition, or those of a span in it."""
+        rows = self._rows(partition)
+        query = sa.select(sa.func.count()).select_from(rows)
+        return connection.execute(query if span is None else query.where(self._is_in(rows, span))).scalar_one()
+
+    def add(self, connection: Connection, span: Span) -> int:
+        """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
+
+        Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table,
+        not for its default partition: who waits there has chosen it for a row that it then refuses.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
+        """
+        change_shards_in_turn(connection)
+        table = quoted(self.table.name)
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE")
+        name = free_name(connection, partition_name(self.table, span))
+        # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
+        connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {table} {LIKE_PARENT})")
+        owner = other_owner(connection, self.table.name)
+        if owner:
+            connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
+        moved = self._move(connection, self.default, span, name) if self.default else 0
+        period = f"'{span.period_type}', " if self.by_period else ""
+        bounds = f"FROM ({period}'{span.first}') TO ({period}'{span.after}')"
+        self._attach(connection, f"ALTER TABLE {table} ATTACH PARTITION {quoted(name)} FOR VALUES {bounds}")
+        return moved
+
+    def _move(self, connection: Connection, default: Partition, span: Span, name: str) -> int:
+        # By name: the columns of the default partition may stand in another order, and some are computed.
+        names = [*connection.execute(text(_STORED_COLUMNS), {"table": self.table.name}).scalars()]
+        columns: list[sa.ColumnClause[Any]] = [sa.column(one) for one in names]
+        rows = self._rows(default)
+        leaving = sa.delete(rows).where(self._is_in(rows, span)).returning(*columns)
+        target = sa.table(name, *(sa.column(one) for one in names))
+        with _row_triggers_off(connection, default):
+            move = sa.insert(target).from_select(names, sa.select(leaving.cte("moved")))
+            return connection.execute(move, execution_options={"preserve_rowcount": True}).rowcount
+
+    def _attach(self, connection: Connection, statement: str) -> None:
+        """Attach a partition in short tries, because no session may be using the default partition.
+
+        A transaction that has read the default partition and then writes waits for this one, which waits for it:
+        PostgreSQL would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
+        """
+        deadline = time.monotonic() + ATTACH_SECONDS
+        names = {"table": self.table.name, "default": self.default.name if self.default else None}
+        while True:
+            try:
+                with connection.begin_nested():
+                    connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
+                    connection.exec_driver_sql(statement)
+            except OperationalError as error:
+                gives_way = connection.execute(text(_WAITS_FOR_US), names).scalar()
+                if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+    def lock(self, connection: Connection, partition: Partition) -> None:
+        """Lock a partition until the transaction ends, after its table, in the order of readers."""
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(self.table.name)} IN ACCESS EXCLUSIVE MODE")
+        connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
+
+    def drop(self, connection: Connection, partition: Partition) -> None:
+        """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
+        connection.exec_driver_sql(f"ALTER TABLE {quoted(self.table.name)} DETACH PARTITION {partition.name}")
+        connection.exec_driver_sql(f"DROP TABLE {partition.name}")
+
+    def empty_default(self, connection: Connection) -> None:
+        """Truncate the default partition if it holds no row any more."""
+        if self.default:
+            connection.exec_driver_sql(f"LOCK TABLE {self.default.name} IN ACCESS EXCLUSIVE MODE")
+            if not _has_rows(connection, self.default):
+                connection.exec_driver_sql(f"TRUNCATE {self.default.name}")
+
+    def _rows(self, partition: Partition) -> sa.TableClause:
+        """Return a partition for statements; its name comes from the catalogue, quoted where it has to be."""
+        columns = (sa.column(one.name, one.type) for one in self.table.columns)
+        return sa.table(quoted_name(partition.name, quote=False), *columns)
+
+    def _day_of(self, rows: sa.TableClause) -> sa.ColumnClause[Any]:
+        if self.table in AGGREGATES:
+            return rows.c.period_start
+        return rows.c.as_of if self.table is capacity_runways else rows.c.collected_date
+
+    def _is_in(self, rows: sa.TableClause, span: Span) -> sa.ColumnElement[bool]:
+        """Return the condition for rows of `span`."""
+        day = self._day_of(rows)
+        is_period = (rows.c.period_type == span.period_type,) if span.period_type else ()
+        return sa.and_(*is_period, day >= span.first, day < span.after)
 
 
-def _day_column(table: Table) -> str:
-    if table in AGGREGATES:
-        return "period_start"
-    return "as_of" if table is capacity_runways else "collected_date"
-
-
-def _rows_of(partition: Partition, table: Table) -> sa.TableClause:
-    """Return a partition of a table for statements; its name comes from the catalogue, quoted where it has to be."""
-    return sa.table(quoted_name(partition.name, quote=False), *(sa.column(one.name, one.type) for one in table.columns))
-
-
-def _is_in(rows: sa.TableClause, table: Table, span: Span) -> sa.ColumnElement[bool]:
-    """Return the condition for rows of `span`."""
-    day = rows.c[_day_column(table)]
-    is_period = (rows.c.period_type == span.period_type,) if span.period_type else ()
-    return sa.and_(*is_period, day >= span.first, day < span.after)
-
-
-def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:
-    """Count the rows of a partition, or those of a span in it."""
-    rows = _rows_of(partition, table)
-    query = sa.select(sa.func.count()).select_from(rows)
-    return connection.execute(query if span is None else query.where(_is_in(rows, table, span))).scalar_one()
-
-
-def has_rows(connection: Connection, partition: Partition) -> bool:
-    """Whether a partition holds any row."""
+def _has_rows(connection: Connection, partition: Partition) -> bool:
     rows = sa.table(quoted_name(partition.name, quote=False))
     return bool(connection.execute(sa.select(sa.select(sa.true()).select_from(rows).exists())).scalar_one())
-
-
-def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
-    """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
-
-    Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table, not
-    for its default partition: who waits there has chosen it for a row that it then refuses.
-
-    Raises:
-        sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
-    """
-    change_shards_in_turn(connection)
-    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
-    name = free_name(connection, partition_name(table, span))
-    # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
-    connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {quoted(table.name)} {LIKE_PARENT})")
-    owner = other_owner(connection, table.name)
-    if owner:
-        connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
-    moved = _move(connection, table, layout.default, span, name) if layout.default else 0
-    bounds = [f"'{span.period_type}', "] * 2 if layout.by_period else ["", ""]
-    attach = (
-        f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(name)} "
-        f"FOR VALUES FROM ({bounds[0]}'{span.first}') TO ({bounds[1]}'{span.after}')"
-    )
-    _attach(connection, table, layout.default, attach)
-    return moved
-
-
-def _attach(connection: Connection, table: Table, default: Partition | None, statement: str) -> None:
-    """Attach a partition in short tries, because no session may be using the default partition.
-
-    A transaction that has read the default partition and then writes waits for this one, which waits for it: PostgreSQL
-    would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
-    """
-    deadline = time.monotonic() + ATTACH_SECONDS
-    while True:
-        try:
-            with connection.begin_nested():
-                connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
-                connection.exec_driver_sql(statement)
-        except OperationalError as error:
-            names = {"table": table.name, "default": default.name if default else None}
-            gives_way = connection.execute(text(_WAITS_FOR_US), names).scalar()
-            if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:
-                raise
-        else:
-            return
-
-
-def _move(connection: Connection, table: Table, default: Partition, span: Span, name: str) -> int:
-    names = _stored_columns(connection, table)
-    rows = _rows_of(default, table)
-    columns: list[sa.ColumnClause[Any]] = [sa.column(one) for one in names]
-    leaving = sa.delete(rows).where(_is_in(rows, table, span)).returning(*columns)
-    target = sa.table(name, *(sa.column(one) for one in names))
-    with _row_triggers_off(connection, default):
-        move = sa.insert(target).from_select(names, sa.select(leaving.cte("moved")))
-        return connection.execute(move, execution_options={"preserve_rowcount": True}).rowcount
 
 
 @contextmanager
@@ -307,42 +320,14 @@ def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[
         connection.exec_driver_sql(f"ALTER TABLE {partition.name} {trigger.enable} TRIGGER {quoted(trigger.name)}")
 
 
-def _stored_columns(connection: Connection, table: Table) -> list[str]:
-    """List the columns by name: those of the default partition may stand in another order, and some are computed."""
-    return list(connection.execute(text(_STORED_COLUMNS), {"table": table.name}).scalars())
-
-
-def partition_name(table: Table, span: Span) -> str:
-    """Return the name that the partition for `span` gets."""
-    whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
-    when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
-    return "_".join(part for part in (table.name, span.period_type, when) if part)
-
-
-def drop_partition(connection: Connection, table: Table, partition: Partition) -> None:
-    """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
-    connection.exec_driver_sql(f"ALTER TABLE {quoted(table.name)} DETACH PARTITION {partition.name}")
-    connection.exec_driver_sql(f"DROP TABLE {partition.name}")
-
-
-def lock_partition(connection: Connection, table: Table, partition: Partition) -> None:
-    """Lock a partition until the transaction ends, after its table, in the order of readers."""
-    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN ACCESS EXCLUSIVE MODE")
-    connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
-
-
-def empty_default(connection: Connection, layout: PartitionLayout) -> bool:
-    """Truncate a default partition that holds no row any more; return whether it was truncated."""
-    if layout.default is None:
-        return False
-    name = layout.default.name
-    connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-    if has_rows(connection, layout.default):
-        return False
-    connection.exec_driver_sql(f"TRUNCATE {name}")
-    return True
-
-
+_KEY = """
+SELECT pg_get_partkeydef(partrelid) FROM pg_partitioned_table WHERE partrelid = to_regclass(:table) AND partstrat = 'r'
+"""
+_PARTITIONS = """
+SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = to_regclass(:table) AND c.relispartition ORDER BY c.relname
+"""
 _STORED_COLUMNS = """
 SELECT attname FROM pg_attribute
 WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
@@ -354,8 +339,6 @@ SELECT EXISTS (
       AND holding.relation = to_regclass(:default) AND waiting.database = holding.database
 )
 """
-
-
 _ROW_TRIGGERS = """
 SELECT tgname AS name,
        CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS enable

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, Table, text
@@ -25,21 +25,15 @@ from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.database.cluster import size_of_table
 from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
 from capacity_assets.database.partitions import (
+    AHEAD_DAYS,
     PARTITIONED,
     UNREAD,
     DefaultRows,
     Partition,
     PartitionLayout,
     Span,
-    add_partition,
-    count_rows,
-    drop_partition,
-    empty_default,
-    has_rows,
     layout_of,
-    lock_partition,
     partition_name,
-    rows_in_default,
 )
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, wait_for_lock
 from capacity_assets.history.retention import KeptSpans, Needs, Retention, level_of
@@ -60,8 +54,6 @@ _MARK_BILLS = """
 UPDATE capacity_bills SET samples_dropped_at = now()
 WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
 """
-AHEAD_DAYS = 62
-"""Partitions exist this long before their first row: two months, or the next year from November on."""
 
 
 @dataclass
@@ -80,20 +72,8 @@ class MaintenanceReport:
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain values, for scripts and metadata."""
-        return {
-            "dry_run": self.dry_run,
-            "created_partitions": len(self.created),
-            "moved_records": self.moved_records,
-            "dropped_partitions": len(self.dropped),
-            "dropped_records": self.dropped_records,
-            "freed_mb": self.freed_mb,
-            "purged_check_records": self.purged_check_records,
-            "kept_partitions": len(self.kept),
-            "created": self.created,
-            "dropped": self.dropped,
-            "kept": self.kept,
-            "notes": self.notes,
-        }
+        counts = {f"{name}_partitions": len(getattr(self, name)) for name in ("created", "dropped", "kept")}
+        return {**asdict(self), **counts}
 
 
 class MaintenanceError(DatabaseError):
@@ -105,16 +85,6 @@ class MaintenanceError(DatabaseError):
         transient = all(trouble.transient for trouble in troubles)
         super().__init__(message, sqlstate=troubles[0].sqlstate, transient=transient)
         self.report = report
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """Rows that may be old enough to go: a partition, or, in a dry run, one that would be made of default rows."""
-
-    name: str
-    span: Span
-    partition: Partition | None
-    records: int = 0
 
 
 class TableMaintenance:
@@ -177,9 +147,8 @@ class TableMaintenance:
         sentences = []
         next_month = today + timedelta(days=AHEAD_DAYS // 2)
         for table in PARTITIONED:
-            with self._transaction(f"reading {table.name}") as connection:
-                layout = layout_of(connection, table)
-                in_default = _default_rows(connection, table, layout, today)
+            layout = self._layout(table)
+            in_default = self._rows_in_default(layout, today)
             if not layout.is_partitioned:
                 sentences.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
             if not layout.is_served:
@@ -196,62 +165,57 @@ class TableMaintenance:
 
     def _prepare(
         self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
-    ) -> list[_Candidate]:
-        """Add partitions and move rows; return what a dry run would have moved."""
+    ) -> dict[Partition, int]:
+        """Add partitions and move rows; return the partitions that a dry run would have added, with their rows."""
         if not layout.is_served:
-            self._note_other_layout(table, layout, report)
-            return []
-        last = today + timedelta(days=AHEAD_DAYS)
-        with self._transaction(f"reading {table.name}") as connection:
-            in_default = _default_rows(connection, table, layout, today)
-        wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
+            how = f"partitioned in a way of its own ({layout.key}): left alone"
+            plain = f"not partitioned: nothing leaves it; {HOW_TO_PARTITION}"
+            report.notes.append(f"{table.name} is {how if layout.is_partitioned else plain}")
+            return {}
+        in_default = self._rows_in_default(layout, today)
+        ahead = self._kept.wanted(table, layout, today, today + timedelta(days=AHEAD_DAYS))
+        wanted = {*in_default.spans, *(span for span in ahead if not layout.covers(span))}
         if layout.default:
-            stay = f"stay in {layout.default.name}"
-            report.notes += [f"{table.name}: {rows} {stay}" for rows in in_default.staying]
-        planned = [self._add(table, span, report) for span in sorted(wanted | set(in_default.spans), key=str)]
+            report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]
+        planned: dict[Partition, int] = {}
+        moved: int | None
+        for span in sorted(wanted, key=str):
+            if report.dry_run:
+                with self._transaction(f"reading {table.name}") as connection:
+                    moved = layout.count(connection, layout.default, span) if layout.default else 0
+                planned[Partition(partition_name(table, span), span, is_default=False)] = moved
+            else:
+                moved = self._add(table, span)
+            if moved is not None:
+                report.moved_records += moved
+                report.created.append(f"{table.name}: {span}")
         if in_default.spans and not in_default.staying and not report.dry_run:
             with self._work(f"giving back the space of moved rows of {table.name}") as connection:
-                empty_default(connection, layout)
-        return [candidate for candidate in planned if candidate]
+                layout.empty_default(connection)
+        return planned
 
-    def _note_other_layout(self, table: Table, layout: PartitionLayout, report: MaintenanceReport) -> None:
-        if layout.is_partitioned:
-            report.notes.append(f"{table.name} is partitioned in a way of its own ({layout.key}): left alone")
-        else:
-            report.notes.append(f"{table.name} is not partitioned: nothing leaves it; {HOW_TO_PARTITION}")
-
-    def _add(self, table: Table, span: Span, report: MaintenanceReport) -> _Candidate | None:
-        """Add one partition, retrying while another session is in the way; in a dry run return what it would hold."""
-        if report.dry_run:
-            with self._transaction(f"reading {table.name}") as connection:
-                default = layout_of(connection, table).default
-                records = count_rows(connection, table, default, span) if default else 0
-            report.moved_records += records
-            report.created.append(f"{table.name}: {span}")
-            return _Candidate(partition_name(table, span), span, None, records)
-        moved = 0
+    def _add(self, table: Table, span: Span) -> int | None:
+        """Add a partition, retrying while another session is in the way; return the rows moved; None: it is there."""
         for pause_seconds in range(1, TRIES + 1):
             try:
                 with self._work(f"adding the partition of {table.name} for {span}") as connection:
                     layout = layout_of(connection, table)
                     if layout.covers(span):
                         return None
-                    moved = add_partition(connection, table, layout, span)
+                    moved = layout.add(connection, span)
                 break
             except DatabaseError as error:
                 if error.sqlstate != LOCK_NOT_AVAILABLE or pause_seconds == TRIES:
                     raise
                 time.sleep(pause_seconds)
-        report.moved_records += moved
-        report.created.append(f"{table.name}: {span}")
         if moved:
             self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
-        return None
+        return moved
 
     def _retire(
         self,
         table: Table,
-        planned: list[_Candidate],
+        planned: Mapping[Partition, int],
         today: date,
         report: MaintenanceReport,
         keeping: str | None,
@@ -259,38 +223,49 @@ class TableMaintenance:
         layout = self._layout(table)
         if not layout.is_served:
             return
-        there = [_Candidate(part.name, part.span, part) for part in layout.partitions if part.span]
-        for candidate in sorted((*there, *planned), key=lambda candidate: candidate.name):
-            if not self._kept.is_old(table, candidate.span, today):
+        for partition in sorted((*layout.partitions, *planned), key=lambda partition: partition.name):
+            if partition.span is None or not self._kept.is_old(table, partition.span, today):
                 continue
             if keeping is None:
-                self._retire_one(table, candidate, today, report)
+                self._retire_one(
+                    layout, partition, partition.span, today, report, planned_records=planned.get(partition)
+                )
             else:
-                report.kept.append(f"{candidate.name}: today's date may be wrong")
+                report.kept.append(f"{partition.name}: today's date may be wrong")
 
-    def _retire_one(self, table: Table, candidate: _Candidate, today: date, report: MaintenanceReport) -> None:
-        partition, records, size_bytes = candidate.partition, candidate.records, 0
-        with self._work(f"retiring {candidate.name}") as connection:
-            reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=True)
-            if reason is None and partition:
+    def _retire_one(  # noqa: PLR0913 -- what one decision is made of
+        self,
+        layout: PartitionLayout,
+        partition: Partition,
+        span: Span,
+        today: date,
+        report: MaintenanceReport,
+        *,
+        planned_records: int | None,
+    ) -> None:
+        """Drop a partition, or say what keeps it; the rows of one that is only planned are still in the default one."""
+        table, records, size_bytes, is_done = layout.table, planned_records or 0, 0, not report.dry_run
+        with self._work(f"retiring {partition.name}") as connection:
+            reason = self._reason_to_keep(connection, table, span, today, thoroughly=True)
+            if reason is None and planned_records is None:
                 size_bytes = size_of_table(connection, partition.name)
-                if not report.dry_run:
-                    lock_partition(connection, table, partition)
-                records = count_rows(connection, table, partition)
-            if reason is None and partition and not report.dry_run:
+                if is_done:
+                    layout.lock(connection, partition)
+                records = layout.count(connection, partition)
+            if reason is None and is_done:
                 # Locked, nothing can arrive any more.
-                reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=False)
+                reason = self._reason_to_keep(connection, table, span, today, thoroughly=False)
             if reason is not None:
-                report.kept.append(f"{candidate.name}: {reason}")
+                report.kept.append(f"{partition.name}: {reason}")
                 return
-            if partition and not report.dry_run:
+            if is_done:
                 if table in SAMPLES and records:
-                    days = {"first": candidate.span.first, "after": candidate.span.after}
-                    connection.execute(text(_MARK_BILLS), days)
-                drop_partition(connection, table, partition)
-        report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")
-        if not report.dry_run:
-            self._on_step(f"{candidate.name}: dropped with {counted(records, 'row')}, {candidate.span}")
+                    connection.execute(text(_MARK_BILLS), {"first": span.first, "after": span.after})
+                layout.drop(connection, partition)
+        what = f"{counted(records, 'row')}, {span}"
+        report.dropped.append(f"{partition.name}: {what}")
+        if is_done:
+            self._on_step(f"{partition.name}: dropped with {what}")
         report.dropped_records += records
         report.freed_mb += size_bytes // BYTES_PER_MB
 
@@ -311,6 +286,10 @@ class TableMaintenance:
         with self._transaction(f"reading {table.name}") as connection:
             return layout_of(connection, table)
 
+    def _rows_in_default(self, layout: PartitionLayout, today: date) -> DefaultRows:
+        with self._transaction(f"reading {layout.table.name}") as connection:
+            return layout.rows_in_default(connection, today)
+
     @contextmanager
     def _work(self, doing: str) -> Iterator[Connection]:
         """Open a transaction that other maintenances wait for."""
@@ -330,22 +309,6 @@ class TableMaintenance:
             yield connection
 
 
-def _default_rows(connection: Connection, table: Table, layout: PartitionLayout, today: date) -> DefaultRows:
-    """Return what lies in the default partition.
-
-    Rows from far ahead stay there: their days are hardly meant.
-    """
-    if layout.default is None or not has_rows(connection, layout.default):
-        return DefaultRows()
-    in_default = rows_in_default(connection, table, layout)
-    last = today + timedelta(days=AHEAD_DAYS)
-    ahead = [span for span in in_default.spans if span.first > last]
-    if not ahead:
-        return in_default
-    too_far = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
-    return DefaultRows(tuple(span for span in in_default.spans if span.first <= last), (*in_default.staying, too_far))
-
-
 @dataclass(frozen=True)
 class RetentionService:
     """Maintains the tables of one capacity database as of today; raises as `TableMaintenance`."""
@@ -360,7 +323,7 @@ class RetentionService:
         If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
         `despite_clock` confirms the date.
         """
-        self._refuse_an_unfit_database()
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
         today = self.clock.today()
         if despite_clock:
             return self.tables.run(today, dry_run=dry_run)
@@ -377,9 +340,5 @@ class RetentionService:
         return self.tables.shortcomings(self._judged_day().certain_day)
 
     def _judged_day(self) -> JudgedDay:
-        doing = database_errors(doing="reading the clock")
-        with doing, self.engine.connect() as connection:
+        with database_errors(doing="reading the clock"), self.engine.connect() as connection:
             return judged_day(connection, self.clock)
-
-    def _refuse_an_unfit_database(self) -> None:
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")

@@ -13,11 +13,11 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Table
 
 from capacity_assets.aggregates.ledger import IncompleteWindow, Ledger
-from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level, aggregates_name
+from capacity_assets.aggregates.levels import LEVELS, Level, aggregates_name
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 from capacity_assets.database.partitions import UNREAD, PartitionLayout, Span, span_of, spans_between
-from capacity_assets.database.tables import AGGREGATES, capacity_runways
+from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -31,15 +31,15 @@ class Retention:
 
     days: Mapping[str, int | None]
 
-    def of_table(self, table: Table) -> int | None:
-        """How many days the rows of a table that holds no aggregates are kept, or None: raw limits as samples are."""
-        return self._first(table.name) if table is capacity_runways else self._first(table.name, RAW)
+    def of(self, table: Table, period: str | None = None) -> int | None:
+        """How many days the rows of a table, or its aggregates of a period, are kept, or None.
 
-    def of_aggregates(self, period: str, level: Level) -> int | None:
-        """How many days after their window's first day the rows of a period and level are kept, or None."""
-        return self._first(aggregates_name(period, level), period)
-
-    def _first(self, *names: str) -> int | None:
+        A rule for the table goes before that of its kind; limits are kept as samples are.
+        """
+        if period is not None:
+            names = [aggregates_name(period, level_of(table)), period]
+        else:
+            names = [table.name] if table is capacity_runways else [table.name, RAW]
         return next((self.days[name] for name in names if name in self.days), None)
 
 
@@ -64,12 +64,9 @@ class KeptSpans:
 
     def days(self, table: Table, period: str | None) -> int | None:
         """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
-        if table not in AGGREGATES:
-            return self.retention.of_table(table)
-        level = level_of(table)
-        if period is not None:
-            return self.retention.of_aggregates(period, level)
-        every = [self.retention.of_aggregates(name, level) for name in self.periods]
+        if period is not None or table not in AGGREGATES:
+            return self.retention.of(table, period)
+        every = [self.retention.of(table, name) for name in self.periods]
         bounded = [days for days in every if days is not None]
         return max(bounded) if len(bounded) == len(every) else None
 
@@ -89,37 +86,20 @@ def level_of(table: Table) -> Level:
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
     """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for what is no rule."""
-    return Retention(dict(_rules(DEFAULT_RETENTION_DAYS)) | dict(_checked(value, set(_names(periods)))))
-
-
-def _names(periods: Iterable[str]) -> Iterator[str]:
-    yield RAW
-    yield from (level.source.name for level in SERVER_LEVELS.values())
-    yield from (table.name for table in UNREAD)
-    for period in periods:
-        yield period
-        yield from (aggregates_name(period, level) for level in LEVELS.values())
-
-
-def _checked(value: str, names: set[str]) -> Iterator[tuple[str, int | None]]:
-    for name, days in _rules(value):
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise ConfigurationError(f"{VARIABLE}: {name!r} is not one of {known}")
-        yield name, days
-
-
-def _rules(value: str) -> Iterator[tuple[str, int | None]]:
-    for rule in filter(None, (part.strip() for part in value.split(","))):
+    known = {RAW, *PERIODS, *periods, *(table.name for table in (*SAMPLES, *UNREAD))}
+    known |= {aggregates_name(period, level) for period in periods for level in LEVELS.values()}
+    days_by_name: dict[str, int | None] = {}
+    for rule in filter(None, (part.strip() for part in f"{DEFAULT_RETENTION_DAYS},{value}".split(","))):
         name, _, days = (part.strip() for part in rule.partition("="))
-        if days == FOREVER:
-            yield name, None
-        elif days.isascii() and days.isdigit() and 1 <= int(days) <= LONGEST_DAYS:
-            yield name, int(days)
-        else:
+        is_number = days.isascii() and days.isdigit() and 1 <= int(days) <= LONGEST_DAYS
+        if not is_number and days != FOREVER:
             raise ConfigurationError(
                 f"{VARIABLE}: {rule!r} is not a rule; write for example {DEFAULT_RETENTION_DAYS},weekly={FOREVER}"
             )
+        if name not in known:
+            raise ConfigurationError(f"{VARIABLE}: {name!r} is not one of {', '.join(sorted(known))}")
+        days_by_name[name] = int(days) if is_number else None
+    return Retention(days_by_name)
 
 
 # A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
@@ -182,12 +162,8 @@ class Needs:
 
 
 def _reading(period: Period, span: Span) -> Sequence[Window]:
-    """The windows that hold a day of `span`, the one after them, and those of a year later, in order."""
+    """The windows that hold a day of `span`, the one after them, and those that compare with them a year later."""
     windows = period.windows_between(span.first, span.last)
-    return sorted({*windows, period.following(windows[-1]), *_a_year_later(period, span)})
-
-
-def _a_year_later(period: Period, span: Span) -> Sequence[Window]:
-    """The windows that compare with one of those that hold a day of `span`."""
     later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
-    return [window for window in later if period.year_before(window).start <= span.last]
+    comparing = [window for window in later if period.year_before(window).start <= span.last]
+    return sorted({*windows, period.following(windows[-1]), *comparing})

@@ -13,8 +13,8 @@ from capacity_assets.history.retention import parse_retention
 def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_for_ever() -> None:
     retention = parse_retention(DEFAULT_RETENTION_DAYS)
 
-    assert [retention.of_table(level.source) for level in (DATABASE, INSTANCE)] == [400, 400]
-    assert {period: retention.of_aggregates(period, DATABASE) for period in PERIODS} == {
+    assert [retention.of(level.source) for level in (DATABASE, INSTANCE)] == [400, 400]
+    assert {period: retention.of(DATABASE.target, period) for period in PERIODS} == {
         "daily": 1096,
         "weekly": None,
         "monthly": None,
@@ -26,16 +26,16 @@ def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_fo
 def test_a_rule_for_a_table_goes_before_the_one_for_its_kind_and_what_is_not_named_keeps_its_default() -> None:
     retention = parse_retention(" raw=100, instance_size_stats = forever ,weekly_database_aggregations=50")
 
-    assert (retention.of_table(DATABASE.source), retention.of_table(INSTANCE.source)) == (100, None)
-    assert retention.of_aggregates("weekly", DATABASE) == 50
-    assert retention.of_aggregates("weekly", INSTANCE) is None
-    assert retention.of_aggregates("daily", INSTANCE) == 1096
+    assert (retention.of(DATABASE.source), retention.of(INSTANCE.source)) == (100, None)
+    assert retention.of(DATABASE.target, "weekly") == 50
+    assert retention.of(INSTANCE.target, "weekly") is None
+    assert retention.of(INSTANCE.target, "daily") == 1096
 
 
 def test_a_period_that_is_registered_later_can_be_named() -> None:
     periods = PERIODS | {"halfyearly": Period("halfyearly", months=6)}
 
-    assert parse_retention("halfyearly=900", periods).of_aggregates("halfyearly", DATABASE) == 900
+    assert parse_retention("halfyearly=900", periods).of(DATABASE.target, "halfyearly") == 900
 
 
 @pytest.mark.parametrize(
