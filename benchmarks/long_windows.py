@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
@@ -22,9 +22,10 @@ from benchmarks import yardstick
 from benchmarks.__main__ import OF_SERVERS, Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
+from capacity_assets.aggregates.ledger import KnownWindow
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
-from capacity_assets.aggregates.runs import NO_PARTS
-from capacity_assets.aggregates.service import AggregationService, KnownWindows
+from capacity_assets.aggregates.runs import Part
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
@@ -37,9 +38,8 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
-        known = super()._known(period, levels, windows)
-        return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
+    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[Part]:
+        return frozenset()
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import date, timedelta
 
 from sqlalchemy import Engine, event
 
+from capacity_assets.aggregates.ledger import KnownWindow
 from capacity_assets.aggregates.levels import LEVELS, Level
-from capacity_assets.aggregates.runs import NO_PARTS
-from capacity_assets.aggregates.service import AggregationService, KnownWindows
-from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.aggregates.runs import Part
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = date(2024, 1, 1)
@@ -22,9 +22,8 @@ DAYS = 731  # two years, the first a leap year
 class FromDays(AggregationService):
     """Reads samples alone, as if no window were vouched for."""
 
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
-        known = super()._known(period, levels, windows)
-        return {level: replace(one, parts=NO_PARTS) for level, one in known.items()}
+    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[Part]:
+        return frozenset()
 
 
 def windows(period: str) -> tuple[Window, ...]:

@@ -377,13 +377,9 @@ GROUP BY 1 ORDER BY 1
 """)  # noqa: S608 -- as above
 
     def samples_of(connection: Connection, some: Window) -> tuple[Sample, ...]:
-        rows = connection.execute(samples, {**subject.key, "days": some.dates}).mappings()
-        return tuple(
-            Sample(
-                one["collected_date"], {name: None if one[name] is None else int(one[name]) for name in level.values}
-            )
-            for one in rows
-        )
+        rows = connection.execute(samples, {**subject.key, "days": some.dates})
+        values = ((day, [None if one is None else int(one) for one in sums]) for day, *sums in rows)
+        return tuple(Sample(day, dict(zip(level.values, some, strict=True))) for day, some in values)
 
     with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
         windows = (window, period.previous(window), period.year_before(window))

@@ -64,7 +64,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, Insert, array, insert
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
-from sqlalchemy.sql.selectable import HasCTE
 
 from capacity_assets.aggregates.levels import Further, Level, Measure
 from capacity_assets.base.periods import Period
@@ -590,62 +589,39 @@ def aggregation_statement(
 ) -> Compiled:
     """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
-    Without `overwrite` no row is removed, even if the parameter `overwrite` is true.
-
-    With `dry_run` the statement only reads, and counts what would be written and removed. Its parameters are those of
-    `Parameters`. It is compiled once per process: SQLAlchemy takes longer for it than PostgreSQL.
+    `overwrite` is that of the parameters, for which the statement is built. With `dry_run` it only reads, and counts
+    what would be written and removed. It is compiled once per process: SQLAlchemy takes longer for it than PostgreSQL.
 
     Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
     `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
     """
-    if not sources.wanted_rows:
-        return _insert_statement(level, sources, dry_run=dry_run).compile(dialect=DIALECT)
-    target = level.target
-    rows = _classified(level, sources, fenced=True).cte("classified")
-    is_removed = _is_removed(rows, rows)
-    changed: dict[str, HasCTE] = {}
-    counts = _counts(level, rows, _fits(level, rows) if dry_run else None).subquery("counts")
-    if not dry_run:
-        changed["updated"] = _update(level, rows).returning(target.c.period_start)
-    if overwrite and dry_run:
-        changed["removed"] = select(rows.c.period_start).where(is_removed)
-    elif overwrite:
-        removed = delete(target).where(_is_row_of(level, target, rows), is_removed)
-        changed["removed"] = removed.returning(target.c.period_start)
-    joined: FromClause = counts
-    number: dict[str, Element] = {"removed": literal_column("0", Integer)}
-    for name, statement in changed.items():
-        written = statement.cte(name)
-        per_window = _per_window(select(written.c.period_start), written.c.period_start).subquery(f"{name}_rows")
-        joined = joined.outerjoin(per_window, per_window.c.period_start == counts.c.period_start)
-        number[name] = func.coalesce(per_window.c.rows, 0)
-    statement = select(
-        counts.c.period_start,
-        counts.c.instances,
-        counts.c.records,
-        (counts.c.to_write if dry_run else counts.c.inserted + number["updated"]).label("written"),
-        number["removed"].label("removed"),
-        counts.c.unchanged,
-        (counts.c.unsampled - number["removed"]).label("unsampled"),
-    ).select_from(joined)
-    if not dry_run:
-        statement = statement.add_cte(_insert(level, rows).cte("inserted"))
-    return statement.compile(dialect=DIALECT)
-
-
-def _insert_statement(level: Level, sources: Sources, *, dry_run: bool) -> Rows:
-    """Build the statement for windows without stored rows: there is nothing to decide, and every row is inserted."""
-    computed = select(*window_figures(level, sources, fenced=True).c, INSERT.label("action")).subquery("computed")
-    if dry_run:
-        counts = _counts(level, computed, _fits(level, computed)).subquery("counts")
+    if sources.wanted_rows:
+        rows: FromClause = _classified(level, sources, fenced=True).cte("classified")
     else:
+        # There is nothing to decide: every row is inserted.
+        rows = select(*window_figures(level, sources, fenced=True).c, INSERT.label("action")).subquery("computed")
+    if dry_run:
+        return _counts(level, rows, _fits(level, rows)).compile(dialect=DIALECT)
+    insertion = _insert(level, rows)
+    if not sources.wanted_rows:
         counted = ("period_start", "instance_id" if level.has_servers else "max_server_count")
-        inserted = _insert(level, computed).returning(*(level.target.c[name] for name in counted)).cte("inserted")
-        counts = _counts(level, select(inserted, INSERT.label("action")).subquery("written")).subquery("counts")
-    written = counts.c.to_write if dry_run else counts.c.inserted
-    nothing = literal_column("0", Integer).label("removed")
-    given = (counts.c.period_start, counts.c.instances, counts.c.records, written.label("written"), nothing)
-    return select(*given, counts.c.unchanged, counts.c.unsampled)
+        inserted = insertion.returning(*(level.target.c[name] for name in counted)).cte("inserted")
+        return _counts(level, select(inserted, INSERT.label("action")).subquery("written")).compile(dialect=DIALECT)
+    counts = _counts(level, rows).subquery("counts")
+    updated = _update(level, rows).returning(level.target.c.period_start).cte("updated")
+    per_window = _per_window(select(updated.c.period_start), updated.c.period_start).subquery("updated_rows")
+    statement = (
+        select(
+            *(column for column in counts.c if column is not counts.c.written),
+            (counts.c.written + func.coalesce(per_window.c.rows, 0)).label("written"),
+        )
+        .select_from(counts.outerjoin(per_window, per_window.c.period_start == counts.c.period_start))
+        .add_cte(insertion.cte("inserted"))
+    )
+    if overwrite:
+        removal = delete(level.target).where(_is_row_of(level, level.target, rows), _is_removed(rows, rows))
+        statement = statement.add_cte(removal.cte("removed"))
+    return statement.compile(dialect=DIALECT)
 
 
 @cache
@@ -675,9 +651,7 @@ class NodeStatements:
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
     - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`.
-      `written` counts the rows marked by the latter, `removable` those that `remove` deletes.
-
-    Each counts per `period_start`; a window without rows is left out.
+      `written` counts the rows marked by the latter per `period_start`; a window without rows is left out.
     """
 
     counts: Rows
@@ -685,7 +659,6 @@ class NodeStatements:
     insert: Insert
     update: Update
     written: Rows
-    removable: Rows
     remove: Delete
 
 
@@ -701,7 +674,6 @@ def node_statements(level: Level) -> NodeStatements:
     written_at = bindparam("written_at", type_=DateTime(timezone=True))
     # The default of the column is volatile, which would bring all rows to the coordinator.
     number = getattr(func, ROW_NUMBER_FUNCTION)(bindparam("row_numbers", type_=String), rows.c.instance_id)
-    is_removed = _is_removed(rows, classified("sampled"))
     written = _stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
     return NodeStatements(
         counts=_counts(level, rows, _fits(level, rows)),
@@ -709,8 +681,7 @@ def node_statements(level: Level) -> NodeStatements:
         insert=_insert(level, rows, {"id": number, "calculated_at": written_at, "created_at": written_at}),
         update=_update(level, rows, written_at),
         written=_per_window(written, target.c.period_start),
-        removable=_per_window(select(rows.c.period_start).where(is_removed), rows.c.period_start),
-        remove=delete(target).where(_is_row_of(level, target, rows), is_removed),
+        remove=delete(target).where(_is_row_of(level, target, rows), _is_removed(rows, classified("sampled"))),
     )
 
 
@@ -870,26 +841,30 @@ def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
 
 
 def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
-    """Count what there is to do: per server, as nodes do it, and then per window; `fits` tries what is written.
+    """Count what there is to do: per server, as nodes do it, and then per window.
 
-    Where rows are of many servers, there are as many as the largest had on a day: the fleet.
+    `written` counts what is inserted, or all that is to be written, each value of which `fits` tries. Rows that no
+    sample supports are `removed` with `overwrite`, if others of their server are in the window, else `unsampled`. Where
+    rows are of many servers, there are as many as the largest had on a day: the fleet.
     """
     actions = {
         "records": rows.c.action != UNSAMPLED,
-        "inserted": rows.c.action == INSERT,
+        "written": rows.c.action == INSERT if fits is None else fits,
         "unchanged": rows.c.action == UNCHANGED,
         "unsampled": rows.c.action == UNSAMPLED,
     }
-    if fits is not None:
-        actions["to_write"] = fits
     counted = [func.count().filter(which).label(name) for name, which in actions.items()]
     keys = [rows.c[name] for name in ("instance_id", "period_start") if name in rows.c]
     if not level.has_servers:
         counted.append(func.coalesce(func.max(rows.c.max_server_count), 0).label("servers"))
     by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
-    sampled = func.count().filter(by_server.c.records > 0)
+    is_sampled = by_server.c.records > 0
+    is_removed = and_(Parameters.overwrite, is_sampled)
+    sums: dict[str, Element] = {name: by_server.c[name] for name in actions}
+    sums["unsampled"] = case((is_removed, _whole(0)), else_=by_server.c.unsampled)
+    sums["removed"] = case((is_removed, by_server.c.unsampled), else_=_whole(0))
     return select(
         by_server.c.period_start,
-        (sampled if level.has_servers else func.max(by_server.c.servers)).label("instances"),
-        *(cast(func.sum(by_server.c[name]), BigInteger).label(name) for name in actions),
+        (func.count().filter(is_sampled) if level.has_servers else func.max(by_server.c.servers)).label("instances"),
+        *(cast(func.sum(value), BigInteger).label(name) for name, value in sums.items()),
     ).group_by(by_server.c.period_start)

@@ -94,29 +94,21 @@ class InstanceRef:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The stored windows that may be read in place of samples, and their periods, the longest first."""
-
-    periods: Sequence[Period] = ()
-    usable: Collection[Part] = ()
-
-
-NO_PARTS = Parts()
-
-
-@dataclass(frozen=True)
 class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `computed` are the first days of the windows that were computed before. `gone` has the windows that keep their
-    stored rows because some of their days are gone, with the number of these rows. No sample is older than `since`.
+    `usable` are the stored windows that may be read in place of samples, and `shorter` the periods that a window may be
+    made of, the longest first. `computed` are the first days of the windows that were computed before. `gone` has the
+    windows that keep their stored rows because some of their days are gone, with the number of these rows. No sample is
+    older than `since`.
     """
 
     period: Period
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
     options: RunOptions = DEFAULT_OPTIONS
-    parts: Parts = NO_PARTS
+    shorter: Sequence[Period] = ()
+    usable: Collection[Part] = ()
     computed: frozenset[date] = frozenset()
     gone: Mapping[Window, int] = field(default_factory=dict)
     since: date = date.min
@@ -130,7 +122,7 @@ class Work:
         for window in sorted(asked_for | compared(self.period, self.windows)):
             if window in unread:
                 continue
-            stored, left = self._own_row(window) or self._cover(window, self.parts.periods)
+            stored, left = self._own_row(window) or self._cover(window, self.shorter)
             parts += stored
             days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
@@ -139,13 +131,13 @@ class Work:
     def _unread(self) -> set[Window]:
         """The windows that are compared with and read from their stored rows alone."""
         others = compared(self.period, self.windows).difference(self.windows)
-        return {one for one in others if (self.period.name, one) in self.parts.usable or one in self.gone}
+        return {one for one in others if (self.period.name, one) in self.usable or one in self.gone}
 
     def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
         """Cover a window by its own stored row if only a compared window has changed. Days have no sums."""
         own = (self.period.name, window)
         is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
-        return None if is_asked_for or own not in self.parts.usable else ([own], [])
+        return None if is_asked_for or own not in self.usable else ([own], [])
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
@@ -156,7 +148,7 @@ class Work:
         days: list[Window] = []
         cut = _cut(longest, window)
         for piece in cut or [window]:
-            if cut and (longest.name, piece) in self.parts.usable:
+            if cut and (longest.name, piece) in self.usable:
                 parts.append((longest.name, piece))
             else:
                 stored, left = self._cover(piece, others)
@@ -530,9 +522,8 @@ class AggregationRunner:
         def per_window(query: Select[Any]) -> dict[date, int]:
             return {row.period_start: row.rows for row in connection.execute(query, parameters)}
 
-        counts = {row.period_start: row for row in connection.execute(statements.counts, parameters)}
-        removed = per_window(statements.removable) if options.overwrite else {}
-        written = {start: row.to_write for start, row in counts.items()}
+        counts = {row["period_start"]: row for row in connection.execute(statements.counts, parameters).mappings()}
+        written = {start: row["written"] for start, row in counts.items()}
         if not options.dry_run and any(written.values()):
             parameters |= {
                 "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
@@ -545,19 +536,9 @@ class AggregationRunner:
             if done != sum(written.values()):
                 # Another session came in between.
                 written = per_window(statements.written)
-        if any(removed.values()) and not options.dry_run:
+        if not options.dry_run and any(row["removed"] for row in counts.values()):
             connection.execute(statements.remove, parameters)
-        return {
-            start: SimpleNamespace(
-                instances=row.instances,
-                records=row.records,
-                written=written.get(start, 0),
-                unchanged=row.unchanged,
-                removed=removed.get(start, 0),
-                unsampled=row.unsampled - removed.get(start, 0),
-            )
-            for start, row in counts.items()
-        }
+        return {start: SimpleNamespace(**{**row, "written": written.get(start, 0)}) for start, row in counts.items()}
 
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)

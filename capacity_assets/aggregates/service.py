@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partialmethod
 
@@ -29,7 +29,7 @@ from capacity_assets.aggregates.runs import (
     SCOPE_ALL,
     AggregationRunner,
     InstanceRef,
-    Parts,
+    Part,
     RunOptions,
     Work,
     candidates,
@@ -200,19 +200,6 @@ for _period in PERIODS:
         setattr(LegacyCalls, _name.format(_period), partialmethod(_method, _period, scope=_level.name))
 
 
-@dataclass(frozen=True)
-class KnownWindows:
-    """What is known of a level before its windows are computed.
-
-    `windows` are those that were computed before, and `parts` may be read in place of samples. `begun` has by first day
-    the change up to which a window is computed; it is empty if the ledger does not record the computation.
-    """
-
-    windows: Sequence[KnownWindow]
-    parts: Parts
-    begun: Mapping[date, int] = field(default_factory=dict)
-
-
 class AggregationService(LegacyCalls):
     """Computes aggregates over any number of windows with a constant number of statements."""
 
@@ -269,32 +256,39 @@ class AggregationService(LegacyCalls):
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
         with self._guarded(chosen, options) as guarded:
-            known = self._begin(chosen, [runner.level for runner in runners], wanted, options)
+            levels = {runner.level: shorter_periods(self.periods, chosen, runner.level) for runner in runners}
+            begun = self._begin(chosen, list(levels), wanted, options)
+            own = {(chosen.name, window) for window in wanted}
+            known = self.ledger.known(
+                {level: own | candidates(shorter, chosen, wanted) for level, shorter in levels.items()}
+            )
             # Only now: a server that becomes active later is a change that no window of this run has followed.
             active = [one for one in self.instances(options.instance_ids) if one.active]
-            parts = [
-                part
-                for runner in runners
-                for part in self._computed(runner, Work(chosen, wanted, active, guarded), known[runner.level])
-            ]
-            days = coverage_of(self.engine, [runner.level for runner in runners], wanted, self.clock.today())
+            parts: list[PeriodSummary] = []
+            for runner in runners:
+                level = runner.level
+                work = Work(chosen, wanted, active, guarded, levels[level], self._usable(level, known[level]))
+                parts += self._computed(runner, work, known[level], begun.get(level.name, {}))
+            days = coverage_of(self.engine, list(levels), wanted, self.clock.today())
         return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
 
     def _begin(
         self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
-    ) -> dict[Level, KnownWindows]:
-        """Read the queue, record that a computation begins, and return what is known then, by level.
+    ) -> Mapping[str, Mapping[date, int]]:
+        """Read the queue, and record that a computation begins, unless it is for some instances only.
 
-        A computation for some instances only is not recorded.
+        Returns the change up to which each window is computed, by level and first day.
         """
-        begun: Mapping[str, Mapping[date, int]] = {}
         self.ledger.take_over("Nothing was written.")
         if options.overwrite and not options.dry_run:
             self.ledger.invalidate(period, levels, windows)
-        if options.instance_ids is None and not options.dry_run:
-            begun = self.ledger.begin(period, levels, windows)
-        known = self._known(period, levels, windows)
-        return {level: replace(one, begun=begun.get(level.name, {})) for level, one in known.items()}
+        is_recorded = options.instance_ids is None and not options.dry_run
+        return self.ledger.begin(period, levels, windows) if is_recorded else {}
+
+    def _usable(self, level: Level, known: Sequence[KnownWindow]) -> frozenset[Part]:
+        """Return the stored windows that may be read in place of samples."""
+        mark = sums_fingerprint(level)
+        return frozenset((one.period_type, one.window) for one in known if one.has_current_sums(mark))
 
     @contextmanager
     def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
@@ -311,43 +305,31 @@ class AggregationService(LegacyCalls):
 
             yield replace(options, guard=guard)
 
-    def _computed(self, runner: AggregationRunner, whole: Work, known: KnownWindows) -> tuple[PeriodSummary, ...]:
+    def _computed(
+        self, runner: AggregationRunner, whole: Work, known: Sequence[KnownWindow], begun: Mapping[date, int]
+    ) -> Iterator[PeriodSummary]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
 
         Windows that are unchanged by the ledger are reported so, and not read.
         """
-        options, windows = whole.options, whole.windows
+        options = whole.options
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
-        parts: dict[date, PeriodSummary] = {}
+        before = {one.window: one for one in known if one.period_type == whole.period.name}
+        parts: dict[Window, PeriodSummary] = {}
         if not (options.overwrite or options.recompute or options.instance_ids is not None):
             parts = {
-                one.window.start: _unchanged(runner.level, one, len(whole.instances))
-                for one in known.windows
-                if one.is_unchanged(mark)
+                window: _unchanged(runner.level, before[window], len(whole.instances))
+                for window in whole.windows
+                if window in before and before[window].is_unchanged(mark)
             }
-        to_compute = [window for window in windows if window.start not in parts]
-        if to_compute:
-            before = frozenset(one.window.start for one in known.windows)
-            computed = runner.aggregate(replace(whole, windows=to_compute, parts=known.parts, computed=before))
-            if known.begun:
-                self.ledger.finish(known.begun, computed, mark)
-            parts |= {part.period_start: part for part in computed}
-        return tuple(parts[window.start] for window in windows)
-
-    def _known(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[Level, KnownWindows]:
-        """Return what the ledger knows of the windows, and of those that may be read in place of samples."""
-        chosen = {(period.name, window) for window in windows}
-        shorter = {level: shorter_periods(self.periods, period, level) for level in levels}
-        computed_windows = self.ledger.known(
-            {level: chosen | candidates(shorter[level], period, windows) for level in levels}
-        )
-        known = {}
-        for level, every in computed_windows.items():
-            mark = sums_fingerprint(level)
-            usable = frozenset((one.period_type, one.window) for one in every if one.has_current_sums(mark))
-            computed = [one for one in every if (one.period_type, one.window) in chosen]
-            known[level] = KnownWindows(computed, Parts(shorter[level], usable))
-        return known
+        left = [window for window in whole.windows if window not in parts]
+        if left:
+            stored_before = frozenset(window.start for window in whole.windows if window in before)
+            computed = runner.aggregate(replace(whole, windows=left, computed=stored_before))
+            if begun:
+                self.ledger.finish(begun, computed, mark)
+            parts |= dict(zip(left, computed, strict=True))
+        return (parts[window] for window in whole.windows)
 
     def period(self, period: str | Period, *others: str) -> Period:
         """Look a period up by name; raises ValidationError where none is registered, and names `others` besides."""

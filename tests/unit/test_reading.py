@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, GROUP, Level
-from capacity_assets.aggregates.runs import InstanceRef, Part, Parts, Work, shorter_periods
+from capacity_assets.aggregates.runs import InstanceRef, Part, Work, shorter_periods
 from capacity_assets.base.periods import PERIODS, Period, Window
 
 APRIL = date(2025, 4, 1)
@@ -20,8 +20,8 @@ def stored(period: str, *months: str) -> list[Part]:
 
 def work(period: str, usable: list[Part], level: Level = DATABASE) -> Work:
     chosen = PERIODS[period]
-    parts = Parts(shorter_periods(PERIODS, chosen, level), usable)
-    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], parts=parts)
+    shorter = shorter_periods(PERIODS, chosen, level)
+    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], shorter=shorter, usable=usable)
 
 
 def spans(*days: str) -> list[Window]:
