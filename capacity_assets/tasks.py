@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
 from capacity_assets.aggregates.levels import DATABASE, LEVELS
-from capacity_assets.aggregates.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
+from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, combine
 from capacity_assets.aggregates.runs import SCOPE_ALL, InstanceRef, RunOptions
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import AggregationStatus, CapacityError
@@ -98,21 +98,31 @@ def calculate_database(
             instances = [instance for instance in runner.service.instances(None) if instance.active]
             run, troubles = runner.run_each(runner.scheduled_work(chosen))
             errors = list(map(str, troubles))
-    except CapacityError as error:
-        errors, chosen = [str(error)], []
+    except CapacityError as trouble:
+        errors, chosen = [str(trouble)], []
     if errors:
         log.error("Aggregation %s: %s", run_id, " ".join(errors))
     message = run.message if chosen else "No registered period was asked for." if not errors else ""
     of_databases = run.of_level(DATABASE.name)
     summaries = [part.to_dict() for name in chosen for part in of_databases.of_period(name).parts]
+    reasons: dict[int, list[str]] = {}
+    for error in (error for part in run.parts for error in part.errors):
+        reasons.setdefault(error.instance_id, []).append(error.reason)
+    details = {
+        one.id: {"instance_id": one.id, "instance_name": one.name, "errors": reasons.get(one.id, [])}
+        for one in instances
+    }
+    # Servers, not servers per window and level. A part lists its first failures only, but counts all.
+    failed = max([len(reasons), *(part.failed_instances for part in run.parts)])
+    counted_once = {"total": len(instances), "successful": len(instances) - failed, "failed": failed}
     return {
         "status": (AggregationStatus.FAILED if errors else run.status).value,
         "message": " ".join(filter(None, [*errors, message])),
         "run_id": run_id,
         "session_id": None,
         "periods_executed": chosen,
-        "details": {"periods": summaries, "instances": _instance_details(run, instances)},
-        "metrics": {"instances": _counted_once(run, instances), "records": _metrics(run)["records"]},
+        "details": {"periods": summaries, "instances": details},
+        "metrics": {"instances": counted_once, "records": _metrics(run)["records"]},
         **({"error": " ".join(errors)} if errors else {}),
     }
 
@@ -193,33 +203,6 @@ def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: log
     return [name for name in known if periods is None or name in periods]
 
 
-def _errors_by_instance(run: RunSummary) -> dict[int, list[InstanceError]]:
-    by_server: dict[int, list[InstanceError]] = {}
-    for part in run.parts:
-        for error in part.errors:
-            by_server.setdefault(error.instance_id, []).append(error)
-    return by_server
-
-
-def _counted_once(run: RunSummary, instances: Sequence[InstanceRef]) -> TaskResult:
-    """Count servers, not servers per window and level. A part lists its first failures only, but counts all."""
-    listed = len(_errors_by_instance(run))
-    failed = max([listed, *(part.failed_instances for part in run.parts)])
-    return {"total": len(instances), "successful": len(instances) - failed, "failed": failed}
-
-
-def _instance_details(run: RunSummary, instances: Sequence[InstanceRef]) -> dict[int, TaskResult]:
-    errors = _errors_by_instance(run)
-    return {
-        instance.id: {
-            "instance_id": instance.id,
-            "instance_name": instance.name,
-            "errors": [error.reason for error in errors.get(instance.id, ())],
-        }
-        for instance in instances
-    }
-
-
 def _result(
     run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], **about: object
 ) -> TaskResult:
@@ -227,7 +210,7 @@ def _result(
     status = AggregationStatus.FAILED if troubles else run.status
     return {
         "status": status.value,
-        "message": " ".join([*map(str, troubles), message]),
+        "message": " ".join(filter(None, [*map(str, troubles), message])),
         "periods_executed": names,
         "details": {**about, "periods": {name: run.of_period(name).to_dict() for name in names}},
         "metrics": _metrics(run),
@@ -241,11 +224,5 @@ def _metrics(run: RunSummary) -> TaskResult:
     return {"instances": outcome, "records": {**records, "total": counts["total_records"]}}
 
 
-def _failed(error: Exception) -> TaskResult:
-    return {
-        "status": AggregationStatus.FAILED.value,
-        "message": str(error),
-        "periods_executed": [],
-        "details": {},
-        "metrics": _metrics(RunSummary()),
-    }
+def _failed(error: CapacityError) -> TaskResult:
+    return {**_result(RunSummary(), [error], "", []), "details": {}}

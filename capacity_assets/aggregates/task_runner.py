@@ -1,7 +1,7 @@
-"""`AggregationTaskRunner` runs periods for assets, tasks and commands; `Inspection` reads the state of windows.
+"""`AggregationTaskRunner` runs periods for assets, tasks and commands, and says in which state their windows are.
 
 The runner chooses the windows that are due, runs periods through the service, logs one line per run, and enters runs in
-the legacy application's table where that is configured. Checks, locks and writing belong to the service.
+the legacy application's table where that is configured. Locks and writing belong to the service.
 `follow_labels` computes groups that are out of date for a limited time; the sensor of late data requests the rest.
 """
 
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy import Engine
 
 from capacity_assets.aggregates.checks import CheckOutcome, CheckScope, run_checks, servers_stored
 from capacity_assets.aggregates.ledger import PATIENCE_SECONDS, ComputedWindow, IncompleteWindow, Ledger, StaleWindow
 from capacity_assets.aggregates.levels import GROUP, LEVELS
 from capacity_assets.aggregates.results import PeriodSummary, RunSummary
 from capacity_assets.aggregates.runs import DEFAULT_OPTIONS, RunOptions
-from capacity_assets.aggregates.service import AggregationService, PartitionRange
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import AggregationStatus, CapacityError, DatabaseError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_JUMP_PERCENT
@@ -28,79 +26,14 @@ from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.legacy_tables import EndedRun, record_legacy_run
 from capacity_assets.database.locks import LockHeldError
 
-
-@dataclass(frozen=True)
-class Inspection:
-    """Reads a capacity database within a partition range; a jump of `jump_percent` is reported by the checks.
-
-    Each method raises DatabaseError where the database fails or lacks the schema; what was written is kept.
-    """
-
-    engine: Engine
-    periods: Mapping[str, Period]
-    partitions: PartitionRange
-    ledger: Ledger
-    jump_percent: int = DEFAULT_JUMP_PERCENT
-
-    def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
-        """Run the checks of one level: the windows of the run, and every window for checks of severity error."""
-        parts = summary.of_level(level).parts
-        windows = [Window(part.period_start, part.period_end) for part in parts]
-        period, today = self.periods[parts[0].period_type], self.partitions.clock.today()
-        every = self.partitions.every_window(period)
-        failed = self.ledger.failed_instances(period, LEVELS[level], every)
-        scope = CheckScope(period.name, LEVELS[level], windows, today, self.jump_percent, every)
-        return [servers_stored(summary.of_level(level), failed), *run_checks(self.engine, scope)]
-
-    def stale_windows(self) -> list[StaleWindow]:
-        """Return the computed windows of registered periods whose samples changed since, within the partition range."""
-        self._refuse_an_unfit_database()
-        known = [stale for stale in self.ledger.stale() if stale.period_type in self.periods]
-        return [stale for stale in known if self.partitions.contains(self.periods[stale.period_type], stale.window)]
-
-    def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
-        """Return the computed windows within the partition range that are out of date, with period and level.
-
-        This includes open windows, and windows whose rows another session may have written.
-        """
-        self._refuse_an_unfit_database()
-        return [
-            (name, level, window)
-            for name, level, window in self.ledger.outdated()
-            if name in self.periods and self.partitions.contains(self.periods[name], window.window)
-        ]
-
-    def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
-        """Return the windows that were computed, within the partition range."""
-        self._refuse_an_unfit_database()
-        computed_windows = self.ledger.computed(period, LEVELS[level])
-        return [computed for computed in computed_windows if self.partitions.contains(period, computed.window)]
-
-    def last_computation(self) -> str:
-        """Return a token that changes when a further window is computed."""
-        self._refuse_an_unfit_database()
-        return self.ledger.last_computation()
-
-    def incomplete_windows(
-        self, period: Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> list[IncompleteWindow]:
-        """Return the windows that are due by now and missing, unfinished, failed in part or stale.
-
-        Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
-        """
-        self._refuse_an_unfit_database()
-        due = self.partitions.due_windows(period)
-        return self.ledger.incomplete_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
-
-    def _refuse_an_unfit_database(self) -> None:
-        refuse_an_unfit_database(self.engine, self.partitions.clock.zone, kept="Nothing was written.")
-
-
 logger = logging.getLogger("capacity_assets")
 
 
 class AggregationTaskRunner:
-    """Runs periods. `inspection` answers questions about windows, on the same database and in the same range."""
+    """Runs the periods of a service, and answers questions about windows within its partition range.
+
+    Each method that answers one raises DatabaseError where the database fails or lacks the schema.
+    """
 
     def __init__(
         self,
@@ -109,9 +42,12 @@ class AggregationTaskRunner:
         jump_percent: int = DEFAULT_JUMP_PERCENT,
         records_legacy_runs: bool = False,
     ) -> None:
-        """Run on `service`; with `records_legacy_runs` each run is entered in the legacy table of runs."""
+        """Run on `service`; checks report a jump of `jump_percent`.
+
+        With `records_legacy_runs` each run is entered in the legacy table of runs.
+        """
         self.service = service
-        self.inspection = Inspection(service.engine, service.periods, service.partitions, service.ledger, jump_percent)
+        self._jump_percent = jump_percent
         self._records_legacy_runs = records_legacy_runs
 
     def run_period(
@@ -164,6 +100,55 @@ class AggregationTaskRunner:
         names = self.service.period_names if periods is None else periods
         return [(self.service.period(name), None) for name in names]
 
+    def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
+        """Run the checks of one level: the windows of the run, and every window for checks of severity error."""
+        of_level, partitions = summary.of_level(level), self.service.partitions
+        windows = [Window(part.period_start, part.period_end) for part in of_level.parts]
+        period = self.service.period(of_level.parts[0].period_type)
+        every = partitions.every_window(period)
+        failed = self.service.ledger.failed_instances(period, LEVELS[level], every)
+        scope = CheckScope(period.name, LEVELS[level], windows, partitions.clock.today(), self._jump_percent, every)
+        return [servers_stored(of_level, failed), *run_checks(self.service.engine, scope)]
+
+    def stale_windows(self) -> list[StaleWindow]:
+        """Return the computed windows of registered periods whose samples changed since, within the partition range."""
+        return [stale for stale in self._ledger().stale() if self._has_partition(stale.period_type, stale.window)]
+
+    def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
+        """Return the computed windows within the partition range that are out of date, with period and level.
+
+        This includes open windows, and windows whose rows another session may have written.
+        """
+        return [one for one in self._ledger().outdated() if self._has_partition(one[0], one[2].window)]
+
+    def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
+        """Return the windows that were computed, within the partition range."""
+        computed = self._ledger().computed(period, LEVELS[level])
+        return [one for one in computed if self._has_partition(period.name, one.window)]
+
+    def last_computation(self) -> str:
+        """Return a token that changes when a further window is computed."""
+        return self._ledger().last_computation()
+
+    def incomplete_windows(
+        self, period: Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[IncompleteWindow]:
+        """Return the windows that are due by now and missing, unfinished, failed in part or stale.
+
+        Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
+        """
+        due = self.service.partitions.due_windows(period)
+        return self._ledger().incomplete_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
+
+    def _ledger(self) -> Ledger:
+        service = self.service
+        refuse_an_unfit_database(service.engine, service.partitions.clock.zone, kept="Nothing was written.")
+        return service.ledger
+
+    def _has_partition(self, period: str, window: Window) -> bool:
+        periods = self.service.periods
+        return period in periods and self.service.partitions.contains(periods[period], window)
+
     def _record_legacy_run(
         self,
         period: Period,
@@ -215,7 +200,7 @@ def follow_labels(
     is left to that. Raises: as `AggregationService.aggregate`.
     """
     began = time.monotonic()
-    stale = [window for window in runner.inspection.stale_windows() if window.level == GROUP.name]
+    stale = [window for window in runner.stale_windows() if window.level == GROUP.name]
     left: dict[str, list[Window]] = {}
     for window in sorted(stale, key=lambda one: one.window, reverse=True):
         left.setdefault(window.period_type, []).append(window.window)

@@ -177,7 +177,7 @@ def late_and_stale_windows(
     """Return the late windows, like `late_windows`, and the other computed windows that are out of date."""
     late = _late(runner, followed=followed)
     keys = {(period, level, incomplete.window) for period, level, incomplete in late}
-    outdated = runner.inspection.outdated_windows()
+    outdated = runner.outdated_windows()
     stale = [one for one in outdated if (one[0], one[1], one[2].window) not in keys]
     return _by_reason(late), _by_reason(stale)
 
@@ -188,7 +188,7 @@ def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, s
         (period, level, incomplete)
         for period in runner.service.period_names
         for level in LEVELS
-        for incomplete in runner.inspection.incomplete_windows(
+        for incomplete in runner.incomplete_windows(
             runner.service.period(period), level, patience_seconds=patience_seconds
         )
     ]

@@ -94,7 +94,7 @@ def aggregate_asset(settings: Settings, period: Period, level: Level, retries: d
                 key = part.period_start
                 metadata = summary_metadata(part, sizes[key], settings.pages_url)
                 context.add_asset_metadata(metadata, partition_key=key.isoformat())
-            outcomes = runner.inspection.run_checks(summary, level.name)
+            outcomes = runner.run_checks(summary, level.name)
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate

@@ -107,7 +107,7 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
             return dg.SkipReason("A run is under way.")
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         with dagster_failures():
-            last = runner.inspection.last_computation()
+            last = runner.last_computation()
         if context.cursor == last:
             return dg.SkipReason("Nothing was computed since.")
         result = _marked(_unmarked_windows(context.instance, runner, periods), "Every computed window is marked.")
@@ -126,7 +126,7 @@ def _unmarked_windows(
         for level in LEVELS.values():
             key = dg.AssetKey(asset_name(period, level))
             known = instance.get_materialized_partitions(key)
-            for computed in runner.inspection.computed_windows(period, level.name):
+            for computed in runner.computed_windows(period, level.name):
                 if computed.window.key not in known:
                     metadata = typed({"origin": ORIGIN_OF_WINDOWS, **vars(computed)})
                     yield dg.AssetMaterialization(key, partition=computed.window.key, metadata=metadata)
@@ -170,7 +170,7 @@ def late_data_sensor(
     def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         with dagster_failures():
-            stale = runner.inspection.stale_windows()
+            stale = runner.stale_windows()
         if not stale:
             return dg.SkipReason("Every computed window is up to date.")
         moving = {window.period_type for window in stale if not is_settled(window, settle_seconds)}

@@ -358,7 +358,7 @@ def standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDef
         for key in context.selected_asset_check_keys:
             asset = key.asset_key.to_user_string()
             with dagster_failures():
-                left = runner.inspection.incomplete_windows(period, levels[asset])
+                left = runner.incomplete_windows(period, levels[asset])
             yield _result(partitions_complete(left, severity), {}, asset)
 
     return check

@@ -6,7 +6,7 @@ twelve decimals, as lines have. In whole cents, groups add up to the total, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -124,16 +124,12 @@ def group_of_bill(connection: Connection, month: Window, issue: int, by: str, na
     return None if row is None else BillGroup(**row)
 
 
-def compared_issue(connection: Connection, month: date, issue: int) -> int | None:
-    """Return the issue of the month before that an issue of a bill is compared with; None: it is not compared."""
-    compared: int | None = connection.execute(text(_COMPARED), {"start": month, "issue": issue}).scalar()
-    return compared
+def whole_bill(connection: Connection, month: date, issue: int) -> tuple[int, int, int | None]:
+    """Return the numbers of databases and of servers of an issue of a bill; raises DBAPIError.
 
-
-def count_of_bill(connection: Connection, month: date, issue: int) -> tuple[int, int]:
-    """Return the numbers of databases and of servers of an issue of a bill; raises DBAPIError."""
-    row = connection.execute(text(_COUNTS), {"start": month, "issue": issue}).one()
-    return row.databases, row.servers
+    Last is the issue of the month before that it is compared with; None: it is not compared.
+    """
+    return tuple(connection.execute(text(_WHOLE), {"start": month, "issue": issue}).one())
 
 
 def billed_months(
@@ -143,18 +139,20 @@ def billed_months(
 
     The last of these are the others, where there are more. Months without an amount are left out. Raises DBAPIError.
     """
-    query = with_parts(_MONTHS, amounts=_MONTHLY_AMOUNTS)
-    of_months = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "most": most}
-    return [BilledMonth(*row) for row in connection.execute(query, of_months)]
+    return _months(connection, months, {"by": by, "currency": currency, "most": most, "only": None})
 
 
 def billed_months_of(
     connection: Connection, months: Sequence[Window], by: str, name: str | None, currency: str
 ) -> list[BilledMonth]:
     """Return the amounts of one group, as the bills have them; otherwise as `billed_months`."""
-    query = with_parts(_MONTHS_OF_GROUP, amounts=_MONTHLY_AMOUNTS)
-    of_group = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency, "name": name or ""}
-    return [BilledMonth(*row) for row in connection.execute(query, of_group)]
+    return _months(connection, months, {"by": by, "currency": currency, "most": None, "only": name or ""})
+
+
+def _months(connection: Connection, months: Sequence[Window], asked: Mapping[str, object]) -> list[BilledMonth]:
+    query = with_parts(_MONTHS, amounts=_MONTHLY_AMOUNTS)
+    of_months = {"first": months[0].start, "last": months[-1].start, **asked}
+    return [BilledMonth(*row) for row in connection.execute(query, of_months)]
 
 
 def amounts_of_databases(
@@ -335,10 +333,8 @@ FROM stored s LEFT JOIN found f USING (group_name)
 WHERE CAST(:only AS text) IS NULL OR s.group_name = :only
 ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, nullif(s.group_name, '') NULLS LAST
 """
-_COMPARED = "SELECT before_issue FROM capacity_bill_groups WHERE month = :start AND issue = :issue LIMIT 1"
-_COUNTS = """
-SELECT CAST(coalesce(sum(databases), 0) AS integer) AS databases,
-       CAST(coalesce(sum(servers), 0) AS integer) AS servers
+_WHOLE = """
+SELECT CAST(coalesce(sum(databases), 0) AS integer), CAST(coalesce(sum(servers), 0) AS integer), max(before_issue)
 FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = 'server'
 """
 _MONTHLY_AMOUNTS = """
@@ -353,32 +349,22 @@ _MONTHS = """
 SELECT month, nullif(group_name, ''), is_others,
        round((floor(cents) + CASE WHEN turn <= left_over THEN 1 ELSE 0 END) / 100, 2) AS amount
 FROM (
-    SELECT *, row_number() OVER (PARTITION BY month ORDER BY cents - floor(cents) DESC, cents DESC, place) AS turn,
+    SELECT *, row_number() OVER (PARTITION BY month ORDER BY cents - floor(cents) DESC, cents DESC, is_others,
+                                                             nullif(group_name, '')) AS turn,
            round(sum(cents) OVER (PARTITION BY month)) - sum(floor(cents)) OVER (PARTITION BY month) AS left_over
     FROM (
         SELECT a.month, CASE WHEN k.is_shown THEN a.group_name END AS group_name, NOT k.is_shown AS is_others,
                min(k.place) AS place, sum(a.amount) * 100 AS cents
         FROM amounts a JOIN (
-            SELECT group_name, place, place < :most OR number <= :most AS is_shown
+            SELECT group_name, place, place < CAST(:most AS integer)
+                                      OR number <= coalesce(CAST(:most AS integer), number) AS is_shown
             FROM (SELECT group_name, row_number() OVER (ORDER BY sum(amount) DESC, nullif(group_name, '')) AS place,
                          count(*) OVER () AS number
                   FROM amounts GROUP BY group_name) AS ranked
         ) AS k USING (group_name)
         GROUP BY 1, 2, 3
     ) AS shown
-) AS placed ORDER BY month, place
-"""
-_MONTHS_OF_GROUP = """
-SELECT month, nullif(group_name, ''), false,
-       round((floor(cents) + CASE WHEN turn <= left_over THEN 1 ELSE 0 END) / 100, 2)
-FROM (
-    SELECT month, group_name, cents,
-           row_number() OVER (PARTITION BY month ORDER BY cents - floor(cents) DESC, cents DESC, nullif(group_name, ''))
-               AS turn,
-           round(sum(cents) OVER (PARTITION BY month)) - sum(floor(cents)) OVER (PARTITION BY month) AS left_over
-    FROM (SELECT month, group_name, amount * 100 AS cents FROM amounts) AS exact
-) AS placed
-WHERE group_name = :name ORDER BY month
+) AS placed WHERE CAST(:only AS text) IS NULL OR group_name = :only ORDER BY month, place
 """
 _OF_DATABASES = """
 SELECT l.instance_id, l.database_name, sum(l.amount) AS amount

@@ -26,10 +26,9 @@ from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_bills, wait_for_lock
 from capacity_assets.ownership.bill_groups import (
     BillGroup,
-    compared_issue,
-    count_of_bill,
     groups_of_bill,
     store_groups,
+    whole_bill,
 )
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
@@ -466,6 +465,10 @@ class Bill:
         return days if days < MONTHLY.window_of(self.month).days else None
 
 
+SUMMED = ("projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves")
+"""Figures of all groups together that are the sums of those of each."""
+
+
 @dataclass(frozen=True)
 class IssuedBill:
     """A bill with its groups, and what an issue before it said."""
@@ -499,12 +502,7 @@ class IssuedBill:
             servers=self.servers,
             lowest_price=min(prices, default=None),
             highest_price=max(prices, default=None),
-            projected_amount=_sum(group.projected_amount for group in every),
-            amount_before=_sum(group.amount_before for group in every),
-            change=_sum(group.change for group in every),
-            change_growth=_sum(group.change_growth for group in every),
-            change_price=_sum(group.change_price for group in every),
-            change_moves=_sum(group.change_moves for group in every),
+            **{name: _sum(getattr(group, name) for group in every) for name in SUMMED},
             amount_per_gib=_each(exact, bill.gib_months - bill.unpriced_gib_months, MICRO),
             amount_per_server=_each(exact, Decimal(self.servers), CENT),
         )
@@ -737,18 +735,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    databases, servers = count_of_bill(connection, bill.month, bill.issue)
-    month = MONTHLY.window_of(bill.month)
-    every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
+    databases, servers, compared_issue = whole_bill(connection, bill.month, bill.issue)
+    every = groups_of_bill(connection, MONTHLY.window_of(bill.month), bill.issue, by, bill.days_so_far)
     groups, former = [one for one in every if one.databases], [one for one in every if not one.databases]
-    compared = compared_issue(connection, bill.month, bill.issue)
-    return IssuedBill(
-        bill=bill,
-        grouped_by=by,
-        groups=groups,
-        databases=databases,
-        before=before,
-        servers=servers,
-        former_groups=former,
-        compared_issue=compared,
-    )
+    return IssuedBill(bill, by, groups, databases, before, servers, former, compared_issue)

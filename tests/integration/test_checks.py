@@ -31,7 +31,7 @@ FIRST_DAYS = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 3)
 
 def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: str) -> dict[str, CheckOutcome]:
     summary = runner.run_period(period, windows, RunOptions((level,)))
-    return {outcome.name: outcome for outcome in runner.inspection.run_checks(summary, level)}
+    return {outcome.name: outcome for outcome in runner.run_checks(summary, level)}
 
 
 @pytest.mark.parametrize("level", SERVER_LEVELS)

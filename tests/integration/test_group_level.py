@@ -220,7 +220,7 @@ def runner_of(service: AggregationService) -> AggregationTaskRunner:
 
 
 def stale(service: AggregationService) -> set[tuple[str, str, date]]:
-    found = runner_of(service).inspection.stale_windows()
+    found = runner_of(service).stale_windows()
     return {(one.period_type, one.level, one.window.start) for one in found}
 
 

@@ -182,11 +182,11 @@ def test_a_database_of_before_gives_the_same_figures_once_its_groups_are_compute
     execute(engine, *ADDED_LATER["0015"], "UPDATE capacity_alembic_version SET version_num = '0015'")
 
     initialise(engine)
-    inspection = AggregationTaskRunner(AggregationService(engine, fixed_clock())).inspection
-    assert {stale.level for stale in inspection.stale_windows()} == {"group"}
+    runner = AggregationTaskRunner(AggregationService(engine, fixed_clock()))
+    assert {stale.level for stale in runner.stale_windows()} == {"group"}
     follow_labels(AggregationTaskRunner(AggregationService(engine, fixed_clock())), None)
 
-    assert inspection.stale_windows() == []
+    assert runner.stale_windows() == []
     with served_pages(database) as pages:
         assert_one_size(engine, pages)
 

@@ -77,10 +77,10 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         runner = AggregationTaskRunner(service)
         run = runner.run_period("monthly", MARCH)
         for level in LEVELS:
-            runner.inspection.run_checks(run, level)
+            runner.run_checks(run, level)
             window_sizes(engine, PERIODS["monthly"], LEVELS[level], MARCH)
-            runner.inspection.incomplete_windows(PERIODS["monthly"], level)
-        runner.inspection.stale_windows()
+            runner.incomplete_windows(PERIODS["monthly"], level)
+        runner.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0], by="team")
         bill = issue_bill(engine, MARCH[0], fixed_clock(date(2025, 4, 2)), ("team",))
