@@ -64,14 +64,17 @@ def _served(settings: Settings, url: URL | None, database: str) -> Iterator[URL]
 
 
 @contextmanager
-def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]:
+def open_engine(settings: Settings, *, connect: bool = True, existing: bool = False) -> Iterator[Engine]:
     """Yield an engine on the capacity database; without `connect` it connects at its first statement.
 
     Raises:
-        DatabaseError: a newer version created the schema; also raised by later statements of the engine.
+        DatabaseError: a newer version created the schema; also raised by later statements of the engine. With
+            `existing`, there is no embedded server yet.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
+    if existing:
+        refuse_an_absent_embedded_server(settings)
     slices = settings.parallel_slices
     with open_database(settings) as url, disposed(capacity_engine(url, parallel_slices=slices)) as engine:
         refuse_a_newer_schema(engine)
@@ -137,9 +140,11 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
 
 
 @contextmanager
-def open_task_runner(settings: Settings, *, connect: bool = True) -> Iterator[AggregationTaskRunner]:
-    """Yield a task runner on the configured database; `connect` and what it raises are as for `open_engine`."""
-    with open_engine(settings, connect=connect) as engine:
+def open_task_runner(
+    settings: Settings, *, connect: bool = True, existing: bool = False
+) -> Iterator[AggregationTaskRunner]:
+    """Yield a task runner on the configured database; the options and what it raises are those of `open_engine`."""
+    with open_engine(settings, connect=connect, existing=existing) as engine:
         yield task_runner(engine, settings)
 
 

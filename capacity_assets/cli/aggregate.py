@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Any
@@ -22,19 +22,15 @@ from capacity_assets.cli.options import (
     DONE,
     FAILED,
     NOTHING_CHANGED,
-    CommandFailedError,
-    command,
+    Line,
+    Report,
+    Table,
     completing,
     error_console,
-    json_option,
-    left,
+    json_command,
     options,
-    print_json,
-    print_table,
-    right,
-    say,
 )
-from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_task_runner
 
 work_options = options(
     click.option(
@@ -62,14 +58,13 @@ work_options = options(
         "--recompute", is_flag=True, help="Also recompute windows that did not change since they were computed."
     ),
     click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones."),
-    json_option,
 )
 
 
 @click.command()
 @work_options
-@command
-def aggregate(settings: Settings, /, *, as_json: bool, **values: Any) -> int:
+@json_command
+def aggregate(settings: Settings, /, **values: Any) -> Report:
     """Compute aggregates without Dagster.
 
     Without --from and --to, computes the window that is due: today's for daily, the last complete one for the other
@@ -82,17 +77,13 @@ def aggregate(settings: Settings, /, *, as_json: bool, **values: Any) -> int:
       capacity aggregate --period all --from 2025-01-01 --json
     """
     run, troubles = _run(settings, **values, dry_run=False)
-    if as_json:
-        print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})
-    elif run.parts:
-        print_run(run)
-    return _exit_code(run, troubles)
+    return _report(run, run.to_dict(), _run_lines(run), troubles)
 
 
 @click.command()
 @work_options
-@command
-def plan(settings: Settings, /, *, as_json: bool, **values: Any) -> int:
+@json_command
+def plan(settings: Settings, /, **values: Any) -> Report:
     """Show what `capacity aggregate` would do; write nothing.
 
     Takes the same options. Shows for each window: servers with and without samples, rows to be written, rows that are
@@ -104,19 +95,17 @@ def plan(settings: Settings, /, *, as_json: bool, **values: Any) -> int:
       capacity plan --period all --from 2025-01-01 --overwrite
     """
     run, troubles = _run(settings, **values, dry_run=True)
-    if as_json:
-        windows = [_planned(part) for part in run.parts]
-        print_json({"dry_run": True, "windows": windows, "troubles": [str(trouble) for trouble in troubles]})
-    elif run.parts:
-        print_plan(run)
-    return _exit_code(run, troubles)
+    document = {"dry_run": True, "windows": [_planned(part) for part in run.parts]}
+    return _report(run, document, _plan_lines(run), troubles)
 
 
-def _exit_code(run: RunSummary, troubles: tuple[CapacityError, ...]) -> int:
-    """Return the exit code of a run; raises CommandFailedError if whole periods failed."""
-    if troubles:
-        raise CommandFailedError("\n".join(map(str, troubles)))
-    return FAILED if run.status is AggregationStatus.FAILED else DONE
+def _report(
+    run: RunSummary, document: Mapping[str, object], lines: Iterable[Line], troubles: Sequence[CapacityError]
+) -> Report:
+    """Report a run; where whole periods failed, their `troubles` are the failure of the command."""
+    texts = [str(trouble) for trouble in troubles]
+    code = FAILED if run.status is AggregationStatus.FAILED else DONE
+    return Report({**document, "troubles": texts}, lines if run.parts else (), code, "\n".join(texts))
 
 
 def _run(
@@ -131,8 +120,7 @@ def _run(
     recompute: bool,
     dry_run: bool,
 ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
-    refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings, existing=True) as runner:
         service = runner.service
         # Refuses an unknown period beside `all`, too.
         named = [service.period(name, SCOPE_ALL) for name in dict.fromkeys(periods) if name != SCOPE_ALL]
@@ -170,8 +158,6 @@ COUNTS = {
     "Protected": "protected_records",
     "Removed": "removed_records",
 }
-
-
 PLANNED = {
     "With": "processed_instances",
     "Without": "skipped_instances",
@@ -189,42 +175,40 @@ def _without_removed(counts: Mapping[str, str], run: RunSummary) -> dict[str, st
     return {heading: name for heading, name in counts.items() if name != "removed_records" or run.total(name)}
 
 
-def print_run(run: RunSummary) -> None:
-    """Print one line for each period and level, then the verdict and the failed instances."""
+def _run_lines(run: RunSummary) -> Iterator[Line]:
+    """Yield one row for each period and level, then the verdict and the failed instances."""
     counts = _without_removed(COUNTS, run)
-    columns = (*left("Period", "Level"), *right("Windows", *counts))
     rows = []
     for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):
         part = run.of_period(period).of_level(level)
         rows.append([period, level, len(part.parts), *map(part.total, counts.values())])
-    print_table("Servers (counted once for each window) and rows", columns, rows)
-    say(f"{run.status.value}: {run.message}")
-    for error in run.errors[1:]:
-        say(f"  {error}")
+    headings = ("Period", "Level", ">Windows", *(f">{heading}" for heading in counts))
+    yield Table("Servers (counted once for each window) and rows", headings, rows)
+    yield f"{run.status.value}: {run.message}"
+    yield from (f"  {error}" for error in run.errors[1:])
 
 
-def print_plan(run: RunSummary) -> None:
-    """Print one line for each window and level that would change, and count the others."""
+def _plan_lines(run: RunSummary) -> Iterator[Line]:
+    """Yield one row for each window and level that would change, and count the others."""
     listed = run.parts if len(run.parts) <= ALWAYS_LISTED else [part for part in run.parts if _has_work(part)]
     counts = _without_removed(PLANNED, run)
-    columns = (*left("Period", "Level", "Window"), *right(*counts))
     rows = [
         [part.period_type, part.level, part.period_start, *(getattr(part, key) for key in counts.values())]
         for part in listed
     ]
+    headings = ("Period", "Level", "Window", *(f">{heading}" for heading in counts))
     if listed:
-        print_table("Servers with and without samples, and rows that would be written", columns, rows)
+        yield Table("Servers with and without samples, and rows that would be written", headings, rows)
     if len(listed) < len(run.parts):
-        say(f"Not listed, because nothing would be written: {len(run.parts) - len(listed):,} windows and levels.")
+        yield f"Not listed, because nothing would be written: {len(run.parts) - len(listed):,} windows and levels."
     removed = run.total("removed_records")
-    also = f" and remove {removed:,}" if removed else ""
-    say(
-        f"Rows: would write {run.total('written_records'):,}{also}; {run.total('unchanged_records'):,} are up to date, "
-        f"{run.total('protected_records'):,} are kept because their samples no longer exist."
+    yield (
+        f"Rows: would write {run.total('written_records'):,}{f' and remove {removed:,}' if removed else ''}; "
+        f"{run.total('unchanged_records'):,} are up to date, {run.total('protected_records'):,} are kept because their "
+        "samples no longer exist."
     )
-    for error in run.errors:
-        say(f"  would fail: {error}")
-    say(NOTHING_CHANGED)
+    yield from (f"  would fail: {error}" for error in run.errors)
+    yield NOTHING_CHANGED
 
 
 def _has_work(part: PeriodSummary) -> bool:
@@ -232,10 +216,5 @@ def _has_work(part: PeriodSummary) -> bool:
 
 
 def _planned(part: PeriodSummary) -> dict[str, object]:
-    window = {
-        "period_type": part.period_type,
-        "level": part.level,
-        "period_start": part.period_start.isoformat(),
-        "period_end": part.period_end.isoformat(),
-    }
-    return {**window, **{key: getattr(part, key) for key in PLANNED.values()}, "errors": list(map(str, part.errors))}
+    columns = ("period_type", "level", "period_start", "period_end", *PLANNED.values())
+    return {**{name: getattr(part, name) for name in columns}, "errors": list(map(str, part.errors))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
@@ -21,13 +21,11 @@ from capacity_assets.base.units import as_plain_text
 from capacity_assets.cli.declaring import opened_registry
 from capacity_assets.cli.options import (
     STANDARD_OUTPUT,
+    Line,
+    Report,
+    Table,
     as_json_text,
     json_command,
-    left,
-    print_json,
-    print_table,
-    right,
-    say,
     writing,
 )
 from capacity_assets.ownership.bill_groups import BillGroup
@@ -65,9 +63,7 @@ GROUP_COLUMNS = (
 @click.option("--issue", type=click.IntRange(1), help="Show an earlier version of the bill unchanged; compute nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_command
-def bill(
-    settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str, as_json: bool
-) -> None:
+def bill(settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str) -> Report:
     """Show what the databases of a month cost, by group.
 
     Computed from the size of each database on each day, with the labels and prices of that day. The bill of a completed
@@ -93,11 +89,8 @@ def bill(
     if output != STANDARD_OUTPUT:
         with writing(output), atomic_write(Path(output)) as new_file:
             new_file.write_text(FORMATS[extension](issued), encoding="utf-8")
-        say(f"{title(issued)}: {amount_text(issued.bill)}, written to {output}")
-    elif as_json:
-        print_json(as_document(issued))
-    else:
-        print_bill(issued)
+        return Report(as_document(issued), [f"{title(issued)}: {amount_text(issued.bill)}, written to {output}"])
+    return Report(as_document(issued), _lines(issued))
 
 
 def _window(month: str) -> Window:
@@ -107,21 +100,17 @@ def _window(month: str) -> Window:
     raise ValidationError(f"{month!r} is not a month; write 2026-10.")
 
 
-def print_bill(issued: IssuedBill) -> None:
-    """Print a bill as a table, with its notes below."""
+def _lines(issued: IssuedBill) -> Iterator[Line]:
+    """Yield a bill as a table, and its notes."""
     bill, by = issued.bill, issued.grouped_by
-    is_compared = issued.compared_issue is not None
     rows = [_cells(group_named(group.name, by), group, issued) for group in (*issued.groups, *issued.former_groups)]
     rows.append(_cells("Total", issued.total, issued))
-    columns = (
-        *left(by.replace("_", " ").capitalize()),
-        *right("Databases", "GiB", "Price", f"Amount, {bill.currency or 'no currency'}"),
-        *right(*(["Projected"] if bill.days_so_far else []), *(["Change"] if is_compared else [])),
-    )
-    print_table(title(issued), columns, rows)
-    version = f"Version {bill.issue} of this bill, of {moment(bill.issued_at)}."
-    for note in [version, *notes(issued), *change_notes(issued), quantity_note(issued)]:
-        say(note)
+    headings = [by.replace("_", " ").capitalize(), ">Databases", ">GiB", ">Price"]
+    headings += [f">Amount, {bill.currency or 'no currency'}", *([">Projected"] if bill.days_so_far else [])]
+    headings += [">Change"] if issued.compared_issue is not None else []
+    yield Table(title(issued), headings, rows)
+    yield f"Version {bill.issue} of this bill, of {moment(bill.issued_at)}."
+    yield from (*notes(issued), *change_notes(issued), quantity_note(issued))
 
 
 def _cells(name: str, group: BillGroup, issued: IssuedBill) -> list[object]:

@@ -13,7 +13,7 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import first_of, human_mb
-from capacity_assets.cli.options import DONE, FAILED, json_command, left, print_first, print_json, progress_bar, say
+from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, progress_bar, say, wants_json
 from capacity_assets.cli.report import written_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
@@ -26,12 +26,10 @@ from capacity_assets.runtime import (
     collection_service,
     open_engine,
     prepare_database,
-    refuse_an_absent_embedded_server,
     task_runner,
 )
 
 OWN_SERVER = "capacity-database"
-FAILURE_COLUMNS = (*left("Server", "Kind"), ("Reason", "text"))
 LIMITS_NAMED = 3
 
 
@@ -48,9 +46,7 @@ LIMITS_NAMED = 3
     "--own", is_flag=True, help="Also measure the server with the capacity tables, and write its growth report."
 )
 @json_command
-def collect(
-    settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool, as_json: bool
-) -> int:
+def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool) -> Report:
     """Measure the registered servers, and store today's sizes.
 
     With SERVERS or --share, measures only those. A server that fails is reported with its reason and gets no sample;
@@ -68,9 +64,7 @@ def collect(
             "CAPACITY_COLLECTION is off: another application fills the raw tables. Set it to on to measure here."
         )
     chosen_share = None if share is None else share_named(share)
-    if not own:
-        refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
+    with open_engine(settings, existing=not own) as engine:
         if own:
             prepare_database(engine, settings)
             refuse_the_sample_fleet(engine)
@@ -78,35 +72,31 @@ def collect(
         refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
         chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
-        with _progress(as_json=as_json) as on_outcome:
+        with _progress() as on_outcome:
             summary = service.collect(
                 service.clock.today(), chosen, again=again, share=chosen_share, progress=on_outcome
             )
         if own:
             window = PERIODS["daily"].window_of(summary.day)
             task_runner(engine, settings).run_period(PERIODS["daily"], [window], RunOptions())
-    if as_json:
-        print_json(summary.to_dict())
-    else:
-        _print_summary(summary)
-        if summary.processed_instances and not own:
-            say(
-                "`capacity up` computes the figures on its next run; `capacity aggregate --period daily` computes them "
-                "now."
-            )
-    own_failed = OWN_SERVER in {failure.server for failure in summary.failures}
-    if own and not as_json and not own_failed:
-        written = written_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
-        say(*(written.lines if written else ()))
+    say(*_summary_lines(summary))
+    lines: list[Line] = []
+    if own and OWN_SERVER not in {failure.server for failure in summary.failures}:
+        written = None if wants_json() else written_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
-        say(f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night.")
-    return FAILED if summary.failed_instances else DONE
+        next_step = f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night."
+        lines = [*(written.lines if written else ()), next_step]
+    elif summary.processed_instances and not own:
+        lines = [
+            "`capacity up` computes the figures on its next run; `capacity aggregate --period daily` computes them now."
+        ]
+    return Report(summary.to_dict(), lines, FAILED if summary.failed_instances else DONE)
 
 
 @contextmanager
-def _progress(*, as_json: bool) -> Iterator[Callable[[ProbeOutcome, int], None]]:
+def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
     """Show the number of measured servers; yields a function to be called after each."""
-    with progress_bar("servers measured", hidden=as_json) as update:
+    with progress_bar("servers measured") as update:
         measured = 0
 
         def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
@@ -125,14 +115,14 @@ def _register_own(engine: Engine) -> None:
     register(engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")])
 
 
-def _print_summary(summary: CollectionSummary) -> None:
-    say(summary.message)
+def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
+    yield summary.message
     if summary.processed_instances:
-        say(f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s.")
+        yield f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s."
     if summary.left_out:
-        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(summary.left_out, MAXIMUM_LISTED_ERRORS)}.")
+        yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(summary.left_out, MAXIMUM_LISTED_ERRORS)}."
     if summary.unknown_limits:
-        say(f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one.")
+        yield f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one."
     if summary.failures:
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in summary.failures]
-        print_first("Not measured", FAILURE_COLUMNS, rows, MAXIMUM_LISTED_ERRORS)
+        yield Table.of_first("Not measured", ("Server", "Kind", "~Reason"), rows, MAXIMUM_LISTED_ERRORS)

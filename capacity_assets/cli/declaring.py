@@ -39,7 +39,7 @@ from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership.bills import MONTHLY, issue_bill, month_named
 from capacity_assets.ownership.labels import Label
 from capacity_assets.ownership.prices import Price
-from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_engine
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import ForecastUpdate
@@ -51,8 +51,7 @@ LINES_SHOWN = 10
 @contextmanager
 def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
     """Open the registry if it exists; with `zone`, refuse a database that uses another time zone."""
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
+    with open_engine(settings, existing=True) as engine:
         refuse_an_unfit_database(engine, zone)
         yield engine
 

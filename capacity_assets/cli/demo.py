@@ -16,12 +16,12 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.results import RunSummary
 from capacity_assets.aggregates.runs import Guard, RunOptions
 from capacity_assets.base.errors import AggregationStatus
-from capacity_assets.base.periods import PERIODS, Clock, Window
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.base.units import counted
-from capacity_assets.cli.options import CommandFailedError, command, left, print_table, progress_bar, right, say
-from capacity_assets.cli.runway import print_outlooks
-from capacity_assets.cli.top import print_top, top_databases
+from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
+from capacity_assets.cli.runway import outlook_lines
+from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_declarations import (
     add_measured_limits,
@@ -44,7 +44,7 @@ from capacity_assets.runtime import open_engine, prepare_database, retention_ser
 
 FASTEST_SHOWN = 5
 MONTHLY = PERIODS["monthly"]
-COLUMNS = (*left("Period"), *right("Windows", "Processed", "Failed", "Skipped", "Rows"))
+HEADINGS = ("Period", ">Windows", ">Processed", ">Failed", ">Skipped", ">Rows")
 
 
 @click.command()
@@ -84,8 +84,9 @@ def _run(settings: Settings) -> None:
                 )
             _print_result(recomputed, written, fleet, changed=bool(work.chunks))
             month = MONTHLY.last(today)
-            _print_fastest(engine, month)
-            print_outlooks(outlooks(engine, today), show=FASTEST_SHOWN)
+            fastest = top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN)
+            say(top_table(MONTHLY, month, "percent", fastest))
+            say(*outlook_lines(outlooks(engine, today), show=FASTEST_SHOWN))
     say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
     say("Next: `make up` (or `capacity up`) serves the pages and the Dagster UI, which shows these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` how to compute without Dagster.")
@@ -122,7 +123,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
         part = run.of_period(name)
         counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
         rows.append([name, len(part.parts) // len(LEVELS), *counts, part.total("total_records")])
-    print_table("Servers (counted once per window and level) and rows", COLUMNS, rows)
+    say(Table("Servers (counted once per window and level) and rows", HEADINGS, rows))
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"Recomputing everything showed differences: {run.message}")
     if changed:
@@ -130,11 +131,6 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
     else:
         say("The demo is complete already: 0 rows were written by this run, and recomputing changed nothing.")
     say(f"Not aggregated, because it is retired: {', '.join(fleet.retired)}. Skipped: no samples in the window.")
-
-
-def _print_fastest(engine: Engine, month: Window) -> None:
-    """Print the output of `capacity top --by percent`."""
-    print_top(MONTHLY, month, "percent", top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN))
 
 
 def _remove(settings: Settings) -> None:

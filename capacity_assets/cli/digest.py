@@ -16,11 +16,10 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import (
     DAY,
     STANDARD_OUTPUT,
-    CommandFailedError,
+    Report,
     json_command,
     label_option,
-    print_json,
-    say,
+    wants_json,
     writing,
 )
 from capacity_assets.digest.content import read_digest
@@ -28,7 +27,7 @@ from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
 from capacity_assets.ownership.labels import refuse_unknown_label
-from capacity_assets.runtime import digest_channels, open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import digest_channels, open_task_runner
 
 WEEKLY = PERIODS["weekly"]
 
@@ -41,8 +40,8 @@ WEEKLY = PERIODS["weekly"]
 @click.option("--again", is_flag=True, help="With --send: also to those who have received it.")
 @json_command
 def digest(
-    settings: Settings, /, *, day: date | None, label: str | None, output: str, send: bool, again: bool, as_json: bool
-) -> None:
+    settings: Settings, /, *, day: date | None, label: str | None, output: str, send: bool, again: bool
+) -> Report:
     """Show what was out of the ordinary in a week.
 
     Lists databases that grew or shrank more than usual, forecasts that moved, servers that are no longer measured, and
@@ -59,12 +58,10 @@ def digest(
         raise ValidationError("--send uses the labels of the receivers: omit --label and --output.")
     if again and not send:
         raise ValidationError("--again needs --send.")
-    refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings, existing=True) as runner:
         week = runner.service.partitions.window_holding(WEEKLY, day)
         if send:
-            _send(settings, runner.service.engine, week, again=again, as_json=as_json)
-            return
+            return _sent(settings, runner.service.engine, week, again=again)
         content = read_digest(runner.service.engine, week, chosen)
         if chosen is not None and not content.history:
             refuse_unknown_label(runner.service.engine, *chosen)
@@ -72,28 +69,22 @@ def digest(
                 f"No database has {label} in the weeks up to {week.end}: the label begins later, or these weeks were "
                 "not computed."
             )
-    if as_json:
-        print_json(asdict(content))
-    elif output == STANDARD_OUTPUT:
-        say(as_text(content, settings.pages_url).rstrip("\n"))
-    else:
-        with writing(output), atomic_write(Path(output)) as new_file:
-            new_file.write_text(as_html(content, settings.pages_url), encoding="utf-8")
-        say(f"Digest written to {output}")
+    if output == STANDARD_OUTPUT or wants_json():
+        return Report(asdict(content), [as_text(content, settings.pages_url).rstrip("\n")])
+    with writing(output), atomic_write(Path(output)) as new_file:
+        new_file.write_text(as_html(content, settings.pages_url), encoding="utf-8")
+    return Report(asdict(content), [f"Digest written to {output}"])
 
 
-def _send(settings: Settings, engine: Engine, week: Window, *, again: bool, as_json: bool) -> None:
+def _sent(settings: Settings, engine: Engine, week: Window, *, again: bool) -> Report:
     if settings.digest_receivers is None:
         raise ValidationError("CAPACITY_DIGEST_RECEIVERS is unset: set it to the file that lists the receivers.")
     receivers = receivers_of(settings.digest_receivers, settings.label_keys)
     result = send_digests(engine, week, receivers, digest_channels(settings), again=again)
-    if as_json:
-        print_json(asdict(result))
-    else:
-        for name in result.sent:
-            say(f"Sent to {name}.")
-        for name in result.earlier:
-            say(f"{name} has already received it; --again sends it once more.")
-    if result.failed:
-        failures = " ".join(f"{name}: {reason}" for name, reason in result.failed)
-        raise CommandFailedError(f"Not sent. {failures} All others were sent. Run it again for the rest.")
+    lines = [
+        *(f"Sent to {name}." for name in result.sent),
+        *(f"{name} has already received it; --again sends it once more." for name in result.earlier),
+    ]
+    failures = " ".join(f"{name}: {reason}" for name, reason in result.failed)
+    failure = f"Not sent. {failures} All others were sent. Run it again for the rest." if failures else ""
+    return Report(asdict(result), lines, failure=failure)

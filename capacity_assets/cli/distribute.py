@@ -9,20 +9,9 @@ import click
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
-from capacity_assets.cli.options import (
-    NOTHING_CHANGED,
-    dry_run_option,
-    json_command,
-    left,
-    print_json,
-    print_table,
-    right,
-    say,
-)
+from capacity_assets.cli.options import NOTHING_CHANGED, Report, Table, dry_run_option, json_command, say
 from capacity_assets.database import distributing
 from capacity_assets.runtime import open_engine
-
-COLUMNS = (*left("Table"), *right("MiB"), *left("Where"))
 
 
 @click.command()
@@ -35,7 +24,7 @@ COLUMNS = (*left("Table"), *right("MiB"), *left("Where"))
     help="Number of shards, a few per core of all nodes. This command cannot change it later.",
 )
 @json_command
-def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
+def distribute(settings: Settings, /, *, dry_run: bool, shards: int) -> Report:
     """Distribute the large tables over a Citus cluster.
 
     Distributes the tables that grow with the fleet: samples, aggregates, measured limits, volumes and forecasts.
@@ -49,22 +38,22 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
         with database_errors(doing="distributing tables", kept="" if dry_run else kept):
             if problem := distributing.what_stands_in_the_way(engine):
                 raise ValidationError(problem)
-            report = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
-            done = [] if dry_run else distributing.distribute(engine, shards=shards, on_table=report)
+            done = [] if dry_run else distributing.distribute(engine, shards=shards, on_table=_say_distributed)
             tables = distributing.placements(engine)
     local = [table.table for table in tables if not table.is_distributed]
-    if as_json:
-        print_json({"dry_run": dry_run, "done": done, "left": local, "tables": list(map(asdict, tables))})
-        return
-    print_table("Tables", COLUMNS, [[table.table, table.size_mb, _place(table)] for table in tables])
+    table = Table("Tables", ("Table", ">MiB", "Where"), [[one.table, one.size_mb, _place(one)] for one in tables])
     if dry_run and local:
-        say(f"Would distribute {', '.join(local)} by server over {counted(shards, 'shard')} each.")
+        outcome = f"Would distribute {', '.join(local)} by server over {counted(shards, 'shard')} each."
     elif done:
-        say("Distributed. Running processes notice it within a minute.")
+        outcome = "Distributed. Running processes notice it within a minute."
     else:
-        say("All tables are distributed already.")
-    if dry_run:
-        say(NOTHING_CHANGED)
+        outcome = "All tables are distributed already."
+    document = {"dry_run": dry_run, "done": done, "left": local, "tables": list(map(asdict, tables))}
+    return Report(document, [table, outcome, *([NOTHING_CHANGED] if dry_run else [])])
+
+
+def _say_distributed(table: str) -> None:
+    say(f"  {table}: distributed")
 
 
 def _place(placement: distributing.Placement) -> str:

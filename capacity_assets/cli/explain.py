@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
@@ -20,27 +20,24 @@ from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.declaring import since
 from capacity_assets.cli.options import (
     DAY,
+    Line,
+    Report,
+    Table,
     json_command,
     label_option,
-    left,
     period_option,
-    print_json,
-    print_table,
-    right,
-    say,
 )
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
 from capacity_assets.ownership.labels import labels_on
 from capacity_assets.reading.access import snapshot
-from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_task_runner
 
 DAYS_LISTED = 5
 SERVERS_NAMED = 10
 PARTS_LISTED = 20
-FIGURE_COLUMNS = (*left("Figure"), ("How", "text"), *right("Result", "Stored"))
-GROUP_COLUMNS = (*left("Server", "Database"), *right("Days", "Size per measured day"), *left("Label"))
+GROUP_HEADINGS = ("Server", "Database", ">Days", ">Size per measured day", "Label")
 
 
 @click.command()
@@ -65,8 +62,7 @@ def explain(
     volume: str | None,
     label: str | None,
     list_all: bool,
-    as_json: bool,
-) -> None:
+) -> Report:
     """Trace figures to their samples, or a group's sum to its parts.
 
     Recomputes every figure of a database or server from the samples, with fractions and without PostgreSQL, and
@@ -86,47 +82,29 @@ def explain(
         raise ValidationError("--runway is as of today: it cannot be combined with --period, --window or --all.")
     if period is None and not runway:
         raise ValidationError(f"Give --period, one of {', '.join(PERIODS)}, or --runway.")
-    refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings, existing=True) as runner:
         service, engine = runner.service, runner.service.engine
         if period is None or label is not None:
             refuse_an_unfit_database(engine, settings.zone)
         if period is None:
-            _explain_runway(engine, settings, database, server, volume, as_json=as_json)
-            return
+            from capacity_assets.cli.explain_runway import explain_runway
+
+            kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
+            return explain_runway(engine, settings, kind, volume or database, server)
         chosen = service.period(period)
         today = Clock(settings.zone).today()
         window = service.partitions.window_holding(chosen, day or chosen.scheduled(today).start)
         if label is not None:
-            _explain_group(engine, settings, label, chosen, window, list_all=list_all, as_json=as_json)
-            return
+            return _group(engine, settings, label, chosen, window, list_all=list_all)
         subject = _only(find_subjects(engine, database, server))
         explanation = explanation_of(engine, subject, chosen, window, today)
-        _explain_figures(engine, explanation, list_all=list_all, as_json=as_json)
-
-
-def _explain_figures(engine: Engine, explanation: Explanation, *, list_all: bool, as_json: bool) -> None:
-    subject = explanation.subject
-    labels = labels_on(engine, subject.server, subject.database, explanation.window.end)
-    if as_json:
-        print_json({**_as_dict(explanation), "labels": labels})
-    else:
-        _print(explanation, labels, list_all=list_all)
-
-
-def _explain_runway(
-    engine: Engine, settings: Settings, database: str | None, server: str | None, volume: str | None, *, as_json: bool
-) -> None:
-    from capacity_assets.cli.explain_runway import explain_runway
-
-    kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
-    explain_runway(engine, settings, kind, volume or database, server, as_json=as_json)
+        labels = labels_on(engine, subject.server, subject.database, window.end)
+    return Report({**_as_dict(explanation), "labels": labels}, _lines(explanation, labels, list_all=list_all))
 
 
 def _refuse_subjects(
     database: str | None, server: str | None, volume: str | None, label: str | None, *, runway: bool
 ) -> None:
-    """Refuse options that name no subject, or several; raises ValidationError."""
     if label is not None and (database, server, volume, runway) != (None, None, None, False):
         raise ValidationError("--label explains a whole group: omit the database, --server, --volume and --runway.")
     if (database, server, volume, label) == (None, None, None, None):
@@ -136,7 +114,6 @@ def _refuse_subjects(
 
 
 def _only(subjects: Sequence[Subject]) -> Subject:
-    """Return the only subject; raises ValidationError for several."""
     if len(subjects) > 1:
         names = first_of((subject.server for subject in subjects), SERVERS_NAMED)
         raise ValidationError(
@@ -145,28 +122,27 @@ def _only(subjects: Sequence[Subject]) -> Subject:
     return subjects[0]
 
 
-def _explain_group(
-    engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, list_all: bool, as_json: bool
-) -> None:
+def _group(engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, list_all: bool) -> Report:
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
     # One snapshot for all queries: a row that is written meanwhile would seem to differ.
     with database_errors(doing="reading a group"), snapshot(engine) as connection:
         group = explain_group(connection, period, window, key, value)
         changed_at = groups_changed_at(connection, period, [window])
-    if as_json:
-        window_json = {"period_type": period.name, "period_start": window.start, "period_end": window.end}
-        sums = {"sum_mb": group.sum_mb, "size_mb": group.size_mb, "agrees": group.agrees}
-        print_json({**asdict(group), **window_json, **sums})
-        return
+    document = {
+        **asdict(group),
+        **{"period_type": period.name, "period_start": window.start, "period_end": window.end},
+        **{"sum_mb": group.sum_mb, "size_mb": group.size_mb, "agrees": group.agrees},
+    }
     parts = group.parts if list_all else group.parts[:PARTS_LISTED]
     title = f"{key}={value}, {period.name_of(window)}, by the labels of each day"
-    print_table(title, GROUP_COLUMNS, [_part_cells(part, group.days) for part in parts])
+    lines: list[Line] = [Table(title, GROUP_HEADINGS, [_part_cells(part, group.days) for part in parts])]
     if hidden := len(group.parts) - len(parts):
-        say(f"and {counted(hidden, 'smaller part')}; --all lists them.")
-    say(_verdict(group))
+        lines.append(f"and {counted(hidden, 'smaller part')}; --all lists them.")
+    lines.append(_verdict(group))
     if changed_at:
-        say(being_computed(changed_at))
+        lines.append(being_computed(changed_at))
+    return Report(document, lines)
 
 
 def _part_cells(part: GroupPart, days: int) -> list[object]:
@@ -185,26 +161,27 @@ def _verdict(group: ExplainedGroup) -> str:
     return f"{total}. {stored}: `capacity aggregate` recomputes this window."
 
 
-def _print(explanation: Explanation, labels: Mapping[str, str], *, list_all: bool) -> None:
+def _lines(explanation: Explanation, labels: Mapping[str, str], *, list_all: bool) -> Iterator[Line]:
     period, window, samples = explanation.period, explanation.window, explanation.samples
-    say(f"{explanation.subject}, {period.name} window {window.start} to {window.end}")
+    yield f"{explanation.subject}, {period.name} window {window.start} to {window.end}"
     if labels:
-        say(f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}")
-    _print_samples(f"Samples of the window: {len(samples.own)}", samples.own, list_all=list_all)
+        yield f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}"
+    yield _samples(f"Samples of the window: {len(samples.own)}", samples.own, list_all=list_all)
     if not explanation.subject.active:
-        say("The server is not active: it is no longer aggregated, and its stored rows are kept.")
+        yield "The server is not active: it is no longer aggregated, and its stored rows are kept."
     missing = explanation.missing_days
     if missing and samples.own:
-        say(f"Days without a sample: {first_of(missing, DAYS_LISTED)}")
+        yield f"Days without a sample: {first_of(missing, DAYS_LISTED)}"
     for description, other, earlier in (
         ("previous window", period.previous(window), samples.before),
         ("same window a year before", period.year_before(window), samples.year_before),
     ):
         heading = f"Samples of the {description}, {other.start} to {other.end}: {len(earlier)}"
-        _print_samples(heading, earlier, list_all=list_all)
+        yield _samples(heading, earlier, list_all=list_all)
     if explanation.figures:
-        print_table("Figures", FIGURE_COLUMNS, [_figure_cells(explanation, figure) for figure in explanation.figures])
-    say(explanation.verdict)
+        rows = [_figure_cells(explanation, figure) for figure in explanation.figures]
+        yield Table("Figures", ("Figure", "~How", ">Result", ">Stored"), rows)
+    yield explanation.verdict
 
 
 def _figure_cells(explanation: Explanation, figure: Figure) -> list[object]:
@@ -223,16 +200,15 @@ def _shown(value: object) -> object:
     return "unknown" if value is None else value
 
 
-def _print_samples(heading: str, samples: Sequence[Sample], *, list_all: bool) -> None:
-    """Print the first and last samples, or all; the figures name the days of the extremes."""
+def _samples(heading: str, samples: Sequence[Sample], *, list_all: bool) -> Line:
+    """Return the first and last samples, or all; the figures name the days of the extremes."""
     if not samples:
-        say(heading)
-        return
+        return heading
     rows: list[list[object]] = [[sample.day, *map(_shown, sample.values.values())] for sample in samples]
     if not list_all and len(rows) > 2 * DAYS_LISTED + 1:
         hidden: list[object] = [f"{len(rows) - 2 * DAYS_LISTED} days", *("..." for _ in samples[0].values)]
         rows = [*rows[:DAYS_LISTED], hidden, *rows[-DAYS_LISTED:]]
-    print_table(heading, (*left("Day"), *right(*samples[0].values)), rows)
+    return Table(heading, ("Day", *(f">{name}" for name in samples[0].values)), rows)
 
 
 def _as_dict(explanation: Explanation) -> dict[str, object]:

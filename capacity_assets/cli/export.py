@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import ValidationError, database_error
-from capacity_assets.base.files import atomic_write
+from capacity_assets.base.files import atomic_write, key_and_value
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import FORMULA, counted
 from capacity_assets.cli.options import (
@@ -31,13 +31,12 @@ from capacity_assets.cli.options import (
     completing,
     filter_options,
     json_command,
-    label_filter,
     period_option,
     wants_json,
     writing,
 )
 from capacity_assets.database.views import VIEWS
-from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_task_runner
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -138,8 +137,7 @@ def export(settings: Settings, /, **values: Any) -> Report | None:
     chosen = Export(**values)
     extension = chosen.checked_format()
     path = Path(chosen.output).resolve()
-    refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner, _open_driver(runner.service.engine) as connection:
+    with open_task_runner(settings, existing=True) as runner, _open_driver(runner.service.engine) as connection:
         query = _query(runner, chosen, guarded=extension == "csv" and not chosen.raw)
         if chosen.output == STANDARD_OUTPUT:
             with writing("Standard output"):
@@ -172,7 +170,7 @@ def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> s
     columns = [
         _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
     ]
-    key, value = label_filter(chosen.label)
+    key, value = key_and_value(chosen.label) if chosen.label else (None, None)
     condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
     ).format(engine=chosen.engine, key=key, value=value)

@@ -11,7 +11,7 @@ from capacity_assets.aggregates.task_runner import follow_labels
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_day, human_mb
-from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say, window_options
+from capacity_assets.cli.options import Line, Report, Table, json_command, window_options
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.groups import (
     Group,
@@ -22,9 +22,9 @@ from capacity_assets.ownership.groups import (
     groups_of,
     refuse_unknown_grouping,
 )
-from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_task_runner
 
-COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"), *left("Fills first"))
+HEADINGS = (">Servers", ">Databases", ">Mean size", ">Change", ">Change in %", "Fills first")
 
 
 @click.command()
@@ -32,7 +32,7 @@ COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"),
 @click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
 @json_command
-def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool, as_json: bool) -> None:
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool) -> Report:
     """Show the size and growth of each team, or any other group.
 
     Groups add up to the fleet. Databases without the label form a group of their own. Replicas are not counted
@@ -45,8 +45,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     """
     by = by or default_grouping(settings.label_keys)
     refuse_unknown_grouping(by, settings.label_keys)
-    refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings, existing=True) as runner:
         chosen = runner.service.period(period)
         if now:
             follow_labels(runner, None)
@@ -60,18 +59,19 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows whose labels "
             "changed, `capacity aggregate` any window."
         )
-    if as_json:
-        print_json([asdict(group) for group in rows])
-        return
     title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
-    print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(group, by) for group in rows])
+    headings = (by.replace("_", " ").capitalize(), *HEADINGS)
     changes = [group.change_mb for group in rows if group.change_mb is not None]
     change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
-    say(f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.")
+    lines: list[Line] = [
+        Table(title, headings, [_cells(group, by) for group in rows]),
+        f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
+    ]
     if changed_at:
-        say(being_computed(changed_at))
+        lines.append(being_computed(changed_at))
     if [group.name for group in rows] == [None]:
-        say("No database has such a label yet. `capacity labels set` declares one.")
+        lines.append("No database has such a label yet. `capacity labels set` declares one.")
+    return Report([asdict(group) for group in rows], lines)
 
 
 def _cells(group: Group, by: str) -> list[object]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ from capacity_assets.cli.options import (
     DONE,
     FAILED,
     NOTHING_CHANGED,
+    Table,
     dry_run_option,
     error_console,
     json_command,
-    left,
     password_option,
     print_json,
-    print_table,
-    right,
     say,
+    wants_json,
 )
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.database.guards import refuse_an_unfit_database
@@ -58,7 +57,7 @@ from capacity_assets.history.legacy import (
 from capacity_assets.history.loading import COUNTS, Loader, LoadOptions, LoadReport
 from capacity_assets.history.rows import DAY, INSTANCE_ID, SERVER, RowReader, layout_of
 from capacity_assets.history.sources import FileOptions, FileSource, PositionedRow, Source, file_source
-from capacity_assets.runtime import lock_manager, open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runtime import lock_manager, open_engine
 
 OUTCOMES = {
     "read": "rows read",
@@ -71,8 +70,7 @@ OUTCOMES = {
     "bad": "not a valid sample: not imported",
     "totals_written": "totals of servers derived from them",
 }
-
-
+OF_LEGACY_DATABASES = {"on_conflict", "password_from", "dry_run"}
 NOT_SURVEYED = Survey(WRITTEN_AS_ISO)
 
 
@@ -100,20 +98,9 @@ class ImportOptions:
 
     def refuse_options_of_files(self) -> None:
         """Refuse options that a legacy database does not take; raises ValidationError."""
-        defaults = ImportOptions()
-        for name in (
-            "level",
-            "mapping",
-            "server",
-            "unit",
-            "decimal",
-            "date_format",
-            "encoding",
-            "sheet",
-            "register_as",
-        ):
-            if getattr(self, name) != getattr(defaults, name):
-                option = "map" if name == "mapping" else name.replace("_", "-")
+        for one in fields(self):
+            if one.name not in OF_LEGACY_DATABASES and getattr(self, one.name) != one.default:
+                option = "map" if one.name == "mapping" else one.name.replace("_", "-")
                 raise ValidationError(f"--{option} is for files only; omit it for a legacy database.")
 
     def load_options(self) -> LoadOptions:
@@ -166,7 +153,7 @@ class ImportOptions:
 @password_option
 @dry_run_option
 @json_command
-def import_(settings: Settings, /, *, source: str, as_json: bool, **values: Any) -> int:
+def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
     """Import history: samples from a file, or a legacy database.
 
     SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet), or postgresql://user@host/database without a password, or
@@ -184,13 +171,12 @@ def import_(settings: Settings, /, *, source: str, as_json: bool, **values: Any)
     chosen = ImportOptions(**values)
     if is_address(source):
         chosen.refuse_options_of_files()
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
+    with open_engine(settings, existing=True) as engine:
         refuse_an_unfit_database(engine, kept="Nothing was imported.")
         refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.
         with nullcontext(_NoLock()) if chosen.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as lock:
-            work = _Import(settings, engine, chosen, lock, as_json)
+            work = _Import(settings, engine, chosen, lock)
             reports = work.database(source) if is_address(source) else work.file(Path(source))
     return FAILED if any(report.left_out for report in reports) else DONE
 
@@ -210,7 +196,6 @@ class _Import:
     engine: Engine
     options: ImportOptions
     lock: HeldLock
-    as_json: bool
 
     def file(self, path: Path) -> list[LoadReport]:
         """Import a file."""
@@ -222,11 +207,9 @@ class _Import:
         source = file_source(path, layout_of(level), how)
         survey = self._survey(source, level)
         report = self._load(source, level, chosen.unit, survey=survey)
-        if self.as_json:
-            conventions = asdict(survey.conventions)
-            print_json({"dry_run": chosen.dry_run, "source": source.description, **conventions, **asdict(report)})
-        else:
-            self._print_next_steps(report)
+        conventions = asdict(survey.conventions)
+        document = {"dry_run": chosen.dry_run, "source": source.description, **conventions, **asdict(report)}
+        self._finish(document, report)
         return [report]
 
     def database(self, address: str) -> list[LoadReport]:
@@ -241,7 +224,7 @@ class _Import:
             document["servers"] = len(servers.rows)
             if not dry_run:
                 add_servers(servers, self.engine)
-            self._print(
+            say(
                 f"{counted(len(servers.rows), 'server')} {'would be ' if dry_run else ''}registered, "
                 f"{servers.known:,} already known by name."
             )
@@ -254,15 +237,18 @@ class _Import:
                 if level.target.name in tables:
                     with self._progress(level.target.name) as on_rows:
                         counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=on_rows)
-                    self._print(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
+                    say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
                     document[level.target.name] = counts
         finally:
             legacy.engine.dispose()
-        if self.as_json:
-            print_json(document)
-        elif reports:
-            self._print_next_steps(reports[0])
+        self._finish(document, *reports[:1])
         return reports
+
+    def _finish(self, document: Mapping[str, object], *reports: LoadReport) -> None:
+        if wants_json():
+            print_json(document)
+        for report in reports:
+            self._say_next_steps(report)
 
     def _survey(self, source: FileSource, level: Level) -> Survey:
         """Find out how the file is written, and say so."""
@@ -281,8 +267,7 @@ class _Import:
         )
         with self._progress("Detecting the format") as on_rows:
             survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)
-        if not self.as_json:
-            _print_conventions(survey.conventions)
+        _say_conventions(survey.conventions)
         return survey
 
     def _load(
@@ -306,8 +291,7 @@ class _Import:
             )
             loader = Loader(self.engine, level, reader, options, self.lock, on_rows, servers.add)
             report = loader.load(source, self.options.fingerprint(source))
-        if not self.as_json:
-            _print_report(report, level)
+        _say_report(report, level)
         return report
 
     @contextmanager
@@ -316,15 +300,11 @@ class _Import:
         from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
-        with Progress(*columns, console=error_console(), disable=self.as_json) as bar:
+        with Progress(*columns, console=error_console(), disable=wants_json()) as bar:
             task = bar.add_task(description, total=None)
             yield lambda rows: bar.update(task, completed=rows)
 
-    def _print(self, line: str) -> None:
-        if not self.as_json:
-            say(line)
-
-    def _print_next_steps(self, report: LoadReport) -> None:
+    def _say_next_steps(self, report: LoadReport) -> None:
         """Print what to do about rows that were not imported, and how to compute the aggregates."""
         counts = report.counts
         if counts["unknown"]:
@@ -342,7 +322,7 @@ class _Import:
         if self.options.dry_run:
             say(NOTHING_CHANGED)
         elif counts["written"] or counts["replaced"] or report.resumed_after:
-            _print_aggregation(report, self.settings.start_date)
+            _say_aggregation(report, self.settings.start_date)
 
 
 def _before_anything(rows: Iterator[PositionedRow]) -> Iterator[PositionedRow]:
@@ -352,7 +332,7 @@ def _before_anything(rows: Iterator[PositionedRow]) -> Iterator[PositionedRow]:
         raise ValidationError(f"{error} Nothing was imported.") from None
 
 
-def _print_conventions(conventions: Conventions) -> None:
+def _say_conventions(conventions: Conventions) -> None:
     """Say how days and sizes are read, where that is not as in this project's own files."""
     if conventions.dates != ISO:
         say(f"Date format: {conventions.dates}.")
@@ -361,7 +341,7 @@ def _print_conventions(conventions: Conventions) -> None:
         say(f"Decimal comma in: {', '.join(with_comma)}.")
 
 
-def _print_aggregation(report: LoadReport, start_date: date) -> None:
+def _say_aggregation(report: LoadReport, start_date: date) -> None:
     if report.first_day is None or report.last_day is None:
         return
     first_day = max(report.first_day, start_date)
@@ -371,15 +351,15 @@ def _print_aggregation(report: LoadReport, start_date: date) -> None:
         say("While Dagster runs, it recomputes windows that were computed before. The others need the command.")
 
 
-def _print_report(report: LoadReport, level: Level) -> None:
+def _say_report(report: LoadReport, level: Level) -> None:
     """Print what became of the rows, and the first of those to be checked."""
     if report.resumed_after:
         say(f"Continued after row {report.resumed_after:,}, where an earlier run was interrupted.")
     rows = [[f"{report.counts[name]:,}", OUTCOMES[name]] for name in COUNTS if report.counts[name] or name == "read"]
-    print_table(level.source.name, (*right("Rows"), *left("Outcome")), rows)
+    say(Table(level.source.name, (">Rows", "Outcome"), rows))
     if report.first_rows:
         columns = dict.fromkeys(name for row in report.first_rows for name in row)
-        _print_first_rows(list(columns), report.first_rows)
+        _say_first_rows(list(columns), report.first_rows)
     for outcome in ("bad", "unknown", "conflicts"):
         for line in report.listed.get(outcome, []):
             say(f"  {outcome}: {line}")
@@ -393,7 +373,7 @@ def _print_report(report: LoadReport, level: Level) -> None:
             say(f"  gap: {line}")
 
 
-def _print_first_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+def _say_first_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Print what the first rows were read as: days and sizes as people write them."""
 
     def shown(column: str, value: object) -> str:
@@ -402,10 +382,8 @@ def _print_first_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object
         return f"{value:,} MiB" if column.endswith("_mb") and isinstance(value, int) else str(value or "")
 
     cells = [[printable(shown(column, row.get(column))) for column in columns] for row in rows]
-    headings = [
-        right(column)[0] if column.endswith("_mb") or column == "row" else left(column)[0] for column in columns
-    ]
-    print_table("First rows, as read", headings, cells)
+    headings = [f">{column}" if column.endswith("_mb") or column == "row" else column for column in columns]
+    say(Table("First rows, as read", headings, cells))
 
 
 def _mapping(texts: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import Settings
-from capacity_assets.cli.options import json_command, print_json, say
+from capacity_assets.cli.options import Report, json_command
 from capacity_assets.database.engine import another_zone, safe_url
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.runtime import open_engine, prepare_database
@@ -18,7 +18,7 @@ from capacity_assets.runtime import open_engine, prepare_database
 
 @click.command()
 @json_command
-def init(settings: Settings, /, *, as_json: bool) -> None:
+def init(settings: Settings, /) -> Report:
     """Create the capacity tables, or upgrade them in place.
 
     Also upgrades the tables of a legacy database. No row is deleted. New indexes of filled tables are built first,
@@ -37,13 +37,10 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
             stack.enter_context(dagster_instance(environment))
         with database_errors(doing="creating or upgrading the schema"):
             done = prepare_database(engine, settings, lambda line: click.echo(line, err=True))
-        if as_json:
-            print_json({"done": list(done), "database": safe_url(engine.url)})
-            return
-        for line in done:
-            say(f"  {line}")
-        say(f"The schema at {safe_url(engine.url)} was {'created or upgraded' if done else 'up to date'}.")
+        outcome = "created or upgraded" if done else "up to date"
+        lines = [*(f"  {line}" for line in done), f"The schema at {safe_url(engine.url)} was {outcome}."]
         if problem := another_zone(engine, settings.timezone):
-            say(f"Warning: {problem}")
+            lines.append(f"Warning: {problem}")
         if settings.dagster_url is not None:
-            say(f"Dagster's tables and the limits of its pools are set at {safe_url(settings.dagster_url)}.")
+            lines.append(f"Dagster's tables and the limits of its pools are set at {safe_url(settings.dagster_url)}.")
+        return Report({"done": list(done), "database": safe_url(engine.url)}, lines)

@@ -27,14 +27,11 @@ from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import (
     DONE,
     FAILED,
+    Line,
+    Report,
+    Table,
     json_command,
-    left,
     options,
-    print_first,
-    print_json,
-    print_table,
-    right,
-    say,
 )
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import (
@@ -108,6 +105,7 @@ connection_options = options(
         help="Primary of this replica, or owner of its storage. Fleet totals count only that server.",
     ),
 )
+names_argument = click.argument("names", nargs=-1, required=True)
 UNKNOWN_HOST = "unknown"
 
 
@@ -212,13 +210,12 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     return replace(_report(registry, changes, servers), servers={limit.server for limit in limits})
 
 
-LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
-FAILURE_COLUMNS = (*left("Server"), ("Last failure", "text"))
+HEADINGS = ("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
 
 
 @instances.command("list")
 @json_command
-def list_(settings: Settings, /, *, as_json: bool) -> None:
+def list_(settings: Settings, /) -> Report:
     """Show the servers, and when each was last collected.
 
     Also shows how each is reached; of a password, only its source. Imported samples do not count as collected.
@@ -226,21 +223,20 @@ def list_(settings: Settings, /, *, as_json: bool) -> None:
     with opened_registry(settings) as engine:
         servers = registered(engine)
         attempts = last_attempts(engine)
-    if as_json:
-        print_json([_as_dict(one, attempts.get(one.id)) for one in servers])
-        return
+    document = [_as_dict(one, attempts.get(one.id)) for one in servers]
     if not servers:
-        say("No server is registered. `capacity instances add` registers one, `capacity instances import` a file.")
-        return
+        nothing = "No server is registered. `capacity instances add` registers one, `capacity instances import` a file."
+        return Report(document, [nothing])
     servers.sort(key=lambda one: natural_key(one.server.name))
-    print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in servers])
+    lines = [Table("Servers", HEADINGS, [_cells(one, attempts.get(one.id)) for one in servers])]
     failures = [
         [one.server.name, attempts[one.id].last_failure]
         for one in servers
         if one.active and one.id in attempts and attempts[one.id].last_failure
     ]
     if failures:
-        print_table("Servers whose last attempt failed", FAILURE_COLUMNS, failures)
+        lines.append(Table("Servers whose last attempt failed", ("Server", "~Last failure"), failures))
+    return Report(document, lines)
 
 
 def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
@@ -285,7 +281,7 @@ class _TestResult:
 @instances.command("test")
 @click.argument("name")
 @json_command
-def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
+def test(settings: Settings, /, *, name: str) -> Report:
     """Measure the server NAME, and show what works and what is missing.
 
     Does the same as the collection, but stores nothing.
@@ -295,11 +291,8 @@ def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
         if not one.is_collected:
             raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
         result = _test(one.server, collection_service(engine, settings))
-    if as_json:
-        print_json({**asdict(result), "day": Clock(settings.zone).today()})
-    else:
-        _print_result(result)
-    return DONE if result.works else FAILED
+    document = {**asdict(result), "day": Clock(settings.zone).today()}
+    return Report(document, _result_lines(result), DONE if result.works else FAILED)
 
 
 def _test(server: Server, service: CollectionService) -> _TestResult:
@@ -357,40 +350,33 @@ def _measure(server: Server, access: Access, excluded: Sequence[str], stages: St
     return replace(measurement, limits=possible(measurement.limits))
 
 
-def _print_result(result: _TestResult) -> None:
-    for step in result.steps:
-        say(f"works: {step}")
-    for warning in result.warnings:
-        say(f"note: {warning}")
+def _result_lines(result: _TestResult) -> Iterator[Line]:
+    yield from (f"works: {step}" for step in result.steps)
+    yield from (f"note: {warning}" for warning in result.warnings)
     if result.failure:
-        say(f"fails: {result.failure}")
+        yield f"fails: {result.failure}"
         if result.grants:
-            say("The login needs these rights; replace the name of the login with your own:")
-            for line in result.grants.splitlines():
-                say(f"  {line}")
-    else:
-        _print_measurement(result)
-
-
-def _print_measurement(result: _TestResult) -> None:
+            yield "The login needs these rights; replace the name of the login with your own:"
+            yield from (f"  {line}" for line in result.grants.splitlines())
+        return
     rows = [[name, human_mb(size_mb)] for name, size_mb in result.databases.items()]
-    print_first("Largest databases", (*left("Database"), *right("Size")), rows, DATABASES_SHOWN)
+    yield Table.of_first("Largest databases", ("Database", ">Size"), rows, DATABASES_SHOWN)
     for name, sizes in result.volumes.items():
-        say(f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free.")
+        yield f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free."
     if result.ceilings_mb:
         ceilings = (f"{name} {human_mb(limit_mb)}" for name, limit_mb in result.ceilings_mb.items())
-        say(f"Ceilings of databases: {first_of(ceilings, NAMES_SHOWN)}.")
+        yield f"Ceilings of databases: {first_of(ceilings, NAMES_SHOWN)}."
     if result.unknown_limits:
-        say(f"Limits not known: {result.unknown_limits}. `capacity limits set {result.server}` declares one.")
+        yield f"Limits not known: {result.unknown_limits}. `capacity limits set {result.server}` declares one."
     if result.not_counted:
-        say(f"Not counted, because no size is reported: {first_of(result.not_counted, NAMES_SHOWN)}.")
+        yield f"Not counted, because no size is reported: {first_of(result.not_counted, NAMES_SHOWN)}."
     if result.left_out:
-        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(result.left_out, NAMES_SHOWN)}.")
-    say("Nothing was stored. `capacity collect` measures and stores.")
+        yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(result.left_out, NAMES_SHOWN)}."
+    yield "Nothing was stored. `capacity collect` measures and stores."
 
 
 @instances.command()
-@click.argument("names", nargs=-1, required=True)
+@names_argument
 @declaring
 def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Take the servers NAMES out of service.
@@ -409,7 +395,7 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
 
 
 @instances.command()
-@click.argument("names", nargs=-1, required=True)
+@names_argument
 @declaring
 def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Put the servers NAMES back into service."""
@@ -419,7 +405,7 @@ def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
 
 
 @instances.command()
-@click.argument("names", nargs=-1, required=True)
+@names_argument
 @declaring
 def remove(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Remove the servers NAMES from the collection.

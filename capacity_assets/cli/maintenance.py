@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import click
 
 from capacity_assets.base.errors import DATABASE_FAILURES, reason_of
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
-from capacity_assets.cli.options import NOTHING_CHANGED, dry_run_option, json_command, print_json, say
+from capacity_assets.cli.options import NOTHING_CHANGED, Report, dry_run_option, json_command, print_report
 from capacity_assets.database.engine import UnreachableError
 from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_storage
-from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
+from capacity_assets.runtime import open_engine, retention_service
 
 
 @click.command()
 @dry_run_option
 @click.option("--despite-clock", is_flag=True, help="Drop expired partitions even if the clock may be wrong.")
 @json_command
-def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_json: bool) -> None:
+def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool) -> Report:
     """Add partitions ahead of time, and drop expired ones.
 
     Also moves rows from default partitions to their own, and deletes check records in Dagster's storage that are no
@@ -35,15 +33,14 @@ def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_js
       capacity maintain --dry-run
       CAPACITY_RETENTION_DAYS=raw=800,daily=forever capacity maintain --dry-run
     """
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
+    with open_engine(settings, existing=True) as engine:
         try:
             report = retention_service(engine, settings).maintain(dry_run=dry_run, despite_clock=despite_clock)
         except MaintenanceError as error:
-            _print(error.report, as_json=as_json)
+            print_report(_report(error.report))
             raise
         _purge(settings, report)
-        _print(report, as_json=as_json)
+    return _report(report)
 
 
 def _purge(settings: Settings, report: MaintenanceReport) -> None:
@@ -61,16 +58,16 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
         report.notes.append(f"Check records in Dagster's storage: {reason}")
 
 
-def _print(report: MaintenanceReport, *, as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_dict())
-        return
+def _report(report: MaintenanceReport) -> Report:
     would = "would be " if report.dry_run else ""
-    _print_list(f"Partitions that {would or 'were '}added", report.created)
-    _print_list(f"Partitions that {would or 'were '}dropped", report.dropped)
-    _print_list("Expired, but kept", report.kept)
-    _print_list("Skipped", report.notes)
-    say(
+    lists = {
+        f"Partitions that {would or 'were '}added": report.created,
+        f"Partitions that {would or 'were '}dropped": report.dropped,
+        "Expired, but kept": report.kept,
+        "Skipped": report.notes,
+    }
+    lines = ["\n  ".join([f"{title}:", *listed]) for title, listed in lists.items() if listed]
+    lines.append(
         f"{counted(len(report.created), 'partition')} {would}added, "
         f"{counted(report.moved_records, 'row')} {would}moved, "
         f"{counted(len(report.dropped), 'partition')} with {counted(report.dropped_records, 'row')} {would}dropped "
@@ -78,13 +75,5 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     )
     if report.purged_check_records:
         purged = counted(report.purged_check_records, "check record")
-        say(f"{purged} {would}deleted from Dagster's storage.")
-    if report.dry_run:
-        say(NOTHING_CHANGED)
-
-
-def _print_list(title: str, lines: Sequence[str]) -> None:
-    if lines:
-        say(f"{title}:")
-        for line in lines:
-            say(f"  {line}")
+        lines.append(f"{purged} {would}deleted from Dagster's storage.")
+    return Report(report.to_dict(), [*lines, *([NOTHING_CHANGED] if report.dry_run else [])])

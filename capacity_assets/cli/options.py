@@ -6,7 +6,6 @@ traceback; an error that no type names is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -33,7 +32,6 @@ from capacity_assets.base.errors import (
     reason_of,
     sentence_of,
 )
-from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
@@ -157,28 +155,6 @@ def progress_bar(description: str, total: int | None = None, *, hidden: bool = F
         yield partial(bar.update, bar.add_task(description, total=total))
 
 
-def left(*headings: str) -> tuple[tuple[str, str], ...]:
-    """Return columns of a table whose cells begin at the left."""
-    return tuple((heading, "left") for heading in headings)
-
-
-def right(*headings: str) -> tuple[tuple[str, str], ...]:
-    """Return columns of a table whose cells end at the right, as numbers do."""
-    return tuple((heading, "right") for heading in headings)
-
-
-def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table."""
-    signs = {"left": "", "right": ">", "text": "~"}
-    say(Table(title, [signs[side] + heading for heading, side in columns], rows))
-
-
-def print_first(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], most: int) -> None:
-    """Print a table of the first rows; its title counts the others."""
-    more = len(rows) - most
-    print_table(f"{title}, {more:,} more" if more > 0 else title, columns, rows[:most])
-
-
 @contextmanager
 def writing(target: Path | str) -> Iterator[None]:
     """Raise CommandFailedError with one sentence instead of an OSError if a file cannot be written.
@@ -269,13 +245,13 @@ def completing(values: Iterable[str]) -> Callable[[click.Context, click.Paramete
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 
 
-def _note_json(context: click.Context, _parameter: click.Parameter, as_json: bool) -> bool:
+def _note_json(context: click.Context, _parameter: click.Parameter, as_json: bool) -> None:
     context.meta["json"] = as_json
-    return as_json
 
 
+# No command takes it: `wants_json` says whether it was given.
 json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=_note_json, help="Print one JSON document, for scripts."
+    "--json", is_flag=True, expose_value=False, callback=_note_json, help="Print one JSON document, for scripts."
 )
 password_option = click.option(
     "--password-from",
@@ -329,11 +305,6 @@ def number_listed(name: str, default: int) -> Callable[[Any], Any]:
     )
 
 
-def label_filter(label: str | None) -> tuple[str | None, str | None]:
-    """Return the key and value of a filter, or None for both; raises ValidationError for other than KEY=VALUE."""
-    return (None, None) if label is None else key_and_value(label)
-
-
 def command(function: Callable[Concatenate[Settings, ...], Report | int | None]) -> Callable[..., None]:
     """Pass the settings to a command, print its report or its failure, and exit with its code."""
     run: Callable[..., Report | int | None] = wraps(function)(lambda **values: function(load_settings(), **values))
@@ -351,8 +322,6 @@ def without_settings(function: Callable[..., Report | int | None]) -> Callable[.
     @wraps(function)
     def run(**values: object) -> None:
         with readable_errors():
-            if "as_json" not in inspect.signature(function).parameters:
-                values.pop("as_json", None)
             result = function(**values)
             if isinstance(result, Report):
                 print_report(result)

@@ -17,14 +17,12 @@ from capacity_assets.base.units import counted, first_of, human_day, human_mb
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import (
     GIGABYTES,
+    Line,
+    Report,
+    Table,
     filter_options,
     json_command,
-    left,
     number_listed,
-    print_json,
-    print_table,
-    right,
-    say,
 )
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
@@ -44,16 +42,14 @@ from capacity_assets.forecast.outlook import (
 )
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.ownership.labels import having, refuse_unknown_label
-from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_engine
 
 NAMED = 5
 SHOWN_WITHIN_DAYS = (30, 90)
 LEAST_HISTORY_DAYS = 2 * LEAST_CHANGES + 1
-COLUMNS = (
-    *left("Server", "What"),
-    *right("Size", "Limit"),
-    *left("Binds", "Early (10 %)", "Middle (50 %)", "Late (90 %)"),
-    *right(*(f"Within {days} days" for days in SHOWN_WITHIN_DAYS)),
+HEADINGS = (
+    *("Server", "What", ">Size", ">Limit", "Binds", "Early (10 %)", "Middle (50 %)", "Late (90 %)"),
+    *(f">Within {days} days" for days in SHOWN_WITHIN_DAYS),
 )
 
 
@@ -76,8 +72,7 @@ def runway(
     label: str | None,
     show: int,
     issue: bool,
-    as_json: bool,
-) -> None:
+) -> Report:
     """Show when servers and databases will be full.
 
     With SERVER, shows only that server and all its databases, or one DATABASE of it. Lists those with a limit of their
@@ -95,9 +90,8 @@ def runway(
     """
     if issue and add_gb:
         raise click.UsageError("Give either --issue or --add-gb.")
-    refuse_an_absent_embedded_server(settings)
     chosen = None if label is None else key_and_value(label)
-    with open_engine(settings) as opened:
+    with open_engine(settings, existing=True) as opened:
         refuse_an_unfit_database(opened, settings.zone)
         if server is not None:
             registered(opened, [server])  # refuses an unknown name
@@ -108,16 +102,15 @@ def runway(
             forecasts = _only(opened, forecasts, clock.today(), label=chosen, of_engine=engine)
     if server is not None:
         _refuse_unmeasured(forecasts, server, database)
-    if as_json:
-        document = {} if issued is None else {"issued": issued.to_dict()}
-        print_json({**asdict(forecasts), "add_gb": float(add_gb), **document})
-        return
     if not forecasts.rows and (engine is not None or label is not None):
-        say(f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
+        lines: list[Line] = [f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}."]
     else:
-        print_outlooks(forecasts, add_gb=add_gb, show=show, every=server is not None)
+        lines = outlook_lines(forecasts, add_gb=add_gb, show=show, every=server is not None)
+    document = {**asdict(forecasts), "add_gb": float(add_gb)}
     if issued is not None:
-        say(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(issued.as_of)} stored.")
+        document["issued"] = issued.to_dict()
+        lines.append(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(issued.as_of)} stored.")
+    return Report(document, lines)
 
 
 def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -> None:
@@ -151,29 +144,30 @@ def _only(
     return Outlooks(forecasts.as_of, rows, 0, {})
 
 
-def print_outlooks(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:
-    """Print the first rows as a table, and the number of unknown limits.
+def outlook_lines(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> list[Line]:
+    """Return the first rows as a table, and the number of unknown limits.
 
     Without `every`, databases that have only their server's limit are left out: the row of the server shows when it is
     reached.
     """
+    lines: list[Line] = []
     rows = list(forecasts.rows) if every else standing_for_themselves(forecasts.rows)
     if rows and forecasts.as_of is not None:
         more = len(rows) - show
         higher = f", if every limit were {add_gb:,} GiB higher" if add_gb else ""
         hidden = f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""
         title = f"Full when, as of {human_day(forecasts.as_of)}{higher}{hidden}"
-        print_table(title, COLUMNS, list(map(_cells, rows[:show])))
-        for row in rows[:show]:
-            if row.sooner_day is not None:
-                say(f"note: {row.display_name} on {row.server}. {row.remark}")
+        lines.append(Table(title, HEADINGS, list(map(_cells, rows[:show]))))
+        sooner = [row for row in rows[:show] if row.sooner_day is not None]
+        lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
     else:
-        say("None of these has a known limit. `capacity limits set` declares one.")
+        lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:
         servers = (f"{server} ({databases:,})" for server, databases in forecasts.unknown_on.items())
-        say(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")
+        lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")
     if forecasts.unknown_limits:
-        say(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
+        lines.append(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
+    return lines
 
 
 def _cells(row: Outlook) -> list[object]:

@@ -7,7 +7,7 @@ ledger.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, Valida
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day
-from capacity_assets.cli.options import json_command, left, print_json, print_table, right, say
+from capacity_assets.cli.options import Line, Report, Table, json_command
 from capacity_assets.collection.observing import STOPPED_ADVICE, Newest, newest_samples
 from capacity_assets.collection.servers import Standing, standing
 from capacity_assets.database.distributing import distribution_text, placements
@@ -33,7 +33,7 @@ from capacity_assets.forecast.issued import IssuedDay, recent_issue
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
 from capacity_assets.reading.windows import StoredWindows, sampled_days, stored_windows
-from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
+from capacity_assets.runtime import open_engine, task_runner
 
 if TYPE_CHECKING:
     from dagster import DagsterRun
@@ -171,17 +171,6 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[LateW
     return _by_reason(_late(runner, followed=followed))
 
 
-def late_and_stale_windows(
-    runner: AggregationTaskRunner, *, followed: bool
-) -> tuple[list[LateWindows], list[LateWindows]]:
-    """Return the late windows, like `late_windows`, and the other computed windows that are out of date."""
-    late = _late(runner, followed=followed)
-    keys = {(period, level, incomplete.window) for period, level, incomplete in late}
-    outdated = runner.outdated_windows()
-    stale = [one for one in outdated if (one[0], one[1], one[2].window) not in keys]
-    return _by_reason(late), _by_reason(stale)
-
-
 def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, str, IncompleteWindow]]:
     patience_seconds = PATIENCE_SECONDS if followed else 0
     return [
@@ -195,7 +184,6 @@ def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, s
 
 
 def _by_reason(every: Sequence[tuple[str, str, IncompleteWindow]]) -> list[LateWindows]:
-    """Group windows by period, level and reason."""
     groups: dict[tuple[str, str, str], list[Window]] = {}
     for period, level, incomplete in every:
         groups.setdefault((period, level, incomplete.reason), []).append(incomplete.window)
@@ -219,170 +207,64 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[LateWindows] | None)
 
 @click.command()
 @json_command
-def status(settings: Settings, /, *, as_json: bool) -> None:
+def status(settings: Settings, /) -> Report:
     """Show what is stored, what runs or waits, and what is late.
 
     Lists the samples, the latest stored window of each period and level, the last collection, the runs, and windows
     that are late or stale. Changes nothing.
     """
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
-        found = _read(engine, settings)
-    if as_json:
-        print_json(_document(found))
-    else:
-        _print(found, settings)
-
-
-@dataclass(frozen=True)
-class _Status:
-    """What `capacity status` shows; None: not known, because the schema is older or Dagster does not answer."""
-
-    today: date
-    active: int
-    samples: Sequence[dict[str, object]]
-    stopped: Sequence[Newest]
-    windows: Sequence[dict[str, object]]
-    collecting: Standing | None
-    runways: IssuedDay | None
-    distribution: str | None
-    runs: list[ActiveRun] | None
-    works: bool
-    silent: str | None
-    late: list[LateWindows] | None
-    stale: list[LateWindows] | None
-    unknown: str
-    untracked: Sequence[str]
-
-
-def _read(engine: Engine, settings: Settings) -> _Status:
-    """Read what is stored and at work; raises DatabaseError, also without a schema."""
-    runs, works = _activity(settings)
-    silent = silent_location(settings) if works else None
-    revision = schema_revision(engine)
-    if revision is None:
-        raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
     today = Clock(settings.zone).today()
-    with engine.connect() as connection:
-        samples = [asdict(days) for days in sampled_days(connection, today)]
-        windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
-        active = servers_in_service(connection).active
-    # With an older schema there is no ledger yet; `capacity check` says so.
-    followed = works and not has_failed(runs or ())
-    late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
-    is_current = revision == SCHEMA_REVISION
-    return _Status(
-        today=today,
-        active=active,
-        samples=samples,
-        stopped=[one for one in newest_samples(engine, today) if one.has_stopped],
-        windows=windows,
-        collecting=standing(engine) if is_current else None,
-        runways=recent_issue(engine, today, shown=RISKS_SHOWN) if is_current else None,
-        distribution=distribution_text(placements(engine, with_sizes=False)),
-        runs=runs,
-        works=works,
-        silent=silent,
-        late=late,
-        stale=stale,
-        unknown=unknown,
-        untracked=untracked_changes(engine),
-    )
-
-
-def _document(found: _Status) -> dict[str, object]:
-    stored = {
-        "today": found.today,
-        "active_instances": found.active,
-        "samples": found.samples,
-        "samples_stopped": {one.table: one.day for one in found.stopped},
-        "windows": found.windows,
+    with open_engine(settings, existing=True) as engine:
+        runs, works = _activity(settings)
+        silent = silent_location(settings) if works else None
+        revision = schema_revision(engine)
+        if revision is None:
+            raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
+        with engine.connect() as connection:
+            samples = [asdict(days) for days in sampled_days(connection, today)]
+            windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
+            active = servers_in_service(connection).active
+        followed = works and not has_failed(runs or ())
+        late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
+        stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
+        # An older schema has none of these; `capacity check` says so.
+        is_current = revision == SCHEMA_REVISION
+        collecting = standing(engine) if is_current else None
+        runways = recent_issue(engine, today, shown=RISKS_SHOWN) if is_current else None
+        distribution = distribution_text(placements(engine, with_sizes=False))
+        untracked = untracked_changes(engine)
+    document = {
+        "today": today,
+        "active_instances": active,
+        "samples": samples,
+        "samples_stopped": {one.table: one.day for one in stopped},
+        "windows": windows,
+        "runs": None if runs is None else list(map(asdict, runs)),
+        "daemon_works": works,
+        "silent_location": silent or None,
+        "late": None if late is None else list(map(asdict, late)),
+        "stale": None if stale is None else list(map(asdict, stale)),
+        "untracked_changes": untracked,
+        "collection": collecting and asdict(collecting),
+        "runways": runways and asdict(runways),
+        "distribution": distribution,
     }
-    activity = {
-        "runs": _as_dicts(found.runs),
-        "daemon_works": found.works,
-        "silent_location": found.silent or None,
-        "late": _as_dicts(found.late),
-        "stale": _as_dicts(found.stale),
-        "untracked_changes": found.untracked,
-    }
-    further = {
-        "collection": None if found.collecting is None else asdict(found.collecting),
-        "runways": None if found.runways is None else asdict(found.runways),
-        "distribution": found.distribution,
-    }
-    return {**stored, **activity, **further}
-
-
-def _print(found: _Status, settings: Settings) -> None:
-    say(f"Today is {human_day(found.today)} ({settings.timezone}). Active servers: {found.active:,}.")
-    if found.collecting is not None:
-        _print_collection(found.collecting)
-    _print_stored(found)
-    _print_runways(found.runways)
-    _print_activity(found.runs, found.late, found.unknown)
-    _print_stale(found.stale)
-    if found.runs is not None and not found.works:
-        say("No Dagster daemon is at work: nothing starts until `capacity up`, or a daemon of your own, runs.")
-    if found.silent:
-        say(found.silent)
-    for shortcoming in found.untracked:
-        say(f"It is not known whether figures follow their samples: {shortcoming}. Run `capacity init`.")
-
-
-def _print_stored(found: _Status) -> None:
-    print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in found.samples])
-    for one in found.stopped:
-        say(f"{one.table}: {one.text} {STOPPED_ADVICE}")
-    print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in found.windows])
-    if not any(row["rows_on_last_day"] for row in found.samples):
-        say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
-    if found.distribution is not None:
-        say(f"Distributed: {found.distribution}.")
-
-
-def _print_runways(issue: IssuedDay | None) -> None:
-    if issue is None:
-        say(
-            "Fills first: no runway was issued within the last month. `capacity runway --issue` issues them now, "
-            "`capacity up` every day."
-        )
-        return
-    rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
-    if issue.is_outdated:
-        issued_at = f"{issue.issued_at:%H:%M} UTC on {human_day(issue.issued_at.date())}"
-        say(f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts.")
-    if rows:
-        print_table(f"Fills first, as of {human_day(issue.as_of)}", RISK_COLUMNS, rows)
-    else:
-        say(f"Fills first: nothing with a known limit within a year, as of {human_day(issue.as_of)}.")
-    if issue.unknown_limits:
-        say(f"Limit unknown: {counted(issue.unknown_limits, 'database')}.")
-
-
-def _late_and_stale(
-    engine: Engine, settings: Settings, revision: str | None, *, followed: bool
-) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
-    """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
-    if revision != SCHEMA_REVISION:
-        return None, None, "not known before `capacity init` has upgraded the schema."
-    try:
-        return *late_and_stale_windows(task_runner(engine, settings), followed=followed), ""
-    except ValidationError as error:
-        return None, None, f"not known. {error}"
-
-
-def _print_collection(collecting: Standing) -> None:
-    say(collecting.text)
-    if collecting.failing:
-        shown = collecting.failing[:FAILING_SHOWN]
-        more = len(collecting.failing) - len(shown)
-        rows = [_cells(asdict(failing)) for failing in shown]
-        print_table(f"Servers that fail{f', {more:,} more' if more else ''}", FAILING_COLUMNS, rows)
-
-
-def _as_dicts(every: Sequence[ActiveRun] | Sequence[LateWindows] | None) -> list[dict[str, object]] | None:
-    return None if every is None else [asdict(one) for one in every]
+    lines: list[Line] = [
+        f"Today is {human_day(today)} ({settings.timezone}). Active servers: {active:,}.",
+        *_collection_lines(collecting),
+        *_stored_lines(samples, windows, stopped),
+        *([f"Distributed: {distribution}."] if distribution else []),
+        *_runway_lines(runways),
+        *_activity_lines(runs, late, unknown),
+        *_stale_lines(stale),
+    ]
+    if runs is not None and not works:
+        lines.append("No Dagster daemon is at work: nothing starts until `capacity up`, or a daemon of your own, runs.")
+    if silent:
+        lines.append(silent)
+    for shortcoming in untracked:
+        lines.append(f"It is not known whether figures follow their samples: {shortcoming}. Run `capacity init`.")
+    return Report(document, lines)
 
 
 def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
@@ -396,53 +278,50 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
         return None, False
 
 
-def _print_activity(runs: list[ActiveRun] | None, late: list[LateWindows] | None, unknown: str) -> None:
-    if runs is None:
-        say("Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it.")
-    elif not runs:
-        say("Runs: none is at work or waiting.")
-    else:
-        print_table("Runs", RUN_COLUMNS, [_run_cells(run) for run in runs])
-    if late is None:
-        say(f"Late: {unknown}")
-    elif not late:
-        say("Late: nothing. All due windows are computed.")
-    else:
-        print_table("Late", LATE_COLUMNS, [list(asdict(one).values()) for one in late])
-        first = min(one.first_window for one in late)
-        say(f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`.")
-
-
-def _print_stale(stale: list[LateWindows] | None) -> None:
-    if stale is None:
-        return
-    if not stale:
-        say("Stale: nothing else. All windows match their samples, and no other session wrote aggregates.")
-        return
-    print_table("Stale", LATE_COLUMNS, [list(asdict(one).values()) for one in stale])
-    first = min(one.first_window for one in stale)
-    say(
-        "While the daemon runs, it recomputes windows whose samples changed. "
-        f"`capacity aggregate --period all --from {first}` recomputes all of them."
-    )
-
-
-def _run_cells(run: ActiveRun) -> list[object]:
-    return [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC" if run.since else ""]
+def _late_and_stale(
+    engine: Engine, settings: Settings, revision: str, *, followed: bool
+) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
+    """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
+    if revision != SCHEMA_REVISION:
+        return None, None, "not known before `capacity init` has upgraded the schema."
+    try:
+        runner = task_runner(engine, settings)
+        late = _late(runner, followed=followed)
+        outdated = runner.outdated_windows()
+    except ValidationError as error:
+        return None, None, f"not known. {error}"
+    known = {(period, level, incomplete.window) for period, level, incomplete in late}
+    stale = [one for one in outdated if (one[0], one[1], one[2].window) not in known]
+    return _by_reason(late), _by_reason(stale), ""
 
 
 FAILING_SHOWN = 10
 RISKS_SHOWN = 3
-RISK_COLUMNS = left("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)")
-FAILING_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Last measured", "left"), ("Reason", "text"))
-RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))
-LATE_COLUMNS = (*left("Period", "Level"), *right("Windows"), *left("First", "Last"), ("Reason", "text"))
-SAMPLE_COLUMNS = (("Table", "left"), ("First day", "left"), ("Last day", "left"), ("Rows on last day", "right"))
-WINDOW_COLUMNS = (
-    *left("Period", "Level", "First window", "Latest window"),
-    *right("Rows in it"),
-    *left("Days measured", "Its last change"),
+LATE_HEADINGS = ("Period", "Level", ">Windows", "First", "Last", "~Reason")
+WINDOW_HEADINGS = (
+    *("Period", "Level", "First window", "Latest window"),
+    *(">Rows in it", "Days measured", "Its last change"),
 )
+
+
+def _collection_lines(collecting: Standing | None) -> Iterator[Line]:
+    if collecting is None:
+        return
+    yield collecting.text
+    if collecting.failing:
+        rows = [_cells(asdict(failing)) for failing in collecting.failing]
+        headings = ("Server", "Kind", "Last measured", "~Reason")
+        yield Table.of_first("Servers that fail", headings, rows, FAILING_SHOWN)
+
+
+def _stored_lines(
+    samples: Sequence[dict[str, object]], windows: Sequence[dict[str, object]], stopped: Sequence[Newest]
+) -> Iterator[Line]:
+    yield Table("Samples", ("Table", "First day", "Last day", ">Rows on last day"), list(map(_cells, samples)))
+    yield from (f"{one.table}: {one.text} {STOPPED_ADVICE}" for one in stopped)
+    yield Table("Latest stored window", WINDOW_HEADINGS, list(map(_cells, windows)))
+    if not any(row["rows_on_last_day"] for row in samples):
+        yield "There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`."
 
 
 def _cells(row: dict[str, object]) -> list[object]:
@@ -465,3 +344,56 @@ def _window_row(stored: StoredWindows, today: date) -> dict[str, object]:
         "days": days,
         "last_change": None if stored.changed_at is None else f"{stored.changed_at:%Y-%m-%d %H:%M} UTC",
     }
+
+
+def _runway_lines(issue: IssuedDay | None) -> Iterator[Line]:
+    if issue is None:
+        yield (
+            "Fills first: no runway was issued within the last month. `capacity runway --issue` issues them now, "
+            "`capacity up` every day."
+        )
+        return
+    if issue.is_outdated:
+        issued_at = f"{issue.issued_at:%H:%M} UTC on {human_day(issue.issued_at.date())}"
+        yield f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts."
+    if issue.risks:
+        rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
+        headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)")
+        yield Table(f"Fills first, as of {human_day(issue.as_of)}", headings, rows)
+    else:
+        yield f"Fills first: nothing with a known limit within a year, as of {human_day(issue.as_of)}."
+    if issue.unknown_limits:
+        yield f"Limit unknown: {counted(issue.unknown_limits, 'database')}."
+
+
+def _activity_lines(runs: list[ActiveRun] | None, late: list[LateWindows] | None, unknown: str) -> Iterator[Line]:
+    if runs is None:
+        yield "Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it."
+    elif not runs:
+        yield "Runs: none is at work or waiting."
+    else:
+        rows = [
+            [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC" if run.since else ""]
+            for run in runs
+        ]
+        yield Table("Runs", ("Run", "Job", "Partitions", "State", "Since"), rows)
+    if late is None:
+        yield f"Late: {unknown}"
+    elif not late:
+        yield "Late: nothing. All due windows are computed."
+    else:
+        yield Table("Late", LATE_HEADINGS, [list(asdict(one).values()) for one in late])
+        first = min(one.first_window for one in late)
+        yield f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`."
+
+
+def _stale_lines(stale: list[LateWindows] | None) -> Iterator[Line]:
+    if stale:
+        yield Table("Stale", LATE_HEADINGS, [list(asdict(one).values()) for one in stale])
+        first = min(one.first_window for one in stale)
+        yield (
+            "While the daemon runs, it recomputes windows whose samples changed. "
+            f"`capacity aggregate --period all --from {first}` recomputes all of them."
+        )
+    elif stale is not None:
+        yield "Stale: nothing else. All windows match their samples, and no other session wrote aggregates."

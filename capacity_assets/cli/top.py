@@ -10,23 +10,21 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_mb
 from capacity_assets.cli.options import (
+    Report,
+    Table,
     filter_options,
     json_command,
-    label_filter,
-    left,
     number_listed,
-    print_json,
-    print_table,
-    right,
     window_options,
 )
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.lists import DatabaseRow, databases
-from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_task_runner
 
 # By sort order. Except for `size`, rows have changed in that direction; an unknown change is neither.
 TITLES = {
@@ -35,23 +33,12 @@ TITLES = {
     "size": "Largest databases",
     "percent": "Fastest growing databases",
 }
-COLUMNS = (
-    *left("Server", "Engine", "Database"),
-    *right("Mean size", "Change", "Change in %"),
-    *left("Trend"),
-    *right("Days"),
-)
+HEADINGS = ("Server", "Engine", "Database", ">Mean size", ">Change", ">Change in %", "Trend", ">Days")
 
 
 @click.command()
 @window_options
-@click.option(
-    "--by",
-    default="growth",
-    show_default=True,
-    type=click.Choice(list(TITLES)),
-    help="What to sort by.",
-)
+@click.option("--by", default="growth", show_default=True, type=click.Choice(list(TITLES)), help="What to sort by.")
 @click.option("--server", help="Only databases of this server.")
 @filter_options
 @number_listed("limit", 10)
@@ -67,8 +54,7 @@ def top(
     engine: str | None,
     label: str | None,
     limit: int,
-    as_json: bool,
-) -> None:
+) -> Report:
     """List the databases that grew or shrank most, or the largest.
 
     \b
@@ -78,10 +64,8 @@ def top(
       capacity top --by shrinkage --server db-7 --limit 50
       capacity top --label team=payments
     """
-    refuse_an_absent_embedded_server(settings)
-    key, value = label_filter(label)
-    chosen_label = None if key is None else (key, str(value))
-    with open_task_runner(settings) as runner:
+    chosen_label = None if label is None else key_and_value(label)
+    with open_task_runner(settings, existing=True) as runner:
         service = runner.service
         chosen = service.period(period)
         window = service.partitions.window_holding(chosen, day)
@@ -107,10 +91,7 @@ def top(
             f"Nothing to list in {chosen.name_of(window)}: no row is stored, or none with such a change. "
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
         )
-    if as_json:
-        print_json([_document(row) for row in rows])
-    else:
-        print_top(chosen, window, by, rows)
+    return Report([_document(row) for row in rows], [top_table(chosen, window, by, rows)])
 
 
 def top_databases(
@@ -133,9 +114,9 @@ def top_databases(
     return list(filter(has_changed.get(by), rows))
 
 
-def print_top(period: Period, window: Window, by: str, rows: Sequence[DatabaseRow]) -> None:
-    """Print the rows under a title."""
-    print_table(f"{TITLES[by]}, {period.name_of(window)} against the window before", COLUMNS, map(_cells, rows))
+def top_table(period: Period, window: Window, by: str, rows: Sequence[DatabaseRow]) -> Table:
+    """Return the rows under a title."""
+    return Table(f"{TITLES[by]}, {period.name_of(window)} against the window before", HEADINGS, list(map(_cells, rows)))
 
 
 def _document(row: DatabaseRow) -> dict[str, object]:
