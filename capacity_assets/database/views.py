@@ -200,7 +200,8 @@ LEFT JOIN (
 ) AS declared ON declared.instance_id = r.instance_id
 LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
     AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END
-{join}"""  # noqa: S608 -- labels are looked up in another way on nodes
+{join}
+WHERE r.subject <> 'group'"""  # noqa: S608 -- labels are looked up in another way on nodes
 
 
 _DUE = """CROSS JOIN LATERAL (VALUES
@@ -213,6 +214,14 @@ _DUE = """CROSS JOIN LATERAL (VALUES
      greatest(r.actual_7_mb, r.actual_30_mb, r.actual_90_mb, r.actual_365_mb))
 ) AS due (days, forecast_mb, lower_mb, upper_mb, probability, actual_mb, largest_mb)"""
 """The forecasts of a row by horizon, with the largest size that was measured on a due day up to that of the horizon."""
+
+_GROUP_HORIZONS = "".join(
+    f"""r.forecast_{days}_mb,  -- Size that is forecast in {days} days, MiB; null: too little history
+       r.lower_{days}_mb,  -- Lower end of its band of 80 percent, MiB
+       r.upper_{days}_mb,  -- Upper end of its band of 80 percent, MiB
+       """
+    for days in HORIZONS_DAYS
+).rstrip()
 
 RUNWAY_VIEWS = (
     View(
@@ -229,7 +238,7 @@ RUNWAY_VIEWS = (
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS
 SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month they came due
-       r.subject,  -- server, database or volume
+       r.subject,  -- server, database, volume or group
        due.days AS horizon_days,  -- How many days ahead was forecast
        r.in_time AS issued_in_time,
           -- Whether they were issued on their day or the next one; false: computed in hindsight
@@ -254,10 +263,11 @@ SELECT r.as_of,  -- Day on which it was issued
        due.days AS horizon_days,  -- How many days ahead was forecast
        r.last_day + due.days AS due_day,  -- Day for which it was made
        r.in_time AS issued_in_time,  -- Whether it was issued on its day or the next one; false: computed in hindsight
-       r.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || r.instance_id) AS server,  -- Name of the server
-       r.subject,  -- server, database or volume
-       r.name,  -- Database or volume; empty: the server as a whole
+       r.instance_id AS server_id,  -- Number of the server; 0: a group
+       coalesce(i.name, CASE WHEN r.subject <> 'group' THEN 'server ' || r.instance_id ELSE '' END) AS server,
+          -- Name of the server; empty: a group
+       r.subject,  -- server, database, volume or group
+       r.name,  -- Database, volume, or group as key=value; empty: the server as a whole
        r.state,  -- forecast, full, too little history, unlimited, or limit unknown
        r.size_mb,  -- Size on the last measured day before, MiB
        due.forecast_mb,  -- Size that was forecast, MiB
@@ -272,6 +282,21 @@ FROM capacity_runways r
 LEFT JOIN instances i ON i.id = r.instance_id
 {_DUE}
 WHERE due.forecast_mb IS NOT NULL;
+
+-- The newest forecast of each group and of the fleet, from its stored daily sums.
+CREATE VIEW capacity_group_forecasts AS
+SELECT r.as_of,  -- Day up to which sums were looked at
+       split_part(r.name, '=', 1) AS grouped_by,  -- engine, the key of a label, or (fleet)
+       nullif(substr(r.name, strpos(r.name, '=') + 1), '') AS group_name,
+          -- Engine, value of the label, or (fleet); null: no such label
+       r.last_day,  -- Newest day on which no server of the group is missing
+       r.size_mb,  -- Size on that day, MiB
+       r.change_mb_per_day,  -- Change that is forecast, MiB per day
+       {_GROUP_HORIZONS}
+       r.history_days,  -- Days of sums that the forecast looked at
+       r.issued_at  -- When it was computed
+FROM (SELECT max(as_of) AS as_of FROM capacity_runways WHERE instance_id = 0) AS newest
+JOIN capacity_runways r ON r.as_of = newest.as_of AND r.subject = 'group';
 """),  # noqa: S608 -- the horizons of both views
 )
 

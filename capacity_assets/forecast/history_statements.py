@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from sqlalchemy import TextualSelect, text
 
-SERVER_ROWS, DATABASE_ROWS, VOLUME_ROWS = "server", "database", "volume"
+SERVER_ROWS, DATABASE_ROWS, VOLUME_ROWS, GROUP_ROWS = "server", "database", "volume", "group"
+
+OF_NO_SERVER = 0
+"""Stands for the number of a server in rows of groups; no server has it."""
 
 STALE_DAYS = 31
 """Servers that were not measured for so long have no forecast."""
@@ -65,6 +68,35 @@ JOIN (
 ) AS newest ON newest.instance_id = c.instance_id AND newest.day = c.collected_date
 WHERE c.collected_date = ANY (CAST(:recent_days AS date[])) AND c.instance_id = ANY (CAST(:instance_ids AS integer[]))
 """
+
+# The last day on which each server in service was measured.
+LAST_MEASURED = """
+SELECT d.instance_id, max(d.day) AS day FROM (
+    SELECT t.instance_id, t.collected_date AS day FROM instance_size_stats t
+    WHERE t.collected_date = ANY (CAST(:recent_days AS date[]))
+      AND t.instance_id = ANY (CAST(:instance_ids AS integer[])) AND NOT t.is_deleted
+    UNION ALL
+    SELECT s.instance_id, s.collected_date FROM database_size_stats s
+    WHERE s.collected_date = ANY (CAST(:recent_days AS date[]))
+      AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
+) AS d GROUP BY d.instance_id
+"""
+COMPLETE_GROUP_DAYS = """
+SELECT c.label_key, c.label_value, c.day, c.size_mb FROM (
+    SELECT a.label_key, a.label_value, a.period_start AS day, a.avg_size_mb AS size_mb, a.server_count AS servers,
+           max(a.server_count) OVER (of_group RANGE BETWEEN '14 days' PRECEDING AND '1 day' PRECEDING) AS before,
+           max(a.server_count) OVER (of_group RANGE BETWEEN '1 day' FOLLOWING AND '14 days' FOLLOWING) AS after
+    FROM group_size_aggregations a
+    WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
+      AND a.label_key <> '(total)'
+    WINDOW of_group AS (PARTITION BY a.label_key, a.label_value ORDER BY a.period_start)
+) AS c
+WHERE c.before IS NULL OR c.servers >= c.before OR (coalesce(c.after, 0) <= c.servers AND NOT EXISTS (
+    SELECT FROM last_measured m JOIN instances i ON i.id = m.instance_id
+    WHERE i.counted_by IS NULL AND m.day < c.day AND m.day >= c.day - 14))
+"""
+"""The stored daily sums of groups, without days on which a server is missing: there are fewer than within 14 days
+before, and more again within 14 days after, or a server in service was not measured since. Reads `last_measured`."""
 
 # The days and sizes of each server, database and volume: samples, and before the first sample that is kept the daily
 # aggregates. Day numbers count from the day before the first column. For one server the days are listed as well,
@@ -132,6 +164,7 @@ SOURCES = {
     "present": _PRESENT,
     "newest_volumes": _NEWEST_VOLUMES,
     "newest_ceilings": _NEWEST_CEILINGS,
+    "last_measured": LAST_MEASURED,
 }
 """What the statements read of samples and aggregates, by name, in the order in which nodes fill the tables."""
 
@@ -202,6 +235,41 @@ JOIN instances i ON i.id = v.instance_id
 JOIN volume_series d ON d.instance_id = v.instance_id AND d.name = v.volume_name
 ORDER BY i.name, v.volume_name
 """
+# Days on which a label of a server of the group begins or ends, and of declared steps of such a server. Each takes the
+# growth of its day with it: a group of many servers would lose its growth to many of them.
+_GROUP_STEPS = """
+WITH spans AS MATERIALIZED (
+    SELECT instance_id, key, value, valid_from, valid_until FROM capacity_label_spans
+), ends AS MATERIALIZED (
+    SELECT e.instance_id, e.key, e.day
+    FROM (SELECT instance_id, key, valid_from AS day FROM spans
+          UNION ALL SELECT instance_id, key, valid_until FROM spans
+          UNION ALL SELECT instance_id, NULL, step_date FROM capacity_steps) AS e
+    WHERE e.day > :before_first AND e.day <= :as_of
+), members AS MATERIALIZED (
+    SELECT DISTINCT instance_id, key, value FROM spans WHERE value IS NOT NULL
+    UNION ALL SELECT i.id, k.key, '' FROM instances i CROSS JOIN (SELECT DISTINCT key FROM spans) AS k
+    UNION ALL SELECT id, 'engine', db_type FROM instances
+    UNION ALL SELECT id, '(fleet)', '(fleet)' FROM instances
+)
+SELECT m.key, m.value, array_agg(DISTINCT e.day - :before_first) AS days
+FROM members m JOIN ends e ON e.instance_id = m.instance_id AND coalesce(e.key, m.key) = m.key
+GROUP BY m.key, m.value HAVING count(DISTINCT e.day) <= 24
+"""
+_GROUPS = """
+SELECT g.name AS server, 'group' AS subject, g.name, 0 AS instance_id, CAST(NULL AS bigint) AS own_mb,
+       NULL AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source, CAST(NULL AS bigint) AS ceiling_mb,
+       NULL AS ceiling_source, CAST(NULL AS bigint) AS free_mb, CAST(NULL AS date) AS free_day, NULL AS free_source,
+       CAST(NULL AS float8) AS total_mb, CAST(NULL AS varchar[]) AS volumes, g.last_day, g.days, g.sizes,
+       m.days AS steps
+FROM (
+    SELECT label_key, label_value, label_key || '=' || label_value AS name, array_agg(day - :before_first) AS days,
+           array_agg(CAST(size_mb AS float8)) AS sizes, max(day) AS last_day
+    FROM complete_group_days GROUP BY label_key, label_value
+) AS g
+LEFT JOIN group_steps m ON m.key = g.label_key AND m.value = g.label_value
+WHERE g.last_day > :stale ORDER BY g.name
+"""
 _WITHOUT_LIMIT = """
 SELECT l.server, count(*) AS databases FROM limited l
 WHERE num_nonnulls(l.own_source, l.server_source, l.ceiling_mb, l.free_mb) = 0
@@ -209,15 +277,22 @@ WHERE num_nonnulls(l.own_source, l.server_source, l.ceiling_mb, l.free_mb) = 0
 GROUP BY l.server ORDER BY l.server
 """
 KINDS = (SERVER_ROWS, DATABASE_ROWS, VOLUME_ROWS)
+"""What can be full; groups have sizes and forecasts, but no limit."""
 WITHOUT_LIMIT = "without limit"
 _STATEMENTS = {
     SERVER_ROWS: (_SERVERS, ("newest_volumes", "newest_ceilings", "server_series")),
     DATABASE_ROWS: (_DATABASES, ("present", "newest_volumes", "newest_ceilings", "limited", "database_series")),
     VOLUME_ROWS: (_VOLUMES, ("newest_volumes", "volume_series")),
+    GROUP_ROWS: (_GROUPS, ("last_measured", "complete_group_days", "group_steps")),
     WITHOUT_LIMIT: (_WITHOUT_LIMIT, ("present", "newest_volumes", "newest_ceilings", "limited")),
 }
 """The statements, and what each reads by name."""
-_MATERIALIZED = ("newest_volumes", "newest_ceilings", "limited")
+_MATERIALIZED = ("newest_volumes", "newest_ceilings", "limited", "last_measured")
+_MADE_OF_SOURCES = {
+    "limited": _LIMITED,
+    "complete_group_days": COMPLETE_GROUP_DAYS,
+    "group_steps": _GROUP_STEPS,
+}
 
 
 def sources_of(kind: str) -> list[str]:
@@ -228,7 +303,7 @@ def sources_of(kind: str) -> list[str]:
 def statement(kind: str, *, from_copies: bool) -> TextualSelect:
     """Return the series of a kind of subject beside their limits, or how many databases of each server have none."""
     query, names = _STATEMENTS[kind]
-    parts = {"limited": _LIMITED} if from_copies else {**SOURCES, "limited": _LIMITED}
+    parts = _MADE_OF_SOURCES if from_copies else {**SOURCES, **_MADE_OF_SOURCES}
     ctes = [text(parts[name]).columns().cte(name) for name in names if name in parts]
     prefixed = (cte.prefix_with("MATERIALIZED") if cte.name in _MATERIALIZED else cte for cte in ctes)
     return text(query).columns().add_cte(*prefixed)

@@ -16,9 +16,15 @@ from sqlalchemy import Connection, Engine, Row, text
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.sql import with_parts
-from capacity_assets.database.tables import capacity_runways, instances, volume_size_stats
+from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
 from capacity_assets.database.views import STANDS_FOR_ITSELF, headroom
-from capacity_assets.forecast.history_statements import STALE_DAYS
+from capacity_assets.forecast.history_statements import (
+    COMPLETE_GROUP_DAYS,
+    GROUP_ROWS,
+    LAST_MEASURED,
+    OF_NO_SERVER,
+    STALE_DAYS,
+)
 from capacity_assets.forecast.outlook import Outlook
 
 
@@ -64,19 +70,26 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     """
     runways = capacity_runways.c
     spans = changed_spans(connection, as_of, today)
+    in_service = connection.execute(sa.select(instances.c.id).where(is_active())).scalars().all()
     for days in HORIZONS_DAYS:
         is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
         is_own = sa.and_(runways.as_of == as_of, runways.last_day + days <= today, is_forecast)
         for subject in _MEASURED:
-            for first, last in spans:
-                connection.execute(_scoring(subject, days, first, last, _is_due(days, first, last)))
-            connection.execute(_scoring(subject, days, as_of, today, is_own))
+            for span in spans:
+                connection.execute(_scoring(subject, days, span, _is_due(days, *span), in_service))
+            connection.execute(_scoring(subject, days, (as_of, today), is_own, in_service))
 
 
-def _scoring(subject: str, days: int, first: date, last: date, is_due: sa.ColumnElement[bool]) -> sa.Update:
+def _scoring(
+    subject: str, days: int, span: tuple[date, date], is_due: sa.ColumnElement[bool], in_service: Sequence[int]
+) -> sa.Update:
     """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
+    first, last = span
     runways, volumes = capacity_runways.c, volume_size_stats.c
-    measured = text(_MEASURED[subject]).columns(*_COLUMNS_OF_MEASURED).subquery("measured")
+    query = text(_MEASURED[subject])
+    if subject == GROUP_ROWS:
+        query = query.bindparams(**_days_around(first, last), instance_ids=in_service)
+    measured = query.columns(*_COLUMNS_OF_MEASURED).subquery("measured")
     actual_mb = runways[f"actual_{days}_mb"]
     scoring = sa.update(capacity_runways).where(
         runways.subject == subject,
@@ -97,6 +110,16 @@ def _scoring(subject: str, days: int, first: date, last: date, is_due: sa.Column
         )
         scoring = scoring.where(~of_forecast.correlate(capacity_runways, measured).exists())
     return scoring.values({actual_mb: measured.c.size_mb})
+
+
+def _days_around(first: date, last: date) -> dict[str, object]:
+    """Return the parameters of the complete days of groups: enough days around for `COMPLETE_GROUP_DAYS` to judge."""
+    until = last + timedelta(days=14)
+    return {
+        "before_first": first - timedelta(days=STALE_DAYS + 15),
+        "as_of": until,
+        "recent_days": [until - timedelta(days=back) for back in range(STALE_DAYS + 14)],
+    }
 
 
 def _is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
@@ -142,7 +165,7 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
         names = {f"{name}_{days}_mb": f"{name}_mb" for name in ("actual", "forecast", "lower", "upper")}
         sizes = (runways[name].label(label) for name, label in names.items())
         due = sa.select(runways.size_mb, runways.in_time, *sizes).where(
-            _is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None)
+            _is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None), runways.subject != GROUP_ROWS
         )
         if server is not None:
             number = sa.select(instances.c.id).where(instances.c.name == server).scalar_subquery()
@@ -162,6 +185,11 @@ FROM instance_size_stats GROUP BY instance_id, collected_date""",
     "volume": """
 SELECT instance_id, volume_name AS name, collected_date, used_mb, coalesce(used_mb, total_mb - free_mb) AS size_mb
 FROM volume_size_stats""",
+    GROUP_ROWS: f"""
+WITH last_measured AS ({LAST_MEASURED}),
+     complete_group_days AS ({COMPLETE_GROUP_DAYS})
+SELECT {OF_NO_SERVER} AS instance_id, label_key || '=' || label_value AS name, day AS collected_date, size_mb
+FROM complete_group_days""",  # noqa: S608 -- statements of our own
 }
 _COLUMNS_OF_MEASURED: list[sa.ColumnClause[Any]] = [
     sa.column(name) for name in ("instance_id", "name", "collected_date", "used_mb", "size_mb")

@@ -27,7 +27,7 @@ from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import capacity_runways, instances, try_lock, wait_for_lock
 from capacity_assets.forecast import history
-from capacity_assets.forecast.history_statements import KINDS
+from capacity_assets.forecast.history_statements import GROUP_ROWS, KINDS
 from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
 from capacity_assets.forecast.model import Forecasts
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
@@ -263,8 +263,10 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
 def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     """Stage the runways of every subject; return the servers with impossible values."""
     left_out: set[str] = set()
-    with history.reading(connection, scope) as reader:
-        for kind in KINDS:
+    # A declaration for some servers changes no group.
+    kinds = (*KINDS, GROUP_ROWS) if scope.servers is None else KINDS
+    with history.reading(connection, scope, kinds) as reader:
+        for kind in kinds:
             for batch in reader.series(kind):
                 made = of_batch(batch)
                 rows = _rows(scope.as_of, batch, made.rows, made.made, left_out)
@@ -300,7 +302,9 @@ _FIGURES = attrgetter(
     *("history_days", "early_day", "middle_day", "late_day"),
 )
 """The columns of the table that an outlook has, in order."""
-_STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
+_STATES = """
+SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of AND subject <> 'group' GROUP BY state
+"""
 _MAY_ISSUE = """
 SELECT bool_and(has_table_privilege('capacity_runways', needed))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
@@ -308,7 +312,7 @@ FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of <= :today"
 _ISSUED = """
 SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some
-FROM capacity_runways WHERE as_of = :day
+FROM capacity_runways WHERE as_of = :day AND subject <> 'group'
 """
 _SAMPLED = """
 SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some

@@ -37,7 +37,7 @@ class Accuracy:
 
     horizon_days: int
     subject: str | None
-    """server, database or volume; None: all of them."""
+    """server, database, volume or group; None: all but groups, which are sums of the others."""
     month: date | None
     """First day of the month of issue; None: those that came due lately."""
     forecasts: int
@@ -263,7 +263,8 @@ SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server
        f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full
 FROM capacity_forecasts f
 WHERE f.as_of = ANY (CAST(:days AS date[])) AND f.as_of + f.horizon_days BETWEEN :first_due AND :last_due
-  AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[])))
+  AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[]))
+       OR f.subject = 'group')
 """
 _FIGURES = f"""
        count(*) FILTER (WHERE actual_mb IS NULL) AS not_measured,
@@ -273,12 +274,13 @@ _FIGURES = f"""
             AS float8) AS unchanged_error_percent,{SCORED}"""
 _LATELY = f"""
 SELECT horizon_days, kind AS subject, CAST(NULL AS date) AS month,{_FIGURES}
-FROM (SELECT due.*, CAST(NULL AS varchar) AS kind FROM due UNION ALL SELECT due.*, subject FROM due) AS each
+FROM (SELECT due.*, CAST(NULL AS varchar) AS kind FROM due WHERE subject <> 'group'
+      UNION ALL SELECT due.*, subject FROM due) AS each
 GROUP BY horizon_days, kind ORDER BY horizon_days, kind
 """  # noqa: S608 -- columns of our own
 _MONTHS = f"""
 SELECT horizon_days, CAST(NULL AS varchar) AS subject, CAST(date_trunc('month', as_of) AS date) AS month,{_FIGURES}
-FROM due GROUP BY 1, 3 ORDER BY horizon_days, month DESC
+FROM due WHERE subject <> 'group' GROUP BY 1, 3 ORDER BY horizon_days, month DESC
 """  # noqa: S608 -- columns of our own
 # What is full has a probability of 1 and is no forecast.
 _CALIBRATION = """
@@ -298,7 +300,8 @@ FROM (
     SELECT *, row_number() OVER (PARTITION BY horizon_days ORDER BY abs(actual_mb - forecast_mb) DESC, server, name)
                   AS place
     FROM (
-        SELECT DISTINCT ON (horizon_days, server_id, subject, name) * FROM due WHERE actual_mb <> forecast_mb
+        SELECT DISTINCT ON (horizon_days, server_id, subject, name) * FROM due
+        WHERE actual_mb <> forecast_mb AND subject <> 'group'
         ORDER BY horizon_days, server_id, subject, name, abs(actual_mb - forecast_mb) DESC, as_of DESC
     ) AS worst
 ) AS placed WHERE place <= :shown ORDER BY horizon_days, place

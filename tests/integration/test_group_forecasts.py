@@ -1,0 +1,90 @@
+"""Groups and the fleet have forecasts from their stored daily sums, issued and scored like those of databases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.clocks import TODAY
+from tests.computing import compute_windows
+from tests.databases import execute
+from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.runways import FIRST
+
+pytestmark = pytest.mark.usefixtures("growing_servers")
+
+FLEET = "(fleet)=(fleet)"
+
+
+def group_forecasts(engine: Engine) -> dict[str, dict[str, object]]:
+    """The stored forecasts of groups as of today, by key and value."""
+    query = text("SELECT * FROM capacity_runways WHERE as_of = :day AND subject = 'group'")
+    with engine.connect() as connection:
+        return {str(row["name"]): dict(row) for row in connection.execute(query, {"day": TODAY}).mappings()}
+
+
+def test_groups_are_forecast_from_their_sums_and_a_change_of_hands_is_a_step(
+    engine: Engine, service: AggregationService
+) -> None:
+    declare_labels(engine, [Label("server-1", None, "team", "shop", FIRST)], TODAY)
+    moved_on = TODAY - timedelta(days=20)
+    declare_labels(engine, [Label("server-1", "still", "team", "archive", moved_on)], TODAY)
+    compute_windows(service, "daily", FIRST, TODAY)
+
+    issued = issue(engine, TODAY, TODAY)
+
+    found = group_forecasts(engine)
+    assert {name: row["change_mb_per_day"] for name, row in found.items() if name != "team="} == {
+        FLEET: 10,
+        "engine=postgresql": 10,
+        "team=shop": 10,
+        "team=archive": 0,
+    }
+    shop, fleet = found["team=shop"], found[FLEET]
+    assert (shop["size_mb"], shop["forecast_365_mb"], shop["instance_id"]) == (3014, 3014 + 3650, 0)
+    assert shop["upper_365_mb"] == 6664
+    assert shop["lower_365_mb"] == 6664 - 29, "what moved away is no error of the past, but for the growth of its day"
+    assert (fleet["size_mb"], fleet["forecast_90_mb"]) == (3614, 4514)
+    assert sum(issued.states.values()) == 5, "groups are not counted among what can be full"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM capacity_runway WHERE subject = 'group'")).scalar() == 0
+
+
+def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins_on_one(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_database_sizes(engine, sizes(2, "old", FIRST.isoformat(), [5000] * 190))
+    add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(5000, 1)] * 190))
+    for first, last in ((60, 58), (2, 0)):
+        for table in ("database_size_stats", "instance_size_stats"):
+            days = f"BETWEEN '{TODAY - timedelta(days=first)}' AND '{TODAY - timedelta(days=last)}'"
+            execute(engine, f"DELETE FROM {table} WHERE instance_id = 1 AND collected_date {days}")
+    compute_windows(service, "daily", FIRST, TODAY)
+
+    issue(engine, TODAY, TODAY)
+    missing = group_forecasts(engine)[FLEET]
+    execute(engine, "UPDATE instances SET is_active = false WHERE id = 1")
+    issue(engine, TODAY, TODAY)
+    retired = group_forecasts(engine)[FLEET]
+
+    assert (missing["last_day"], missing["change_mb_per_day"]) == (TODAY - timedelta(days=3), 10)
+    assert retired["last_day"] == TODAY, "a server out of service is not missing"
+
+
+def test_a_forecast_of_a_group_is_scored_by_the_sum_of_its_due_day(engine: Engine, service: AggregationService) -> None:
+    compute_windows(service, "daily", FIRST, TODAY)
+    past = TODAY - timedelta(days=30)
+    issue(engine, past, TODAY)
+
+    with engine.connect() as connection:
+        [fleet] = connection.execute(
+            text("SELECT * FROM capacity_runways WHERE as_of = :day AND name = :name"), {"day": past, "name": FLEET}
+        ).all()
+
+    assert (fleet.size_mb, fleet.forecast_30_mb) == (3214, 3514)
+    assert (fleet.actual_7_mb, fleet.actual_30_mb, fleet.actual_90_mb) == (3284, 3614, None)
