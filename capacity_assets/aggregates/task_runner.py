@@ -23,7 +23,7 @@ from capacity_assets.base.errors import AggregationStatus, CapacityError, Databa
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_JUMP_PERCENT
 from capacity_assets.database.guards import refuse_an_unfit_database
-from capacity_assets.database.legacy_tables import EndedRun, record_legacy_run
+from capacity_assets.database.legacy_tables import record_legacy_run
 from capacity_assets.database.locks import LockHeldError
 
 logger = logging.getLogger("capacity_assets")
@@ -169,8 +169,8 @@ class AggregationTaskRunner:
             total = max(part.total_instances for part in outcome.parts)
             # Each window and level counts its own; a server may have failed in several.
             failed = min(total, sum(part.failed_instances for part in outcome.parts))
-        ended = EndedRun(f"{period.name} {what}aggregates, {span}", started_at, total, failed, error)
-        record_legacy_run(self.service.engine, ended)
+        name = f"{period.name} {what}aggregates, {span}"
+        record_legacy_run(self.service.engine, name, started_at, total=total, failed=failed, error=error)
 
 
 def _was_never_begun(error: CapacityError) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from capacity_assets.cli.options import (
     wants_json,
 )
 from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.database.engine import safe_url
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
@@ -51,10 +52,12 @@ from capacity_assets.history.legacy import (
     address_of,
     copy_aggregates,
     is_address,
+    legacy_samples,
+    legacy_tables,
     open_legacy,
     unknown_servers,
 )
-from capacity_assets.history.loading import COUNTS, Loader, LoadOptions, LoadReport
+from capacity_assets.history.loading import COUNTS, Loader, LoadReport
 from capacity_assets.history.rows import DAY, INSTANCE_ID, SERVER, RowReader, layout_of
 from capacity_assets.history.sources import FileOptions, FileSource, PositionedRow, Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
@@ -102,11 +105,6 @@ class ImportOptions:
             if one.name not in OF_LEGACY_DATABASES and getattr(self, one.name) != one.default:
                 option = "map" if one.name == "mapping" else one.name.replace("_", "-")
                 raise ValidationError(f"--{option} is for files only; omit it for a legacy database.")
-
-    def load_options(self) -> LoadOptions:
-        """Return how rows are loaded; raises ValidationError for an unknown engine."""
-        port = engine_named(self.register_as).default_port if self.register_as else 0
-        return LoadOptions(self.replaces, self.register_as, port, self.dry_run)
 
     def fingerprint(self, source: Source) -> str:
         """Return what identifies an import: its rows, and how they are read."""
@@ -175,17 +173,11 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
         refuse_an_unfit_database(engine, kept="Nothing was imported.")
         refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.
-        with nullcontext(_NoLock()) if chosen.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as lock:
+        unlocked = nullcontext(HeldLock(lambda: None))
+        with unlocked if chosen.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as lock:
             work = _Import(settings, engine, chosen, lock)
             reports = work.database(source) if is_address(source) else work.file(Path(source))
     return FAILED if any(report.left_out for report in reports) else DONE
-
-
-class _NoLock:
-    """Stands in for the lock in a dry run."""
-
-    def ensure_held(self) -> None:
-        """Do nothing: there is no lock to lose."""
 
 
 @dataclass(frozen=True)
@@ -216,10 +208,10 @@ class _Import:
         """Import the tables of a legacy database, as far as they exist."""
         legacy = open_legacy(address_of(address, self.options.password_from, self.settings))
         dry_run = self.options.dry_run
-        document: dict[str, object] = {"dry_run": dry_run, "source": legacy.description}
+        document: dict[str, object] = {"dry_run": dry_run, "source": safe_url(legacy.url)}
         reports: list[LoadReport] = []
         try:
-            tables = legacy.tables()
+            tables = legacy_tables(legacy)
             servers = unknown_servers(legacy, self.engine)
             document["servers"] = len(servers.rows)
             if not dry_run:
@@ -231,7 +223,7 @@ class _Import:
             for level in SERVER_LEVELS.values():
                 if level.source.name in tables:
                     derive_totals = INSTANCE.source.name not in tables
-                    source = legacy.samples(level)
+                    source = legacy_samples(legacy, level)
                     reports.append(self._load(source, level, "mb", derive_totals=derive_totals, servers=servers))
                     document[level.source.name] = asdict(reports[-1])
                 if level.target.name in tables:
@@ -240,7 +232,7 @@ class _Import:
                     say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
                     document[level.target.name] = counts
         finally:
-            legacy.engine.dispose()
+            legacy.dispose()
         self._finish(document, *reports[:1])
         return reports
 
@@ -281,15 +273,25 @@ class _Import:
         servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
     ) -> LoadReport:
         zone = self.settings.zone
-        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.options.server, survey.conventions)
+        now, server = Clock(zone).now(), self.options.server
+        reader = RowReader(layout_of(level), unit, zone, now, server=server, conventions=survey.conventions)
+        register_as = self.options.register_as
         with self._progress(level.source.name) as on_rows:
-            options = replace(
-                self.options.load_options(),
+            loader = Loader(
+                self.engine,
+                level,
+                reader,
+                self.lock,
+                on_rows,
+                rehearsal=servers.add,
+                dry_run=self.options.dry_run,
+                replace=self.options.replaces,
+                register_as=register_as,
+                port=engine_named(register_as).default_port if register_as else 0,
                 derive_totals=derive_totals,
                 start_date=self.settings.start_date,
                 with_gaps=survey.with_gaps,
             )
-            loader = Loader(self.engine, level, reader, options, self.lock, on_rows, servers.add)
             report = loader.load(source, self.options.fingerprint(source))
         _say_report(report, level)
         return report

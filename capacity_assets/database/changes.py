@@ -187,33 +187,26 @@ class NodeRefusedError(CapacityError):
 def prepare_nodes(connection: Connection, *, kept: str) -> None:
     """Give each node the tables that its triggers write to, with grants. If one refuses, `kept` is in the error.
 
-    Raises:
-        NodeRefusedError: a node refused.
-        sqlalchemy.exc.DBAPIError: the database failed.
+    Keeps which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts.
+
+    Raises NodeRefusedError; DBAPIError if the database failed.
     """
-    schema = _schema(connection)
     grants = connection.execute(text(_GRANTS), {"table": changes.name}).scalars()
-    on_node = changes.to_metadata(MetaData(), schema=schema)
+    on_node = changes.to_metadata(MetaData(), schema=_schema(connection))
     for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
         on_workers = text("SELECT success, result FROM run_command_on_workers(:one)")
         failed = [row.result for row in connection.execute(on_workers, {"one": statement}) if not row.success]
         if failed:
             raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
-    _know_the_nodes(connection)
+    if connection.execute(text(LOST_NODES)).first():
+        distrust_windows(connection)
+    connection.execute(text(_KNOW_THE_NODES))
 
 
 def lost_nodes(engine: Engine) -> list[str]:
     """Return the numbers of nodes that were removed since the cluster was prepared; raises DBAPIError."""
     with engine.connect() as connection:
         return [*connection.execute(text(LOST_NODES)).scalars()]
-
-
-def _know_the_nodes(connection: Connection) -> None:
-    """Keep which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts."""
-    lost = connection.execute(text(LOST_NODES)).scalars().all()
-    if lost:
-        distrust_windows(connection)
-    connection.execute(text(_KNOW_THE_NODES))
 
 
 def _schema(connection: Connection) -> str:

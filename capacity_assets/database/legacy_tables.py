@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import date, datetime
 
 from sqlalchemy import Connection, Engine, text
@@ -92,35 +91,24 @@ WHERE (k.first_seen_date, k.last_seen_date, k.is_active)
 """
 
 
-@dataclass(frozen=True)
-class EndedRun:
-    """What their page shows. Servers that did not fail succeeded, those without samples too."""
+def record_legacy_run(  # noqa: PLR0913 -- what the page of the other application shows
+    engine: Engine, name: str, started_at: datetime, *, total: int, failed: int, error: str | None
+) -> None:
+    """Enter a run that ended, and why if it failed; without either table, or where it refuses, only the log says so.
 
-    name: str
-    started_at: datetime
-    total: int
-    failed: int
-    error: str | None
-    """Why it failed; None: it did not."""
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """The row, by the parameters of the statements."""
-        status = "completed" if self.error is None else "failed"
-        return {**asdict(self), "status": status, "successful": self.total - self.failed}
-
-
-def record_legacy_run(engine: Engine, run: EndedRun) -> None:
-    """Enter a run that ended; without either table, or where it refuses, only the log says so."""
+    Servers that did not fail of the `total` succeeded, those without samples too.
+    """
+    values = {"name": name, "started_at": started_at, "total": total, "failed": failed, "error": error}
+    values |= {"status": "completed" if error is None else "failed", "successful": total - failed}
     try:
         with engine.begin() as connection:
             for table, statement in _STATEMENTS.items():
                 if connection.execute(text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}).scalar():
-                    connection.execute(text(statement), run.parameters)
+                    connection.execute(text(statement), values)
                     return
-    except DATABASE_FAILURES as error:
+    except DATABASE_FAILURES as failure:
         logger.warning(
-            f"The run could not be entered in the legacy application's table: {reason_of(error)}. "
+            f"The run could not be entered in the legacy application's table: {reason_of(failure)}. "
             "The run itself is not affected."
         )
         return

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
@@ -30,7 +30,6 @@ from capacity_assets.database.tables import ENTER, TAKE
 
 if TYPE_CHECKING:
     from redis import Redis
-    from redis.lock import Lock
 
 
 class LockHeldError(CapacityError):
@@ -46,19 +45,17 @@ class LockLostError(CapacityError):
 
 
 class LockUnavailableError(CapacityError):
-    """The lock service cannot be reached; nothing is written without a lock."""
+    """The lock service cannot be used; nothing is written without a lock."""
 
-    def __init__(self, message: str, *, transient: bool = True) -> None:
-        """Keep transience with the text: an unreachable server may come back, a wrong password stays wrong."""
-        super().__init__(message)
-        self.transient = transient
+    transient = True
 
 
-class HeldLock(Protocol):
+@dataclass(frozen=True)
+class HeldLock:
     """What the holder of a lock can do with it."""
 
-    def ensure_held(self) -> None:
-        """Raise `LockLostError` unless the lock is still ours."""
+    ensure_held: Callable[[], None]
+    """Raises `LockLostError` unless the lock is still ours."""
 
 
 # Taken by the collection and the import, which write to the raw tables for many servers at once.
@@ -150,96 +147,78 @@ def _asked(client: Redis, call: Callable[[], Result]) -> Result:
         raise RedisTimeoutError(str(error)) from error
 
 
-class RedisLock:
-    """A Redis key with our token, renewed by a thread while the work lasts."""
+@contextmanager
+def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[HeldLock]:
+    """Hold a Redis key with our token, renewed by a thread while the work lasts."""
+    from redis.exceptions import RedisError
+    from redis.lock import Lock
 
-    def __init__(self, url: str, period: str, time_to_live_seconds: float) -> None:
-        """Prepare the lock of a period; nothing is sent before `acquire`."""
-        from redis.lock import Lock
+    client = _client(url)
+    lock = Lock(client, redis_key(period), timeout=time_to_live_seconds, blocking=False, thread_local=False)
+    since = datetime.now(tz=UTC).isoformat(timespec="seconds")
+    token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
+    with _redis_errors(period):
+        taken = _asked(client, lambda: lock.acquire(token=token))
+        holder = None if taken else _asked(client, lambda: client.get(lock.name))
+    if not taken:
+        client.close()
+        raise held_by(period, _readable_token(holder))
+    stopped = threading.Event()
 
-        self._period = period
-        self._time_to_live = time_to_live_seconds
-        self._redis = _client(url)
-        self._lock: Lock = Lock(
-            self._redis, redis_key(period), timeout=time_to_live_seconds, blocking=False, thread_local=False
-        )
-        self._stopped = threading.Event()
-        self._renewer = threading.Thread(target=self._renew, name=f"lock-{period}", daemon=True)
+    def renew() -> None:
+        while not stopped.wait(time_to_live_seconds / RENEWALS_PER_TIME_TO_LIVE):
+            # Away for a moment or lost for good: `ensure_held` asks again before anything is committed.
+            with suppress(RedisError):
+                _asked(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
 
-    def acquire(self) -> None:
-        """Take the lock and begin to renew it; raises LockHeldError or LockUnavailableError."""
-        since = datetime.now(tz=UTC).isoformat(timespec="seconds")
-        token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
-        with _redis_errors(self._period):
-            taken = _asked(self._redis, lambda: self._lock.acquire(token=token))
-            holder = None if taken else _asked(self._redis, lambda: self._redis.get(self._lock.name))
-        if not taken:
-            self._redis.close()
-            raise held_by(self._period, _readable_token(holder))
-        self._renewer.start()
-
-    def _renew(self) -> None:
-        """Extend the time to live until stopped; a failure shows at the next `ensure_held`."""
-        from redis.exceptions import RedisError
-
-        while not self._stopped.wait(self._time_to_live / RENEWALS_PER_TIME_TO_LIVE):
-            try:
-                _asked(self._redis, lambda: self._lock.extend(self._time_to_live, replace_ttl=True))
-            except RedisError:
-                # Away for a moment or lost for good: `ensure_held` asks again before anything is committed.
-                continue
-
-    def ensure_held(self) -> None:
-        """Raise `LockLostError` unless the lock is still ours."""
-        from redis.exceptions import RedisError
-
+    def ensure_held() -> None:
         try:
-            owned = _asked(self._redis, self._lock.owned)
+            owned = _asked(client, lock.owned)
         except RedisError as error:
-            raise lost(self._period, "Redis cannot be asked whether it is still held") from error
+            raise lost(period, "Redis cannot be asked whether it is still held") from error
         if not owned:
-            raise lost(self._period, "its key expired, was flushed, or belongs to another holder")
+            raise lost(period, "its key expired, was flushed, or belongs to another holder")
 
-    def release(self) -> None:
-        """Give the lock back if it is still ours; a key that is not ours is left alone."""
-        from redis.exceptions import RedisError
-
-        self._stopped.set()
-        self._renewer.join()
+    renewer = threading.Thread(target=renew, name=f"lock-{period}", daemon=True)
+    renewer.start()
+    try:
+        yield HeldLock(ensure_held)
+    finally:
+        stopped.set()
+        renewer.join()
         # Away or not ours any more: the time to live ends it, and the work has asked `ensure_held` itself.
         with suppress(RedisError):
-            _asked(self._redis, self._lock.release)
-        self._redis.close()
+            _asked(client, lock.release)
+        client.close()
 
 
 @contextmanager
 def _redis_errors(period: str) -> Iterator[None]:
+    """Turn what Redis refuses into LockUnavailableError: it may come back, but a wrong password stays wrong."""
     from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
-    what = f"The lock of the {subject(period)} cannot be taken"
     try:
         yield
-    except (AuthenticationError, AuthorizationError) as error:
+    except (RedisError, TypeError, ValueError) as error:
+        transient = False
+        match error:
+            case AuthenticationError() | AuthorizationError():
+                why, advice = "Redis refuses the login", "Fix the password in CAPACITY_REDIS_URL."
+            case NoPermissionError():
+                why = f"the Redis user lacks rights ({error})"
+                advice = f"It needs GET, SET and scripts on keys that begin with {KEY_PREFIX}:."
+            case RedisError():
+                transient = True
+                why = f"Redis does not answer ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+                advice = (
+                    "Nothing is computed unguarded: start Redis, or unset CAPACITY_REDIS_URL everywhere to use "
+                    "PostgreSQL's locks."
+                )
+            case _:
+                why, advice = "the address in CAPACITY_REDIS_URL cannot be used", "Fix it."
         raise LockUnavailableError(
-            f"{what}: Redis refuses the login. {nothing_written(period)} Fix the password in CAPACITY_REDIS_URL.",
-            transient=False,
-        ) from error
-    except NoPermissionError as error:
-        raise LockUnavailableError(
-            f"{what}: the Redis user lacks rights ({error}). {nothing_written(period)} It needs GET, SET and scripts "
-            f"on keys that begin with {KEY_PREFIX}:.",
-            transient=False,
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise LockUnavailableError(
-            f"{what}: the address in CAPACITY_REDIS_URL cannot be used. {nothing_written(period)} Fix it.",
-            transient=False,
-        ) from error
-    except RedisError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LockUnavailableError(
-            f"{what}: Redis does not answer ({reason}). {nothing_written(period)} Nothing is computed unguarded: start "
-            "Redis, or unset CAPACITY_REDIS_URL everywhere to use PostgreSQL's locks."
+            f"The lock of the {subject(period)} cannot be taken: {why}. {nothing_written(period)} {advice}",
+            transient=transient,
         ) from error
 
 
@@ -269,61 +248,52 @@ class CapacityLockManager:
     def job_lock(self, period: str) -> Iterator[HeldLock]:
         """Hold the lock of a period, or of `SAMPLES`, for the length of the block; never waits.
 
-        Raises:
-            LockHeldError: another session holds it; the text says who and since when.
-            LockUnavailableError: Redis cannot be asked.
-            DatabaseError: PostgreSQL cannot be asked.
+        Raises LockHeldError, whose text says who holds it and since when; LockUnavailableError or DatabaseError if
+        Redis or PostgreSQL cannot be asked.
         """
-        lock: _RowLock | RedisLock
-        with ExitStack() as held:
-            if self.redis_url is None:
-                lock = _RowLock(held.enter_context(self._connected(period)), period)
-            else:
-                lock = RedisLock(self.redis_url, period, self.time_to_live_seconds)
-            lock.acquire()
-            held.callback(lock.release)
+        if self.redis_url is None:
+            held = _row_lock(self.engine, period)
+        else:
+            held = _redis_lock(self.redis_url, period, self.time_to_live_seconds)
+        with held as lock:
             yield lock
 
-    def _connected(self, period: str) -> Connection:
+
+@contextmanager
+def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
+    """Hold a locked row, in a transaction that is open as long as the lock is held."""
+    parameters = {"name": period, "application": f"capacity_assets lock {owner_name()}"[:63]}
+    with ExitStack() as opened:
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
-            return self.engine.connect()
-
-
-@dataclass
-class _RowLock:
-    """A locked row, in a transaction that is open as long as the lock is held."""
-
-    connection: Connection
-    period: str
-
-    def acquire(self) -> None:
-        parameters = {"name": self.period, "application": f"capacity_assets lock {owner_name()}"[:63]}
-        with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
-            taken = self._take(parameters)
+            connection = opened.enter_context(engine.connect())
+            taken = _take_row(connection, parameters)
             if not taken:
                 # The first lock of a period has no row yet.
-                self.connection.execute(text(ENTER), parameters)
-                self.connection.commit()
-                taken = self._take(parameters)
-            holder = None if taken else self.connection.execute(text(_HOLDER), parameters).first()
+                connection.execute(text(ENTER), parameters)
+                connection.commit()
+                taken = _take_row(connection, parameters)
+            holder = None if taken else connection.execute(text(_HOLDER), parameters).first()
         if not taken:
-            raise held_by(self.period, _readable_holder(holder) if holder else None)
+            raise held_by(period, _readable_holder(holder) if holder else None)
 
-    def _take(self, parameters: dict[str, str]) -> bool:
-        self.connection.execute(text(_SESSION), parameters)
-        return self.connection.execute(text(TAKE), parameters).first() is not None
+        def ensure_held() -> None:
+            try:
+                connection.execute(text("SELECT 1"))
+            except (DBAPIError, PendingRollbackError) as error:
+                # When another slice asks again after the loss, SQLAlchemy itself refuses.
+                raise lost(period, "its connection was closed") from error
 
-    def release(self) -> None:
-        """Release the lock and reset the name of the session."""
-        with suppress(SQLAlchemyError):
-            self.connection.rollback()
-
-    def ensure_held(self) -> None:
         try:
-            self.connection.execute(text("SELECT 1"))
-        except (DBAPIError, PendingRollbackError) as error:
-            # When another slice asks again after the loss, SQLAlchemy itself refuses.
-            raise lost(self.period, "its connection was closed") from error
+            yield HeldLock(ensure_held)
+        finally:
+            # Releases the lock, and resets the name of the session.
+            with suppress(SQLAlchemyError):
+                connection.rollback()
+
+
+def _take_row(connection: Connection, parameters: dict[str, str]) -> bool:
+    connection.execute(text(_SESSION), parameters)
+    return connection.execute(text(TAKE), parameters).first() is not None
 
 
 # The session is idle in this transaction while the work goes on in others, so its name says why.

@@ -13,8 +13,7 @@ operators, casts or functions would run with the owner's privileges.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, DateTime, Row, Table, Text, column, select, text, values
 
@@ -32,8 +31,7 @@ EVENTS = {
 """The events of a table, and how a trigger sees the rows."""
 
 
-@dataclass(frozen=True)
-class TrackingFunction:
+class TrackingFunction(NamedTuple):
     """A function and the triggers of a table that call it; `what` they record is used in messages.
 
     A function used by several tables has all of them as `callers`, and the name of the table as its argument.
@@ -43,12 +41,8 @@ class TrackingFunction:
     function: str
     body: str
     what: str
-    events: Mapping[str, str] = field(default_factory=lambda: EVENTS)
+    events: Mapping[str, str] = EVENTS
     callers: tuple[str, ...] = ()
-
-    def trigger(self, event: str) -> str:
-        """The name of the trigger of an event."""
-        return f"{self.function}_{event}"
 
 
 # The relation may be a shard, with another name but in the table's schema and with its owner. A role that could create
@@ -119,7 +113,7 @@ def _tracking_steps(
     called = (table, function, 1 if argument else 0)
     fires = {row.tgname: row.fires for row in triggers if (row.table_name, row.proname, row.tgnargs) == called}
     for event, rows in tracking.events.items():
-        trigger = tracking.trigger(event)
+        trigger = f"{function}_{event}"
         if trigger not in fires:
             yield SchemaStep(
                 reason,
@@ -267,7 +261,7 @@ def _samples_body(table: Table) -> str:
 
 
 _WANTED = values(column("table_name", Text), column("trigger_name", Text), name="wanted").data(
-    [(one.table, one.trigger(event)) for one in _every_tracking() for event in one.events]
+    [(one.table, f"{one.function}_{event}") for one in _every_tracking() for event in one.events]
 )
 _ALL_FIRE = """
 SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) FROM wanted

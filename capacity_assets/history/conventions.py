@@ -114,17 +114,8 @@ class Survey:
 Rows = Iterable[tuple[int, Sequence[str | None]]]
 
 
-@dataclass
-class _Written:
-    """The first row that shows each way of writing: a mark, or an order; and the first that shows none."""
-
-    shown: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unclear: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def note(self, position: int, text: str, way: str | None) -> None:
-        if way is not None:
-            kind = self.unclear if way.startswith("?") else self.shown
-            kind.setdefault(way, (position, text))
+_Ways = dict[str, tuple[int, str]]
+"""The first row, and its text, that shows each way of writing: a mark or an order; with `?`, what may be one."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +140,11 @@ class Surveyor:
         """Return how a file is written; raises ValidationError if it does not tell, or contradicts itself."""
         places = {name: place for place, name in enumerate(self.columns)}
         day_place, server_place, number_place = (places[name] for name in (self.day, *self.servers))
-        sizes = {name: (places[name], _Written()) for name in self.sizes}
+        sizes: dict[str, _Ways] = {name: {} for name in self.sizes}
         days: dict[str, int] = {}
         days_of: dict[tuple[str, str], int] = {}
-        dates, read = _Written(), 0
+        dates: _Ways = {}
+        read = 0
         for read, (position, row) in enumerate(rows, start=1):
             if read % ROWS_PER_UPDATE == 0:
                 progress(read)
@@ -161,20 +153,20 @@ class Surveyor:
             text = (row[day_place] or "").strip()
             index = days.get(text)
             if index is None:
-                dates.note(position, text, _order(text))
+                _note(dates, _order(text), position, text)
                 index = len(days)
                 if index < MOST_DAYS:
                     days[text] = index
-            for place, written in sizes.values():
-                size = row[place]
+            for column, ways in sizes.items():
+                size = row[places[column]]
                 if size and not size.isdecimal():
-                    written.note(position, size, _mark(size.strip()))
+                    _note(ways, _mark(size.strip()), position, size)
             if index < MOST_DAYS:
                 name = self.server or (row[server_place] or "").strip()
                 key = (name, "" if name else (row[number_place] or "").strip())
                 days_of[key] = days_of.get(key, 0) | 1 << index
         progress(read)
-        conventions = Conventions(self._dates(dates), self._decimals({name: one for name, (_, one) in sizes.items()}))
+        conventions = Conventions(self._dates(dates), self._decimals(sizes))
         by_index: dict[int, date] = {}
         for text, index in days.items():
             with suppress(ValueError):
@@ -182,17 +174,17 @@ class Surveyor:
         valid = {n: day for n, day in by_index.items() if day.year >= FIRST_YEAR and day <= self.last_day}
         return Survey(conventions, _with_gaps(valid, days_of))
 
-    def _dates(self, written: _Written) -> str:
+    def _dates(self, ways: _Ways) -> str:
         if self.date_format is not None:
             return self.date_format
-        if len(written.shown) > 1:
-            (first, one), (second, other) = (written.shown[order] for order in ORDERED)
+        if len(_shown(ways)) > 1:
+            (first, one), (second, other) = (ways[order] for order in ORDERED)
             raise ValidationError(
                 f"{self.day} {one!r:.40} in row {first} can only be day-first, {other!r:.40} in row {second} only "
                 "month-first. Nothing was imported. Correct the file, or say which with --date-format."
             )
-        if not written.shown and "?" in written.unclear:
-            position, text = written.unclear["?"]
+        if not _shown(ways) and "?" in ways:
+            position, text = ways["?"]
             readings = [human_day(Conventions(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
                 f"{self.day} {text!r:.40} in row {position} is {readings[0]} (--date-format day-first) or "
@@ -200,33 +192,42 @@ class Surveyor:
                 "Nothing was imported."
             )
         # With day and month of the same number, both orders are right.
-        return next(iter(written.shown), DAY_FIRST if written.unclear else ISO)
+        return next(iter(_shown(ways)), DAY_FIRST if ways else ISO)
 
-    def _decimals(self, columns: Mapping[str, _Written]) -> dict[str, str]:
+    def _decimals(self, columns: Mapping[str, _Ways]) -> dict[str, str]:
         if self.decimal is not None:
             return dict.fromkeys(columns, self.decimal)
-        elsewhere = {mark for written in columns.values() for mark in written.shown}
-        return {name: self._decimal(name, written, elsewhere) for name, written in columns.items()}
+        elsewhere = {mark for ways in columns.values() for mark in _shown(ways)}
+        return {column: self._decimal(column, ways, elsewhere) for column, ways in columns.items()}
 
-    def _decimal(self, column: str, written: _Written, elsewhere: set[str]) -> str:
-        if len(written.shown) > 1:
-            (first, one), (second, other) = (written.shown[mark] for mark in (POINT, COMMA))
+    def _decimal(self, column: str, ways: _Ways, elsewhere: set[str]) -> str:
+        marks = _shown(ways)
+        if len(marks) > 1:
+            (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
             raise ValidationError(
                 f"{column} {one!r:.40} in row {first} has a decimal point, {other!r:.40} in row {second} a decimal "
                 "comma. Nothing was imported. Correct the file, or say which with --decimal . or --decimal ,"
             )
-        marks = set(written.shown) or (elsewhere if written.unclear and len(elsewhere) == 1 else set())
-        if marks:
-            return next(iter(marks))
-        if written.unclear and not (self.point_is_usual and set(written.unclear) == {f"?{POINT}"}):
-            position, text = next(iter(written.unclear.values()))
-            digits, decimals = re.sub(r"\D", "", text), re.sub(r"[.,]", POINT, text)
-            with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
-            raise ValidationError(
-                f"{column} {text!r:.40} in row {position} is {with_point} (--decimal .) or {with_comma} (--decimal ,), "
-                "and the file does not tell which. Nothing was imported."
-            )
-        return POINT
+        if not marks and ways and len(elsewhere) == 1:
+            marks = [*elsewhere]
+        if marks or not ways or (self.point_is_usual and set(ways) == {f"?{POINT}"}):
+            return next(iter(marks), POINT)
+        position, text = next(iter(ways.values()))
+        digits, decimals = re.sub(r"\D", "", text), re.sub(r"[.,]", POINT, text)
+        with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
+        raise ValidationError(
+            f"{column} {text!r:.40} in row {position} is {with_point} (--decimal .) or {with_comma} (--decimal ,), "
+            "and the file does not tell which. Nothing was imported."
+        )
+
+
+def _note(ways: _Ways, way: str | None, position: int, text: str) -> None:
+    if way is not None:
+        ways.setdefault(way, (position, text))
+
+
+def _shown(ways: _Ways) -> list[str]:
+    return [way for way in ways if not way.startswith("?")]
 
 
 def _order(text: str) -> str | None:
@@ -237,15 +238,13 @@ def _order(text: str) -> str | None:
     written = _ORDERED.fullmatch(text)
     if written is None:
         return None
-    fits = []
+    moments = {}
     for order in ORDERED:
-        try:
-            fits.append((order, Conventions(order).moment(text)))
-        except ValueError:
-            continue
-    if len(fits) == len(ORDERED):
-        return "?" if fits[0][1] != fits[1][1] else "?="
-    return fits[0][0] if fits else None
+        with suppress(ValueError):
+            moments[order] = Conventions(order).moment(text)
+    if len(moments) == len(ORDERED):
+        return "?=" if moments[DAY_FIRST] == moments[MONTH_FIRST] else "?"
+    return next(iter(moments), None)
 
 
 def _mark(text: str) -> str | None:
@@ -253,16 +252,12 @@ def _mark(text: str) -> str | None:
     if not _NUMBER.fullmatch(text):
         return None
     present = [sign for sign in text if sign in (POINT, COMMA)]
-    if not present:
-        return None
-    if len(set(present)) > 1:
-        return present[-1]
-    mark = present[0]
+    if len(set(present)) != 1:
+        return present[-1] if present else None
+    mark, other = present[0], COMMA if present[0] == POINT else POINT
     if len(present) > 1:
-        return COMMA if mark == POINT else POINT
-    if _GROUPED[COMMA if mark == POINT else POINT].fullmatch(text):
-        return f"?{mark}"
-    return mark
+        return other
+    return f"?{mark}" if _GROUPED[other].fullmatch(text) else mark
 
 
 def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], int]) -> list[Span]:

@@ -49,12 +49,14 @@ _SERVERS = """
 SELECT id, name FROM instances WHERE name = ANY (CAST(:names AS text[])) OR id = ANY (CAST(:numbers AS integer[]))
 """
 _IS_VALID = {"database": "true", "instance": "NOT m.is_deleted"}
+_ASKED = """
+SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]))
+    AS s (server_id, first_day, last_day)
+"""
 # A lookup per server and day reads one row of each; DISTINCT would read every database of every day.
 _MISSING = """
 SELECT s.server_id, CAST(d.day AS date) AS day
-FROM unnest(CAST(:servers AS integer[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]))
-    AS s (server_id, first_day, last_day)
-CROSS JOIN LATERAL generate_series(s.first_day, s.last_day, interval '1 day') AS d (day)
+FROM asked s CROSS JOIN LATERAL generate_series(s.first_day, s.last_day, interval '1 day') AS d (day)
 LEFT JOIN LATERAL (
     SELECT true AS is_measured FROM {table} m
     WHERE m.instance_id = s.server_id AND m.collected_date = CAST(d.day AS date) AND {is_valid} LIMIT 1
@@ -69,9 +71,11 @@ FROM (SELECT server_id, day,
 GROUP BY server_id, stretch
 """
 _GAPS = """
-SELECT server_id, CAST(sum(days) AS bigint) AS days, max(days) AS longest,
-       (array_agg(first_day ORDER BY days DESC, first_day))[1] AS longest_from
-FROM stretches GROUP BY server_id ORDER BY 2 DESC, server_id
+SELECT i.name AS server, s.first_day, s.last_day, g.days, g.longest, g.longest_from
+FROM (SELECT server_id, CAST(sum(days) AS bigint) AS days, max(days) AS longest,
+             (array_agg(first_day ORDER BY days DESC, first_day))[1] AS longest_from
+      FROM stretches GROUP BY server_id) AS g
+JOIN asked s USING (server_id) JOIN instances i ON i.id = g.server_id ORDER BY g.days DESC, g.server_id
 """
 # Where statements cannot read the raw tables themselves.
 _MEASURED = """
@@ -81,10 +85,9 @@ WHERE m.instance_id = ANY (CAST(:servers AS integer[])) AND m.collected_date BET
 
 
 def gaps_of(connection: Connection, level: Level, spans: Sequence[Span]) -> list[ServerGaps]:
-    """Return the days of each span without a stored sample, most days first; unregistered servers are left out.
+    """Return the days of each span without a stored sample, most days first; raises DBAPIError.
 
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
+    Servers that are not registered are left out.
     """
     named = {span.server: span for span in spans if span.server}
     # The import has refused rows with other numbers.
@@ -95,24 +98,9 @@ def gaps_of(connection: Connection, level: Level, spans: Sequence[Span]) -> list
     if not found:
         return []
     of_level = {"table": level.source.name, "is_valid": _IS_VALID[level.name]}
-    statement = with_parts(_GAPS, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
-    days = {
-        "servers": list(found),
-        "firsts": [span.first_day for span in found.values()],
-        "lasts": [span.last_day for span in found.values()],
-    }
-    all_days = {"servers": days["servers"], "first": min(days["firsts"]), "last": max(days["lasts"])}
-    names = {row.id: row.name for row in servers}
-    with copied_for_reading(connection, {level.source.name: _MEASURED.format(**of_level)}, all_days):
-        rows = connection.execute(statement, days).all()
-    return [
-        ServerGaps(
-            server=names[row.server_id],
-            first_day=found[row.server_id].first_day,
-            last_day=found[row.server_id].last_day,
-            days=row.days,
-            longest=row.longest,
-            longest_from=row.longest_from,
-        )
-        for row in rows
-    ]
+    statement = with_parts(_GAPS, asked=_ASKED, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
+    firsts, lasts = ([getattr(span, end) for span in found.values()] for end in ("first_day", "last_day"))
+    every_day = {"servers": list(found), "first": min(firsts), "last": max(lasts)}
+    with copied_for_reading(connection, {level.source.name: _MEASURED.format(**of_level)}, every_day):
+        rows = connection.execute(statement, {"servers": list(found), "firsts": firsts, "lasts": lasts})
+        return [ServerGaps(**row) for row in rows.mappings()]

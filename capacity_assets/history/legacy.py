@@ -41,10 +41,8 @@ def is_address(source: str) -> bool:
 def address_of(source: str, password_from: str | None, settings: Settings) -> URL:
     """Return the URL of a legacy database, password included.
 
-    Raises:
-        ValidationError: it cannot be one, or holds a password, which everybody on this machine could read; the text
-            repeats none of it.
-        CredentialError: the password cannot be looked up.
+    Raises ValidationError if it cannot be one, or holds a password, which everybody on this machine could read (the
+    text repeats none of it); CredentialError if the password cannot be looked up.
     """
     named = source.removeprefix("env:") if source.startswith("env:") else None
     value = source if named is None else variable(named)
@@ -66,60 +64,49 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
     return url.set(drivername=CAPACITY_DRIVER)
 
 
-@dataclass(frozen=True)
-class Legacy:
-    """A legacy database, open for reading."""
-
-    engine: Engine
-
-    @property
-    def description(self) -> str:
-        """Where it is, without a password."""
-        return safe_url(self.engine.url)
-
-    def tables(self) -> set[str]:
-        """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
-        try:
-            with self.engine.connect() as connection:
-                names = set(inspect(connection).get_table_names())
-        except DATABASE_FAILURES as error:
-            raise DatabaseError(
-                f"{self.description} cannot be read: {reason_of(error)}. Nothing was imported."
-            ) from None
-        if "instances" not in names:
-            raise DatabaseError(f"{self.description} has no table `instances`: is it the right database?")
-        return names
-
-    def samples(self, level: Level) -> QuerySource:
-        """Return a raw table as a source of rows; void samples are left out."""
-        source, name = level.source.c, level.source.name
-        with self.engine.connect() as connection:
-            present = {column["name"] for column in inspect(connection).get_columns(name)}
-        columns: dict[str, sa.ColumnElement[Any]] = {
-            # Samples of a server that is not registered any more are reported as such, not left out.
-            "server": sa.func.coalesce(instances.c.name, sa.func.concat("number ", source.instance_id, " there")),
-            "instance_id": sa.null(),
-            "day": source.collected_date,
-            **{column.name: column for column in source if column.name in present - {"instance_id"}},
-        }
-        if level is DATABASE:
-            columns["database"] = source.database_name
-        query = sa.select(source.id, *(columns.get(column, sa.null()) for column in layout_of(level).columns))
-        query = query.outerjoin(instances, instances.c.id == source.instance_id)
-        query = query.where(source.id > sa.bindparam("after")).order_by(source.id)
-        if "is_deleted" in present:
-            query = query.where(~level.source.c.is_deleted)
-        return QuerySource(self.engine, f"{self.description}, {name}", f"{self.description}/{name}", query)
-
-
-def open_legacy(url: URL) -> Legacy:
-    """Return a legacy database whose sessions can only read."""
+def open_legacy(url: URL) -> Engine:
+    """Return an engine of a legacy database whose sessions can only read."""
     options = f"{url.query.get('options', '')} -c default_transaction_read_only=on -c timezone=UTC".strip()
-    engine = create_engine(
+    return create_engine(
         url.difference_update_query(["options"]),
         connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
     )
-    return Legacy(engine)
+
+
+def legacy_tables(legacy: Engine) -> set[str]:
+    """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
+    where = safe_url(legacy.url)
+    try:
+        with legacy.connect() as connection:
+            names = set(inspect(connection).get_table_names())
+    except DATABASE_FAILURES as error:
+        raise DatabaseError(f"{where} cannot be read: {reason_of(error)}. Nothing was imported.") from None
+    if "instances" not in names:
+        raise DatabaseError(f"{where} has no table `instances`: is it the right database?")
+    return names
+
+
+def legacy_samples(legacy: Engine, level: Level) -> QuerySource:
+    """Return a raw table as a source of rows; void samples are left out."""
+    source, name = level.source.c, level.source.name
+    with legacy.connect() as connection:
+        present = {column["name"] for column in inspect(connection).get_columns(name)}
+    columns: dict[str, sa.ColumnElement[Any]] = {
+        # Samples of a server that is not registered any more are reported as such, not left out.
+        "server": sa.func.coalesce(instances.c.name, sa.func.concat("number ", source.instance_id, " there")),
+        "instance_id": sa.null(),
+        "day": source.collected_date,
+        **{column.name: column for column in source if column.name in present - {"instance_id"}},
+    }
+    if level is DATABASE:
+        columns["database"] = source.database_name
+    query = sa.select(source.id, *(columns.get(column, sa.null()) for column in layout_of(level).columns))
+    query = query.outerjoin(instances, instances.c.id == source.instance_id)
+    query = query.where(source.id > sa.bindparam("after")).order_by(source.id)
+    if "is_deleted" in present:
+        query = query.where(~level.source.c.is_deleted)
+    where = safe_url(legacy.url)
+    return QuerySource(legacy, f"{where}, {name}", f"{where}/{name}", query)
 
 
 @dataclass(frozen=True)
@@ -135,11 +122,11 @@ class LegacyServers:
             connection.execute(insert(instances).on_conflict_do_nothing(index_elements=["name"]), list(self.rows))
 
 
-def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
+def unknown_servers(legacy: Engine, engine: Engine) -> LegacyServers:
     """Look which servers are to be registered, by name; raises DatabaseError of either database."""
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
     with database_errors(doing="comparing servers", kept="No server was registered."):
-        with legacy.engine.connect() as there:
+        with legacy.connect() as there:
             rows = [dict(row) for row in there.execute(query).mappings()]
         with engine.connect() as connection:
             known = set(connection.execute(text("SELECT name FROM instances")).scalars())
@@ -154,7 +141,7 @@ def add_servers(servers: LegacyServers, engine: Engine) -> None:
 
 
 def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
-    legacy: Legacy,
+    legacy: Engine,
     engine: Engine,
     level: Level,
     servers: LegacyServers,
@@ -164,14 +151,13 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 ) -> dict[str, int]:
     """Copy aggregates of windows that have none here; those that are here are kept.
 
-    Raises:
-        DatabaseError: one of the databases failed; what was committed before is kept, a repetition continues.
+    Raises DatabaseError: what was committed before is kept, a repetition continues.
     """
     counts = {"read": 0, "written": 0, "present": 0}
     target = level.target.name
     with (
         database_errors(doing=f"copying {target}", kept="What was copied before is kept; a repetition continues."),
-        legacy.engine.connect() as there,
+        legacy.connect() as there,
     ):
         present = {column["name"] for column in inspect(there).get_columns(target)}
         names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]

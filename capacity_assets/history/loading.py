@@ -28,7 +28,7 @@ from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.history.conventions import Span
 from capacity_assets.history.gaps import Gaps, gaps_of
-from capacity_assets.history.rows import Problem, RowReader
+from capacity_assets.history.rows import RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
 
@@ -131,16 +131,10 @@ WHERE o.instance_id IS NULL
 """
 WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
 # What a slice is compared with, where statements cannot read the raw tables themselves.
-NEAR_A_SLICE = {
-    "database_size_stats": """
-SELECT * FROM database_size_stats WHERE instance_id IN (SELECT server_id FROM staged)
+NEAR_A_SLICE = """
+SELECT * FROM {table} WHERE instance_id IN (SELECT server_id FROM staged)
   AND collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
-""",
-    "instance_size_stats": """
-SELECT * FROM instance_size_stats WHERE instance_id IN (SELECT server_id FROM staged)
-  AND collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
-""",
-}
+"""
 COUNT = """
 SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
        count(*) FILTER (WHERE taken AND stored_mb IS NOT NULL) AS replaced,
@@ -198,7 +192,7 @@ class LoadReport:
         return sum(self.counts[name] for name in ("conflicts", "unknown", "bad"))
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Count."""
+        """Add numbers of rows."""
         for name, count in counts.items():
             self.counts[name] += count
 
@@ -228,50 +222,41 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """How rows are loaded; `register_as` is the engine of servers that are not known yet.
-
-    Totals of servers are derived from their databases unless the source has totals of its own.
-    """
-
-    replace: bool = False
-    register_as: str | None = None
-    port: int = 0
-    dry_run: bool = False
-    derive_totals: bool = True
-    slice_rows: int = SLICE_ROWS
-    start_date: date = date.min
-    """First day of the first partition."""
-    with_gaps: Sequence[Span] = ()
-    """Servers whose days in the source have gaps."""
-
-
-@dataclass(frozen=True)
 class Loader:
     """Loads sources into the raw table of a level; a dry run does the same in one transaction and undoes it."""
 
     engine: Engine
     level: Level
     reader: RowReader
-    options: LoadOptions
     held: HeldLock
     progress: Callable[[int], None] = lambda _rows: None
     rehearsal: Callable[[Connection], None] = lambda _connection: None
     """What a dry run does before, because the real one would have found it done."""
+    dry_run: bool = False
+    replace: bool = False
+    register_as: str | None = None
+    """The engine of servers that are not known yet."""
+    port: int = 0
+    derive_totals: bool = True
+    """Whether totals of servers are derived from their databases, as the source has none of its own."""
+    slice_rows: int = SLICE_ROWS
+    start_date: date = date.min
+    """First day of the first partition."""
+    with_gaps: Sequence[Span] = ()
+    """Servers whose days in the source have gaps."""
 
     def load(self, source: Source, fingerprint: str) -> LoadReport:
         """Load a source; `fingerprint` tells an interrupted import of it again.
 
-        Raises:
-            ValidationError: the source cannot be read any further; earlier slices are kept.
-            DatabaseError: the database failed; earlier slices are kept, the same again continues behind them.
+        Raises ValidationError if the source cannot be read any further, DatabaseError if the database failed: earlier
+        slices are kept, and the same again continues behind them.
         """
         report = LoadReport()
         with database_errors(
             doing=f"loading {self.level.source.name}",
             kept="The slice at work was rolled back, earlier ones are kept; the same command continues.",
         ):
-            if self.options.dry_run:
+            if self.dry_run:
                 self._rehearse(source, report)
             else:
                 self._load(source, fingerprint, report)
@@ -308,7 +293,7 @@ class Loader:
             self._find_gaps(connection, report)
 
     def _find_gaps(self, connection: Connection, report: LoadReport) -> None:
-        found = gaps_of(connection, self.level, self.options.with_gaps)
+        found = gaps_of(connection, self.level, self.with_gaps)
         report.gaps = Gaps(
             servers=len(found),
             days=sum(one.days for one in found),
@@ -317,36 +302,35 @@ class Loader:
         report.name("gaps", found)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
-        while part := list(itertools.islice(rows, self.options.slice_rows)):
+        while part := list(itertools.islice(rows, self.slice_rows)):
             yield part
 
     def _slice(self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport) -> None:
         staged = STAGED[self.level.name]
         read = [self.reader.read(position, texts) for position, texts in part]
-        problems = [row for row in read if isinstance(row, Problem)]
+        problems = [row for row in read if isinstance(row, str)]
         report.add({"read": len(part), "bad": len(problems)})
         report.name("bad", problems)
         connection.execute(sa.schema.CreateTable(staged))
         names = ", ".join(staged.columns.keys()[:-1])
-        good = [row for row in read if not isinstance(row, Problem)]
+        good = [row for row in read if not isinstance(row, str)]
         day_place = staged.columns.keys().index("day")
-        report.before_start += sum(row[day_place] < self.options.start_date for row in good)  # type: ignore[operator]
-        if self.options.dry_run:
+        report.before_start += sum(row[day_place] < self.start_date for row in good)  # type: ignore[operator]
+        if self.dry_run:
             first = good[: FIRST_ROWS - len(report.first_rows)]
             report.first_rows += ({"row": row[0], **self.reader.shown(row)} for row in first)
         copy_rows(connection, f"COPY staged ({names}) FROM STDIN", good)
         self._find_servers(connection, report)
-        source = self.level.source.name
-        with copied_for_reading(connection, {source: NEAR_A_SLICE[source]}):
-            compared = _compared(self.level, replace=self.options.replace)
+        with copied_for_reading(connection, _near_a_slice(self.level)):
+            compared = _compared(self.level, replace=self.replace)
             connection.execute(sa.CreateTableAs(compared, "compared", temporary=True))
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))
         report.spans(*connection.execute(text(DAYS)).one())
         report.name("conflicts", map(_conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
         connection.execute(text(WRITE[self.level.name]))
-        if self.level is DATABASE and self.options.derive_totals:
-            with copied_for_reading(connection, NEAR_A_SLICE):
+        if self.level is DATABASE and self.derive_totals:
+            with copied_for_reading(connection, _near_a_slice(*SERVER_LEVELS.values())):
                 connection.execute(text(TOTALS))
             report.add({"totals_written": len(connection.execute(text(WRITE_TOTALS)).all())})
             connection.execute(text("DROP TABLE totals"))
@@ -354,14 +338,17 @@ class Loader:
 
     def _find_servers(self, connection: Connection, report: LoadReport) -> None:
         connection.execute(text("ANALYZE staged"))
-        if self.options.register_as is not None:
-            known = {"engine": self.options.register_as, "port": self.options.port}
-            connection.execute(text(REGISTER), known)
+        if self.register_as is not None:
+            connection.execute(text(REGISTER), {"engine": self.register_as, "port": self.port})
         connection.execute(text(FIND_BY_NAME))
         connection.execute(text(FIND_BY_NUMBER))
         unknown = connection.execute(text(UNKNOWN)).all()
         report.add({"unknown": sum(row.rows for row in unknown)})
         report.name("unknown", (f"{row.who}: {counted(row.rows, 'row')}" for row in unknown))
+
+
+def _near_a_slice(*levels: Level) -> dict[str, str]:
+    return {level.source.name: NEAR_A_SLICE.format(table=level.source.name) for level in levels}
 
 
 def _conflict(row: Row[Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial
@@ -73,56 +73,39 @@ def layout_of(level: Level) -> ImportColumns:
     )
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A row that cannot be a sample: where it is, and why."""
-
-    position: int
-    reason: str
-
-    def __str__(self) -> str:
-        """As one line."""
-        return f"row {self.position}: {self.reason}"
-
-
-class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
+class _BadValue(Exception):  # noqa: N818 -- becomes a problem
     """A text that is no value of its column."""
 
 
-@dataclass(frozen=True)
 class RowReader:
-    """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given.
+    """Turns the texts of a row into values."""
 
-    `conventions` say how days and numbers are written.
-    """
-
-    layout: ImportColumns
-    unit: str
-    zone: ZoneInfo
-    now: datetime
-    server: str | None = None
-    conventions: Conventions = WRITTEN_AS_ISO
-    _places: Mapping[str, int] = field(init=False)
-    _today: date = field(init=False)
-    _day: Callable[[str], date] = field(init=False)
-    _times: Conventions = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Look the places of the columns and the day up once."""
-        object.__setattr__(self, "_today", self.now.astimezone(self.zone).date())
+    def __init__(  # noqa: PLR0913 -- what a file does not say of itself
+        self,
+        layout: ImportColumns,
+        unit: str,
+        zone: ZoneInfo,
+        now: datetime,
+        *,
+        server: str | None = None,
+        conventions: Conventions = WRITTEN_AS_ISO,
+    ) -> None:
+        """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given."""
+        self.layout, self.unit, self.zone, self.now, self.server = layout, unit, zone, now, server
+        self._today = now.astimezone(zone).date()
+        self._conventions = conventions
         # A file has few days and many rows of each.
-        object.__setattr__(self, "_day", lru_cache(maxsize=4096)(partial(_day, self.conventions)))
+        self._day = lru_cache(maxsize=4096)(partial(_day, conventions))
         # A format of days says nothing of times.
-        times = self.conventions if self.conventions.dates in ORDERS else WRITTEN_AS_ISO
-        object.__setattr__(self, "_times", times)
-        object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
+        self._times = conventions if conventions.dates in ORDERS else WRITTEN_AS_ISO
+        self._places = {name: place for place, name in enumerate(layout.columns)}
 
-    def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
-        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time) or what is wrong."""
+    def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | str:
+        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time), or where what is wrong."""
         try:
             return (position, *self._values(texts))
         except _BadValue as bad:
-            return Problem(position, str(bad))
+            return f"row {position}: {bad}"
 
     def _values(self, texts: Sequence[str | None]) -> list[object]:
         layout = self.layout
@@ -164,7 +147,7 @@ class RowReader:
         text = cells[column]
         if text.startswith("-"):
             raise _BadValue(f"{column} {text!r:.40} is not a valid size")
-        plain = self.conventions.plain(text, column)
+        plain = self._conventions.plain(text, column)
         if plain is None or not _PLAIN.fullmatch(plain):
             raise _BadValue(f"{column} {text!r:.40} is not a number")
         try:
@@ -205,10 +188,9 @@ def _day(conventions: Conventions, text: str) -> date:
 
 
 def _count(cells: Mapping[str, str], column: str) -> int:
-    text = cells[column]
-    count = count_of(text)
+    count = count_of(cells[column])
     if count is None:
-        raise _BadValue(f"{column} {text!r:.40} is not a whole number up to {LARGEST_COUNT}")
+        raise _BadValue(f"{column} {cells[column]!r:.40} is not a whole number up to {LARGEST_COUNT}")
     return count
 
 

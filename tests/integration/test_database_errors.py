@@ -18,7 +18,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.servers import registered, standing
 from capacity_assets.database.guards import refuse_an_unfit_database
-from capacity_assets.history.legacy import Legacy
+from capacity_assets.history.legacy import legacy_tables
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
@@ -60,4 +60,4 @@ def test_a_pool_without_a_free_connection_is_a_sentence_and_may_be_tried_again(e
 
 def test_a_legacy_database_without_a_free_connection_is_named(exhausted: Engine) -> None:
     with pytest.raises(DatabaseError, match=r"cannot be read: no connection became free. Nothing was imported\.$"):
-        Legacy(exhausted).tables()
+        legacy_tables(exhausted)

@@ -110,6 +110,8 @@ def test_an_encoding_that_does_not_fit_is_named_with_the_byte(tmp_path: Path) ->
         refused = capacity("import", str(file), *arguments)
         assert refused.exit_code == 2, arguments
         assert reason in refused.output, refused.output
+    file.write_bytes("server,database,day,größe\n".encode("cp1252"))
+    assert "is not UTF-8: line 1 has the byte 0xf6" in capacity("import", str(file)).output
     file.write_bytes((HEAD + "alpha,a,2025-01-01,10\n").encode("utf-16-le"))
     assert "add --encoding utf-16-le" in capacity("import", str(file)).output
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import DATABASE
-from capacity_assets.database.locks import CapacityLockManager
-from capacity_assets.history.loading import Loader, LoadOptions, LoadReport
+from capacity_assets.database.locks import CapacityLockManager, HeldLock
+from capacity_assets.history.loading import Loader
 from capacity_assets.history.rows import RowReader, layout_of
 from capacity_assets.history.sources import FileOptions, file_source
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
-from tests.databases import rows
+from tests.databases import execute, rows
 from tests.importing import HEAD, samples, totals, write
 from tests.profiles import HISTORIES
 
@@ -38,9 +38,7 @@ def test_a_file_that_is_no_text_in_the_middle_is_refused_before_anything_is_impo
     assert samples(engine) == []
 
 
-class Held:
-    def ensure_held(self) -> None:
-        """Nobody else is there."""
+HELD = HeldLock(lambda: None)
 
 
 def loader(engine: Engine, slice_rows: int, stop_after: int | None = None) -> Loader:
@@ -49,7 +47,7 @@ def loader(engine: Engine, slice_rows: int, stop_after: int | None = None) -> Lo
             raise KeyboardInterrupt
 
     reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
-    return Loader(engine, DATABASE, reader, LoadOptions(slice_rows=slice_rows), Held(), progress)
+    return Loader(engine, DATABASE, reader, HELD, progress, slice_rows=slice_rows)
 
 
 def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp_path: Path) -> None:
@@ -66,29 +64,6 @@ def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp
     assert kept == [(200, True)]
     assert (rest.resumed_after, rest.counts["read"]) == (200, 500)
     assert rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports") == [(500, False)]
-
-
-def test_slices_of_any_size_come_to_the_same(engine: Engine, tmp_path: Path) -> None:
-    lines = [f"alpha,db-{number % 3},2025-01-{1 + number % 28:02},{number % 5}" for number in range(200)]
-    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), FileOptions())
-    found: list[tuple[object, ...]] = []
-    for slice_rows in (1, 7, 1000):
-        report: LoadReport = loader(engine, slice_rows).load(source, f"slices of {slice_rows}")
-        left_out = report.counts["conflicts"]
-        sums = rows(
-            engine,
-            "SELECT (SELECT sum(size_mb) FROM database_size_stats), "
-            "(SELECT sum(total_size_mb) FROM instance_size_stats), "
-            "(SELECT sum(database_count) FROM instance_size_stats)",
-        )
-        found.append((left_out, *sums))
-        with engine.begin() as connection:
-            connection.execute(text("TRUNCATE database_size_stats, instance_size_stats"))
-
-    assert found[0] == found[1] == found[2]
-    [(database_mb, total_mb, database_count)] = found[0][1:]  # type: ignore[misc]
-    assert database_mb == total_mb
-    assert database_count == 84
 
 
 def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path) -> None:
@@ -117,15 +92,14 @@ samples_of = st.lists(
 def test_any_import_ends_as_a_naive_one_row_at_a_time(
     engine: Engine, tmp_path: Path, stored_before: list[Sample], file: list[Sample], replace: bool, slice_rows: int
 ) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE database_size_stats, instance_size_stats, capacity_imports"))
+    execute(engine, "TRUNCATE database_size_stats, instance_size_stats, capacity_imports")
     for number, (rows_of_file, replacing) in enumerate(((stored_before, False), (file, replace))):
         lines = [f"{server},{database},2025-01-0{day},{size}" for server, database, day, size in rows_of_file]
         path = Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines)))
         source = file_source(path, layout_of(DATABASE), FileOptions())
         reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
-        options = LoadOptions(replace=replacing, slice_rows=slice_rows)
-        report = Loader(engine, DATABASE, reader, options, Held()).load(source, str(number))
+        loader = Loader(engine, DATABASE, reader, HELD, replace=replacing, slice_rows=slice_rows)
+        report = loader.load(source, str(number))
         known = [count for name, count in report.counts.items() if name not in {"read", "totals_written"}]
         assert report.counts["read"] == len(rows_of_file) == sum(known)
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
 from capacity_assets.database.engine import capacity_engine
 from tests.command import capacity
-from tests.databases import Databases, rows
+from tests.databases import Databases, execute, rows
 from tests.fleet import load_sample, stored
 from tests.importing import samples, totals
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -26,14 +26,12 @@ def legacy(cluster: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engi
         there = capacity_engine(url)
         create_legacy_tables(there, LegacyShape())
         load_sample(there)
-        with there.begin() as connection:
-            connection.execute(
-                text(
-                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
-                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) VALUES "
-                    "(1, 'gone', 'monthly', '2020-01-01', '2020-01-31', 5, 6, 4, 31)"
-                )
-            )
+        execute(
+            there,
+            "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+            "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) VALUES "
+            "(1, 'gone', 'monthly', '2020-01-01', '2020-01-31', 5, 6, 4, 31)",
+        )
         monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
         yield there
         there.dispose()
@@ -118,13 +116,11 @@ def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
 def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_unknown(
     engine: Engine, legacy: Engine
 ) -> None:
-    with legacy.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO database_size_stats (id, instance_id, database_name, size_mb, collected_date) "
-                "VALUES (9999, 99, 'orphan', 1, '2025-01-01')"
-            )
-        )
+    execute(
+        legacy,
+        "INSERT INTO database_size_stats (id, instance_id, database_name, size_mb, collected_date) "
+        "VALUES (9999, 99, 'orphan', 1, '2025-01-01')",
+    )
 
     done = capacity("import", "env:LEGACY")
 

@@ -45,12 +45,6 @@ def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since
     assert "Nothing of the daily aggregates was written." in str(caught.value)
 
 
-def test_different_periods_do_not_hinder_each_other(locks: CapacityLockManager) -> None:
-    with locks.job_lock("daily") as daily, locks.job_lock("weekly") as weekly:
-        daily.ensure_held()
-        weekly.ensure_held()
-
-
 def test_a_released_lock_can_be_taken_again_also_after_a_failure_inside(locks: CapacityLockManager) -> None:
     with pytest.raises(ZeroDivisionError), locks.job_lock("daily"):
         _ = 1 / 0

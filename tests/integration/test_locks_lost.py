@@ -11,12 +11,10 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.aggregates.runs import RunOptions
-from capacity_assets.base.errors import CapacityError
 from capacity_assets.database import locks
 from capacity_assets.database.locks import (
     CapacityLockManager,
     HeldLock,
-    LockHeldError,
     LockLostError,
     LockUnavailableError,
     ask_redis,
@@ -135,9 +133,3 @@ def test_a_wrong_redis_password_is_permanent_and_not_repeated(engine: Engine, tm
     assert not caught.value.transient
     assert "password" not in str(caught.value).replace("the password in CAPACITY_REDIS_URL", "")
     assert "wrong-password" not in repr(wrong)
-
-
-def test_lock_errors_are_read_by_people_like_all_others() -> None:
-    assert issubclass(LockHeldError, CapacityError)
-    assert issubclass(LockLostError, CapacityError)
-    assert issubclass(LockUnavailableError, CapacityError)
