@@ -6,19 +6,19 @@ table has another key, `build_ahead` builds the index of the new one beside the 
 and the steps of `index_steps` put it in the old one's place, which changes the catalogue only.
 """
 
+# ruff: noqa: S608 -- names come from the definitions or the catalogue
+
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, Table, UniqueConstraint, text
 
 from capacity_assets.base.units import counted
 from capacity_assets.database.catalogue import Index, PresentTable, indexes_of, indexes_of_each, present_tables
-from capacity_assets.database.sql import SchemaStep, free_name, quoted, text_of
+from capacity_assets.database.sql import SchemaStep, free_name, quoted
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
         name = str(key.name or f"{table.name}_pkey")
         yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
     for constraint in table.constraints:
-        if isinstance(constraint, sa.UniqueConstraint):
+        if isinstance(constraint, UniqueConstraint):
             columns = tuple(constraint.columns.keys())
             yield WantedIndex(f"uq_{table.name}_{'_'.join(columns)}", columns, is_unique=True)
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -106,8 +106,7 @@ def key_problems(connection: Connection, present: PresentTable) -> Iterator[str]
 def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str], None]) -> None:
     """Build indexes of tables that have others, without keeping anyone out; what was built half is built again.
 
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed; indexes that were built stay, and serve the next call.
+    Raises DBAPIError: indexes that were built stay, and serve the next call.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
@@ -239,39 +238,31 @@ def _compact(condition: str | None) -> str:
 
 def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iterator[str]:
     """Say which rows keep a unique key from being added, and how to look at and remove them."""
-    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in key.columns]
-    condition = (text(key.condition),) if key.condition else ()
-    rows = sa.select(*columns, sa.func.count().label("copies")).select_from(wanted).where(*condition)
-    groups = rows.group_by(*columns).having(sa.func.count() > 1)
-    surplus = sa.func.coalesce(sa.func.sum(groups.subquery("duplicated").c.copies - 1), 0)
-    keys, copies = connection.execute(sa.select(sa.func.count(), surplus)).one()
+    table, columns = quoted(wanted.name), ", ".join(map(quoted, key.columns))
+    rows = f"{table} WHERE {key.condition}" if key.condition else table
+    groups = f"SELECT {columns}, count(*) AS copies FROM {rows} GROUP BY {columns} HAVING count(*) > 1"
+    counts = f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated"
+    keys, copies = connection.exec_driver_sql(counts).one()
     if not keys:
         return
     duplicates = (
         f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
-        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: "
-        f"{_on_one_line(groups)}; -- "
+        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: {groups}; -- "
     )
     if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
         # Rows that others refer to: deleting one would orphan its history.
         yield f"{duplicates}Rename or merge them by hand, then run `capacity init` again."
         return
-    written: sa.ColumnClause[Any] = sa.column("calculated_at" if "calculated_at" in wanted.columns else "updated_at")
+    written = "calculated_at" if "calculated_at" in wanted.columns else "updated_at"
     # A ctid is unique only within one partition, hence the tableoid.
-    row: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
-    rank = (
-        sa.func.row_number().over(partition_by=columns, order_by=(written.desc(), sa.column("id").desc())).label("rank")
+    ranked = (
+        f"SELECT tableoid, ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {written} DESC, id DESC) AS rank "
+        f"FROM {rows}"
     )
-    ranked = sa.select(*row, rank).select_from(wanted).where(*condition).subquery("ranked")
-    older = sa.select(ranked.c.tableoid, ranked.c.ctid).where(ranked.c.rank > 1)
     yield (
-        f"{duplicates}After a backup, keep the newest row of each key: "
-        f"{_on_one_line(sa.delete(wanted).where(sa.tuple_(*row).in_(older)))}; -- Then run `capacity init` again."
+        f"{duplicates}After a backup, keep the newest row of each key: DELETE FROM {table} WHERE (tableoid, ctid) IN "
+        f"(SELECT tableoid, ctid FROM ({ranked}) AS ranked WHERE rank > 1); -- Then run `capacity init` again."
     )
-
-
-def _on_one_line(statement: sa.ClauseElement) -> str:
-    return " ".join(text_of(statement).split())
 
 
 _LEAVES = """

@@ -9,6 +9,8 @@ A legacy table that is cut by month already is used as it is. `history.maintenan
 and which may go.
 """
 
+# ruff: noqa: S608 -- names come from the definitions or the catalogue
+
 from __future__ import annotations
 
 import re
@@ -17,13 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
 
-import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.sql.elements import quoted_name
 
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.database.adoption import other_owner
@@ -184,12 +183,11 @@ class PartitionLayout:
         """Scan the whole default partition. Rows from far ahead stay there: their days are hardly meant."""
         if self.default is None or not _has_rows(connection, self.default):
             return DefaultRows()
-        stored = self._rows(self.default)
-        day = self._day_of(stored)
-        is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
-        period = stored.c.period_type if self.by_period else sa.null()
-        month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
-        rows = connection.execute(sa.select(period.label("period_type"), month.label("month")).distinct()).all()
+        rows = connection.exec_driver_sql(
+            f"SELECT DISTINCT {'period_type' if self.by_period else 'NULL'} AS period_type, "
+            f"CASE WHEN {self._day} >= '{FIRST_PLAUSIBLE}' AND {self._day} < '{AFTER_PLAUSIBLE}' "
+            f"THEN CAST(date_trunc('month', {self._day}) AS date) END AS month FROM {self.default.name}"
+        )
         spans: set[Span] = set()
         ahead: set[Span] = set()
         staying: set[str] = set()
@@ -211,9 +209,8 @@ class PartitionLayout:
 
     def count(self, connection: Connection, partition: Partition, span: Span | None = None) -> int:
         """Count the rows of a partition, or those of a span in it."""
-        rows = self._rows(partition)
-        query = sa.select(sa.func.count()).select_from(rows)
-        return connection.execute(query if span is None else query.where(self._is_in(rows, span))).scalar_one()
+        where = f" WHERE {self._is_in(span)}" if span else ""
+        return connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}{where}").scalar_one()  # type: ignore[no-any-return]
 
     def add(self, connection: Connection, span: Span) -> int:
         """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
@@ -221,8 +218,7 @@ class PartitionLayout:
         Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table,
         not for its default partition: who waits there has chosen it for a row that it then refuses.
 
-        Raises:
-            sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
+        Raises OperationalError where the default partition is in use; the caller rolls back, and may try again.
         """
         change_shards_in_turn(connection)
         table = quoted(self.table.name)
@@ -241,14 +237,14 @@ class PartitionLayout:
 
     def _move(self, connection: Connection, default: Partition, span: Span, name: str) -> int:
         # By name: the columns of the default partition may stand in another order, and some are computed.
-        names = [*connection.execute(text(_STORED_COLUMNS), {"table": self.table.name}).scalars()]
-        columns: list[sa.ColumnClause[Any]] = [sa.column(one) for one in names]
-        rows = self._rows(default)
-        leaving = sa.delete(rows).where(self._is_in(rows, span)).returning(*columns)
-        target = sa.table(name, *(sa.column(one) for one in names))
+        stored = connection.execute(text(_STORED_COLUMNS), {"table": self.table.name}).scalars()
+        columns = ", ".join(map(quoted, stored))
         with _row_triggers_off(connection, default):
-            move = sa.insert(target).from_select(names, sa.select(leaving.cte("moved")))
-            return connection.execute(move, execution_options={"preserve_rowcount": True}).rowcount
+            return connection.exec_driver_sql(
+                f"WITH moved AS (DELETE FROM {default.name} WHERE {self._is_in(span)} RETURNING {columns}) "
+                f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved",
+                execution_options={"preserve_rowcount": True},
+            ).rowcount
 
     def _attach(self, connection: Connection, statement: str) -> None:
         """Attach a partition in short tries, because no session may be using the default partition.
@@ -287,26 +283,20 @@ class PartitionLayout:
             if not _has_rows(connection, self.default):
                 connection.exec_driver_sql(f"TRUNCATE {self.default.name}")
 
-    def _rows(self, partition: Partition) -> sa.TableClause:
-        """Return a partition for statements; its name comes from the catalogue, quoted where it has to be."""
-        columns = (sa.column(one.name, one.type) for one in self.table.columns)
-        return sa.table(quoted_name(partition.name, quote=False), *columns)
-
-    def _day_of(self, rows: sa.TableClause) -> sa.ColumnClause[Any]:
+    @property
+    def _day(self) -> str:
         if self.table in AGGREGATES:
-            return rows.c.period_start
-        return rows.c.as_of if self.table is capacity_runways else rows.c.collected_date
+            return "period_start"
+        return "as_of" if self.table is capacity_runways else "collected_date"
 
-    def _is_in(self, rows: sa.TableClause, span: Span) -> sa.ColumnElement[bool]:
+    def _is_in(self, span: Span) -> str:
         """Return the condition for rows of `span`."""
-        day = self._day_of(rows)
-        is_period = (rows.c.period_type == span.period_type,) if span.period_type else ()
-        return sa.and_(*is_period, day >= span.first, day < span.after)
+        period = f"period_type = '{span.period_type}' AND " if span.period_type else ""
+        return f"{period}{self._day} >= '{span.first}' AND {self._day} < '{span.after}'"
 
 
 def _has_rows(connection: Connection, partition: Partition) -> bool:
-    rows = sa.table(quoted_name(partition.name, quote=False))
-    return bool(connection.execute(sa.select(sa.select(sa.true()).select_from(rows).exists())).scalar_one())
+    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition.name})").scalar_one())
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unf
 from capacity_assets.database.partitions import (
     AHEAD_DAYS,
     PARTITIONED,
-    UNREAD,
     DefaultRows,
     Partition,
     PartitionLayout,
@@ -35,8 +34,8 @@ from capacity_assets.database.partitions import (
     layout_of,
     partition_name,
 )
-from capacity_assets.database.tables import AGGREGATES, SAMPLES, wait_for_lock
-from capacity_assets.history.retention import KeptSpans, Needs, Retention, level_of
+from capacity_assets.database.tables import SAMPLES, wait_for_lock
+from capacity_assets.history.retention import Retention, RetentionPlan
 
 logger = logging.getLogger("capacity_assets")
 
@@ -101,8 +100,7 @@ class TableMaintenance:
         """Work through `engine`; `first_day` is the first with samples; `on_step` is called with each finished step."""
         self._on_step = on_step
         self._engine = engine
-        self._kept = KeptSpans(first_day, retention, periods)
-        self._needs = Needs(Ledger(engine, periods), self._kept)
+        self._plan = RetentionPlan(Ledger(engine, periods), first_day, retention, periods)
 
     def run(
         self, today: date, *, dry_run: bool = False, certain_day: date | None = None, keeping: str | None = None
@@ -131,9 +129,9 @@ class TableMaintenance:
         troubles = []
         for table in PARTITIONED:
             try:
-                planned = self._prepare(table, self._layout(table), today, report)
+                planned = self._prepare(self._layout(table), today, report)
                 if retire_as_of is not None:
-                    self._retire(table, planned, retire_as_of, report, keeping)
+                    self._retire(self._layout(table), planned, retire_as_of, report, keeping)
             except DatabaseError as error:
                 troubles.append(error)
                 if error.sqlstate is None:
@@ -156,24 +154,23 @@ class TableMaintenance:
             sentences += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
             if in_default.spans:
                 sentences.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
-            elif any(not layout.covers(span) for span in self._kept.wanted(table, layout, today, next_month)):
+            elif any(not layout.covers(span) for span in self._plan.wanted(layout, today, next_month)):
                 sentences.append(
                     f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
                     "`capacity maintain` adds it"
                 )
         return sentences
 
-    def _prepare(
-        self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
-    ) -> dict[Partition, int]:
+    def _prepare(self, layout: PartitionLayout, today: date, report: MaintenanceReport) -> dict[Partition, int]:
         """Add partitions and move rows; return the partitions that a dry run would have added, with their rows."""
+        table = layout.table
         if not layout.is_served:
             how = f"partitioned in a way of its own ({layout.key}): left alone"
             plain = f"not partitioned: nothing leaves it; {HOW_TO_PARTITION}"
             report.notes.append(f"{table.name} is {how if layout.is_partitioned else plain}")
             return {}
         in_default = self._rows_in_default(layout, today)
-        ahead = self._kept.wanted(table, layout, today, today + timedelta(days=AHEAD_DAYS))
+        ahead = self._plan.wanted(layout, today, today + timedelta(days=AHEAD_DAYS))
         wanted = {*in_default.spans, *(span for span in ahead if not layout.covers(span))}
         if layout.default:
             report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]
@@ -214,22 +211,20 @@ class TableMaintenance:
 
     def _retire(
         self,
-        table: Table,
+        layout: PartitionLayout,
         planned: Mapping[Partition, int],
         today: date,
         report: MaintenanceReport,
         keeping: str | None,
     ) -> None:
-        layout = self._layout(table)
-        if not layout.is_served:
-            return
-        for partition in sorted((*layout.partitions, *planned), key=lambda partition: partition.name):
-            if partition.span is None or not self._kept.is_old(table, partition.span, today):
+        partitions = (*layout.partitions, *planned) if layout.is_served else ()
+        for partition in sorted(partitions, key=lambda partition: partition.name):
+            span = partition.span
+            if span is None or not self._plan.is_old(layout.table, span, today):
                 continue
             if keeping is None:
-                self._retire_one(
-                    layout, partition, partition.span, today, report, planned_records=planned.get(partition)
-                )
+                records = planned.get(partition)
+                self._retire_one(layout, partition, span, today, report, planned_records=records)
             else:
                 report.kept.append(f"{partition.name}: today's date may be wrong")
 
@@ -246,7 +241,7 @@ class TableMaintenance:
         """Drop a partition, or say what keeps it; the rows of one that is only planned are still in the default one."""
         table, records, size_bytes, is_done = layout.table, planned_records or 0, 0, not report.dry_run
         with self._work(f"retiring {partition.name}") as connection:
-            reason = self._reason_to_keep(connection, table, span, today, thoroughly=True)
+            reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=False)
             if reason is None and planned_records is None:
                 size_bytes = size_of_table(connection, partition.name)
                 if is_done:
@@ -254,7 +249,7 @@ class TableMaintenance:
                 records = layout.count(connection, partition)
             if reason is None and is_done:
                 # Locked, nothing can arrive any more.
-                reason = self._reason_to_keep(connection, table, span, today, thoroughly=False)
+                reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=True)
             if reason is not None:
                 report.kept.append(f"{partition.name}: {reason}")
                 return
@@ -268,19 +263,6 @@ class TableMaintenance:
             self._on_step(f"{partition.name}: dropped with {what}")
         report.dropped_records += records
         report.freed_mb += size_bytes // BYTES_PER_MB
-
-    def _reason_to_keep(
-        self, connection: Connection, table: Table, span: Span, today: date, *, thoroughly: bool
-    ) -> str | None:
-        """Say what still needs the samples of `span`; aggregates, limits and forecasts are needed by nothing.
-
-        Thoroughly also counts what is stored, which takes too long while everyone waits.
-        """
-        if table in (*AGGREGATES, *UNREAD):
-            return None
-        level = level_of(table)
-        reason = self._needs.reason_to_keep(connection, level, span, today, is_locked=not thoroughly)
-        return self._needs.lost_rows(connection, level, span, today) if reason is None and thoroughly else reason
 
     def _layout(self, table: Table) -> PartitionLayout:
         with self._transaction(f"reading {table.name}") as connection:

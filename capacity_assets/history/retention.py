@@ -43,42 +43,6 @@ class Retention:
         return next((self.days[name] for name in names if name in self.days), None)
 
 
-@dataclass(frozen=True)
-class KeptSpans:
-    """Which partitions the rules want, and how long each is kept; `first_day` is the first with samples."""
-
-    first_day: date
-    retention: Retention
-    periods: Mapping[str, Period]
-
-    def wanted(self, table: Table, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
-        """The spans from the first day that is kept to the last one wanted ahead."""
-        if not layout.by_period:
-            # Rows of earlier days, if there are any, get their partitions when they are there.
-            begin = today if table in UNREAD else self._begin(today, self.days(table, None))
-            yield from spans_between(min(begin, last), last)
-            return
-        for period in self.periods.values():
-            begin = self._begin(today, self.days(table, period.name))
-            yield from spans_between(min(period.window_of(begin).start, last), last, period)
-
-    def days(self, table: Table, period: str | None) -> int | None:
-        """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
-        if period is not None or table not in AGGREGATES:
-            return self.retention.of(table, period)
-        every = [self.retention.of(table, name) for name in self.periods]
-        bounded = [days for days in every if days is not None]
-        return max(bounded) if len(bounded) == len(every) else None
-
-    def is_old(self, table: Table, span: Span, today: date) -> bool:
-        """Whether the last day of `span` is longer ago than its rows are kept."""
-        days = self.days(table, span.period_type)
-        return days is not None and span.last < today - timedelta(days=days)
-
-    def _begin(self, today: date, days: int | None) -> date:
-        return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
-
-
 def level_of(table: Table) -> Level:
     """Return the level whose samples or aggregates `table` holds."""
     return next(level for level in LEVELS.values() if table in (level.source, level.target))
@@ -110,44 +74,81 @@ NODE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What reads samples: the windows of the registered periods, as the ledger knows them."""
+class RetentionPlan:
+    """Which partitions the rules want, how long each is kept, and which windows still read old samples.
+
+    `first_day` is the first with samples; what is known of windows is in the `ledger`.
+    """
 
     ledger: Ledger
-    kept: KeptSpans
+    first_day: date
+    retention: Retention
+    periods: Mapping[str, Period]
+
+    def wanted(self, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
+        """The spans from the first day that is kept to the last one wanted ahead."""
+        table = layout.table
+        if not layout.by_period:
+            # Rows of earlier days, if there are any, get their partitions when they are there.
+            begin = today if table in UNREAD else self._begin(today, self.days(table, None))
+            yield from spans_between(min(begin, last), last)
+            return
+        for period in self.periods.values():
+            begin = self._begin(today, self.days(table, period.name))
+            yield from spans_between(min(period.window_of(begin).start, last), last, period)
+
+    def days(self, table: Table, period: str | None) -> int | None:
+        """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
+        if period is not None or table not in AGGREGATES:
+            return self.retention.of(table, period)
+        every = [self.retention.of(table, name) for name in self.periods]
+        bounded = [days for days in every if days is not None]
+        return max(bounded) if len(bounded) == len(every) else None
+
+    def is_old(self, table: Table, span: Span, today: date) -> bool:
+        """Whether the last day of `span` is longer ago than its rows are kept."""
+        days = self.days(table, span.period_type)
+        return days is not None and span.last < today - timedelta(days=days)
+
+    def _begin(self, today: date, days: int | None) -> date:
+        return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
 
     def reason_to_keep(
-        self, connection: Connection, level: Level, span: Span, today: date, *, is_locked: bool
+        self, connection: Connection, table: Table, span: Span, today: date, *, is_locked: bool
     ) -> str | None:
-        """Name a window that still needs the samples of `span`, by what the ledger says; or None.
+        """Name a window that still needs the samples of `span`; None for tables that no window reads.
 
-        Where the samples are locked, the queue of changes is not read, which may have to look at them.
+        Where the samples are locked, the queue of changes is not read, which may have to look at them, and stored rows
+        are not counted, which takes too long while everyone waits.
 
         Raises DBAPIError; DatabaseError if a node of a cluster does not report its changes in time.
         """
+        if table not in SAMPLES:
+            return None
+        level = level_of(table)
         ask = self.ledger.take_over if is_locked else self.ledger.gather
         ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
         undecided = self.ledger.undecided(connection)
         if undecided:
             return undecided
         not_over, windows = None, {}
-        for period in self.kept.periods.values():
+        for period in self.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):
                 not_over = f"the {period.name} window from {reading[-1].start} reads them and is not over"
                 break
             windows[period] = reading
         left = self.ledger.left(connection, level, windows)
-        return self._sentence(*left[0]) if left else not_over
+        if left or not_over or is_locked:
+            return self._sentence(*left[0]) if left else not_over
+        return self._lost_rows(connection, level, windows, today)
 
-    def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
-        """Name a window that reads `span` and lacks rows for another reason than retention; raises DBAPIError."""
-        for period in self.kept.periods.values():
-            stored = [
-                window
-                for window in _reading(period, span)
-                if not self.kept.is_old(level.target, span_of(window.start, period), today)
-            ]
+    def _lost_rows(
+        self, connection: Connection, level: Level, windows: Mapping[Period, Sequence[Window]], today: date
+    ) -> str | None:
+        """Name one of the windows that lacks rows for another reason than retention."""
+        for period, reading in windows.items():
+            stored = [one for one in reading if not self.is_old(level.target, span_of(one.start, period), today)]
             lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
                 return self._sentence(period, lost)
@@ -158,7 +159,7 @@ class Needs:
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 
     def _first(self, period: Period) -> date:
-        return period.window_of(self.kept.first_day).start
+        return period.window_of(self.first_day).start
 
 
 def _reading(period: Period, span: Span) -> Sequence[Window]:

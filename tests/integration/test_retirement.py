@@ -13,7 +13,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.partitions import CAPACITY_TABLES, Span
 from capacity_assets.database.schema import initialise
-from capacity_assets.history.retention import KeptSpans, Needs, Retention
+from capacity_assets.history.retention import Retention, RetentionPlan
 from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -41,12 +41,12 @@ def test_the_window_of_a_year_later_that_ends_today_is_not_over(
 ) -> None:
     """Even where it is the first that anyone asked for."""
     periods = {period: PERIODS[period]}
-    needs = Needs(Ledger(engine, periods), KeptSpans(last_reader, Retention({}), periods))
+    plan = RetentionPlan(Ledger(engine, periods), last_reader, Retention({}), periods)
     span = Span(None, day, day + timedelta(days=1))
 
     with engine.connect() as connection:
         reasons = [
-            needs.reason_to_keep(connection, DATABASE, span, today, is_locked=False)
+            plan.reason_to_keep(connection, DATABASE.source, span, today, is_locked=False)
             for today in (ends, ends + timedelta(days=1))
         ]
 
