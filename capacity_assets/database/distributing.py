@@ -102,14 +102,10 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
 def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
     """Distribute the tables that are not yet, by server and side by side; return their names.
 
-    Writers of a table wait until it is done.
+    Writers of a table wait until it is done. To be called where `what_stands_in_the_way` says nothing.
 
-    To be called where `what_stands_in_the_way` says nothing.
-
-    Raises:
-        NodeRefusedError: a node refused the tables for its changes; no table was distributed.
-        sqlalchemy.exc.DBAPIError: the database failed; the tables done before stay distributed, and a repetition goes
-            on with the rest.
+    Raises NodeRefusedError if a node refused the tables for its changes; DBAPIError if the database failed: the tables
+    done before stay distributed, and a repetition goes on with the rest.
     """
     with engine.begin() as connection:
         execute(connection, [_ROW_NUMBER])

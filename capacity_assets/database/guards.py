@@ -52,11 +52,8 @@ def newer_schema(connection: Any) -> str | None:
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str = "") -> None:
     """Refuse a database without this version's schema, or, with `zone`, with days of another zone.
 
-    `kept` is a sentence about what was not done, for the error's text.
-
-    Raises:
-        DatabaseError: the schema is missing or another, or the database does not answer.
-        ValidationError: its days are days of another zone.
+    `kept` is a sentence about what was not done, for the error's text. Raises DatabaseError, also where the database
+    does not answer; ValidationError for days of another zone.
     """
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)

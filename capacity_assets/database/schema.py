@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, MetaData, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.base.errors import CapacityError
@@ -90,17 +90,15 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
     Indexes that filled tables lack are built before it, each beside the running work: that may take hours, and the
     transaction, in which nobody else reads or writes the tables, then takes seconds.
 
-    Raises:
-        SchemaProblemsError: duplicates or missing columns stand in the way, or the schema is newer than this
-            version; nothing was changed.
-        sqlalchemy.exc.DBAPIError: the database refused a step; nothing was changed.
+    Raises SchemaProblemsError if duplicates or missing columns stand in the way or the schema is newer, DBAPIError if
+    the database refused a step; nothing was changed then.
     """
     locks = _build_indexes_ahead(engine, on_step)
     with _keeping_other_upgrades_out(engine) as (connection, created):
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
         taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
-        done = [*locks, *created, *adopt(connection, metadata)]
+        done = [*locks, *created, *_adopt(connection)]
         if distributed_tables(connection):
             prepare_nodes(connection, kept="The schema was not changed.")
         # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
@@ -252,11 +250,11 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
     ]
 
 
-def adopt(connection: Connection, wanted: MetaData) -> list[str]:
+def _adopt(connection: Connection) -> list[str]:
     """Create missing tables, and bring the others to the wanted shape; return the steps."""
-    present = {table.name: table for table in present_tables(connection, wanted.sorted_tables)}
+    present = {table.name: table for table in present_tables(connection, metadata.sorted_tables)}
     done: list[str] = []
-    for table in wanted.sorted_tables:
+    for table in metadata.sorted_tables:
         if table.name in present:
             steps = table_steps(connection, present[table.name])
             carry_out(connection, steps)

@@ -27,9 +27,7 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
 
     `on_table` is called with each table and its rows. The rows of the source are those of one moment.
 
-    Raises:
-        ValidationError: the target holds rows; nothing was copied.
-        DatabaseError: one of the two failed; nothing was copied.
+    Raises ValidationError if the target holds rows, DatabaseError if one of the two failed; nothing was copied then.
     """
     with database_errors(doing="copying the database", kept=KEPT):
         reading = source.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

@@ -158,8 +158,7 @@ class CsvSource:
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number, the first after the headings being 1.
 
-        Raises:
-            ValidationError: the file is not in its encoding, or a field has no end.
+        Raises ValidationError if the file is not in its encoding, or a field has no end.
         """
         places = [self._places.get(name) for name in self._columns]
         width = len(self._headings)
