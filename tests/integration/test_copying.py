@@ -19,6 +19,7 @@ from capacity_assets.database.tables import CAPACITY_TABLES, metadata
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, figures, load_sample, sizes, stored
 from tests.ledger import recorded
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
@@ -42,8 +43,7 @@ def target(measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -
 def filled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The sample, a registered server, and a computed month."""
     load_sample(engine)
-    with engine.begin() as connection:
-        connection.execute(text("SELECT setval('instances_id_seq', 1000)"))
+    execute(engine, "SELECT setval('instances_id_seq', 1000)")
     register(
         engine,
         [Server("db-7", "postgresql", "db-7.example", username="probe", password_from="env:DB_7_PASSWORD")],  # noqa: S106 -- a place

@@ -15,6 +15,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import database_size_stats
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 
@@ -240,8 +241,7 @@ def test_a_table_without_its_unique_index_that_holds_two_live_rows_a_day_counts_
     engine: Engine, service: AggregationService
 ) -> None:
     add_instances(engine, [1])
-    with engine.begin() as connection:
-        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
+    execute(engine, "DROP INDEX uq_instance_size_stats_instance_date")
     add_instance_sizes(engine, [*totals(1, "2025-03-01", [(10, 1), (20, 2)]), *totals(1, "2025-03-02", [(5, 1)])])
 
     service.aggregate("monthly", MARCH, RunOptions(("instance",)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, delete, text, update
+from sqlalchemy import Engine, delete, update
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import instance_size_stats
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 
@@ -139,8 +140,7 @@ def test_overwrite_leaves_other_periods_and_inactive_instances_alone(
     two_months(engine)
     service.aggregate("monthly", MARCH, RunOptions(("database",)))
     service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 3, 1))], RunOptions(("database",)))
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
+    execute(engine, "UPDATE instances SET is_active = false WHERE id = 2")
     remove_samples(engine, "orders", date(2025, 1, 1), date(2025, 12, 31))
     remove_samples(engine, "audit", date(2025, 1, 1), date(2025, 12, 31))
 

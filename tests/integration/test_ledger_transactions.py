@@ -313,14 +313,12 @@ def test_whoever_writes_samples_needs_no_right_on_the_queue_of_changes(
     execute(engine, "GRANT INSERT, SELECT ON database_size_stats TO collector")
     execute(engine, "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO collector")
     try:
-        with engine.begin() as connection:
-            connection.execute(text("SET LOCAL ROLE collector"))
-            connection.execute(
-                text(
-                    "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
-                    "VALUES (1, 'late', 5, '2025-03-31')"
-                )
-            )
+        execute(
+            engine,
+            "SET LOCAL ROLE collector",
+            "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+            "VALUES (1, 'late', 5, '2025-03-31')",
+        )
     finally:
         execute(engine, "DROP OWNED BY collector")
         execute(engine, "DROP ROLE collector")

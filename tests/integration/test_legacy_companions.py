@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.database.schema import initialise, schema_state
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
 from tests.legacy import LegacyShape, create_legacy_tables
 
@@ -74,13 +75,11 @@ def test_a_trigger_that_makes_partitions_in_mid_insert_is_switched_off_so_that_n
     [foreseen] = [line for line in schema_state(legacy).shortcomings if "partition_trigger" in line]
     done = initialise(legacy)
 
-    with legacy.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
-                "VALUES (1, 5, 1, '2024-02-29')"
-            )
-        )
+    execute(
+        legacy,
+        "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+        "VALUES (1, 5, 1, '2024-02-29')",
+    )
     assert foreseen.endswith("it is switched off, not dropped")
     assert f"changed: {foreseen}" in done
     assert schema_state(legacy).fit

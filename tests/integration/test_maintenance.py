@@ -128,14 +128,12 @@ def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_reported(two_servers:
 
 
 def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(two_servers: Engine) -> None:
-    with two_servers.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
-                "total_size_mb, avg_size_mb, max_size_mb, min_size_mb, data_count, database_count) "
-                "VALUES (1, 'fortnightly', '2025-01-01', '2025-01-14', 1, 1, 1, 1, 1, 1)"
-            )
-        )
+    execute(
+        two_servers,
+        "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
+        "total_size_mb, avg_size_mb, max_size_mb, min_size_mb, data_count, database_count) "
+        "VALUES (1, 'fortnightly', '2025-01-01', '2025-01-14', 1, 1, 1, 1, 1, 1)",
+    )
 
     report = keeper(two_servers).run(TODAY)
 

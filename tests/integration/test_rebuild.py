@@ -13,6 +13,7 @@ from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.database.tables import metadata
 from tests.clocks import fixed_clock
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, figures, sizes
 from tests.ledger import compute_everything, redo
 from tests.profiles import HISTORIES
@@ -82,9 +83,6 @@ def test_redoing_the_stale_windows_equals_computing_everything_again(
     assert compute_everything(service, recompute=True, levels=SERVER_LEVELS if goes_away else LEVELS) == 0
     if not goes_away:
         # Where no sample went away nothing is protected, and a table built from nothing is the same.
-        with engine.begin() as connection:
-            connection.execute(
-                text("TRUNCATE database_size_aggregations, instance_size_aggregations, group_size_aggregations")
-            )
+        execute(engine, "TRUNCATE database_size_aggregations, instance_size_aggregations, group_size_aggregations")
         compute_everything(service)
         assert {level.name: figures(engine, level) for level in LEVELS.values()} == after

@@ -16,6 +16,7 @@ from capacity_assets.demo.sample_fleet import (
     remove_sample_fleet,
 )
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.registry import names
@@ -40,8 +41,7 @@ def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_onl
     assert capacity("collect", "--own").exit_code == 0
     assert other_instances(engine) == 1
 
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM instances"))
+    execute(engine, "DELETE FROM instances")
     assert other_instances(engine) == 1, "its samples are still there"
 
 
@@ -73,10 +73,12 @@ def test_a_registry_that_another_application_fills_further_is_told_apart_and_its
     engine: Engine,
 ) -> None:
     add_instances(engine, [1], name="theirs")
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE instances ADD COLUMN credential text"))
-        connection.execute(text("UPDATE instances SET credential = 'x'"))
-        connection.execute(text("ALTER TABLE instances ALTER COLUMN credential SET NOT NULL"))
+    execute(
+        engine,
+        "ALTER TABLE instances ADD COLUMN credential text",
+        "UPDATE instances SET credential = 'x'",
+        "ALTER TABLE instances ALTER COLUMN credential SET NOT NULL",
+    )
 
     refused = capacity("instances", "add", "new", "--engine", "mysql", "--host", "h")
     added = capacity("instances", "add", "theirs", "--username", "u")
@@ -93,8 +95,7 @@ def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
 ) -> None:
     create_legacy_tables(empty_engine, LegacyShape(partitioned=partitioned))
     load_sample(empty_engine)
-    with empty_engine.begin() as connection:
-        connection.execute(text("SELECT setval('instances_id_seq', 100)"))
+    execute(empty_engine, "SELECT setval('instances_id_seq', 100)")
     url = empty_engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPACITY_DATABASE_URL", url)
     assert capacity("init").exit_code == 0

@@ -82,8 +82,7 @@ def test_samples_that_changed_since_are_kept_until_their_windows_followed(
     two_servers: Engine, service: AggregationService
 ) -> None:
     compute(service, *SHORT)
-    with two_servers.begin() as connection:
-        connection.execute(text("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'"))
+    execute(two_servers, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'")
     keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
 
     report = keep_a_month.run(A_YEAR_LATER)

@@ -19,6 +19,7 @@ from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.reading.lists import databases
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 
@@ -66,8 +67,7 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
     add_instances(engine, range(1, 31))
     for instance_id in range(1, 31):
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", range(100, 110)))
-    with engine.begin() as connection:
-        connection.execute(text("ANALYZE"))
+    execute(engine, "ANALYZE")
     windows = FIRST_WEEK[:days]
     service.aggregate("daily", windows)
     plans: list[str] = []
@@ -195,8 +195,7 @@ def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) 
     add_instances(engine, servers)
     for instance_id in servers:
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 160)))
-    with engine.begin() as connection:
-        connection.execute(text("ANALYZE"))
+    execute(engine, "ANALYZE")
     service = AggregationService(engine, fixed_clock(), instances_per_slice=len(servers) // slices, parallel_slices=1)
     generic_plans: list[int] = []
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy import Engine, inspect, select
 
 from capacity_assets.aggregates.ledger import Ledger
 from capacity_assets.aggregates.levels import SERVER_LEVELS
@@ -57,10 +57,12 @@ def test_an_empty_database_gets_exactly_the_tables_of_the_definitions_with_comme
 
 @pytest.mark.single_server("drops a table, which a cluster has to distribute again")
 def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE instance_size_stats CASCADE"))
-        connection.execute(text("ALTER TABLE database_size_aggregations DROP CONSTRAINT uq_database_size_aggregation"))
-        connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN trend_direction CASCADE"))
+    execute(
+        engine,
+        "DROP TABLE instance_size_stats CASCADE",
+        "ALTER TABLE database_size_aggregations DROP CONSTRAINT uq_database_size_aggregation",
+        "ALTER TABLE database_size_aggregations DROP COLUMN trend_direction CASCADE",
+    )
     assert not schema_state(engine).fit
 
     done = initialise(engine)
@@ -114,10 +116,8 @@ def test_a_legacy_database_gets_the_indexes_that_looks_rely_on(empty_engine: Eng
 def test_init_makes_the_indexes_of_lists_where_they_are_missing_and_check_tells_before(engine: Engine) -> None:
     names = [f"ix_database_size_aggregations_{name}" for name in ("change", "size")]
     for name in names:
-        with engine.begin() as connection:
-            connection.execute(text(f"DROP INDEX {name}"))
-        with engine.begin() as connection:
-            connection.execute(text(f"CREATE TABLE {name} (id integer)"))  # the name is taken
+        execute(engine, f"DROP INDEX {name}")
+        execute(engine, f"CREATE TABLE {name} (id integer)")  # the name is taken
     needed = tuple(
         f"database_size_aggregations has no index on (period_type, period_start, {column}) "
         "WHERE (period_type)::text <> 'daily'::text"
@@ -166,8 +166,7 @@ def test_windows_that_have_rows_already_are_entered_as_computed_by_the_upgrade(e
 
 
 def test_a_schema_newer_than_this_version_is_left_alone(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0999'"))
+    execute(engine, f"UPDATE {VERSION_TABLE} SET version_num = '0999'")
 
     with pytest.raises(
         SchemaProblemsError,
@@ -177,21 +176,18 @@ def test_a_schema_newer_than_this_version_is_left_alone(engine: Engine) -> None:
 
 
 def test_a_foreign_column_that_must_be_filled_is_reported(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE instance_size_aggregations ADD COLUMN batch int NOT NULL"))
+    execute(engine, "ALTER TABLE instance_size_aggregations ADD COLUMN batch int NOT NULL")
 
     with pytest.raises(SchemaProblemsError, match=r"instance_size_aggregations\.batch is none of our columns"):
         initialise(engine)
 
 
 def test_a_check_of_the_users_own_on_periods_is_kept(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE database_size_aggregations ADD CHECK (period_type <> '')"))
-        connection.execute(
-            text(
-                "ALTER TABLE database_size_aggregations ADD CHECK (period_type <> 'daily' OR period_start = period_end)"
-            )
-        )
+    execute(
+        engine,
+        "ALTER TABLE database_size_aggregations ADD CHECK (period_type <> '')",
+        "ALTER TABLE database_size_aggregations ADD CHECK (period_type <> 'daily' OR period_start = period_end)",
+    )
 
     assert initialise(engine) == ()
 

@@ -207,14 +207,12 @@ def legacy_rows(engine: Engine, table: str) -> list[dict[str, object]]:
 
 
 def test_totals_beyond_two_petabytes_fit_after_the_upgrade(upgraded: Engine) -> None:
-    with upgraded.begin() as connection:
-        connection.execute(text("INSERT INTO instances (id, name, db_type, host, port) VALUES (1, 'a', 'b', 'c', 1)"))
-        connection.execute(
-            text(
-                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
-                "VALUES (1, 3000000000, 2, '2025-03-01')"
-            )
-        )
+    execute(
+        upgraded,
+        "INSERT INTO instances (id, name, db_type, host, port) VALUES (1, 'a', 'b', 'c', 1)",
+        "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+        "VALUES (1, 3000000000, 2, '2025-03-01')",
+    )
     compute_windows(AggregationService(upgraded, fixed_clock()), "daily", date(2025, 3, 1), date(2025, 3, 1))
 
     assert [row["total_size_mb"] for row in stored(upgraded, INSTANCE)] == [3_000_000_000]
@@ -294,8 +292,7 @@ def test_duplicate_raw_rows_are_reported_too_and_all_problems_at_once(empty_engi
 
 def test_a_missing_required_column_is_reported(empty_engine: Engine) -> None:
     create_legacy_tables(empty_engine, LegacyShape())
-    with empty_engine.begin() as connection:
-        connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN data_count"))
+    execute(empty_engine, "ALTER TABLE database_size_aggregations DROP COLUMN data_count")
 
     with pytest.raises(SchemaProblemsError, match=r"database_size_aggregations\.data_count is missing"):
         initialise(empty_engine)

@@ -79,8 +79,7 @@ def filling_fleet(engine: Engine) -> None:
         connection.execute(text(VOLUME), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE capacity_runways SET in_time = true"))
+    execute(engine, "UPDATE capacity_runways SET in_time = true")
 
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "capacity.json"
@@ -143,8 +142,7 @@ def test_a_day_without_samples_has_no_row_in_the_coverage(engine: Engine) -> Non
 
 def test_the_history_of_a_server_that_is_registered_no_more_keeps_its_rows(engine: Engine) -> None:
     small_fleet(engine)
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM instances WHERE id = 2"))
+    execute(engine, "DELETE FROM instances WHERE id = 2")
 
     found = rows(engine, "SELECT DISTINCT server, engine FROM capacity_growth ORDER BY server DESC")
 
@@ -152,11 +150,13 @@ def test_the_history_of_a_server_that_is_registered_no_more_keeps_its_rows(engin
 
 
 def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_grants(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("DROP VIEW capacity_fleet"))
-        connection.execute(text("CREATE ROLE view_reader"))
-        connection.execute(text("GRANT SELECT ON capacity_growth TO view_reader"))
-        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'"))
+    execute(
+        engine,
+        "DROP VIEW capacity_fleet",
+        "CREATE ROLE view_reader",
+        "GRANT SELECT ON capacity_growth TO view_reader",
+        "COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'",
+    )
     try:
         assert schema_state(engine).shortcomings == (
             "view capacity_growth is missing or outdated",
@@ -171,9 +171,7 @@ def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_gran
         granted = "SELECT has_table_privilege('view_reader', 'capacity_growth', 'SELECT') AS granted"
         assert rows(engine, granted) == [{"granted": True}]
     finally:
-        with engine.begin() as connection:
-            connection.execute(text("DROP OWNED BY view_reader"))
-            connection.execute(text("DROP ROLE view_reader"))
+        execute(engine, "DROP OWNED BY view_reader", "DROP ROLE view_reader")
 
 
 def remade_coverage(engine: Engine, *further: str) -> None:
@@ -239,9 +237,7 @@ def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> 
             with pytest.raises(ProgrammingError, match="permission denied"):
                 connection.execute(text("SELECT count(*) FROM instances"))
     finally:
-        with engine.begin() as connection:
-            connection.execute(text("DROP OWNED BY dashboard"))
-            connection.execute(text("DROP ROLE dashboard"))
+        execute(engine, "DROP OWNED BY dashboard", "DROP ROLE dashboard")
 
 
 def test_every_column_of_a_view_has_a_comment_in_the_database(engine: Engine) -> None:
@@ -271,8 +267,7 @@ def filled(query: str) -> str:
 
 
 def test_a_legacy_object_of_a_views_name_stands_in_the_way_and_is_kept(empty_engine: Engine) -> None:
-    with empty_engine.begin() as connection:
-        connection.execute(text("CREATE TABLE capacity_fleet (theirs integer)"))
+    execute(empty_engine, "CREATE TABLE capacity_fleet (theirs integer)")
 
     with pytest.raises(SchemaProblemsError, match="capacity_fleet is the name of one of our views"):
         initialise(empty_engine)
@@ -311,8 +306,7 @@ def test_the_dashboard_offers_every_period_and_its_panels_do_not_overlap() -> No
 
 def test_a_replica_is_measured_and_shown_and_counted_once(engine: Engine) -> None:
     add_instances(engine, [1, 2])
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET counted_by = 1 WHERE id = 2"))
+    execute(engine, "UPDATE instances SET counted_by = 1 WHERE id = 2")
     for number in (1, 2):
         add_database_sizes(engine, sizes(number, "orders", "2025-03-01", [100] * 31 + [160] * 30))
         add_instance_sizes(engine, totals(number, "2025-03-01", [(100, 1)] * 31 + [(160, 1)] * 30))

@@ -23,6 +23,7 @@ from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.collecting import Collection
 from tests.command import capacity, printed
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.partitions import everything, partition_names
 from tests.runs import QUICK_RETRIES, QUIET
@@ -146,13 +147,11 @@ def test_the_daily_asset_follows_the_same_rule(settings: Settings, old_days: Eng
 
 def test_attempts_of_collections_are_not_forgotten_by_a_wrong_clock(collection: Collection, engine: Engine) -> None:
     collection.collect(TODAY)
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO capacity_collection_attempts (collected_date, instance_id, status) "
-                "VALUES ('2025-07-19', 1, 'collected')"
-            )
-        )
+    execute(
+        engine,
+        "INSERT INTO capacity_collection_attempts (collected_date, instance_id, status) "
+        "VALUES ('2025-07-19', 1, 'collected')",
+    )
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-07-19", [100]))
     add_database_sizes(engine, sizes(1, "orders", "2031-05-01", [100]))

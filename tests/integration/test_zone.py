@@ -8,6 +8,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.settings import Settings, load_settings
 from capacity_assets.database.engine import FORMER_DEFAULT, are_same_days, record_zone, recorded_zone
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables
 
@@ -58,13 +59,11 @@ def test_a_database_filled_before_keeps_what_unset_meant_then_unless_somebody_ha
     empty_engine: Engine, monkeypatch: pytest.MonkeyPatch, chosen: str | None
 ) -> None:
     create_legacy_tables(empty_engine, LegacyShape())
-    with empty_engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
-                "VALUES (1, 'a', 1, '2025-07-01')"
-            )
-        )
+    execute(
+        empty_engine,
+        "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+        "VALUES (1, 'a', 1, '2025-07-01')",
+    )
     monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
     monkeypatch.delenv("CAPACITY_TIMEZONE")
     if chosen:
