@@ -71,7 +71,8 @@ def filling_fleet(engine: Engine) -> None:
     )
     declare(engine, [Limit(server["name"], None, server["mb"] + 1)])
     declare_labels(engine, [Label(server["name"], None, "team", "payments")], days["last"])
-    compute_windows(AggregationService(engine, fixed_clock()), "monthly", days["first"], days["last"], scope="group")
+    for period in ("monthly", "daily"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, days["first"], days["last"], scope="group")
     declare_steps(engine, [SizeStep(server["name"], None, days["last"], "purged")])
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
