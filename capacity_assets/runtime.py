@@ -95,15 +95,23 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
+    from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+
     own = settings.web_database_url
-    if own is not None:
-        with _reading(with_driver(own, CAPACITY_DRIVER), "CAPACITY_WEB_DATABASE_URL", allow_writing_role) as engine:
-            yield engine
-        return
-    with open_database(settings) as url:
-        if settings.capacity_url is None:
+    variable = "CAPACITY_DATABASE_URL" if own is None else "CAPACITY_WEB_DATABASE_URL"
+    given = settings.capacity_url if own is None else with_driver(own, CAPACITY_DRIVER)
+    with _served(settings, given, CAPACITY_DATABASE) as url:
+        if given is None:
             _make_reader_role(url)
-        with _reading(url, "CAPACITY_DATABASE_URL", allow_writing_role) as engine:
+        with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
+            ensure_reachable(plain, variable)
+            role = role_to_read_with(plain)
+            if role is None:
+                if not allow_writing_role:
+                    refuse_a_role_that_can_write(plain)
+                yield plain
+                return
+        with disposed(refuse_a_newer_schema(reading_engine(url, role=role))) as engine:
             yield engine
 
 
@@ -111,23 +119,6 @@ def _make_reader_role(url: URL) -> None:
     """On the embedded server, which is ours alone, the role is made; elsewhere its owner decides."""
     with disposed(capacity_engine(url)) as owner, owner.begin() as connection:
         ensure_reader_role(connection)
-
-
-@contextmanager
-def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterator[Engine]:
-    from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
-
-    assert url is not None  # noqa: S101 -- of an address that is set
-    with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
-        ensure_reachable(plain, variable)
-        role = role_to_read_with(plain)
-        if role is None:
-            if not allow_writing_role:
-                refuse_a_role_that_can_write(plain)
-            yield plain
-            return
-    with disposed(refuse_a_newer_schema(reading_engine(url, role=role))) as engine:
-        yield engine
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:

@@ -65,12 +65,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, Insert, array, insert
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
-from capacity_assets.aggregates.levels import Further, Level, Measure
+from capacity_assets.aggregates.levels import Level, Measure
 from capacity_assets.base.periods import Period
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB
 from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION
 from capacity_assets.database.sql import DIALECT
-from capacity_assets.database.tables import instances, is_active
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
 Element: TypeAlias = ColumnElement[Any]
@@ -167,11 +166,6 @@ def window_of(windows: Element, bucket: Element) -> Element:
     return parenthesised[bucket]
 
 
-def collated(column: Element) -> Element:
-    """Return a key as it is sorted: texts by their bytes, which is several times faster than by a language."""
-    return column.collate("C") if isinstance(column.type, String) else column
-
-
 def _compared_names(level: Level, *, further: bool = False) -> Iterator[str]:
     """Name what of a state other windows compare with; with `further`, what those a year later do."""
     yield "data_count"
@@ -196,7 +190,14 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 
 def _united(level: Level, sources: Sources) -> Subquery:
     """Unite the rows of each key and window."""
-    rows = union_all(*sources.selects(level)).subquery("rows")
+    selects = [_of_samples(level)] if sources.samples else []
+    if sources.shorter_windows:
+        selects.append(_of_shorter_windows(level))
+    if sources.rows or not selects:
+        # In two: PostgreSQL prunes partitions by one span, not by one of two.
+        selects.append(_of_stored_rows(level, Parameters.before_first, Parameters.wanted_last))
+        selects.append(_of_stored_rows(level, Parameters.year_first, Parameters.year_last))
+    rows = union_all(*selects).subquery("rows")
     keys = [rows.c[name] for name in (*level.keys, "period_start")]
     columns: dict[str, Element] = {"bucket": rows.c.bucket if sources.are_disjoint else func.max(rows.c.bucket)}
     for name in _own_names(level):
@@ -225,7 +226,7 @@ def _united(level: Level, sources: Sources) -> Subquery:
     return (united if sources.are_disjoint else united.group_by(*keys)).subquery("united")
 
 
-def of_samples(level: Level) -> Any:
+def _of_samples(level: Level) -> Any:
     """Select the samples as states of their days: those that count, of the servers and days that are read."""
     samples = _samples(level)
     day = samples.c.collected_date
@@ -260,7 +261,7 @@ def _samples(level: Level) -> FromClause:
     return select(*keys, day, *sums).where(*conditions).group_by(*keys, day).subquery("samples")
 
 
-def of_shorter_windows(level: Level) -> Any:
+def _of_shorter_windows(level: Level) -> Any:
     """Select the states that stored shorter windows keep."""
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
@@ -285,16 +286,6 @@ def of_shorter_windows(level: Level) -> Any:
     )
 
 
-def of_rows(level: Level) -> Any:
-    """Select what the stored rows of the wanted windows keep, and those of the windows before them."""
-    return _of_stored_rows(level, Parameters.before_first, Parameters.wanted_last)
-
-
-def of_rows_a_year_before(level: Level) -> Any:
-    """Select the same of the windows a year before: PostgreSQL prunes partitions by one span, not by one of two."""
-    return _of_stored_rows(level, Parameters.year_first, Parameters.year_last)
-
-
 @dataclass(frozen=True)
 class Sources:
     """The sources of a statement. Empty ones are left out, because PostgreSQL would still join and group them.
@@ -310,15 +301,6 @@ class Sources:
     wanted_rows: bool = True
     year_before: bool = True
     are_disjoint: bool = False
-
-    def selects(self, level: Level) -> list[Any]:
-        """Return a SELECT for each source that is read, all with the same columns."""
-        selects = [of_samples(level)] if self.samples else []
-        if self.shorter_windows:
-            selects.append(of_shorter_windows(level))
-        if self.rows or not selects:
-            selects += [of_rows(level), of_rows_a_year_before(level)]
-        return selects
 
 
 EVERY_SOURCE = Sources()
@@ -349,7 +331,12 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
 def _found(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
     """Select what was found, in the columns that all sources have, with the window that it lies in."""
     bucket = func.width_bucket(day, Parameters.starts)
-    keys = [collated(source.c[key]).label(key) for key in level.keys]
+    columns_of_keys = {key: source.c[key] for key in level.keys}
+    # Texts are sorted by their bytes, which is several times faster than by a language.
+    keys = [
+        (column.collate("C") if isinstance(column.type, String) else column).label(key)
+        for key, column in columns_of_keys.items()
+    ]
     names = (*_own_names(level), *_stored_names(level))
     given = [columns.get(name, _nothing(name)).label(name) for name in names]
     return select(*keys, bucket.label("bucket"), window_of(Parameters.starts, bucket).label("period_start"), *given)
@@ -438,8 +425,6 @@ def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     columns: dict[str, Element] = {}
     for measure in level.measures:
         columns |= _measure_figures(measure, state)
-        if measure.further:
-            columns |= _further_figures(measure, measure.further, state)
     for ratio in level.ratios:
         numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == _whole(0), _whole(0)), else_=_floor(numerator, denominator))
@@ -470,7 +455,7 @@ def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
 
 
 def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
-    """Exact mean, extremes and change of one measure."""
+    """Exact mean, extremes and changes of one measure, and its ends within the window."""
     total, count = state[named("sum", measure)], func.nullif(state[named("count", measure)], _whole(0))
     change, change_percent = _difference(measure, state, "previous_")
     figures: dict[str, Element] = {
@@ -482,20 +467,17 @@ def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
     }
     if measure.average_two_decimals:
         figures[measure.average_two_decimals] = _two_decimals(total, count)
+    if measure.further:
+        first, last = state[named("first", measure)], state[named("last", measure)]
+        year_change, year_change_percent = _difference(measure, state, "year_before_")
+        figures |= {
+            measure.further.last: last,
+            measure.further.growth: case((state[named("count", measure)] > _whole(1), last - first)),
+            measure.further.year_change: _possible(measure, year_change),
+            measure.further.year_change_percent: year_change_percent,
+            measure.further.yearly_rate_percent: _yearly_rate(measure, state),
+        }
     return figures
-
-
-def _further_figures(measure: Measure, further: Further, state: Columns) -> dict[str, Element]:
-    """Ends of one measure within the window, its change against a year before, and its yearly rate."""
-    first, last = state[named("first", measure)], state[named("last", measure)]
-    year_change, year_change_percent = _difference(measure, state, "year_before_")
-    return {
-        further.last: last,
-        further.growth: case((state[named("count", measure)] > _whole(1), last - first)),
-        further.year_change: _possible(measure, year_change),
-        further.year_change_percent: year_change_percent,
-        further.yearly_rate_percent: _yearly_rate(measure, state),
-    }
 
 
 def _possible(measure: Measure, size_mb: Element) -> Element:
@@ -576,11 +558,6 @@ INSERT, UPDATE, UNCHANGED, PROTECTED, UNSAMPLED = (
 )
 HALF_A_FINGERPRINT = 32
 Rows = Select[tuple[Any, ...]]
-
-
-def known_instances() -> Select[int, str, bool]:
-    """Select id, name and whether it is active, of every registered instance, by id."""
-    return select(instances.c.id, instances.c.name, is_active().label("active")).order_by(instances.c.id)
 
 
 @cache

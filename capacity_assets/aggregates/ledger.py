@@ -11,7 +11,7 @@ Runs are requested in the orchestration, windows are computed in `service`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -98,16 +98,15 @@ class IncompleteWindow:
     reason: str
 
 
+@dataclass(frozen=True)
 class Ledger:
-    """Reads and keeps the ledger of one capacity database.
+    """Reads and keeps the ledger of one capacity database; only windows of registered `periods` are reported.
 
     Each method raises DatabaseError where the database fails; the text says what was kept.
     """
 
-    def __init__(self, engine: Engine, periods: Iterable[str] = PERIODS) -> None:
-        """Work through `engine`; only windows of the registered `periods` are reported."""
-        self._engine = engine
-        self._periods = list(periods)
+    engine: Engine
+    periods: Collection[str] = tuple(PERIODS)
 
     def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
         """Read the queue of changes, with what the nodes of a cluster recorded; see `take_over` for the parameters."""
@@ -203,7 +202,7 @@ class Ledger:
         """Read the queue of changes, and return the computed windows whose samples changed since, in order."""
         self.gather()
         with self._work("looking for changed samples", "No change was lost.") as connection:
-            rows = connection.execute(text(_STALE), {"periods": self._periods}).all()
+            rows = connection.execute(text(_STALE), {"periods": list(self.periods)}).all()
         return [
             StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
         ]
@@ -215,7 +214,7 @@ class Ledger:
         """
         doing = "looking for windows that are out of date"
         with self._work(doing, take_over=True) as connection:
-            rows = connection.execute(text(_OUTDATED), {"periods": self._periods}).all()
+            rows = connection.execute(text(_OUTDATED), {"periods": list(self.periods)}).all()
         return [
             (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
             for row in rows
@@ -285,10 +284,10 @@ class Ledger:
         """
         if within_seconds is not None:
             # Another process may have distributed the tables just now.
-            ask_again(self._engine)
+            ask_again(self.engine)
         try:
             with database_errors(doing="reading the changes of the nodes", kept=kept):
-                gather_records(self._engine, within_seconds)
+                gather_records(self.engine, within_seconds)
         except NodeError as error:
             message = f"{error} {kept}"
             raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
@@ -297,14 +296,14 @@ class Ledger:
         """Return the condition that a window of a level has rows that are `stored`, or days that are `sampled`."""
         tables = (level.target,) if what == "stored" else level.raw_tables
         distributed = level.has_servers or what == "sampled"
-        lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self._engine) else _LOOKUPS)[what]
+        lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self.engine) else _LOOKUPS)[what]
         return f"({' OR '.join(lookup.format(table=table.name) for table in tables)})"
 
     @contextmanager
     def _work(self, doing: str, kept: str = "", *, take_over: bool = False) -> Iterator[Connection]:
         if take_over:
             self.take_over(kept)
-        with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
+        with database_errors(doing=doing, kept=kept), self.engine.begin() as connection:
             yield connection
 
 

@@ -241,6 +241,18 @@ def _size_measure(infix: str, further: Further | None = None) -> Measure:
     )
 
 
+def _count_measure(name: str, average_two_decimals: str | None = None) -> Measure:
+    return Measure(
+        source=name,
+        average=name,
+        maximum=f"max_{name}",
+        minimum=f"min_{name}",
+        change=f"{name}_change",
+        change_percent=f"{name}_change_percent",
+        average_two_decimals=average_two_decimals,
+    )
+
+
 DATABASE = Level(
     name="database",
     source=tables.database_size_stats,
@@ -267,32 +279,13 @@ INSTANCE = Level(
             change_percent="total_size_change_percent",
             further=_further("total_size", "last_total_size_mb"),
         ),
-        Measure(
-            source="database_count",
-            average="database_count",
-            maximum="max_database_count",
-            minimum="min_database_count",
-            change="database_count_change",
-            change_percent="database_count_change_percent",
-            average_two_decimals="avg_database_count",
-        ),
+        _count_measure("database_count", average_two_decimals="avg_database_count"),
     ),
     ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
     void_flag="is_deleted",
     # The unique index allows one live row per day; a legacy table without it may hold several.
     sum_per_day=True,
 )
-
-
-def _count_measure(name: str) -> Measure:
-    return Measure(
-        source=name,
-        average=name,
-        maximum=f"max_{name}",
-        minimum=f"min_{name}",
-        change=f"{name}_change",
-        change_percent=f"{name}_change_percent",
-    )
 
 
 GROUP = Level(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 
-from sqlalchemy import Engine, Table, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus, database_errors
@@ -125,11 +125,7 @@ class PeriodSummary:
         )
 
     def __add__(self, other: PeriodSummary) -> PeriodSummary:
-        """Add the outcome of further instances in the same window; raises ValueError for another window or level."""
-        same = ("period_type", "level", "period_start", "period_end")
-        if any(getattr(self, name) != getattr(other, name) for name in same):
-            msg = "summaries of different windows do not add up"
-            raise ValueError(msg)
+        """Add the outcome of further instances in the same window."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS}
         errors = (self.errors + other.errors)[:MAXIMUM_LISTED_ERRORS]
         return replace(self, **sums, errors=errors, duration_seconds=self.duration_seconds + other.duration_seconds)
@@ -291,8 +287,12 @@ def coverage_of(
         engine.connect() as connection,
     ):
         sampled = _SAMPLED_ON_NODES if is_distributed(engine) else _SAMPLED
-        columns = ", ".join(f"{sampled.format(sampled=_sampled(table))} AS {table.name}" for table in tables)
-        counts = ", ".join(f"count(*) FILTER (WHERE {_any(level)}) AS {level.name}" for level in levels)
+        is_live = {table: "NOT r.is_deleted" if "is_deleted" in table.c else "true" for table in tables}
+        columns = ", ".join(
+            f"{sampled.format(raw=table.name, is_live=is_live[table])} AS {table.name}" for table in tables
+        )
+        counted_days = {level.name: " OR ".join(table.name for table in level.raw_tables) for level in levels}
+        counts = ", ".join(f"count(*) FILTER (WHERE {days}) AS {name}" for name, days in counted_days.items())
         rows = connection.execute(text(_DAYS.format(columns=columns, counts=counts)), parameters).all()
     return {
         level.name: {
@@ -301,15 +301,6 @@ def coverage_of(
         }
         for level in levels
     }
-
-
-def _sampled(raw: Table) -> str:
-    """Return what counts in a raw table, up to a further condition."""
-    return f"{raw.name} r WHERE {'NOT r.is_deleted' if 'is_deleted' in raw.c else 'true'}"
-
-
-def _any(level: Level) -> str:
-    return " OR ".join(table.name for table in level.raw_tables)
 
 
 _DAYS = """
@@ -321,9 +312,9 @@ SELECT {counts} FROM (
 ) AS days GROUP BY period_start ORDER BY period_start
 """
 # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
-_SAMPLED = "(SELECT true FROM {sampled} AND r.collected_date = CAST(d.day AS date) LIMIT 1)"
+_SAMPLED = "(SELECT true FROM {raw} r WHERE {is_live} AND r.collected_date = CAST(d.day AS date) LIMIT 1)"
 # Where rows are distributed, a subquery must not depend on the row of the outer query.
 _SAMPLED_ON_NODES = """CAST(d.day AS date) IN (
-    SELECT DISTINCT r.collected_date FROM {sampled}
-    AND r.collected_date BETWEEN (SELECT min(s) FROM unnest(CAST(:starts AS date[])) s)
+    SELECT DISTINCT r.collected_date FROM {raw} r
+    WHERE {is_live} AND r.collected_date BETWEEN (SELECT min(s) FROM unnest(CAST(:starts AS date[])) s)
     AND least((SELECT max(e) FROM unnest(CAST(:ends AS date[])) e), CAST(:today AS date)))"""

@@ -13,13 +13,13 @@ its failing windows, are alone; everything else is written. `service` chooses th
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -344,25 +344,17 @@ TURNS = 3
 logger = logging.getLogger("capacity_assets")
 
 
+@dataclass
 class AggregationRunner:
-    """Computes and writes one level."""
+    """Computes and writes one level, in transactions of at most `instances_per_slice` instances, some side by side."""
 
-    def __init__(
-        self,
-        level: Level,
-        engine: Engine,
-        *,
-        instances_per_slice: int = INSTANCES_PER_SLICE,
-        parallel_slices: int = DEFAULT_PARALLEL_SLICES,
-    ) -> None:
-        """Work through `engine` in transactions of at most `instances_per_slice` instances, some side by side."""
-        self.level = level
-        self._engine = engine
-        self._instances_per_slice = instances_per_slice
-        self._parallel_slices = parallel_slices
-        # The guard asks on a connection of its own, which two threads must not use at once.
-        self._guarding = threading.Lock()
-        self._distributed = False
+    level: Level
+    engine: Engine
+    instances_per_slice: int = INSTANCES_PER_SLICE
+    parallel_slices: int = DEFAULT_PARALLEL_SLICES
+    # The guard asks on a connection of its own, which two threads must not use at once.
+    _guarding: Lock = field(default_factory=Lock)
+    _distributed: bool = False
 
     def aggregate(self, whole: Work) -> tuple[PeriodSummary, ...]:
         """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
@@ -376,7 +368,7 @@ class AggregationRunner:
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
         done, logged_at = 0, started
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
-            self._distributed = self.level.has_servers and is_distributed(self._engine)
+            self._distributed = self.level.has_servers and is_distributed(self.engine)
         slices = list(self._slices(whole))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
@@ -397,34 +389,37 @@ class AggregationRunner:
         if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
             # Days before the first sample, such as those of the year before, must not make slices smaller.
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
-                whole = replace(whole, since=self._first_day() or date.min)
+                with self.engine.connect() as connection:
+                    first_day = connection.execute(select(func.min(self.level.source.c.collected_date))).scalar()
+                whole = replace(whole, since=first_day or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
         worthwhile = max(1, len(whole.instances) * whole.rows_read // SMALLEST_SLICE)
-        share = -(-len(whole.instances) // min(self._parallel_slices, worthwhile))
-        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
+        share = -(-len(whole.instances) // min(self.parallel_slices, worthwhile))
+        size = max(1, min(self.instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
-
-    def _first_day(self) -> date | None:
-        with self._engine.connect() as connection:
-            return connection.execute(select(func.min(self.level.source.c.collected_date))).scalar()
 
     def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
         After an error no further slice is begun; those at work are finished first, and kept.
         """
-        if self._parallel_slices == 1 or len(slices) == 1:
+        if self.parallel_slices == 1 or len(slices) == 1:
             yield from map(self._aggregate_slice, slices)
             return
-        with ThreadPoolExecutor(self._parallel_slices, thread_name_prefix="slice") as threads:
+        with ThreadPoolExecutor(self.parallel_slices, thread_name_prefix="slice") as threads:
             yield from threads.map(self._aggregate_slice, slices)
 
-    def _aggregate_slice(self, work: Work) -> list[PeriodSummary]:
-        """Write one slice; on a data error write its halves instead."""
+    def _aggregate_slice(self, work: Work, turn: int = 1) -> list[PeriodSummary]:
+        """Write one slice; on a data error write its halves instead.
+
+        Where another session inserted one of its rows meanwhile, it is written once more, over that row.
+        """
         try:
-            return self._write_in_turn(work)
+            return self._write(work)
         except DBAPIError as error:
+            if sqlstate_of(error) == UNIQUE_VIOLATION and turn < TURNS:
+                return self._aggregate_slice(work, turn + 1)
             if not is_data_error(error):
                 raise self._failure(error, work) from error
             halves = work.halves(by_server=self.level.has_servers)
@@ -434,35 +429,20 @@ class AggregationRunner:
             raise self._failure(error, work) from error
         return [part for half in halves for part in self._aggregate_slice(half)]
 
-    def _write_in_turn(self, work: Work) -> list[PeriodSummary]:
-        """Write a slice; where another session inserted one of its rows meanwhile, once more, over that row."""
-        for _ in range(TURNS - 1):
-            try:
-                return self._write(work)
-            except DBAPIError as error:
-                if sqlstate_of(error) != UNIQUE_VIOLATION:
-                    raise
-        return self._write(work)
-
     def _write(self, work: Work) -> list[PeriodSummary]:
         options = work.options
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             if not self.level.has_servers:
                 work = replace(work, gone=prepare_group_days(connection, work))
             if options.dry_run:
                 connection.execute(READ_ONLY)
-            counts = self._found(connection, work)
+            left = replace(work, windows=[window for window in work.windows if window not in work.gone])
+            compute = self._on_nodes if self._distributed else self._at_once
+            counts = compute(connection, left) if left.windows else {}
             if options.guard:
                 with self._guarding:
                     options.guard()
         return [self._counted(work, window, counts.get(window.start)) for window in work.windows]
-
-    def _found(self, connection: Connection, work: Work) -> dict[date, Any]:
-        """Compute and write, and return what became of each window."""
-        left = replace(work, windows=[window for window in work.windows if window not in work.gone])
-        if not left.windows:
-            return {}
-        return self._on_nodes(connection, left) if self._distributed else self._at_once(connection, left)
 
     def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
         """Summarise a window from its row of counts; without one it has no samples, or its rows were kept."""
@@ -481,7 +461,7 @@ class AggregationRunner:
             unsampled_records=row.unsampled,
         )
 
-    def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
+    def _at_once(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than now is not kept for that.
         overwrite = work.options.overwrite or not self.level.has_servers

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partialmethod
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.figures import fingerprint, known_instances, sums_fingerprint
+from capacity_assets.aggregates.figures import fingerprint, sums_fingerprint
 from capacity_assets.aggregates.ledger import KnownWindow, Ledger
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, coverage_of
@@ -225,8 +225,8 @@ class AggregationService(LegacyCalls):
         self.partitions = partitions or PartitionRange(clock)
         self.ledger = Ledger(engine, periods)
         self._locks = locks or CapacityLockManager(engine)
-        bounds = {"instances_per_slice": instances_per_slice, "parallel_slices": parallel_slices}
-        self._runners = {name: AggregationRunner(level, engine, **bounds) for name, level in LEVELS.items()}
+        bounds = (instances_per_slice, parallel_slices)
+        self._runners = {name: AggregationRunner(level, engine, *bounds) for name, level in LEVELS.items()}
 
     def aggregate(
         self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
@@ -379,8 +379,8 @@ class AggregationService(LegacyCalls):
             database_errors(doing="reading the servers", kept="Nothing was written."),
             self.engine.connect() as connection,
         ):
-            rows = connection.execute(known_instances()).all()
-        known = {row.id: InstanceRef(row.id, row.name, row.active) for row in rows}
+            rows = connection.execute(text(_INSTANCES)).all()
+        known = {row.id: InstanceRef(*row) for row in rows}
         if instance_ids is None:
             return list(known.values())
         missing = sorted(set(instance_ids) - known.keys())
@@ -388,6 +388,9 @@ class AggregationService(LegacyCalls):
             listed = ", ".join(map(str, missing))
             raise NotFoundError(f"No server with id {listed} is registered. Nothing was written.")
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
+
+
+_INSTANCES = "SELECT id, name, is_active AND deleted_at IS NULL AS active FROM instances ORDER BY id"
 
 
 def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 
 from capacity_assets.aggregates.checks import CheckOutcome, CheckScope, run_checks, servers_stored
@@ -29,26 +29,18 @@ from capacity_assets.database.locks import LockHeldError
 logger = logging.getLogger("capacity_assets")
 
 
+@dataclass(frozen=True)
 class AggregationTaskRunner:
     """Runs the periods of a service, and answers questions about windows within its partition range.
 
-    Each method that answers one raises DatabaseError where the database fails or lacks the schema.
+    Checks report a jump of `jump_percent`. With `records_legacy_runs` each run is entered in the legacy table of runs.
+    Each method that answers a question raises DatabaseError where the database fails or lacks the schema.
     """
 
-    def __init__(
-        self,
-        service: AggregationService,
-        *,
-        jump_percent: int = DEFAULT_JUMP_PERCENT,
-        records_legacy_runs: bool = False,
-    ) -> None:
-        """Run on `service`; checks report a jump of `jump_percent`.
-
-        With `records_legacy_runs` each run is entered in the legacy table of runs.
-        """
-        self.service = service
-        self._jump_percent = jump_percent
-        self._records_legacy_runs = records_legacy_runs
+    service: AggregationService
+    _: KW_ONLY
+    jump_percent: int = DEFAULT_JUMP_PERCENT
+    records_legacy_runs: bool = False
 
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
@@ -107,7 +99,7 @@ class AggregationTaskRunner:
         period = self.service.period(of_level.parts[0].period_type)
         every = partitions.every_window(period)
         failed = self.service.ledger.failed_instances(period, LEVELS[level], every)
-        scope = CheckScope(period.name, LEVELS[level], windows, partitions.clock.today(), self._jump_percent, every)
+        scope = CheckScope(period.name, LEVELS[level], windows, partitions.clock.today(), self.jump_percent, every)
         return [servers_stored(of_level, failed), *run_checks(self.service.engine, scope)]
 
     def stale_windows(self) -> list[StaleWindow]:
@@ -158,7 +150,7 @@ class AggregationTaskRunner:
         outcome: RunSummary | CapacityError,
     ) -> None:
         """Enter a run over all servers in the legacy application's table, if that is wanted."""
-        if not self._records_legacy_runs or options.dry_run or options.instance_ids is not None or not windows:
+        if not self.records_legacy_runs or options.dry_run or options.instance_ids is not None or not windows:
             return
         what = "" if len(options.levels) > 1 else f"{options.levels[0]} "
         span = f"{windows[0].start}" if len(windows) == 1 else f"{windows[0].start} to {windows[-1].end}"

@@ -53,7 +53,10 @@ def test_an_owner_and_a_price_that_change_within_the_month_share_it_by_days() ->
     printed("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
 
     # a: ten days of payments at 0.30, ten of search at 0.30 and ten at 0.60.
-    assert amounts(billed()) == {"payments": "1.00", "search": "3.00", None: "8.00"}
+    found = billed()
+    assert amounts(found) == {"payments": "1.00", "search": "3.00", None: "8.00"}
+    assert [group["databases"] for group in found["groups"]] == [1, 1, 1]
+    assert found["databases"] == 2, "the one that changed hands counts once in all"
 
 
 def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() -> None:
@@ -229,16 +232,6 @@ def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine:
 
     assert "Not billed: 1 server of which totals were measured, but no databases." in message
     assert billed("server")["bill"]["billed_days"] == 30
-
-
-def test_a_database_that_changed_hands_counts_once_in_all() -> None:
-    printed("labels", "set", "server-1", "team=payments", "--database", "a")
-    printed("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
-
-    found = billed()
-
-    assert [group["databases"] for group in found["groups"]] == [1, 1, 1]
-    assert found["databases"] == 2
 
 
 def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentence() -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.levels import DATABASE, INSTANCE
+from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
@@ -56,35 +56,6 @@ def test_ends_of_the_window_the_year_before_and_the_yearly_rate_of_a_month(
     assert further(orders, "monthly", "2025-03-01") == (215, 10, 110, Decimal("110.00"), Decimal("79.59"))
 
 
-def test_the_yearly_rate_takes_the_power_by_which_windows_make_a_year(
-    orders: Engine, service: AggregationService
-) -> None:
-    add_database_sizes(orders, sizes(1, "orders", "2024-12-01", [100]))
-    for period in ("quarterly", "yearly"):
-        compute_windows(service, period, date(2025, 3, 1), date(2025, 3, 1))
-
-    # Means: (28 * 200 + 630) / 31 in 2025, 100 in 2024.
-    factor = Decimal(6230) / 31 / 100
-    assert further(orders, "quarterly", "2025-01-01")[4] == ((factor**4 - 1) * 100).quantize(Decimal("0.01"))
-    assert further(orders, "yearly", "2025-01-01")[4] == ((factor - 1) * 100).quantize(Decimal("0.01"))
-
-
-@pytest.mark.parametrize("period", ["daily", "weekly"])
-def test_days_and_weeks_have_no_yearly_rate(orders: Engine, service: AggregationService, period: str) -> None:
-    compute_windows(service, period, date(2025, 2, 1), date(2025, 2, 28))
-
-    assert {row["size_yearly_rate_percent"] for row in stored(orders, DATABASE)} == {None}
-
-
-def test_what_lacks_an_end_is_unknown_not_zero(orders: Engine, service: AggregationService) -> None:
-    compute_windows(service, "daily", date(2025, 3, 2), date(2025, 3, 2))
-    compute_windows(service, "monthly", date(2024, 3, 1), date(2024, 3, 1))
-
-    # One measured day has one end; 2 March 2024 was measured.
-    assert further(orders, "daily", "2025-03-02") == (205, None, 105, Decimal("105.00"), None)
-    assert further(orders, "monthly", "2024-03-01") == (100, 0, None, None, None)
-
-
 def test_a_leap_day_compares_with_the_28th_and_so_does_the_28th(orders: Engine, service: AggregationService) -> None:
     add_database_sizes(orders, sizes(1, "orders", "2023-02-28", [50]))
     add_database_sizes(orders, sizes(1, "orders", "2024-02-28", [60, 70]))
@@ -96,23 +67,6 @@ def test_a_leap_day_compares_with_the_28th_and_so_does_the_28th(orders: Engine, 
 
     assert together == (10, 20)
     assert (further(orders, "daily", "2024-02-28")[2], further(orders, "daily", "2024-02-29")[2]) == together
-
-
-def test_a_server_has_the_same_measures_and_its_void_samples_do_not_count(
-    engine: Engine, service: AggregationService
-) -> None:
-    add_instances(engine, [1])
-    add_instance_sizes(engine, totals(1, "2024-03-01", [(1000, 4)] * 31))
-    add_instance_sizes(engine, totals(1, "2025-02-01", [(2000, 5)] * 28))
-    add_instance_sizes(engine, totals(1, "2025-03-01", [(2000, 5)] * 30 + [(2600, 5)]))
-    execute(engine, "UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = '2025-03-31'")
-
-    service.aggregate("monthly", [MARCH_2025])
-
-    row = figures(engine, INSTANCE)[1, "monthly", date(2025, 3, 1)]
-    assert (row["last_total_size_mb"], row["total_size_growth_in_window_mb"]) == (2000, 0)
-    assert (row["total_size_year_change_mb"], row["total_size_year_change_percent"]) == (1000, Decimal("100.00"))
-    assert row["total_size_yearly_rate_percent"] == Decimal("0.00")
 
 
 def test_a_late_sample_touches_the_windows_that_compare_with_it_a_year_later(

@@ -107,22 +107,6 @@ def test_a_window_that_grows_follows_its_samples_although_the_window_before_was_
     assert (orders["data_count"], orders["max_size_mb"]) == (11, 500)
 
 
-def test_a_correction_is_taken_although_the_window_before_lost_samples(
-    engine: Engine, service: AggregationService
-) -> None:
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
-    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
-    with engine.begin() as connection:
-        raw = database_size_stats
-        corrected = raw.c.database_name == "orders", raw.c.collected_date == date(2025, 3, 31)
-        connection.execute(update(raw).where(*corrected).values(size_mb=100_000))
-
-    service.aggregate("monthly", MARCH, RunOptions(("database",)))
-
-    assert by_name(engine, date(2025, 3, 1))["orders"]["max_size_mb"] == 100_000
-
-
 @pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
 def test_a_correction_of_the_day_before_is_followed_by_the_change_of_each_measure(
     engine: Engine, service: AggregationService, *, one_by_one: bool
@@ -223,18 +207,6 @@ def test_a_row_another_writer_commits_in_between_is_replaced_only_if_it_is_not_f
 
     assert protected(runs[0]) == ((3, 0, 0) if taken else (2, 0, 1))
     assert by_name(engine, date(2025, 3, 1))["orders"]["data_count"] == (31 if taken else 40)
-
-
-def test_a_late_sample_makes_the_row_fuller_and_is_taken(engine: Engine, service: AggregationService) -> None:
-    two_months(engine)
-    remove_samples(engine, "orders", date(2025, 3, 5), date(2025, 3, 6))
-    service.aggregate("monthly", MARCH, RunOptions(("database",)))
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-05", [132, 133]))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
-
-    assert protected(run) == (1, 2, 0)
-    assert by_name(engine, date(2025, 3, 1))["orders"]["data_count"] == 31
 
 
 def test_a_table_without_its_unique_index_that_holds_two_live_rows_a_day_counts_their_sum_as_one_day(

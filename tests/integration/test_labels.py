@@ -94,7 +94,10 @@ def test_always_replaces_what_was_declared_before(engine: Engine) -> None:
     labelled("set", "server-1", "team=billing", "--always")
 
     assert labels_of(engine, 1, "other", BEFORE) == labels_of(engine, 1, "other") == {"team": "billing"}
+    labelled("set", "server-1", "team=media", "--database", "pay_*", "--from", "2025-04-10")
+    removed = labelled("remove", "server-1", "team", "--database", "pay_*", "--always")
     labelled("remove", "server-1", "team", "--always")
+    assert "pay_* on server-1: team removed, always; replaces media from 2025-04-10." in removed
     assert json.loads(labelled("list", "--json")) == []
 
 
@@ -233,12 +236,3 @@ def test_what_always_holds_says_which_later_days_it_takes_away_and_a_past_one_un
     assert "server-1: team = early, from 2025-01-01 until 2025-04-10, platform before." in past
     assert "; replaces early from 2025-01-01, search from 2025-04-10." in done
     assert [one["value"] for one in json.loads(labelled("list", "--json"))] == ["platform"]
-
-
-def test_a_label_that_begins_on_some_day_is_taken_out_of_all_of_history() -> None:
-    labelled("set", "server-1", "team=media", "--database", "pay_*", "--from", "2025-04-10")
-
-    removed = labelled("remove", "server-1", "team", "--database", "pay_*", "--always")
-
-    assert "pay_* on server-1: team removed, always; replaces media from 2025-04-10." in removed
-    assert json.loads(labelled("list", "--json")) == []

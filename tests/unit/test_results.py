@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregates.results import Coverage, InstanceError, InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.aggregates.results import Coverage, InstanceError, PeriodSummary, RunSummary
 from capacity_assets.base.errors import AggregationStatus
 
 DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
@@ -47,11 +47,6 @@ def test_parts_of_one_window_add_up_and_errors_stay_capped_with_the_exact_count_
     assert len(total.errors) == 20
 
 
-def test_parts_of_different_windows_do_not_add_up() -> None:
-    with pytest.raises(ValueError, match="different windows"):
-        _ = DAY + replace(DAY, level="instance")
-
-
 def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
     completed = replace(DAY, processed_instances=1)
     failed = replace(DAY, level="instance", failed_instances=1, errors=failures(1))
@@ -61,13 +56,6 @@ def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
     assert RunSummary((completed, failed)).status is AggregationStatus.FAILED
     assert RunSummary((failed,)).everything_failed
     assert not RunSummary((completed, failed)).everything_failed
-
-
-def test_an_inactive_instance_is_skipped_whatever_its_run() -> None:
-    summary = InstanceSummary(7, "server-7", active=False)
-
-    assert summary.to_dict()["status"] == "skipped"
-    assert "inactive" in summary.message
 
 
 def test_an_open_window_says_how_many_of_its_days_were_measured_so_far() -> None:
