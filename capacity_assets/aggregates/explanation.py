@@ -263,9 +263,7 @@ class Explanation:
                 f"The stored row was built from {counted(stored_samples, 'sample')}; {len(self.samples.own)} remain. "
                 f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
-        level = self.subject.level
-        further = {name for one in level.further for name in (*one.own, *one.compared)} | set(level.sums)
-        if all(name in further and stored[name] is None for name in wrong):
+        if all(name in self.subject.level.added_later and stored[name] is None for name in wrong):
             return (
                 f"{', '.join(wrong)}: not stored, because an older version computed this window, or samples were "
                 "imported since. Materialise it again."

@@ -699,7 +699,7 @@ def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) 
     joined = _beside_stored(level, sources, fenced=fenced)
     taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
     for comparison in level.comparisons:
-        kept = joined.c[f"keeps_{comparison.change}"]
+        kept = joined.c[f"keeps_{comparison.figures[0]}"]
         taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in comparison.figures}
     as_stored = tuple_(*(joined.c[f"stored_{name}"] for name in level.figures))
     computed = tuple_(*(joined.c[name] for name in level.figures))
@@ -722,14 +722,14 @@ def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     stored = _stored(level).subquery("stored_rows")
     keeps: list[Element] = []
     for comparison in level.comparisons:
-        change = stored.c[comparison.change]
-        other = "year_before" if comparison.is_with_year_before else "previous"
-        conditions: list[ColumnElement[bool]] = [figures.c[f"{other}_data_count"].is_(None), change.is_not(None)]
-        if not comparison.is_with_year_before:
+        change = stored.c[comparison.figures[0]]
+        has_no_other = figures.c[f"{comparison.other}_data_count"].is_(None)
+        conditions: list[ColumnElement[bool]] = [has_no_other, change.is_not(None)]
+        if comparison.other == "previous":
             # The legacy application stored 0 for an unknown change.
             conditions.append(or_(change != 0, stored.c.period_start == func.any(Parameters.computed_starts)))
         conditions.append(_own_is_the_same(level, comparison.measure, stored, figures))
-        keeps.append(and_(~Parameters.overwrite, *conditions).label(f"keeps_{comparison.change}"))
+        keeps.append(and_(~Parameters.overwrite, *conditions).label(f"keeps_{change.name}"))
     rows = select(
         *(figures.c[name] for name in (*level.keys, "period_start", *level.figures)),
         *(stored.c[name].label(f"stored_{name}") for name in level.figures),
@@ -758,8 +758,7 @@ def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
 
 def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
     """Whether a measure's own figures are equal; figures that an older version did not store count as equal."""
-    added = {*(measure.further.own if measure.further else ()), *level.sums}
-    own = level.own_figures(measure)
+    own, added = level.own_figures(measure), level.added_later
     older = [name for name in own if name not in added]
     newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in own if name in added]
     differs = tuple_(*(stored.c[n] for n in older)).is_distinct_from(tuple_(*(figures.c[n] for n in older)))

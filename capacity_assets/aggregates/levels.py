@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
 
@@ -97,18 +97,15 @@ class Measure:
         return (self.change, self.change_percent, *(self.further.compared if self.further else ()))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The figures of a measure that need the samples of another window: first the change, then its percentage."""
+class Comparison(NamedTuple):
+    """The figures of a measure that need the samples of another window, `previous` or `year_before`.
+
+    First is the change, then its percentage.
+    """
 
     measure: Measure
+    other: str
     figures: tuple[str, ...]
-    is_with_year_before: bool = False
-
-    @property
-    def change(self) -> str:
-        """The column of the change."""
-        return self.figures[0]
 
 
 @dataclass(frozen=True)
@@ -167,11 +164,6 @@ class Level:
         return self.measures[0]
 
     @cached_property
-    def further(self) -> tuple[Further, ...]:
-        """The further columns of those measures that have some."""
-        return tuple(measure.further for measure in self.measures if measure.further)
-
-    @cached_property
     def figures(self) -> tuple[str, ...]:
         """Every computed column of the aggregate table, in table order: all but id, keys and timestamps."""
         fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
@@ -184,19 +176,24 @@ class Level:
         return {name: source for name, source in states.items() if name in self.target.columns}
 
     @cached_property
+    def added_later(self) -> frozenset[str]:
+        """The figures that rows of older versions, and of the legacy application, may lack."""
+        further = [measure.further for measure in self.measures if measure.further]
+        return frozenset(self.sums).union(*((*one.own, *one.compared) for one in further))
+
+    @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """The comparisons of each measure: with the previous window and, where it exists, with that a year before."""
-        before, year_before = [], []
+        found = []
         for measure in self.measures:
-            names = [measure.change, measure.change_percent]
-            if measure.further:
-                names.append(measure.further.yearly_rate_percent)
-                changes = (measure.further.year_change, measure.further.year_change_percent)
-                year_before.append(Comparison(measure, changes, is_with_year_before=True))
-            if measure is self.headline:
-                names += ["growth_rate", "trend_direction"]
-            before.append(Comparison(measure, tuple(names)))
-        return (*before, *year_before)
+            further = measure.further
+            rate = (further.yearly_rate_percent,) if further else ()
+            trend = ("growth_rate", "trend_direction") if measure is self.headline else ()
+            found.append(Comparison(measure, "previous", (measure.change, measure.change_percent, *rate, *trend)))
+            if further:
+                changes = (further.year_change, further.year_change_percent)
+                found.append(Comparison(measure, "year_before", changes))
+        return tuple(found)
 
     def own_figures(self, measure: Measure) -> tuple[str, ...]:
         """The figures built only from a measure's samples in the window; if there are none, the number of samples."""

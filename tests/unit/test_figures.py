@@ -8,7 +8,7 @@ from capacity_assets.aggregates.figures import ARITHMETIC, aggregation_statement
 from capacity_assets.aggregates.levels import LEVELS
 
 # If only the text changes, renew the digest. If figures change, raise the number too.
-KNOWN = (1, "d2b3f897c7aff86f")
+KNOWN = (1, "099e214fe183e00a")
 
 
 def test_a_statement_with_other_figures_needs_another_number() -> None:
