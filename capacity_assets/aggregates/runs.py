@@ -23,7 +23,7 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select, text
+from sqlalchemy import Connection, Engine, Row, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -496,29 +496,28 @@ class AggregationRunner:
         """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
-        statements = node_statements(self.level)
-        parameters, options = work.parameters(), work.options
-
-        def per_window(query: Select[Any]) -> dict[date, int]:
-            return {row.period_start: row.rows for row in connection.execute(query, parameters)}
-
-        counts = {row["period_start"]: row for row in connection.execute(statements.counts, parameters).mappings()}
-        written = {start: row["written"] for start, row in counts.items()}
-        if not options.dry_run and any(written.values()):
+        statements, parameters = node_statements(self.level), work.parameters()
+        rows = connection.execute(statements.counts, parameters).mappings()
+        counts = {row["period_start"]: SimpleNamespace(**row) for row in rows}
+        if work.options.dry_run:
+            return counts
+        to_write = sum(row.written for row in counts.values())
+        if to_write:
             parameters |= {
                 "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
                 "written_at": connection.execute(select(func.now())).scalar_one(),
             }
-            done = 0
-            for statement in (statements.insert, statements.update):
-                counted = connection.execute(statement, parameters, execution_options={"preserve_rowcount": True})
-                done += counted.rowcount
-            if done != sum(written.values()):
+            counted = {"preserve_rowcount": True}
+            inserted = connection.execute(statements.insert, parameters, execution_options=counted)
+            updated = connection.execute(statements.update, parameters, execution_options=counted)
+            if inserted.rowcount + updated.rowcount != to_write:
                 # Another session came in between.
-                written = per_window(statements.written)
-        if not options.dry_run and any(row["removed"] for row in counts.values()):
+                written = {row.period_start: row.rows for row in connection.execute(statements.written, parameters)}
+                for start, row in counts.items():
+                    row.written = written.get(start, 0)
+        if any(row.removed for row in counts.values()):
             connection.execute(statements.remove, parameters)
-        return {start: SimpleNamespace(**{**row, "written": written.get(start, 0)}) for start, row in counts.items()}
+        return counts
 
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
