@@ -6,7 +6,7 @@ tick begins at the present; history is not sent.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -68,11 +68,9 @@ def alert_sensors(settings: Settings) -> list[dg.SensorDefinition]:
     """Build the sensor, or none if no receiver is configured."""
     if settings.alert_webhook_url is None:
         return []
+    webhook_url = settings.alert_webhook_url.get_secret_value()
     links = Links(settings.dagster_url_of_people, settings.pages_url)
-    return [_sensor(settings.alert_webhook_url.get_secret_value(), links)]
 
-
-def _sensor(webhook_url: str, links: Links) -> dg.SensorDefinition:
     @dg.sensor(
         name=ALERT_SENSOR,
         minimum_interval_seconds=INTERVAL_SECONDS,
@@ -84,15 +82,13 @@ def _sensor(webhook_url: str, links: Links) -> dg.SensorDefinition:
             context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
             return dg.SkipReason("Begins here; what failed before is not sent.")
         state = _State.of(json.loads(context.cursor))
-        entries = list(_events_after(context.instance, state.after))
-        sent = 0
-        for message in _new_incidents(context.instance, entries, state, links):
+        messages = _new_incidents(context.instance, state, links)
+        for message in messages:
             send(webhook_url, message)
-            sent += 1
         context.update_cursor(json.dumps(asdict(state)))
-        return dg.SkipReason(f"{sent} alerts sent.")
+        return dg.SkipReason(f"{len(messages)} alerts sent.")
 
-    return send_alerts
+    return [send_alerts]
 
 
 @dataclass
@@ -123,7 +119,7 @@ def newest_event(instance: dg.DagsterInstance) -> int:
     return max(newest, default=0)
 
 
-def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[int, EventLogEntry]]:
+def _events_after(instance: dg.DagsterInstance, after: int) -> list[tuple[int, EventLogEntry]]:
     events = [
         (record.storage_id, record.event_log_entry)
         for kind in KINDS
@@ -132,13 +128,11 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
         )
     ]
     # Both kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
-    yield from sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
+    return sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
 
 
-def _new_incidents(
-    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State, links: Links
-) -> list[str]:
-    """Turn events into messages, one per incident.
+def _new_incidents(instance: dg.DagsterInstance, state: _State, links: Links) -> list[str]:
+    """Turn the events since the state into messages, one per incident.
 
     Runs that failed alike are reported together and once until a run of their job succeeds, a check once until
     it passes or finds something else.
@@ -156,7 +150,7 @@ def _new_incidents(
 
     for run_id, job in _not_started_again(instance, state):
         record(run_id, job)
-    for storage_id, entry in entries:
+    for storage_id, entry in _events_after(instance, state.after):
         state.after = max(state.after, storage_id)
         event = entry.dagster_event
         if event is None:

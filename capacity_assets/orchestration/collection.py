@@ -5,7 +5,6 @@ The job also computes the day's aggregates afterwards. A past day that has sampl
 that a backfill over all days is harmless. How servers are measured is in `collection.service`.
 """
 
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,14 @@ from capacity_assets.orchestration.metadata import (
     PAGES_LISTED,
     MetadataMapping,
     bullets,
+    check_result,
     first_bullets,
+    markdown,
     pages_metadata,
+    plain,
     table_metadata,
-    typed,
 )
-from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days
+from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days, schedule_of
 from capacity_assets.orchestration.private.definitions import (
     UnresolvedAssetJobDefinition,
     create_external_asset_from_source_asset,
@@ -104,7 +105,7 @@ SERVERS_MEASURED = "servers_measured"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
 # Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
 # or a fleet whose samples were being imported, still gets its day.
-MINUTES = (0, 30)
+MINUTES = "0,30"
 HOURS_LATER = (3, 9, 15)
 FOLLOWING = "daily"
 KINDS = {"postgres", "table"}
@@ -129,7 +130,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
     specs = [
         dg.AssetSpec(
             key=raw.name,
-            description=_collected_description(raw),
+            description=_description(raw, "", HOW_COLLECTED),
             group_name=RAW_GROUP,
             partitions_def=sample_days(settings),
             owners=OWNERS,
@@ -163,8 +164,10 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
             check = _check_result(measured, service.engine, settings.pages_url)
-        if done.summary and len(done.days) == 1 and done.missing:
-            _refuse_a_day_without_samples(done.summary)
+        if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
+            # So that nothing downstream takes the day as measured.
+            shown = collection_metadata(done.summary)
+            raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
         if done.missing:
             yield from _reported_day_by_day(context, done, check)
             return
@@ -199,35 +202,25 @@ def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
     if done.summary and done.is_measured(day):
         return collection_metadata(done.summary)
     message = f"{human_day(day)} is not measured again; its samples were kept as they are."
-    return typed({"status": "kept", "collected_date": day.isoformat(), "message": message})
-
-
-def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
-    """Raise dagster.Failure where nothing was measured, so that nothing downstream takes the day as measured."""
-    if summary.is_empty:
-        raise dg.Failure(description=summary.message, metadata=collection_metadata(summary), allow_retries=False)
+    return plain({"status": "kept", "collected_date": day.isoformat(), "message": message})
 
 
 def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     """Turn a summary into metadata: flat, and numbers where they are numbers."""
     left_out = (f"{name} on {counted(servers, 'server')}" for name, servers in summary.left_out.items())
     return {
-        **typed(summary.to_dict()),
-        "errors": dg.MetadataValue.md(first_bullets(_failures(summary)) or "none"),
-        "not_counted": dg.MetadataValue.md(first_bullets(summary.not_counted) or "nothing"),
-        "left_out": dg.MetadataValue.md(bullets(left_out, hidden=0) or "nothing"),
-        "unknown_limits": dg.MetadataValue.md(first_bullets(summary.unknown_limits) or "nothing"),
+        **plain(summary.to_dict()),
+        "errors": markdown(first_bullets(list(map(str, summary.failures))) or "none"),
+        "not_counted": markdown(first_bullets(summary.not_counted) or "nothing"),
+        "left_out": markdown(bullets(left_out, hidden=0) or "nothing"),
+        "unknown_limits": markdown(first_bullets(summary.unknown_limits) or "nothing"),
     }
-
-
-def _failures(summary: CollectionSummary) -> list[str]:
-    return list(map(str, summary.failures))
 
 
 def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url: str | None) -> dg.AssetCheckResult:
     """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
     if measured:
-        failing, failed = _failures(measured), measured.failed_instances
+        failing, failed = list(map(str, measured.failures)), measured.failed_instances
         servers = [one.server for one in measured.failures]
         not_measured = f"{counted(failed, 'server')} not measured on {human_day(measured.day)}."
         text = not_measured if failing else "All servers measured."
@@ -235,35 +228,31 @@ def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url:
         fleet = standing(engine)
         failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
         servers, text = [one.server for one in fleet.failing], fleet.text
+    with database_errors(doing="looking up servers"), engine.connect() as connection:
+        numbers = {server: server_id_of(connection, server) for server in servers[:PAGES_LISTED]}
+    pages = {name: subject_address("server", number) for name, number in numbers.items() if number is not None}
     listed = first_bullets(failing)
-    return dg.AssetCheckResult(
-        check_name=SERVERS_MEASURED,
+    return check_result(
+        SERVERS_MEASURED,
+        f"{text}\n\n{listed}" if listed else text,
+        listed,
+        places=failed,
+        is_error=True,
+        metadata=pages_metadata(pages, pages_url),
         # One of two assets, so it is named.
-        asset_key=INSTANCE.source.name,
-        passed=not failing,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{text}\n\n{listed}" if listed else text,
-        metadata={
-            "places": failed,
-            "found": dg.MetadataValue.md(listed or "nothing"),
-            **pages_metadata(_pages_of(servers[:PAGES_LISTED], engine), pages_url),
-        },
+        asset=INSTANCE.source.name,
     )
 
 
-def _pages_of(servers: Sequence[str], engine: Engine) -> dict[str, str]:
-    with database_errors(doing="looking up servers"), engine.connect() as connection:
-        numbers = {server: server_id_of(connection, server) for server in servers}
-    return {server: subject_address("server", number) for server, number in numbers.items() if number is not None}
+RAW_ASSETS = [raw.name for raw in RAW_TABLES]
 
 
 def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinition:
     """Build the job: measure, then compute the aggregates of the day and issue its runways."""
     followers = [asset_name(periods[FOLLOWING], level) for level in LEVELS.values()] if FOLLOWING in periods else []
-    followers.append(RUNWAY)
     return dg.define_asset_job(
         COLLECTION_JOB,
-        selection=dg.AssetSelection.assets(*(raw.name for raw in RAW_TABLES), *followers),
+        [*RAW_ASSETS, *followers, RUNWAY],
         description="Measures every registered server for today, then computes the aggregates of the day and issues "
         "its runways.",
     )
@@ -317,9 +306,8 @@ def share_tags(share: str, *, queues: bool) -> dict[str, str]:
 
 
 def _crons(hour: int) -> list[str]:
-    later = [hour + hours for hours in HOURS_LATER if hour + hours < HOURS_PER_DAY]
-    crons = [f"{','.join(map(str, MINUTES))} {hour} * * *"]
-    return crons + ([f"0 {','.join(map(str, later))} * * *"] if later else [])
+    later = [str(hour + hours) for hours in HOURS_LATER if hour + hours < HOURS_PER_DAY]
+    return [f"{MINUTES} {hour} * * *", *([f"0 {','.join(later)} * * *"] if later else [])]
 
 
 def level_tags(raw: RawTable) -> dict[str, str]:
@@ -327,25 +315,22 @@ def level_tags(raw: RawTable) -> dict[str, str]:
     return {"level": raw.level} if raw.level else {}
 
 
-READERS = {
-    False: "Aggregates read the days of their window and of the window before it.",
-    True: "The runway of a day reads the newest of the month before it.",
-}
-"""What reads a raw table, by whether it holds limits."""
+def _description(raw: RawTable, source: str, how: str) -> str:
+    reader = "Aggregates read the days of their window and of the window before it."
+    if raw.level is None:
+        reader = "The runway of a day reads the newest of the month before it."
+    return f"{raw.row}{source}\n\n{how}\n\nA partition is one day. {reader}"
 
 
-def _collected_description(raw: RawTable) -> str:
-    return textwrap.dedent(f"""\
-        {raw.row}
-
-        Materialising today's partition measures every server registered with `capacity instances`, all raw tables in
-        one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
-        that does not answer or refuses counts as failed, with the reason; it has no sample
-        of the day, and the others are stored. A second run of the day measures those that failed. With
-        `CAPACITY_COLLECTION=off` another application fills the tables.
-
-        A partition is one day. {READERS[raw.level is None]}""")
-
+HOW_COLLECTED = """\
+Materialising today's partition measures every server registered with `capacity instances`, all raw tables in
+one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
+that does not answer or refuses counts as failed, with the reason; it has no sample
+of the day, and the others are stored. A second run of the day measures those that failed. With
+`CAPACITY_COLLECTION=off` another application fills the tables."""
+HOW_OBSERVED = (
+    "Observing gives the newest days a data version: how many rows there are, their sum, and the last change."
+)
 
 OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 
@@ -361,7 +346,7 @@ def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
     @dg.observable_source_asset(
         key=raw.name,
-        description=_observed_description(raw),
+        description=_description(raw, " Written by another application, or imported.", HOW_OBSERVED),
         group_name=RAW_GROUP,
         partitions_def=sample_days(settings),
         tags={**level_tags(raw), **{f"dagster/kind/{kind}": "" for kind in KINDS}},
@@ -385,27 +370,13 @@ def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
 
 observation_job = dg.define_asset_job(
     OBSERVATION_JOB,
-    selection=dg.AssetSelection.assets(*(raw.name for raw in RAW_TABLES)),
+    RAW_ASSETS,
     description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
 )
 
 
 def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
     """Build the schedule: every day."""
-    return dg.ScheduleDefinition(
-        name=OBSERVATION_SCHEDULE,
-        job_name=OBSERVATION_JOB,
-        cron_schedule=f"0 {settings.collection_hour} * * *",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Observes the newest days of the raw tables.",
-    )
-
-
-def _observed_description(raw: RawTable) -> str:
-    return textwrap.dedent(f"""\
-        {raw.row} Written by another application, or imported.
-
-        Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
-
-        A partition is one day. {READERS[raw.level is None]}""")
+    description = "Observes the newest days of the raw tables."
+    cron = f"0 {settings.collection_hour} * * *"
+    return schedule_of(settings, OBSERVATION_SCHEDULE, OBSERVATION_JOB, cron, description)

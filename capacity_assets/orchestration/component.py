@@ -9,14 +9,13 @@ from pathlib import Path
 
 import dagster as dg
 
-from capacity_assets.base.settings import Settings, load_settings
+from capacity_assets.base.settings import load_settings
 from capacity_assets.collection.servers import declared_limits, declared_servers, register
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.metadata import typed
 from capacity_assets.orchestration.resources import dagster_failures
 from capacity_assets.runtime import open_engine
 
@@ -35,20 +34,18 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
         definitions = build_definitions(settings)
         if self.fleet is None:
             return definitions
-        asset = _registered_servers(settings, Path(context.path) / self.fleet)
-        return dg.Definitions.merge(definitions, dg.Definitions(assets=[asset]))
+        path = Path(context.path) / self.fleet
 
+        @dg.asset(name=REGISTERED_SERVERS, group_name="samples", kinds={"postgres"}, retry_policy=RETRIES)
+        def servers() -> dg.MaterializeResult[None]:
+            """The servers that the fleet's file declares, registered for collection; all of them or none."""
+            with dagster_failures(), open_engine(settings, connect=False) as engine:
+                refuse_an_unfit_database(engine, kept="Nothing was registered.")
+                refuse_the_sample_fleet(engine)
+                changes = register(engine, declared_servers(path))
+                declare(engine, declared_limits(path))
+            return dg.MaterializeResult(
+                metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()}
+            )
 
-def _registered_servers(settings: Settings, path: Path) -> dg.AssetsDefinition:
-    @dg.asset(name=REGISTERED_SERVERS, group_name="samples", kinds={"postgres"}, retry_policy=RETRIES)
-    def servers() -> dg.MaterializeResult[None]:
-        """The servers that the fleet's file declares, registered for collection; all of them or none."""
-        with dagster_failures(), open_engine(settings, connect=False) as engine:
-            refuse_an_unfit_database(engine, kept="Nothing was registered.")
-            refuse_the_sample_fleet(engine)
-            changes = register(engine, declared_servers(path))
-            declare(engine, declared_limits(path))
-        counts = {f"{name}_servers": len(names) for name, names in asdict(changes).items()}
-        return dg.MaterializeResult(metadata=typed(counts))
-
-    return servers
+        return dg.Definitions.merge(definitions, dg.Definitions(assets=[servers]))

@@ -5,9 +5,9 @@ the next two days to receivers that it did not reach. Their content is computed 
 here they get a partition, a file or metadata, and an automation condition.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -26,8 +26,10 @@ from capacity_assets.digest.writing import opening, sections
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     bullets,
+    check_result,
     escaped,
     linked_bullets,
+    markdown,
     markdown_table,
     table_metadata,
 )
@@ -58,29 +60,21 @@ from capacity_assets.report.page import make_report_folder, write_report
 from capacity_assets.runtime import digest_channels
 
 
-class AssetArguments(TypedDict):
-    """Arguments of `dg.asset`."""
-
-    partitions_def: dg.PartitionsDefinition[str]
-    deps: Sequence[str]
-    backfill_policy: dg.BackfillPolicy
-    retry_policy: dg.RetryPolicy
-    owners: Sequence[str]
-    tags: Mapping[str, str]
-    required_resource_keys: set[str]
-
-
-def made_of_aggregates(settings: Settings, period: Period, retries: dg.RetryPolicy) -> AssetArguments:
-    """Return what `dg.asset` is told of an asset with the period's partitions, downstream of its aggregates."""
-    return {
-        "partitions_def": partitions_of(period, settings),
-        "deps": [asset_name(period, level) for level in LEVELS.values()],
-        "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        "retry_policy": retries,
-        "owners": OWNERS,
-        "tags": {"period": period.name},
-        "required_resource_keys": {AGGREGATION_RESOURCE},
-    }
+def made_of_aggregates(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, **more: Any
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Return the decorator of an asset with the period's partitions, downstream of its aggregates."""
+    decorator: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
+        partitions_def=partitions_of(period, settings),
+        deps=[asset_name(period, level) for level in LEVELS.values()],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        retry_policy=retries,
+        owners=OWNERS,
+        tags={"period": period.name},
+        required_resource_keys={AGGREGATION_RESOURCE},
+        **more,
+    )
+    return decorator
 
 
 def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
@@ -93,6 +87,16 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
     made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
     quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
     return (made & quiet).with_label("whenever the month's aggregates are made")
+
+
+def make_each(
+    context: dg.AssetExecutionContext, period: Period, make: Callable[[AggregationTaskRunner, Window], MetadataMapping]
+) -> None:
+    """Make the document of each requested window, and show in its partition what `make` returns."""
+    runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+    with dagster_failures():
+        for window in windows_of(period, context.partition_keys):
+            context.add_asset_metadata(make(runner, window), partition_key=window.key)
 
 
 def sensor_of(name: str, asset: str, description: str) -> dg.AutomationConditionSensorDefinition:
@@ -126,88 +130,75 @@ issued is kept beside it, and the new one says what it was, what it is, and why.
 def growth_report(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @made_of_aggregates(
+        settings,
+        period,
+        retries,
         name=GROWTH_REPORT,
         description=REPORT_DESCRIPTION,
         group_name=REPORT_GROUP,
         automation_condition=whenever_aggregates_are_made(),
         kinds={"html"},
-        **made_of_aggregates(settings, period, retries),
     )
-    def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+    def make_reports(context: dg.AssetExecutionContext) -> None:
+        def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
+            engine, today = runner.service.engine, runner.service.clock.today()
+            report = read_report(engine, period, window, today=today, by=next(iter(settings.label_keys), None))
+            path = settings.reports / file_name(period, window)
+            edition = next_edition(engine, report, path)
+            make_report_folder(settings.reports)
+            write_report(report, path, edition)
+            return report_metadata(report, edition, path)
+
         try:
-            with dagster_failures():
-                for window in windows_of(period, context.partition_keys):
-                    report = read_report(
-                        runner.service.engine,
-                        period,
-                        window,
-                        today=runner.service.clock.today(),
-                        by=next(iter(settings.label_keys), None),
-                    )
-                    path = settings.reports / file_name(period, window)
-                    edition = next_edition(runner.service.engine, report, path)
-                    make_report_folder(settings.reports)
-                    write_report(report, path, edition)
-                    metadata = report_metadata(report, edition, path)
-                    context.add_asset_metadata(metadata, partition_key=window.key)
+            make_each(context, period, make)
         except OSError as error:
             raise dg.Failure(
                 description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "
                 "before were kept. Make room or fix the folder's rights, then run these partitions again."
             ) from None
-        yield dg.MaterializeResult()
 
-    return make_report
+    return make_reports
 
 
 growth_report_sensor = sensor_of(
     GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
 )
 growth_report_job = dg.define_asset_job(
-    GROWTH_REPORT_JOB,
-    selection=dg.AssetSelection.assets(GROWTH_REPORT),
-    description="Makes the growth report of a month.",
+    GROWTH_REPORT_JOB, [GROWTH_REPORT], description="Makes the growth report of a month."
 )
 
 
 def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:
     """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
-    steps = {f"{kind}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
     return {
         "Open the report": dg.MetadataValue.url(f"{REPORTS_PATH}/{path.name}"),
-        "report": dg.MetadataValue.path(path),
-        "summary": dg.MetadataValue.md(report_text(report, edition)),
-        "issue": dg.MetadataValue.int(edition.issue.number),
-        "start_mb": dg.MetadataValue.int(report.start_mb),
-        **steps,
-        "end_mb": dg.MetadataValue.int(report.end_mb),
-        "unmeasured_servers": dg.MetadataValue.int(len(report.unmeasured_servers)),
+        "report": path,
+        "summary": markdown(report_text(report, edition)),
+        "issue": edition.issue.number,
+        "start_mb": report.start_mb,
+        **{f"{kind}_mb": change for kind, change in report.steps},
+        "end_mb": report.end_mb,
+        "unmeasured_servers": len(report.unmeasured_servers),
     }
 
 
 def report_text(report: Report, edition: Edition) -> str:
     """Say the waterfall in words, as Markdown."""
-    lines = [f"- {kind}: {human_change_mb(change)}" for kind, change in report.steps if change]
+    steps = [f"- {kind}: {human_change_mb(change)}" for kind, change in report.steps if change]
     before, now = human_pair_mb(report.start_mb, report.end_mb)
-    restated = [escaped(edition.sentence), ""] if edition.sentence else []
     growers = [
         f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
         for database in report.databases[ChangeKind.GROWN][:GROWN_LISTED]
     ]
-    return "\n".join(
-        [
-            *restated,
-            f"From **{before}** to **{now}**",
-            "",
-            *(lines or ["- nothing changed"]),
-            "",
-            "Largest growers:",
-            "",
-            *(growers or ["- none"]),
-        ]
-    )
+    parts = [
+        *([escaped(edition.sentence)] if edition.sentence else []),
+        f"From **{before}** to **{now}**",
+        "\n".join(steps or ["- nothing changed"]),
+        "Largest growers:",
+        "\n".join(growers or ["- none"]),
+    ]
+    return "\n\n".join(parts)
 
 
 SHOWBACK, SHOWBACK_GROUP = "showback", "showback"
@@ -228,48 +219,44 @@ Once retention has dropped samples of the month, its bill no longer changes.
 def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @made_of_aggregates(
+        settings,
+        period,
+        retries,
         name=SHOWBACK,
         description=SHOWBACK_DESCRIPTION,
         group_name=SHOWBACK_GROUP,
         automation_condition=whenever_aggregates_are_made(),
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_bill_lines),
-        **made_of_aggregates(settings, period, retries),
     )
-    def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        with dagster_failures():
-            for window in windows_of(period, context.partition_keys):
-                try:
-                    issue_bill(runner.service.engine, window, runner.service.clock, settings.label_keys)
-                except NotFoundError as nothing:
-                    metadata: MetadataMapping = {"bill": dg.MetadataValue.md(escaped(str(nothing)))}
-                else:
-                    metadata = bill_metadata(
-                        read_bill(runner.service.engine, window, default_grouping(settings.label_keys))
-                    )
-                context.add_asset_metadata(metadata, partition_key=window.key)
-        yield dg.MaterializeResult()
+    def make_bills(context: dg.AssetExecutionContext) -> None:
+        def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
+            engine = runner.service.engine
+            try:
+                issue_bill(engine, window, runner.service.clock, settings.label_keys)
+            except NotFoundError as nothing:
+                return {"bill": markdown(escaped(str(nothing)))}
+            return bill_metadata(read_bill(engine, window, default_grouping(settings.label_keys)))
 
-    return make_bill
+        make_each(context, period, make)
+
+    return make_bills
 
 
 def bill_metadata(issued: IssuedBill) -> MetadataMapping:
     """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
     bill = issued.bill
-    amounts = {} if bill.amount is None else {"amount": dg.MetadataValue.float(float(bill.amount))}
-    restated = {} if issued.difference is None else {"difference": dg.MetadataValue.float(float(issued.difference))}
     return {
-        "bill": dg.MetadataValue.md(_table(issued)),
-        **amounts,
-        **restated,
-        "currency": dg.MetadataValue.text(bill.currency or "none"),
-        "issue": dg.MetadataValue.int(bill.issue),
-        "gib_months": dg.MetadataValue.float(float(bill.gib_months)),
-        "unpriced_gib_months": dg.MetadataValue.float(float(bill.unpriced_gib_months)),
-        "measured_days": dg.MetadataValue.int(bill.measured_days),
-        "billed_days": dg.MetadataValue.int(bill.billed_days),
+        "bill": markdown(_table(issued)),
+        **({} if bill.amount is None else {"amount": float(bill.amount)}),
+        **({} if issued.difference is None else {"difference": float(issued.difference)}),
+        "currency": bill.currency or "none",
+        "issue": bill.issue,
+        "gib_months": float(bill.gib_months),
+        "unpriced_gib_months": float(bill.unpriced_gib_months),
+        "measured_days": bill.measured_days,
+        "billed_days": bill.billed_days,
     }
 
 
@@ -286,9 +273,7 @@ def _table(issued: IssuedBill) -> str:
 
 
 showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
-showback_job = dg.define_asset_job(
-    SHOWBACK_JOB, selection=dg.AssetSelection.assets(SHOWBACK), description="Issues the bill of a month."
-)
+showback_job = dg.define_asset_job(SHOWBACK_JOB, [SHOWBACK], description="Issues the bill of a month.")
 
 
 DIGEST, DIGEST_GROUP = "digest", "reports"
@@ -317,31 +302,33 @@ class DigestConfig(dg.Config):
 def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @made_of_aggregates(
+        settings,
+        period,
+        retries,
         name=DIGEST,
         description=DIGEST_DESCRIPTION,
         group_name=DIGEST_GROUP,
         kinds={"mail"},
         check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
-        **made_of_aggregates(settings, period, retries),
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
-        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        newest = period.last(runner.service.clock.today())
-        failed: tuple[tuple[str, str], ...] = ()
-        with dagster_failures():
-            path = settings.digest_receivers
+        failed: list[tuple[str, str]] = []
+
+        def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
+            engine, deliveries, path = runner.service.engine, Deliveries(), settings.digest_receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
-            for week in windows_of(period, context.partition_keys):
-                deliveries = Deliveries()
-                if week == newest:
-                    channels = digest_channels(settings)
-                    deliveries = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
-                    failed = deliveries.failed
-                digest = read_digest(runner.service.engine, week)
-                metadata = digest_metadata(digest, deliveries, settings.pages_url)
-                context.add_asset_metadata(metadata, partition_key=week.key)
-        yield dg.MaterializeResult(check_results=[_check_result(failed)])
+            if week == period.last(runner.service.clock.today()):
+                deliveries = send_digests(engine, week, receivers, digest_channels(settings), again=config.again)
+                failed.extend(deliveries.failed)
+            return digest_metadata(read_digest(engine, week), deliveries, settings.pages_url)
+
+        make_each(context, period, make)
+        failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
+        text = failures or "All receivers got the digest, or none is configured."
+        yield dg.MaterializeResult(
+            check_results=[check_result(DIGEST_SENT, text, failures, places=len(failed), is_error=False)]
+        )
 
     return make_digest
 
@@ -349,11 +336,11 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
 def digest_metadata(digest: Digest, deliveries: Deliveries, pages_url: str | None = None) -> MetadataMapping:
     """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
     return {
-        "digest": dg.MetadataValue.md(digest_text(digest, pages_url)),
-        **{name: dg.MetadataValue.int(count) for name, count in digest.counts.items()},
-        "sent": dg.MetadataValue.int(len(deliveries.sent)),
-        "sent_earlier": dg.MetadataValue.int(len(deliveries.earlier)),
-        "not_sent": dg.MetadataValue.int(len(deliveries.failed)),
+        "digest": markdown(digest_text(digest, pages_url)),
+        **digest.counts,
+        "sent": len(deliveries.sent),
+        "sent_earlier": len(deliveries.earlier),
+        "not_sent": len(deliveries.failed),
     }
 
 
@@ -368,20 +355,7 @@ def digest_text(digest: Digest, pages_url: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
-    failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
-    return dg.AssetCheckResult(
-        check_name=DIGEST_SENT,
-        passed=not failed,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=failures or "All receivers got the digest, or none is configured.",
-        metadata={"places": len(failed), "found": dg.MetadataValue.md(failures or "nothing")},
-    )
-
-
-digest_job = dg.define_asset_job(
-    DIGEST_JOB, selection=dg.AssetSelection.assets(DIGEST), description="Makes and sends the digest of a week."
-)
+digest_job = dg.define_asset_job(DIGEST_JOB, [DIGEST], description="Makes and sends the digest of a week.")
 
 
 def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:

@@ -24,8 +24,8 @@ from capacity_assets.base.periods import Clock, Period, Window, adjacent_spans
 from capacity_assets.base.settings import LONGEST_SETTLING, Settings
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.orchestration.metadata import typed
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name, job_name
+from capacity_assets.orchestration.metadata import plain
+from capacity_assets.orchestration.partitions import asset_name, bounded_spans, job_name
 from capacity_assets.orchestration.private.definitions import (
     IN_PROGRESS_RUN_STATUSES,
     RUNLESS_JOB_NAME,
@@ -128,7 +128,7 @@ def _unmarked_windows(
             known = instance.get_materialized_partitions(key)
             for computed in runner.computed_windows(period, level.name):
                 if computed.window.key not in known:
-                    metadata = typed({"origin": ORIGIN_OF_WINDOWS, **vars(computed)})
+                    metadata = plain({"origin": ORIGIN_OF_WINDOWS, **vars(computed)})
                     yield dg.AssetMaterialization(key, partition=computed.window.key, metadata=metadata)
 
 
@@ -219,23 +219,17 @@ def run_requests(period: Period, stale: Sequence[StaleWindow], now: datetime) ->
             )
 
 
-def _groups(stale: Iterable[StaleWindow]) -> list[tuple[tuple[str, ...], tuple[Window, ...], str]]:
-    """Levels, the windows of one period that are stale at just these, and a token that any further change changes."""
+def _groups(stale: Iterable[StaleWindow]) -> Iterator[tuple[tuple[str, ...], list[Window], str]]:
+    """Yield levels, the windows of a period that are stale at just these, and a token that a further change changes."""
     changes: dict[Window, dict[str, int]] = {}
     for one in stale:
         changes.setdefault(one.window, {})[one.level] = one.wanted
     groups: dict[tuple[str, ...], list[Window]] = {}
     for window in sorted(changes):
         groups.setdefault(tuple(sorted(changes[window])), []).append(window)
-    return [
-        (levels, tuple(windows), _token([(window, changes[window][level]) for window in windows for level in levels]))
-        for levels, windows in sorted(groups.items())
-    ]
-
-
-def _token(changes: Sequence[tuple[Window, int]]) -> str:
-    listed = " ".join(f"{window.key}:{wanted}" for window, wanted in changes)
-    return hashlib.sha256(listed.encode()).hexdigest()[:16]
+    for levels, windows in sorted(groups.items()):
+        listed = " ".join(f"{window.key}:{changes[window][level]}" for window in windows for level in levels)
+        yield levels, windows, hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def _ranges(period: Period, windows: Sequence[Window]) -> list[Sequence[Window]]:
@@ -243,8 +237,4 @@ def _ranges(period: Period, windows: Sequence[Window]) -> list[Sequence[Window]]
     spans: list[Sequence[Window]] = [*adjacent_spans(windows)]
     if len(spans) > EXACT_SPANS:
         spans = [period.windows_between(windows[0].start, windows[-1].end)]
-    runs = [
-        span[first : first + PARTITIONS_PER_RUN] for span in spans for first in range(0, len(span), PARTITIONS_PER_RUN)
-    ]
-    wanted = set(windows)
-    return [run for run in runs if not wanted.isdisjoint(run)]
+    return [run for run in bounded_spans(spans) if not set(windows).isdisjoint(run)]

@@ -4,15 +4,13 @@ It also deletes old check records of Dagster. It is an asset so that the history
 and dropped each day, and what was kept and why.
 """
 
-from collections.abc import Sequence
-
 import dagster as dg
 from pydantic import Field
 
 from capacity_assets.base.settings import Settings
 from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport, RetentionService
-from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, typed
-from capacity_assets.orchestration.partitions import OWNERS
+from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, markdown, plain
+from capacity_assets.orchestration.partitions import OWNERS, schedule_of
 from capacity_assets.orchestration.private.postgres import purge_check_records
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE, dagster_failures
 
@@ -69,28 +67,19 @@ def table_partitions(retries: dg.RetryPolicy) -> dg.AssetsDefinition:
 def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
     """Return the counts, which plot over time, and the lists as one text."""
     values = report.to_dict()
-    lists = {key: dg.MetadataValue.md(_listed(value)) for key, value in values.items() if isinstance(value, list)}
-    return {**typed(values), **lists}
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return first_bullets(lines, LINES_SHOWN) or "none"
+    lists = {key: first_bullets(lines, LINES_SHOWN) for key, lines in values.items() if isinstance(lines, list)}
+    return {**plain(values), **{key: markdown(listed or "none") for key, listed in lists.items()}}
 
 
 maintenance_job = dg.define_asset_job(
     MAINTENANCE_JOB,
-    selection=dg.AssetSelection.assets(TABLE_PARTITIONS),
+    [TABLE_PARTITIONS],
     description="Adds partitions ahead of time and drops those that need not be kept.",
 )
 
 
 def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
     """Build the schedule: once a day, when the day's aggregates have had time to be computed."""
-    return dg.ScheduleDefinition(
-        name="table_maintenance_schedule",
-        job_name=MAINTENANCE_JOB,
-        cron_schedule=f"{MAINTENANCE_MINUTE} {settings.schedule_hour} * * *",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day.",
-    )
+    description = "Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day."
+    cron = f"{MAINTENANCE_MINUTE} {settings.schedule_hour} * * *"
+    return schedule_of(settings, "table_maintenance_schedule", MAINTENANCE_JOB, cron, description)

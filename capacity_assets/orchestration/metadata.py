@@ -8,7 +8,8 @@ alerts, because during a backfill windows are missing after every run but the la
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -36,7 +37,9 @@ from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLEC
 from capacity_assets.reading.links import address, page_url
 from capacity_assets.reading.movers import Mover, WindowSizes
 
-MetadataMapping = Mapping[str, dg.MetadataValue]
+MetadataMapping = Mapping[str, Any]
+"""Numbers and texts as they are, which Dagster gives its types; Markdown and addresses as its values."""
+markdown = dg.MetadataValue.md
 
 # Dagster's own key for rows of a partition: the UI shows it in the asset's overview.
 PARTITION_ROW_COUNT = "dagster/partition_row_count"
@@ -89,15 +92,9 @@ def aggregate_metadata(level: Level) -> dict[str, object]:
     }
 
 
-def typed(values: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
-    """Give plain values their types, so that numbers stay numbers; lists are left to the caller."""
-    makers: dict[type, Callable[[Any], dg.MetadataValue]] = {
-        bool: dg.MetadataValue.bool,
-        int: dg.MetadataValue.int,
-        float: dg.MetadataValue.float,
-        str: dg.MetadataValue.text,
-    }
-    return {key: makers[type(value)](value) for key, value in values.items() if type(value) in makers}
+def plain(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return the numbers and texts among values; lists are left to the caller, and what is unknown has no key."""
+    return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
 
 
 def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str | None = None) -> MetadataMapping:
@@ -106,34 +103,32 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str 
     The page of a partition shows the keys in this order: what people look for comes first. Plots are sorted by name,
     capitals first, so the numbers that people plot begin with one. An unknown change has no key at all.
     """
-    values: dict[str, dg.MetadataValue] = {
-        "Size": dg.MetadataValue.text(human_mb(sizes.total_size_mb)),
-        "Change": dg.MetadataValue.text(change_text(sizes)),
-        "Coverage": dg.MetadataValue.text(summary.coverage.message if summary.coverage else "not counted"),
-        "summary": dg.MetadataValue.md(summary_text(summary, sizes)),
-        "Size (MiB)": dg.MetadataValue.int(sizes.total_size_mb),
+    values: dict[str, object] = {
+        "Size": human_mb(sizes.total_size_mb),
+        "Change": change_text(sizes),
+        "Coverage": summary.coverage.message if summary.coverage else "not counted",
+        "summary": markdown(summary_text(summary, sizes)),
+        "Size (MiB)": sizes.total_size_mb,
     }
     if pages_url is not None:
-        values["Open the pages"] = dg.MetadataValue.url(page_url(pages_url, _page_of(summary)))
-    share = None if sizes.total_change_mb is None else percent_of(sizes.total_change_mb, sizes.known_before_mb)
-    if share is not None:
-        values["Size change (%)"] = dg.MetadataValue.float(float(share))
+        place = {"period": summary.period_type, "window": summary.period_start, "order": "growth"}
+        page = page_url(pages_url, address(LIST_OF_LEVEL[summary.level], **place))
+        values["Open the pages"] = dg.MetadataValue.url(page)
     if sizes.total_change_mb is not None:
-        values["Size change (MiB)"] = values["total_change_mb"] = dg.MetadataValue.int(sizes.total_change_mb)
-    values["total_size_mb"] = dg.MetadataValue.int(sizes.total_size_mb)
-    values |= typed(summary.to_dict())
-    values["errors"] = dg.MetadataValue.md(errors_text(summary))
-    values["unknown_changes"] = dg.MetadataValue.int(sizes.unknown_changes)
-    values[PARTITION_ROW_COUNT] = dg.MetadataValue.int(summary.total_records)
-    return values
+        share = percent_of(sizes.total_change_mb, sizes.known_before_mb)
+        values |= {} if share is None else {"Size change (%)": float(share)}
+        values |= {"Size change (MiB)": sizes.total_change_mb, "total_change_mb": sizes.total_change_mb}
+    return {
+        **values,
+        "total_size_mb": sizes.total_size_mb,
+        **plain(summary.to_dict()),
+        "errors": markdown(errors_text(summary)),
+        "unknown_changes": sizes.unknown_changes,
+        PARTITION_ROW_COUNT: summary.total_records,
+    }
 
 
 LIST_OF_LEVEL = {"database": "/databases", "instance": "/servers", "group": "/groups"}
-
-
-def _page_of(summary: PeriodSummary) -> str:
-    page = LIST_OF_LEVEL[summary.level]
-    return address(page, period=summary.period_type, window=summary.period_start, order="growth")
 
 
 def page_of_asset(asset: str) -> str:
@@ -155,43 +150,38 @@ def change_text(sizes: WindowSizes) -> str:
 
 def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
     """Say on one page how the fleet changed, what changed most, what the run did, and who failed, as Markdown."""
-    counts = {
-        "Servers": {name: getattr(summary, f"{name}_instances") for name in ("processed", "failed", "skipped")},
-        "Rows": {
-            name: getattr(summary, f"{name}_records")
-            for name in ("written", "unchanged", "protected", "removed", "unsampled")
-        },
-    }
     unknown = f" (not known for {counted(sizes.unknown_changes, 'row')})" if sizes.unknown_changes else ""
-    parts = [
-        f"All servers: **{human_mb(sizes.total_size_mb)}**, {change_text(sizes)} against the window before{unknown}"
-    ]
-    parts += [_movers_text("growers", sizes.growers), _movers_text("shrinkers", sizes.shrinkers)]
-    parts.append(escaped(summary.message))
-    if summary.errors:
-        parts.append(f"**Failed servers**\n\n{errors_text(summary)}")
-    parts += [
-        markdown_table([what, *of_it], [["", *(f"{count:,}" for count in of_it.values())]])
-        for what, of_it in counts.items()
-    ]
-    return "\n\n".join(parts)
+    change = f"{change_text(sizes)} against the window before"
+    return "\n\n".join(
+        [
+            f"All servers: **{human_mb(sizes.total_size_mb)}**, {change}{unknown}",
+            _movers_text("growers", sizes.growers),
+            _movers_text("shrinkers", sizes.shrinkers),
+            escaped(summary.message),
+            *([f"**Failed servers**\n\n{errors_text(summary)}"] if summary.errors else []),
+            _counts_table(summary, "Servers", "instances", ("processed", "failed", "skipped")),
+            _counts_table(summary, "Rows", "records", ("written", "unchanged", "protected", "removed", "unsampled")),
+        ]
+    )
+
+
+def _counts_table(summary: PeriodSummary, what: str, unit: str, names: Sequence[str]) -> str:
+    return markdown_table([what, *names], [["", *(f"{getattr(summary, f'{name}_{unit}'):,}" for name in names)]])
 
 
 def _movers_text(kind: str, movers: Sequence[Mover]) -> str:
     if not movers:
         return f"**Largest {kind}**: none"
-    named = movers[0].database is not None
-    columns = ["Server", *(["Database"] if named else []), "Before", "Now", "Change"]
+    names = ["Server", "Database"] if movers[0].database is not None else ["Server"]
     rows = [
         [
-            escaped(mover.server),
-            *([escaped(mover.database)] if mover.database is not None else []),
+            *(escaped(name) for name in (mover.server, mover.database) if name is not None),
             *human_pair_mb(mover.before_mb, mover.size_mb),
             human_change_mb(mover.change_mb),
         ]
         for mover in movers
     ]
-    return f"**Largest {kind}**\n\n{markdown_table(columns, rows)}"
+    return f"**Largest {kind}**\n\n{markdown_table([*names, 'Before', 'Now', 'Change'], rows)}"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -228,12 +218,11 @@ def first_bullets(lines: Sequence[str], shown: int = MAXIMUM_LISTED_ERRORS) -> s
 PAGES, PAGES_LISTED = "pages", 5
 
 
-def pages_metadata(pages: Mapping[str, str], pages_url: str | None) -> dict[str, dg.MetadataValue]:
+def pages_metadata(pages: Mapping[str, str], pages_url: str | None) -> MetadataMapping:
     """Return the whole addresses of the pages of what a check found, by name; nothing without `pages_url`."""
     if pages_url is None or not pages:
         return {}
-    listed = list(pages.items())[:PAGES_LISTED]
-    return {PAGES: dg.MetadataValue.json({name: page_url(pages_url, page) for name, page in listed})}
+    return {PAGES: {name: page_url(pages_url, page) for name, page in islice(pages.items(), PAGES_LISTED)}}
 
 
 MARKS = "\\`*_{}[]<>#|"
@@ -252,19 +241,38 @@ def unescaped(text: str) -> str:
 
 def failure_metadata(summary: RunSummary) -> MetadataMapping:
     """Return what a failed run shows: its counts and the first failed instances."""
-    counts = {key: dg.MetadataValue.int(value) for key, value in summary.metrics().items()}
-    return {**counts, "errors": dg.MetadataValue.md(errors_text(summary))}
+    return {**summary.metrics(), "errors": markdown(errors_text(summary))}
 
 
 STANDING_CHECK_JOB = "standing_check_job"
 SAMPLES_RECENT = "samples_recent"
 SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
-SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
 def check_specs(asset: str, level: Level) -> list[dg.AssetCheckSpec]:
     """Declare the checks of an asset."""
     return [dg.AssetCheckSpec(name, asset=asset, description=description) for name, description in checks_of(level)]
+
+
+def check_result(  # noqa: PLR0913 -- what a result is made of
+    name: str,
+    text: str,
+    found: str,
+    *,
+    places: int,
+    is_error: bool,
+    metadata: MetadataMapping | None = None,
+    asset: str | None = None,
+) -> dg.AssetCheckResult:
+    """Return the result of a check that found `places` problems, which `found` lists as Markdown."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=name,
+        passed=not places,
+        severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
+        description=text,
+        metadata={"places": places, **(metadata or {}), "found": markdown(found or "nothing")},
+    )
 
 
 def check_results(outcomes: Sequence[CheckOutcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
@@ -273,28 +281,17 @@ def check_results(outcomes: Sequence[CheckOutcome], windows: Sequence[Window]) -
     return [_result(outcome, span) for outcome in outcomes]
 
 
-def _result(outcome: CheckOutcome, metadata: Mapping[str, str], asset: str | None = None) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=outcome.name,
-        passed=outcome.passed,
-        severity=SEVERITIES[outcome.severity],
-        description=_text(outcome),
-        metadata={
-            "places": outcome.places,
-            **metadata,
-            **({"incident": outcome.incident} if outcome.incident else {}),
-            "found": dg.MetadataValue.md(bullets(outcome.listed, hidden=0) or "nothing"),
-        },
+def _result(outcome: CheckOutcome, metadata: MetadataMapping, asset: str | None = None) -> dg.AssetCheckResult:
+    # The UI reads the text as Markdown, so no name may be markup.
+    text = outcome.text.partition("\n")[0]
+    if not outcome.passed:
+        text = f"{text}\n\n{bullets(outcome.listed, hidden=outcome.places - len(outcome.listed))}"
+    if outcome.incident:
+        metadata = {**metadata, "incident": outcome.incident}
+    found, is_error = bullets(outcome.listed, hidden=0), outcome.severity is Severity.ERROR
+    return check_result(
+        outcome.name, text, found, places=outcome.places, is_error=is_error, metadata=metadata, asset=asset
     )
-
-
-def _text(outcome: CheckOutcome) -> str:
-    """The outcome in words; the UI reads them as Markdown, so no name may be markup."""
-    first = outcome.text.partition("\n")[0]
-    if outcome.passed:
-        return first
-    return f"{first}\n\n{bullets(outcome.listed, hidden=outcome.places - len(outcome.listed))}"
 
 
 def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:

@@ -3,7 +3,7 @@
 A partition is a window; its key is the window's first day. Windows are defined in `base.periods`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 
 import dagster as dg
@@ -37,11 +37,30 @@ def pool_name(period: Period) -> str:
     return f"capacity_{period.name}"
 
 
+def schedule_of(settings: Settings, name: str, job: str, cron: str, description: str) -> dg.ScheduleDefinition:
+    """Build a schedule that requests a run of a job without partitions, running until switched off in the UI."""
+    return dg.ScheduleDefinition(
+        name=name,
+        job_name=job,
+        cron_schedule=cron,
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=description,
+    )
+
+
 PARTITION_FORMAT = "%Y-%m-%d"
 SAMPLE_DAY = Period("day", days=1)
 # A range run that fails marks all its partitions failed, also those already written. A hundred windows
 # a run bound that, and keep three years of days at eleven runs.
 PARTITIONS_PER_RUN = 100
+
+
+def bounded_spans(spans: Iterable[Sequence[Window]]) -> Iterator[Sequence[Window]]:
+    """Cut stretches of windows into those that one run computes."""
+    for span in spans:
+        for first in range(0, len(span), PARTITIONS_PER_RUN):
+            yield span[first : first + PARTITIONS_PER_RUN]
 
 
 def partitions_of(period: Period, settings: Settings) -> dg.TimeWindowPartitionsDefinition:

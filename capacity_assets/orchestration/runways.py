@@ -17,12 +17,14 @@ from capacity_assets.database.tables import capacity_runways
 from capacity_assets.orchestration.assets import freshness
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
+    check_result,
     escaped,
     first_bullets,
+    markdown,
     markdown_table,
     pages_metadata,
+    plain,
     table_metadata,
-    typed,
 )
 from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
 from capacity_assets.orchestration.resources import RUNWAY_RESOURCE, dagster_failures
@@ -106,31 +108,19 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefini
 
 def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapping:
     """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
-    risks = [risk.outlook for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
-    return {
-        "Fills first": dg.MetadataValue.md(_risks_table(risks)),
-        "Fills soon": dg.MetadataValue.int(len(_soon(issued.issue, settings))),
-        **typed(issued.to_dict()),
-    }
-
-
-def _risks_table(rows: "Sequence[Outlook]") -> str:
-    if not rows:
-        return "nothing within a year"
+    risks = [_risk_cells(risk.outlook) for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
     columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days"]
-    return markdown_table(columns, [_risk_cells(row) for row in rows])
+    return {
+        "Fills first": markdown(markdown_table(columns, risks) if risks else "nothing within a year"),
+        "Fills soon": len(_soon(issued.issue, settings)),
+        **plain(issued.to_dict()),
+    }
 
 
 def _risk_cells(row: "Outlook") -> list[str]:
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
-    return [
-        escaped(row.server),
-        escaped(row.display_name),
-        *sizes,
-        f"{row.binds}",
-        *row.ends,
-        f"{row.probabilities[30]:.0%}",
-    ]
+    named = [escaped(row.server), escaped(row.display_name)]
+    return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}"]
 
 
 def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Risk]":
@@ -140,34 +130,30 @@ def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Risk]":
 def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon = _soon(issue, settings)
     listed = first_bullets([risk.outlook.sentence(settings.fills_soon_days) for risk in soon])
-    named = {f"{risk.outlook.display_name} on {risk.outlook.server}": risk for risk in soon}
     pages = {
-        name: subject_address(risk.outlook.subject, risk.instance_id, risk.outlook.name) for name, risk in named.items()
+        f"{one.outlook.display_name} on {one.outlook.server}": subject_address(
+            one.outlook.subject, one.instance_id, one.outlook.name
+        )
+        for one in soon
     }
     text = "No recent forecast."
     if issue is not None:
         as_of = f"As of {human_day(issue.as_of)}:"
         text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"
-    calls = in_time and settings.fills_soon_severity == "error"
-    return dg.AssetCheckResult(
-        check_name=NOTHING_FILLS_SOON,
-        passed=not soon,
-        severity=dg.AssetCheckSeverity.ERROR if calls else dg.AssetCheckSeverity.WARN,
-        description=text,
-        metadata={
-            "places": len(soon),
-            # Days move a little every night; a person is called again when something fills that did not.
-            "incident": "\n".join(sorted(f"{risk.outlook.server}/{risk.outlook.name}" for risk in soon)),
-            **pages_metadata(pages, settings.pages_url),
-            "found": dg.MetadataValue.md(listed or "nothing"),
-        },
+    # Days move a little every night; a person is called again when something fills that did not.
+    incident = "\n".join(sorted(f"{risk.outlook.server}/{risk.outlook.name}" for risk in soon))
+    return check_result(
+        NOTHING_FILLS_SOON,
+        text,
+        listed,
+        places=len(soon),
+        is_error=in_time and settings.fills_soon_severity == "error",
+        metadata={"incident": incident, **pages_metadata(pages, settings.pages_url)},
     )
 
 
 runway_job = dg.define_asset_job(
-    RUNWAY_JOB,
-    selection=dg.AssetSelection.assets(RUNWAY),
-    description="Issues the runways of a day: when servers, databases and volumes are full.",
+    RUNWAY_JOB, [RUNWAY], description="Issues the runways of a day: when servers, databases and volumes are full."
 )
 
 

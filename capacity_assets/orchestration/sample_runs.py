@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,21 +18,12 @@ from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.orchestration import documents
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.documents import (
-    DIGEST,
-    DIGEST_JOB,
-    DIGEST_PERIOD,
-    GROWTH_REPORT,
-    GROWTH_REPORT_JOB,
-    REPORT_PERIOD,
-    SHOWBACK,
-    SHOWBACK_JOB,
-)
 from capacity_assets.orchestration.late_data import report_marks, unmarked_days
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name, job_name
+from capacity_assets.orchestration.partitions import asset_name, bounded_spans, job_name
 from capacity_assets.orchestration.private.definitions import (
     InMemoryJob,
     RegisteredCodeLocationOrigin,
@@ -86,54 +77,50 @@ def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, 
 class OpenWork:
     """The remaining work: windows to compute, documents to make of them, and maintenance, which drops samples."""
 
-    windows: Sequence[Chunk]
-    documents: Sequence[Chunk]
-    maintenance: Sequence[Chunk]
+    windows: list[Chunk]
+    documents: list[Chunk]
+    maintenance: list[Chunk]
 
     @property
-    def chunks(self) -> Sequence[Chunk]:
+    def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
-        return (*self.windows, *self.documents, *self.maintenance)
+        return [*self.windows, *self.documents, *self.maintenance]
 
 
 def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> OpenWork:
     """Return the windows without a materialisation, and those that read newly loaded samples."""
-    days = first_day, today
-    windows, documents, maintenance = [], [], []
-    for period in PERIODS.values():
-        names = [asset_name(period, level) for level in LEVELS.values()]
-        for span in _open_spans(instance, period, names, days, fleet):
-            windows.append(Chunk(job_name(period), f"the {period.name} windows", span))
-    # Before the reports, which show them.
-    for day in _runway_days(instance, first_day, today):
-        documents.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
-    for name, asset, job, subject in (
-        (REPORT_PERIOD, GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
-        (REPORT_PERIOD, SHOWBACK, SHOWBACK_JOB, "the bills"),
-        (DIGEST_PERIOD, DIGEST, DIGEST_JOB, "the digests"),
-    ):
-        documents += [Chunk(job, subject, span) for span in _open_spans(instance, PERIODS[name], [asset], days, fleet)]
-    if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
-        maintenance.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
-    return OpenWork(windows, documents, maintenance)
+    monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
+    aggregates = [
+        (one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows")
+        for one in PERIODS.values()
+    ]
+    made_of_them = [
+        (monthly, [documents.GROWTH_REPORT], documents.GROWTH_REPORT_JOB, "the growth reports"),
+        (monthly, [documents.SHOWBACK], documents.SHOWBACK_JOB, "the bills"),
+        (weekly, [documents.DIGEST], documents.DIGEST_JOB, "the digests"),
+    ]
+
+    def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[Chunk]:
+        done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
+        windows = period.windows_between(first_day, today)
+        left = [one for one in windows if one.key not in done or _reads_new_samples(period, one, fleet)]
+        return [Chunk(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
+
+    has_partitions = instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is not None
+    return OpenWork(
+        [chunk for one in aggregates for chunk in chunks(*one)],
+        # The reports show the runways.
+        [*_runway_days(instance, first_day, today), *(chunk for one in made_of_them for chunk in chunks(*one))],
+        [] if has_partitions else [Chunk(MAINTENANCE_JOB, "the tables' partitions", ())],
+    )
 
 
-def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[date]:
+def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[Chunk]:
     """Return today and the days whose forecasts come due today, which gives scores; each forecast takes a second."""
     done = instance.get_materialized_partitions(dg.AssetKey(RUNWAY))
     due = [today - timedelta(days=days) for days in reversed(HORIZONS_DAYS)]
-    return [day for day in (*due, today) if day >= first_day and day.isoformat() not in done]
-
-
-def _open_spans(
-    instance: dg.DagsterInstance, period: Period, names: Sequence[str], days: tuple[date, date], fleet: LoadedFleet
-) -> Iterator[Sequence[Window]]:
-    done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(name)) for name in names))
-    windows = period.windows_between(*days)
-    to_compute = [window for window in windows if window.key not in done or _reads_new_samples(period, window, fleet)]
-    for span in adjacent_spans(to_compute):
-        for first in range(0, len(span), PARTITIONS_PER_RUN):
-            yield span[first : first + PARTITIONS_PER_RUN]
+    days = [day for day in (*due, today) if day >= first_day and day.isoformat() not in done]
+    return [Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]) for day in days]
 
 
 def _reads_new_samples(period: Period, window: Window, fleet: LoadedFleet) -> bool:
@@ -173,7 +160,7 @@ def materialise(
     def run(chunks: Sequence[Chunk]) -> int:
         written = 0
         for chunk in chunks:
-            written += _materialise_chunk(definitions, instance, chunk)
+            written += _written_by(definitions.resolve_job_def(chunk.job), instance, chunk)
             on_windows(len(chunk.windows))
         return written
 
@@ -188,9 +175,16 @@ def materialise(
         return written + run(work.maintenance), summary
 
 
-def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: Chunk) -> int:
-    tags = range_tags(chunk.windows) if chunk.windows else {}
-    result = _execute(definitions.resolve_job_def(chunk.job), instance, tags)
+def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: Chunk) -> int:
+    """Run a job in this process, as one of the code location that `capacity up` serves; return the written rows."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
+    run = instance.create_run_for_job(
+        job,
+        run_config=QUIET,
+        tags={**job.run_tags, **(range_tags(chunk.windows) if chunk.windows else {}), DEMO_TAG: "true"},
+        remote_job_origin=RemoteJobOrigin(repository, job.name),
+    )
+    result = execute_run(InMemoryJob(job), run, instance)
     if not result.success:
         reasons = _reasons(result)
         if "DagsterExecutionInterruptedError" in reasons:
@@ -206,18 +200,6 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
         if "written_records" in event.materialization.metadata
     ]
     return sum(count for count in counts if isinstance(count, int))
-
-
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dg.JobExecutionResult:
-    """Run a job in this process, as one of the code location that `capacity up` serves."""
-    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
-    run = instance.create_run_for_job(
-        job,
-        run_config=QUIET,
-        tags={**job.run_tags, **tags, DEMO_TAG: "true"},
-        remote_job_origin=RemoteJobOrigin(repository, job.name),
-    )
-    return execute_run(InMemoryJob(job), run, instance)
 
 
 def _reasons(result: dg.JobExecutionResult) -> str:

@@ -21,7 +21,14 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import STANDING_CHECK_JOB, standing_check_keys
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, asset_name, job_name, pool_name, schedule_name
+from capacity_assets.orchestration.partitions import (
+    PARTITIONS_PER_RUN,
+    asset_name,
+    job_name,
+    pool_name,
+    schedule_name,
+    schedule_of,
+)
 from capacity_assets.orchestration.private.definitions import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -42,22 +49,18 @@ def set_pool_limits(storage: "EventLogStorage", periods: Iterable[Period], share
 
     A limit that stands already is not written again: that takes several statements per pool.
     """
-    for name, slots in _missing_limits(storage, periods, shares).items():
+    for name, slots in pools_without_limit(storage, periods, shares).items():
         storage.set_concurrency_slots(name, slots)
 
 
-def pools_without_limit(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> list[str]:
-    """Return the pools whose explicit limit is another one; raises DBAPIError, also where Dagster has no tables yet."""
-    return list(_missing_limits(storage, periods, shares))
+def pools_without_limit(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> dict[str, int]:
+    """Return the pools whose explicit limit is another one than they need, with what they need.
 
-
-def _missing_limits(storage: "EventLogStorage", periods: Iterable[Period], shares: int) -> dict[str, int]:
+    Raises DBAPIError, also where Dagster has no tables yet.
+    """
+    needed = {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
     limits = {pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default}
-    return {name: slots for name, slots in _pools(periods, shares).items() if limits.get(name) != slots}
-
-
-def _pools(periods: Iterable[Period], shares: int) -> dict[str, int]:
-    return {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
+    return {name: slots for name, slots in needed.items() if limits.get(name) != slots}
 
 
 def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefinition]:
@@ -65,7 +68,7 @@ def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefini
     return [
         dg.define_asset_job(
             job_name(period),
-            selection=dg.AssetSelection.assets(*(asset_name(period, level) for level in LEVELS.values())),
+            [asset_name(period, level) for level in LEVELS.values()],
             description=f"Aggregate {period.name} windows: databases, servers and groups in one run.",
             tags={"period": period.name},
         )
@@ -110,12 +113,8 @@ RUNS_LOOKED_AT = 200
 STANDING_CHECK_MINUTE = 45
 
 
-def aggregation_schedules(settings: Settings, periods: Iterable[Period]) -> list[dg.ScheduleDefinition]:
-    """Build the schedules; they run from the first start on, until switched off in the UI."""
-    return [_schedule(settings, period) for period in periods]
-
-
-def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
+def aggregation_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
+    """Build the schedule of a period; it runs from the first start on, until switched off in the UI."""
     which = "that holds the day" if period.scheduled_current else "just closed"
     name = schedule_name(period)
     first = period.window_of(settings.start_date)
@@ -150,14 +149,9 @@ def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
 
 def standing_check_schedule(settings: Settings) -> dg.ScheduleDefinition:
     """Build the schedule of the standing check: once a day, when the day's runs have had time to end."""
-    return dg.ScheduleDefinition(
-        name="standing_check_schedule",
-        job_name=STANDING_CHECK_JOB,
-        cron_schedule=f"{STANDING_CHECK_MINUTE} {settings.schedule_hour} * * *",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Looks once a day for failed or missing partitions and for samples that stopped arriving.",
-    )
+    description = "Looks once a day for failed or missing partitions and for samples that stopped arriving."
+    cron = f"{STANDING_CHECK_MINUTE} {settings.schedule_hour} * * *"
+    return schedule_of(settings, "standing_check_schedule", STANDING_CHECK_JOB, cron, description)
 
 
 def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -> date | None:
