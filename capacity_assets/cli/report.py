@@ -73,7 +73,7 @@ def written_report(
         content = read_report(runner.service.engine, chosen, window, server, today=today, by=by)
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
         edition = next_edition(runner.service.engine, content, path)
-    if content.computed_at is None:
+    if content.facts.computed_at is None:
         subject = "" if server is None else f" of {server}"
         raise ValidationError(
             f"There is no stored row{subject} in the {period} window {window.start} to {window.end}. "

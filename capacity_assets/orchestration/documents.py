@@ -179,7 +179,7 @@ def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMap
         "start_mb": report.start_mb,
         **{f"{kind}_mb": change for kind, change in report.steps},
         "end_mb": report.end_mb,
-        "unmeasured_servers": len(report.unmeasured_servers),
+        "unmeasured_servers": len(report.without_rows.measured_elsewhere),
     }
 
 
@@ -189,7 +189,7 @@ def report_text(report: Report, edition: Edition) -> str:
     before, now = human_pair_mb(report.start_mb, report.end_mb)
     growers = [
         f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
-        for database in report.databases[ChangeKind.GROWN][:GROWN_LISTED]
+        for database in report.databases.largest[ChangeKind.GROWN][:GROWN_LISTED]
     ]
     parts = [
         *([escaped(edition.sentence)] if edition.sentence else []),

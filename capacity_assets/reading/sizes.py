@@ -82,11 +82,11 @@ class FleetSize:
 
     window_start: date
     window_end: date
-    servers: int
-    databases: int
-    size_mb: int
-    change_mb: int | None
-    known_before_mb: int
+    servers: int = 0
+    databases: int = 0
+    size_mb: int = 0
+    change_mb: int | None = None
+    known_before_mb: int = 0
 
 
 def fleet_sizes(

@@ -93,17 +93,16 @@ def _step_colour(kind: str, change: int) -> str:
 
 def coverage_chart(report: Report) -> Markup:
     """Draw how many servers were measured on each day of the two windows; a day without a bar was not measured."""
-    days, measured = report.days, report.measured_servers
-    is_before = [day < report.window.start for day in days]
-    before = [measured.get(day, 0) if early else None for day, early in zip(days, is_before, strict=True)]
-    now = [None if early else measured.get(day, 0) for day, early in zip(days, is_before, strict=True)]
+    days, start = report.days, report.window.start
+    before = [one.measured if one.day < start else None for one in days]
+    now = [one.measured if one.day >= start else None for one in days]
     return columns_chart(
         Columns(
             "Servers measured on each day",
-            [PERIODS["daily"].label_of(Window(day, day)) for day in days],
+            [PERIODS["daily"].label_of(Window(one.day, one.day)) for one in days],
             [Series("window before", before, "before"), Series("this window", now, "now")],
             "server",
-            [report.expected_servers.get(day, 0) for day in days],
+            [one.expected for one in days],
             "servers that should have been measured",
             height=140,
         )

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.units import counted, first_of, human_pair_mb
 from capacity_assets.reading.coverage import late_samples
-from capacity_assets.report.data import Report, registered_id
+from capacity_assets.report.data import Report
 
 META = "capacity-report"
 _HEAD_CHARACTERS = 8192
@@ -48,11 +48,6 @@ class Issue:
         """Whether both cover the same window of the fleet or of the same server."""
         return not (self.subject and other.subject) or self.subject == other.subject
 
-    def has_the_figures_of(self, report: Report) -> bool:
-        """Whether a report has the same figures."""
-        figures = (report.start_mb, report.end_mb, report.known_change_mb)
-        return (self.start_mb, self.end_mb, self.known_change_mb) == figures
-
     def as_meta(self) -> str:
         """Return it as an element for the head of a page."""
         content = escape(json.dumps({**asdict(self), "issued_at": self.issued_at.isoformat()}))
@@ -60,32 +55,25 @@ class Issue:
 
 
 @dataclass(frozen=True)
-class Restatement:
-    """Why a page is not the first of its window: the issue before, where it is kept, and what changed since."""
-
-    before: Issue
-    kept_as: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Edition:
-    """An issue, and what it restates; None if nothing."""
+    """An issue, and the one before that it restates, if any: where that is kept, and what changed since."""
 
     issue: Issue
-    restatement: Restatement | None = None
+    before: Issue | None = None
+    kept_as: str = ""
+    reason: str = ""
 
     @property
     def sentence(self) -> str | None:
         """The old figure, the new one and why; None for a page that restates nothing."""
-        if self.restatement is None:
+        before = self.before
+        if before is None:
             return None
-        before = self.restatement.before
         was, now = human_pair_mb(before.end_mb, self.issue.end_mb)
         return (
             f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, said {was} "
             f"with a known change of {_change(before)} MiB; it is {now} with {_change(self.issue)} MiB. "
-            f"{self.restatement.reason} The page as it was is kept as {self.restatement.kept_as}."
+            f"{self.reason} The page as it was is kept as {self.kept_as}."
         )
 
 
@@ -108,19 +96,20 @@ def issue_of(path: Path) -> Issue | None:
 def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     """Decide which issue the page of `report` at `path` is; raises DatabaseError."""
     subject = " ".join(filter(None, (report.period.name, f"{report.window.start}", report.server)))
-    issue = Issue(1, report.read_at, report.is_open, report.start_mb, report.end_mb, report.known_change_mb, subject)
+    figures = (report.start_mb, report.end_mb, report.known_change_mb)
+    issue = Issue(1, report.facts.read_at, report.is_open, *figures, subject)
     before = issue_of(path)
     if before is None or before.is_open or not before.is_of(issue):
         return Edition(issue)
-    if before.has_the_figures_of(report):
+    if (before.start_mb, before.end_mb, before.known_change_mb) == figures:
         # Still the same issue: a restatement is shown until the next one.
         earlier = path_of_issue(path, replace(before, number=before.number - 1))
-        kept = issue_of(earlier)
-        restated = None if kept is None else Restatement(kept, earlier.name, _reason(engine, report, kept.issued_at))
-        return Edition(replace(before, subject=subject), restated)
-    reason = _reason(engine, report, before.issued_at)
-    restatement = Restatement(before, path_of_issue(path, before).name, reason)
-    return Edition(replace(issue, number=before.number + 1), restatement)
+        issue, before = replace(before, subject=subject), issue_of(earlier)
+        if before is None:
+            return Edition(issue)
+    else:
+        issue, earlier = replace(issue, number=before.number + 1), path_of_issue(path, before)
+    return Edition(issue, before, earlier.name, _reason(engine, report, before.issued_at))
 
 
 def path_of_issue(path: Path, issue: Issue) -> Path:
@@ -139,8 +128,7 @@ def _reason(engine: Engine, report: Report, since: datetime) -> str:
         database_errors(doing="counting late samples", kept="No page was written."),
         engine.connect() as connection,
     ):
-        server_id = None if report.server is None else registered_id(connection, report.server)
-        late = late_samples(connection, report.before.start, report.window.end, since, server_id)
+        late = late_samples(connection, report.before.start, report.window.end, since, report.server_id)
     if not late:
         return (
             "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "

@@ -92,7 +92,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
             series=stacked_series(report),
             notes=notes(report),
             history_chart=fleet_history_chart(report),
-            waterfall_chart=growth_chart(report) if report.has_before else "",
+            waterfall_chart=growth_chart(report) if report.size_before.servers else "",
             coverage_chart=coverage_chart(report),
             fans=fan_charts(report.runways) if report.runways else (),
             scores=score_sentences(report.runways) if report.runways else (),
@@ -102,12 +102,16 @@ def render(report: Report, edition: Edition | None = None) -> str:
 
 def render_bill(issued: IssuedBill) -> str:
     """Return a bill as one HTML document."""
-    context = {
-        "title": bills.title(issued),
-        "notes": [*bills.notes(issued), *bills.change_notes(issued)],
-        "quantity": bills.quantity_note(issued),
-    }
-    return _environment().get_template("bill.html.j2").render(found=issued, **context)
+    return (
+        _environment()
+        .get_template("bill.html.j2")
+        .render(
+            found=issued,
+            title=bills.title(issued),
+            notes=[*bills.notes(issued), *bills.change_notes(issued)],
+            quantity=bills.quantity_note(issued),
+        )
+    )
 
 
 def headline(report: Report) -> str:
@@ -124,8 +128,8 @@ def headline(report: Report) -> str:
     if not change:
         return f"In {name} {whose} kept its size{so_far}: {size}."
     moved = f"grew by {human_mb(change)}" if change > 0 else f"shrank by {human_mb(-change)}"
-    share = human_percent(change, report.totals.known_before_mb)
-    most = report.databases[ChangeKind.GROWN if change > 0 else ChangeKind.SHRUNK]
+    share = human_percent(change, report.size.known_before_mb)
+    most = report.databases.largest[ChangeKind.GROWN if change > 0 else ChangeKind.SHRUNK]
     where = "" if report.server or not most else f", most by {most[0].name} on {most[0].server}"
     return f"In {name} {whose} {moved} ({share}){so_far} to {size}{where}."
 
@@ -151,49 +155,49 @@ def notes(report: Report) -> list[str]:
 
 def _notes_on_servers(report: Report) -> list[str]:
     sentences = []
+    active = counted(report.in_service.active, "active server")
+    never, without_row = report.without_rows.never_measured, report.without_rows.measured_elsewhere
     if report.is_empty:
         sentences.append("There is no stored row in either window: they were not computed, or nothing was measured.")
     if report.is_open:
+        last = report.facts.last_sample or "none"
+        sentences.append(f"The window is not over, or its last days were not measured: the last is {last}.")
+    if report.server is None and report.in_service.counted_by_others:
         sentences.append(
-            f"The window is not over, or its last days were not measured: the last is {report.last_sample or 'none'}."
+            f"Left out: {report.in_service.counted_by_others} of {active}, because another one counts their bytes: "
+            "replicas, and servers on shared storage."
         )
-    if report.counted_by_others:
-        sentences.append(
-            f"Left out: {report.counted_by_others} of {counted(report.active_servers, 'active server')}, because "
-            "another one counts their bytes: replicas, and servers on shared storage."
-        )
-    if report.never_measured_servers:
-        never = first_of(report.never_measured_servers, UNMEASURED_NAMED)
-        sentences.append(f"{counted(len(report.never_measured_servers), 'active server')} never measured: {never}.")
-    if report.unmeasured_servers:
-        missing = f"{len(report.unmeasured_servers)} of {counted(report.active_servers, 'active server')}"
-        sentences.append(f"No row in this window: {missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+    if never:
+        named = first_of(never, UNMEASURED_NAMED)
+        sentences.append(f"{counted(len(never), 'active server')} never measured: {named}.")
+    if without_row:
+        named = first_of(without_row, UNMEASURED_NAMED)
+        sentences.append(f"No row in this window: {len(without_row)} of {active}: {named}.")
     return sentences
 
 
 def _notes_on_days(report: Report) -> list[str]:
-    sentences = []
-    if not report.days:
+    sentences, days = [], report.days
+    if not days:
         sentences.append("Which days were measured is not known: there are no totals of servers of these days.")
-    elif report.days[0] > report.before.start:
-        sentences.append(f"There are no totals of servers before {report.days[0]}: days are counted from then on.")
-    if report.partly_measured_days and report.server is None:
-        expected = report.expected_servers
-        some = [f"{day} ({count} of {expected[day]})" for day, count in report.partly_measured_days]
-        days = f"{len(some)} of {counted(len(report.days), 'day')}"
-        sentences.append(f"Not every server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
-    if report.unmeasured_days:
-        days = f"{len(report.unmeasured_days)} of {counted(len(report.days), 'day')}"
-        sentences.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
+    elif days[0].day > report.before.start:
+        sentences.append(f"There are no totals of servers before {days[0].day}: days are counted from then on.")
+    partly = [f"{one.day} ({one.measured} of {one.expected})" for one in days if 0 < one.measured < one.expected]
+    unmeasured = [one.day for one in days if not one.measured]
+    of_days = f"of {counted(len(days), 'day')}"
+    if partly and report.server is None:
+        sentences.append(f"Not every server was measured on {len(partly)} {of_days}: {first_of(partly, DAYS_NAMED)}.")
+    if unmeasured:
+        sentences.append(f"Not measured at all on {len(unmeasured)} {of_days}: {first_of(unmeasured, DAYS_NAMED)}.")
     return sentences
 
 
 def _notes_on_databases(report: Report) -> list[str]:
     sentences = []
-    if report.changes[ChangeKind.PARTLY].databases:
+    if partly := report.databases.sums[ChangeKind.PARTLY].databases:
         sentences.append(
-            f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on only some "
-            "of the measured days (renamed, created, dropped or a temporary copy), and counted for those days."
+            f"{counted(partly, 'database')}, listed below, existed on only some of the measured days (renamed, "
+            "created, dropped or a temporary copy), and counted for those days."
         )
     if report.levels_disagree:
         sentences.append(
@@ -211,8 +215,8 @@ def make_report_folder(folder: Path) -> None:
 def write_report(report: Report, path: Path, edition: Edition) -> None:
     """Write the page atomically, and keep the issue that it restates beside it; raises OSError."""
     page = render(report, edition)
-    if edition.restatement is not None:
-        kept = path.with_name(edition.restatement.kept_as)
+    if edition.kept_as:
+        kept = path.with_name(edition.kept_as)
         if not kept.exists():
             with atomic_write(kept) as begun:
                 shutil.copyfile(path, begun)

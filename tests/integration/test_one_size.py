@@ -125,13 +125,13 @@ def sums_of(engine: Engine, period: Period, window: Window) -> dict[str, Sums]:
     by_engine, by_team = (add_up([vars(group) for group in groups[by]])[1:] for by in ("engine", "team"))
     assert by_engine == by_team
     report = read_report(engine, period, window, by="team")
-    assert report.grouped_mb == by_team[1]
+    assert sum(group.size_mb for group in report.groups) == by_team[1]
     assert report.start_mb + sum(change for _, change in report.steps) == report.end_mb
-    found["report"] = (report.totals.servers, report.totals.databases, report.end_mb, report.known_change_mb)
+    found["report"] = (report.size.servers, report.size.databases, report.end_mb, report.known_change_mb)
     for level in SERVER_LEVELS.values():
         of_level = window_sizes(engine, period, level, [window])[window.start]
         found[f"metadata of {level.name}"] = (*found["fleet"][:2], of_level.total_size_mb, of_level.total_change_mb)
-        assert of_level.known_before_mb == report.totals.known_before_mb
+        assert of_level.known_before_mb == report.size.known_before_mb
     if period.name == "weekly":
         digest = read_digest(engine, window)
         found["digest"] = (*found["fleet"][:2], digest.size_mb, digest.change_mb)

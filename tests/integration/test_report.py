@@ -26,7 +26,7 @@ from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
 def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every_kind: Engine) -> None:
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
-    assert report.changes == {
+    assert report.databases.sums == {
         ChangeKind.GROWN: Change(1, 100, 150, 50),
         ChangeKind.SHRUNK: Change(1, 80, 50, -30),
         ChangeKind.SAME: Change(2, 8, 8),
@@ -39,12 +39,12 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     assert (report.start_mb, report.end_mb) == (268, 738)
     assert adds_up(report)
     assert report.other_mb == 0
-    assert (report.totals.known_before_mb, report.known_change_mb) == (208, 50 - 30 + 30 - 20)
+    assert (report.size.known_before_mb, report.known_change_mb) == (208, 50 - 30 + 30 - 20)
     assert report.known_change_mb == 30, "a server that was not measured neither grew nor shrank"
-    assert [server.name for server in report.servers] == ["server-1", "server-2"]
-    assert [(one.server, one.name) for one in report.databases[ChangeKind.GONE]] == [("server-2", "gone")]
-    assert report.unmeasured_servers == ["server-4"], "an inactive server is not expected"
-    assert report.active_servers == 4
+    assert [server.name for server in report.servers.largest] == ["server-1", "server-2"]
+    assert [(one.server, one.name) for one in report.databases.largest[ChangeKind.GONE]] == [("server-2", "gone")]
+    assert report.without_rows.measured_elsewhere == ["server-4"], "an inactive server is not expected"
+    assert report.in_service.active == 4
 
 
 def test_the_totals_of_every_month_of_the_sample_equal_the_tables(engine: Engine, service: AggregationService) -> None:
@@ -61,7 +61,7 @@ def test_the_totals_of_every_month_of_the_sample_equal_the_tables(engine: Engine
         assert report.end_mb == total(window)
         assert report.start_mb == total(MONTHLY.previous(window))
         assert sum(bar.size_mb for bar in report.history if bar.window_start == window.start) == report.end_mb
-        assert sum(server.size_mb for server in report.servers) == report.end_mb - report.totals.appeared_mb
+        assert sum(server.size_mb for server in report.servers.largest) == report.end_mb - report.servers.appeared_mb
 
 
 def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
@@ -86,7 +86,9 @@ def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, se
     declare_labels(every_kind, [Label("server-2", "new", "team", "search")], FEBRUARY.end)
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
     partly = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
-    assert partly.end_mb == partly.grouped_mb, "a server without a total counts by its databases"
+    assert partly.end_mb == sum(group.size_mb for group in partly.groups), (
+        "a server without a total counts by its databases"
+    )
     add_instance_sizes(every_kind, totals(3, "2025-02-01", [(500, 1)] * 28))
     add_instance_sizes(every_kind, totals(4, "2025-01-01", [(60, 1)] * 31))
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
@@ -118,7 +120,7 @@ def test_days_whose_samples_are_gone_are_not_said_to_be_unmeasured(every_kind: E
 
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
-    assert report.days[0] == date(2025, 2, 1)
+    assert report.days[0].day == date(2025, 2, 1)
     assert notes(report)[1] == "There are no totals of servers before 2025-02-01: days are counted from then on."
     assert notes(report)[2] == "Not measured at all on 1 of 28 days: 2025-02-10."
 
@@ -209,6 +211,6 @@ def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statement
     page = render(report)
 
     assert time.process_time() - started < 10, "of this process, which waits for others"
-    assert sum(change.databases for change in report.changes.values()) == 20_000
+    assert sum(change.databases for change in report.databases.sums.values()) == 20_000
     assert adds_up(report)
     assert len(page) < 500_000

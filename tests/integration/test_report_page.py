@@ -51,7 +51,7 @@ def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engin
     assert (report.start_mb, report.end_mb) == (187, 207)
     assert adds_up(report)
     assert {bar.series for bar in report.history} == {"grows", "shrinks", "stays"}
-    assert [one.name for one in report.databases[ChangeKind.SAME]] == ["stays"]
+    assert [one.name for one in report.databases.largest[ChangeKind.SAME]] == ["stays"]
     assert "Growth of server-1" in page
     assert "server-2" not in page
     with pytest.raises(NotFoundError, match="There is no server 'Server-1'"):

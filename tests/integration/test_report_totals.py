@@ -42,8 +42,12 @@ def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
         assert adds_up(report)
         assert abs(report.other_mb) <= 1
     february = read_report(engine, MONTHLY, FEBRUARY)
-    assert [(one.name, one.days) for one in february.databases[ChangeKind.PARTLY]] == [("old", "15 of 28")]
-    assert february.changes[ChangeKind.NEW].change_mb == -february.changes[ChangeKind.PARTLY].change_mb == 464_286
+    assert [(one.name, one.days) for one in february.databases.largest[ChangeKind.PARTLY]] == [("old", "15 of 28")]
+    assert (
+        february.databases.sums[ChangeKind.NEW].change_mb
+        == -february.databases.sums[ChangeKind.PARTLY].change_mb
+        == 464_286
+    )
     assert "1 database, listed below, existed on only some of the measured days" in " ".join(notes(february))
     for level in (DATABASE, INSTANCE):
         sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
@@ -72,7 +76,7 @@ def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: A
     report = read_report(engine, MONTHLY, FEBRUARY)
 
     assert (report.start_mb, report.end_mb, report.known_change_mb) == (1000, 201_000, 200_000)
-    assert report.changes[ChangeKind.NEW].change_mb == 200_000
+    assert report.databases.sums[ChangeKind.NEW].change_mb == 200_000
 
 
 DATABASES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4)

@@ -28,9 +28,12 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, IssuedBill
-from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges
+from capacity_assets.reading.coverage import ServersInService, ServersWithoutRows
 from capacity_assets.reading.movers import WindowSizes
-from capacity_assets.report.data import Report, Totals
+from capacity_assets.reading.sizes import FleetSize
+from capacity_assets.reading.windows import WindowFacts
+from capacity_assets.report.data import Report
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
@@ -171,28 +174,26 @@ def test_every_kind_of_failure_is_documented() -> None:
 
 
 def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
+    window = PERIODS["monthly"].window_of(date(2025, 1, 1))
+    nothing = FleetSize(window.start, window.end)
     report = Report(
-        PERIODS["monthly"],
-        PERIODS["monthly"].window_of(date(2025, 1, 1)),
+        period=PERIODS["monthly"],
+        window=window,
+        before=window,
         server=None,
-        totals=Totals(),
-        changes=dict.fromkeys(ChangeKind, Change()),
-        databases=dict.fromkeys(ChangeKind, ()),
-        servers=(),
+        server_id=None,
+        facts=WindowFacts(datetime(2025, 2, 1, tzinfo=UTC), None, None, None),
+        size=nothing,
+        size_before=nothing,
+        databases=DatabaseChanges(dict.fromkeys(ChangeKind, Change()), dict.fromkeys(ChangeKind, ())),
+        servers=ServerChanges((), 0, 0),
         history=(),
-        measured_servers={},
-        expected_servers={},
-        active_servers=0,
-        counted_by_others=0,
-        unmeasured_servers=(),
-        never_measured_servers=(),
-        read_at=datetime(2025, 2, 1, tzinfo=UTC),
-        computed_at=None,
-        first_sample=None,
-        last_sample=None,
+        days=(),
+        in_service=ServersInService(0, 0),
+        without_rows=ServersWithoutRows((), ()),
     )
 
-    edition = Edition(Issue(1, report.read_at, False, 0, 0, None))
+    edition = Edition(Issue(1, report.facts.read_at, False, 0, 0, None))
 
     assert first_cells("Metadata of growth_report") == set(report_metadata(report, edition, ROOT))
 
