@@ -77,8 +77,6 @@ class Part:
 
 
 class _ColumnPlot:
-    """The positions in a column chart."""
-
     def __init__(self, chart: Columns) -> None:
         self.chart, self.height = chart, chart.height
         columns = list(zip(*(series.values for series in chart.series), strict=True))
@@ -170,8 +168,6 @@ class Row:
 
 
 class _WaterfallPlot:
-    """The positions in a waterfall chart, one row under the other."""
-
     def __init__(self, start_mb: int, steps: Sequence[Step]) -> None:
         sizes = list(accumulate((step.change_mb for step in steps), initial=start_mb))
         low, high = min(sizes), max(sizes)

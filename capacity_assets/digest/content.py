@@ -27,7 +27,7 @@ from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.filling import FillDate, fill_dates
 from capacity_assets.reading.sizes import (
     SizeInWindow,
-    fleet_sizes,
+    fleet_history,
     group_sizes,
     marked,
     partial_windows,
@@ -123,10 +123,8 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
 
 
 def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, str] | None) -> list[SizeInWindow]:
-    """Return the weeks with a size, oldest first."""
     if label is None:
-        fleet = fleet_sizes(connection, WEEKLY, windows).values()
-        sizes = [SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb) for one in fleet]
+        sizes = fleet_history(connection, WEEKLY, windows)
         return marked(sizes, partial_windows(connection, WEEKLY, sizes))
     sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
     return marked(sizes, partial_windows_of_group(connection, WEEKLY, windows, *label))

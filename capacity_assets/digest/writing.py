@@ -177,7 +177,6 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
 
 
 def _overview(digest: Digest) -> str:
-    """Return the page of the fleet or group as a whole."""
     return "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
 
 

@@ -150,7 +150,6 @@ def _holder_text(home: Path, numbers: Sequence[str]) -> str:
 
 
 def _is_up(process: str) -> bool:
-    """Whether a process exists and is a `capacity up`."""
     try:
         return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:

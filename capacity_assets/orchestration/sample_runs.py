@@ -124,7 +124,6 @@ def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> 
 
 
 def _reads_new_samples(period: Period, window: Window, fleet: LoadedFleet) -> bool:
-    """Whether samples were added to the window or the one before it."""
     if fleet.first_day_added is None or fleet.last_day_added is None:
         return False
     return period.previous(window).start <= fleet.last_day_added and window.end >= fleet.first_day_added

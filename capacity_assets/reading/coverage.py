@@ -36,10 +36,10 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
 
     A server is expected from its first sample to its retirement, so a new server is not missing on earlier days.
     """
-    statement = """
+    servers = """
         SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
         WHERE CAST(:server AS integer) IS NULL OR id = :server"""
-    registered = rows(connection, statement, server=server_id)
+    registered = rows(connection, servers, server=server_id)
     first_days = measured_ends(connection, [row.id for row in registered], last, newest=False)
     retired = [row for row in registered if not row.is_active and row.id in first_days]
     # Samples after the range tell that a server was still there on its last days.
@@ -48,8 +48,25 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
     gone_days = [
         max(row.deleted_on or min(last_days[row.id], last) + a_day, first_days[row.id] + a_day) for row in retired
     ]
-    servers = None if server_id is None else [server_id]
-    return _counted(connection, (first, last), servers, first_days.values(), gone_days)
+    statement = """
+        WITH steps AS MATERIALIZED (
+            SELECT day, sum(step) AS step FROM (
+                SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
+                UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
+            ) AS come_and_gone GROUP BY day
+        ), measured AS (
+            SELECT day, count(DISTINCT server_id) AS servers FROM capacity_server_samples
+            WHERE day BETWEEN :first AND :last AND (CAST(:server AS integer) IS NULL OR server_id = :server)
+            GROUP BY day
+        ), days AS (
+            SELECT CAST(d.day AS date) AS day,
+                   coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0) AS due
+            FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
+        )
+        SELECT d.day, coalesce(m.servers, 0) AS measured, greatest(coalesce(m.servers, 0), d.due) AS expected
+        FROM days d LEFT JOIN measured m ON m.day = d.day ORDER BY d.day"""
+    expected = {"first_days": list(first_days.values()), "gone_days": gone_days}
+    return records(MeasuredDay, connection, statement, first=first, last=last, server=server_id, **expected)
 
 
 @dataclass(frozen=True)
@@ -105,36 +122,6 @@ def coverage_of(connection: Connection, last: date, days: int, *, shown: int) ->
         ],
         len(most),
     )
-
-
-def _counted(
-    connection: Connection,
-    span: tuple[date, date],
-    servers: Sequence[int] | None,
-    first_days: Collection[date],
-    gone_days: Collection[date],
-) -> list[MeasuredDay]:
-    """Count `servers` (None: all) by day. Each is expected from a day of `first_days` to before one of `gone_days`."""
-    statement = """
-        WITH steps AS MATERIALIZED (
-            SELECT day, sum(step) AS step FROM (
-                SELECT day, 1 AS step FROM unnest(CAST(:first_days AS date[])) AS come (day)
-                UNION ALL SELECT day, -1 FROM unnest(CAST(:gone_days AS date[])) AS gone (day)
-            ) AS come_and_gone GROUP BY day
-        ), measured AS (
-            SELECT day, count(DISTINCT server_id) AS servers FROM capacity_server_samples
-            WHERE day BETWEEN :first AND :last
-              AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
-            GROUP BY day
-        ), days AS (
-            SELECT CAST(d.day AS date) AS day,
-                   coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0) AS due
-            FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
-        )
-        SELECT d.day, coalesce(m.servers, 0) AS measured, greatest(coalesce(m.servers, 0), d.due) AS expected
-        FROM days d LEFT JOIN measured m ON m.day = d.day ORDER BY d.day"""
-    expected = {"first_days": list(first_days), "gone_days": list(gone_days)}
-    return records(MeasuredDay, connection, statement, first=span[0], last=span[1], servers=servers, **expected)
 
 
 def measured_ends(connection: Connection, servers: Collection[int], until: date, *, newest: bool) -> dict[int, date]:

@@ -15,7 +15,6 @@ from sqlalchemy import (
     CompoundSelect,
     Connection,
     Integer,
-    Row,
     Select,
     Text,
     and_,
@@ -128,17 +127,16 @@ _R = _RUNWAY.c
 _RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "volumes", *_ENDS)))
 
 
-def fills_first(connection: Connection, *, shown: int, skipped: int = 0) -> list[Runway]:
-    """Return what fills within a year, earliest first; databases limited by a volume or server are listed as that."""
+def fills_first(connection: Connection, *, shown: int, skipped: int = 0, server: str | None = None) -> list[Runway]:
+    """Return what fills within a year, of all servers or of one, earliest first.
+
+    Databases limited by a volume or server are listed as that.
+    """
     chosen = _RUNWAYS.where(_R.stands_for_itself, _R.full_middle.is_not(None))
+    if server is not None:
+        chosen = chosen.where(_R.server == server)
     in_order = chosen.order_by(_R.full_middle, _R.server, _R.name, _R.subject)
     return _runways(connection, in_order.limit(shown).offset(skipped))
-
-
-def fills_on_server(connection: Connection, server: str, *, shown: int) -> list[Runway]:
-    """Return what on a server fills within a year, earliest first; as `fills_first`."""
-    chosen = _RUNWAYS.where(_R.server == server, _R.stands_for_itself, _R.full_middle.is_not(None))
-    return _runways(connection, chosen.order_by(_R.full_middle, _R.name).limit(shown))
 
 
 def runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runway]:
@@ -291,18 +289,15 @@ def forecasts_revision(connection: Connection) -> tuple[object, ...]:
 
 
 def _runways(connection: Connection, chosen: Select[Any] | CompoundSelect[Any]) -> list[Runway]:
-    return [_runway(row) for row in rows(connection, chosen)]
-
-
-def _runway(row: Row[Any]) -> Runway:
-    values = row._asdict()
-    bands = [[values.pop(f"{end}_{days}_days_mb") for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS]
-    ahead = [
-        ForecastDay(row.last_day + timedelta(days=days), *band)
-        for days, band in zip(HORIZONS_DAYS, bands, strict=True)
-        if None not in band
-    ]
-    return Runway(**values, ahead=ahead)
+    runways = []
+    for row in rows(connection, chosen):
+        values, ahead = row._asdict(), []
+        for days in HORIZONS_DAYS:
+            band = [values.pop(f"{end}_{days}_days_mb") for end in ("lower", "forecast", "upper")]
+            if None not in band:
+                ahead.append(ForecastDay(row.last_day + timedelta(days=days), *band))
+        runways.append(Runway(**values, ahead=ahead))
+    return runways
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -28,6 +28,7 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.cluster import tables_are_distributed
@@ -54,22 +55,6 @@ class DatabaseRow:
     change_mb: int | None
     change_percent: float | None
     trend: str | None
-    measured_days: int
-    window_days: int
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ServerRow:
-    """A server in one window, MiB."""
-
-    server_id: int
-    server: str
-    engine: str
-    databases: int
-    size_mb: int
-    change_mb: int | None
-    change_percent: float | None
     measured_days: int
     window_days: int
     labels: dict[str, str] = field(default_factory=dict)
@@ -102,7 +87,7 @@ class ListedDatabase(Listed, DatabaseRow):
 
 
 @dataclass(frozen=True)
-class ServerEntry:
+class ServerRow:
     """A server in one window, MiB; without sizes where it was not measured in it."""
 
     server_id: int
@@ -129,7 +114,7 @@ class ServerEntry:
 
 
 @dataclass(frozen=True)
-class ListedServer(Listed, ServerEntry):
+class ListedServer(Listed, ServerRow):
     """A server in a list."""
 
 
@@ -142,6 +127,8 @@ _GROWTH = table(
     "capacity_growth", *map(column, (*_NAMES, "database", "trend", "counted")), column("labels", JSONB)
 ).columns
 _SERVERS = table("capacity_server_growth", *map(column, (*_NAMES, "databases")), column("labels", JSONB)).columns
+_SERVER_COLUMNS = ("server_id", "server", "engine", "databases", "size_mb", "change_mb", "change_percent",
+                   "measured_days", "window_days", "labels")  # fmt: skip
 _TIES = (_GROWTH.size_mb.desc(), _GROWTH.server_id, _GROWTH.database)
 ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "size": (_GROWTH.size_mb.desc(), *_TIES),
@@ -188,14 +175,14 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         conditions.append(_GROWTH.engine == engine)
     elif engine:
         # Given the servers, PostgreSQL knows how many rows match, and walks the index until a page is full.
-        conditions.append(_is_one_of(_servers_of_engine(connection, engine)))
+        of_engine = rows(connection, "SELECT server_id FROM capacity_servers WHERE engine = :engine", engine=engine)
+        conditions.append(_is_one_of([row.server_id for row in of_engine]))
     if order in _CONDITIONS:
         conditions.append(_CONDITIONS[order])
     if label is not None:
         candidates = _is_one_of(_labelled_servers(connection, *label, window.end))
         conditions.append(candidates if label[1] else not_(candidates))
-    percent = cast(_GROWTH.change_percent, Double).label("change_percent")
-    of_row = [percent if name == "change_percent" else _GROWTH[name] for name in DatabaseRow.__dataclass_fields__]
+    of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
     statement = select(*of_row).where(*conditions).order_by(*ORDERS[order])
     if label is None and order in _WITHOUT_INDEX:
         # The rows are sorted by their keys alone: names of servers and labels are looked up for those shown.
@@ -203,13 +190,13 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
         is_shown = and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
         statement = select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
-        listed = records(DatabaseRow, connection, statement)
-        return listed[:shown], len(listed) > shown
-    if label is not None:
-        # Sorted by an index first; labels are then looked up row by row, until the page is full.
-        every = statement.offset(literal_column("0")).subquery("sorted")
-        statement = select(every).where(_has_label(every.c.labels, *label))
-    listed = records(DatabaseRow, connection, statement.limit(shown + 1).offset((page - 1) * shown))
+    else:
+        if label is not None:
+            # Sorted by an index first; labels are then looked up row by row, until the page is full.
+            every = statement.offset(literal_column("0")).subquery("sorted")
+            statement = select(every).where(_has_label(every.c.labels, *label))
+        statement = statement.limit(shown + 1).offset((page - 1) * shown)
+    listed = records(DatabaseRow, connection, statement)
     return listed[:shown], len(listed) > shown
 
 
@@ -238,11 +225,15 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
     if engine is not None:
         conditions.append(_SERVERS.engine == engine)
-    percent = cast(_SERVERS.change_percent, Double).label("change_percent")
-    of_row = [percent if name == "change_percent" else _SERVERS[name] for name in ServerRow.__dataclass_fields__]
-    statement = select(*of_row).where(*conditions).order_by(SERVER_ORDERS[order], _SERVERS.server_id)
-    listed = records(ServerRow, connection, statement.limit(shown + 1).offset(skipped))
+    statement = select(*_columns(_SERVERS, _SERVER_COLUMNS)).where(*conditions)
+    in_order = statement.order_by(SERVER_ORDERS[order], _SERVERS.server_id)
+    listed = records(ServerRow, connection, in_order.limit(shown + 1).offset(skipped))
     return listed[:shown], len(listed) > shown
+
+
+def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> list[ColumnElement[Any]]:
+    percent = cast(view.change_percent, Double).label("change_percent")
+    return [percent if name == "change_percent" else view[name] for name in names]
 
 
 def with_usage_of_databases(
@@ -269,39 +260,40 @@ def with_usage_of_servers(
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
     usages = usages_of(connection, subjects) if subjects else {}
-    numbers = [row.server_id for row in listed]
     partial: set[int] = set()
     before: set[int] = set()
     if window is not None:
+        numbers = [row.server_id for row in listed]
         partial = partial_servers(connection, period, window, numbers)
         before = partial_servers(connection, period, period.previous(window), numbers)
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
-        values = vars(row) if isinstance(row, ServerRow) else {"server_id": row.server_id, "server": row.server}
         missed = row if isinstance(row, UnmeasuredServer) else unmeasured.get(row.server_id)
-        since: dict[str, Any] = {name: getattr(missed, name) for name in _SINCE} if missed else {}
-        beside = _beside(recent.get(subject, ()), usages.get(subject))
-        since["is_partial"] = row.server_id in partial
-        since["is_change_partial"] = row.server_id in partial | before
-        servers_listed.append(ListedServer(**{**values, "engine": row.engine, **since, **beside}))
+        values = {
+            **vars(row),
+            **({name: getattr(missed, name) for name in _SINCE} if missed else {}),
+            "is_partial": row.server_id in partial,
+            "is_change_partial": row.server_id in partial | before,
+        }
+        servers_listed.append(ListedServer(**values, **_beside(recent.get(subject, ()), usages.get(subject))))
     return servers_listed
 
 
 def _beside(recent: Sequence[int | None], usage: Usage | None) -> dict[str, Any]:
-    values: dict[str, Any] = {"recent": recent}
-    if usage is not None:
-        values |= {
-            "limit_mb": usage.limit_mb,
-            "limit_used_mb": usage.used_mb,
-            "limit_subject": usage.subject,
-            "limit_name": usage.name,
-            "full_by": usage.full_by,
-            "forecast_state": usage.state,
-            "severity": usage.severity,
-        }
-        if usage.limit_mb and usage.used_mb is not None:
-            values["limit_used_percent"] = round(100 * usage.used_mb / usage.limit_mb, 1)
-    return values
+    if usage is None:
+        return {"recent": recent}
+    is_known = usage.limit_mb and usage.used_mb is not None
+    return {
+        "recent": recent,
+        "limit_mb": usage.limit_mb,
+        "limit_used_mb": usage.used_mb,
+        "limit_used_percent": round(100 * (usage.used_mb or 0) / (usage.limit_mb or 1), 1) if is_known else None,
+        "limit_subject": usage.subject,
+        "limit_name": usage.name,
+        "full_by": usage.full_by,
+        "forecast_state": usage.state,
+        "severity": usage.severity,
+    }
 
 
 def _recent_sizes(
@@ -415,11 +407,6 @@ def _has_label(labels: ColumnElement[Any], key: str, value: str) -> ColumnElemen
     condition = labels[key].astext == value if value else not_(labels.has_key(key))
     # PostgreSQL expects a plain condition to match next to nothing, and would sort all rows for a page.
     return case((condition, true()), else_=false())
-
-
-def _servers_of_engine(connection: Connection, engine: str) -> list[int]:
-    statement = "SELECT server_id FROM capacity_servers WHERE engine = :engine"
-    return [row.server_id for row in rows(connection, statement, engine=engine)]
 
 
 def _labelled_servers(connection: Connection, key: str, value: str, day: date) -> list[int]:

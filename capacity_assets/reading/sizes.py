@@ -105,6 +105,14 @@ def fleet_sizes(
     return {size.window_start: size for size in sizes}
 
 
+def fleet_history(connection: Connection, period: Period, windows: Sequence[Window]) -> list[SizeInWindow]:
+    """Return the sizes of the fleet in the windows in which it was measured."""
+    return [
+        SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb, databases=one.databases)
+        for one in fleet_sizes(connection, period, windows).values()
+    ]
+
+
 @dataclass(frozen=True)
 class LastSize:
     """The last known size of a server, MiB, and the day on which it was measured."""

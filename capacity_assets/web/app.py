@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
 from capacity_assets.web.pages import accuracy, fleet, groups, lists, subjects
-from capacity_assets.web.reader import Names, Reader, shared_notice, shared_revision
-from capacity_assets.web.rendering import Renderer, csv_of
+from capacity_assets.web.reader import Reader, shared_notice, shared_revision
+from capacity_assets.web.rendering import csv_of, page_templates
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
 REFUSAL = "Refused: log in with any user name and the token as the password, or send Authorization: Bearer TOKEN.\n"
@@ -228,6 +227,8 @@ class Page:
     """What of the page stands in each row of the CSV file."""
     has_figures: bool = False
     """Whether it shows windows of databases and servers, so that it says which samples are not in them yet."""
+    is_kept: bool = True
+    """Whether an answer is kept for seconds for others who ask the same."""
 
     @property
     def name(self) -> str:
@@ -256,8 +257,10 @@ PAGES = (
     Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes", has_figures=True),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
     Page("/group", "Group", groups.GroupPage, groups.read_group, "sizes"),
+    Page("/search", "Search", lists.SearchPage, lists.read_search, "found", is_kept=False),
 )
-SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _query: None, "found")
+TITLES = {400: "Invalid request", 404: "Not found"}
+"""Titles of error pages, by status."""
 
 
 @dataclass(frozen=True)
@@ -284,8 +287,7 @@ class Serving:
 
 def create_app(reader: Reader, serving: Serving) -> ASGIApp:
     """Put the application together; nothing is read before it starts."""
-    renderer = Renderer([page for page in PAGES if page.in_menu], serving.dagster_url)
-    answers = Answers(reader, Names(reader), renderer, serving)
+    answers = Answers(reader, serving)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -302,11 +304,9 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
                 await run_in_threadpool(ahead.join)
             await run_in_threadpool(answers.close)
 
-    routes = [Route(page.path, answers.of(page)) for page in PAGES]
     app = Starlette(
         routes=[
-            *routes,
-            Route(SEARCH.path, answers.search),
+            *(Route(page.path, answers.of(page)) for page in PAGES),
             Route("/schema", schema),
             Mount("/static", StaticFiles(directory=STATIC)),
             Mount("/charts", StaticFiles(directory=STYLES)),
@@ -326,9 +326,10 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
 class Answers:
     """Answers requests with pages, or with a page that says what is wrong."""
 
-    def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
-        """Answer from `reader` and `names`."""
-        self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
+    def __init__(self, reader: Reader, serving: Serving) -> None:
+        """Answer from `reader`."""
+        self._reader, self._serving = reader, serving
+        self._templates = page_templates(tuple(page for page in PAGES if page.in_menu), serving.dagster_url)
         self._html: dict[Hashable, tuple[ReadPage, str]] = {}
         self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.
@@ -343,88 +344,71 @@ class Answers:
         """Return the endpoint of a page."""
 
         async def answer(request: Request) -> Response:
-            return await self._in_time(request, page, lambda query: self._read(page, query))
+            """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
+            answering = self._threads.submit(self._answer, request, page)
+            try:
+                return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
+            except TimeoutError:
+                return self._refused(request, 503, _slow(ANSWER_SECONDS))
 
         return answer
-
-    async def _in_time(self, request: Request, page: Page, read: Callable[[PageQuery], ReadPage]) -> Response:
-        """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
-        answering = self._threads.submit(self._answer, request, page, read)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
-        except TimeoutError:
-            return self._refused(request, self._query(request), 503, _slow(ANSWER_SECONDS))
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; failures are shown to later requests."""
         pages = {page.path: page for page in PAGES}
-        ahead: list[Callable[[], object]] = [
-            partial(self._read_now, pages["/groups"]),
-            partial(self._read_now, pages["/accuracy"]),
-            partial(self._read_now, pages["/bill"]),
-            *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
-            lambda: self._names.search("-", 1, self._serving.clock.today()),
+        ahead: list[tuple[str, dict[str, str]]] = [
+            *((path, {}) for path in ("/groups", "/accuracy", "/bill")),
+            *(("/", {"period": name}) for name in PERIODS),
+            ("/search", {"q": "-", "shown": "1"}),
         ]
         while not ended.is_set():
-            for read in ahead:
+            for path, values in ahead:
                 if ended.is_set():
                     return
                 try:
-                    read()
+                    pages[path].read(self._reader, self._query(path, values))
                 except (DatabaseError, *DATABASE_FAILURES):
                     break
                 except Exception:
                     logger.exception("A page that is read ahead has a defect. The other pages work.")
             ended.wait(SECONDS_BETWEEN_READING_AHEAD)
 
-    def _read_now(self, page: Page, **values: str) -> None:
-        page.read(self._reader, PageQuery(page.path, values, self._serving.label_keys, self._serving.clock.today()))
-
     def _read(self, page: Page, query: PageQuery) -> ReadPage:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
-        if query.values.get("format") == "csv":
-            # Not cached: two hundred times as many rows, for a single reader.
-            return self._now(page.read(self._reader, query))
+
+        def read() -> ReadPage:
+            return ReadPage(page.read(self._reader, query), self._serving.clock.local_now())
+
+        if not page.is_kept or query.values.get("format") == "csv":
+            # A file has two hundred times as many rows, for a single reader.
+            return read()
         values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
-        key = (page.path, values, query.today, shared_revision(self._reader))
-        return self._reader.kept(key, lambda: self._now(page.read(self._reader, query)), SECONDS_KEPT)
-
-    def _now(self, content: Any) -> ReadPage:
-        return ReadPage(content, self._serving.clock.local_now())
-
-    async def search(self, request: Request) -> Response:
-        """Answer a search."""
-        return await self._in_time(request, SEARCH, lambda query: self._now(lists.read_search(self._names, query)))
+        return self._reader.kept((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an unknown address."""
-        return self._refused(request, self._query(request), 404, "There is no such page.")
+        return self._refused(request, 404, "There is no such page.")
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer where a page has a defect; the server's log has the traceback."""
         text = "This page has a defect, which is in the log of the server. Nothing was changed. The other pages work."
-        return self._refused(request, self._query(request), 500, text)
+        return self._refused(request, 500, text)
 
-    def _query(self, request: Request) -> PageQuery:
-        return PageQuery(
-            request.url.path,
-            known_values(request.query_params),
-            self._serving.label_keys,
-            self._serving.clock.today(),
-        )
+    def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
+        return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
 
-    def _answer(self, request: Request, page: Page, read: Callable[[PageQuery], ReadPage]) -> Response:
-        query = self._query(request)
+    def _answer(self, request: Request, page: Page) -> Response:
+        query = self._query(request.url.path, request.query_params)
         try:
             form = query.one_of("format", FORMATS)
             self._reader.refuse_a_newer_schema()
-            answer = read(query)
+            answer = self._read(page, query)
         except ValidationError as error:
-            return self._refused(request, query, 400, str(error))
+            return self._refused(request, 400, str(error))
         except NotFoundError as error:
-            return self._refused(request, query, 404, str(error))
+            return self._refused(request, 404, str(error))
         except (DatabaseError, *DATABASE_FAILURES) as error:
-            return self._refused(request, query, 503, _trouble(error))
+            return self._refused(request, 503, _trouble(error))
         if form == "json":
             return Response(TypeAdapter(page.shows).dump_json(answer.content, indent=1), media_type="application/json")
         if form == "csv":
@@ -435,24 +419,27 @@ class Answers:
 
     def _rendered(self, page: Page, query: PageQuery, answer: ReadPage, user: str | None, notice: str) -> str:
         """Return the page as HTML, filled in once for all who are shown the same answer."""
-        if page is SEARCH:
-            # Each answer is another one.
-            return self._renderer.page(page.name, page.title, query, answer, user, notice)
         key = (page.path, tuple(sorted(query.values.items())), user, notice)
         kept = self._html.get(key)
         if kept is not None and kept[0] is answer:
             return kept[1]
-        html = self._renderer.page(page.name, page.title, query, answer, user, notice)
-        with self._html_lock:
-            self._html[key] = (answer, html)
-            while len(self._html) > MOST_HTML_KEPT:
-                del self._html[next(iter(self._html))]
+        shown = {"page": answer.content, "read_at": answer.read_at, "notice": notice}
+        template = self._templates.get_template(f"{page.name}.html.j2")
+        html = template.render(**shown, query=query, title=page.title, user=user)
+        if page.is_kept:
+            with self._html_lock:
+                self._html[key] = (answer, html)
+                while len(self._html) > MOST_HTML_KEPT:
+                    del self._html[next(iter(self._html))]
         return html
 
-    def _refused(self, request: Request, query: PageQuery, status: int, text: str) -> Response:
+    def _refused(self, request: Request, status: int, text: str) -> Response:
         if request.query_params.get("format") in {"json", "csv"}:
             return JSONResponse({"error": text}, status_code=status)
-        return HTMLResponse(self._renderer.refusal(query, status, text), status_code=status)
+        shown = {"title": TITLES.get(status, "No answer"), "status": status, "text": text, "user": None}
+        query = self._query(request.url.path, request.query_params)
+        html = self._templates.get_template("refusal.html.j2").render(**shown, query=query)
+        return HTMLResponse(html, status_code=status)
 
 
 def _slow(seconds: int) -> str:
@@ -464,7 +451,6 @@ def _slow(seconds: int) -> str:
 
 
 def _trouble(error: DatabaseError | DatabaseFailure) -> str:
-    """Say why the database gave no answer."""
     if isinstance(error, DatabaseError):
         return str(error)
     if sqlstate_of(error) == STATEMENT_CANCELLED:
@@ -478,5 +464,4 @@ def _trouble(error: DatabaseError | DatabaseFailure) -> str:
 
 def schema(_request: Request) -> Response:
     """Describe the JSON of every page."""
-    pages = (*PAGES, SEARCH)
-    return JSONResponse({page.path: TypeAdapter(page.shows).json_schema(mode="serialization") for page in pages})
+    return JSONResponse({page.path: TypeAdapter(page.shows).json_schema(mode="serialization") for page in PAGES})

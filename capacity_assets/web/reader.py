@@ -137,17 +137,10 @@ class Reader:
         self._kept[key] = _Kept(value, now, now + STALE_TIMES * seconds, size_bytes)
 
 
-class Names:
-    """The names of servers, databases, volumes and groups, read again every few minutes."""
-
-    def __init__(self, reader: Reader) -> None:
-        """Read by `reader`, at the first search."""
-        self._reader = reader
-
-    def search(self, query: str, shown: int, today: date) -> list[NameMatch]:
-        """Return the names that contain all words of a query; raises DBAPIError."""
-        index = self._reader.kept_of(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
-        return index.search(query, shown)
+def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:
+    """Return the names that contain all words of a query, by an index read every few minutes; raises DBAPIError."""
+    index = reader.kept_of(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
+    return index.search(query, shown)
 
 
 def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:

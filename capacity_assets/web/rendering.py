@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
@@ -50,7 +49,7 @@ from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.ranges import RANGES
 
 if TYPE_CHECKING:
-    from capacity_assets.web.app import Page, ReadPage
+    from capacity_assets.web.app import Page
 
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -59,8 +58,6 @@ UNKNOWN = "unknown"
 FULL_DATE_MARGIN = 1.15
 # Forecasts may be newer than windows by a day or two.
 PAST_DAYS = 3
-TITLES: dict[int, str] = {HTTPStatus.BAD_REQUEST: "Invalid request", HTTPStatus.NOT_FOUND: "Not found"}
-"""Titles of error pages, by status."""
 
 
 def size(size_mb: int | None) -> Markup:
@@ -101,7 +98,7 @@ def headline(one: Headline) -> Markup:
         head, _, tail = one.text.partition(one.linked)
         place = subject_address(one.subject, one.server_id or 0, one.name or "")
         texts = [head, Markup('<a href="{0}">{1}</a>').format(place, one.linked), tail]
-    return chip + Markup("").join(one if isinstance(one, Markup) else _with_code(one) for one in texts)
+    return chip + Markup("").join(one if isinstance(one, Markup) else with_code(one) for one in texts)
 
 
 CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act now", Severity.WATCH: "Watch"}
@@ -127,7 +124,7 @@ def fill_range(runway: Runway) -> str:
     return "" if runway.state == FULL else range_of(runway) or "a single day"
 
 
-def _with_code(text: str) -> Markup:
+def with_code(text: str) -> Markup:
     """Mark what stands between backquotes as code."""
     parts = text.split("`")
     return Markup("").join(
@@ -155,13 +152,9 @@ def before(period: str, start: date) -> date:
     return PERIODS[period].previous(PERIODS[period].window_of(start)).start
 
 
-def window_address(start: str, query: PageQuery) -> str:
-    """Return the address of the samples of a window."""
-    return f"{query.with_values(window=start)}#behind"
-
-
 @cache  # Reading the templates takes longer than filling them in.
-def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
+def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
+    """Return the templates of pages, with these in the menu, and links to Dagster's UI where its address is known."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(
         size=size,
@@ -185,8 +178,8 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         moment=moment,
         counted=counted,
         first_of=first_of,
-        window_address=window_address,
         group=group_named,
+        code=with_code,
     )
     environment.globals.update(
         address=address,
@@ -208,36 +201,10 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         periods=list(PERIODS),
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=menu,
-        dagster=dagster_url,
+        dagster=dagster_url.rstrip("/") if dagster_url else None,
         dagster_partition=dagster_partition,
     )
     return environment
-
-
-class Renderer:
-    """Renders pages and refusals."""
-
-    def __init__(self, menu: Sequence[Page], dagster_url: str | None) -> None:
-        """Render with these pages in the menu, and links to Dagster's UI where its address is known."""
-        self._environment = _environment(tuple(menu), dagster_url.rstrip("/") if dagster_url else None)
-
-    def page(  # noqa: PLR0913, PLR0917 -- what a page is made of
-        self, name: str, title: str, query: PageQuery, answer: ReadPage, user: str | None, notice: str
-    ) -> str:
-        """Return a page as HTML; commands in the notice stand between backquotes."""
-        template = self._environment.get_template(f"{name}.html.j2")
-        shown = {"page": answer.content, "read_at": answer.read_at, "notice": _with_code(notice)}
-        return template.render(**shown, query=query, title=title, user=user)
-
-    def refusal(self, query: PageQuery, status: int, text: str) -> str:
-        """Return a page that says what is wrong."""
-        return self._environment.get_template("refusal.html.j2").render(
-            query=query,
-            title=TITLES.get(status, "No answer"),
-            status=status,
-            text=text,
-            user=None,
-        )
 
 
 def drawn(  # noqa: PLR0913 -- what a chart may show
@@ -248,20 +215,20 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     runway: Runway | None = None,
     steps: Sequence[StepRow] = (),
     earlier: Sequence[SizeInWindow] = (),
-    addresses: Sequence[str] = (),
+    query: PageQuery | None = None,
 ) -> History:
-    """Turn sizes, a forecast and steps into what a chart draws; each point leads to its address where there are any."""
+    """Turn sizes, a forecast and steps into what a chart draws; with `query`, a point leads to its window's samples."""
     points = [
         Point(
             _middle(one),
             one.size_mb,
             one.smallest_mb,
             one.largest_mb,
-            label="" if one.size_mb is None else f"{window_named(period, one)}: {human_mb(one.size_mb)}{_partly(one)}",
-            address=addresses[number] if addresses else "",
+            label=_reading(period, one),
+            address=f"{query.with_values(window=one.window_start)}#behind" if query else "",
             is_partial=one.is_partial,
         )
-        for number, one in enumerate(sizes)
+        for one in sizes
     ]
     marks = [Mark(step.day, step.note) for step in steps]
     before = _year_before(PERIODS[period], sizes, earlier) if earlier else []
@@ -317,8 +284,9 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
     return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts)
 
 
-def _partly(one: SizeInWindow) -> str:
-    return ", partly measured" if one.is_partial else ""
+def _reading(period: str, one: SizeInWindow) -> str:
+    partly = ", partly measured" if one.is_partial else ""
+    return "" if one.size_mb is None else f"{window_named(period, one)}: {human_mb(one.size_mb)}{partly}"
 
 
 def _year_before(
@@ -377,14 +345,12 @@ def amounts_chart(  # noqa: PLR0913 -- what a chart is of
             "others" if is_others else group_named(group, by),
             [cents.get((group, is_others, month), 0) if month in known else None for month in months],
         )
-        for group, is_others in dict.fromkeys((one.group, one.is_others) for one in sorted(billed, key=_others_last))
+        for group, is_others in dict.fromkeys(
+            (one.group, one.is_others) for one in sorted(billed, key=lambda one: one.is_others)
+        )
     ]
     names = [PERIODS["monthly"].label_of(PERIODS["monthly"].window_of(month)) for month in months]
     return columns_chart(Columns(title, names, series, height=height, currency=currency, unknown="no bill"))
-
-
-def _others_last(one: BilledMonth) -> bool:
-    return one.is_others
 
 
 def csv_of(page: Page, content: Any) -> Response:
@@ -411,15 +377,16 @@ def _cells(row: Mapping[str, object]) -> dict[str, object]:
     """Return the cells of a row, by column; what has several values has a column for each: labels_team."""
     cells: dict[str, object] = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):
-            cells |= {f"{name}_{key}": one for key, one in value.items()}
-        elif not isinstance(value, list | tuple):
-            cells[name] = value
-    return {name: _cell(value) for name, value in cells.items()}
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, Decimal):
-        # Without an exponent.
-        return f"{value:f}"
-    return as_plain_text(value) if isinstance(value, str) else value
+        match value:
+            case Mapping():
+                cells |= {f"{name}_{key}": one for key, one in _cells(value).items()}
+            case str():
+                cells[name] = as_plain_text(value)
+            case Decimal():
+                # Without an exponent.
+                cells[name] = f"{value:f}"
+            case list() | tuple():
+                pass
+            case _:
+                cells[name] = value
+    return cells

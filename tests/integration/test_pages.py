@@ -16,7 +16,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.web.app import PAGES, SEARCH
+from capacity_assets.web.app import PAGES
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -29,7 +29,7 @@ PREPARED = {"pages": filled}
 
 def test_every_page_is_html_json_that_fits_its_schema_and_csv(pages: Pages) -> None:
     schemas = pages.ask("/schema").json
-    for page, address in zip((*PAGES, SEARCH), sorted(ADDRESSES, key=_place), strict=True):
+    for page, address in zip(PAGES, sorted(ADDRESSES, key=_place), strict=True):
         html = pages.ask(address)
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
@@ -45,7 +45,7 @@ def shown(day: date) -> str:
 
 
 def _place(address: str) -> int:
-    return [page.path for page in (*PAGES, SEARCH)].index(address.partition("?")[0])
+    return [page.path for page in PAGES].index(address.partition("?")[0])
 
 
 def _and(address: str) -> str:

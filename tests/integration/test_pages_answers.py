@@ -22,7 +22,7 @@ from capacity_assets.reading import access
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
-from capacity_assets.web.reader import Names, Reader
+from capacity_assets.web.reader import Reader
 from tests.command import capacity
 from tests.databases import execute
 from tests.former_revisions import ADDED_LATER
@@ -322,7 +322,7 @@ def test_a_defect_while_reading_ahead_is_logged_and_the_next_round_comes(
         rounds.append(1)
         raise ValueError("a defect")
 
-    monkeypatch.setattr(Names, "search", search)
+    monkeypatch.setattr("capacity_assets.web.pages.lists.found_names", search)
     monkeypatch.setattr(app, "SECONDS_BETWEEN_READING_AHEAD", 0)
     with served_pages(database, reads_ahead=True) as pages:
         deadline = time.monotonic() + 30

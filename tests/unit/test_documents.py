@@ -35,7 +35,7 @@ from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
 from capacity_assets.report.data import Report
 from capacity_assets.report.issues import Edition, Issue
-from capacity_assets.web.app import PAGES, SEARCH
+from capacity_assets.web.app import PAGES
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 
 
@@ -202,7 +202,7 @@ def test_every_page_is_documented_and_no_other() -> None:
     text = (ROOT / "docs" / "pages.md").read_text()
 
     assert set(re.findall(r"^\| `(/[a-z]*)` \|", text, re.MULTILINE)) == {
-        *(page.path for page in (*PAGES, SEARCH)),
+        *(page.path for page in PAGES),
         "/schema",
     }
 

@@ -25,10 +25,9 @@ from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, ListedGroup, marked_groups, most_changed
 from capacity_assets.reading.sizes import (
     FleetNow,
-    FleetSize,
     SizeInWindow,
+    fleet_history,
     fleet_now,
-    fleet_sizes,
     marked,
     partial_windows,
     with_gaps,
@@ -138,18 +137,13 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
     windows = windows_in(shown, newest)
     with reader.transaction() as connection:
-        by_start = fleet_sizes(connection, period, windows)
-        earlier = fleet_sizes(connection, period, earlier_windows(shown, windows))
-    sizes = with_gaps(windows, [_size_of(one) for one in by_start.values()])
+        sizes = with_gaps(windows, fleet_history(connection, period, windows))
+        earlier = fleet_history(connection, period, earlier_windows(shown, windows))
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
         incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
         sizes = marked(sizes, incomplete)
-    return replace(fleet, sizes=sizes, earlier=[_size_of(one) for one in earlier.values()])
-
-
-def _size_of(one: FleetSize) -> SizeInWindow:
-    return SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb, databases=one.databases)
+    return replace(fleet, sizes=sizes, earlier=earlier)
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str) -> FleetPage:
@@ -168,15 +162,13 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
     groups: list[ListedGroup] = []
     space: list[GroupSpace] = []
     if "monthly" in complete:
-        of_groups = fills_first(connection, grouped_by)
         month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
-        groups = marked_groups(*month, groups_of(*month, of_groups))
+        groups = marked_groups(*month, groups_of(*month, fills_first(connection, grouped_by)))
         space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
     coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
         coverage = coverage_of(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
-    failed = sum(one.failure is not None for one in unmeasured.servers)
     fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
     first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
@@ -192,12 +184,12 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
         fills_first=fills,
         headroom=free,
         trust=Trust(
-            unmeasured.day,
-            active,
-            active - len(unmeasured.servers),
-            failed,
-            None if coverage.percent is None else float(coverage.percent),
-            unmeasured.has_samples,
+            newest_day=unmeasured.day,
+            servers=active,
+            measured_servers=active - len(unmeasured.servers),
+            failed_servers=sum(one.failure is not None for one in unmeasured.servers),
+            coverage_percent=None if coverage.percent is None else float(coverage.percent),
+            has_samples=unmeasured.has_samples,
         ),
         unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],
         unmeasured_servers=len(unmeasured.servers),

@@ -39,7 +39,8 @@ from capacity_assets.ownership.groups import (
     groups_of,
     refuse_unknown_grouping,
 )
-from capacity_assets.reading.filling import Runway, fills_on_server, forecast_day, runways_of
+from capacity_assets.reading.filling import Runway, forecast_day, runways_of
+from capacity_assets.reading.filling import fills_first as runways_by_day
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import (
     ListedDatabase,
@@ -282,7 +283,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         earlier = group_sizes(connection, period, earlier_windows(shown, windows), by, name)
         if by == "server":
             # The name of a server is the name of its group.
-            ahead = fills_on_server(connection, str(name), shown=MEMBERS_SHOWN)
+            ahead = runways_by_day(connection, shown=MEMBERS_SHOWN, server=name)
         else:
             ahead = runways_of(connection, filling)
         members, more = _members(connection, period, window, by, name)

@@ -27,9 +27,9 @@ from capacity_assets.reading.names import NameMatch
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.reader import (
     UNMEASURED_SECONDS,
-    Names,
     Reader,
     chosen_window,
+    found_names,
     shared_outdated,
     shared_unmeasured,
 )
@@ -160,7 +160,6 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
 
 
 def _around(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
-    """Return the fields that both lists share."""
     engine = query.text("engine") or None
     known_engines: Sequence[str] = ()
     if window is not None:
@@ -199,9 +198,9 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     return FillingPage(headline, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
 
 
-def read_search(names: Names, query: PageQuery) -> SearchPage:
+def read_search(reader: Reader, query: PageQuery) -> SearchPage:
     """Search the names of servers, databases, volumes and groups. Raises ValidationError."""
     words = (query.text("q") or "").strip()
     shown = query.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
-    matches = names.search(words, shown + 1, query.today)
+    matches = found_names(reader, words, shown + 1, query.today)
     return SearchPage(words, matches[:shown], len(matches) > shown)

@@ -58,9 +58,9 @@ class WindowSamples:
     missing_days: Sequence[date]
 
 
-@dataclass(frozen=True)
-class ServerPage:
-    """One server."""
+@dataclass(frozen=True, kw_only=True)
+class SubjectPage:
+    """What the pages of a server, of a database and of a volume have."""
 
     server: ServerFacts
     headline: Headline
@@ -70,56 +70,49 @@ class ServerPage:
     earlier: Sequence[SizeInWindow]
     """Sizes of a year before, one for each window, where they are compared."""
     runway: Runway | None
+    """Its own forecast; of a database, as if all others did not grow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredPage(SubjectPage):
+    """What those of a server and of a database have beside that."""
+
     binding: Runway | None
-    """The forecast of the disk that fills before the server as a whole; None: none does."""
+    """The forecast that binds: of a database, the one that fills first, of it, its server or one of its volumes.
+
+    Of a server, that of the disk that fills before the server as a whole. None: none does, or none has a date.
+    """
     steps: Sequence[StepRow]
     limits: Sequence[DeclaredLimit]
     """Declared limits: its own, and that of the server as a whole."""
+    behind: WindowSamples | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPage(DeclaredPage):
+    """One server."""
+
     volumes: Sequence[ServerVolume]
     databases: Sequence[ListedDatabase]
     has_more_databases: bool
     order: str
     attempts: Sequence[Attempt]
-    behind: WindowSamples | None
 
 
-@dataclass(frozen=True)
-class DatabasePage:
+@dataclass(frozen=True, kw_only=True)
+class DatabasePage(DeclaredPage):
     """One database."""
 
-    server: ServerFacts
-    headline: Headline
     database: str
     labels: dict[str, str]
-    period: str
-    shown: ChartRange
-    sizes: Sequence[SizeInWindow]
-    earlier: Sequence[SizeInWindow]
-    """Sizes of a year before, one for each window, where they are compared."""
-    runway: Runway | None
-    """The forecast of the database alone, as if all others did not grow."""
-    binding: Runway | None
-    """The forecast that fills first, of the database, its server or one of its volumes; None: none has a date."""
-    steps: Sequence[StepRow]
-    limits: Sequence[DeclaredLimit]
-    """Declared limits: its own, and that of the server as a whole."""
-    behind: WindowSamples | None
     neighbours: Sequence[ListedDatabase]
 
 
-@dataclass(frozen=True)
-class VolumePage:
+@dataclass(frozen=True, kw_only=True)
+class VolumePage(SubjectPage):
     """One volume of a server."""
 
-    server: ServerFacts
-    headline: Headline
     volume: ServerVolume
-    period: str
-    shown: ChartRange
-    sizes: Sequence[SizeInWindow]
-    earlier: Sequence[SizeInWindow]
-    """Sizes of a year before, one for each window, where they are compared."""
-    runway: Runway | None
     databases: Sequence[Runway]
 
 
@@ -141,7 +134,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         first, also = first_on_server(connection, number)
         return ServerPage(
             server=server,
-            headline=_headline(connection, query.today, server, "server", "", runway, first, also),
+            headline=_headline(connection, query, server, "server", "", runway, first=first, also=also),
             period=period.name,
             shown=shown,
             sizes=server_history(connection, period, windows, number, newest) if newest else [],
@@ -168,8 +161,6 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         server = server_facts(connection, number)
         newest = newest_window(connection, period)
         windows = windows_in(shown, newest) if newest else []
-        sizes = database_history(connection, period, windows, number, name)
-        earlier = database_history(connection, period, earlier_windows(shown, windows), number, name)
         stored = subjects.newest_day_of(connection, number, name)
         if stored is None and not subjects.was_ever_sampled(connection, number, name):
             raise _no_such(f"database {name!r} on {server.server}")
@@ -182,13 +173,13 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
         return DatabasePage(
             server=server,
-            headline=_headline_of_database(connection, query.today, server, name, runway, binding, stored),
+            headline=_headline(connection, query, server, "database", name, runway, first=binding, stored=stored),
             database=name,
             labels=stored.labels if stored else {},
             period=period.name,
             shown=shown,
-            sizes=sizes,
-            earlier=earlier,
+            sizes=database_history(connection, period, windows, number, name),
+            earlier=database_history(connection, period, earlier_windows(shown, windows), number, name),
             runway=runway,
             binding=binding,
             steps=subjects.steps_of(connection, number, name),
@@ -212,56 +203,42 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             shown = replace(shown, first=max(shown.first, volume.day - timedelta(days=LONGEST_DAYS)))
         newest = PERIODS["daily"].window_of(volume.day)
         days = windows_in(shown, newest) if shown.name else PERIODS["daily"].back(newest, VOLUME_DAYS)
-        sizes = volume_history(connection, days, number, name)
-        earlier = volume_history(connection, earlier_windows(shown, days), number, name)
-        on_it = bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN)
         runway = runway_of(connection, number, "volume", name)
-        headline = _headline(connection, query.today, server, "volume", name, runway)
         return VolumePage(
             server=server,
-            headline=headline,
+            headline=_headline(connection, query, server, "volume", name, runway),
             volume=volume,
             period="daily",
             shown=shown,
-            sizes=sizes,
-            earlier=earlier,
+            sizes=volume_history(connection, days, number, name),
+            earlier=volume_history(connection, earlier_windows(shown, days), number, name),
             runway=runway,
-            databases=on_it,
+            databases=bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN),
         )
 
 
 def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
     connection: Connection,
-    today: date,
+    query: PageQuery,
     server: ServerFacts,
     subject: str,
     name: str,
     own: Runway | None,
+    *,
     first: Runway | None = None,
     also: Runway | None = None,
+    stored: subjects.NewestDay | None = None,
 ) -> Headline:
-    """Say when it is full; where there is no forecast, also when its server was last measured."""
-    issued, last_measured = None, None
-    if own is None:
+    """Say when it is full; where there is no forecast, also when it or its server was last measured."""
+    number, issued, last_measured = server.server_id, None, None
+    is_gone = own is None and stored is not None and subjects.is_gone(connection, number, stored.day)
+    if is_gone and stored is not None:
+        last_measured = stored.day
+    elif own is None:
         issued = forecast_day(connection)
-        last_measured = newest_measured_days(connection, [server.server_id], today).get(server.server_id)
-    about = Subject(server.server, subject, name, server.is_active, last_measured)
+        last_measured = newest_measured_days(connection, [number], query.today).get(number)
+    about = Subject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
     return headline_of(about, own, first, issued=issued, also=also)
-
-
-def _headline_of_database(  # noqa: PLR0913, PLR0917 -- as above
-    connection: Connection,
-    today: date,
-    server: ServerFacts,
-    name: str,
-    own: Runway | None,
-    binding: Runway | None,
-    stored: subjects.NewestDay | None,
-) -> Headline:
-    if own is None and stored and subjects.is_gone(connection, server.server_id, stored.day):
-        about = Subject(server.server, "database", name, server.is_active, stored.day, is_gone=True)
-        return headline_of(about, None, None)
-    return _headline(connection, today, server, "database", name, own, binding)
 
 
 def _no_such(subject: str) -> NotFoundError:
