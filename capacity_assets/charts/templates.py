@@ -8,13 +8,22 @@ from pathlib import Path
 from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from capacity_assets.base.units import counted, first_of, human_day, printable
+from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
+
 STYLES = Path(__file__).with_name("styles")
 """Folder of the style sheets of pages and charts."""
 
 
+_SHARED_FILTERS = {
+    one.__name__: one
+    for one in (counted, first_of, gib, human_day, mean_price, moment, money, money_change, price, printable)
+}
+
+
 def environment_of(loader: BaseLoader) -> Environment:
     """Return what fills templates in: every value is escaped, so that no name is read as markup."""
-    return Environment(
+    environment = Environment(
         loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
@@ -22,6 +31,8 @@ def environment_of(loader: BaseLoader) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.filters.update(_SHARED_FILTERS, number="{:,}".format, group=group_named)
+    return environment
 
 
 @cache  # Reading the templates takes longer than filling them in.

@@ -25,14 +25,8 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.filling import FillDate, fill_dates
-from capacity_assets.reading.sizes import (
-    SizeInWindow,
-    fleet_history,
-    group_sizes,
-    marked,
-    partial_windows,
-    partial_windows_of_group,
-)
+from capacity_assets.reading.groups import group_sizes, partial_windows_of_group
+from capacity_assets.reading.sizes import SizeInWindow, fleet_history, marked, partial_windows
 
 LISTED = 10
 DECLINES_LISTED = 5

@@ -263,6 +263,4 @@ def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[da
 
 @cache  # Reading it takes longer than filling it in.
 def _template() -> Template:
-    environment = environment_of(PackageLoader("capacity_assets.digest", "templates"))
-    environment.filters.update(day=human_day)
-    return environment.get_template("digest.html.j2")
+    return environment_of(PackageLoader("capacity_assets.digest", "templates")).get_template("digest.html.j2")

@@ -20,6 +20,8 @@ WINDOWS_AROUND, NEWEST_WINDOWS = 14, 3
 """A database is looked for in so many windows before and after; for the newest window, in so many before."""
 
 
+NOTICEABLE = 0.995
+"""A window of the fleet is looked at for missing databases if it is below this share of those before and after."""
 LEAST_SHARE = 0.9
 """A database with a smaller share of its server's measured days is missing in a window of several days."""
 MOST_DATABASES = 2_000
@@ -155,3 +157,22 @@ def counts_of_databases(
     for row in rows(connection, statement, **asked):
         counts.setdefault(row.server_id, {})[row.window_start] = row.databases
     return counts
+
+
+def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:
+    """Return the windows in which a server is missing that was measured before, and is in service or came back."""
+    # A server in service is expected from its first window shown on, another one to its last.
+    statement = """
+        WITH shown AS (
+            SELECT server_id, window_start FROM capacity_server_growth
+            WHERE period = :period AND window_start >= :first AND counted
+        ), spans AS (
+            SELECT min(z.window_start) AS first_start,
+                   CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END
+                       AS last_start
+            FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
+        )
+        SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
+        WHERE w.servers < (SELECT count(*) FROM spans s
+                           WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)"""
+    return {row.window_start for row in rows(connection, statement, period=period.name, first=first)}

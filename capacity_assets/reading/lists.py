@@ -32,12 +32,10 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.ownership.groups import Group
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
 from capacity_assets.reading.filling import Severity, Usage, usages_of
 from capacity_assets.reading.holes import partial_servers
-from capacity_assets.reading.sizes import changes_of_databases, partial_groups
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""
@@ -345,45 +343,6 @@ _RECENT_SERVERS = (
     WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
       AND server_id = ANY (CAST(:servers AS integer[]))""",
 )
-
-
-@dataclass(frozen=True)
-class ListedGroup(Group):
-    """A group in a list."""
-
-    is_partial: bool = False
-    """Whether a server of it was not measured in the window, or on far fewer days than others."""
-    is_change_partial: bool = False
-    """Whether that holds for this window or the one before, so that the change is that of its databases."""
-
-    @property
-    def growth(self) -> str:
-        """The change in percent of the size before; like for like, of the sizes of the same databases before."""
-        if not self.is_change_partial:
-            return super().growth
-        return "unknown" if self.change_percent is None else f"{self.change_percent:+,.1f} %"
-
-
-def marked_groups(
-    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
-) -> list[ListedGroup]:
-    """Return groups with those marked of which a server was not measured in the window, or in the one before.
-
-    Their change is that of the databases with a known change.
-    """
-    found = partial_groups(connection, period, window, by, {one.name: one.size_mb for one in groups})
-    now, before = found[window.start], found[period.previous(window).start]
-    changes = changes_of_databases(connection, period, window, by) if now | before else {}
-    listed = []
-    for one in groups:
-        values = {**vars(one), "is_partial": one.name in now, "is_change_partial": one.name in now | before}
-        if values["is_change_partial"]:
-            known = changes.get(one.name)
-            values |= {"change_mb": None, "change_percent": None}
-            if known is not None:
-                values |= {"change_mb": known.change_mb, "change_percent": known.percent}
-        listed.append(ListedGroup(**values))
-    return listed
 
 
 def engines(connection: Connection, period: Period, window: Window) -> list[str]:

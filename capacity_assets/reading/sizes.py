@@ -10,12 +10,14 @@ from typing import Any
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.units import LARGEST_MB, percent_of
-from capacity_assets.reading.access import plan_with_loops, records, rows
+from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import measured_ends
 from capacity_assets.reading.holes import (
     NEWEST_WINDOWS,
+    NOTICEABLE,
     counts_of_databases,
+    incomplete_windows,
     windows_with_holes,
     windows_with_short_databases,
 )
@@ -275,33 +277,6 @@ def database_shares(
     return records(SeriesSize, connection, statement, **_of(period, windows), server=server_id, largest_mb=LARGEST_MB)
 
 
-def group_sizes(
-    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
-) -> list[SizeInWindow]:
-    """Return the windows in which a group is not empty, oldest first; `name` None: databases without such a label.
-
-    Without any label of a key, everything is one group.
-    """
-    if not windows:
-        return []
-    of_group = """
-        SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by
-          AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
-        ORDER BY window_start"""
-    of_everything = """
-        SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
-        GROUP BY window_start, window_end ORDER BY window_start"""
-    of_key = """
-        SELECT 1 FROM capacity_groups
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :grouped_by LIMIT 1"""
-    sizes = records(SizeInWindow, connection, of_group, **_of(period, windows), grouped_by=grouped_by, name=name)
-    if sizes or name is not None or rows(connection, of_key, **_of(period, windows), grouped_by=grouped_by):
-        return sizes
-    return records(SizeInWindow, connection, of_everything, **_of(period, windows))
-
-
 def server_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, newest: Window
 ) -> list[SizeInWindow]:
@@ -348,10 +323,6 @@ def volume_history(connection: Connection, days: Sequence[Window], server_id: in
     return with_gaps(days, records(SizeInWindow, connection, statement, server=server_id, volume=volume, **span))
 
 
-NOTICEABLE = 0.995
-"""A window of the fleet is looked at for missing databases if it is below this share of those before and after."""
-
-
 def partial_windows(connection: Connection, period: Period, sizes: Sequence[SizeInWindow]) -> set[date]:
     """Return the windows of the fleet in which a server is missing, or noticeably many databases of one."""
     if not sizes:
@@ -369,166 +340,6 @@ def partial_windows(connection: Connection, period: Period, sizes: Sequence[Size
             found = windows_with_holes(connection, period, counts, newest_start)
             holes |= {start for _, start in found if start == one.window_start}
     return incomplete | holes
-
-
-def partial_windows_of_group(
-    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
-) -> set[date]:
-    """Return the windows in which a server of a group is missing, or missed days enough to change its mean noticeably.
-
-    A group is a mean over days, so a day without a server lowers it by a part of the server's size.
-    """
-    # A server in service is expected from its first window shown on, another one to its last.
-    statement = """
-        WITH members AS MATERIALIZED (
-            SELECT s.server_id, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
-            JOIN capacity_label_spans l ON l.instance_id = s.server_id AND l.key = :grouped_by AND l.value = :name
-            WHERE s.counted_by IS NULL
-            UNION ALL
-            SELECT s.server_id, s.is_active, CAST('-infinity' AS date), CAST('infinity' AS date)
-            FROM capacity_servers s
-            WHERE s.counted_by IS NULL AND (
-                :grouped_by = 'engine' AND s.engine = CAST(:name AS text)
-                OR :grouped_by = 'server' AND s.server = CAST(:name AS text)
-                OR :grouped_by NOT IN ('engine', 'server') AND CAST(:name AS text) IS NULL
-                   AND NOT s.labels ? CAST(:grouped_by AS text))
-        ), shown AS MATERIALIZED (
-            SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
-            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
-              AND server_id = ANY (ARRAY(SELECT server_id FROM members))
-        ), best AS MATERIALIZED (
-            -- The days over which a group is a mean: those on which anything was measured.
-            SELECT start AS window_start, 1 AS days FROM unnest(CAST(:starts AS date[])) AS start
-            WHERE CAST(:is_daily AS boolean)
-            UNION ALL
-            SELECT window_start, max(measured_days) FROM capacity_server_growth
-            WHERE NOT CAST(:is_daily AS boolean) AND period = :period
-              AND window_start = ANY (CAST(:starts AS date[])) AND counted
-            GROUP BY window_start
-        ), spans AS MATERIALIZED (
-            SELECT m.server_id, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
-                   CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
-                   m.valid_until
-            FROM shown z JOIN members m ON m.server_id = z.server_id
-            GROUP BY m.server_id, m.is_active, m.valid_from, m.valid_until
-        ), expected AS (
-            SELECT w.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT DISTINCT window_start FROM shown) AS w JOIN spans s ON s.first_start <= w.window_start
-                AND w.window_start < s.last_start AND w.window_start < s.valid_until
-            GROUP BY w.window_start
-        ), present AS (
-            SELECT z.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT shown.*, best.days, sum(size_mb) OVER (PARTITION BY window_start) AS total_mb
-                  FROM shown JOIN best USING (window_start)) AS z
-            JOIN spans s ON s.server_id = z.server_id AND s.first_start <= z.window_start
-                AND z.window_start < s.last_start AND z.window_start < s.valid_until
-            WHERE z.size_mb * (z.days - z.measured_days) <= CAST(:noticeable AS numeric) * z.days * z.total_mb
-            GROUP BY z.window_start
-        )
-        SELECT e.window_start FROM expected e LEFT JOIN present p ON p.window_start = e.window_start
-        WHERE coalesce(p.servers, 0) < e.servers"""
-    asked = {**_of(period, windows), "grouped_by": grouped_by, "name": name, "noticeable": 1 - NOTICEABLE}
-    asked["is_daily"] = period.days == 1
-    # How many rows a part of a statement has is not known to the planner.
-    plan_with_loops(connection, allowed=False)
-    found = rows(connection, statement, **asked)
-    plan_with_loops(connection, allowed=True)
-    return {row.window_start for row in found}
-
-
-def partial_groups(
-    connection: Connection, period: Period, window: Window, grouped_by: str, sizes_mb: Mapping[str | None, int]
-) -> dict[date, set[str | None]]:
-    """Return the groups of which a server is missing in a window or in the one before, by first day of these.
-
-    As for the page of a group, but a server is expected if it was measured in the window before. `sizes_mb` are the
-    sizes of the groups.
-    """
-    missing = """
-        WITH stored AS MATERIALIZED (
-            SELECT server_id, engine, window_start, measured_days, size_mb FROM capacity_server_growth
-            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
-        ), best AS MATERIALIZED (
-            SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
-        )
-        SELECT t.start, b.server_id, b.engine,
-               b.size_mb * (best.days - coalesce(n.measured_days, 0)) / best.days AS lost_mb
-        FROM unnest(CAST(:befores AS date[]), CAST(:asked AS date[]), CAST(:afters AS date[]))
-            AS t (before, start, after)
-        JOIN best ON best.window_start = t.start
-        JOIN stored b ON b.window_start = t.before
-        LEFT JOIN stored n ON n.window_start = t.start AND n.server_id = b.server_id
-        LEFT JOIN stored a ON a.window_start = t.after AND a.server_id = b.server_id
-        LEFT JOIN capacity_servers s ON s.server_id = b.server_id
-        WHERE (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < best.days"""
-    labels = """
-        SELECT instance_id, value FROM capacity_label_spans
-        WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
-          AND valid_from <= :day AND :day < valid_until AND (database_pattern = '' OR CAST(:own AS boolean))"""
-    windows = [*period.back(window, 3), period.following(window)]
-    starts = [one.start for one in windows]
-    spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
-    plan_with_loops(connection, allowed=False)
-    found = rows(connection, missing, period=period.name, starts=starts, **spans)
-    plan_with_loops(connection, allowed=True)
-    groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
-    names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
-    if found and grouped_by != "engine":
-        asked = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
-        of_server = {row.instance_id for row in rows(connection, labels, **asked, own=False)}
-        names_of = {server: set() if server in of_server else {None} for server in names_of}
-        for row in rows(connection, labels, **asked, own=True):
-            names_of[row.instance_id].add(row.value)
-    for row in found if grouped_by != "server" else ():
-        noticed = (name for name in names_of[row.server_id] if row.lost_mb > (1 - NOTICEABLE) * sizes_mb.get(name, 0))
-        groups[row.start] |= set(noticed)
-    return groups
-
-
-@dataclass(frozen=True)
-class KnownChange:
-    """The sum of the known changes of databases, and of their sizes before, MiB."""
-
-    change_mb: int
-    before_mb: int
-
-    @property
-    def percent(self) -> float | None:
-        """The change in percent of the size before, to a tenth; None where nothing was there before."""
-        percent = percent_of(self.change_mb, self.before_mb)
-        return None if percent is None else float(percent)
-
-
-def changes_of_databases(
-    connection: Connection, period: Period, window: Window, grouped_by: str
-) -> dict[str | None, KnownChange]:
-    """Return the known changes of databases by engine or label: like for like, whatever was not measured."""
-    statement = """
-        SELECT CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
-               sum(change_mb) AS change_mb, sum(size_mb - change_mb) AS before_mb
-        FROM capacity_growth
-        WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL GROUP BY 1"""
-    changes = rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by)
-    return {row.name: KnownChange(int(row.change_mb), int(row.before_mb)) for row in changes}
-
-
-def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:
-    """Return the windows in which a server is missing that was measured before, and is in service or came back."""
-    # A server in service is expected from its first window shown on, another one to its last.
-    statement = """
-        WITH shown AS (
-            SELECT server_id, window_start FROM capacity_server_growth
-            WHERE period = :period AND window_start >= :first AND counted
-        ), spans AS (
-            SELECT min(z.window_start) AS first_start,
-                   CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END
-                       AS last_start
-            FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
-        )
-        SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
-        WHERE w.servers < (SELECT count(*) FROM spans s
-                           WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)"""
-    return {row.window_start for row in rows(connection, statement, period=period.name, first=first)}
 
 
 def _of(period: Period, windows: Sequence[Window]) -> dict[str, Any]:

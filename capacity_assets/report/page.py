@@ -53,24 +53,8 @@ KINDS_LISTED = {
 def _environment() -> Environment:
     own = PackageLoader("capacity_assets.report", "templates")
     environment = environment_of(ChoiceLoader([own, FileSystemLoader(STYLES)]))
-    environment.filters.update(
-        mb=human_mb,
-        change=human_change_mb,
-        percent=human_percent,
-        number="{:,}".format,
-        signed=signed,
-        pair=human_pair_mb,
-        day=human_day,
-        bar=band_bar,
-        in_words=in_words,
-        counted=counted,
-        group=bills.group_named,
-        gib=bills.gib,
-        moment=bills.moment,
-        money=bills.money,
-        money_change=bills.money_change,
-        price=bills.price,
-    )
+    environment.filters.update(mb=human_mb, change=human_change_mb, percent=human_percent, pair=human_pair_mb)
+    environment.filters.update(day=human_day, signed=signed, bar=band_bar, in_words=in_words)
     return environment
 
 

@@ -22,13 +22,11 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import (
     as_plain_text,
     counted,
-    first_of,
     human_change_mb,
     human_day,
     human_days,
     human_mb,
     human_percent,
-    printable,
 )
 from capacity_assets.charts.axis import CENTS
 from capacity_assets.charts.bars import Columns, Series, columns_chart, share_bar
@@ -37,13 +35,13 @@ from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
-from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
+from capacity_assets.ownership.bills import group_named
 from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.links import address, subject_address
 from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
-from capacity_assets.reading.space import GroupSpace
 from capacity_assets.reading.subjects import StepRow
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.ranges import RANGES
@@ -156,54 +154,22 @@ def before(period: str, start: date) -> date:
 def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
     """Return the templates of pages, with these in the menu, and links to Dagster's UI where its address is known."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
-    environment.filters.update(
-        size=size,
-        change=change,
-        percent=percent,
-        day=day,
-        days=human_days,
-        shell=shlex.quote,
-        headline=headline,
-        full_by=full_by,
-        fill_range=fill_range,
-        human_day=human_day,
-        chance=chance,
-        number="{:,}".format,
-        printable=printable,
-        gib=gib,
-        money=money,
-        money_change=money_change,
-        price=price,
-        mean_price=mean_price,
-        moment=moment,
-        counted=counted,
-        first_of=first_of,
-        group=group_named,
-        code=with_code,
-    )
+    environment.filters.update(size=size, change=change, percent=percent, chance=chance, code=with_code)
+    environment.filters.update(day=day, days=human_days, headline=headline, full_by=full_by, fill_range=fill_range)
+    environment.filters.update(shell=shlex.quote)
     environment.globals.update(
-        address=address,
         chart=lambda *what, **more: history_chart(drawn(*what, **more)),
         share_bar=share_bar,
         sparkline=sparkline,
-        shared_labels=shared_labels,
         space_map=space_map,
-        is_past=is_past,
         amounts_chart=amounts_chart,
-        billed_groups=billed_groups,
-        growth=human_percent,
-        severity_of=severity_of,
-        period_noun=period_noun,
-        chips=CHIPS,
-        window_named=window_named,
-        window_span=window_span,
-        before=before,
-        periods=list(PERIODS),
-        ranges={name: text for name, (text, _) in RANGES.items()},
-        menu=menu,
-        dagster=dagster_url.rstrip("/") if dagster_url else None,
-        dagster_partition=dagster_partition,
     )
+    environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
+    environment.globals.update(before=before, is_past=is_past, growth=human_percent, severity_of=severity_of)
+    environment.globals.update(shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS)
+    environment.globals.update(periods=list(PERIODS), ranges={name: text for name, (text, _) in RANGES.items()})
+    dagster = dagster_url.rstrip("/") if dagster_url else None
+    environment.globals.update(menu=menu, address=address, dagster=dagster, dagster_partition=dagster_partition)
     return environment
 
 

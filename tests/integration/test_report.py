@@ -6,21 +6,31 @@ import re
 import threading
 import time
 from datetime import date
+from html import unescape
+from itertools import product
 from pathlib import Path
 
+import pytest
+from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.levels import INSTANCE
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
+from capacity_assets.base.units import human_change_mb
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.reading.coverage import measured_days
+from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.issues import next_edition
-from capacity_assets.report.page import notes, render, write_report
+from capacity_assets.report.page import footer_query, notes, render, write_report
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
-from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
+from tests.profiles import generated
+from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up, months, server_with
 
 
 def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every_kind: Engine) -> None:
@@ -214,3 +224,198 @@ def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statement
     assert sum(change.databases for change in report.databases.sums.values()) == 20_000
     assert adds_up(report)
     assert len(page) < 500_000
+
+
+def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
+    engine: Engine, service: AggregationService
+) -> None:
+    server_with(
+        engine,
+        {
+            "old": [1_000_000] * 46 + [None] * 44,
+            "new": [None] * 46 + [1_000_000] * 44,
+            "other": [1000] * 90,
+        },
+    )
+    months(service, "2025-03-31")
+
+    for month in ("2025-02-01", "2025-03-01"):
+        report = read_report(engine, MONTHLY, MONTHLY.window_of(date.fromisoformat(month)))
+        assert (report.start_mb, report.end_mb, report.known_change_mb) == (1_001_000, 1_001_000, 0)
+        assert adds_up(report)
+        assert abs(report.other_mb) <= 1
+    february = read_report(engine, MONTHLY, FEBRUARY)
+    assert [(one.name, one.days) for one in february.databases.largest[ChangeKind.PARTLY]] == [("old", "15 of 28")]
+    assert (
+        february.databases.sums[ChangeKind.NEW].change_mb
+        == -february.databases.sums[ChangeKind.PARTLY].change_mb
+        == 464_286
+    )
+    assert "1 database, listed below, existed on only some of the measured days" in " ".join(notes(february))
+    for level in (DATABASE, INSTANCE):
+        sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
+        assert (sums.total_size_mb, sums.total_change_mb) == (1_001_000, 0)
+
+
+def test_a_server_retired_later_is_expected_on_days_between_its_samples(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-02-01", [(100, 1)] * 28))
+    add_instance_sizes(
+        engine, totals(2, "2025-02-01", [(100, 1) if day < 5 or day > 20 else None for day in range(28)])
+    )
+    execute(engine, "UPDATE instances SET is_active = false WHERE id = 2")
+
+    with engine.connect() as connection:
+        days = measured_days(connection, date(2025, 2, 4), date(2025, 2, 10), None)
+
+    assert [(day.measured, day.expected) for day in days] == [(2, 2)] * 2 + [(1, 2)] * 5
+
+
+def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: AggregationService) -> None:
+    copy: list[int | None] = [None] * 40 + [5_600_000] + [None] * 18
+    server_with(engine, {"orders": [1000] * 59, "copy": copy})
+    months(service, "2025-02-28")
+
+    report = read_report(engine, MONTHLY, FEBRUARY)
+
+    assert (report.start_mb, report.end_mb, report.known_change_mb) == (1000, 201_000, 200_000)
+    assert report.databases.sums[ChangeKind.NEW].change_mb == 200_000
+
+
+DATABASES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4)
+RENAMED_ON = st.integers(0, 59)
+
+
+def test_renaming_databases_changes_no_total(engine: Engine, service: AggregationService) -> None:
+    """Each history has two servers; on the second one, databases are renamed on a day."""
+    histories = generated(st.tuples(DATABASES, RENAMED_ON))
+    for number, (databases, renamed_on) in enumerate(histories):
+        plain: dict[str, list[int | None]] = {"always": [100] * 59}
+        renamed = dict(plain)
+        for name, (size, first, length) in enumerate(databases):
+            history = [size + 10 * day if first <= day < first + length else None for day in range(59)]
+            plain[f"db{name}"] = history
+            renamed[f"db{name}"] = [value if day < renamed_on else None for day, value in enumerate(history)]
+            renamed[f"other{name}"] = [value if day >= renamed_on else None for day, value in enumerate(history)]
+        server_with(engine, plain, 2 * number + 1)
+        server_with(engine, renamed, 2 * number + 2)
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    for number, history in enumerate(histories):
+        reports = [read_report(engine, MONTHLY, FEBRUARY, f"server-{2 * number + place}") for place in (1, 2)]
+        for report in reports:
+            assert adds_up(report), history
+            assert not report.levels_disagree, history
+        one, other = ((report.start_mb, report.end_mb, report.known_change_mb) for report in reports)
+        assert one == other, history
+
+
+def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
+    engine: Engine, service: AggregationService
+) -> None:
+    load_sample(engine)
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
+
+    for server in (None, "mysql-核心-01"):
+        for month in (date(2025, 2, 1), date(2025, 6, 1)):
+            report = read_report(engine, MONTHLY, MONTHLY.window_of(month), server)
+            page = render(report)
+            query = unescape(re.findall(r'<code id="query">(.*?)</code>', page)[0])
+            assert query == footer_query(report)
+            with engine.connect() as connection:
+                size, change = connection.execute(text(query)).one()
+            assert [str(size), str(change)] == re.findall(r'data-mb="(-?\d+)"', page)
+
+
+def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY)
+
+    text_of_page = render(report)
+    page = Page(text_of_page)
+
+    assert (
+        page.steps["start"] + sum(page.steps[kind] for kind, change in report.steps if change)
+        == page.steps["end"]
+        == 738
+    )
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert "url(http" not in text_of_page
+    assert "@import" not in text_of_page
+    assert text_of_page.count('<svg class="plot"') == text_of_page.count('role="img"') == 3
+    steps = [change for kind, change in report.steps if change]
+    described = [
+        part.split(": ")[1] for part in re.findall(r"<desc>(Before: [^<]*)</desc>", text_of_page)[0].split("; ")
+    ]
+    assert described == ["268 MiB", *map(human_change_mb, steps), "738 MiB"], "the waterfall too"
+
+
+def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY, "server-1")
+    page = render(report)
+
+    assert (report.start_mb, report.end_mb) == (187, 207)
+    assert adds_up(report)
+    assert {bar.series for bar in report.history} == {"grows", "shrinks", "stays"}
+    assert [one.name for one in report.databases.largest[ChangeKind.SAME]] == ["stays"]
+    assert "Growth of server-1" in page
+    assert "server-2" not in page
+    with pytest.raises(NotFoundError, match="There is no server 'Server-1'"):
+        read_report(every_kind, MONTHLY, FEBRUARY, "Server-1")
+
+
+def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: AggregationService) -> None:
+    names = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$x^2$ {{ 7 * 7 }}", "雪豹"]
+    for server, name in enumerate(names, 1):
+        add_instances(engine, [server], name=name, db_type=name[:40])
+        add_database_sizes(engine, sizes(server, name, "2025-01-01", [100] * 31 + [200] * 28))
+        add_database_sizes(engine, sizes(server, f"new {name}", "2025-02-01", [5] * 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    for of in (None, *names):
+        text_of_page = render(read_report(engine, MONTHLY, FEBRUARY, of))
+        assert {"script", "img"}.isdisjoint(Page(text_of_page).tags), of
+        assert text_of_page.count('<svg class="plot"') == 3, of
+
+
+def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    for number in range(12):
+        add_database_sizes(engine, sizes(1, f"db{number:02}", "2025-02-01", [1000 - number] * 28))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 2, 28))
+
+    page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
+
+    assert "5 others" in page
+    assert "and 2 more" not in page, "a server's page lists every database"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: Engine) -> None:
+    page = render(read_report(every_kind, MONTHLY, FEBRUARY))
+
+    colours = {name: pair for name, *pair in re.findall(r"--(\w+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", page)}
+    assert "--limit: var(--act)" in page
+    # On paper, the scheme is light.
+    for theme, name in product((0, 1), ("text", "quiet", "up", "down", "watch", "act", "link")):
+        for behind in ("back", "raised"):
+            lights = sorted((luminance(colours[name][theme]), luminance(colours[behind][theme])))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, f"contrast of {name}"
+    assert '<html lang="en">' in page
+    assert page.count("<h1>") == 1
+    assert len(re.findall(r'<section aria-labelledby="(\w+)">\s*<h2 id="\1">', page)) == page.count("<section")
+    assert all(label for label in re.findall(r'role="img" aria-label="([^"]*)"', page))
+    assert "<th>" not in page.split("<tbody>")[1].split("</tbody>")[0], "rows have scoped headings"
+    # Direction is in the sign, and each chart has its numbers in a table.
+    assert "+50" in page
+    assert "The same in figures" in page
+    assert "pattern" in page, "parts of a bar differ by hatching too"

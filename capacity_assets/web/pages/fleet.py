@@ -21,8 +21,9 @@ from capacity_assets.reading.coverage import (
 )
 from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.filling import fills_first as runways_by_day
+from capacity_assets.reading.groups import GroupSpace, ListedGroup, marked_groups, space_of_groups
 from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.lists import DatabaseRow, ListedGroup, marked_groups, most_changed
+from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.sizes import (
     FleetNow,
     SizeInWindow,
@@ -32,7 +33,6 @@ from capacity_assets.reading.sizes import (
     partial_windows,
     with_gaps,
 )
-from capacity_assets.reading.space import GroupSpace, space_of_groups
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.lists import UNMEASURED_SHOWN

@@ -41,23 +41,19 @@ from capacity_assets.ownership.groups import (
 )
 from capacity_assets.reading.filling import Runway, forecast_day, runways_of
 from capacity_assets.reading.filling import fills_first as runways_by_day
-from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.lists import (
-    ListedDatabase,
+from capacity_assets.reading.groups import (
+    UNKNOWN_CHANGE,
+    GroupSpace,
     ListedGroup,
-    databases,
-    marked_groups,
-    with_usage_of_databases,
-)
-from capacity_assets.reading.sizes import (
-    SizeInWindow,
     changes_of_databases,
     group_sizes,
-    marked,
+    marked_groups,
     partial_windows_of_group,
-    with_gaps,
+    space_of_groups,
 )
-from capacity_assets.reading.space import GroupSpace, space_of_groups
+from capacity_assets.reading.headlines import Headline, next_to_fill
+from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.sizes import SizeInWindow, marked, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.reading.unchanged import UnchangedDatabases, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
@@ -217,23 +213,23 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
             if query.page == 1:
                 space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
-    groupings = (*query.label_keys, *WITHOUT_LABEL)
     shown, has_more = _page_of(groups, query)
     changes = [group.change_mb for group in groups if group.change_mb is not None]
     return GroupsPage(
-        by,
-        groupings,
-        period.name,
-        *_ends(window),
-        order,
-        shown,
-        notice,
-        sum(group.size_mb for group in groups),
-        sum(changes) if changes else None,
-        sum(group.databases for group in groups),
-        query.page,
-        has_more,
-        space,
+        grouped_by=by,
+        groupings=(*query.label_keys, *WITHOUT_LABEL),
+        period=period.name,
+        window_start=window.start if window else None,
+        window_end=window.end if window else None,
+        order=order,
+        groups=shown,
+        notice=notice,
+        size_mb=sum(group.size_mb for group in groups),
+        change_mb=sum(changes) if changes else None,
+        databases=sum(group.databases for group in groups),
+        page=query.page,
+        has_more=has_more,
+        space=space,
     )
 
 
@@ -242,10 +238,6 @@ def _page_of(groups: Sequence[T], query: PageQuery) -> tuple[Sequence[T], bool]:
     most = max(query.rows_shown, GROUPS_PER_PAGE)
     first = (query.page - 1) * most
     return groups[first : first + most], len(groups) > first + most
-
-
-def _ends(window: Window | None) -> tuple[date | None, date | None]:
-    return (None, None) if window is None else (window.start, window.end)
 
 
 def _notice(connection: Connection, period: Period, windows: Sequence[Window], by: str) -> str | None:
@@ -286,24 +278,36 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
             ahead = runways_by_day(connection, shown=MEMBERS_SHOWN, server=name)
         else:
             ahead = runways_of(connection, filling)
-        members, more = _members(connection, period, window, by, name)
+        listed, more = _members(connection, period, window, by, name)
         cost = _cost(connection, by, name)
-        billed = {} if cost is None else _billed(connection, cost, by, name, members)
+        members = _with_cost(connection, cost, by, name, listed)
         is_known = bool(members) or any(one.size_mb is not None for one in sizes)
         if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
-    place = (by, name, period.name, *_ends(window), shown)
     incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
     sizes = marked(sizes, reader.kept_of(key, incomplete, PARTIAL_SECONDS))
-    sizes = _like_for_like(reader, period, sizes, by, name)
-    headline = next_to_fill(next(iter(ahead), None), issued=issued)
-    costing = [Member(**vars(row), **_share(billed.get((row.server_id, row.database)), cost)) for row in members]
-    outdated = shared_outdated(reader)
-    return GroupPage(*place, sizes, earlier, costing, more, ahead, issued is not None, outdated, headline, notice, cost)
+    return GroupPage(
+        grouped_by=by,
+        name=name,
+        period=period.name,
+        window_start=window.start if window else None,
+        window_end=window.end if window else None,
+        shown=shown,
+        sizes=_like_for_like(reader, period, sizes, by, name),
+        earlier=earlier,
+        members=members,
+        has_more_members=more,
+        fills_first=ahead,
+        has_forecast=issued is not None,
+        declared_since=shared_outdated(reader),
+        headline=next_to_fill(next(iter(ahead), None), issued=issued),
+        notice=notice,
+        cost=cost,
+    )
 
 
 def _like_for_like(
@@ -315,9 +319,8 @@ def _like_for_like(
         return list(sizes)
     with reader.transaction() as connection:
         window = period.window_of(sizes[place].window_start)
-        known = changes_of_databases(connection, period, window, by).get(name)
-    change = (None, None) if known is None else (known.change_mb, known.percent)
-    newest = replace(sizes[place], change_mb=change[0], change_percent=change[1])
+        known = changes_of_databases(connection, period, window, by).get(name, UNKNOWN_CHANGE)
+    newest = replace(sizes[place], change_mb=known.change_mb, change_percent=known.percent)
     return [*sizes[:place], newest, *sizes[place + 1 :]]
 
 
@@ -345,23 +348,6 @@ def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None
     return GroupCost(last.month, last.issue, last.currency, bill, before, starts, history)
 
 
-def _billed(
-    connection: Connection, cost: GroupCost, by: str, name: str | None, members: Sequence[ListedDatabase]
-) -> dict[tuple[int, str], Decimal | None]:
-    databases = [(row.server_id, row.database) for row in members]
-    return amounts_of_databases(connection, (cost.month, cost.issue), by, name, databases)
-
-
-def _share(amount: Decimal | None, cost: GroupCost | None) -> dict[str, Any]:
-    if amount is None or cost is None:
-        return {}
-    whole = cost.bill.exact_amount
-    return {
-        "amount": amount.quantize(CENT, ROUND_HALF_UP),
-        "amount_percent": float(100 * amount / whole) if whole else None,
-    }
-
-
 def _members(
     connection: Connection, period: Period, window: Window | None, by: str, name: str | None
 ) -> tuple[list[ListedDatabase], bool]:
@@ -373,6 +359,24 @@ def _members(
     else:
         listed, more = members(label=(by, name or ""))
     return with_usage_of_databases(connection, period, window, listed), more
+
+
+def _with_cost(
+    connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[ListedDatabase]
+) -> list[Member]:
+    """Return the databases of a group with what they cost in the month of its bill."""
+    if cost is None:
+        return [Member(**vars(row)) for row in listed]
+    keys, whole = [(row.server_id, row.database) for row in listed], cost.bill.exact_amount
+    billed = amounts_of_databases(connection, (cost.month, cost.issue), by, name, keys)
+    members = []
+    for row, key in zip(listed, keys, strict=True):
+        member, amount = Member(**vars(row)), billed.get(key)
+        if amount is not None:
+            share = float(100 * amount / whole) if whole else None
+            member = replace(member, amount=amount.quantize(CENT, ROUND_HALF_UP), amount_percent=share)
+        members.append(member)
+    return members
 
 
 def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:

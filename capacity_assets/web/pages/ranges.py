@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.reading.sizes import windows_back
 from capacity_assets.reading.windows import oldest_window
 from capacity_assets.web.addresses import PageQuery
@@ -52,9 +52,7 @@ def chosen_range(query: PageQuery, default: str = "daily") -> ChartRange:
         raise ValidationError(f"range must be one of {', '.join(RANGES)}.")
     if first is not None and last is not None and first > last:
         raise ValidationError(f"The first day, {first}, lies after the last day, {last}.")
-    if first is None and last is None:
-        return ChartRange(name, None, None, period, is_compared=is_compared)
-    return ChartRange("custom", first, last, period, is_compared=is_compared)
+    return ChartRange("custom" if first or last else name, first, last, period, is_compared=is_compared)
 
 
 def fitting_period(chosen: ChartRange, today: date, most: int = MOST_WINDOWS) -> ChartRange:
@@ -64,10 +62,8 @@ def fitting_period(chosen: ChartRange, today: date, most: int = MOST_WINDOWS) ->
     first, last = _days(chosen, today)
     days = (last - first).days + 1
     longer = list(PERIODS.values())[list(PERIODS).index(chosen.period) :]
-    period = next((one for one in longer if days / _days_of(one, first) <= most), longer[-1])
-    return ChartRange(
-        chosen.name, chosen.first, chosen.last, period.name, period.name != chosen.period, chosen.is_compared
-    )
+    period = next((one for one in longer if days / one.window_of(first).days <= most), longer[-1])
+    return replace(chosen, period=period.name, is_longer_period=period.name != chosen.period)
 
 
 def windows_in(chosen: ChartRange, newest: Window) -> list[Window]:
@@ -89,7 +85,3 @@ def _days(chosen: ChartRange, end: date) -> tuple[date, date]:
     last = chosen.last or end
     _, days = RANGES.get(chosen.name or "", RANGES[ALL])
     return chosen.first or last - timedelta(days=days - 1), last
-
-
-def _days_of(period: Period, day: date) -> int:
-    return period.window_of(day).days

@@ -23,15 +23,6 @@ from capacity_assets.reading.filling import (
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
-from capacity_assets.reading.subjects import (
-    Attempt,
-    DeclaredLimit,
-    Sample,
-    ServerFacts,
-    ServerVolume,
-    StepRow,
-    server_facts,
-)
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.pages.ranges import (
@@ -54,7 +45,7 @@ class WindowSamples:
 
     window_start: date
     window_end: date
-    samples: Sequence[Sample]
+    samples: Sequence[subjects.Sample]
     missing_days: Sequence[date]
 
 
@@ -62,7 +53,7 @@ class WindowSamples:
 class SubjectPage:
     """What the pages of a server, of a database and of a volume have."""
 
-    server: ServerFacts
+    server: subjects.ServerFacts
     headline: Headline
     period: str
     shown: ChartRange
@@ -82,8 +73,8 @@ class DeclaredPage(SubjectPage):
 
     Of a server, that of the disk that fills before the server as a whole. None: none does, or none has a date.
     """
-    steps: Sequence[StepRow]
-    limits: Sequence[DeclaredLimit]
+    steps: Sequence[subjects.StepRow]
+    limits: Sequence[subjects.DeclaredLimit]
     """Declared limits: its own, and that of the server as a whole."""
     behind: WindowSamples | None
 
@@ -92,11 +83,11 @@ class DeclaredPage(SubjectPage):
 class ServerPage(DeclaredPage):
     """One server."""
 
-    volumes: Sequence[ServerVolume]
+    volumes: Sequence[subjects.ServerVolume]
     databases: Sequence[ListedDatabase]
     has_more_databases: bool
     order: str
-    attempts: Sequence[Attempt]
+    attempts: Sequence[subjects.Attempt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +103,7 @@ class DatabasePage(DeclaredPage):
 class VolumePage(SubjectPage):
     """One volume of a server."""
 
-    volume: ServerVolume
+    volume: subjects.ServerVolume
     databases: Sequence[Runway]
 
 
@@ -122,7 +113,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
     shown = shown_range(reader, query)
     period = PERIODS[shown.period]
     with reader.transaction() as connection:
-        server = server_facts(connection, number)
+        server = subjects.server_facts(connection, number)
         newest = newest_window(connection, period)
         windows = windows_in(shown, newest) if newest else []
         earlier = earlier_windows(shown, windows)
@@ -158,7 +149,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
     shown = shown_range(reader, query)
     period = PERIODS[shown.period]
     with reader.transaction() as connection:
-        server = server_facts(connection, number)
+        server = subjects.server_facts(connection, number)
         newest = newest_window(connection, period)
         windows = windows_in(shown, newest) if newest else []
         stored = subjects.newest_day_of(connection, number, name)
@@ -193,7 +184,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
     """Read the page of a volume; raises as `read_server`."""
     number, name = query.server(), query.needed("name")
     with reader.transaction() as connection:
-        server = server_facts(connection, number)
+        server = subjects.server_facts(connection, number)
         volume = next((one for one in subjects.volumes_of(connection, number, query.today) if one.volume == name), None)
         if volume is None:
             raise _no_such(f"volume {name!r} of {server.server}")
@@ -220,7 +211,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
 def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
     connection: Connection,
     query: PageQuery,
-    server: ServerFacts,
+    server: subjects.ServerFacts,
     subject: str,
     name: str,
     own: Runway | None,
