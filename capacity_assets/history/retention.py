@@ -50,7 +50,8 @@ def level_of(table: Table) -> Level:
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
     """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for what is no rule."""
-    known = {RAW, *PERIODS, *periods, *(table.name for table in (*SAMPLES, *UNREAD))}
+    known = {*periods, *(rule.partition("=")[0] for rule in DEFAULT_RETENTION_DAYS.split(","))}
+    known |= {RAW, *(table.name for table in (*SAMPLES, *UNREAD))}
     known |= {aggregates_name(period, level) for period in periods for level in LEVELS.values()}
     days_by_name: dict[str, int | None] = {}
     for rule in filter(None, (part.strip() for part in f"{DEFAULT_RETENTION_DAYS},{value}".split(","))):
