@@ -45,6 +45,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DATERANGE, JSONB
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
@@ -223,6 +224,11 @@ BY_DAY = "RANGE (collected_date)"
 BY_WINDOW = "RANGE (period_type, period_start)"
 
 
+def table(name: str, comment: str, *items: SchemaItem, **options: Any) -> Table:
+    """Define a table of the schema."""
+    return Table(name, metadata, *items, comment=comment, **options)
+
+
 def _impossible_index(table: str, *measured: str) -> Index:
     """Return the index of rows with an impossible value, for the check of the whole history; it is normally empty."""
     arms = [f"min_{name} < 0" for name in measured]
@@ -243,9 +249,9 @@ def _sorted_index(table: str, name: str, column: str) -> Index:
     return Index(f"ix_{table}_{name}", "period_type", "period_start", column, postgresql_where=condition)
 
 
-instances = Table(
+instances = table(
     "instances",
-    metadata,
+    "Registered database servers.",
     Column("id", Integer, primary_key=True, autoincrement=True, comment="Number of the server"),
     required("name", String(255), "Name of the server", unique=True),
     required("db_type", String(50), "Engine: mysql, postgresql, sqlserver, oracle, ..."),
@@ -258,12 +264,11 @@ instances = Table(
         Integer,
         "Server that counts in its place: its primary, or whose storage it shares; null: it counts itself",
     ),
-    comment="Registered database servers.",
 )
 
-database_size_stats = Table(
+database_size_stats = table(
     "database_size_stats",
-    metadata,
+    "Raw samples: one row per database and day.",
     row_number(),
     instance_id(),
     database_name(),
@@ -276,12 +281,11 @@ database_size_stats = Table(
     timestamp("updated_at", "When the row was last changed"),
     PrimaryKeyConstraint("collected_date", "instance_id", "database_name", name="uq_daily_database_size"),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one row per database and day.",
 )
 
-instance_size_stats = Table(
+instance_size_stats = table(
     "instance_size_stats",
-    metadata,
+    "Raw samples: one live row per server and day.",
     row_number(),
     instance_id(),
     megabytes("total_size_mb", "Total size of all databases of the server"),
@@ -303,12 +307,11 @@ instance_size_stats = Table(
         postgresql_where=text("is_deleted = false"),
     ),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one live row per server and day.",
 )
 
-database_size_aggregations = Table(
+database_size_aggregations = table(
     "database_size_aggregations",
-    metadata,
+    "Size, change, growth and trend of each database in each window.",
     row_number(),
     instance_id(),
     database_name(),
@@ -329,12 +332,11 @@ database_size_aggregations = Table(
     _sorted_index("database_size_aggregations", "size", "avg_size_mb"),
     _impossible_index("database_size_aggregations", "size_mb", *(f"{part.stem}_mb" for part in PART_SIZES)),
     postgresql_partition_by=BY_WINDOW,
-    comment="Size, change, growth and trend of each database in each window.",
 )
 
-instance_size_aggregations = Table(
+instance_size_aggregations = table(
     "instance_size_aggregations",
-    metadata,
+    "Total size, number of databases, change, growth and trend of each server in each window.",
     row_number(),
     instance_id(),
     *window_columns(),
@@ -356,12 +358,11 @@ instance_size_aggregations = Table(
     PrimaryKeyConstraint("period_type", "period_start", "instance_id", name="uq_instance_size_aggregation"),
     _impossible_index("instance_size_aggregations", "size_mb", "database_count"),
     postgresql_partition_by=BY_WINDOW,
-    comment="Total size, number of databases, change, growth and trend of each server in each window.",
 )
 
-group_size_aggregations = Table(
+group_size_aggregations = table(
     "group_size_aggregations",
-    metadata,
+    "Size, change, growth and trend of each group in each window: the fleet by engine and by each label.",
     required(
         "label_key",
         String(LONGEST_KEY),
@@ -389,7 +390,6 @@ group_size_aggregations = Table(
         "period_type", "period_start", "label_key", "label_value", name="group_size_aggregations_pkey"
     ),
     postgresql_partition_by=BY_WINDOW,
-    comment="Size, change, growth and trend of each group in each window: the fleet by engine and by each label.",
 )
 
 SAMPLES = (database_size_stats, instance_size_stats)
@@ -398,9 +398,9 @@ AGGREGATES = (*SERVER_AGGREGATES, group_size_aggregations)
 CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
 """The tables with rows of each server, from samples to aggregates."""
 
-changes = Table(
+changes = table(
     "capacity_changes",
-    metadata,
+    "Changes that nobody has read yet, in no order; emptied by itself.",
     Column(
         "change_id", BigInteger, Identity(always=True), nullable=False, comment="Names the row where it was written"
     ),
@@ -414,14 +414,13 @@ changes = Table(
     optional("days", DATERANGE, "Days that it touches; null: those on which the server has samples"),
     optional("instance_id", Integer, "Server that was put into service"),
     timestamp("changed_at", "When its transaction began"),
-    comment="Changes that nobody has read yet, in no order; emptied by itself.",
     # A publication of all tables refuses to delete rows without an identity, and a key could refuse to add one.
     listeners=[("after_create", DDL("ALTER TABLE %(fullname)s REPLICA IDENTITY FULL"))],  # type: ignore[no-untyped-call]  # as SQLAlchemy leaves it
 )
 
-computed_windows = Table(
+computed_windows = table(
     "capacity_computed_windows",
-    metadata,
+    "Windows that were computed for all servers; a window is up to date where nothing touched it since.",
     key("period_type", String(20), "Name of the period, such as daily or monthly"),
     key("level", String(20), "database, instance or group"),
     key("period_start", Date, "First day of the window"),
@@ -446,12 +445,11 @@ computed_windows = Table(
     optional("total_records", BigInteger, "Rows its samples supported"),
     optional("protected_records", BigInteger, "Those of them that were kept because samples are gone"),
     optional("unsampled_records", BigInteger, "Rows kept beside them although no sample of them is left"),
-    comment="Windows that were computed for all servers; a window is up to date where nothing touched it since.",
 )
 
-collection_targets = Table(
+collection_targets = table(
     "capacity_collection_targets",
-    metadata,
+    "How to reach the servers that are measured here. Holds no secret, only where each one lies.",
     instance_key(),
     optional("username", String(255), "Login; null: the driver's own choice"),
     optional("password_from", Text, "Where the password is: env:NAME, file:PATH, secret:NAME; null: none needed"),
@@ -464,12 +462,11 @@ collection_targets = Table(
     required("sizing", String(20), "files: exact; statistics: cheaper, from the catalogue"),
     timestamp("created_at", "When it was registered for collection"),
     timestamp("updated_at", "When this was last changed"),
-    comment="How to reach the servers that are measured here. Holds no secret, only where each one lies.",
 )
 
-collection_attempts = Table(
+collection_attempts = table(
     "capacity_collection_attempts",
-    metadata,
+    "What became of each server on each day of the last months: collected, or failed and why.",
     key("collected_date", Date, "Day that was measured"),
     instance_key(),
     required("status", String(20), "collected or failed"),
@@ -479,21 +476,19 @@ collection_attempts = Table(
     optional("connect_seconds", Double, "How long connecting took; null: never connected"),
     optional("measure_seconds", Double, "How long measuring took; null: never measured"),
     timestamp("attempted_at", "When the last attempt ended"),
-    comment="What became of each server on each day of the last months: collected, or failed and why.",
 )
 
-capacity_settings = Table(
+capacity_settings = table(
     "capacity_settings",
-    metadata,
+    "What must stay the same as long as the database holds figures.",
     key("name", String(63), "timezone: in which days of the samples begin and end"),
     required("value", Text, "What holds for this database"),
     timestamp("set_at", "When it was set"),
-    comment="What must stay the same as long as the database holds figures.",
 )
 
-imports = Table(
+imports = table(
     "capacity_imports",
-    metadata,
+    "Imports of history, and how far each one came.",
     key("fingerprint", String(64), "Of the source and of how it is read"),
     required("source", Text, "File or database it came from, without any password"),
     required("target", String(63), "Table it was read into"),
@@ -501,15 +496,14 @@ imports = Table(
     required("counts", JSON, "What became of them"),
     timestamp("started_at", "When it was begun"),
     timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
-    comment="Imports of history, and how far each one came.",
 )
 
 
 BY_FORECAST_DAY = "RANGE (as_of)"
 
-volume_size_stats = Table(
+volume_size_stats = table(
     "volume_size_stats",
-    metadata,
+    "Raw samples: one row per volume of a server and day.",
     collected_date(),
     instance_id(),
     required("volume_name", String(255), "File system, disk group or pool, as the server says"),
@@ -520,12 +514,11 @@ volume_size_stats = Table(
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "volume_name", name="volume_size_stats_pkey"),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one row per volume of a server and day.",
 )
 
-database_limit_stats = Table(
+database_limit_stats = table(
     "database_limit_stats",
-    metadata,
+    "Raw samples: how much each database may hold, one row per database and day.",
     collected_date(),
     instance_id(),
     database_name(),
@@ -536,35 +529,32 @@ database_limit_stats = Table(
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "database_name", name="database_limit_stats_pkey"),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: how much each database may hold, one row per database and day.",
 )
 
-capacity_limits = Table(
+capacity_limits = table(
     "capacity_limits",
-    metadata,
+    "How much servers and databases can hold, as far as that is known.",
     instance_key(),
     key("database_name", String(255), "Database; empty: the server as a whole"),
     optional("limit_mb", BigInteger, "How much it can hold, MiB; null: unlimited"),
     required("source", String(20), "Where the limit comes from: declared"),
     optional("note", Text, "What whoever declared it wrote; null: nothing"),
     timestamp("declared_at", "Since when it holds"),
-    comment="How much servers and databases can hold, as far as that is known.",
 )
 
-capacity_steps = Table(
+capacity_steps = table(
     "capacity_steps",
-    metadata,
+    "Changes of size that will not repeat: no forecast takes them for a trend.",
     instance_key(),
     key("database_name", String(255), "Database; empty: all databases of the server"),
     key("step_date", Date, "First day with the new size"),
     required("note", Text, "What happened"),
     timestamp("declared_at", "When it was declared"),
-    comment="Changes of size that will not repeat: no forecast takes them for a trend.",
 )
 
-capacity_runways = Table(
+capacity_runways = table(
     "capacity_runways",
-    metadata,
+    "Every forecast that was issued, and once its horizon has passed, the size that was measured.",
     required("as_of", Date, "Day up to which samples were looked at"),
     required("instance_id", Integer, "Server, instances.id; 0: a group"),
     required("subject", String(20), "server, database, volume or group"),
@@ -590,7 +580,6 @@ capacity_runways = Table(
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),
     postgresql_partition_by=BY_FORECAST_DAY,
-    comment="Every forecast that was issued, and once its horizon has passed, the size that was measured.",
 )
 
 
@@ -611,9 +600,9 @@ def _key_of_group(comment: str) -> Column[object]:
     return key("key", String(LONGEST_KEY), comment)
 
 
-capacity_labels = Table(
+capacity_labels = table(
     "capacity_labels",
-    metadata,
+    "Labels of servers and databases: who owns them, what they are for.",
     instance_key(),
     key(
         "database_pattern",
@@ -624,13 +613,12 @@ capacity_labels = Table(
     _valid_from("label"),
     optional("value", String(LONGEST_VALUE), "Value from that day on; null: none from that day on"),
     timestamp("declared_at", "When it was declared"),
-    comment="Labels of servers and databases: who owns them, what they are for.",
 )
 
 
-capacity_prices = Table(
+capacity_prices = table(
     "capacity_prices",
-    metadata,
+    "What a GiB costs per month, by engine and label.",
     key("engine", String(50), "Engine that it holds for; empty: every engine"),
     _key_of_group("Key of the label that it holds for; empty: whatever the labels are"),
     key("value", String(LONGEST_VALUE), "Value of that label; empty: as above"),
@@ -638,12 +626,11 @@ capacity_prices = Table(
     optional("price", PRICE, "Currency per GiB and month; null: no price from that day on"),
     required("currency", CURRENCY, "ISO 4217 code"),
     timestamp("declared_at", "When it was declared"),
-    comment="What a GiB costs per month, by engine and label.",
 )
 
-capacity_bills = Table(
+capacity_bills = table(
     "capacity_bills",
-    metadata,
+    "Bills per month, each issue of them.",
     key("month", Date, "First day of the month"),
     key("issue", Integer, "1: as first issued; more: restated"),
     timestamp("issued_at", "When it was computed"),
@@ -661,12 +648,11 @@ capacity_bills = Table(
     timestamp("samples_dropped_at", "When dropped samples of the month were detected; null: none", nullable=True),
     optional("clock_doubt", Text, "Why the bill is not final although the month seems over; null: no doubt"),
     optional("billed_until", Date, "Last day of the month with samples; null: a former version computed it"),
-    comment="Bills per month, each issue of them.",
 )
 
-capacity_bill_lines = Table(
+capacity_bill_lines = table(
     "capacity_bill_lines",
-    metadata,
+    "Lines of bills: one per database, and per set of labels and price that it had in the month.",
     key("month", Date, "First day of the month"),
     key("issue", Integer, "Issue of the bill"),
     key("line", Integer, "Number of the line"),
@@ -679,12 +665,11 @@ capacity_bill_lines = Table(
     required("gib_months", EXACT, "What is billed, GiB times months"),
     optional("price", PRICE, "Currency per GiB and month; null: none is known"),
     optional("amount", EXACT, "Price times GiB times months, not rounded; null: no price is known"),
-    comment="Lines of bills: one per database, and per set of labels and price that it had in the month.",
 )
 
-capacity_bill_groups = Table(
+capacity_bill_groups = table(
     "capacity_bill_groups",
-    metadata,
+    "Bills by group: sums of the lines for every grouping, and the change against the month before.",
     key("month", Date, "First day of the month"),
     key("issue", Integer, "Issue of the bill"),
     key("grouped_by", String(255), "engine, server, or a label key"),
@@ -701,25 +686,22 @@ capacity_bill_groups = Table(
     optional("change_growth", EXACT, "Change of the amount by growth; null: not compared"),
     optional("change_price", EXACT, "Change of the amount by prices; null: not compared"),
     optional("change_moves", EXACT, "Change of the amount by databases from and to other groups; null: likewise"),
-    comment="Bills by group: sums of the lines for every grouping, and the change against the month before.",
 )
 
-capacity_digests = Table(
+capacity_digests = table(
     "capacity_digests",
-    metadata,
+    "Who got the digest of which week.",
     key("week", Date, "First day of the week"),
     key("receiver", String(255), "Name of the receiver in CAPACITY_DIGEST_RECEIVERS"),
     key("channel", String(20), "mail or webhook"),
     timestamp("sent_at", "When it was handed over"),
-    comment="Who got the digest of which week.",
 )
 
 
-capacity_locks = Table(
+capacity_locks = table(
     "capacity_locks",
-    metadata,
+    "Locks: the holder keeps the row locked until the end of its transaction.",
     key("name", String(63), "Name of the lock: a period, samples, or a kind of work"),
-    comment="Locks: the holder keeps the row locked until the end of its transaction.",
 )
 
 
