@@ -34,16 +34,23 @@ NODE_SQLSTATE = "58000"
 
 
 @dataclass(frozen=True)
-class StaleWindow:
-    """A computed window whose samples changed since.
-
-    `wanted` differs from one look to the next where another change touched it; `quiet_seconds` have passed since the
-    last change, `waiting_seconds` since the first one.
-    """
+class IncompleteWindow:
+    """A window that should be computed, or computed again, and the reason in a few words."""
 
     period_type: str
     level: str
     window: Window
+    reason: str
+
+
+@dataclass(frozen=True)
+class StaleWindow(IncompleteWindow):
+    """A computed window that a new computation may change.
+
+    `wanted` differs from one look to the next where another change touched it; `quiet_seconds` have passed since the
+    last change of its samples, `waiting_seconds` since the first one.
+    """
+
     wanted: int
     quiet_seconds: float = math.inf
     waiting_seconds: float = math.inf
@@ -88,14 +95,6 @@ class KnownWindow:
         """Whether its stored sums are those of its samples, for all servers, by the arithmetic of `fingerprint`."""
         is_whole = self.protected_records == self.unsampled_records == 0
         return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
-
-
-@dataclass(frozen=True)
-class IncompleteWindow:
-    """A window that should be computed, or computed again, and the reason in a few words."""
-
-    window: Window
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -201,24 +200,21 @@ class Ledger:
     def stale(self) -> list[StaleWindow]:
         """Read the queue of changes, and return the computed windows whose samples changed since, in order."""
         self.gather()
-        with self._work("looking for changed samples", "No change was lost.") as connection:
-            rows = connection.execute(text(_STALE), {"periods": list(self.periods)}).all()
-        return [
-            StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
-        ]
+        return self._stale("looking for changed samples", of_samples=True)
 
-    def outdated(self) -> list[tuple[str, str, IncompleteWindow]]:
-        """Return the computed windows that a new computation may change, with period and level, in order.
+    def outdated(self) -> list[StaleWindow]:
+        """Return the computed windows that a new computation may change, in order.
 
         Either their samples changed since, or their rows may no longer be as computed.
         """
-        doing = "looking for windows that are out of date"
-        with self._work(doing, take_over=True) as connection:
-            rows = connection.execute(text(_OUTDATED), {"periods": list(self.periods)}).all()
-        return [
-            (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
-            for row in rows
-        ]
+        self.take_over("")
+        return self._stale("looking for windows that are out of date", of_samples=False)
+
+    def _stale(self, doing: str, *, of_samples: bool) -> list[StaleWindow]:
+        asked = {"periods": list(self.periods), "of_samples": of_samples}
+        with self._work(doing, "No change was lost.") as connection:
+            rows = connection.execute(text(_STALE), asked).all()
+        return [StaleWindow(name, level, Window(start, end), *rest) for name, level, start, end, *rest in rows]
 
     def incomplete_windows(
         self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = PATIENCE_SECONDS
@@ -227,10 +223,9 @@ class Ledger:
 
         A change younger than `patience_seconds` makes no window late: it is being followed.
         """
-        doing = "looking for windows that are left"
-        with self._work(doing, take_over=True) as connection:
-            left = self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
-        return [window for _, window in left]
+        self.take_over("")
+        with self._work("looking for windows that are left") as connection:
+            return self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
 
     def undecided(self, connection: Connection) -> str | None:
         """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
@@ -246,23 +241,23 @@ class Ledger:
         windows: Mapping[Period, Sequence[Window]],
         *,
         patience_seconds: float = 0,
-    ) -> list[tuple[Period, IncompleteWindow]]:
+    ) -> list[IncompleteWindow]:
         """Return the incomplete windows of several periods, in order, as the transaction of a connection sees them.
 
         Raises DBAPIError.
         """
-        listed = [(period, window) for period, some in windows.items() for window in some]
+        listed = [(period.name, window) for period, some in windows.items() for window in some]
         if not listed:
             return []
         parameters = {
             "level": level.name,
-            "period_types": [period.name for period, _ in listed],
+            "period_types": [name for name, _ in listed],
             "starts": [window.start for _, window in listed],
             "ends": [window.end for _, window in listed],
             "patience_seconds": patience_seconds,
         }
         rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters)
-        return [(listed[row.place - 1][0], IncompleteWindow(listed[row.place - 1][1], row.reason)) for row in rows]
+        return [IncompleteWindow(row.period_type, level.name, listed[row.place - 1][1], row.reason) for row in rows]
 
     def lost_rows(
         self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
@@ -275,7 +270,7 @@ class Ledger:
         if row is None:
             return None
         reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
-        return IncompleteWindow(Window(row.period_start, row.period_end), reason)
+        return IncompleteWindow(period.name, level.name, Window(row.period_start, row.period_end), reason)
 
     def take_over(self, kept: str, within_seconds: int | None = None) -> None:
         """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
@@ -300,9 +295,7 @@ class Ledger:
         return f"({' OR '.join(lookup.format(table=table.name) for table in tables)})"
 
     @contextmanager
-    def _work(self, doing: str, kept: str = "", *, take_over: bool = False) -> Iterator[Connection]:
-        if take_over:
-            self.take_over(kept)
+    def _work(self, doing: str, kept: str = "") -> Iterator[Connection]:
         with database_errors(doing=doing, kept=kept), self.engine.begin() as connection:
             yield connection
 
@@ -429,20 +422,14 @@ WHERE computed IS NOT NULL
 """
 
 _STALE = """
-SELECT period_type, level, period_start, period_end, wanted,
-       CAST(extract(epoch FROM now() - newest_change) AS float) AS quiet_seconds,
-       CAST(extract(epoch FROM now() - oldest_change) AS float) AS waiting_seconds
-FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND period_type = ANY (:periods)
-ORDER BY period_type, level, period_start
-"""
-
-_OUTDATED = """
 SELECT period_type, level, period_start, period_end, CASE
-    WHEN newest_change IS NOT NULL THEN concat('samples', CASE level WHEN 'group' THEN ' or labels' END,
-        ' changed since it was computed')
+    WHEN newest_change IS NOT NULL
+        THEN concat('samples', CASE level WHEN 'group' THEN ' or labels' END, ' changed since it was computed')
     ELSE 'another session wrote its aggregates or deleted samples, or a window that it compares with was overwritten'
-    END AS reason
-FROM capacity_stale_windows WHERE period_type = ANY (:periods)
+    END, wanted, CAST(coalesce(extract(epoch FROM now() - newest_change), 'infinity') AS float),
+       CAST(coalesce(extract(epoch FROM now() - oldest_change), 'infinity') AS float)
+FROM capacity_stale_windows
+WHERE period_type = ANY (:periods) AND (newest_change IS NOT NULL OR NOT CAST(:of_samples AS boolean))
 ORDER BY period_type, level, period_start
 """
 
@@ -454,7 +441,7 @@ SELECT {TRACKING_IS_ON} AS tracking_is_on,
 # Stale windows are looked up once, not for each window.
 _LEFT = """
 WITH stale AS MATERIALIZED (SELECT * FROM capacity_stale_windows WHERE level = :level)
-SELECT asked.place, state.reason
+SELECT asked.place, asked.period_type, state.reason
 FROM unnest(CAST(:period_types AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[])) WITH ORDINALITY
     AS asked (period_type, period_start, period_end, place)
 LEFT JOIN capacity_computed_windows w

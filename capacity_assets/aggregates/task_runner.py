@@ -106,12 +106,12 @@ class AggregationTaskRunner:
         """Return the computed windows of registered periods whose samples changed since, within the partition range."""
         return [stale for stale in self._ledger().stale() if self._has_partition(stale.period_type, stale.window)]
 
-    def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
-        """Return the computed windows within the partition range that are out of date, with period and level.
+    def outdated_windows(self) -> list[StaleWindow]:
+        """Return the computed windows within the partition range that are out of date.
 
         This includes open windows, and windows whose rows another session may have written.
         """
-        return [one for one in self._ledger().outdated() if self._has_partition(one[0], one[2].window)]
+        return [stale for stale in self._ledger().outdated() if self._has_partition(stale.period_type, stale.window)]
 
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
         """Return the windows that were computed, within the partition range."""

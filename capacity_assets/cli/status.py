@@ -171,10 +171,10 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[LateW
     return _by_reason(_late(runner, followed=followed))
 
 
-def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, str, IncompleteWindow]]:
+def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[IncompleteWindow]:
     patience_seconds = PATIENCE_SECONDS if followed else 0
     return [
-        (period, level, incomplete)
+        incomplete
         for period in runner.service.period_names
         for level in LEVELS
         for incomplete in runner.incomplete_windows(
@@ -183,10 +183,10 @@ def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, s
     ]
 
 
-def _by_reason(every: Sequence[tuple[str, str, IncompleteWindow]]) -> list[LateWindows]:
+def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
     groups: dict[tuple[str, str, str], list[Window]] = {}
-    for period, level, incomplete in every:
-        groups.setdefault((period, level, incomplete.reason), []).append(incomplete.window)
+    for one in every:
+        groups.setdefault((one.period_type, one.level, one.reason), []).append(one.window)
     return [
         LateWindows(period, level, len(windows), min(windows).key, max(windows).key, reason)
         for (period, level, reason), windows in groups.items()
@@ -290,8 +290,8 @@ def _late_and_stale(
         outdated = runner.outdated_windows()
     except ValidationError as error:
         return None, None, f"not known. {error}"
-    known = {(period, level, incomplete.window) for period, level, incomplete in late}
-    stale = [one for one in outdated if (one[0], one[1], one[2].window) not in known]
+    known = {(one.period_type, one.level, one.window) for one in late}
+    stale = [one for one in outdated if (one.period_type, one.level, one.window) not in known]
     return _by_reason(late), _by_reason(stale), ""
 
 

@@ -141,7 +141,7 @@ class RetentionPlan:
             windows[period] = reading
         left = self.ledger.left(connection, level, windows)
         if left or not_over or is_locked:
-            return self._sentence(*left[0]) if left else not_over
+            return self._sentence(left[0]) if left else not_over
         return self._lost_rows(connection, level, windows, today)
 
     def _lost_rows(
@@ -152,10 +152,11 @@ class RetentionPlan:
             stored = [one for one in reading if not self.is_old(level.target, span_of(one.start, period), today)]
             lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
-                return self._sentence(period, lost)
+                return self._sentence(lost)
         return None
 
-    def _sentence(self, period: Period, left: IncompleteWindow) -> str:
+    def _sentence(self, left: IncompleteWindow) -> str:
+        period = self.periods[left.period_type]
         before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 

@@ -282,15 +282,11 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
 # `GROUP_PARTS` reads parts of the statement that are named like its tables instead of these.
 _ROWS_OF_SERVERS = {
-    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
-    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
-    "database_size_aggregations": """
-SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))
-""",
-    "instance_size_aggregations": """
-SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))
-""",
-}
+    name: f"SELECT * FROM {name} WHERE instance_id = ANY (CAST(:servers AS int[]))"  # noqa: S608 -- of this list
+    for name in (
+        "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",
+    )
+}  # fmt: skip
 _PARTS = """
 SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),
        nullif(held.valid_from, DATE '0001-01-01')

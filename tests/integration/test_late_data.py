@@ -214,7 +214,7 @@ def test_windows_wait_until_samples_have_rested_but_not_for_ever() -> None:
 
 
 def stale_days(days: list[date], level: str = "database", change: int = 1) -> list[StaleWindow]:
-    return [StaleWindow("daily", level, PERIODS["daily"].window_of(day), change) for day in days]
+    return [StaleWindow("daily", level, PERIODS["daily"].window_of(day), "samples changed", change) for day in days]
 
 
 def keys(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
