@@ -266,8 +266,7 @@ def _of_shorter_windows(level: Level) -> Any:
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
-        columns[named("count", measure)] = _count_kept(level, measure)
-        columns[named("sum", measure)] = _sum_kept(level, measure)
+        columns |= {named(kind, measure): value for kind, value in _kept(level, measure).items()}
         columns[named("max", measure)] = cast(target.c[measure.maximum], BigInteger)
         columns[named("min", measure)] = cast(target.c[measure.minimum], BigInteger)
         if measure.further:
@@ -318,8 +317,7 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
         "stored_data_count": case((keeps_sums, target.c.data_count)),
     }
     for measure in level.measures:
-        columns[named("stored_count", measure)] = _count_kept(level, measure)
-        columns[named("stored_sum", measure)] = _sum_kept(level, measure)
+        columns |= {named(f"stored_{kind}", measure): value for kind, value in _kept(level, measure).items()}
     return _found(level, target, target.c.period_start, columns).where(
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(first, last),
@@ -354,18 +352,17 @@ def _stored_names(level: Level) -> Iterator[str]:
     yield from (f"stored_{name}" for name in _compared_names(level))
 
 
-def _count_kept(level: Level, measure: Measure) -> Element:
-    """Return the number of values of a stored row; every sample has the value where no count of its own is kept."""
-    count = named("count", measure)
-    of_day = cast(level.target.c[measure.average].is_not(None), Integer)
-    return case((_is_day(level), of_day), else_=level.target.c[count if count in level.sums else "data_count"])
+def _kept(level: Level, measure: Measure) -> dict[str, Element]:
+    """Return the number of values and the sum that a stored row keeps of a measure; for a day that is the value.
 
-
-def _sum_kept(level: Level, measure: Measure) -> Element:
-    """Return the stored sum of a row; for a day it is the value."""
-    columns = level.target.c
-    of_several = columns[named("sum", measure)]
-    return cast(case((_is_day(level), columns[measure.average]), else_=of_several), BigInteger)
+    Every sample has the value where no count of its own is kept.
+    """
+    columns, is_day, count = level.target.c, _is_day(level), named("count", measure)
+    value, of_several = columns[measure.average], columns[count if count in level.sums else "data_count"]
+    return {
+        "count": case((is_day, cast(value.is_not(None), Integer)), else_=of_several),
+        "sum": cast(case((is_day, value), else_=columns[named("sum", measure)]), BigInteger),
+    }
 
 
 def _is_day(level: Level) -> ColumnElement[bool]:
