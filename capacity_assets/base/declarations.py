@@ -77,13 +77,12 @@ class Things(list[T]):
     """The things of a file, with the place of each."""
 
     def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
-        """Take the things and their places, in the same order."""
         super().__init__(things)
         self.places = list(places)
 
 
-def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> Things[T]:
-    """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) -> Things[T]:
+    """Read entries, each beside its place; raises ValidationError with the problems of all."""
     things: Things[T] = Things()
     problems = []
     for place, entry in entries:
@@ -93,7 +92,7 @@ def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], 
         except ValidationError as error:
             problems.append(f"{place}: {error}")
     if problems:
-        raise ValidationError("\n".join([*problems, *remarks]))
+        raise ValidationError("\n".join(problems))
     return things
 
 

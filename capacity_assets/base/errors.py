@@ -35,10 +35,7 @@ TRANSIENT_SQLSTATES: dict[str, str] = {
 }
 # The rows themselves are at fault: the statement can succeed without the instances they belong to. Other
 # violations (class 23: null, unique, no partition) are faults of the table and would blame every instance.
-DATA_SQLSTATES: dict[str, str] = {
-    "22": "a value does not fit",
-    "23514": "a row violates a named check of the table",
-}
+DATA_SQLSTATES: dict[str, str] = {"22": "a value does not fit", "23514": "a row violates a named check of the table"}
 SCHEMA_SQLSTATES: dict[str, str] = {
     "42P01": "a table is missing",
     "42703": "a column is missing",
@@ -96,10 +93,12 @@ def is_data_error(error: DBAPIError) -> bool:
     return sqlstate[:2] in DATA_SQLSTATES
 
 
-def reason_of(error: DatabaseFailure) -> str:
-    """Return the server's own first line, without the statement and its parameters."""
-    if not isinstance(error, DBAPIError):
+def reason_of(error: Exception) -> str:
+    """Return the server's own first line, without the statement and its parameters; of other errors the text."""
+    if isinstance(error, PoolTimeoutError):
         return "no connection became free"
+    if not isinstance(error, DBAPIError):
+        return str(error)
     diagnostic = getattr(error.orig, "diag", None)
     primary = getattr(diagnostic, "message_primary", None)
     text = str(primary or error.orig or error.__class__.__name__)

@@ -66,7 +66,6 @@ class LineTooLongError(ValueError):
     """A line is longer than a row can be; the text does not repeat it."""
 
     def __init__(self) -> None:
-        """Say how long a line may be."""
         super().__init__(f"a line is longer than {LONGEST_LINE:,} characters")
 
 

@@ -32,7 +32,6 @@ class UnansweredError(Exception):
     """No response arrived. The text gives the reason; `kind` is the reason without any part of the address."""
 
     def __init__(self, reason: str, kind: str) -> None:
-        """Take both."""
         super().__init__(reason)
         self.kind = kind
 
@@ -53,7 +52,6 @@ class Opened:
     """The connections of a call, so that another thread can close them."""
 
     def __init__(self) -> None:
-        """Start without connections."""
         self._found: list[Any] = []
 
     def noting(self, kind: type[Client]) -> type[Client]:

@@ -347,9 +347,7 @@ class Variables(BaseSettings):
         "where the server offers it. Unset: no mail.",
     )
     mail_from: str | None = Field(
-        default=None,
-        pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$",
-        description="Address that digests come from.",
+        default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$", description="Address that digests come from."
     )
     timezone: ZoneName = Field(
         default_factory=machine_zone,
@@ -386,8 +384,7 @@ class Variables(BaseSettings):
         description="Probability in percent from which on that check names a server, database or volume.",
     )
     fills_soon_severity: Literal["error", "warn"] = Field(
-        default="error",
-        description="`error`: what that check names is sent as an alert; `warn`: it is only shown.",
+        default="error", description="`error`: what that check names is sent as an alert; `warn`: it is only shown."
     )
     trend_percent: Decimal | None = Field(
         default=None,
@@ -502,10 +499,7 @@ class Variables(BaseSettings):
         default=DEFAULT_PASSWORD_FOLDERS,
         description="Folders in which the file of `file:/PATH` must lie, links followed, separated by commas.",
     )
-    home: Folder = Field(
-        default=DEFAULT_HOME,
-        description="Folder for the embedded server's data and Dagster's home.",
-    )
+    home: Folder = Field(default=DEFAULT_HOME, description="Folder for the embedded server's data and Dagster's home.")
 
 
 # CAPACITY_TIMEZOEN is, CAPACITY_HOST, which containers are given, is not.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -13,7 +11,6 @@ import click
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.results import PeriodSummary, RunSummary
 from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions
-from capacity_assets.aggregates.runs import Progress as ReportProgress
 from capacity_assets.base.errors import AggregationStatus, CapacityError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
@@ -26,9 +23,9 @@ from capacity_assets.cli.options import (
     Report,
     Table,
     completing,
-    error_console,
     json_command,
     options,
+    progress_bar,
 )
 from capacity_assets.runtime import open_task_runner
 
@@ -134,19 +131,13 @@ def _run(
         # Refuses an unknown server before anything is written.
         instance_ids = service.ids_of(names) if names else None
         active = sum(instance.active for instance in service.instances(instance_ids))
-        with _progress_bar(active * len(levels) * len(work)) as report:
-            options = RunOptions(levels, instance_ids, overwrite, recompute, dry_run=dry_run, progress=report)
+        with progress_bar("servers computed", active * len(levels) * len(work)) as update:
+
+            def advance(instances: int) -> None:
+                update(advance=instances)
+
+            options = RunOptions(levels, instance_ids, overwrite, recompute, dry_run=dry_run, progress=advance)
             return runner.run_each(work, options)
-
-
-@contextmanager
-def _progress_bar(total: int) -> Iterator[ReportProgress]:
-    """Show a bar while slices are written, on a terminal only."""
-    from rich.progress import Progress
-
-    with Progress(console=error_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("servers computed", total=total)
-        yield lambda instances: bar.advance(task, instances)
 
 
 COUNTS = {
@@ -176,7 +167,6 @@ def _without_removed(counts: Mapping[str, str], run: RunSummary) -> dict[str, st
 
 
 def _run_lines(run: RunSummary) -> Iterator[Line]:
-    """Yield one row for each period and level, then the verdict and the failed instances."""
     counts = _without_removed(COUNTS, run)
     rows = []
     for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):

@@ -19,15 +19,7 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text
 from capacity_assets.cli.declaring import opened_registry
-from capacity_assets.cli.options import (
-    STANDARD_OUTPUT,
-    Line,
-    Report,
-    Table,
-    as_json_text,
-    json_command,
-    writing,
-)
+from capacity_assets.cli.options import STANDARD_OUTPUT, Line, Report, Table, as_json_text, json_command, writing
 from capacity_assets.ownership.bill_groups import BillGroup
 from capacity_assets.ownership.bills import (
     IssuedBill,
@@ -101,7 +93,6 @@ def _window(month: str) -> Window:
 
 
 def _lines(issued: IssuedBill) -> Iterator[Line]:
-    """Yield a bill as a table, and its notes."""
     bill, by = issued.bill, issued.grouped_by
     rows = [_cells(group_named(group.name, by), group, issued) for group in (*issued.groups, *issued.former_groups)]
     rows.append(_cells("Total", issued.total, issued))

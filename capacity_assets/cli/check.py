@@ -168,7 +168,6 @@ def _volume_sources(settings: Settings) -> Iterator[Finding]:
 
 
 def _digest(settings: Settings) -> Iterator[Finding]:
-    """Look at the file of receivers, and whether there is a way to reach them."""
     if settings.digest_receivers is None:
         return
     try:
@@ -220,14 +219,11 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
                 yield from _limits(engine, today)
-    except (UnreachableError, EmbeddedServerError, DatabaseError) as error:
-        yield _bad(CAPACITY, str(error))
-    except DATABASE_FAILURES as error:
+    except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
 
 
 def _server_version(engine: Engine) -> tuple[int, str]:
-    """Return PostgreSQL's major version and its full name."""
     with engine.connect() as connection:
         number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
         return number // 10_000, str(connection.execute(text("SHOW server_version")).scalar_one())
@@ -400,7 +396,6 @@ def _location(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, if it holds the locks."""
     if settings.redis_url is None:
         yield _ok("CAPACITY_REDIS_URL", "unset: PostgreSQL holds the locks")
         return

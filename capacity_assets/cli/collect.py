@@ -22,12 +22,7 @@ from capacity_assets.collection.servers import Server, register, registered
 from capacity_assets.collection.service import share_named
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.runtime import (
-    collection_service,
-    open_engine,
-    prepare_database,
-    task_runner,
-)
+from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 
 OWN_SERVER = "capacity-database"
 LIMITS_NAMED = 3
@@ -108,7 +103,6 @@ def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
 
 
 def _register_own(engine: Engine) -> None:
-    """Register the server with the capacity tables, unless it is registered."""
     if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
         return
     url = engine.url

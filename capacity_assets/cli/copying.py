@@ -42,7 +42,7 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None) -> R
             # Moves rows of months that had no partition from the default one.
             prepare_database(target, settings)
         except (CapacityError, *DATABASE_FAILURES) as error:
-            reason = reason_of(error) if isinstance(error, DATABASE_FAILURES) else str(error).rstrip(".")
+            reason = reason_of(error).rstrip(".")
             raise CommandFailedError(
                 f"Everything was copied. Moving rows into partitions of the target failed: {reason}. To complete it, "
                 "set CAPACITY_DATABASE_URL to the target and run `capacity init`."

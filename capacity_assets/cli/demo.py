@@ -23,11 +23,7 @@ from capacity_assets.cli.options import CommandFailedError, Table, command, prog
 from capacity_assets.cli.runway import outlook_lines
 from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.guards import refuse_an_unfit_database
-from capacity_assets.demo.sample_declarations import (
-    add_measured_limits,
-    declare_sample_groups,
-    declare_sample_limits,
-)
+from capacity_assets.demo.sample_declarations import add_measured_limits, declare_sample_groups, declare_sample_limits
 from capacity_assets.demo.sample_fleet import (
     LoadedFleet,
     first_sample_day,
@@ -74,7 +70,7 @@ def _run(settings: Settings) -> None:
             mark_days(settings, instance, engine, today)
             work = open_work(instance, first_day, today, fleet)
             total = sum(len(chunk.windows) for chunk in work.chunks)
-            with progress_bar("windows computed and drawn", total, hidden=not work.chunks) as update:
+            with progress_bar("windows computed and drawn", total) as update:
                 written, recomputed = materialise(
                     settings,
                     instance,
@@ -134,7 +130,6 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
 
 
 def _remove(settings: Settings) -> None:
-    """Remove the sample fleet: samples, aggregates, reports, and Dagster's records of them."""
     if settings.capacity_url is None and not settings.embedded_server_exists:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:

@@ -13,15 +13,7 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import atomic_write, key_and_value
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import Settings
-from capacity_assets.cli.options import (
-    DAY,
-    STANDARD_OUTPUT,
-    Report,
-    json_command,
-    label_option,
-    wants_json,
-    writing,
-)
+from capacity_assets.cli.options import DAY, STANDARD_OUTPUT, Report, json_command, label_option, wants_json, writing
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests

@@ -25,10 +25,10 @@ from capacity_assets.cli.options import (
     NOTHING_CHANGED,
     Table,
     dry_run_option,
-    error_console,
     json_command,
     password_option,
     print_json,
+    progress_bar,
     say,
     wants_json,
 )
@@ -182,15 +182,12 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
 
 @dataclass(frozen=True)
 class _Import:
-    """An import of one source, with its lock."""
-
     settings: Settings
     engine: Engine
     options: ImportOptions
     lock: HeldLock
 
     def file(self, path: Path) -> list[LoadReport]:
-        """Import a file."""
         level = SERVER_LEVELS.get(self.options.level)
         if level is None:
             raise ValidationError(f"{self.options.level!r} is not a level; use {' or '.join(SERVER_LEVELS)}.")
@@ -205,7 +202,6 @@ class _Import:
         return [report]
 
     def database(self, address: str) -> list[LoadReport]:
-        """Import the tables of a legacy database, as far as they exist."""
         legacy = open_legacy(address_of(address, self.options.password_from, self.settings))
         dry_run = self.options.dry_run
         document: dict[str, object] = {"dry_run": dry_run, "source": safe_url(legacy.url)}
@@ -227,7 +223,7 @@ class _Import:
                     reports.append(self._load(source, level, "mb", derive_totals=derive_totals, servers=servers))
                     document[level.source.name] = asdict(reports[-1])
                 if level.target.name in tables:
-                    with self._progress(level.target.name) as on_rows:
+                    with _rows_read(level.target.name) as on_rows:
                         counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=on_rows)
                     say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
                     document[level.target.name] = counts
@@ -243,7 +239,6 @@ class _Import:
             self._say_next_steps(report)
 
     def _survey(self, source: FileSource, level: Level) -> Survey:
-        """Find out how the file is written, and say so."""
         layout, chosen = layout_of(level), self.options
         date_format = None if chosen.date_format is None else checked_date_format(chosen.date_format)
         surveyor = Surveyor(
@@ -257,7 +252,7 @@ class _Import:
             point_is_usual=source.point_is_usual,
             last_day=Clock(self.settings.zone).today(),
         )
-        with self._progress("Detecting the format") as on_rows:
+        with _rows_read("Detecting the format") as on_rows:
             survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)
         _say_conventions(survey.conventions)
         return survey
@@ -276,7 +271,7 @@ class _Import:
         now, server = Clock(zone).now(), self.options.server
         reader = RowReader(layout_of(level), unit, zone, now, server=server, conventions=survey.conventions)
         register_as = self.options.register_as
-        with self._progress(level.source.name) as on_rows:
+        with _rows_read(level.source.name) as on_rows:
             loader = Loader(
                 self.engine,
                 level,
@@ -296,18 +291,7 @@ class _Import:
         _say_report(report, level)
         return report
 
-    @contextmanager
-    def _progress(self, description: str) -> Iterator[Callable[[int], None]]:
-        """Show the number of rows that were read, on standard error; yields its update."""
-        from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
-        with Progress(*columns, console=error_console(), disable=wants_json()) as bar:
-            task = bar.add_task(description, total=None)
-            yield lambda rows: bar.update(task, completed=rows)
-
     def _say_next_steps(self, report: LoadReport) -> None:
-        """Print what to do about rows that were not imported, and how to compute the aggregates."""
         counts = report.counts
         if counts["unknown"]:
             say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
@@ -325,6 +309,13 @@ class _Import:
             say(NOTHING_CHANGED)
         elif counts["written"] or counts["replaced"] or report.resumed_after:
             _say_aggregation(report, self.settings.start_date)
+
+
+@contextmanager
+def _rows_read(description: str) -> Iterator[Callable[[int], None]]:
+    """Show the number of rows that were read; yields its update."""
+    with progress_bar(description) as update:
+        yield lambda rows: update(completed=rows)
 
 
 def _before_anything(rows: Iterator[PositionedRow]) -> Iterator[PositionedRow]:
@@ -354,7 +345,6 @@ def _say_aggregation(report: LoadReport, start_date: date) -> None:
 
 
 def _say_report(report: LoadReport, level: Level) -> None:
-    """Print what became of the rows, and the first of those to be checked."""
     if report.resumed_after:
         say(f"Continued after row {report.resumed_after:,}, where an earlier run was interrupted.")
     rows = [[f"{report.counts[name]:,}", OUTCOMES[name]] for name in COUNTS if report.counts[name] or name == "read"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +14,16 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
-from capacity_assets.cli.declaring import (
-    NAMES_SHOWN,
-    Declared,
-    Registry,
-    declaring,
-    file_argument,
-    opened_registry,
-)
+from capacity_assets.cli.declaring import NAMES_SHOWN, Declared, Registry, declaring, file_argument, opened_registry
 from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import (
-    DONE,
-    FAILED,
-    Line,
-    Report,
-    Table,
-    json_command,
-    options,
-)
+from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, options
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
-from capacity_assets.collection.engines.base import (
-    Access,
-    FailureKind,
-    Limits,
-    MeasureError,
-    Measurement,
-    engine_named,
-    engine_names,
-)
-from capacity_assets.collection.measuring import (
-    STATEMENT_SECONDS,
-    Stages,
-    access_to,
-    facts_of,
-    given_up_in_time,
-    measure,
-    possible,
-    refuse_impossible,
-)
+from capacity_assets.collection.engines.base import FailureKind, engine_named, engine_names
+from capacity_assets.collection.measuring import FleetMeasurement, Task
 from capacity_assets.collection.servers import (
     Changes,
     Registered,
     Server,
-    declared_labels,
-    declared_limits,
     declared_servers,
     last_attempts,
     register,
@@ -197,8 +162,7 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     labels = { team = "payments", environment = "production" }
     """
     engine, dry_run = registry.engine, registry.dry_run
-    servers, limits = declared_servers(file), declared_limits(file)
-    labels = declared_labels(file, registry.settings.label_keys)
+    servers, limits, labels = declared_servers(file, registry.settings.label_keys)
     # Labels have a first day, so the time zone matters.
     today = registry.today() if labels else None
     refuse_the_sample_fleet(engine)
@@ -262,8 +226,6 @@ DATABASES_SHOWN = 10
 
 @dataclass
 class _TestResult:
-    """The result of testing one server."""
-
     server: str
     works: bool = False
     steps: list[str] = field(default_factory=list)
@@ -298,33 +260,26 @@ def test(settings: Settings, /, *, name: str) -> Report:
 def _test(server: Server, service: CollectionService) -> _TestResult:
     result = _TestResult(server.name)
     kind = engine_named(server.engine)
-    context = service.context
-    if readable_by_others(server.password_from, context.secrets):
+    if readable_by_others(server.password_from, service.context.secrets):
         result.warnings.append(f"Every user of this machine can read the file of {server.password_from}.")
     if not kind.verified:
         result.warnings.append(f"Measuring {server.engine} has not been tested against a real server.")
-    try:
-        access = access_to(
-            server, context, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
-        )
+    fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
+    [outcome] = filter(None, fleet.outcomes([Task(0, server)]))
+    if outcome.kind not in {FailureKind.CREDENTIAL, FailureKind.SETUP}:
         result.steps.append(f"password: {f'read from {server.password_from}' if server.password_from else 'none'}")
-        stages = Stages()
-        facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
-        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[facts.encrypted]
-        result.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
-        stages = Stages()
-        measurement = _measure(server, access, context.excluded.get(server.engine, ()), stages)
-        refuse_impossible(measurement.sizes)
-    except MeasureError as error:
-        result.failure = f"{error.kind}: {error.description}"
-        result.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
+    if outcome.facts is not None:
+        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[outcome.facts.encrypted]
+        result.steps.append(f"connected in {outcome.connect_seconds or 0:.2f} s: {outcome.facts.version}, {encrypted}")
+    if outcome.kind is not None:
+        result.failure = f"{outcome.kind}: {outcome.reason}"
+        result.grants = kind.grants if outcome.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
         return result
-    sizes, limits = measurement.sizes, measurement.limits
-    total = human_mb(sum(size.size_mb for size in sizes))
-    result.steps.append(f"{counted(len(sizes), 'database')}, {total}, in {stages.measure_seconds or 0:.2f} s")
+    sizes, limits, total = outcome.sizes, outcome.limits, human_mb(outcome.total_size_mb)
+    result.steps.append(f"{counted(len(sizes), 'database')}, {total}, in {outcome.measure_seconds or 0:.2f} s")
     result.databases = {size.name: size.size_mb for size in sorted(sizes, key=lambda size: -size.size_mb)}
-    result.not_counted = list(measurement.not_counted)
-    result.left_out = list(measurement.left_out)
+    result.not_counted = list(outcome.not_counted)
+    result.left_out = list(outcome.left_out)
     result.volumes = {
         volume.name: {"total_mb": volume.total_bytes // BYTES_PER_MB, "free_mb": volume.free_bytes // BYTES_PER_MB}
         for volume in limits.volumes
@@ -337,17 +292,6 @@ def _test(server: Server, service: CollectionService) -> _TestResult:
     result.unknown_limits = limits.unknown
     result.works = True
     return result
-
-
-def _measure(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> Measurement:
-    """Measure a server; known sizes are kept if measuring the limits fails."""
-    try:
-        measurement = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
-    except MeasureError as error:
-        if stages.measurement is None:
-            raise
-        return replace(stages.measurement, limits=Limits(unknown=str(error)))
-    return replace(measurement, limits=possible(measurement.limits))
 
 
 def _result_lines(result: _TestResult) -> Iterator[Line]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
@@ -115,7 +114,6 @@ def _declare(
 
 
 def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
-    """Compute what the changes affect: groups, and bills that are not final."""
     if not changes:
         return
     _compute_groups(registry, now=now)
@@ -127,7 +125,7 @@ def _compute_groups(registry: Registry, *, now: bool) -> None:
     """Compute the groups that the changes affect, all of them or for a few seconds, and count the others."""
     runner = task_runner(registry.engine, registry.settings)
     seconds = None if now else SECONDS_PER_COMMAND
-    with progress_bar("windows of groups", hidden=not sys.stderr.isatty()) as update:
+    with progress_bar("windows of groups") as update:
         done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
     if done.computed:
         say(f"{counted(done.computed, 'window')} of groups computed.")

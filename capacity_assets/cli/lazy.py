@@ -19,7 +19,6 @@ class LazyCommand(click.Command):
     """A command in the overview; `location` is its implementation, as `module:attribute` in this package."""
 
     def __init__(self, name: str, location: str, summary: str) -> None:
-        """Store what the overview needs; import nothing."""
         super().__init__(name, short_help=summary)
         self.location = location
 

@@ -46,9 +46,7 @@ COMMANDS = [
 
 
 @click.group(
-    cls=LazyGroup,
-    commands=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    cls=LazyGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(package_name="capacity_assets")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log on standard error.")

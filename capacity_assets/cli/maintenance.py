@@ -54,8 +54,7 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
             events, runs = storage.event_log_storage, storage.run_storage
             report.purged_check_records = purge_check_records(events, runs, dry_run=report.dry_run)
     except (UnreachableError, *DATABASE_FAILURES) as error:
-        reason = str(error) if isinstance(error, UnreachableError) else reason_of(error)
-        report.notes.append(f"Check records in Dagster's storage: {reason}")
+        report.notes.append(f"Check records in Dagster's storage: {reason_of(error)}")
 
 
 def _report(report: MaintenanceReport) -> Report:

@@ -140,18 +140,14 @@ def _cell(cell: object) -> Text:
     return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
 
 
-def error_console() -> Console:
-    """Return a console on standard error, for progress that must not mix with results."""
-    return Console(stderr=True, highlight=False)
-
-
 @contextmanager
-def progress_bar(description: str, total: int | None = None, *, hidden: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error, unless with --json; yields its update: `advance`, `completed` and `total`."""
+def progress_bar(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error, on a terminal only; yields its update: `advance`, `completed` and `total`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=error_console(), disable=hidden or wants_json()) as bar:
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, disable=wants_json() or not sys.stderr.isatty()) as bar:
         yield partial(bar.update, bar.add_task(description, total=total))
 
 
@@ -254,9 +250,7 @@ json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_note_json, help="Print one JSON document, for scripts."
 )
 password_option = click.option(
-    "--password-from",
-    metavar="WHERE",
-    help="Source of the password: env:NAME, file:/PATH or secret:NAME.",
+    "--password-from", metavar="WHERE", help="Source of the password: env:NAME, file:/PATH or secret:NAME."
 )
 
 

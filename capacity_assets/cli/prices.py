@@ -136,7 +136,6 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
 
 
 def _report(changes: PriceChanges, lines: Sequence[str]) -> Declared:
-    """Report prices; the bills that they change are computed afterwards."""
     document = {
         "prices": list(map(dated_json, changes.prices)),
         "restated_months": changes.months,
@@ -146,13 +145,11 @@ def _report(changes: PriceChanges, lines: Sequence[str]) -> Declared:
 
 
 def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
-    """Recompute the bills that change, and those that are not final."""
     first = min(price.valid_from or ALWAYS for price in changes.prices)
     issue_bills(registry, [*changes.months, *unfinished_months(registry.engine, first)])
 
 
 def _notes(engine: Engine, declared: Price) -> Iterator[str]:
-    """Return a note if no server has the engine, or no database the label, of the price."""
     if declared.engine:
         engines = {one.server.engine for one in registered(engine)}
         if declared.engine not in engines:

@@ -15,15 +15,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day, human_mb
 from capacity_assets.cli.limits import limit_text
-from capacity_assets.cli.options import (
-    GIGABYTES,
-    Line,
-    Report,
-    Table,
-    filter_options,
-    json_command,
-    number_listed,
-)
+from capacity_assets.cli.options import GIGABYTES, Line, Report, Table, filter_options, json_command, number_listed
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.issuing import RunwayService
@@ -114,7 +106,6 @@ def runway(
 
 
 def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -> None:
-    """Raise NotFoundError where nothing of the server, or no such database, was measured."""
     if forecasts.rows or forecasts.unknown_limits:
         return
     if database is not None:

@@ -14,14 +14,7 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_mb
-from capacity_assets.cli.options import (
-    Report,
-    Table,
-    filter_options,
-    json_command,
-    number_listed,
-    window_options,
-)
+from capacity_assets.cli.options import Report, Table, filter_options, json_command, number_listed, window_options
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.runtime import open_task_runner

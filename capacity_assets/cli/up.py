@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -93,7 +92,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
         _check_redis(settings)
         with dagster_environment(settings, sql_port=sql_port) as environment, ExitStack() as opened:
             _ensure_schema(settings)
-            sql_access = None if sql_port is None else opened.enter_context(_opened_to_sql(settings, sql_port))
+            sql_login = None if sql_port is None else opened.enter_context(_opened_to_sql(settings, sql_port))
             with dagster_instance(environment):
                 pass  # creates Dagster's tables and sets the limits of the pools
             ui_address, pages_address = f"http://{HOST}:{port}", f"http://{HOST}:{pages_port}"
@@ -107,7 +106,17 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
                 others["the pages"] = _pages_arguments(pages_port, names)
             with dagster_processes(workspace, environment, others, log, lock, say) as processes:
                 try:
-                    _serve_until_stopped(processes, settings, addresses, log, stop, sql_access)
+                    for name, address in addresses.items():
+                        _wait_until_served(processes, f"{address}/{PROBED_PATHS[name]}", log, stop)
+                        say(f"{name}: {address}")
+                    if settings.capacity_url is None:
+                        say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
+                    if sql_login is not None:
+                        say(sql_login)
+                    say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
+                    ended = _report_until_one_exits(processes, settings, stop, sql_port)
+                    what = f"A process of Dagster or the pages ended with code {ended.returncode}."
+                    raise CommandFailedError(f"{what} The end of {log}:\n{_tail(log)}")
                 except StopRequestedError:
                     say("Stopping ...")
             if settings.capacity_url is None:
@@ -116,7 +125,6 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
 
 
 def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]) -> None:
-    """Raise ValidationError or CommandFailedError before anything is started."""
     if ports["--sql-port"] is not None and settings.capacity_url is not None:
         raise ValidationError(
             "--sql-port works only with the embedded server, but CAPACITY_DATABASE_URL is set: connect your tools "
@@ -132,35 +140,22 @@ def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]
         refuse_a_taken_port(port, option=option)
 
 
-@dataclass(frozen=True)
-class _SqlAccess:
-    """How BI tools log in."""
-
-    port: int
-    password_in: str
-
-    def __str__(self) -> str:
-        """Return it as a line without the password."""
-        login = f"host={HOST} port={self.port} user={READER_ROLE} dbname={CAPACITY_DATABASE}"
-        return f'SQL for BI tools: psql "{login}", with the password in {self.password_in}'
-
-
 @contextmanager
-def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[_SqlAccess]:
-    """Let BI tools log in on the port until the block ends."""
+def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[str]:
+    """Let BI tools log in on the port until the block ends; yields how, without the password."""
     given = settings.sql_password
     password = sql_password(settings.home.resolve(), None if given is None else given.get_secret_value())
     with open_engine(settings) as engine:
         let_reader_log_in(engine, password.value)
         try:
-            yield _SqlAccess(sql_port, password.found_in)
+            login = f"host={HOST} port={sql_port} user={READER_ROLE} dbname={CAPACITY_DATABASE}"
+            yield f'SQL for BI tools: psql "{login}", with the password in {password.found_in}'
         finally:
             with suppress(DatabaseError):
                 lock_reader_out(engine)
 
 
 def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the modules of Dagster's web server and daemon, with their arguments."""
     further = [word for name in names for word in ("--name", name)]
     web = ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
     return {
@@ -173,29 +168,6 @@ def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
     """Return the module and arguments of the pages, which browsers reach by the same hosts as the UI."""
     hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
     return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
-
-
-def _serve_until_stopped(  # noqa: PLR0917 -- what is served, and by what
-    processes: Processes,
-    settings: Settings,
-    addresses: Mapping[str, str],
-    log: Path,
-    stop: threading.Event,
-    sql_access: _SqlAccess | None,
-) -> None:
-    """Wait for the web servers and report until a process ends; raises CommandFailedError, StopRequestedError."""
-    for name, address in addresses.items():
-        _wait_until_served(processes, f"{address}/{PROBED_PATHS[name]}", log, stop)
-        say(f"{name}: {address}")
-    if settings.capacity_url is None:
-        say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
-    if sql_access is not None:
-        say(str(sql_access))
-    say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-    ended = _report_until_one_exits(processes, settings, stop, None if sql_access is None else sql_access.port)
-    raise CommandFailedError(
-        f"A process of Dagster or the pages ended with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
-    )
 
 
 @contextmanager
@@ -300,8 +272,7 @@ def _report_until_one_exits(
                     late = late_windows(runner, followed=not has_failed(runs))
                 text = silent_location(settings) or activity_text(runs, late)
             except (*DATABASE_FAILURES, DagsterPostgresException) as error:
-                reason = error if isinstance(error, DagsterPostgresException) else reason_of(error)
-                text = restarts.start_again_if_ended() or f"the list of runs cannot be read: {reason}"
+                text = restarts.start_again_if_ended() or f"the list of runs cannot be read: {reason_of(error)}"
             except CapacityError:
                 text = activity_text(runs, None)
             if text != shown:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import URL
 
@@ -97,34 +97,9 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= LONGEST_NAME and "\0" not in name
 
 
-Result = TypeVar("Result")
 # What a driver may take beyond its own limits before it is left behind.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.05
-
-
-@dataclass
-class Stages:
-    """When a measurement reached which stage, by the monotonic clock; read by others while it goes on."""
-
-    began: float = field(default_factory=time.monotonic)
-    connected: float | None = None
-    measuring: float | None = None
-    sized: float | None = None
-    measurement: Measurement | None = None
-    """The sizes, once they are known: what limits may still be asked for does not take them away."""
-    ended: float | None = None
-
-    @property
-    def connect_seconds(self) -> float | None:
-        """How long connecting took, once it is done."""
-        return None if self.connected is None else self.connected - self.began
-
-    @property
-    def measure_seconds(self) -> float | None:
-        """How long measuring the sizes took, once it is done."""
-        end = self.sized or self.ended
-        return None if self.measuring is None or end is None else end - self.measuring
 
 
 @dataclass(frozen=True)
@@ -190,62 +165,13 @@ def _own_access(server: Server, url: URL) -> Access:
     )
 
 
-def measure(
-    server: Server,
-    access: Access,
-    excluded: Sequence[str],
-    stages: Stages,
-    wait: Callable[[], object] = lambda: None,
-) -> Measurement:
-    """Measure every database of a server; connected, `wait` first. Raises MeasureError: nothing of it is known then."""
-
-    def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
-        wait()
-        stages.measuring = time.monotonic()
-        measured = engine.sizes(connection, access, excluded)
-        stages.measurement, stages.sized = measured, time.monotonic()
-        return replace(measured, limits=_limits_of(engine, connection, access, [size.name for size in measured.sizes]))
-
-    return with_connection(server, access, stages, read_sizes)
-
-
 def _limits_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Limits:
     """Ask for limits; whatever goes wrong, sizes are known already and stay."""
     try:
         return engine.limits(connection, access, names)
-    except Exception as error:  # noqa: BLE001 -- as in `with_connection`
+    except Exception as error:  # noqa: BLE001 -- as in `_measure`
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
         return Limits(unknown=str(known.without(access.password)))
-
-
-def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:
-    """Return version and encryption of the server; raises as `measure`."""
-    return with_connection(server, access, stages, lambda engine, connection: engine.facts(connection))
-
-
-def with_connection(
-    server: Server, access: Access, stages: Stages, work: Callable[[EngineAdapter, Any], Result]
-) -> Result:
-    """Connect, work, close."""
-    engine = engine_named(server.engine)
-    connection = None
-    try:
-        connection = engine.connect(access)
-        stages.connected = time.monotonic()
-        return work(engine, connection)
-    except Exception as error:  # noqa: BLE001 -- see below
-        # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
-        known = error if isinstance(error, MeasureError) else _explained(engine, error)
-        if known.kind is FailureKind.TIMEOUT:
-            connected = stages.connected is not None
-            seconds = access.statement_seconds if connected else access.connect_seconds
-            known = timed_out(server, seconds, connected=connected)
-        raise known.without(access.password) from None
-    finally:
-        stages.ended = time.monotonic()
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
@@ -271,36 +197,6 @@ def _explained(engine: EngineAdapter, error: Exception) -> MeasureError:
     if isinstance(error, OSError):
         return MeasureError(FailureKind.UNREACHABLE, first_line(error))
     return MeasureError(FailureKind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
-
-
-def given_up_in_time(server: Server, access: Access, stages: Stages, work: Callable[[], Result]) -> Result:
-    """Work in a thread, for a driver may hang for ever; raises MeasureError as `work`, or at the time limit."""
-    outcome: queue.SimpleQueue[Result | MeasureError] = queue.SimpleQueue()
-
-    def attempt() -> None:
-        try:
-            outcome.put(work())
-        except MeasureError as error:
-            outcome.put(error)
-
-    in_background(attempt, f"test {server.name}")
-    while True:
-        try:
-            result = outcome.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            connected = stages.connected is not None
-            seconds = access.statement_seconds if connected else access.connect_seconds
-            if time.monotonic() - (stages.connected or stages.began) > seconds + GRACE_SECONDS:
-                raise timed_out(server, seconds, connected=connected) from None
-        else:
-            if isinstance(result, MeasureError):
-                raise result
-            return result
-
-
-def in_background(work: Callable[[], None], name: str) -> None:
-    """Work in a daemon thread, which does not keep the process from ending: a driver may hang for ever."""
-    threading.Thread(target=work, name=name, daemon=True).start()
 
 
 # The default; a server that needed longer before, or failed, gets longer.
@@ -367,27 +263,40 @@ class Task:
 
 @dataclass
 class _MeasurementInProgress:
-    """A measurement in progress."""
+    """The stages of a measurement by the monotonic clock, and what is known already; read while it goes on."""
 
     task: Task
     connect_seconds: float
-    stages: Stages = field(default_factory=Stages)
     go: threading.Event = field(default_factory=threading.Event)
     went: float = 0.0
     given_up: bool = False
+    began: float = field(default_factory=time.monotonic)
+    connected: float | None = None
+    facts: ServerFacts | None = None
+    measuring: float | None = None
+    sized: float | None = None
+    measurement: Measurement | None = None
+    """The sizes, once they are known: what limits may still be asked for does not take them away."""
+    ended: float | None = None
+
+    @property
+    def seconds_to_connect(self) -> float | None:
+        return None if self.connected is None else self.connected - self.began
+
+    @property
+    def seconds_to_measure(self) -> float | None:
+        end = self.sized or self.ended
+        return None if self.measuring is None or end is None else end - self.measuring
 
     @property
     def holds_worker(self) -> bool:
-        """Whether it occupies a worker."""
         return self.go.is_set() and time.monotonic() - self.went < self.task.history.patience_seconds
 
     @property
     def waits(self) -> bool:
-        """Whether it is connected and waits for a worker."""
-        return self.stages.connected is not None and not self.go.is_set()
+        return self.connected is not None and not self.go.is_set()
 
     def take_worker(self) -> None:
-        """Begin to measure."""
         self.went = time.monotonic()
         self.go.set()
 
@@ -405,18 +314,46 @@ class _MeasurementInProgress:
     @property
     def limits_overdue(self) -> bool:
         """Whether the sizes are known, and its limits take too long."""
-        return self.stages.sized is not None and time.monotonic() - self.stages.sized > LIMITS_SECONDS
+        return self.sized is not None and time.monotonic() - self.sized > LIMITS_SECONDS
 
     @property
     def overdue(self) -> MeasureError | None:
-        """The error if its driver has exceeded the time limit."""
         now = time.monotonic()
-        if self.stages.connected is None:
-            if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
+        if self.connected is None:
+            if now - self.began > self.connect_seconds + GRACE_SECONDS:
                 return timed_out(self.task.server, self.connect_seconds, connected=False)
         elif self.go.is_set() and now - self.went > self.task.history.statement_seconds + GRACE_SECONDS:
             return timed_out(self.task.server, self.task.history.statement_seconds, connected=True)
         return None
+
+
+def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str], *, with_facts: bool) -> Measurement:
+    """Connect, wait for a worker and measure every database; raises MeasureError: nothing is known of it then."""
+    connection = None
+    engine = engine_named(one.task.server.engine)
+    try:
+        connection = engine.connect(access)
+        one.connected = time.monotonic()
+        if with_facts:
+            one.facts = engine.facts(connection)
+        one.wait()
+        one.measuring = time.monotonic()
+        measured = engine.sizes(connection, access, excluded)
+        one.measurement, one.sized = measured, time.monotonic()
+        return replace(measured, limits=_limits_of(engine, connection, access, [size.name for size in measured.sizes]))
+    except Exception as error:  # noqa: BLE001 -- see below
+        # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
+        known = error if isinstance(error, MeasureError) else _explained(engine, error)
+        if known.kind is FailureKind.TIMEOUT:
+            connected = one.connected is not None
+            seconds = access.statement_seconds if connected else access.connect_seconds
+            known = timed_out(one.task.server, seconds, connected=connected)
+        raise known.without(access.password) from None
+    finally:
+        one.ended = time.monotonic()
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
 
 
 @dataclass
@@ -427,6 +364,8 @@ class FleetMeasurement:
     clock: Clock
     workers: int
     connect_seconds: float = CONNECT_SECONDS
+    with_facts: bool = False
+    """Whether outcomes have the version and encryption of the server."""
 
     def outcomes(
         self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True
@@ -445,7 +384,7 @@ class FleetMeasurement:
                 if may_begin():
                     running[task.instance_id] = self._begin(task, done)
                 else:
-                    yield self._failed(task, Stages(), _day_over())
+                    yield self._failed(_MeasurementInProgress(task, 0.0), _day_over())
             yield from self._assign_workers(running, may_begin)
             yield from self._finished(running, done)
             yield None
@@ -466,7 +405,7 @@ class FleetMeasurement:
             else:
                 del running[one.task.instance_id]
                 one.give_up()
-                yield self._failed(one.task, one.stages, _day_over())
+                yield self._failed(one, _day_over())
 
     def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _MeasurementInProgress:
         one = _MeasurementInProgress(task, task.history.connect_seconds(self.connect_seconds))
@@ -474,51 +413,47 @@ class FleetMeasurement:
         def work() -> None:
             done.put((task.instance_id, self._outcome(one)))
 
-        in_background(work, f"measure {task.server.name}")
+        # A daemon, which does not keep the process from ending: a driver may hang for ever.
+        threading.Thread(target=work, name=f"measure {task.server.name}", daemon=True).start()
         return one
 
     def _outcome(self, one: _MeasurementInProgress) -> ProbeOutcome:
         server, history = one.task.server, one.task.history
         try:
             access = access_to(
-                server,
-                self.context,
-                connect_seconds=one.connect_seconds,
-                statement_seconds=history.statement_seconds,
+                server, self.context, connect_seconds=one.connect_seconds, statement_seconds=history.statement_seconds
             )
             excluded = self.context.excluded.get(server.engine, ())
-            measurement = measure(server, access, excluded, one.stages, wait=one.wait)
+            measurement = _measure(one, access, excluded, with_facts=self.with_facts)
             return self._measured(one, measurement)
         except MeasureError as error:
-            return self._failed(one.task, one.stages, error)
+            return self._failed(one, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
-            return self._failed(one.task, one.stages, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
+            return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
     def _measured(self, one: _MeasurementInProgress, measurement: Measurement) -> ProbeOutcome:
         """Return the outcome; raises MeasureError as `refuse_impossible`."""
         refuse_impossible(measurement.sizes)
-        return ProbeOutcome(
-            one.task.instance_id,
-            one.task.server.name,
-            self.clock.now(),
+        return replace(
+            self._ended(one),
             sizes=measurement.sizes,
             limits=possible(measurement.limits),
             not_counted=measurement.not_counted,
             left_out=measurement.left_out,
-            connect_seconds=one.stages.connect_seconds,
-            measure_seconds=one.stages.measure_seconds,
         )
 
-    def _failed(self, task: Task, stages: Stages, error: MeasureError) -> ProbeOutcome:
+    def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
+        keeps_sample = one.task.measured_before
+        return replace(self._ended(one), kind=error.kind, reason=error.description, keeps_sample=keeps_sample)
+
+    def _ended(self, one: _MeasurementInProgress) -> ProbeOutcome:
         return ProbeOutcome(
-            task.instance_id,
-            task.server.name,
+            one.task.instance_id,
+            one.task.server.name,
             self.clock.now(),
-            kind=error.kind,
-            reason=error.description,
-            keeps_sample=task.measured_before,
-            connect_seconds=stages.connect_seconds,
-            measure_seconds=stages.measure_seconds,
+            facts=one.facts,
+            connect_seconds=one.seconds_to_connect,
+            measure_seconds=one.seconds_to_measure,
         )
 
     def _finished(
@@ -538,18 +473,18 @@ class FleetMeasurement:
             error = one.overdue
             if one.limits_overdue or error is not None:
                 del running[instance_id]
-                sized = one.stages.measurement
+                sized = one.measurement
                 if sized is not None:
                     yield self._without_limits(one, sized)
                 elif error is not None:
-                    yield self._failed(one.task, one.stages, error)
+                    yield self._failed(one, error)
 
     def _without_limits(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
         unknown = Limits(unknown=f"no answer within {LIMITS_SECONDS:.0f} s")
         try:
             return self._measured(one, replace(sized, limits=unknown))
         except MeasureError as impossible:
-            return self._failed(one.task, one.stages, impossible)
+            return self._failed(one, impossible)
 
 
 def _day_over() -> MeasureError:

@@ -97,10 +97,7 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
     Future days do not count: a clock that was once wrong could otherwise hide missing samples for weeks.
     """
     newest_by_table = []
-    with (
-        database_errors(doing="looking for the newest samples"),
-        engine.connect() as reader,
-    ):
+    with database_errors(doing="looking for the newest samples"), engine.connect() as reader:
         for level in SERVER_LEVELS.values():
             day = level.source.c.collected_date
             newest = select(func.max(day)).where(day <= today, *level.live())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.base.units import counted, first_of, human_day
-from capacity_assets.collection.engines.base import NAMED, NOTHING_KNOWN, DatabaseSize, FailureKind, Limits
+from capacity_assets.collection.engines.base import NAMED, NOTHING_KNOWN, DatabaseSize, FailureKind, Limits, ServerFacts
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ProbeOutcome:
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
+    facts: ServerFacts | None = None
     keeps_sample: bool = False
     """Whether a failed one has a sample of an earlier run of the day, which stays."""
 
@@ -132,12 +133,11 @@ class CollectionSummary:
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Add outcomes; their sizes are counted and let go."""
-        collected = [outcome for outcome in outcomes if outcome.collected]
-        failures = [
-            Failure(outcome.server, outcome.kind, outcome.reason or "")
-            for outcome in outcomes
-            if outcome.kind is not None
-        ]
+        collected = [one for one in outcomes if one.collected]
+        failures = [Failure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
+        not_counted = (f"{one.server}: {what}" for one in outcomes for what in one.not_counted)
+        unknown_limits = (f"{one.server}: {one.limits.unknown}" for one in collected if one.limits.unknown)
+        left_out = Counter(name for one in outcomes for name in one.left_out)
         return replace(
             self,
             processed_instances=self.processed_instances + len(collected),
@@ -146,9 +146,9 @@ class CollectionSummary:
             measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
             measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
-            not_counted=tuple(sorted((*self.not_counted, *_named(outcomes)))),
-            unknown_limits=tuple(sorted((*self.unknown_limits, *_unknown_limits(collected)))),
-            left_out=dict(sorted((Counter(self.left_out) + Counter(_left_out(outcomes))).items())),
+            not_counted=tuple(sorted((*self.not_counted, *not_counted))),
+            unknown_limits=tuple(sorted((*self.unknown_limits, *unknown_limits))),
+            left_out=dict(sorted((Counter(self.left_out) + left_out).items())),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -173,15 +173,3 @@ class CollectionSummary:
             "message": self.message,
             "duration_seconds": round(self.duration_seconds, 3),
         }
-
-
-def _named(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
-    return (f"{outcome.server}: {what}" for outcome in outcomes for what in outcome.not_counted)
-
-
-def _left_out(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
-    return (name for outcome in outcomes for name in outcome.left_out)
-
-
-def _unknown_limits(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
-    return (f"{outcome.server}: {outcome.limits.unknown}" for outcome in outcomes if outcome.limits.unknown)

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -133,40 +134,36 @@ def complete(server: Server) -> Server:
 LIMIT = "limit_gb"
 # Labels: a table of TOML, and in CSV one column per key.
 LABELS, LABEL_COLUMN = "labels", "label_"
-NOT_REGISTERED = "Nothing was registered."
 # What people write for a password; refused, and never repeated.
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
-def declared_servers(path: Path) -> list[Server]:
-    """Read a file; raises ValidationError with all problems, of the file or of its declarations."""
-    servers = read_each(_entries(path), _server)
-    if not servers:
-        raise ValidationError(f"{path} declares no server: each needs {', '.join(names_of(Server)[1])}.")
-    return servers
+class Declarations(NamedTuple):
+    """What a file of servers declares: the servers, and limits and labels of whole servers beside them."""
+
+    servers: list[Server]
+    limits: list[Limit]
+    labels: list[Label]
 
 
-def declared_limits(path: Path) -> list[Limit]:
-    """Read limits of whole servers, `limit_gb`, in a file of servers; raises ValidationError with all problems."""
-    entries = [(place, values) for place, values in _entries(path) if values.get(LIMIT) is not None]
-    return read_each(entries, _limit, NOT_REGISTERED)
-
-
-def _limit(values: Mapping[str, Any]) -> Limit:
-    return Limit(str(values.get("name")), None, megabytes_of(str(values[LIMIT])))
-
-
-def declared_labels(path: Path, keys: Sequence[str]) -> list[Label]:
-    """Read the labels of whole servers that a file of servers declares beside them: `labels`, in CSV `label_KEY`.
+def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> Declarations:
+    """Read a file; labels (`labels`, in CSV `label_KEY`) only with `label_keys`.
 
     Raises:
-        ValidationError: the file cannot be read, or one is no label; all problems are reported together.
+        ValidationError: the file cannot be read, or a declaration is wrong; all problems are reported together.
     """
 
-    def read(values: Mapping[str, Any]) -> list[Label]:
-        return labels_from_values(str(values.get("name")), None, _label_values(values), keys, None)
+    def read(values: Mapping[str, Any]) -> tuple[Server, list[Limit], list[Label]]:
+        server, limit = _server(values), values.get(LIMIT)
+        limits = [] if limit is None else [Limit(server.name, None, megabytes_of(str(limit)))]
+        labels = labels_from_values(server.name, None, _label_values(values), label_keys, None) if label_keys else []
+        return server, limits, labels
 
-    return [label for labels in read_each(_entries(path), read, NOT_REGISTERED) for label in labels]
+    declared = read_each(_entries(path), read)
+    if not declared:
+        raise ValidationError(f"{path} declares no server: each needs {', '.join(names_of(Server)[1])}.")
+    servers, limits, labels = zip(*declared, strict=True)
+    return Declarations(list(servers), list(chain(*limits)), list(chain(*labels)))
 
 
 def _label_values(values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -234,14 +231,25 @@ class Registered:
         return "measured here" if self.is_collected else "filled elsewhere"
 
 
+_STORED_AS_THEY_ARE = (
+    "username", "password_from", "tls", "tls_ca", "tls_certificate", "tls_key", "server_public_key", "sizing",
+)  # fmt: skip
 _COUNTING = instances.alias("counting")
+_OF_SERVER = {
+    "name": instances.c.name,
+    "engine": instances.c.db_type,
+    "host": instances.c.host,
+    "port": instances.c.port,
+    "database": collection_targets.c.connect_database,
+    "counted_by": _COUNTING.c.name,
+    **{name: collection_targets.c[name] for name in _STORED_AS_THEY_ARE},
+}
 _REGISTRY = (
     select(
-        instances,
-        collection_targets,
+        instances.c.id,
         is_active().label("active"),
         collection_targets.c.instance_id.is_not(None).label("is_collected"),
-        _COUNTING.c.name.label("counted_by_name"),
+        *(column.label(name) for name, column in _OF_SERVER.items()),
     )
     .select_from(
         instances.outerjoin(collection_targets, collection_targets.c.instance_id == instances.c.id).outerjoin(
@@ -255,8 +263,11 @@ _REGISTRY = (
 def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
     """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry"), engine.connect() as connection:
-        rows = connection.execute(_REGISTRY).all()
-    servers = [_registered(row) for row in rows]
+        rows = connection.execute(_REGISTRY).mappings().all()
+    servers = [
+        Registered(row["id"], Server(**{name: row[name] for name in _OF_SERVER}), row["active"], row["is_collected"])
+        for row in rows
+    ]
     if names is None:
         return servers
     unknown = sorted({*names} - {one.server.name for one in servers})
@@ -266,30 +277,6 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` has them."
         )
     return [one for one in servers if one.server.name in names]
-
-
-def _registered(row: Row[tuple[object, ...]]) -> Registered:
-    known = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name for it
-    server = Server(
-        name=known[instances.c.name],
-        engine=known[instances.c.db_type],
-        host=known[instances.c.host],
-        port=known[instances.c.port],
-        database=known[collection_targets.c.connect_database],
-        counted_by=known["counted_by_name"],
-        **{name: known[collection_targets.c[name]] for name in _STORED_AS_THEY_ARE},
-    )
-    return Registered(
-        id=known[instances.c.id],
-        server=server,
-        active=known["active"],
-        is_collected=known["is_collected"],
-    )
-
-
-_STORED_AS_THEY_ARE = (
-    *("username", "password_from", "tls", "tls_ca", "tls_certificate", "tls_key", "server_public_key", "sizing"),
-)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,6 @@ class CollectionService:
         return tasks, len(wanted) - len(left), elsewhere
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
-        """Return the probe history of each server, and the servers measured on this day."""
         rows = self._read(
             text(_HISTORY), {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became"
         )
@@ -215,23 +214,35 @@ class CollectionService:
         self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
     ) -> CollectionSummary:
         fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)
-        batch = _Batch(self.engine, held, summary)
-        day, left = summary.day, len(tasks)
+        waiting: list[ProbeOutcome] = []
+        day, left, written_at = summary.day, len(tasks), time.monotonic()
+
+        def write() -> None:
+            nonlocal summary, written_at
+            if waiting:
+                held.ensure_held()
+                summary = summary.with_outcomes(store_each(self.engine, day, waiting))
+                stored = counted(summary.processed_instances, "server")
+                logger.info(f"{stored} measured and stored, {summary.failed_instances:,} failed.")
+            waiting.clear()
+            written_at = time.monotonic()
+
         try:
             for outcome in fleet.outcomes(tasks, may_begin=lambda: self.clock.today() == day):
                 if outcome is not None:
                     left -= 1
-                    batch.waiting.append(outcome)
+                    waiting.append(outcome)
                     progress(outcome, left)
-                if batch.is_full:
-                    batch.write()
+                is_late = time.monotonic() - written_at > BATCH_SECONDS
+                if len(waiting) >= BATCH_SERVERS or (waiting and is_late):
+                    write()
         except BaseException as error:
             # Interrupted by Ctrl-C or by Dagster: what was measured is stored, so that it is not measured again.
             if not isinstance(error, Exception):
-                batch.write()
+                write()
             raise
-        batch.write()
-        return batch.summary
+        write()
+        return summary
 
 
 def _refuse_unmeasurable(servers: Sequence[Registered]) -> None:
@@ -246,36 +257,6 @@ def _refuse_unmeasurable(servers: Sequence[Registered]) -> None:
                 f"Server {one.server.name!r} is not registered for collection: how to reach it is not known. Nothing "
                 "was measured. `capacity instances add` registers it."
             )
-
-
-@dataclass
-class _Batch:
-    """Outcomes that are not stored yet."""
-
-    engine: Engine
-    held: HeldLock
-    summary: CollectionSummary
-    waiting: list[ProbeOutcome] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the batch should be written now."""
-        late = time.monotonic() - self.since > BATCH_SECONDS
-        return len(self.waiting) >= BATCH_SERVERS or (late and bool(self.waiting))
-
-    def write(self) -> None:
-        """Store the waiting outcomes."""
-        if self.waiting:
-            self.held.ensure_held()
-            self.summary = self.summary.with_outcomes(store_each(self.engine, self.summary.day, self.waiting))
-            counts = self.summary
-            logger.info(
-                f"{counted(counts.processed_instances, 'server')} measured and stored, "
-                f"{counts.failed_instances:,} failed."
-            )
-        self.waiting = []
-        self.since = time.monotonic()
 
 
 _HISTORY = """

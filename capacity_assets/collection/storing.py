@@ -30,14 +30,6 @@ from capacity_assets.database.tables import database_limit_stats, volume_size_st
 MEASURED = "measured"
 
 
-def stage_limits(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Put the limits of outcomes into temporary tables, from which `_store_limits` takes them."""
-    for staged in (_VOLUMES, _CEILINGS):
-        connection.execute(CreateTable(staged))
-    copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
-    copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
-
-
 def _volume_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for volume in outcome.limits.volumes:
@@ -100,8 +92,8 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
     ):
         _stage(connection, outcomes)
         # A trigger records each deletion, also of no row.
-        if connection.execute(text(_HAS_OTHERS), {"day": day}).scalar_one():
-            connection.execute(text(_REMOVE_OTHERS), {"day": day})
+        if connection.execute(text(f"SELECT EXISTS (SELECT 1 {_OTHERS})"), {"day": day}).scalar_one():
+            connection.execute(text(f"DELETE {_OTHERS}"), {"day": day})
         for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
         _store_limits(connection, day, volume_size_stats, _VOLUMES)
@@ -144,27 +136,22 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
 
 
 def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
-    connection.execute(text(_STAGE_SERVERS))
-    connection.execute(text(_STAGE_DATABASES))
+    """Put outcomes into temporary tables, from which the statements take them."""
+    for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES), CreateTable(_VOLUMES), CreateTable(_CEILINGS)):
+        connection.execute(statement)
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
     copy_rows(connection, "COPY measured_database FROM STDIN", _database_rows(outcomes))
-    stage_limits(connection, outcomes)
+    copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
+    copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
     # Fresh tables have no statistics, and the plans below should know how few rows there are.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
 
 def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
-    for outcome in outcomes:
-        status = COLLECTED if outcome.collected else FAILED
-        yield (
-            outcome.instance_id,
-            outcome.ended_at,
-            status,
-            outcome.kind and outcome.kind.value,
-            outcome.reason,
-            outcome.connect_seconds,
-            outcome.measure_seconds,
-        )
+    for one in outcomes:
+        status = COLLECTED if one.collected else FAILED
+        failure = one.kind and one.kind.value
+        yield one.instance_id, one.ended_at, status, failure, one.reason, one.connect_seconds, one.measure_seconds
 
 
 def _database_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
@@ -185,16 +172,8 @@ CREATE TEMPORARY TABLE measured_database (
 ) ON COMMIT DROP
 """
 # Measured again on the same day, a server may have lost a database since.
-_HAS_OTHERS = """
-SELECT EXISTS (
-    SELECT 1 FROM database_size_stats
-    WHERE collected_date = :day
-      AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
-      AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)
-)
-"""
-_REMOVE_OTHERS = """
-DELETE FROM database_size_stats
+_OTHERS = """
+FROM database_size_stats
 WHERE collected_date = :day
   AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
   AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)

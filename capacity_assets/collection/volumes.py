@@ -30,6 +30,7 @@ from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
 from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
 from capacity_assets.collection.measuring import LONGEST_NAME
 from capacity_assets.collection.servers import registered
+from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.limits import columns_of, declaring, ids_of, naming_places, refuse_repeated
 
 IMPORTED = "imported"
@@ -79,7 +80,7 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
             return 0
         written = len(connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
-            connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
+            connection.execute(with_parts(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
         return written
 
 
@@ -131,12 +132,13 @@ WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
+# Servers with a single volume.
+_ALONE = """
+SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
+WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
+"""
 # Databases whose server reports no limits: they may fill the volume.
 _PLACE_NEW = """
-WITH alone AS (
-    SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
-    WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
-)
 INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
 SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], 'imported'
 FROM alone a JOIN database_size_stats s USING (collected_date, instance_id)
@@ -144,10 +146,6 @@ ON CONFLICT DO NOTHING
 """
 # Databases with a ceiling, whose server does not report their volumes.
 _PLACE_KNOWN = """
-WITH alone AS (
-    SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
-    WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
-)
 UPDATE database_limit_stats l SET volumes = ARRAY[a.volume_name] FROM alone a
 WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND l.volumes IS NULL
 """
@@ -209,32 +207,10 @@ class SourceError(CapacityError):
     """A source could not be asked, or its answer makes no sense; the text holds no secret."""
 
 
-@dataclass(frozen=True, order=True)
-class SourceVolume:
-    """A volume of a registered server, bytes."""
-
-    server: str
-    volume: str
-    total_bytes: int
-    free_bytes: int
-    used_bytes: int | None = None
-
-    @property
-    def sizes(self) -> tuple[int, int, int | None]:
-        """Total and free bytes, and used bytes if known."""
-        return self.total_bytes, self.free_bytes, self.used_bytes
-
-
-@dataclass(frozen=True)
-class SourceVolumes:
-    """What a source knows, and what of its answer was left out and why."""
-
-    volumes: tuple[SourceVolume, ...]
-    left_out: tuple[str, ...] = ()
-
-
-def volumes_of(source: PrometheusSource, known: Collection[str], secrets: SecretFolders) -> SourceVolumes:
-    """Ask a source for the volumes of the servers that are `known` by name.
+def volumes_of(
+    source: PrometheusSource, known: Collection[str], secrets: SecretFolders, day: date
+) -> tuple[list[VolumeDay], list[str]]:
+    """Ask a source for the volumes of the servers that are `known` by name; also say what was left out and why.
 
     Raises:
         SourceError: it does not answer, refuses, or answers what is no result.
@@ -245,9 +221,7 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
     used = _result(source, source.used, headers) if source.used else {}
     by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     strangers: set[str] = set()
-    for labels, total in totals.items():
-        if labels not in free:
-            continue
+    for labels in totals.keys() & free.keys():
         named = dict(labels)
         label = named.get(source.server_label, "")
         server = _server(source, label, known)
@@ -255,20 +229,18 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
             strangers.add(label)
             continue
         volume = named.get(source.volume_label, "") if source.volume_label else source.volume
-        by_place.setdefault((server, volume or source.volume), []).append(
-            (total, free[labels], *([used[labels]] if labels in used else []))
-        )
+        sizes = (totals[labels], free[labels], *([used[labels]] if labels in used else []))
+        by_place.setdefault((server, volume or source.volume), []).append(sizes)
     volumes, left_out = [], []
-    for (server, volume), pairs in sorted(by_place.items()):
-        reason = _reason_against(pairs)
-        if reason:
+    for (server, volume), found in sorted(by_place.items()):
+        if reason := _reason_against(found):
             left_out.append(f"{volume} of {server}: {reason}")
         else:
-            volumes.append(SourceVolume(server, volume, *map(int, pairs[0])))
+            volumes.append(VolumeDay(server, volume, day, *map(int, found[0])))
     if strangers:
         first, values = min(strangers), counted(len(strangers), "value")
         left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
-    return SourceVolumes(tuple(volumes), tuple(left_out))
+    return volumes, left_out
 
 
 def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
@@ -276,10 +248,10 @@ def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str
     return next((name for name in names if name in known), None)
 
 
-def _reason_against(pairs: list[tuple[float, ...]]) -> str | None:
-    if len(pairs) > 1:
-        return f"{len(pairs)} results instead of one: narrow the query"
-    [(total, free, *used)] = pairs
+def _reason_against(found: list[tuple[float, ...]]) -> str | None:
+    if len(found) > 1:
+        return f"{len(found)} results instead of one: narrow the query"
+    [(total, free, *used)] = found
     if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
     if not all(0 <= one <= total for one in used):
@@ -328,7 +300,6 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _body(url: str, headers: Mapping[str, str]) -> bytes:
-    """Read a complete response, with any status."""
     try:
         answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
     except UnansweredError as error:
@@ -349,7 +320,7 @@ VARIABLE = "CAPACITY_VOLUME_SOURCES"
 class FetchReport:
     """What the sources know of today, and what went wrong, one sentence each."""
 
-    volumes: list[SourceVolume] = field(default_factory=list)
+    volumes: list[VolumeDay] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
 
@@ -372,16 +343,15 @@ def fetch_volumes(
     known = {one.server.name for one in registered(engine) if one.active}
     for source in sources:
         try:
-            answer = volumes_of(source, known, secrets)
-            days = [VolumeDay(one.server, one.volume, day, *one.sizes) for one in answer.volumes]
-            store_volumes(engine, days, dry_run=dry_run)
+            volumes, left_out = volumes_of(source, known, secrets, day)
+            store_volumes(engine, volumes, dry_run=dry_run)
         except DatabaseError:
             raise
         except CapacityError as error:
             fetched.troubles.append(f"{source.name}: {str(error).rstrip('.')}")
         else:
-            fetched.volumes += answer.volumes
-            fetched.troubles += [f"{source.name}: {what}" for what in answer.left_out]
-            if not answer.volumes:
+            fetched.volumes += volumes
+            fetched.troubles += [f"{source.name}: {what}" for what in left_out]
+            if not volumes:
                 fetched.troubles.append(f"{source.name}: it knows no volume of a registered server")
     return fetched

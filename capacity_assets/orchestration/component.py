@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from capacity_assets.base.settings import load_settings
-from capacity_assets.collection.servers import declared_limits, declared_servers, register
+from capacity_assets.collection.servers import declared_servers, register
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
@@ -42,8 +42,9 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
             with dagster_failures(), open_engine(settings, connect=False) as engine:
                 refuse_an_unfit_database(engine, kept="Nothing was registered.")
                 refuse_the_sample_fleet(engine)
-                changes = register(engine, declared_servers(path))
-                declare(engine, declared_limits(path))
+                declared = declared_servers(path)
+                changes = register(engine, declared.servers)
+                declare(engine, declared.limits)
             return dg.MaterializeResult(
                 metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()}
             )

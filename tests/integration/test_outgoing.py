@@ -28,6 +28,7 @@ from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.sending import Channels, send_digests
 from capacity_assets.orchestration import alerts
 from capacity_assets.orchestration.alerts import ReceiverError
+from tests.clocks import TODAY
 from tests.digests import WEEK, filled
 from tests.servers import free_port
 from tests.volume_sources import SOURCE
@@ -121,7 +122,7 @@ def volumes(_engine: Engine, port: int, folder: Path) -> str:
     (folder / "sources.toml").write_text(SOURCE.format(url=f"http://127.0.0.1:{port}", label="x"))
     [source] = volume_sources(folder / "sources.toml")
     with pytest.raises(SourceError) as caught:
-        volumes_of(source, [], SecretFolders(folder))
+        volumes_of(source, [], SecretFolders(folder), TODAY)
     return str(caught.value)
 
 

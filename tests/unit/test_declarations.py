@@ -37,7 +37,7 @@ def test_a_file_declares_servers_with_defaults_for_all_and_by_engine(tmp_path: P
     path = tmp_path / "servers.toml"
     path.write_text(TOML)
 
-    assert declared_servers(path) == [
+    assert declared_servers(path).servers == [
         Server(
             "db-7",
             "postgresql",
@@ -67,7 +67,7 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
         "name,engine,host,port,username,password_from\ndb-7,postgresql,h,,u,env:X\nb,mysql,/run/my.sock,,,\n"
     )
 
-    first, second = declared_servers(path)
+    first, second = declared_servers(path).servers
 
     assert (first.port, first.password_from, first.tls) == (5432, "env:X", "verify-full")
     assert (second.host, second.tls, second.username) == ("/run/my.sock", "off", None)
@@ -76,7 +76,7 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
 def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
     path = tmp_path / "servers.csv"
     path.write_text("name;engine;host\na;mysql;h\n")
-    assert [server.name for server in declared_servers(path)] == ["a"]
+    assert [server.name for server in declared_servers(path).servers] == ["a"]
 
     path.write_text("name,engine,host\na,mysql,h,surplus\n")
     with pytest.raises(ValidationError, match="line 2 has more fields than there are headings"):

@@ -58,66 +58,10 @@ SCRAMBLE_LENGTH = 20
 PROOF_ACCEPTED = b"\x01\x03"
 
 
-def connected(access: Access) -> Connection[Any]:
-    """Connect and set the limits of the session; raises what the driver raises, or MeasureError."""
-    connection = _bounded_connection()(
-        defer_connect=True,
-        host=None if access.socket else access.host,
-        unix_socket=access.socket,
-        port=access.port,
-        user=access.username,
-        password=access.password or "",
-        database=access.database,
-        charset="utf8mb4",
-        connect_timeout=max(round(access.connect_seconds), 1),
-        # It also bounds the greeting, which a server that accepts and stays silent never sends.
-        read_timeout=max(round(access.connect_seconds), 1),
-        write_timeout=max(round(access.statement_seconds), 1),
-        program_name=PROGRAM,
-        autocommit=True,
-        auth_plugin_map=None if _password_is_safe(access) else _proving_logins(access.server_public_key),
-        **_tls(access),
-    )
-    connection.statement_seconds = access.connect_seconds
-    connection.allowance.begin(access.connect_seconds)
-    connection.connect()
-    with closed_on_failure(connection):
-        connection.statement_seconds = access.statement_seconds
-        # Connected, it may take its time; the driver has no public way to say so.
-        connection._read_timeout = access.statement_seconds  # noqa: SLF001
-        for statement in _limits(version_of(connection), access.statement_seconds):
-            rows_of(connection, statement)
-    opened: Connection[Any] = connection
-    return opened
-
-
 def version_of(connection: Connection[Any]) -> str:
     """Return the version that the server reports."""
     [(version,)] = rows_of(connection, "SELECT VERSION()")
     return str(version)
-
-
-def is_encrypted(connection: Connection[Any]) -> bool:
-    """Whether the connection is encrypted."""
-    return bool(dict(rows_of(connection, "SHOW STATUS LIKE 'Ssl_cipher'")).get("Ssl_cipher"))
-
-
-def explained(error: Exception) -> MeasureError | None:
-    """Tell by MySQL's error number, or None where it is none of the driver's."""
-    import pymysql
-
-    if not isinstance(error, pymysql.err.Error):
-        # The driver lets these escape when a server names a way to log in that it does not know.
-        if isinstance(error, RuntimeError | UnicodeDecodeError | AttributeError):
-            return MeasureError(FailureKind.LOGIN, f"the server asks for a way to log in that is not known: {error}")
-        return None
-    number, text = _number_and_text(error)
-    kind = KINDS.get(number, FailureKind.UNEXPECTED)
-    if number == CANNOT_CONNECT and ("certificate" in text or "SSL" in text):
-        kind = FailureKind.TLS
-    if number in {CANNOT_CONNECT, LOST} and "timed out" in text:
-        kind = FailureKind.TIMEOUT
-    return MeasureError(kind, first_line(text))
 
 
 CANNOT_CONNECT, LOST = 2003, 2013
@@ -146,16 +90,6 @@ KINDS = {
 def _number_and_text(error: pymysql.err.Error) -> tuple[int, str]:
     number, *rest = error.args or (0,)
     return (number, str(rest[0]) if rest else str(error)) if isinstance(number, int) else (0, str(error))
-
-
-def _limits(version: str, seconds: float) -> list[str]:
-    """MariaDB counts in seconds and for every statement, MySQL in milliseconds and for SELECT only."""
-    limit = (
-        f"SET SESSION max_statement_time = {seconds:.3f}"
-        if "MariaDB" in version
-        else f"SET SESSION max_execution_time = {round(seconds * 1000)}"
-    )
-    return [limit, "SET SESSION TRANSACTION READ ONLY"]
 
 
 def _password_is_safe(access: Access) -> bool:
@@ -203,7 +137,8 @@ class _ProvingLogin:
         if self._public_key is None or self._connection._secure:  # noqa: SLF001 -- as above
             raise self._refusal()
         try:
-            return bytes(sha2_rsa_encrypt(self._connection.password, self._connection.salt, _content(self._public_key)))
+            public_key = Path(self._public_key).read_bytes()
+            return bytes(sha2_rsa_encrypt(self._connection.password, self._connection.salt, public_key))
         except (ValueError, TypeError, AttributeError):
             raise MeasureError(
                 FailureKind.SETUP, f"the file {self._public_key} is not an RSA public key in PEM"
@@ -219,7 +154,6 @@ class _ProvingLogin:
 
 
 def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
-    """Functions that compute the proof of a password from the server's challenge, by login method."""
     from pymysql import _auth
 
     return {
@@ -240,10 +174,6 @@ def _proving_logins(public_key: str | None) -> dict[str, Any]:
 
     # The driver replaces an empty map.
     return Logins.fromkeys(_proofs())
-
-
-def _content(path: str) -> bytes:
-    return Path(path).read_bytes()
 
 
 @cache
@@ -298,19 +228,15 @@ def _bounded_connection() -> Any:
 def _tls(access: Access) -> dict[str, Any]:
     if access.tls == TLS_OFF or access.socket:
         return {"ssl_disabled": True}
-    # Without a context of its own the driver would go on unencrypted where the server offers nothing.
-    return {"ssl": _context(access)}
-
-
-def _context(access: Access) -> object:
     import ssl
 
+    # Without a context of its own the driver would go on unencrypted where the server offers nothing.
     context = ssl.create_default_context(cafile=access.tls_ca)
     context.check_hostname = access.tls == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED if access.tls in VERIFIED_TLS else ssl.CERT_NONE
     if access.tls_certificate:
         context.load_cert_chain(access.tls_certificate, access.tls_key)
-    return context
+    return {"ssl": context}
 
 
 BYTES_PER_KIB = 1024
@@ -429,15 +355,8 @@ FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB' GR
 INNODB = "INNODB"
 # These hold no bytes of their own on this server: in memory, elsewhere, or in tables that are counted themselves.
 WITHOUT_BYTES = {
-    "MEMORY",
-    "BLACKHOLE",
-    "MRG_MYISAM",
-    "FEDERATED",
-    "SPIDER",
-    "CONNECT",
-    "PERFORMANCE_SCHEMA",
-    "SEQUENCE",
-}
+    "MEMORY", "BLACKHOLE", "MRG_MYISAM", "FEDERATED", "SPIDER", "CONNECT", "PERFORMANCE_SCHEMA", "SEQUENCE",
+}  # fmt: skip
 # The engine says 0 for these, whatever they hold.
 WITHOUT_REPORTED_SIZES = {"CSV"}
 
@@ -472,11 +391,40 @@ class MySQL(EngineAdapter):
     )
 
     def connect(self, access: Access) -> Connection[Any]:
-        """Connect and set the limits of the session."""
-        return connected(access)
+        connection = _bounded_connection()(
+            defer_connect=True,
+            host=None if access.socket else access.host,
+            unix_socket=access.socket,
+            port=access.port,
+            user=access.username,
+            password=access.password or "",
+            database=access.database,
+            charset="utf8mb4",
+            connect_timeout=max(round(access.connect_seconds), 1),
+            # It also bounds the greeting, which a server that accepts and stays silent never sends.
+            read_timeout=max(round(access.connect_seconds), 1),
+            write_timeout=max(round(access.statement_seconds), 1),
+            program_name=PROGRAM,
+            autocommit=True,
+            auth_plugin_map=None if _password_is_safe(access) else _proving_logins(access.server_public_key),
+            **_tls(access),
+        )
+        connection.statement_seconds = access.connect_seconds
+        connection.allowance.begin(access.connect_seconds)
+        connection.connect()
+        with closed_on_failure(connection):
+            connection.statement_seconds = access.statement_seconds
+            # Connected, it may take its time; the driver has no public way to say so.
+            connection._read_timeout = access.statement_seconds  # noqa: SLF001
+            # MariaDB counts in seconds and for every statement, MySQL in milliseconds and for SELECT only.
+            is_mariadb, seconds = "MariaDB" in version_of(connection), access.statement_seconds
+            limit = f"statement_time = {seconds:.3f}" if is_mariadb else f"execution_time = {round(seconds * 1000)}"
+            rows_of(connection, f"SET SESSION max_{limit}")
+            rows_of(connection, "SET SESSION TRANSACTION READ ONLY")
+        opened: Connection[Any] = connection
+        return opened
 
     def sizes(self, connection: Connection[Any], access: Access, excluded: Sequence[str]) -> Measurement:
-        """Measure."""
         schemas = [str(name) for (name,) in rows_of(connection, SCHEMAS)]
         wanted = [name for name in schemas if not is_excluded(name, excluded)]
         total: dict[str, int] = dict.fromkeys(wanted, 0)
@@ -502,7 +450,6 @@ class MySQL(EngineAdapter):
         return Measurement(tuple(sizes), tuple(not_counted), tuple(sorted(set(schemas) - set(wanted))))
 
     def limits(self, connection: Connection[Any], access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        """Return the volume of the data folder; MySQL reports none."""
         if "MariaDB" in version_of(connection):
             return limits_by_disks(connection, names)
         return Limits(unknown="MySQL reports no file systems")
@@ -538,11 +485,8 @@ class MySQL(EngineAdapter):
         self, connection: Connection[Any], statements: _Statements, total: dict[str, int], excluded: Sequence[str]
     ) -> Iterable[str]:
         """Add the tables in shared tablespaces by their statistics; name what has none."""
-        there = sum(
-            int(tables)
-            for folder, tables in rows_of(connection, statements.shared)
-            if not is_excluded(str(folder), excluded)
-        )
+        shared = rows_of(connection, statements.shared)
+        there = sum(int(tables) for folder, tables in shared if not is_excluded(str(folder), excluded))
         if not there:
             return ()
         known = 0
@@ -554,14 +498,26 @@ class MySQL(EngineAdapter):
         return (f"{counted(missing, 'table')} in shared tablespaces without statistics",) if missing > 0 else ()
 
     def facts(self, connection: Connection[Any]) -> ServerFacts:
-        """Read the version, and whether the connection is encrypted."""
         version = version_of(connection)
         named = version if "MariaDB" in version else f"MySQL {version}"
-        return ServerFacts(named, is_encrypted(connection))
+        encrypted = dict(rows_of(connection, "SHOW STATUS LIKE 'Ssl_cipher'")).get("Ssl_cipher")
+        return ServerFacts(named, bool(encrypted))
 
     def explained(self, error: Exception) -> MeasureError | None:
-        """Tell by MySQL's error number."""
-        return explained(error)
+        import pymysql
+
+        if not isinstance(error, pymysql.err.Error):
+            # The driver lets these escape when a server names a way to log in that it does not know.
+            if isinstance(error, RuntimeError | UnicodeDecodeError | AttributeError):
+                return MeasureError(FailureKind.LOGIN, f"it asks for a way to log in that is not known: {error}")
+            return None
+        number, text = _number_and_text(error)
+        kind = KINDS.get(number, FailureKind.UNEXPECTED)
+        if number == CANNOT_CONNECT and ("certificate" in text or "SSL" in text):
+            kind = FailureKind.TLS
+        if number in {CANNOT_CONNECT, LOST} and "timed out" in text:
+            kind = FailureKind.TIMEOUT
+        return MeasureError(kind, first_line(text))
 
 
 class MariaDB(MySQL):
@@ -577,7 +533,6 @@ class _Statements(NamedTuple):
 
 
 def _statements_for(version: str) -> _Statements:
-    """Return the statements of the server that answers; raises MeasureError if it reports no sizes of files."""
     if "MariaDB" in version:
         return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES)
     if version.startswith("5.") or "TiDB" in version:
@@ -588,7 +543,6 @@ def _statements_for(version: str) -> _Statements:
 
 
 def _add(total: dict[str, int], name: str, size_bytes: int | None) -> None:
-    """Add to a schema that is wanted."""
     if name in total:
         total[name] += int(size_bytes or 0)
 

@@ -104,7 +104,6 @@ class Oracle(EngineAdapter):
         return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
-        """Measure."""
         [(container,)] = rows_of(connection, CONTAINER)
         if container == ROOT:
             raise MeasureError(
@@ -115,7 +114,6 @@ class Oracle(EngineAdapter):
         return measurement_of(rows_of(connection, QUERY), excluded)
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        """Return the ceilings of the tablespaces and the disk groups they lie on."""
         ceilings = dict(rows_of(connection, CEILINGS))
         places = rows_of(connection, GROUPS_OF_TABLESPACES)
         unknown = None
@@ -129,12 +127,10 @@ class Oracle(EngineAdapter):
         return limits_from(ceilings, places, groups, names, unknown)
 
     def facts(self, connection: Any) -> ServerFacts:
-        """Read the version."""
         [(version,)] = rows_of(connection, VERSION)
         return ServerFacts(f"Oracle Database {version}", encrypted=None)
 
     def explained(self, error: Exception) -> MeasureError | None:
-        """Tell by the ORA- and DPY- numbers."""
         if type(error).__module__.partition(".")[0] != "oracledb":
             return None
         code = str(getattr(error.args[0] if error.args else None, "full_code", ""))

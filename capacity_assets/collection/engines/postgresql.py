@@ -189,7 +189,6 @@ class PostgreSQL(EngineAdapter):
     )
 
     def connect(self, access: Access) -> psycopg.Connection:
-        """Connect and set the limits of the session."""
         connection = _bounded_connection().connect(
             host=access.host,
             port=access.port,
@@ -235,7 +234,6 @@ class PostgreSQL(EngineAdapter):
         return Measurement(tuple(sizes), left_out=left_out)
 
     def limits(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        """Return the volumes of the tablespaces, where an extension reports them."""
         return limits_by_extension(lambda query: _rows(connection, query), names)
 
     def _by_statistics(self, access: Access, databases: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
@@ -260,7 +258,6 @@ class PostgreSQL(EngineAdapter):
         return sizes
 
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
-        """Read the version, and whether the connection is encrypted."""
         [(version,)] = _rows(connection, "SHOW server_version")
         return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
 
@@ -363,7 +360,6 @@ class _Watch:
                 threading.Thread(target=self._run, name="watch over answers", daemon=True).start()
 
     def remove(self, allowance: Allowance) -> None:
-        """Stop watching it."""
         with self._lock:
             opened, _ = self._watched.pop(id(allowance), (None, None))
             if opened is not None:

@@ -243,12 +243,10 @@ class SQLServer(EngineAdapter):
         return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
-        """Measure."""
         [(edition, database)] = rows_of(connection, EDITION)
         return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        """Return the ceilings of the files and the volumes they lie on."""
         [(edition, _)] = rows_of(connection, EDITION)
         return limits_of(lambda query: rows_of(connection, query), int(edition), names, self._is_refusal)
 
@@ -262,7 +260,6 @@ class SQLServer(EngineAdapter):
         return ServerFacts(f"SQL Server {version}", encrypted=None)
 
     def explained(self, error: Exception) -> MeasureError | None:
-        """Tell by SQL Server's error number."""
         if isinstance(error, TimeoutError):
             return MeasureError(FailureKind.TIMEOUT, first_line(error))
         module = type(error).__module__.partition(".")[0]
@@ -294,7 +291,6 @@ class BoundedSocket(socket.socket):
     """A socket that aborts if the server sends too much or too slowly; the driver has no limit."""
 
     def __init__(self, access: Access) -> None:
-        """Connect, and begin to wait for the login as a whole; raises OSError."""
         opened = socket.create_connection((access.host, access.port), access.connect_seconds)
         super().__init__(fileno=opened.detach())
         self.settimeout(access.connect_seconds)
