@@ -58,6 +58,7 @@ def test_a_collection_that_removes_no_sample_leaves_every_window_as_it_was_compu
     collection.collect(again=True)
     assert collection.rows(deletions) == [(1,)]
     assert set(collection.sizes("pg")) == {"orders"}
+    assert collection.total("pg") == (measured_postgres.sizes()["orders"] // MIB, 1)
 
 
 def test_databases_created_dropped_and_renamed_between_two_days_are_so_on_their_days(
@@ -132,28 +133,7 @@ def test_statistics_are_a_cheaper_way_to_nearly_the_same_sizes(
     assert exact["orders"] // MIB - 3 <= measured_sizes["orders"] <= exact["orders"] // MIB
 
 
-def test_a_wrong_password_fails_its_server_alone_and_is_told_with_what_to_do(
-    measured_postgres: PostgresServer, collection: Collection
-) -> None:
-    wrong = collection.password("wrong", "guess-W0rd")
-    register(
-        collection.engine,
-        [at(measured_postgres, collection), at(measured_postgres, collection, "locked", password_from=wrong)],
-    )
-
-    summary = collection.collect()
-
-    kind, reason = failures(summary)["locked"]
-    assert kind == "login"
-    assert "password authentication failed" in reason
-    assert "Fix the login" in reason
-    assert collection.total("locked") is None
-    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
-    assert summary.status == "failed"
-    assert "1 failed and has no sample of this day; the others are stored" in summary.message
-
-
-def test_no_password_is_in_a_log_a_table_or_a_summary(
+def test_a_wrong_password_fails_its_server_alone_and_none_is_in_a_log_a_table_or_a_summary(
     measured_postgres: PostgresServer, collection: Collection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -164,28 +144,31 @@ def test_no_password_is_in_a_log_a_table_or_a_summary(
             at(measured_postgres, collection),
             at(measured_postgres, collection, "locked", password_from=wrong),
             at(measured_postgres, collection, "elsewhere", port=1, password_from=wrong),
+            at(measured_postgres, collection, "nowhere", password_from="env:NO_PASSWORD"),  # noqa: S106 -- where it is
         ],
     )
 
     summary = collection.collect()
 
+    found = failures(summary)
+    assert {name: kind for name, (kind, _) in found.items()} == {
+        "locked": "login",
+        "elsewhere": "unreachable",
+        "nowhere": "credential",
+    }
+    assert "password authentication failed" in found["locked"][1]
+    assert "Fix the login" in found["locked"][1]
+    assert "the variable NO_PASSWORD is missing or empty" in found["nowhere"][1]
+    assert collection.total("locked") is None
+    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
+    assert summary.status == "failed"
+    assert "3 failed and have no sample of this day; the others are stored" in summary.message
     tables = ("instances", "capacity_collection_targets", "capacity_collection_attempts", "database_size_stats")
     stored = [str(collection.rows(f"SELECT * FROM {table}")) for table in tables]
     everything = "\n".join([*stored, caplog.text, str(summary), str(summary.to_dict())])
     assert "secret:wrong" in everything
     assert PASSWORD not in everything
     assert "guess-W0rd" not in everything
-
-
-def test_a_password_that_is_missing_is_a_failure_that_names_where_it_was_looked_for(
-    measured_postgres: PostgresServer, collection: Collection
-) -> None:
-    register(collection.engine, [at(measured_postgres, collection, password_from="env:NO_PASSWORD")])  # noqa: S106
-
-    kind, reason = failures(collection.collect())["pg"]
-
-    assert kind == "credential"
-    assert "the variable NO_PASSWORD is missing or empty" in reason
 
 
 def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
@@ -271,19 +254,6 @@ def test_a_second_run_of_the_day_measures_only_the_servers_that_failed(
         "JOIN instances i ON i.id = a.instance_id ORDER BY 1"
     )
     assert attempts == [("late", "collected", None, 2), ("pg", "collected", None, 1)]
-
-
-def test_measuring_again_on_the_same_day_forgets_what_was_dropped_meanwhile(
-    measured_postgres: PostgresServer, collection: Collection
-) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
-    collection.collect()
-    measured_postgres.execute('DROP DATABASE "Ünïcødé; --"')
-
-    collection.collect(again=True)
-
-    assert set(collection.sizes("pg")) == {"orders"}
-    assert collection.total("pg") == (measured_postgres.sizes()["orders"] // MIB, 1)
 
 
 def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(

@@ -143,13 +143,6 @@ def test_an_unreachable_dagster_storage_is_told_before_anything_starts(
     assert "hunter2" not in result.output
 
 
-def test_help_shows_every_command_and_examples() -> None:
-    overview = capacity("--help").output
-
-    assert all(command in overview for command in ("init", "demo", "up", "aggregate", "status", "check"))
-    assert "capacity aggregate --period monthly --from 2025-01-01" in capacity("aggregate", "--help").output
-
-
 def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
     environment = {
         **os.environ,

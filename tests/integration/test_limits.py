@@ -180,15 +180,6 @@ def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None
     assert shown[2].split()[-5:-2] == ["full"] * 3
 
 
-def test_a_file_without_a_line_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "limits.csv"
-    file.write_text("server,database,limit_gb\n")
-
-    refused = capacity("limits", "import", str(file))
-
-    assert (refused.exit_code, "has no line below its headings." in refused.output) == (2, True)
-
-
 def test_one_database_of_a_server_is_asked_for_by_its_name() -> None:
     declared("server-1", "--gb", "4")
 
@@ -246,6 +237,7 @@ NO_FILES = [
     (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
     ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8."),
     (b"", "is empty, or begins with an empty line."),
+    (b"server,database,limit_gb\n", "has no line below its headings."),
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.servers import Server, register, registered, set_active
 from capacity_assets.forecast.limits import stored_limits
 from tests.command import capacity
@@ -46,6 +46,7 @@ NO_SERVERS = [
     (["a"], "Server 'a' is new. Give --engine and --host."),
     (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
     (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
+    (["a", "--host", "h:3306", "--engine", "mysql"], "host: write the port by itself, as port (--port)"),
 ]
 
 
@@ -95,7 +96,7 @@ def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
 
     unknown = capacity("instances", "disable", "a", "nobody")
     assert (unknown.exit_code, names(engine)["a"]) == (2, "measured here")
-    assert "No server is named 'nobody'" in unknown.output
+    assert "No server is named 'nobody'. `capacity instances list` has them." in unknown.output
 
 
 def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engine) -> None:
@@ -116,13 +117,6 @@ def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engi
     with pytest.raises(ValidationError, match="one that counts others cannot be counted by another"):
         register(engine, [Server("primary", "mysql", "h", counted_by="d")])
     assert len(registered(engine)) == 3
-
-
-def test_asking_for_an_unknown_server_says_where_they_are_listed(engine: Engine) -> None:
-    with pytest.raises(NotFoundError, match="`capacity instances list` has them"):
-        registered(engine, ["nobody"])
-    with pytest.raises(NotFoundError):
-        set_active(engine, ["nobody"], active=False)
 
 
 def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engine: Engine) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.servers import Server, register, registered
+from capacity_assets.collection.servers import Server, register
 from tests.collecting import PASSWORD, granting
 from tests.command import capacity
 from tests.servers import PostgresServer, silent_socket
@@ -84,14 +84,6 @@ def test_a_password_that_this_configuration_will_not_look_up_is_told_at_once(eng
     assert "Warning: a cannot be measured with this configuration." in shadow.output
     assert "CAPACITY_PASSWORD_FOLDERS allows" in shadow.output
     assert "Warning" not in fine.output
-
-
-def test_a_port_behind_the_host_is_refused(engine: Engine) -> None:
-    refused = capacity("instances", "add", "a", "--engine", "mysql", "--host", "127.0.0.1:3306")
-
-    assert refused.exit_code == 2
-    assert "host: write the port by itself, as port (--port)" in refused.output
-    assert registered(engine) == []
 
 
 @pytest.mark.usefixtures("engine")

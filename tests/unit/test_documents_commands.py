@@ -9,8 +9,6 @@ import sys
 import click
 import pytest
 
-from capacity_assets.aggregates.levels import SERVER_LEVELS
-from capacity_assets.base.periods import PERIODS
 from capacity_assets.cli.main import main
 from tests.documents import EVERYTHING, ROOT, first_cells, section
 
@@ -131,14 +129,6 @@ def test_options_of_all_commands_are_documented() -> None:
     assert options - {"--help"} == {"-v", "--verbose", "--version"}
     for option in ("-v", "--version"):
         assert f"`capacity {option}" in section("Commands"), option
-
-
-def test_levels_and_help_are_in_step() -> None:
-    aggregate = leaves()["aggregate"]
-    help_text = aggregate.get_help(click.Context(aggregate))
-
-    assert all(level in help_text for level in SERVER_LEVELS)
-    assert all(period in help_text for period in PERIODS)
 
 
 def test_messages_that_operations_explains_are_said() -> None:

@@ -93,13 +93,6 @@ def test_a_year_before_a_leap_day_and_a_week(period: str, start: str, before: st
     assert chosen.year_before(chosen.window_of(date.fromisoformat(start))).start == date.fromisoformat(before)
 
 
-def test_the_previous_quarter_is_the_whole_quarter_before() -> None:
-    """The legacy code compared a quarter with only the first two months of the one before."""
-    quarter = PERIODS["quarterly"]
-
-    assert quarter.previous(quarter.window_of(date(2025, 5, 5))) == Window(date(2025, 1, 1), date(2025, 3, 31))
-
-
 def test_fiscal_calendars_are_one_entry() -> None:
     fiscal_year = Period("fiscal_yearly", months=12, first_month=4)
     fiscal_quarter = Period("fiscal_quarterly", months=3, first_month=2)
