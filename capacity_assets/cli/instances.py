@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import click
 from sqlalchemy import Row
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
-from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
 from capacity_assets.cli.declaring import NAMES_SHOWN, Declared, Registry, declaring, file_argument, opened_registry
@@ -20,6 +19,7 @@ from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import FailureKind, engine_named, engine_names
 from capacity_assets.collection.measuring import FleetMeasurement, Task
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import (
     Changes,
     Registered,
@@ -31,7 +31,6 @@ from capacity_assets.collection.servers import (
     set_active,
 )
 from capacity_assets.collection.servers import remove as remove_servers
-from capacity_assets.collection.service import CollectionService
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.ownership.labels import declare_labels
@@ -224,22 +223,6 @@ def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
 DATABASES_SHOWN = 10
 
 
-@dataclass
-class _TestResult:
-    server: str
-    works: bool = False
-    steps: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    failure: str | None = None
-    grants: str | None = None
-    databases: dict[str, int] = field(default_factory=dict)
-    not_counted: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    volumes: dict[str, dict[str, int]] = field(default_factory=dict)
-    ceilings_mb: dict[str, int] = field(default_factory=dict)
-    unknown_limits: str | None = None
-
-
 @instances.command("test")
 @click.argument("name")
 @json_command
@@ -252,70 +235,72 @@ def test(settings: Settings, /, *, name: str) -> Report:
         [one] = registered(engine, [name])
         if not one.is_collected:
             raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
-        result = _test(one.server, collection_service(engine, settings))
-    document = {**asdict(result), "day": Clock(settings.zone).today()}
-    return Report(document, _result_lines(result), DONE if result.works else FAILED)
-
-
-def _test(server: Server, service: CollectionService) -> _TestResult:
-    result = _TestResult(server.name)
-    kind = engine_named(server.engine)
+        service = collection_service(engine, settings)
+        fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
+        [outcome] = filter(None, fleet.outcomes([Task(one.id, one.server)]))
+    server, kind, limits = one.server, engine_named(one.server.engine), outcome.limits
+    warnings = []
     if readable_by_others(server.password_from, service.context.secrets):
-        result.warnings.append(f"Every user of this machine can read the file of {server.password_from}.")
+        warnings.append(f"Every user of this machine can read the file of {server.password_from}.")
     if not kind.verified:
-        result.warnings.append(f"Measuring {server.engine} has not been tested against a real server.")
-    fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
-    [outcome] = filter(None, fleet.outcomes([Task(0, server)]))
+        warnings.append(f"Measuring {server.engine} has not been tested against a real server.")
+    document = {
+        "server": name,
+        "works": outcome.collected,
+        "steps": list(_steps(server, outcome)),
+        "warnings": warnings,
+        "failure": None if outcome.collected else f"{outcome.kind}: {outcome.reason}",
+        "grants": kind.grants if outcome.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None,
+        "databases": {size.name: size.size_mb for size in sorted(outcome.sizes, key=lambda size: -size.size_mb)},
+        "not_counted": outcome.not_counted,
+        "left_out": outcome.left_out,
+        "volumes": {
+            one.name: {"total_mb": one.total_bytes // BYTES_PER_MB, "free_mb": one.free_bytes // BYTES_PER_MB}
+            for one in limits.volumes
+        },
+        "ceilings_mb": {
+            one.database: one.limit_bytes // BYTES_PER_MB for one in limits.ceilings if one.limit_bytes is not None
+        },
+        "unknown_limits": limits.unknown,
+        "day": service.clock.today(),
+    }
+    return Report(document, _test_lines(document), DONE if outcome.collected else FAILED)
+
+
+def _steps(server: Server, outcome: ProbeOutcome) -> Iterator[str]:
     if outcome.kind not in {FailureKind.CREDENTIAL, FailureKind.SETUP}:
-        result.steps.append(f"password: {f'read from {server.password_from}' if server.password_from else 'none'}")
+        yield f"password: {f'read from {server.password_from}' if server.password_from else 'none'}"
     if outcome.facts is not None:
         encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[outcome.facts.encrypted]
-        result.steps.append(f"connected in {outcome.connect_seconds or 0:.2f} s: {outcome.facts.version}, {encrypted}")
-    if outcome.kind is not None:
-        result.failure = f"{outcome.kind}: {outcome.reason}"
-        result.grants = kind.grants if outcome.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
-        return result
-    sizes, limits, total = outcome.sizes, outcome.limits, human_mb(outcome.total_size_mb)
-    result.steps.append(f"{counted(len(sizes), 'database')}, {total}, in {outcome.measure_seconds or 0:.2f} s")
-    result.databases = {size.name: size.size_mb for size in sorted(sizes, key=lambda size: -size.size_mb)}
-    result.not_counted = list(outcome.not_counted)
-    result.left_out = list(outcome.left_out)
-    result.volumes = {
-        volume.name: {"total_mb": volume.total_bytes // BYTES_PER_MB, "free_mb": volume.free_bytes // BYTES_PER_MB}
-        for volume in limits.volumes
-    }
-    result.ceilings_mb = {
-        ceiling.database: ceiling.limit_bytes // BYTES_PER_MB
-        for ceiling in limits.ceilings
-        if ceiling.limit_bytes is not None
-    }
-    result.unknown_limits = limits.unknown
-    result.works = True
-    return result
+        yield f"connected in {outcome.connect_seconds or 0:.2f} s: {outcome.facts.version}, {encrypted}"
+    if outcome.collected:
+        sizes = f"{counted(len(outcome.sizes), 'database')}, {human_mb(outcome.total_size_mb)}"
+        yield f"{sizes}, in {outcome.measure_seconds or 0:.2f} s"
 
 
-def _result_lines(result: _TestResult) -> Iterator[Line]:
-    yield from (f"works: {step}" for step in result.steps)
-    yield from (f"note: {warning}" for warning in result.warnings)
-    if result.failure:
-        yield f"fails: {result.failure}"
-        if result.grants:
+def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
+    yield from (f"works: {step}" for step in found["steps"])
+    yield from (f"note: {warning}" for warning in found["warnings"])
+    if not found["works"]:
+        yield f"fails: {found['failure']}"
+        if found["grants"]:
             yield "The login needs these rights; replace the name of the login with your own:"
-            yield from (f"  {line}" for line in result.grants.splitlines())
+            yield from (f"  {line}" for line in found["grants"].splitlines())
         return
-    rows = [[name, human_mb(size_mb)] for name, size_mb in result.databases.items()]
+    rows = [[name, human_mb(size_mb)] for name, size_mb in found["databases"].items()]
     yield Table.of_first("Largest databases", ("Database", ">Size"), rows, DATABASES_SHOWN)
-    for name, sizes in result.volumes.items():
+    for name, sizes in found["volumes"].items():
         yield f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free."
-    if result.ceilings_mb:
-        ceilings = (f"{name} {human_mb(limit_mb)}" for name, limit_mb in result.ceilings_mb.items())
+    if found["ceilings_mb"]:
+        ceilings = (f"{name} {human_mb(limit_mb)}" for name, limit_mb in found["ceilings_mb"].items())
         yield f"Ceilings of databases: {first_of(ceilings, NAMES_SHOWN)}."
-    if result.unknown_limits:
-        yield f"Limits not known: {result.unknown_limits}. `capacity limits set {result.server}` declares one."
-    if result.not_counted:
-        yield f"Not counted, because no size is reported: {first_of(result.not_counted, NAMES_SHOWN)}."
-    if result.left_out:
-        yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(result.left_out, NAMES_SHOWN)}."
+    if found["unknown_limits"]:
+        unknown = found["unknown_limits"]
+        yield f"Limits not known: {unknown}. `capacity limits set {found['server']}` declares one."
+    if found["not_counted"]:
+        yield f"Not counted, because no size is reported: {first_of(found['not_counted'], NAMES_SHOWN)}."
+    if found["left_out"]:
+        yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(found['left_out'], NAMES_SHOWN)}."
     yield "Nothing was stored. `capacity collect` measures and stores."
 
 
