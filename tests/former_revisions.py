@@ -23,6 +23,15 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0017": (
+        *(
+            f"ALTER TABLE {table} DROP COLUMN declared_by CASCADE"
+            for table in (
+                *("capacity_limits", "capacity_steps", "capacity_labels", "capacity_prices"),
+                *("capacity_collection_targets", "volume_size_stats"),
+            )
+        ),
+    ),
     "0016": (
         "DROP TABLE capacity_bill_groups",
         "ALTER TABLE capacity_bills DROP COLUMN billed_until",

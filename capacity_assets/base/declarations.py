@@ -22,6 +22,7 @@ Entry = TypeVar("Entry")
 
 NO_OTHER_NAMES = ConfigDict(extra="forbid")
 BYTES_PER_GB = 1 << 30
+LONGEST_DECLARER = 255
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 # By the first part of pydantic's error type. Its own messages repeat the value, which may be a password.
 NATURES = {

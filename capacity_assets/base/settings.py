@@ -8,6 +8,7 @@ sizes) does not belong here.
 from __future__ import annotations
 
 import codecs
+import getpass
 import io
 import os
 import re
@@ -31,6 +32,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
+from capacity_assets.base.declarations import LONGEST_DECLARER
 from capacity_assets.base.label_rules import NOT_KEYS, unfit_keys
 
 HORIZONS_DAYS = (7, 30, 90, 365)
@@ -454,6 +456,12 @@ class Variables(BaseSettings):
         default=DEFAULT_LABEL_KEYS,
         description="Keys of labels of servers and databases, separated by commas; one more word adds a key.",
     )
+    declared_by: str | None = Field(
+        default=None,
+        max_length=LONGEST_DECLARER,
+        description="Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without "
+        "`--by`. Unset: the login of the operating system.",
+    )
     web_database_url: PostgresUrl | None = Field(
         default=None,
         description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
@@ -557,6 +565,15 @@ class Settings(Variables):
         }
         # Left to the child as it was to us, which tells a zone that was chosen from the machine's.
         return values | ({} if self.zone_is_chosen else {"CAPACITY_TIMEZONE": ""})
+
+    @property
+    def declarer(self) -> str | None:
+        """Who declares things unless a command says otherwise; None: this user has no login."""
+        try:
+            return self.declared_by or getpass.getuser()
+        except (KeyError, OSError):
+            # As in containers whose user number is in no file of users.
+            return None
 
     @property
     def postgres_data(self) -> Path:

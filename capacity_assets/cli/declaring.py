@@ -1,4 +1,4 @@
-"""What the commands that declare things share: the opened registry, --dry-run, --json, files, lists, first days.
+"""What the commands that declare things share: the opened registry, --by, --dry-run, --json, files, lists, first days.
 
 Such a command returns what it declared, which is printed here. The forecasts of its servers are then updated.
 """
@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
+from capacity_assets.base.declarations import LONGEST_DECLARER
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
@@ -63,6 +64,8 @@ class Registry:
     settings: Settings
     engine: Engine
     dry_run: bool
+    by: str | None
+    """Who declares; None: not known."""
 
     def today(self) -> date:
         """Return today; raises ValidationError if the database uses another time zone."""
@@ -109,15 +112,31 @@ class Declared(Report):
     """Runs after everything is stored."""
 
 
+def _declarer(_context: click.Context, _parameter: click.Parameter, by: str | None) -> str | None:
+    if by is not None and not 0 < len(by.strip()) <= LONGEST_DECLARER:
+        raise click.BadParameter(f"a name has 1 to {LONGEST_DECLARER} characters.")
+    return by and by.strip()
+
+
+by_option = click.option(
+    "--by", metavar="NAME", callback=_declarer, help="Who declares it. Default: CAPACITY_DECLARED_BY, else your login."
+)
+
+
 def declaring(function: Callable[..., Declared]) -> Callable[..., None]:
-    """Run a declaring command on the opened registry, with --dry-run and --json."""
+    """Run a command that stores declarations on the opened registry, with --by, --dry-run and --json."""
+    return by_option(changing(function))
+
+
+def changing(function: Callable[..., Declared]) -> Callable[..., None]:
+    """Run a command that removes declarations, or changes what has no declarer; as `declaring` without --by."""
 
     @dry_run_option
     @json_command
     @wraps(function)
-    def run(settings: Settings, /, *, dry_run: bool, **values: Any) -> int:
+    def run(settings: Settings, /, *, dry_run: bool, by: str | None = None, **values: Any) -> int:
         with opened_registry(settings) as engine:
-            registry = Registry(settings, engine, dry_run)
+            registry = Registry(settings, engine, dry_run, by or settings.declarer)
             declared = function(registry, **values)
             say(*declared.lines, *([NOTHING_CHANGED] if dry_run else []))
             document: dict[str, object] = {"dry_run": dry_run, **declared.document}
@@ -174,6 +193,33 @@ def listing(
         return run
 
     return decorate
+
+
+class StoredDeclaration(Protocol):
+    """A declaration as it is stored."""
+
+    @property
+    def declared_at(self) -> datetime | None:
+        """When it was declared; None: not known."""
+
+    @property
+    def declared_by(self) -> str | None:
+        """Who declared it; None: not known."""
+
+
+DECLARED = ("Declared", "By")
+"""The headings of `declared_cells`."""
+
+
+def declared_cells(stored: StoredDeclaration) -> list[object]:
+    """Return when a thing was declared and by whom, for people."""
+    return [f"{stored.declared_at:%Y-%m-%d}" if stored.declared_at else "", stored.declared_by or ""]
+
+
+def declared_json(stored: StoredDeclaration) -> dict[str, object]:
+    """Return the same for scripts."""
+    moment = stored.declared_at and stored.declared_at.isoformat()
+    return {"declared_at": moment, "declared_by": stored.declared_by}
 
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))

@@ -55,7 +55,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         earlier = earlier_forecasts(connection, outlook)
     # A step of a database is also a step of its server's total.
     declared = stored_steps(engine, outlook.server, name if kind == DATABASE_ROWS else None)
-    steps = [step for step in declared if _is_ignored(step, series)]
+    steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
     first = forecast(series.smooth[None, :], series.sizes[None, :])
     measured, smooth = (
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)

@@ -13,7 +13,18 @@ from sqlalchemy import Row
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
-from capacity_assets.cli.declaring import NAMES_SHOWN, Declared, Registry, declaring, file_argument, opened_registry
+from capacity_assets.cli.declaring import (
+    DECLARED,
+    NAMES_SHOWN,
+    Declared,
+    Registry,
+    changing,
+    declared_cells,
+    declared_json,
+    declaring,
+    file_argument,
+    opened_registry,
+)
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, options
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
@@ -93,7 +104,7 @@ def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> De
     if known is not None and known.is_collected and not replace:
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
     server = _server(name, values, known.server if known else None)
-    changes = register(registry.engine, [server], dry_run=registry.dry_run)
+    changes = register(registry.engine, [server], by=registry.by, dry_run=registry.dry_run)
     return _report(registry, changes, [server], f"Next: capacity instances test {name}")
 
 
@@ -165,15 +176,15 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     # Labels have a first day, so the time zone matters.
     today = registry.today() if labels else None
     refuse_the_sample_fleet(engine)
-    changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
+    changes = register(engine, servers, disable_others=disable_others, by=registry.by, dry_run=dry_run)
     if not dry_run:
-        declare(engine, limits)
+        declare(engine, limits, by=registry.by)
         if today is not None:
-            declare_labels(engine, labels, today)
+            declare_labels(engine, labels, today, by=registry.by)
     return replace(_report(registry, changes, servers), servers={limit.server for limit in limits})
 
 
-HEADINGS = ("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
+HEADINGS = ("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected", *DECLARED)
 
 
 @instances.command("list")
@@ -207,7 +218,8 @@ def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
     state = f"{one.state}, counted by {server.counted_by}" if server.counted_by else one.state
     last_collected = (attempts and attempts.last_collected) or "never"
     password_from, tls = server.password_from or "", server.tls or ""
-    return [server.name, server.engine, server.place, password_from, tls, state, last_collected]
+    declared = declared_cells(one)
+    return [server.name, server.engine, server.place, password_from, tls, state, last_collected, *declared]
 
 
 def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
@@ -217,6 +229,7 @@ def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
         "state": one.state,
         "last_collected": attempts and attempts.last_collected,
         "last_failure": attempts and attempts.last_failure,
+        **declared_json(one),
     }
 
 
@@ -306,7 +319,7 @@ def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
 
 @instances.command()
 @names_argument
-@declaring
+@changing
 def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Take the servers NAMES out of service.
 
@@ -325,7 +338,7 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
 
 @instances.command()
 @names_argument
-@declaring
+@changing
 def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Put the servers NAMES back into service."""
     set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
@@ -335,7 +348,7 @@ def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
 
 @instances.command()
 @names_argument
-@declaring
+@changing
 def remove(registry: Registry, /, *, names: Sequence[str]) -> Declared:
     """Remove the servers NAMES from the collection.
 

@@ -16,9 +16,12 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli.declaring import (
+    DECLARED,
     Declared,
     Registry,
     dated_json,
+    declared_cells,
+    declared_json,
     declaring,
     file_argument,
     first_day_options,
@@ -47,7 +50,7 @@ from capacity_assets.ownership.labels import (
 )
 from capacity_assets.runtime import task_runner
 
-HEADINGS = ("Server", "Database", "Label", "Value", "From", "Until")
+HEADINGS = ("Server", "Database", "Label", "Value", "From", "Until", *DECLARED)
 CHANGES_NAMED = 10
 
 
@@ -106,7 +109,7 @@ def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
 def _declare(
     registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
 ) -> Declared:
-    changes = declare_labels(registry.engine, declared, registry.today(), dry_run=registry.dry_run)
+    changes = declare_labels(registry.engine, declared, registry.today(), by=registry.by, dry_run=registry.dry_run)
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
     lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
     document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
@@ -179,8 +182,8 @@ def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> 
 def _cells(stored: StoredLabel) -> list[object]:
     label = stored.label
     subject = [label.server, label.database or "all without their own"]
-    first_day = since(label.valid_from).removeprefix("from ")
-    return [*subject, label.key, label.value or "none", first_day, stored.valid_until or ""]
+    days = [since(label.valid_from).removeprefix("from "), stored.valid_until or ""]
+    return [*subject, label.key, label.value or "none", *days, *declared_cells(stored)]
 
 
 @labels.command("list")
@@ -195,7 +198,7 @@ def _cells(stored: StoredLabel) -> list[object]:
 def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[StoredLabel, object]]:
     """Show the declared labels and their days."""
     return [
-        (stored, {**dated_json(stored.label), "valid_until": stored.valid_until})
+        (stored, {**dated_json(stored.label), "valid_until": stored.valid_until, **declared_json(stored)})
         for stored in stored_labels(engine, server)
         if day is None or stored.holds_on(day)
     ]

@@ -12,7 +12,18 @@ from sqlalchemy import Engine
 from capacity_assets.base.declarations import declaration
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import human_mb, printable
-from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, first_lines, listing
+from capacity_assets.cli.declaring import (
+    DECLARED,
+    Declared,
+    Registry,
+    changing,
+    declared_cells,
+    declared_json,
+    declaring,
+    file_argument,
+    first_lines,
+    listing,
+)
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.forecast.limits import (
     UNLIMITED,
@@ -26,7 +37,7 @@ from capacity_assets.forecast.limits import (
     stored_limits,
 )
 
-HEADINGS = ("Server", "Database", ">Limit", "Source", "Since", "~Note")
+HEADINGS = ("Server", "Database", ">Limit", "Source", *DECLARED, "~Note")
 
 
 @click.group(cls=OrderedGroup)
@@ -67,7 +78,7 @@ def set_(
 
 
 def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Declared:
-    replaced = declare(registry.engine, declared, dry_run=registry.dry_run)
+    replaced = declare(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     exceeded = below_the_size(registry.engine, declared)
     warnings = (
         f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit."
@@ -104,9 +115,9 @@ def import_(registry: Registry, /, *, file: Path) -> Declared:
 
 
 def _cells(stored: StoredLimit) -> list[object]:
-    limit, day = stored.limit, f"{stored.declared_at:%Y-%m-%d}"
+    limit, declared = stored.limit, declared_cells(stored)
     database = limit.database or "whole server"
-    return [limit.server, database, limit_text(limit.limit_mb), stored.source, day, limit.note or ""]
+    return [limit.server, database, limit_text(limit.limit_mb), stored.source, *declared, limit.note or ""]
 
 
 @limits.command("list")
@@ -122,7 +133,7 @@ def list_(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
     `capacity volumes list` and `capacity instances test` show measured limits.
     """
     return [
-        (stored, {**asdict(stored.limit), "source": stored.source, "declared_at": stored.declared_at.isoformat()})
+        (stored, {**asdict(stored.limit), "source": stored.source, **declared_json(stored)})
         for stored in stored_limits(engine)
     ]
 
@@ -130,7 +141,7 @@ def list_(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
 @limits.command()
 @click.argument("server")
 @click.argument("database", required=False)
-@declaring
+@changing
 def remove(registry: Registry, /, *, server: str, database: str | None) -> Declared:
     """Remove the limit of SERVER, or of one DATABASE of it."""
     forget(registry.engine, server, database, dry_run=registry.dry_run)

@@ -14,9 +14,13 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
+    DECLARED,
     Declared,
     Registry,
+    changing,
     dated_json,
+    declared_cells,
+    declared_json,
     declaring,
     file_argument,
     first_day_options,
@@ -36,6 +40,7 @@ from capacity_assets.ownership.prices import (
     NO_PRICE,
     Price,
     PriceChanges,
+    StoredPrice,
     declare_prices,
     forget_price,
     label_of,
@@ -46,7 +51,7 @@ from capacity_assets.ownership.prices import (
     stored_prices,
 )
 
-HEADINGS = ("For", ">Price", "From")
+HEADINGS = ("For", ">Price", "From", *DECLARED)
 
 
 @click.group(cls=OrderedGroup)
@@ -118,7 +123,7 @@ def _declare(registry: Registry, wanted: Sequence[Price], *, restate: bool) -> P
     changes = price_changes(engine, wanted, today, registry.settings.label_keys)
     _say_what_changes(registry, changes, restate=restate)
     if not registry.dry_run:
-        declare_prices(engine, wanted, today, restate=restate or not changes.months)
+        declare_prices(engine, wanted, today, by=registry.by, restate=restate or not changes.months)
     return changes
 
 
@@ -177,8 +182,10 @@ def import_(registry: Registry, /, *, file: Path, restate: bool) -> Declared:
     return _report(changes, [registry.read_from(file, len(declared), "price")])
 
 
-def _cells(price: Price) -> list[object]:
-    return [price.display_name, _price_text(price), since(price.valid_from).removeprefix("from ")]
+def _cells(stored: StoredPrice) -> list[object]:
+    price = stored.price
+    first_day = since(price.valid_from).removeprefix("from ")
+    return [price.display_name, _price_text(price), first_day, *declared_cells(stored)]
 
 
 @prices.command("list")
@@ -188,9 +195,9 @@ def _cells(price: Price) -> list[object]:
     _cells,
     "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[tuple[Price, object]]:
+def list_(engine: Engine, /) -> list[tuple[StoredPrice, object]]:
     """Show all declared prices and their first days."""
-    return [(price, dated_json(price)) for price in stored_prices(engine)]
+    return [(stored, {**dated_json(stored.price), **declared_json(stored)}) for stored in stored_prices(engine)]
 
 
 @prices.command()
@@ -202,7 +209,7 @@ def list_(engine: Engine, /) -> list[tuple[Price, object]]:
     help="First day of the price. Default: the only price there is, or the one for all of history.",
 )
 @restate_option
-@declaring
+@changing
 def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Declared:
     """Remove a price, as if it had never been declared.
 
@@ -222,5 +229,6 @@ def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: 
 def _only_one(engine: Engine, price: Price) -> Price:
     """Return the price with the first day of the only one for its subject, unless one applies to all of history."""
     subject = (price.engine, price.key, price.value)
-    days = [one.valid_from for one in stored_prices(engine) if (one.engine, one.key, one.value) == subject]
+    prices = (stored.price for stored in stored_prices(engine))
+    days = [one.valid_from for one in prices if (one.engine, one.key, one.value) == subject]
     return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])

@@ -12,11 +12,22 @@ from sqlalchemy import Engine
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import counted, human_mb, printable
-from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, listing
+from capacity_assets.cli.declaring import (
+    DECLARED,
+    Declared,
+    Registry,
+    changing,
+    declared_cells,
+    declared_json,
+    declaring,
+    file_argument,
+    listing,
+)
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DAY
 from capacity_assets.forecast.limits import (
     SizeStep,
+    StoredStep,
     declare_steps,
     forget_step,
     named,
@@ -25,7 +36,7 @@ from capacity_assets.forecast.limits import (
     stored_steps,
 )
 
-HEADINGS = ("Day", "Server", "Database", "~Note")
+HEADINGS = ("Day", "Server", "Database", *DECLARED, "~Note")
 
 
 @click.group(cls=OrderedGroup)
@@ -66,7 +77,7 @@ def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
 
 
 def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> Declared:
-    replaced = declare_steps(registry.engine, declared, dry_run=registry.dry_run)
+    replaced = declare_steps(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     lines = [headline]
     if replaced:
         step, more = replaced[0], len(replaced) - 1
@@ -91,22 +102,23 @@ def import_(registry: Registry, /, *, file: Path) -> Declared:
     return _declare(registry, declared, registry.read_from(file, len(declared), "step"))
 
 
-def _cells(step: SizeStep) -> list[object]:
-    return [step.day, step.server, step.database or "every database", step.note]
+def _cells(stored: StoredStep) -> list[object]:
+    step = stored.step
+    return [step.day, step.server, step.database or "every database", *declared_cells(stored), step.note]
 
 
 @steps.command("list")
 @listing("Steps", HEADINGS, _cells, "No step is declared. `capacity steps add` declares one.")
-def list_(engine: Engine, /) -> list[tuple[SizeStep, object]]:
+def list_(engine: Engine, /) -> list[tuple[StoredStep, object]]:
     """Show all declared steps, by day."""
-    return [(step, asdict(step)) for step in stored_steps(engine)]
+    return [(stored, {**asdict(stored.step), **declared_json(stored)}) for stored in stored_steps(engine)]
 
 
 @steps.command()
 @click.argument("server")
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
-@declaring
+@changing
 def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> Declared:
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)

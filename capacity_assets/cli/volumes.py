@@ -12,13 +12,21 @@ from sqlalchemy import Engine, Row
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb
-from capacity_assets.cli.declaring import Declared, Registry, declaring, file_argument, listing
+from capacity_assets.cli.declaring import (
+    Declared,
+    Registry,
+    changing,
+    declared_json,
+    declaring,
+    file_argument,
+    listing,
+)
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, newest_volumes, store_volumes, volumes_of_file
 
-HEADINGS = ("Server", "Volume", ">Size", ">Free", "Day", "Source")
+HEADINGS = ("Server", "Volume", ">Size", ">Free", "Day", "Source", "By")
 
 
 @click.group(cls=OrderedGroup)
@@ -27,7 +35,15 @@ def volumes() -> None:
 
 
 def _cells(row: Row[Any]) -> list[object]:
-    return [row.server, row.volume, human_mb(row.total_mb), human_mb(row.free_mb), row.day, row.source]
+    return [
+        row.server,
+        row.volume,
+        human_mb(row.total_mb),
+        human_mb(row.free_mb),
+        row.day,
+        row.source,
+        row.declared_by or "",
+    ]
 
 
 @volumes.command("list")
@@ -36,11 +52,11 @@ def _cells(row: Row[Any]) -> list[object]:
 )
 def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
     """Show the last known size of each volume."""
-    return [(row, row._asdict()) for row in newest_volumes(engine)]
+    return [(row, row._asdict() | declared_json(row)) for row in newest_volumes(engine)]
 
 
 @volumes.command()
-@declaring
+@changing
 def fetch(registry: Registry, /) -> Declared:
     """Fetch today's volumes from CAPACITY_VOLUME_SOURCES.
 
@@ -74,7 +90,7 @@ def import_(registry: Registry, /, *, file: Path) -> Declared:
     stored or none. Values that a server reported itself are kept.
     """
     declared = volumes_of_file(file, Clock(registry.settings.zone).today())
-    written = store_volumes(registry.engine, declared, dry_run=registry.dry_run)
+    written = store_volumes(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     outcome = "read" if registry.dry_run else f"read, {written:,} stored or changed"
     lines = [f"{counted(len(declared), 'volume')} {outcome}, from {file}."]
     servers = {volume.server for volume in declared}

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,6 +222,10 @@ class Registered:
     active: bool
     """In service: measured, if it can be, and aggregated."""
     is_collected: bool
+    declared_at: datetime | None = None
+    """When it was registered for collection or changed last; None: it is filled elsewhere."""
+    declared_by: str | None = None
+    """Who did that; None: not known."""
 
     @property
     def state(self) -> str:
@@ -249,6 +253,8 @@ _REGISTRY = (
         instances.c.id,
         is_active().label("active"),
         collection_targets.c.instance_id.is_not(None).label("is_collected"),
+        collection_targets.c.updated_at.label("declared_at"),
+        collection_targets.c.declared_by,
         *(column.label(name) for name, column in _OF_SERVER.items()),
     )
     .select_from(
@@ -264,8 +270,9 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
     """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry"), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).mappings().all()
+    known = ("id", "active", "is_collected", "declared_at", "declared_by")
     servers = [
-        Registered(row["id"], Server(**{name: row[name] for name in _OF_SERVER}), row["active"], row["is_collected"])
+        Registered(server=Server(**{name: row[name] for name in _OF_SERVER}), **{name: row[name] for name in known})
         for row in rows
     ]
     if names is None:
@@ -291,9 +298,14 @@ class Changes:
 
 
 def register(
-    engine: Engine, servers: Iterable[Server], *, disable_others: bool = False, dry_run: bool = False
+    engine: Engine,
+    servers: Iterable[Server],
+    *,
+    disable_others: bool = False,
+    by: str | None = None,
+    dry_run: bool = False,
 ) -> Changes:
-    """Add servers and change those that are there, in one transaction.
+    """Add servers and change those that are there, in one transaction; `by` declares them.
 
     `disable_others` takes the rest of those that are measured here out of service. A disabled server stays so.
     Nothing is written with `dry_run`.
@@ -311,7 +323,7 @@ def register(
     changes = _compared(wanted, before, disable_others=disable_others)
     try:
         with engine.connect() as connection, connection.begin() as transaction:
-            _write(connection, wanted, [before[name].id for name in changes.disabled])
+            _write(connection, wanted, [before[name].id for name in changes.disabled], by)
             if dry_run:
                 transaction.rollback()
     except DATABASE_FAILURES as error:
@@ -343,7 +355,7 @@ def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disabl
     )
 
 
-def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[int]) -> None:
+def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[int], by: str | None) -> None:
     ids: dict[str, int] = {}
     for server in wanted:
         values = {"db_type": server.engine, "host": server.host, "port": server.port}
@@ -354,7 +366,7 @@ def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[
         else:
             connection.execute(update(instances).where(instances.c.id == known).values(**values))
         ids[server.name] = known
-        _write_target(connection, known, server)
+        _write_target(connection, known, server, by)
     # After all are there: a server may be counted by one that is declared below it.
     for server in wanted:
         counted_by = _id_of(connection, ids, server)
@@ -363,9 +375,9 @@ def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[
         connection.execute(update(instances).where(instances.c.id.in_(disabled)).values(is_active=False))
 
 
-def _write_target(connection: Connection, instance_id: int, server: Server) -> None:
+def _write_target(connection: Connection, instance_id: int, server: Server, by: str | None) -> None:
     values = {name: value for name, value in asdict(server).items() if name in _STORED_AS_THEY_ARE}
-    values |= {"instance_id": instance_id, "connect_database": server.database}
+    values |= {"instance_id": instance_id, "connect_database": server.database, "declared_by": by}
     statement = upsert(collection_targets).values(**values)
     changes = {name: statement.excluded[name] for name in values if name != "instance_id"}
     connection.execute(

@@ -51,10 +51,10 @@ class VolumeDay:
     used_bytes: Annotated[Size | None, Field(validation_alias="used_gb")] = None
 
 
-def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool = False) -> int:
+def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, by: str | None = None, dry_run: bool = False) -> int:
     """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
 
-    All of them or none. A dry run stores none.
+    All of them or none. `by` declares them; None: they were fetched. A dry run stores none.
 
     Raises:
         NotFoundError: a server is not registered.
@@ -78,7 +78,9 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
         ]
         if not rows:
             return 0
-        written = len(connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED}).all())
+        written = len(
+            connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED, "declared_by": by}).all()
+        )
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(with_parts(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
         return written
@@ -92,7 +94,8 @@ def newest_volumes(engine: Engine) -> Sequence[Row[Any]]:
 
 _NEWEST = """
 SELECT DISTINCT ON (i.name, v.volume_name) i.name AS server, v.volume_name AS volume, v.total_mb, v.free_mb,
-       v.collected_date AS day, v.source
+       v.collected_date AS day, v.source,
+       CASE WHEN v.source = 'imported' THEN v.collected_at END AS declared_at, v.declared_by
 FROM volume_size_stats v JOIN instances i ON i.id = v.instance_id
 ORDER BY i.name, v.volume_name, v.collected_date DESC
 """
@@ -120,14 +123,14 @@ def _plausible(one: VolumeDay, today: date) -> VolumeDay:
 
 _STORE = """
 INSERT INTO volume_size_stats AS t
-    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
-SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now()
+    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at, declared_by)
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now(), :declared_by
 FROM unnest(CAST(:instance_ids AS integer[]), CAST(:volume_names AS varchar[]), CAST(:days AS date[]),
             CAST(:total_mbs AS bigint[]), CAST(:free_mbs AS bigint[]), CAST(:used_mbs AS bigint[]))
     AS g (instance_id, name, day, total_mb, free_mb, used_mb)
 ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
 SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,
-    collected_at = excluded.collected_at
+    collected_at = excluded.collected_at, declared_by = excluded.declared_by
 WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id

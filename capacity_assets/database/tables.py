@@ -48,6 +48,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
+from capacity_assets.base.declarations import LONGEST_DECLARER
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
@@ -205,6 +206,12 @@ instance_key = partial(key, "instance_id", Integer, "Server, instances.id")
 collected_date = partial(required, "collected_date", Date, "Day of the sample in the configured time zone")
 database_name = partial(required, "database_name", String(255), "Database, exactly as the server spells it")
 limit_source = partial(required, "source", String(20), "Where it comes from: measured or imported")
+declared_by = partial(
+    optional,
+    "declared_by",
+    String(LONGEST_DECLARER),
+    "Who declared it: --by, CAPACITY_DECLARED_BY or the login; null: not known",
+)
 
 
 def forecast_columns(days: int) -> list[Column[object]]:
@@ -462,6 +469,7 @@ collection_targets = table(
     required("sizing", String(20), "files: exact; statistics: cheaper, from the catalogue"),
     timestamp("created_at", "When it was registered for collection"),
     timestamp("updated_at", "When this was last changed"),
+    declared_by(),
 )
 
 collection_attempts = table(
@@ -512,6 +520,7 @@ volume_size_stats = table(
     optional("used_mb", BigInteger, "Used space, MiB; null: all that is not free"),
     limit_source(),
     timestamp("collected_at", "When the sample was taken"),
+    optional("declared_by", String(LONGEST_DECLARER), "Who imported it from a file; null: measured, or fetched"),
     PrimaryKeyConstraint("collected_date", "instance_id", "volume_name", name="volume_size_stats_pkey"),
     postgresql_partition_by=BY_DAY,
 )
@@ -540,6 +549,7 @@ capacity_limits = table(
     required("source", String(20), "Where the limit comes from: declared"),
     optional("note", Text, "What whoever declared it wrote; null: nothing"),
     timestamp("declared_at", "Since when it holds"),
+    declared_by(),
 )
 
 capacity_steps = table(
@@ -550,6 +560,7 @@ capacity_steps = table(
     key("step_date", Date, "First day with the new size"),
     required("note", Text, "What happened"),
     timestamp("declared_at", "When it was declared"),
+    declared_by(),
 )
 
 capacity_runways = table(
@@ -613,6 +624,7 @@ capacity_labels = table(
     _valid_from("label"),
     optional("value", String(LONGEST_VALUE), "Value from that day on; null: none from that day on"),
     timestamp("declared_at", "When it was declared"),
+    declared_by(),
 )
 
 
@@ -626,6 +638,7 @@ capacity_prices = table(
     optional("price", PRICE, "Currency per GiB and month; null: no price from that day on"),
     required("currency", CURRENCY, "ISO 4217 code"),
     timestamp("declared_at", "When it was declared"),
+    declared_by(),
 )
 
 capacity_bills = table(

@@ -39,7 +39,8 @@ SELECT l.instance_id,  -- Number of the server
        lead(l.valid_from, 1, CAST('infinity' AS date))
            OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from) AS valid_until,
           -- First day on which it does not hold any more; infinity: it holds
-       l.declared_at  -- When it was declared
+       l.declared_at,  -- When it was declared
+       l.declared_by  -- Who declared it; null: not known
 FROM capacity_labels l;
 
 -- Size of the fleet in each window by engine, by server and by each label.
@@ -516,9 +517,12 @@ SELECT i.id AS server_id,  -- Number of the server
        c.name AS counted_by,  -- Server that counts in its place; null: it counts itself
        coalesce((SELECT jsonb_object_agg(l.key, l.value) FROM capacity_label_spans l
                  WHERE l.instance_id = i.id AND l.database_pattern = '' AND l.value IS NOT NULL
-                   AND l.valid_from <= current_date AND current_date < l.valid_until), CAST('{}' AS jsonb)) AS labels
+                   AND l.valid_from <= current_date AND current_date < l.valid_until), CAST('{}' AS jsonb)) AS labels,
           -- Its labels of today, as JSON
-FROM instances i LEFT JOIN instances c ON c.id = i.counted_by;
+       t.updated_at AS declared_at,  -- When it was registered or changed last; null: it is not measured from here
+       t.declared_by  -- Who did that; null: not known
+FROM instances i LEFT JOIN instances c ON c.id = i.counted_by
+LEFT JOIN capacity_collection_targets t ON t.instance_id = i.id;
 
 -- The samples of databases.
 CREATE VIEW capacity_samples AS
@@ -555,7 +559,8 @@ SELECT s.collected_date AS day,  -- Day of the sample
        s.free_mb,  -- How much of that is free, MiB
        coalesce(s.used_mb, s.total_mb - s.free_mb) AS used_mb,  -- Used space, MiB
        s.source,  -- Where the figures come from: measured or imported
-       s.collected_at  -- When it was taken
+       s.collected_at,  -- When it was taken
+       s.declared_by  -- Who imported it from a file; null: measured, or fetched
 FROM volume_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
 
 -- What became of each server on each day of the last months.
@@ -576,7 +581,8 @@ SELECT l.instance_id AS server_id,  -- Number of the server
        nullif(l.database_name, '') AS database,  -- Database; null: the server as a whole
        l.limit_mb,  -- How much it can hold, MiB; null: unlimited
        l.note,  -- What whoever declared it wrote; null: nothing
-       l.declared_at  -- When it was declared
+       l.declared_at,  -- When it was declared
+       l.declared_by  -- Who declared it; null: not known
 FROM capacity_limits l LEFT JOIN instances i ON i.id = l.instance_id;
 
 -- Changes of size that people declared, which no forecast takes for a trend.
@@ -585,7 +591,9 @@ SELECT s.instance_id AS server_id,  -- Number of the server
        coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
        nullif(s.database_name, '') AS database,  -- Database; null: all databases of the server
        s.step_date AS day,  -- First day with the new size
-       s.note  -- What happened
+       s.note,  -- What happened
+       s.declared_at,  -- When it was declared
+       s.declared_by  -- Who declared it; null: not known
 FROM capacity_steps s LEFT JOIN instances i ON i.id = s.instance_id;
 """)
 

@@ -19,6 +19,7 @@ from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_st
 from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
 from capacity_assets.ownership.prices import Price, declare_prices, stored_prices
 
+DECLARED_BY = "capacity demo"
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
 DAYS_TO_QUOTA = 20
@@ -57,7 +58,7 @@ def declare_sample_limits(engine: Engine, today: date) -> None:
     """Declare disks, a quota that fills in a month, and steps; once, so that changes stay. Raises DatabaseError."""
     if not stored_limits(engine):
         with engine.connect() as connection:
-            declare(engine, [*_disks(connection, today), *_quota(connection, today)])
+            declare(engine, [*_disks(connection, today), *_quota(connection, today)], by=DECLARED_BY)
     if not stored_steps(engine):
         with engine.connect() as connection:
             measured = {tuple(row) for row in connection.execute(text(_MEASURED), {"today": today})}
@@ -67,7 +68,7 @@ def declare_sample_limits(engine: Engine, today: date) -> None:
             for year in range(today.year - 2, today.year + 1)
             if (server, database) in measured and date(year, event.month, 1) <= today
         ]
-        declare_steps(engine, steps)
+        declare_steps(engine, steps, by=DECLARED_BY)
 
 
 def _disks(connection: Connection, today: date) -> Iterator[Limit]:
@@ -151,6 +152,6 @@ def declare_sample_groups(engine: Engine, today: date) -> None:
         server, database, team = MOVED
         months = today.year * 12 + today.month - 1 - MONTHS_AGO
         moved = Label(server, database, "team", team, date(months // 12, months % 12 + 1, 1))
-        declare_labels(engine, [*environments, *teams, *overriding, moved], today)
+        declare_labels(engine, [*environments, *teams, *overriding, moved], today, by=DECLARED_BY)
     if not stored_prices(engine):
-        declare_prices(engine, PRICES, today, restate=True)
+        declare_prices(engine, PRICES, today, by=DECLARED_BY, restate=True)

@@ -76,9 +76,12 @@ def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> 
 
 
 def replace_rows(
-    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]], by: str | None
 ) -> list[tuple[int, RowMapping]]:
-    """Store rows in place of those with the same keys; return replaced rows that differ, by number of the new one."""
+    """Store rows in place of those with the same keys, as declared now by `by`; None: nobody that is known.
+
+    Returns replaced rows that differ, by number of the new one.
+    """
     if not rows:
         return []
     keys = [column.name for column in table.primary_key]
@@ -86,8 +89,9 @@ def replace_rows(
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
     values = [name for name in rows[0] if name not in keys]
     # In one statement, because triggers fire once per statement.
-    store = insert(table).from_select(list(rows[0]), _rows_of_values(table, list(rows[0]), rows))
-    changes = {**{name: store.excluded[name] for name in values}, "declared_at": sa.func.now()}
+    new = _rows_of_values(table, list(rows[0]), rows).add_columns(sa.literal(by, sa.Text()))
+    store = insert(table).from_select([*rows[0], "declared_by"], new)
+    changes = {name: store.excluded[name] for name in (*values, "declared_by")} | {"declared_at": sa.func.now()}
     connection.execute(store.on_conflict_do_update(index_elements=keys, set_=changes))
     return [(number, row) for number, row in earlier if row and any(row[name] != rows[number][name] for name in values)]
 
@@ -242,17 +246,18 @@ class Limit:
 
 @dataclass(frozen=True)
 class StoredLimit:
-    """A limit, where it comes from and since when it holds."""
+    """A limit, where it comes from, since when it holds and who declared it; None: not known."""
 
     limit: Limit
     source: str
     declared_at: datetime
+    declared_by: str | None
 
 
-def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -> list[Limit]:
+def declare(engine: Engine, limits: Sequence[Limit], *, by: str | None = None, dry_run: bool = False) -> list[Limit]:
     """Store limits, each in the place of an earlier one of the same server and database. All of them or none.
 
-    A dry run checks them and stores none. Returns the earlier limits that are replaced by other ones.
+    `by` declares them. A dry run checks them and stores none. Returns earlier limits that are replaced by other ones.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -266,7 +271,7 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
             {**key, "limit_mb": limit.limit_mb, "source": DECLARED, "note": limit.note}
             for key, limit in zip(keys_of(connection, subjects), limits, strict=True)
         ]
-        replaced = replace_rows(connection, capacity_limits, rows)
+        replaced = replace_rows(connection, capacity_limits, rows, by)
     return [replace(limits[number], limit_mb=row["limit_mb"], note=row["note"]) for number, row in replaced]
 
 
@@ -292,7 +297,7 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
 def stored_limits(engine: Engine) -> list[StoredLimit]:
     """Return every limit, by server and database, the server's own first; raises DatabaseError."""
     return [
-        StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), row.source, row.declared_at)
+        StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), *row[4:])
         for row in rows_of(engine, "limits", _LIST)
     ]
 
@@ -327,7 +332,7 @@ CROSS JOIN LATERAL (
 WHERE newest.size_mb > g.limit_mb ORDER BY g.number
 """
 _LIST = """
-SELECT i.name, l.database_name, l.limit_mb, l.source, l.note, l.declared_at
+SELECT i.name, l.database_name, l.limit_mb, l.note, l.source, l.declared_at, l.declared_by
 FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name
 """
 
@@ -344,10 +349,21 @@ class SizeStep:
     note: str
 
 
-def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = False) -> list[SizeStep]:
+@dataclass(frozen=True)
+class StoredStep:
+    """A step, when it was declared and by whom; None: not known."""
+
+    step: SizeStep
+    declared_at: datetime
+    declared_by: str | None
+
+
+def declare_steps(
+    engine: Engine, steps: Sequence[SizeStep], *, by: str | None = None, dry_run: bool = False
+) -> list[SizeStep]:
     """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
 
-    A dry run checks them and stores none. Returns the earlier steps that get another note.
+    `by` declares them. A dry run checks them and stores none. Returns the earlier steps that get another note.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -360,7 +376,8 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
         subjects = keys_of(connection, [(step.server, step.database) for step in steps])
         rows = [{**key, "step_date": step.day, "note": step.note} for key, step in zip(subjects, steps, strict=True)]
         return [
-            replace(steps[number], note=row["note"]) for number, row in replace_rows(connection, capacity_steps, rows)
+            replace(steps[number], note=row["note"])
+            for number, row in replace_rows(connection, capacity_steps, rows, by)
         ]
 
 
@@ -387,10 +404,12 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
             raise NotFoundError(f"{named(server, database)} has no step on {day}.")
 
 
-def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
+def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[StoredStep]:
     """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
     rows = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
-    return [SizeStep(row.name, row.database_name or None, row.step_date, row.note) for row in rows]
+    return [
+        StoredStep(SizeStep(row.name, row.database_name or None, row.step_date, row.note), *row[4:]) for row in rows
+    ]
 
 
 def steps_of_file(path: Path) -> list[SizeStep]:
@@ -433,7 +452,8 @@ SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS
        (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb
 """
 _LIST_STEPS = """
-SELECT i.name, t.database_name, t.step_date, t.note FROM capacity_steps t JOIN instances i ON i.id = t.instance_id
+SELECT i.name, t.database_name, t.step_date, t.note, t.declared_at, t.declared_by
+FROM capacity_steps t JOIN instances i ON i.id = t.instance_id
 WHERE (CAST(:server AS text) IS NULL OR i.name = :server)
   AND (CAST(:database AS text) IS NULL OR t.database_name IN ('', :database))
 ORDER BY t.step_date, i.name, t.database_name

@@ -43,8 +43,8 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
                 refuse_an_unfit_database(engine, kept="Nothing was registered.")
                 refuse_the_sample_fleet(engine)
                 declared = declared_servers(path)
-                changes = register(engine, declared.servers)
-                declare(engine, declared.limits)
+                changes = register(engine, declared.servers, by=settings.declarer)
+                declare(engine, declared.limits, by=settings.declarer)
             return dg.MaterializeResult(
                 metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()}
             )

@@ -235,11 +235,13 @@ SINCE = """
 SELECT deleted.fewer, states.before, states.now,
        ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                     || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
+                    || coalesce(' by ' || l.declared_by, '')
              FROM capacity_labels l JOIN instances i ON i.id = l.instance_id
              WHERE l.declared_at > :since AND l.valid_from <= :end ORDER BY l.declared_at) AS labels,
        ARRAY(SELECT coalesce(trim_scale(p.price) || ' ' || p.currency, 'none') || ' for '
                     || CASE WHEN p.key <> '' THEN p.key || '=' || p.value
                             ELSE coalesce(nullif(p.engine, ''), 'everything else') END
+                    || coalesce(' by ' || p.declared_by, '')
              FROM capacity_prices p
              WHERE p.declared_at > :since AND p.valid_from <= :end
                AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines))

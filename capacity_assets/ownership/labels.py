@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:
 """
 LIST = """
 SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
-       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
+       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until, s.declared_at, s.declared_by
 FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
 WHERE CAST(:server AS text) IS NULL OR i.name = :server
 ORDER BY i.name, s.database_pattern, s.key, s.valid_from
@@ -156,11 +156,11 @@ class LabelChange:
 
 
 def declare_labels(
-    engine: Engine, labels: Sequence[Label], today: date, *, dry_run: bool = False
+    engine: Engine, labels: Sequence[Label], today: date, *, by: str | None = None, dry_run: bool = False
 ) -> Sequence[LabelChange]:
     """Store labels, all of them or none; return those that change something.
 
-    A dry run checks them and stores none.
+    `by` declares them. A dry run checks them and stores none.
 
     Raises:
         NotFoundError: a server is not registered, or a database that is named without * and ? was never measured.
@@ -181,7 +181,7 @@ def declare_labels(
         ]
         clear_history(connection, capacity_labels, changed)
         kept = [row for row in changed if row["value"] is not None or row["valid_from"] != ALWAYS]
-        replace_rows(connection, capacity_labels, kept)
+        replace_rows(connection, capacity_labels, kept, by)
     return changes
 
 
@@ -225,10 +225,15 @@ def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
 
 @dataclass(frozen=True)
 class StoredLabel:
-    """A declared label with the days on which it holds; `valid_until` None: it still does."""
+    """A declared label with the days on which it holds; `valid_until` None: it still does.
+
+    It was declared by `declared_by`; None: not known.
+    """
 
     label: Label
     valid_until: date | None
+    declared_at: datetime
+    declared_by: str | None
 
     def holds_on(self, day: date) -> bool:
         """Whether it holds on a day."""
@@ -242,7 +247,7 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
         with declaring(engine, "reading labels", dry_run=True) as connection:
             ids_of(connection, {server})
     return [
-        StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
+        StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), *row[5:])
         for row in rows_of(engine, "labels", LIST, server=server)
     ]
 

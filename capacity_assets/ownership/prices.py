@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -119,8 +119,19 @@ def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
     return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
 
 
-def declare_prices(engine: Engine, prices: Sequence[Price], today: date, *, restate: bool = False) -> Sequence[Price]:
-    """Store all prices or none, and return them with their first days.
+@dataclass(frozen=True)
+class StoredPrice:
+    """A declared price, when it was declared and by whom; None: not known."""
+
+    price: Price
+    declared_at: datetime
+    declared_by: str | None
+
+
+def declare_prices(
+    engine: Engine, prices: Sequence[Price], today: date, *, by: str | None = None, restate: bool = False
+) -> Sequence[Price]:
+    """Store all prices or none, as declared by `by`, and return them with their first days.
 
     Each replaces an earlier price of the same subject and day; a price for all of history also replaces prices of the
     same subject from later days. Bills are not recomputed.
@@ -131,7 +142,7 @@ def declare_prices(engine: Engine, prices: Sequence[Price], today: date, *, rest
         DatabaseError: the database failed; nothing was changed.
     """
     with declaring(engine, "storing prices") as connection:
-        dated, months = _store(connection, prices, today)
+        dated, months = _store(connection, prices, today, by)
         _refuse_restating(months, restate=restate)
     return dated
 
@@ -152,7 +163,9 @@ def _tried(engine: Engine, doing: str) -> Iterator[Connection]:
         yield connection
 
 
-def _store(connection: Connection, prices: Sequence[Price], today: date) -> tuple[Sequence[Price], Sequence[date]]:
+def _store(
+    connection: Connection, prices: Sequence[Price], today: date, by: str | None = None
+) -> tuple[Sequence[Price], Sequence[date]]:
     """Store prices; return them with their first days, and the closed months whose bills have other prices."""
     if not prices:
         return [], []
@@ -167,7 +180,7 @@ def _store(connection: Connection, prices: Sequence[Price], today: date) -> tupl
     dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
     rows = [asdict(price) for price in dated]
     clear_history(connection, capacity_prices, rows)
-    replace_rows(connection, capacity_prices, rows)
+    replace_rows(connection, capacity_prices, rows, by)
     months = {month for price in dated for month in _restated(connection, price)}
     return dated, sorted(months, reverse=True)
 
@@ -232,9 +245,9 @@ def _restated(connection: Connection, price: Price, removed: Decimal | None = No
     return connection.execute(text(_RESTATED), parameters).scalars().all()
 
 
-def stored_prices(engine: Engine) -> list[Price]:
+def stored_prices(engine: Engine) -> list[StoredPrice]:
     """Return every declared price, the most general first; raises DatabaseError."""
-    return [Price(*row) for row in rows_of(engine, "prices", _LIST)]
+    return [StoredPrice(Price(*row[:6]), *row[6:]) for row in rows_of(engine, "prices", _LIST)]
 
 
 # A temporary table hides the table of its name.
@@ -285,6 +298,6 @@ WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 mont
 ORDER BY b.month DESC
 """
 _LIST = """
-SELECT price, currency, engine, key, value, valid_from FROM capacity_prices
+SELECT price, currency, engine, key, value, valid_from, declared_at, declared_by FROM capacity_prices
 ORDER BY key <> '', engine <> '', engine, key, value, valid_from
 """

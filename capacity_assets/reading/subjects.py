@@ -24,6 +24,10 @@ class ServerFacts:
     is_active: bool | None
     counted_by: str | None
     labels: dict[str, str] = field(default_factory=dict)
+    declared_at: datetime | None = None
+    """When it was registered for collection or changed last; None: it is not measured from here."""
+    declared_by: str | None = None
+    """Who did that; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class StepRow:
     day: date
     note: str
     database: str | None
+    declared_by: str | None
+    """Who declared it; None: not known."""
 
 
 def server_id_of(connection: Connection, server: str) -> int | None:
@@ -76,7 +82,7 @@ def server_id_of(connection: Connection, server: str) -> int | None:
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     """Return a server by its number; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """
-        SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
+        SELECT server_id, server, engine, is_active, counted_by, labels, declared_at, declared_by FROM capacity_servers
         WHERE server_id = :server"""
     # Any row, because these columns are the same in all of them.
     measured = """
@@ -168,12 +174,14 @@ class DeclaredLimit:
     limit_mb: int | None
     note: str | None
     declared_at: datetime
+    declared_by: str | None
+    """Who declared it; None: not known."""
 
 
 def declared_limits_of(connection: Connection, server_id: int, database: str | None) -> list[DeclaredLimit]:
     """Return the declared limit of a server as a whole, and of one of its databases."""
     statement = """
-        SELECT database, limit_mb, note, declared_at FROM capacity_declared_limits
+        SELECT database, limit_mb, note, declared_at, declared_by FROM capacity_declared_limits
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text))
         ORDER BY database NULLS LAST"""
     return records(DeclaredLimit, connection, statement, server=server_id, database=database)
@@ -182,7 +190,7 @@ def declared_limits_of(connection: Connection, server_id: int, database: str | N
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
     """Return the declared steps of a server as a whole; of a database, its own and those of its server."""
     statement = """
-        SELECT day, note, database FROM capacity_declared_steps
+        SELECT day, note, database, declared_by FROM capacity_declared_steps
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day"""
     return records(StepRow, connection, statement, server=server_id, database=database)
 

@@ -239,14 +239,14 @@ def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency
 def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
     printed("prices", "set", "0.333333", "--currency", "EUR", "--always")
     billed()
-    printed("labels", "set", "server-1", "team=search", "--database", "a", "--always")
+    printed("labels", "set", "server-1", "team=search", "--database", "a", "--always", "--by", "anna")
 
     message = printed("bill", "--month", "2025-06")
 
-    assert "Since then: labels declared: team=search of a on server-1." in message
+    assert "Since then: labels declared: team=search of a on server-1 by anna." in message
     printed("prices", "set", "0.4", "--currency", "EUR", "--label", "team=nobody", "--always")
-    printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search", "--always")
-    assert "prices declared: 0.5 EUR for team=search." in printed("bill", "--month", "2025-06")
+    printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search", "--always", "--by", "ben")
+    assert "prices declared: 0.5 EUR for team=search by ben." in printed("bill", "--month", "2025-06")
     printed("prices", "remove", "--label", "team=search", "--restate")
     printed("prices", "set", "none", "--currency", "EUR", "--always")
     nothing = printed("bill", "--month", "2025-06")
