@@ -24,6 +24,11 @@ _KEYS = (
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
     "0017": (
+        "DROP TABLE capacity_decisions CASCADE",
+        *(
+            f"ALTER TABLE capacity_runways DROP COLUMN planned_{what} CASCADE"
+            for what in ("day", "limit_mb", "early_day", "middle_day", "late_day")
+        ),
         *(
             f"ALTER TABLE {table} DROP COLUMN declared_by CASCADE"
             for table in (

@@ -23,7 +23,13 @@ from capacity_assets.cli.options import CommandFailedError, Table, command, prog
 from capacity_assets.cli.runway import outlook_lines
 from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.guards import refuse_an_unfit_database
-from capacity_assets.demo.sample_declarations import add_measured_limits, declare_sample_groups, declare_sample_limits
+from capacity_assets.demo.sample_declarations import (
+    PLANNED_ON,
+    add_measured_limits,
+    declare_sample_decision,
+    declare_sample_groups,
+    declare_sample_limits,
+)
 from capacity_assets.demo.sample_fleet import (
     LoadedFleet,
     first_sample_day,
@@ -32,6 +38,8 @@ from capacity_assets.demo.sample_fleet import (
     other_instances,
     remove_sample_fleet,
 )
+from capacity_assets.forecast.decisions import OpenDecisions, stored_decisions
+from capacity_assets.forecast.issuing import update_forecasts
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.orchestration.sample_runs import forget_runs, mark_days, materialise, open_work
@@ -78,11 +86,14 @@ def _run(settings: Settings) -> None:
                     on_windows=lambda windows: update(advance=windows),
                     recompute=lambda check_cancelled: _recomputed(engine, settings, first_day, today, check_cancelled),
                 )
+            if declare_sample_decision(engine, today):
+                update_forecasts(engine, {PLANNED_ON}, Clock(settings.zone))
             _print_result(recomputed, written, fleet, changed=bool(work.chunks))
             month = MONTHLY.last(today)
             fastest = top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN)
             say(top_table(MONTHLY, month, "percent", fastest))
-            say(*outlook_lines(outlooks(engine, today), show=FASTEST_SHOWN))
+            decisions = OpenDecisions(stored_decisions(engine, today))
+            say(*outlook_lines(outlooks(engine, today), decisions, show=FASTEST_SHOWN))
     say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
     say("Next: `make up` (or `capacity up`) serves the pages and the Dagster UI, which shows these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` how to compute without Dagster.")

@@ -12,10 +12,12 @@ from capacity_assets.base.errors import NotFoundError, ValidationError, database
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.base.units import counted, human_day, human_mb, printable
+from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.collection.servers import registered
+from capacity_assets.forecast.decisions import open_decisions
 from capacity_assets.forecast.history_statements import DATABASE_ROWS
 from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
@@ -44,7 +46,8 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         raise ValidationError("A name is empty.")
     if server is not None:
         registered(engine, [server])
-    series = outlook_with_sizes(engine, Clock(settings.zone).today(), kind, name, server)
+    today = Clock(settings.zone).today()
+    series = outlook_with_sizes(engine, today, kind, name, server)
     if series is None:
         subject = server if name is None else f"{kind} {printable(name)}"
         raise NotFoundError(
@@ -53,6 +56,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     outlook = series.outlook
     with database_errors(doing="reading earlier forecasts"), engine.connect() as connection:
         earlier = earlier_forecasts(connection, outlook)
+        decision = open_decisions(connection, today).on(outlook)
     # A step of a database is also a step of its server's total.
     declared = stored_steps(engine, outlook.server, name if kind == DATABASE_ROWS else None)
     steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
@@ -65,6 +69,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     measured_days = sum(size is not None for size in measured)
     document = {
         "outlook": asdict(outlook),
+        "decision": decision and decision_json(decision, today),
         "measured_days": measured_days,
         "steps": list(map(asdict, steps)),
         "drift_mb_per_day": float(first.drift[0]),
@@ -86,6 +91,8 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         if outlook.binds is None
         else f"Limit: {limit_text(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.",
         _days_text(outlook),
+        *([] if decision is None else [decision.sentence]),
+        *([] if outlook.planned is None else [outlook.planned.sentence]),
         *([] if outlook.sooner_day is None else [outlook.remark]),
         *([Table("Earlier forecasts", EARLIER_HEADINGS, list(map(_earlier_cells, earlier)))] if earlier else []),
         "Both calculations agree." if agrees else "The two calculations DIFFER. Please report this as a defect.",

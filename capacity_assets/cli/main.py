@@ -30,6 +30,8 @@ COMMANDS = [
     LazyCommand("volumes", "volumes:volumes", "Show the volumes of servers, and import unreported ones."),
     LazyCommand("limits", "limits:limits", "Declare how much servers and databases can hold."),
     LazyCommand("steps", "steps:steps", "Declare changes of size that will not repeat."),
+    LazyCommand("decide", "decisions:decide", "Declare what was decided about something that may fill."),
+    LazyCommand("decisions", "decisions:decisions", "Show, import and remove what was decided about what may fill."),
     LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
     LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
     LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),

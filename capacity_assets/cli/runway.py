@@ -14,10 +14,12 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day, human_mb
+from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import GIGABYTES, Line, Report, Table, filter_options, json_command, number_listed
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import LEAST_CHANGES
@@ -90,6 +92,7 @@ def runway(
         clock = Clock(settings.zone)
         issued = RunwayService(opened, clock).issue(clock.today()) if issue else None
         forecasts = outlooks(opened, clock.today(), server, database, add_mb=int(add_gb * MB_PER_GB))
+        decisions = OpenDecisions(stored_decisions(opened, clock.today()))
         if engine is not None or chosen is not None:
             forecasts = _only(opened, forecasts, clock.today(), label=chosen, of_engine=engine)
     if server is not None:
@@ -97,8 +100,13 @@ def runway(
     if not forecasts.rows and (engine is not None or label is not None):
         lines: list[Line] = [f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}."]
     else:
-        lines = outlook_lines(forecasts, add_gb=add_gb, show=show, every=server is not None)
-    document = {**asdict(forecasts), "add_gb": float(add_gb)}
+        lines = outlook_lines(forecasts, decisions, add_gb=add_gb, show=show, every=server is not None)
+    decided = [decisions.on(row) for row in forecasts.rows]
+    rows = [
+        {**asdict(row), "decision": decision and decision_json(decision, clock.today())}
+        for row, decision in zip(forecasts.rows, decided, strict=True)
+    ]
+    document = {**asdict(forecasts), "rows": rows, "add_gb": float(add_gb)}
     if issued is not None:
         document["issued"] = issued.to_dict()
         lines.append(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(issued.as_of)} stored.")
@@ -135,8 +143,15 @@ def _only(
     return Outlooks(forecasts.as_of, rows, 0, {})
 
 
-def outlook_lines(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> list[Line]:
-    """Return the first rows as a table, and the number of unknown limits.
+def outlook_lines(
+    forecasts: Outlooks,
+    decisions: OpenDecisions,
+    *,
+    show: int,
+    add_gb: Decimal = Decimal(0),
+    every: bool = False,
+) -> list[Line]:
+    """Return the first rows as a table, what was decided about them, and the number of unknown limits.
 
     Without `every`, databases that have only their server's limit are left out: the row of the server shows when it is
     reached.
@@ -151,6 +166,8 @@ def outlook_lines(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0
         lines.append(Table(title, HEADINGS, list(map(_cells, rows[:show]))))
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
+        decided = [(row, decision) for row in rows[:show] if (decision := decisions.on(row)) is not None]
+        lines += [f"note: {row.display_name} on {row.server}. {_decided_text(row, one)}" for row, one in decided]
     else:
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:
@@ -159,6 +176,10 @@ def outlook_lines(forecasts: Outlooks, *, show: int, add_gb: Decimal = Decimal(0
     if forecasts.unknown_limits:
         lines.append(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
     return lines
+
+
+def _decided_text(row: Outlook, decision: StoredDecision) -> str:
+    return f"{decision.sentence} {row.planned.sentence}" if row.planned else decision.sentence
 
 
 def _cells(row: Outlook) -> list[object]:

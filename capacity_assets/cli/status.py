@@ -357,8 +357,10 @@ def _runway_lines(issue: IssuedDay | None) -> Iterator[Line]:
         issued_at = f"{issue.issued_at:%H:%M} UTC on {human_day(issue.issued_at.date())}"
         yield f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts."
     if issue.risks:
-        rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
-        headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)")
+        marks = [risk.decision.mark if risk.decision else "" for risk in issue.risks]
+        outlooks = (risk.outlook for risk in issue.risks)
+        rows = [[one.server, one.display_name, *one.days_text, mark] for one, mark in zip(outlooks, marks, strict=True)]
+        headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)", "Decision")
         yield Table(f"Fills first, as of {human_day(issue.as_of)}", headings, rows)
     else:
         yield f"Fills first: nothing with a known limit within a year, as of {human_day(issue.as_of)}."

@@ -45,6 +45,7 @@ from capacity_assets.collection.engines.base import (
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import (
     SERVERS_IN_SERVICE,
+    capacity_decisions,
     capacity_labels,
     capacity_limits,
     capacity_steps,
@@ -419,7 +420,7 @@ def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tu
         for table in (collection_targets, collection_attempts):
             connection.execute(delete(table).where(table.c.instance_id.in_(ids)))
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
-        for table in (capacity_limits, capacity_steps, capacity_labels):
+        for table in (capacity_limits, capacity_steps, capacity_labels, capacity_decisions):
             connection.execute(delete(table).where(table.c.instance_id.in_(gone)))
         connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
     return tuple(name for number, name in ids.items() if number not in gone)

@@ -563,6 +563,25 @@ capacity_steps = table(
     declared_by(),
 )
 
+capacity_decisions = table(
+    "capacity_decisions",
+    "What people decided about servers, databases and volumes that may fill; each decision stays.",
+    instance_id(),
+    required("subject", String(20), "server, database or volume"),
+    required("name", String(255), "Database or volume; empty: the server as a whole"),
+    timestamp("declared_at", "When it was decided"),
+    declared_by(),
+    required("kind", String(20), "acknowledged, planned or excluded"),
+    required("until_day", Date, "Last day on which it holds; of a plan, the day of the change"),
+    required("note", Text, "What whoever decided it wrote"),
+    optional("ticket", Text, "Address of its ticket; null: none"),
+    optional("added_mb", BigInteger, "By how much the limit is raised on that day, MiB; null: by nothing known"),
+    optional("probability", Double, "Probability of being full by that day, when it was decided; null: unknown"),
+    timestamp("closed_at", "When it was removed or another took its place; null: neither", nullable=True),
+    optional("closed_by", String(LONGEST_DECLARER), "Who did that; null: nobody, or not known"),
+    PrimaryKeyConstraint("instance_id", "subject", "name", "declared_at", name="capacity_decisions_pkey"),
+)
+
 capacity_runways = table(
     "capacity_runways",
     "Every forecast that was issued, and once its horizon has passed, the size that was measured.",
@@ -587,6 +606,12 @@ capacity_runways = table(
     timestamp("issued_at", "When it was computed"),
     required("in_time", Boolean, "Whether that was on its day or the next one"),
     optional("volumes", ARRAY(String(255)), "Volumes on which a database grows; null: unknown"),
+    optional("planned_day", Date, "Day from which planned limits hold; null: none is planned that raises it"),
+    optional("planned_limit_mb", BigInteger, "Binding limit from that day on, MiB"),
+    *(
+        optional(f"planned_{end}_day", Date, f"As {end}_day, with that limit; null: not within a year")
+        for end in ("early", "middle", "late")
+    ),
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),

@@ -145,6 +145,13 @@ def headroom(rows: str) -> str:
         SELECT FROM {rows} AS v WHERE v.server_id = l.server_id AND v.subject = 'volume'))"""  # noqa: S608 -- names of our own
 
 
+DECLARED_FOR_FORECASTS = """
+SELECT instance_id, declared_at FROM capacity_limits
+UNION ALL SELECT instance_id, declared_at FROM capacity_steps
+UNION ALL SELECT instance_id, coalesce(closed_at, declared_at) FROM capacity_decisions WHERE added_mb IS NOT NULL
+"""
+"""The servers for which something was declared that a forecast includes, and when."""
+
 UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
 """Number of databases without a known limit, including replicas, because their disks fill as well."""
 
@@ -188,16 +195,18 @@ SELECT r.as_of,  -- Day up to which samples were looked at
           -- Whether no other row says the same at least as urgently, as a volume does for its databases
        coalesce(declared.last_at > r.issued_at, false)
            OR coalesce(r.limit_source = 'declared' AND own.instance_id IS NULL, false) AS is_outdated,
-          -- Whether limits or steps of its server were declared after the newest forecast, or its limit removed
-       r.volumes  -- Volumes on which a database grows; null: unknown
+          -- Whether limits, steps or plans of its server were declared after the newest forecast, or its limit removed
+       r.volumes,  -- Volumes on which a database grows; null: unknown
+       r.planned_day AS planned_from,  -- Day from which planned limits hold; null: none is planned that raises it
+       r.planned_limit_mb,  -- Binding limit from that day on, MiB
+       r.planned_early_day AS planned_full_early,  -- As full_early, with that limit
+       r.planned_middle_day AS planned_full_middle,  -- As full_middle, with that limit
+       r.planned_late_day AS planned_full_late  -- As full_late, with that limit
 FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id
 LEFT JOIN (
-    SELECT d.instance_id, max(d.declared_at) AS last_at
-    FROM (SELECT instance_id, declared_at FROM capacity_limits
-          UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
-    GROUP BY d.instance_id
+    SELECT d.instance_id, max(d.declared_at) AS last_at FROM ({DECLARED_FOR_FORECASTS}) AS d GROUP BY d.instance_id
 ) AS declared ON declared.instance_id = r.instance_id
 LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
     AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END
@@ -595,6 +604,24 @@ SELECT s.instance_id AS server_id,  -- Number of the server
        s.declared_at,  -- When it was declared
        s.declared_by  -- Who declared it; null: not known
 FROM capacity_steps s LEFT JOIN instances i ON i.id = s.instance_id;
+
+-- What people decided about what may fill; also decisions that are past or closed.
+CREATE VIEW capacity_declared_decisions AS
+SELECT d.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || d.instance_id) AS server,  -- Name of the server
+       d.subject,  -- server, database or volume
+       d.name,  -- Database or volume; empty: the server as a whole
+       d.kind,  -- acknowledged, planned or excluded
+       d.until_day,  -- Last day on which it holds; of a plan, the day of the change
+       d.note,  -- What whoever decided it wrote
+       d.ticket,  -- Address of its ticket; null: none
+       d.added_mb,  -- By how much the limit is raised on that day, MiB; null: by nothing that is known
+       d.probability,  -- Probability of being full by that day, 0 to 1, when it was decided; null: unknown
+       d.declared_at,  -- When it was decided
+       d.declared_by,  -- Who decided it; null: not known
+       d.closed_at,  -- When it was removed or another took its place; null: neither
+       d.closed_by  -- Who did that; null: nobody, or not known
+FROM capacity_decisions d LEFT JOIN instances i ON i.id = d.instance_id;
 """)
 
 VIEWS = (

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 
 from sqlalchemy import Connection, Engine, select, text
 
 from capacity_assets.database.tables import ALWAYS, instance_size_stats, instances, is_active
 from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
+from capacity_assets.forecast.decisions import PLANNED, Decision, decide, stored_decisions
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps, stored_limits, stored_steps
 from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
 from capacity_assets.ownership.prices import Price, declare_prices, stored_prices
@@ -23,6 +24,8 @@ DECLARED_BY = "capacity demo"
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
 DAYS_TO_QUOTA = 20
+PLANNED_ON = "sqlserver-bi-01"
+ADDED_MB = 256 * 1024
 WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
 # oracle-archive-01 belongs to nobody that is known, as something does everywhere.
 TEAMS = {
@@ -69,6 +72,23 @@ def declare_sample_limits(engine: Engine, today: date) -> None:
             if (server, database) in measured and date(year, event.month, 1) <= today
         ]
         declare_steps(engine, steps, by=DECLARED_BY)
+
+
+def declare_sample_decision(engine: Engine, today: date) -> bool:
+    """Decide, once, that the disk of PLANNED_ON is extended on the first of a month; return whether that was done.
+
+    Its forecast must have been issued, because the decision keeps the risk. Raises DatabaseError.
+    """
+    if stored_decisions(engine, today, every=True):
+        return False
+    in_a_month = today.replace(day=1) + timedelta(days=62)
+    day, volume = in_a_month.replace(day=1), WITH_VOLUME[PLANNED_ON]
+    decide(
+        engine,
+        [Decision(PLANNED_ON, None, volume, PLANNED, day, "new disk ordered", added_mb=ADDED_MB)],
+        by=DECLARED_BY,
+    )
+    return True
 
 
 def _disks(connection: Connection, today: date) -> Iterator[Limit]:

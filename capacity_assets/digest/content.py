@@ -60,6 +60,8 @@ class Digest:
     """Whether some of it was not measured in the week."""
     is_change_partial: bool = False
     """Whether it was not in this week or the one before, so that `change_mb` is no growth or shrinkage."""
+    decided: int = 0
+    """Fill dates that decisions leave out."""
     partial_weeks: Sequence[date] = ()
     """The weeks of `history` in which some of it was not measured."""
 
@@ -110,6 +112,7 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         counts={kind: len(every) for kind, every in news.items()},
         history=[(size.window_start, size.size_mb or 0) for size in sizes],
         has_forecast=dates.has_forecast,
+        decided=dates.decided,
         is_partial=newest is not None and newest.is_partial,
         is_change_partial=newest is not None and newest.is_change_partial,
         partial_weeks=[size.window_start for size in sizes if size.is_partial],

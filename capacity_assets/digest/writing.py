@@ -11,7 +11,15 @@ from typing import Any
 
 from jinja2 import PackageLoader, Template
 
-from capacity_assets.base.units import human_change_mb, human_day, human_days, human_mb, human_percent, printable
+from capacity_assets.base.units import (
+    counted,
+    human_change_mb,
+    human_day,
+    human_days,
+    human_mb,
+    human_percent,
+    printable,
+)
 from capacity_assets.charts.axis import size_axis
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest
@@ -138,6 +146,9 @@ NOTHING_FILLS = "By the forecasts of that week, no fill date is within 30 days, 
 NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To issue one now:"
 
 
+DECISIONS = "capacity decisions list"
+
+
 @dataclass(frozen=True)
 class Sentence:
     """A sentence and the command at its end; each medium formats commands in its own way."""
@@ -155,10 +166,13 @@ def opening(digest: Digest) -> list[Sentence]:
     sentences = [Sentence(headline(digest))]
     if not digest.has_news and digest.size_mb:
         sentences.append(Sentence(NOTHING_UNUSUAL))
-        if digest.has_forecast:
+        if digest.has_forecast and not digest.decided:
             sentences.append(Sentence(NOTHING_FILLS))
     if not digest.has_forecast:
         sentences.append(Sentence(NO_FORECAST, "capacity runway --issue"))
+    if digest.decided:
+        are = "is" if digest.decided == 1 else "are"
+        sentences.append(Sentence(f"{counted(digest.decided, 'fill date')} {are} left out by decisions:", DECISIONS))
     return sentences
 
 

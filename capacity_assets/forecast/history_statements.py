@@ -194,15 +194,15 @@ _SERVERS = """
 SELECT i.name AS server, 'server' AS subject, CAST(NULL AS text) AS name, i.id AS instance_id,
        own.limit_mb AS own_mb, own.source AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source,
        CAST(NULL AS bigint) AS ceiling_mb, NULL AS ceiling_source, free.mb AS free_mb, free.day AS free_day,
-       free.source AS free_source, CAST(NULL AS float8) AS total_mb, CAST(NULL AS varchar[]) AS volumes,
-       d.last_day, d.days, d.sizes,
+       free.source AS free_source, CAST(NULL AS float8) AS total_mb, free.volumes, d.last_day, d.days, d.sizes,
        (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t WHERE t.instance_id = i.id)
            AS steps
 FROM server_series d
 JOIN instances i ON i.id = d.instance_id
 LEFT JOIN capacity_limits own ON own.instance_id = i.id AND own.database_name = ''
 LEFT JOIN (
-    SELECT v.instance_id, sum(v.free_mb) AS mb, max(v.day) AS day, min(v.source) AS source
+    SELECT v.instance_id, sum(v.free_mb) AS mb, max(v.day) AS day, min(v.source) AS source,
+           array_agg(v.volume_name ORDER BY v.volume_name) AS volumes
     FROM newest_volumes v
     JOIN (SELECT DISTINCT instance_id, unnest(volumes) AS volume_name FROM newest_ceilings) AS used
         ON used.instance_id = v.instance_id AND used.volume_name = v.volume_name

@@ -17,7 +17,8 @@ from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
-from capacity_assets.database.views import STANDS_FOR_ITSELF, headroom
+from capacity_assets.database.views import DECLARED_FOR_FORECASTS, STANDS_FOR_ITSELF, headroom
+from capacity_assets.forecast.decisions import StoredDecision, open_decisions
 from capacity_assets.forecast.history_statements import (
     COMPLETE_GROUP_DAYS,
     GROUP_ROWS,
@@ -25,7 +26,7 @@ from capacity_assets.forecast.history_statements import (
     OF_NO_SERVER,
     STALE_DAYS,
 )
-from capacity_assets.forecast.outlook import Outlook
+from capacity_assets.forecast.outlook import Outlook, PlannedOutlook
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ class Risk:
     bands: Mapping[int, Band]
     history: Sequence[tuple[date, int]] = ()
     """Sizes of the last HISTORY_SHOWN_DAYS by day; `with_histories` adds them."""
+    decision: StoredDecision | None = None
+    """What was decided about it, or about the volume or server that binds it; None: nothing that is still open."""
 
 
 @dataclass(frozen=True)
@@ -273,8 +276,9 @@ def newest_issue(
     if as_of is None:
         return None
     rows = connection.execute(_risks(as_of, server).limit(shown)).all()
-    risks = [Risk(row.instance_id, _outlook(row), _bands(row)) for row in rows]
-    query = with_parts(_COUNTS, left_over=_LEFT_OVER, headroom=headroom("left_over"))
+    decisions = open_decisions(connection, as_of)
+    risks = [Risk(row.instance_id, _outlook(row), _bands(row), decision=decisions.on(row)) for row in rows]
+    query = with_parts(_COUNTS, left_over=_LEFT_OVER, headroom=headroom("left_over"), declared=DECLARED_FOR_FORECASTS)
     counts = connection.execute(query, {"as_of": as_of, "server": server}).one()
     headroom_mb = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
@@ -298,7 +302,15 @@ def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
         source=row.limit_source,
         headroom_mb=row.limit_mb - row.size_mb,
         probabilities={days: getattr(row, f"probability_{days}") for days in HORIZONS_DAYS},
+        planned=_planned(row),
+        volumes=row.volumes,
     )
+
+
+def _planned(row: Row[tuple[object, ...]]) -> PlannedOutlook | None:
+    names = ("day", "limit_mb", "early_day", "middle_day", "late_day")
+    values = [getattr(row, f"planned_{name}") for name in names]
+    return None if values[0] is None else PlannedOutlook(*values)
 
 
 def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
@@ -390,10 +402,8 @@ SELECT (SELECT headroom_mb FROM headroom) AS headroom_mb,
        newest.issued_at,
        EXISTS (
            SELECT 1 FROM capacity_runways r
-           JOIN (SELECT d.instance_id, max(d.declared_at) AS last_at
-                 FROM (SELECT instance_id, declared_at FROM capacity_limits
-                       UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
-                 GROUP BY d.instance_id) AS declared ON declared.instance_id = r.instance_id
+           JOIN (SELECT d.instance_id, max(d.declared_at) AS last_at FROM declared d GROUP BY d.instance_id)
+               AS declared ON declared.instance_id = r.instance_id
            WHERE r.as_of = :as_of AND declared.last_at > r.issued_at
        ) OR EXISTS (
            SELECT 1 FROM capacity_runways r

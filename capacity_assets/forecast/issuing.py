@@ -26,7 +26,9 @@ from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import capacity_runways, instances, try_lock, wait_for_lock
+from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
+from capacity_assets.forecast.decisions import coming_plans
 from capacity_assets.forecast.history_statements import GROUP_ROWS, KINDS
 from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
 from capacity_assets.forecast.model import Forecasts
@@ -263,12 +265,13 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
 def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     """Stage the runways of every subject; return the servers with impossible values."""
     left_out: set[str] = set()
+    plans = coming_plans(connection, scope.as_of)
     # A declaration for some servers changes no group.
     kinds = (*KINDS, GROUP_ROWS) if scope.servers is None else KINDS
     with history.reading(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):
-                made = of_batch(batch)
+                made = of_batch(batch, plans)
                 rows = _rows(scope.as_of, batch, made.rows, made.made, left_out)
                 copy_rows(connection, "COPY issued_runway FROM STDIN", rows)
     return sorted(left_out)
@@ -294,7 +297,8 @@ def _rows(
             sizes = (round(float(middle)), int(lower), -int(-upper // 1)) if has_band else (None, None, None)
             forecasts += [*sizes, row.probabilities.get(days)]
         key = (as_of, subject.instance_id, subject.subject, subject.name or "")
-        yield *key, *_FIGURES(row), *forecasts, subject.volumes
+        planned = _PLANNED(row.planned) if row.planned else [None] * len(_PLANNED_FIGURES)
+        yield *key, *_FIGURES(row), *forecasts, subject.volumes, *planned
 
 
 _FIGURES = attrgetter(
@@ -302,6 +306,9 @@ _FIGURES = attrgetter(
     *("history_days", "early_day", "middle_day", "late_day"),
 )
 """The columns of the table that an outlook has, in order."""
+_PLANNED_FIGURES = ("day", "limit_mb", "early_day", "middle_day", "late_day")
+_PLANNED = attrgetter(*_PLANNED_FIGURES)
+"""The same of what is planned."""
 _STATES = """
 SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of AND subject <> 'group' GROUP BY state
 """
@@ -318,13 +325,12 @@ _SAMPLED = """
 SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some
 FROM database_size_stats WHERE collected_date = :day
 """
-_DECLARED_SINCE = """
+_DECLARED_SINCE = f"""
 SELECT DISTINCT d.instance_id
-FROM (SELECT instance_id, declared_at FROM capacity_limits
-      UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS d
+FROM ({DECLARED_FOR_FORECASTS}) AS d
 WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
   AND d.declared_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
-"""
+"""  # noqa: S608 -- a query of our own
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ FASTER = 2
 """So many times the forecast change, the recent one is worth a remark."""
 
 
+SHARES = (0.1, 0.5, 0.9)
+"""Probabilities of being full by the early, the middle and the late day."""
+
+
 def day_text(day: date | None) -> str:
     """Render a day on which something is full, or that it is not within the horizon."""
     return "not within a year" if day is None else human_day(day)
@@ -80,6 +84,23 @@ def day_text(day: date | None) -> str:
 def display_name(subject: str, name: str) -> str:
     """Name a server, database or volume as people read it."""
     return {VOLUME_ROWS: f"disk {name}", SERVER_ROWS: "whole server"}.get(subject, name)
+
+
+@dataclass(frozen=True)
+class PlannedOutlook:
+    """When a subject is full with the limit that is planned from a day on, MiB; days as those of `Outlook`."""
+
+    day: date
+    limit_mb: int
+    early_day: date | None
+    middle_day: date | None
+    late_day: date | None
+
+    @property
+    def sentence(self) -> str:
+        """Say from when the limit holds, and when it is full then."""
+        full = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
+        return f"With {human_mb(self.limit_mb)} from {human_day(self.day)} on: {full}."
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,10 @@ class Outlook:
     late_day: date | None
     probabilities: dict[int, float]
     """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
+    planned: PlannedOutlook | None = None
+    """With the limit that is planned; None: no plan raises it, or no day is known."""
+    volumes: Sequence[str] | None = None
+    """Volumes on which it grows; None: not known."""
 
     @property
     def sooner_day(self) -> date | None:

@@ -6,7 +6,7 @@ How sizes continue is in `model`; the outlook of one server, database or volume 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import first_of
 from capacity_assets.forecast import history
+from capacity_assets.forecast.decisions import Plans, coming_plans
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, KINDS, VOLUME_ROWS
 from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes, ahead, forecast
 from capacity_assets.forecast.outlook import (
@@ -27,15 +28,17 @@ from capacity_assets.forecast.outlook import (
     LIMIT_UNKNOWN,
     NO_LIMIT,
     RECENT_DAYS,
+    SHARES,
     TOO_LITTLE_HISTORY,
     Binding,
     Outlook,
     Outlooks,
+    PlannedOutlook,
     binding_limit,
 )
 
 NOT_WITHIN_HORIZON = -1
-EARLY, MIDDLE, LATE = 0.1, 0.5, 0.9
+EARLY, MIDDLE, LATE = SHARES
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,13 @@ def outlooks(
         servers = None if server is None else (server,)
         scope = history.HistoryScope(as_of, servers, database, every=server is not None)
         kinds = KINDS if database is None else (DATABASE_ROWS,)
+        plans = coming_plans(connection, as_of)
         with history.reading(connection, scope, kinds) as reader:
             rows = [
-                outlook for kind in kinds for batch in reader.series(kind) for outlook in of_batch(batch, add_mb).rows
+                outlook
+                for kind in kinds
+                for batch in reader.series(kind)
+                for outlook in of_batch(batch, plans, add_mb).rows
             ]
             unknown = reader.without_limit()
     rows.sort(key=lambda row: (row.risk, row.server, row.name))
@@ -173,11 +180,12 @@ def outlook_with_sizes(
         if as_of is None:
             return None
         scope = history.HistoryScope(as_of, None if server is None else (server,), name, every=True)
+        plans = coming_plans(connection, as_of)
         with history.reading(connection, scope, (kind,)) as reader:
             series = [
                 SeriesOutlook(*three)
                 for batch in reader.series(kind)
-                for three in zip(of_batch(batch, 0).rows, batch.sizes, batch.smooth, strict=True)
+                for three in zip(of_batch(batch, plans).rows, batch.sizes, batch.smooth, strict=True)
             ]
     if len(series) > 1:
         names = first_of((one.outlook.server for one in series), NAMED)
@@ -193,8 +201,8 @@ class BatchOutlooks:
     made: Forecasts
 
 
-def of_batch(batch: history.Histories, add_mb: int = 0) -> BatchOutlooks:
-    """Forecast a batch of series and hold it against its limits."""
+def of_batch(batch: history.Histories, plans: Plans, add_mb: int = 0) -> BatchOutlooks:
+    """Forecast a batch of series and hold it against its limits, and against those that are planned."""
     made = forecast(batch.smooth, batch.sizes)
     bound = [
         binding_limit(row, float(size), _size_on(row.free_day, row.last_day, sizes))
@@ -206,7 +214,34 @@ def of_batch(batch: history.Histories, add_mb: int = 0) -> BatchOutlooks:
         _outlook(row, place, made, ends, one, limits[place], _recent(batch.smooth[place]))
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
     ]
-    return BatchOutlooks(rows, made)
+    return BatchOutlooks(_with_plans(rows, batch, made, plans, add_mb) if plans else rows, made)
+
+
+def _with_plans(
+    rows: Sequence[Outlook], batch: history.Histories, made: Forecasts, plans: Plans, add_mb: int
+) -> list[Outlook]:
+    """Return outlooks with the days on which they are full once plans have raised their limits."""
+    raised = [plans.raised(row) for row in batch.subjects]
+    limits = np.full(len(rows), np.nan)
+    for place, planned in enumerate(raised):
+        if planned is not None:
+            row = planned[1]
+            size = _size_on(row.free_day, row.last_day, batch.sizes[place])
+            limits[place] = _raised(binding_limit(row, float(made.last[place]), size), add_mb)
+    ends = runways(made, limits)
+    return [
+        row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
+        for place, (row, planned) in enumerate(zip(rows, raised, strict=True))
+    ]
+
+
+def _planned(row: Outlook, day: date, place: int, limit: float, ends: Runways) -> PlannedOutlook | None:
+    """Return when it is full with a planned limit; None: that is no higher than today's, or nothing is known."""
+    if not np.isfinite(limit) or row.limit_mb is None or int(limit) <= row.limit_mb or not ends.has_band[place]:
+        return None
+    days = (_day(row.last_day, int(each[place])) for each in (ends.early_days, ends.middle_days, ends.late_days))
+    # What is full before is full on that day.
+    return PlannedOutlook(day, int(limit), *(None if full is None else max(full, day) for full in days))
 
 
 def _size_on(day: date | None, last_day: date, sizes: Sizes) -> float:
@@ -269,6 +304,7 @@ def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
         middle_day=middle,
         late_day=late,
         probabilities=probabilities,
+        volumes=row.volumes,
     )
 
 

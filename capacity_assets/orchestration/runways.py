@@ -14,6 +14,7 @@ from capacity_assets.aggregates.levels import RAW_TABLES
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_mb
 from capacity_assets.database.tables import capacity_runways
+from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.orchestration.assets import freshness
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
@@ -34,7 +35,6 @@ from capacity_assets.reading.links import subject_address
 if TYPE_CHECKING:
     from capacity_assets.forecast.issued import IssuedDay, Risk
     from capacity_assets.forecast.issuing import IssuedRunways, RunwayService
-    from capacity_assets.forecast.outlook import Outlook
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
@@ -108,8 +108,8 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefini
 
 def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapping:
     """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
-    risks = [_risk_cells(risk.outlook) for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
-    columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days"]
+    risks = [_risk_cells(risk) for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
+    columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days", "Decision"]
     return {
         "Fills first": markdown(markdown_table(columns, risks) if risks else "nothing within a year"),
         "Fills soon": len(_soon(issued.issue, settings)),
@@ -117,39 +117,56 @@ def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapp
     }
 
 
-def _risk_cells(row: "Outlook") -> list[str]:
+def _risk_cells(risk: "Risk") -> list[str]:
+    row = risk.outlook
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
+    mark = risk.decision.mark if risk.decision else ""
     named = [escaped(row.server), escaped(row.display_name)]
-    return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}"]
+    return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}", mark]
 
 
-def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Risk]":
-    return issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
+def _soon(issue: "IssuedDay | None", settings: Settings, *, decided: bool = False) -> "Sequence[Risk]":
+    """Return what fills soon and nobody decided on or, `decided`, what is left out because somebody did."""
+    risks = issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
+    return [risk for risk in risks if is_left_out(risk.decision) == decided]
 
 
 def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
-    soon = _soon(issue, settings)
-    listed = first_bullets([risk.outlook.sentence(settings.fills_soon_days) for risk in soon])
-    pages = {
-        f"{one.outlook.display_name} on {one.outlook.server}": subject_address(
-            one.outlook.subject, one.instance_id, one.outlook.name
-        )
-        for one in soon
-    }
+    soon, decided = _soon(issue, settings), _soon(issue, settings, decided=True)
+    listed = first_bullets([_risk_text(risk, settings) for risk in soon])
+    left_out = first_bullets([f"{_named(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
+    pages = {_named(risk): subject_address(risk.outlook.subject, risk.instance_id, risk.outlook.name) for risk in soon}
     text = "No recent forecast."
     if issue is not None:
         as_of = f"As of {human_day(issue.as_of)}:"
         text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"
+        text += f"\n\nLeft out by decisions:\n\n{left_out}" if decided else ""
     # Days move a little every night; a person is called again when something fills that did not.
-    incident = "\n".join(sorted(f"{risk.outlook.server}/{risk.outlook.name}" for risk in soon))
+    incident = "\n".join(sorted(map(_incident, soon)))
     return check_result(
         NOTHING_FILLS_SOON,
         text,
         listed,
         places=len(soon),
         is_error=in_time and settings.fills_soon_severity == "error",
-        metadata={"incident": incident, **pages_metadata(pages, settings.pages_url)},
+        metadata={"decided": len(decided), "incident": incident, **pages_metadata(pages, settings.pages_url)},
     )
+
+
+def _named(risk: "Risk") -> str:
+    return f"{risk.outlook.display_name} on {risk.outlook.server}"
+
+
+def _risk_text(risk: "Risk", settings: Settings) -> str:
+    """Say when it is full and, where its risk has grown past a decision, what was decided."""
+    text = risk.outlook.sentence(settings.fills_soon_days)
+    return text if risk.decision is None else f"{text} {risk.decision.sentence}"
+
+
+def _incident(risk: "Risk") -> str:
+    """Return what one incident is: a risk that grows past a decision is another one than before."""
+    grown = f" past the decision of {risk.decision.declared_at:%Y-%m-%d}" if risk.decision else ""
+    return f"{risk.outlook.server}/{risk.outlook.name}{grown}"
 
 
 runway_job = dg.define_asset_job(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     CompoundSelect,
     Connection,
     Integer,
+    Row,
     Select,
     Text,
     and_,
@@ -35,7 +36,17 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
-from capacity_assets.forecast.outlook import FORECAST, FULL, NO_LIMIT, OWN, SERVER, VOLUME, display_name
+from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, is_left_out, open_decisions
+from capacity_assets.forecast.outlook import (
+    FORECAST,
+    FULL,
+    NO_LIMIT,
+    OWN,
+    SERVER,
+    VOLUME,
+    PlannedOutlook,
+    display_name,
+)
 from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import rows
@@ -92,8 +103,12 @@ class Runway:
     is_outdated: bool
     """Whether limits or steps of its server were declared after the forecast."""
     volumes: list[str] | None
-    """Volumes on which a database grows; None if unknown."""
+    """Volumes on which it grows; None if unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
+    planned: PlannedOutlook | None = None
+    """With the limit that is planned; None: no plan raises it, or no day is known."""
+    decision: StoredDecision | None = None
+    """What was decided about it, or about the volume or server that binds it; None: nothing that is still open."""
 
     @property
     def display_name(self) -> str:
@@ -117,14 +132,15 @@ def severity_of(runway: Runway) -> Severity | None:
 
 
 _ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]
-_FIELDS = [name for name in Runway.__dataclass_fields__ if name not in {"ahead", "volumes"}]
+_FIELDS = [name for name in Runway.__dataclass_fields__ if name not in {"ahead", "volumes", "planned", "decision"}]
+_PLANNED = ["planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late"]
 _RUNWAY = table(
     "capacity_runway",
-    *map(column, (*_FIELDS, *_ENDS, "as_of", "stands_for_itself")),
+    *map(column, (*_FIELDS, *_PLANNED, *_ENDS, "as_of", "stands_for_itself")),
     column("volumes", ARRAY(Text)),
 ).alias("r")
 _R = _RUNWAY.c
-_RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "volumes", *_ENDS)))
+_RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "as_of", "volumes", *_PLANNED, *_ENDS)))
 
 
 def fills_first(connection: Connection, *, shown: int, skipped: int = 0, server: str | None = None) -> list[Runway]:
@@ -289,13 +305,18 @@ def forecasts_revision(connection: Connection) -> tuple[object, ...]:
 
 
 def _runways(connection: Connection, chosen: Select[Any] | CompoundSelect[Any]) -> list[Runway]:
+    found = rows(connection, chosen)
+    decisions = open_decisions(connection, found[0].as_of) if found else OpenDecisions(())
     runways = []
-    for row in rows(connection, chosen):
+    for row in found:
         values, ahead = row._asdict(), []
+        del values["as_of"]
+        planned = [values.pop(name) for name in _PLANNED]
         for days in HORIZONS_DAYS:
             band = [values.pop(f"{end}_{days}_days_mb") for end in ("lower", "forecast", "upper")]
             if None not in band:
                 ahead.append(ForecastDay(row.last_day + timedelta(days=days), *band))
+        values |= {"planned": PlannedOutlook(*planned) if row.planned_from else None, "decision": decisions.on(row)}
         runways.append(Runway(**values, ahead=ahead))
     return runways
 
@@ -358,10 +379,15 @@ class FillDates:
     soon: Sequence[FillDate] = ()
     sooner: Sequence[FillDate] = ()
     later: Sequence[FillDate] = ()
+    decided: int = 0
+    """Fill dates that decisions leave out."""
 
 
 def fill_dates(connection: Connection, first: date, last: date, label: tuple[str, str] | None) -> FillDates:
-    """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it."""
+    """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it.
+
+    What a decision leaves out on the day of these forecasts is not among them.
+    """
     newest = _newest_issue(connection, first, last + timedelta(days=1))
     if newest is None:
         return FillDates(has_forecast=False)
@@ -383,6 +409,8 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
             now.c.middle_day.label("day"),
             before,
             probability,
+            now.c.binds,
+            now.c.volumes,
         )
         .select_from(now)
         .outerjoin(then, and_(then.c.as_of == older, *same))
@@ -391,21 +419,28 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
         .where(or_(probability >= LIKELY, now.c.middle_day <= latest, before <= latest))
         .order_by(now.c.middle_day, server_name, now.c.name)
     )
-    dates = [
-        FillDate(**row._asdict(), display_name=display_name(row.subject, row.name))
-        for row in rows(connection, statement)
-    ]
+    decisions = open_decisions(connection, newest)
+    left_out = {_fill_date(row): is_left_out(decisions.on(row)) for row in rows(connection, statement)}
+    dates = list(left_out)
     if label is not None:
         subjects = {one: (one.server, one.name if one.subject == "database" else None) for one in dates}
         labelled = having(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
         dates = [one for one, subject in subjects.items() if subject in labelled]
+    decided = sum(left_out[one] for one in dates)
+    dates = [one for one in dates if not left_out[one]]
     compared = dates if older is not None and older < newest else []
     return FillDates(
         True,
         [one for one in dates if (one.probability or 0) >= LIKELY],
         [one for one in compared if one.day is not None and one.day <= latest and _days_moved(one) <= -MOVED_DAYS],
         [one for one in compared if one.before is not None and _days_moved(one) >= MOVED_DAYS],
+        decided,
     )
+
+
+def _fill_date(row: Row[Any]) -> FillDate:
+    key = (row.server_id, row.server, row.subject, row.name)
+    return FillDate(*key, display_name(row.subject, row.name), row.day, row.before, row.probability)
 
 
 def _days_moved(one: FillDate) -> float:

@@ -85,6 +85,12 @@ def limit_command(about: Subject) -> str:
     return f"capacity limits set {shlex.join(named)} --gb GIB"
 
 
+def decide_command(runway: Runway) -> str:
+    """Return the command that declares a decision, to be completed with a kind, a day and a note."""
+    named = [runway.server, runway.name] if runway.name else [runway.server]
+    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT"
+
+
 def _headline(runway: Runway, text: str, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
     return Headline(text, severity_of(runway), runway.full_middle, linked, *place)
@@ -100,7 +106,14 @@ def _said(runway: Runway, named: str = "") -> str:
     else:
         early = f" 10 % probability by {human_day(runway.full_early)}." if runway.full_early else ""
         said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
-    return f"{named} {said}" if named else said
+    return f"{named} {said}{_decided(runway)}" if named else f"{said}{_decided(runway)}"
+
+
+def _decided(runway: Runway) -> str:
+    """Say what was decided about what fills, and when it is full with a planned limit; empty without a decision."""
+    decided = [f"{runway.decision.mark[0].upper()}{runway.decision.mark[1:]}."] if runway.decision else []
+    planned = [runway.planned.sentence] if runway.planned else []
+    return "".join(f" {sentence}" for sentence in (*decided, *planned))
 
 
 def range_of(runway: Runway) -> str:

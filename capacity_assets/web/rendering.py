@@ -38,7 +38,7 @@ from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.groups import GroupSpace
-from capacity_assets.reading.headlines import Headline, range_of
+from capacity_assets.reading.headlines import Headline, decide_command, range_of
 from capacity_assets.reading.links import address, subject_address
 from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
@@ -163,6 +163,7 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environme
         sparkline=sparkline,
         space_map=space_map,
         amounts_chart=amounts_chart,
+        decide_command=decide_command,
     )
     environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
     environment.globals.update(before=before, is_past=is_past, growth=human_percent, severity_of=severity_of)

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day
+from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import RunwayService, issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.build import build_definitions
@@ -96,6 +97,26 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
         "probability of 100 %. 2.9 GiB of 3.1 GiB (own limit, declared). Forecast growth: +10 MiB per day."
     )
     assert check.metadata["incident"].value == "server-1/orders"
+
+
+def test_the_check_leaves_out_what_was_decided_on_until_its_risk_grows_past_that(engine: Engine) -> None:
+    declare(engine, [Limit("server-1", "orders", 3514)])
+    issue(engine, TODAY, TODAY)
+    until = TODAY + timedelta(days=30)
+    noted = Decision("server-1", "orders", None, "acknowledged", until, "purge *runs* soon")
+    decide(engine, [noted], by="anna")
+    declare(engine, [Limit("server-1", "orders", 3094)])
+    [grown] = materialise([TODAY]).get_asset_check_evaluations()
+    decide(engine, [noted], by="anna")
+    [decided] = materialise([TODAY]).get_asset_check_evaluations()
+
+    said = f"Acknowledged until {human_day(until)} by anna: purge \\*runs\\* soon."
+    assert (grown.passed, grown.metadata["decided"].value) == (False, 0)
+    assert said in str(grown.description)
+    assert "The risk has grown: " in str(grown.description)
+    assert str(grown.metadata["incident"].value).startswith("server-1/orders past the decision of ")
+    assert (decided.passed, decided.metadata["decided"].value, decided.metadata["incident"].value) == (True, 1, "")
+    assert f"Left out by decisions:\n\n- orders on server-1: {said}" in str(decided.description)
 
 
 def test_the_horizon_and_the_severity_of_the_check_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,211 @@
+"""`capacity decide` and `capacity decisions`: what people decided about what may fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import click
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import human_day, human_mb
+from capacity_assets.cli.declaring import (
+    DECLARED,
+    Declared,
+    Registry,
+    declared_cells,
+    declared_json,
+    declaring,
+    file_argument,
+    first_lines,
+    opened_registry,
+)
+from capacity_assets.cli.lazy import OrderedGroup
+from capacity_assets.cli.options import DAY, Report, Table, json_command, say
+from capacity_assets.forecast.decisions import (
+    DECISION_KINDS,
+    EXCLUDED,
+    GROWN_BY,
+    Decision,
+    StoredDecision,
+    checked_decision,
+    decisions_of_file,
+    planned_outlook,
+    stored_decisions,
+    subject_named,
+    withdraw,
+)
+from capacity_assets.forecast.decisions import decide as store
+from capacity_assets.forecast.outlook import display_name
+
+HEADINGS = ("Server", "What", "Decision", "Until", ">Added", ">Risk then", ">Risk now", "State", *DECLARED, "~Note")
+
+name_argument = click.argument("names", nargs=-1, metavar="[DATABASE|VOLUME]")
+volume_option = click.option(
+    "--volume", "is_volume", is_flag=True, help="The name is that of a volume, not of a database of the same name."
+)
+
+
+@click.command()
+@click.argument("server")
+@name_argument
+@click.argument("kind", type=click.Choice(DECISION_KINDS))
+@click.option("--until", required=True, type=DAY, help="Last day on which it holds; of a plan, the day of the change.")
+@click.option("--note", required=True, help="Why, such as 'purge runs on Friday'.")
+@click.option("--ticket", metavar="URL", help="Address of its ticket.")
+@click.option("--gb", help="By how many GiB a plan raises the limit on that day, such as 500 or 1.5.")
+@volume_option
+@declaring
+def decide(
+    registry: Registry,
+    /,
+    *,
+    server: str,
+    names: Sequence[str],
+    kind: str,
+    until: date,
+    note: str,
+    ticket: str | None,
+    gb: str | None,
+    is_volume: bool,
+) -> Declared:
+    """Declare what was decided about something that may fill.
+
+    It is about SERVER as a whole, or a DATABASE or VOLUME of it. Check, alerts and digests leave it out until that day,
+    or until its risk grows past what was decided on; `excluded` accepts any risk. Pages and lists mark it. A plan with
+    --gb gives forecasts a second date, with the raised limit from that day on. No size changes. Replaces an earlier
+    decision, which stays in `capacity decisions list --all`.
+
+    \b
+    Examples:
+      capacity decide db-7 orders acknowledged --until 2026-12-01 --note "purge runs on Friday"
+      capacity decide db-7 /data planned --until 2026-12-10 --gb 500 --note "new disk" \\
+          --ticket https://tickets.example/4711
+      capacity decide db-9 excluded --until 2027-06-30 --note "scratch space, may fill"
+    """
+    subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
+    values = {**asdict(subject), "kind": kind, "until": until, "note": note, "ticket": ticket, "gb": gb}
+    decision = checked_decision(values, registry.today())
+    return _declare(registry, [decision], [f"{decision.display_name}: {kind} until {human_day(until)}."])
+
+
+def _only(names: Sequence[str]) -> str | None:
+    if len(names) > 1:
+        raise ValidationError(f"{' '.join(names)!r} is more than one name; put a name with blanks in quotes.")
+    return names[0] if names else None
+
+
+def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> Declared:
+    changes = store(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
+    replaced = (f"note: It replaces {one.kind} until {human_day(one.until)}: {one.note}" for one in changes.closed)
+    raised = [one for one in decisions if one.added_mb is not None]
+    servers = {one.server for one in (*raised, *changes.closed) if one.added_mb is not None}
+    document = {
+        "decisions": [
+            {**asdict(one), "probability": probability}
+            for one, probability in zip(decisions, changes.probabilities, strict=True)
+        ],
+        "replaced": list(map(asdict, changes.closed)),
+    }
+    risks = [_risk_text(decisions[0], changes.probabilities[0])] if len(decisions) == 1 else []
+    every = [*lines, *risks, *first_lines(replaced, "more earlier decision")]
+    return Declared(document, every, servers=servers, follow_up=partial(_say_planned, decisions=raised))
+
+
+def _risk_text(decision: Decision, probability: float | None) -> str:
+    """Say what ends the decision before its day."""
+    left_out = "Check, alerts and digests leave it out until then"
+    if decision.kind == EXCLUDED or probability == 1:
+        return f"{left_out}, whatever its risk."
+    if probability is None:
+        return f"{left_out}. Its risk is not known."
+    most = probability + GROWN_BY
+    ends = f"above {most:.0%}" if most < 1 else "once it is full"
+    return f"{left_out}. Probability to be full by then: {probability:.0%}; {ends} they name it again."
+
+
+def _say_planned(registry: Registry, *, decisions: Sequence[Decision]) -> None:
+    """Say when what is planned is full with its raised limit."""
+    for decision in decisions[:1]:
+        planned = planned_outlook(registry.engine, decision)
+        say(planned.sentence if planned else "No date with the raised limit is known.")
+
+
+@click.group(cls=OrderedGroup)
+def decisions() -> None:
+    """Show, import and remove what was decided about what may fill."""
+
+
+@decisions.command("import")
+@file_argument
+@declaring
+def import_(registry: Registry, /, *, file: Path) -> Declared:
+    """Declare the decisions that a CSV file lists.
+
+    Columns are server, database or volume (both empty: the whole server), kind, until, note and, optionally, ticket and
+    gb. Either all decisions are stored or none.
+    """
+    declared = decisions_of_file(file, registry.today())
+    return _declare(registry, declared, [registry.read_from(file, len(declared), "decision")])
+
+
+@decisions.command("list")
+@click.option("--all", "every", is_flag=True, help="Also those that are past or closed.")
+@json_command
+def list_(settings: Settings, /, *, every: bool) -> Report:
+    """Show the decisions that are open, and their risk then and now.
+
+    The risk is the probability to be full by the last day of the decision: when it was decided, and by the newest
+    forecast.
+    """
+    today = Clock(settings.zone).today()
+    with opened_registry(settings, settings.zone) as engine:
+        stored = stored_decisions(engine, today, every=every)
+    table = Table("Decisions", HEADINGS, [_cells(one, today) for one in stored])
+    nothing = "No decision is open. `capacity decide` declares one; `--all` lists those that are past or closed."
+    return Report([decision_json(one, today) for one in stored], [table if stored else nothing])
+
+
+def _cells(stored: StoredDecision, today: date) -> list[object]:
+    decision = stored.decision
+    what = display_name(decision.subject, decision.name)
+    added = "" if decision.added_mb is None else human_mb(decision.added_mb)
+    risks = ["" if risk is None else f"{risk:.0%}" for risk in (stored.probability, stored.probability_now)]
+    note = f"{decision.note} {decision.ticket}" if decision.ticket else decision.note
+    state = [stored.state(today), *declared_cells(stored), note]
+    return [decision.server, what, decision.kind, decision.until, added, *risks, *state]
+
+
+def decision_json(stored: StoredDecision, today: date) -> dict[str, object]:
+    """Return a decision for scripts."""
+    return {
+        **asdict(stored.decision),
+        "state": stored.state(today),
+        "probability": stored.probability,
+        "probability_now": stored.probability_now,
+        **declared_json(stored),
+        "closed_at": stored.closed_at and stored.closed_at.isoformat(),
+        "closed_by": stored.closed_by,
+    }
+
+
+@decisions.command()
+@click.argument("server")
+@name_argument
+@volume_option
+@declaring
+def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool) -> Declared:
+    """Remove the decision on SERVER, or on a DATABASE or VOLUME of it.
+
+    It is closed, and stays in `capacity decisions list --all`.
+    """
+    subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
+    closed = withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
+    servers = {server} if closed.added_mb is not None else set()
+    line = f"Removed the decision on {subject.display_name}: {closed.kind} until {human_day(closed.until)}."
+    return Declared({"removed": asdict(closed)}, [line], servers=servers)

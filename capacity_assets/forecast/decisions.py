@@ -1,0 +1,515 @@
+"""Decisions on what may fill: acknowledged, planned or excluded, until a day, by whom and why.
+
+A decision changes no size. Its subject is left out of the check, alerts and digests until its day, or until its risk
+grows past what was decided on. A plan that raises a limit gives forecasts a second date beside the first, with the
+limit that holds from its day on; `runway` computes it. No decision is overwritten: a new one closes the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from pydantic import BeforeValidator, Field
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, declaration, names_of
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.files import declarations
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import human_day, human_mb, meant, printable
+from capacity_assets.database.tables import capacity_decisions
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
+from capacity_assets.forecast.limits import (
+    UnknownSubjectError,
+    declaring,
+    ids_of,
+    keys_of,
+    megabytes_of,
+    named,
+    naming_places,
+    refuse_repeated,
+    rows_of,
+)
+from capacity_assets.forecast.outlook import FORECAST, FULL, SERVER, SHARES, VOLUME, PlannedOutlook
+
+ACKNOWLEDGED, PLANNED, EXCLUDED = "acknowledged", "planned", "excluded"
+DECISION_KINDS = (ACKNOWLEDGED, PLANNED, EXCLUDED)
+
+_KEY = ("instance_id", "subject", "name")
+Key: TypeAlias = tuple[int, str, str]
+
+GROWN_BY = 0.1
+"""The risk has grown past what was decided on if its probability is higher by more than this, or if it is full now."""
+
+
+def _kind(written: object) -> str:
+    if written not in DECISION_KINDS:
+        raise ValidationError(
+            f"{written!r} is not one of {', '.join(DECISION_KINDS)}.{meant(str(written), DECISION_KINDS)}"
+        )
+    return str(written)
+
+
+def _note(written: object) -> str:
+    if not str(written).strip():
+        raise ValidationError("note is empty: say why.")
+    return str(written).strip()
+
+
+def _ticket(written: object) -> str:
+    parts = urlsplit(str(written))
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValidationError(f"{written!r} is not the address of a ticket; write https://host/path.")
+    return str(written)
+
+
+def _added_mb(written: object) -> int:
+    megabytes = megabytes_of(written)
+    if megabytes is None:
+        raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.")
+    return megabytes
+
+
+@dataclass(frozen=True)
+class DecisionSubject:
+    """A server as a whole, or a database or volume of it."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    database: DatabaseName
+    volume: DatabaseName
+
+    @property
+    def subject(self) -> str:
+        """What it is: server, database or volume."""
+        if self.volume is not None:
+            return VOLUME_ROWS
+        return SERVER_ROWS if self.database is None else DATABASE_ROWS
+
+    @property
+    def name(self) -> str:
+        """The database or volume; empty: the server as a whole."""
+        return self.volume or self.database or ""
+
+    @property
+    def display_name(self) -> str:
+        """The name as people read it."""
+        return named(self.server, f"disk {self.volume}" if self.volume else self.database)
+
+
+@dataclass(frozen=True)
+class Decision(DecisionSubject):
+    """What was decided about a subject; `until` is the last day on which it holds."""
+
+    kind: Annotated[str, BeforeValidator(_kind)]
+    until: Day
+    note: Annotated[str, BeforeValidator(_note)]
+    ticket: Annotated[str | None, BeforeValidator(_ticket)] = None
+    added_mb: Annotated[int | None, BeforeValidator(_added_mb), Field(validation_alias="gb")] = None
+    """By how much a plan raises the limit on its day; None: by nothing that is known."""
+
+
+def checked_decision(values: Mapping[str, object], today: date) -> Decision:
+    """Read a decision; raises ValidationError where values are missing, make no sense, or contradict each other."""
+    decision = declaration(Decision, values)
+    problems = [
+        (bool(decision.database and decision.volume), "Name either a database or a volume."),
+        (decision.added_mb is not None and decision.kind != PLANNED, f"gb is for {PLANNED} only."),
+        (decision.until < today, f"until {decision.until} is in the past."),
+    ]
+    for is_wrong, problem in problems:
+        if is_wrong:
+            raise ValidationError(problem)
+    return decision
+
+
+def decisions_of_file(path: Path, today: date) -> list[Decision]:
+    """Read decisions from a CSV file with the columns server, database, volume, kind, until, note, ticket and gb.
+
+    Raises ValidationError, with all problems of all lines.
+    """
+    return declarations(path, *names_of(Decision), lambda row: checked_decision(row, today))
+
+
+@dataclass(frozen=True)
+class StoredDecision:
+    """A decision, who declared it and when, and the risk that was decided on; None: not known.
+
+    A probability is that of its subject to be full by its last day, 0 to 1.
+    """
+
+    decision: Decision
+    probability: float | None
+    declared_at: datetime
+    declared_by: str | None
+    closed_at: datetime | None
+    closed_by: str | None
+    server_id: int
+    probability_now: float | None = None
+    """By the newest forecast."""
+
+    @property
+    def key(self) -> Key:
+        """Server, kind and name of its subject, as forecasts have them."""
+        return self.server_id, self.decision.subject, self.decision.name
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether the risk has grown past what was decided on; whoever excludes a subject accepts any risk."""
+        before, now = self.probability, self.probability_now
+        if self.decision.kind == EXCLUDED or before is None or now is None:
+            return False
+        return now > before + GROWN_BY or before < 1 <= now
+
+    def state(self, day: date) -> str:
+        """Return in words whether it holds on a day, and if not, why."""
+        if self.closed_at is not None:
+            return "closed"
+        if self.decision.until < day:
+            return "past"
+        return "risk has grown" if self.has_grown else "in force"
+
+    @property
+    def mark(self) -> str:
+        """Return what was decided and until when, in a few words."""
+        decision = self.decision
+        added = "" if decision.added_mb is None else f" (+{human_mb(decision.added_mb)})"
+        return f"{decision.kind}{added} until {human_day(decision.until)}{', risk has grown' if self.has_grown else ''}"
+
+    @property
+    def sentence(self) -> str:
+        """Say what was decided, until when, by whom and why; and whether the risk has grown past it."""
+        decision = self.decision
+        added = "" if decision.added_mb is None else f", {human_mb(decision.added_mb)} more on that day"
+        by = f" by {printable(self.declared_by)}" if self.declared_by else ""
+        said = f"{decision.kind.capitalize()} until {human_day(decision.until)}{added}{by}: {_ended(decision.note)}"
+        return f"{said} {self.growth}" if self.has_grown else said
+
+    @property
+    def growth(self) -> str:
+        """Say by how much the risk has grown past what was decided on."""
+        return (
+            f"The risk has grown: {self.probability_now or 0:.0%} to be full by then, "
+            f"{self.probability or 0:.0%} when it was decided."
+        )
+
+
+def _ended(note: str) -> str:
+    """Return a note that ends like a sentence."""
+    written = printable(note)
+    return written if written.endswith((".", "!", "?")) else f"{written}."
+
+
+@dataclass(frozen=True)
+class DecisionChanges:
+    """What storing decisions does: the risk of each, None where it is not known, and the earlier ones it closes."""
+
+    probabilities: Sequence[float | None]
+    closed: Sequence[Decision]
+
+
+def decide(
+    engine: Engine, decisions: Sequence[Decision], *, by: str | None = None, dry_run: bool = False
+) -> DecisionChanges:
+    """Store decisions by `by`, with the risk of their subjects by the newest forecast. All of them or none.
+
+    Each closes an earlier one of its subject. A dry run checks them and stores none.
+
+    Raises:
+        NotFoundError: a server is not registered, a database was never measured, or a volume not within a month.
+        ValidationError: two decisions are about the same subject.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    subjects = (one.display_name for one in decisions)
+    refuse_repeated(subjects, str, "More than one decision on")
+    with naming_places(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
+        keys = _keys(connection, decisions)
+        risks = _runways(connection, keys)
+        probabilities = [
+            probability_by(risks[key], one.until) if key in risks else None
+            for key, one in zip(keys, decisions, strict=True)
+        ]
+        closed = _close(connection, keys, by)
+        rows = [
+            {
+                **dict(zip(_KEY, key, strict=True)),
+                "kind": one.kind,
+                "until_day": one.until,
+                "note": one.note,
+                "ticket": one.ticket,
+                "added_mb": one.added_mb,
+                "probability": probability,
+                "declared_by": by,
+            }
+            for key, one, probability in zip(keys, decisions, probabilities, strict=True)
+        ]
+        if rows:
+            connection.execute(sa.insert(capacity_decisions), rows)
+    return DecisionChanges(probabilities, closed)
+
+
+def withdraw(engine: Engine, subject: DecisionSubject, *, by: str | None = None, dry_run: bool = False) -> Decision:
+    """Close the decision on a subject, and return it; it stays stored.
+
+    Raises NotFoundError where there is none, and DatabaseError.
+    """
+    with declaring(engine, "removing a decision", dry_run=dry_run) as connection:
+        closed = _close(connection, _keys(connection, [subject]), by)
+        if not closed:
+            raise NotFoundError(f"There is no decision on {subject.display_name}.")
+    return closed[0]
+
+
+def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
+    """Return the database or volume of this name; a database, where both have it and `is_volume` is not set.
+
+    Raises NotFoundError where the server has neither, and DatabaseError.
+    """
+    if name is None:
+        return DecisionSubject(server, None, None)
+    with database_errors(doing="reading names"), engine.connect() as connection:
+        ids = ids_of(connection, {server})
+        volumes = {volume for _, volume in _volumes(connection, ids.values())}
+        try:
+            if not is_volume:
+                keys_of(connection, [(server, name)])
+                return DecisionSubject(server, name, None)
+        except UnknownSubjectError:
+            if name not in volumes:
+                raise
+    return DecisionSubject(server, None, name)
+
+
+def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[Key]:
+    """Return the keys of subjects; raises NotFoundError where one is not known."""
+    ids = ids_of(connection, {one.server for one in subjects})
+    keys_of(connection, [(one.server, one.database) for one in subjects])
+    wanted = {ids[one.server] for one in subjects if one.volume is not None}
+    volumes = _volumes(connection, wanted) if wanted else set()
+    for one in subjects:
+        if one.volume is not None and (ids[one.server], one.volume) not in volumes:
+            names = (volume for server_id, volume in volumes if server_id == ids[one.server])
+            problem = f"No disk {one.volume!r} on {one.server} was measured within the last month."
+            raise NotFoundError(f"{problem}{meant(one.volume, names)}")
+    return [(ids[one.server], one.subject, one.name) for one in subjects]
+
+
+def _volumes(connection: Connection, server_ids: Iterable[int]) -> set[tuple[int, str]]:
+    """Return the volumes of servers that were measured within a month of the newest day of any volume."""
+    newest = connection.execute(text("SELECT max(collected_date) FROM volume_size_stats")).scalar()
+    parameters = {"newest": newest, "stale_days": STALE_DAYS, "instance_ids": list(server_ids)}
+    return {(row.instance_id, row.volume_name) for row in connection.execute(text(_VOLUMES), parameters)}
+
+
+_VOLUMES = """
+SELECT DISTINCT instance_id, volume_name FROM volume_size_stats
+WHERE collected_date > CAST(:newest AS date) - CAST(:stale_days AS integer)
+  AND instance_id = ANY (CAST(:instance_ids AS integer[]))
+"""
+
+
+def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[Decision]:
+    """Close the decisions on subjects, and return them."""
+    stored = capacity_decisions.c
+    is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(keys), stored.closed_at.is_(None))
+    before = [one.decision for one in _stored(connection) if one.closed_at is None and one.key in keys]
+    connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by))
+    return before
+
+
+class OpenDecisions:
+    """The decisions that are open on a day, and what each of them is about."""
+
+    def __init__(self, decisions: Iterable[StoredDecision]) -> None:
+        """Keep the decisions by server."""
+        self._by_server: dict[str, dict[tuple[str, str], StoredDecision]] = {}
+        for one in decisions:
+            self._by_server.setdefault(one.decision.server, {})[one.decision.subject, one.decision.name] = one
+
+    def on(self, forecast: Any) -> StoredDecision | None:
+        """Return the decision on a subject, or on the volume or server whose limit binds it; None: there is none.
+
+        `forecast` has its server, subject, name, binds and volumes: those on which it grows, None where that is not
+        known, so that it may be any of its server.
+        """
+        decisions = self._by_server.get(forecast.server, {})
+        if not decisions or (forecast.subject, forecast.name) in decisions:
+            return decisions.get((forecast.subject, forecast.name))
+        if forecast.subject == DATABASE_ROWS and forecast.binds == SERVER:
+            return decisions.get((SERVER_ROWS, ""))
+        if forecast.subject == VOLUME_ROWS or forecast.binds != VOLUME:
+            return None
+        grows_on = forecast.volumes or [name for subject, name in decisions if subject == VOLUME_ROWS]
+        return next((decisions[VOLUME_ROWS, name] for name in grows_on if (VOLUME_ROWS, name) in decisions), None)
+
+
+def is_left_out(decision: StoredDecision | None) -> bool:
+    """Whether the check, alerts and digests leave out a subject with this decision on it; None: it has none."""
+    return decision is not None and not decision.has_grown
+
+
+def open_decisions(connection: Connection, day: date) -> OpenDecisions:
+    """Return the decisions that are open on a day, with the risk by the newest forecasts; raises DBAPIError."""
+    return OpenDecisions(_with_risks(connection, _stored(connection, day)))
+
+
+def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[StoredDecision]:
+    """Return the decisions that are open on a day, or `every` one, by server and subject; raises DatabaseError."""
+    with database_errors(doing="reading decisions"), engine.connect() as connection:
+        return _with_risks(connection, _stored(connection, None if every else day))
+
+
+def _stored(connection: Connection, day: date | None = None) -> list[StoredDecision]:
+    """Return every decision, or those that are open on a day."""
+    return [_decision(row) for row in connection.execute(text(_LIST), {"day": day})]
+
+
+def _decision(row: Row[Any]) -> StoredDecision:
+    names = {DATABASE_ROWS: (row.name, None), VOLUME_ROWS: (None, row.name), SERVER_ROWS: (None, None)}
+    decision = Decision(row.server, *names[row.subject], row.kind, row.until_day, row.note, row.ticket, row.added_mb)
+    declared = (row.declared_at, row.declared_by, row.closed_at, row.closed_by)
+    return StoredDecision(decision, row.probability, *declared, row.server_id)
+
+
+_LIST = """
+SELECT server, subject, name, kind, until_day, note, ticket, added_mb, probability, declared_at, declared_by, closed_at,
+       closed_by, server_id
+FROM capacity_declared_decisions
+WHERE CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day
+ORDER BY server, subject, name, declared_at
+"""
+
+
+def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> list[StoredDecision]:
+    """Return decisions with the probabilities by the newest forecasts."""
+    runways = _runways(connection, [one.key for one in decisions])
+    return [
+        replace(one, probability_now=probability_by(runways[one.key], one.decision.until))
+        if one.key in runways
+        else one
+        for one in decisions
+    ]
+
+
+_PROBABILITIES = [f"probability_{days}_days" for days in HORIZONS_DAYS]
+_RUNWAY = sa.table(
+    "capacity_runway",
+    *map(sa.column, ("server_id", "subject", "name", "state", "last_day", "full_early", "full_middle", "full_late")),
+    *map(sa.column, _PROBABILITIES),
+)
+
+
+def _runways(connection: Connection, keys: Sequence[Key]) -> dict[Key, Row[Any]]:
+    """Return the newest forecasts of subjects that have one."""
+    if not keys:
+        return {}
+    key = (_RUNWAY.c.server_id, _RUNWAY.c.subject, _RUNWAY.c.name)
+    rows = connection.execute(sa.select(_RUNWAY).where(sa.tuple_(*key).in_(sorted({*keys}))))
+    return {(row.server_id, row.subject, row.name): row for row in rows}
+
+
+def planned_outlook(engine: Engine, subject: DecisionSubject) -> PlannedOutlook | None:
+    """Return what the newest forecast of a subject says of its planned limit; None: nothing. Raises DatabaseError."""
+    values = {"server": subject.server, "subject": subject.subject, "name": subject.name}
+    [row] = rows_of(engine, "forecasts", _PLANNED, **values) or [None]
+    return None if row is None else PlannedOutlook(*row)
+
+
+_PLANNED = """
+SELECT planned_from, planned_limit_mb, planned_full_early, planned_full_middle, planned_full_late FROM capacity_runway
+WHERE server = :server AND subject = :subject AND name = :name AND planned_from IS NOT NULL
+"""
+
+
+def probability_by(runway: Row[Any], day: date) -> float | None:
+    """Return the probability that a subject is full by a day, on lines between those that its forecast has.
+
+    None: the forecast has no probabilities. After the last horizon it is that of the last horizon.
+    """
+    if runway.state == FULL:
+        return 1.0
+    if runway.state != FORECAST:
+        return None
+    shares: list[tuple[int, float]] = [
+        (0, 0.0),
+        *zip(HORIZONS_DAYS, (getattr(runway, name) for name in _PROBABILITIES), strict=True),
+    ]
+    dated = zip((runway.full_early, runway.full_middle, runway.full_late), SHARES, strict=True)
+    shares += [((full - runway.last_day).days, share) for full, share in dated if full is not None]
+    shares.sort()
+    ahead = (day - runway.last_day).days
+    for (first, low), (last, high) in pairwise(shares):
+        if first <= ahead < last:
+            return float(round(low + (high - low) * (ahead - first) / (last - first), 3))
+    return shares[-1][1] if ahead > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that raises the limit of a subject on a day."""
+
+    subject: str
+    name: str
+    day: date
+    added_mb: int
+
+
+class Plans:
+    """The plans of servers whose day is still to come, by number of the server."""
+
+    def __init__(self, plans: Mapping[int, Sequence[Plan]]) -> None:
+        """Keep the plans."""
+        self._plans = plans
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._plans)
+
+    def raised(self, row: Any) -> tuple[date, Any] | None:
+        """Return the limits of a subject once every plan that concerns it is carried out, and the day of the last.
+
+        `row` has the limits as `history_statements` reads them. None: no plan concerns it.
+        """
+        limits = SimpleNamespace(**row._asdict())
+        days = []
+        for plan in self._plans.get(row.instance_id, ()):
+            raised = [name for name in _limits_of(plan, row) if getattr(row, name) is not None]
+            for name in raised:
+                setattr(limits, name, getattr(limits, name) + plan.added_mb)
+            days += [plan.day] if raised else []
+        return (max(days), limits) if days else None
+
+
+def _limits_of(plan: Plan, row: Any) -> Sequence[str]:
+    """Name the limits of a subject that a plan raises: its own, or what it shares with others."""
+    if (plan.subject, plan.name) == (row.subject, row.name or ""):
+        # A server without a limit of its own has what its volumes have.
+        return ("own_mb", "ceiling_mb") if plan.subject != SERVER_ROWS or row.own_mb is not None else ("free_mb",)
+    if plan.subject == VOLUME_ROWS and row.subject != VOLUME_ROWS and plan.name in (row.volumes or ()):
+        return ("free_mb",)
+    if plan.subject == SERVER_ROWS and row.subject == DATABASE_ROWS:
+        return ("server_mb",) if row.server_mb is not None else ("free_mb",)
+    return ()
+
+
+def coming_plans(connection: Connection, as_of: date) -> Plans:
+    """Return the plans after a day. From its day on, a plan is what is measured or declared. Raises DBAPIError."""
+    plans: dict[int, list[Plan]] = {}
+    for row in connection.execute(text(_PLANS), {"as_of": as_of}):
+        plans.setdefault(row.instance_id, []).append(Plan(row.subject, row.name, row.until_day, row.added_mb))
+    return Plans(plans)
+
+
+_PLANS = """
+SELECT instance_id, subject, name, until_day, added_mb FROM capacity_decisions
+WHERE added_mb IS NOT NULL AND closed_at IS NULL AND until_day > :as_of
+"""

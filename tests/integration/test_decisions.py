@@ -1,0 +1,297 @@
+"""Decisions on what may fill: what they leave out and until when, what a plan changes, and what they never change."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import Engine
+
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.units import human_day
+from capacity_assets.digest.content import read_digest
+from capacity_assets.digest.writing import as_text
+from capacity_assets.forecast.decisions import (
+    ACKNOWLEDGED,
+    DECISION_KINDS,
+    EXCLUDED,
+    PLANNED,
+    Decision,
+    StoredDecision,
+    decide,
+    is_left_out,
+    open_decisions,
+    stored_decisions,
+    withdraw,
+)
+from capacity_assets.forecast.issued import Risk, newest_issue
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, declare
+from tests.clocks import TODAY
+from tests.command import capacity, printed
+from tests.databases import rows
+from tests.pages import served_pages
+from tests.runways import add_ceiling, add_day, add_volume, stored_runways
+
+pytestmark = pytest.mark.usefixtures("fleet_with_limits")
+SOON = TODAY + timedelta(days=25)
+
+
+def decision(database: str | None = "orders", kind: str = ACKNOWLEDGED, **values: object) -> Decision:
+    given = {"volume": None, "until": SOON, "note": "seen", **values}
+    return Decision("server-1", database, kind=kind, **given)  # type: ignore[arg-type]  # a test's own values
+
+
+def risks(engine: Engine) -> dict[str, Risk]:
+    with engine.connect() as connection:
+        issued = newest_issue(connection, TODAY, TODAY + timedelta(days=60), shown=10)
+    assert issued is not None
+    return {risk.outlook.name: risk for risk in issued.risks}
+
+
+def only(engine: Engine) -> StoredDecision:
+    [stored] = stored_decisions(engine, TODAY)
+    return stored
+
+
+def test_a_decision_leaves_its_subject_out_through_its_last_day_and_no_longer(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(until=TODAY + timedelta(days=1))], by="anna")
+    today = risks(engine)["orders"]
+    for day in (1, 2):
+        add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+    issue(engine, TODAY + timedelta(days=1), TODAY + timedelta(days=1))
+    on_its_day = risks(engine)["orders"]
+    issue(engine, TODAY + timedelta(days=2), TODAY + timedelta(days=2))
+    after = risks(engine)["orders"]
+
+    assert today.decision is not None
+    assert (today.decision.declared_by, today.decision.state(TODAY)) == ("anna", "in force")
+    assert [is_left_out(risk.decision) for risk in (today, on_its_day, after)] == [True, True, False]
+    [past] = stored_decisions(engine, TODAY + timedelta(days=2), every=True)
+    assert past.state(TODAY + timedelta(days=2)) == "past"
+    assert stored_decisions(engine, TODAY + timedelta(days=2)) == []
+
+
+@pytest.mark.parametrize(("kind", "is_still_left_out"), [(ACKNOWLEDGED, False), (EXCLUDED, True)])
+def test_a_risk_that_grows_past_what_was_decided_on_ends_it_unless_the_subject_is_excluded(
+    kind: str, is_still_left_out: bool, engine: Engine
+) -> None:
+    declare(engine, [Limit("server-1", "orders", 3400)])
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(kind=kind)])
+    before = only(engine)
+    declare(engine, [Limit("server-1", "orders", 3100)])
+    issue(engine, TODAY, TODAY)
+    after = risks(engine)["orders"].decision
+
+    assert (before.probability, before.probability_now) == (before.probability, before.probability)
+    assert after is not None
+    assert after.probability_now is not None
+    assert before.probability is not None
+    assert after.probability_now > before.probability + 0.1
+    assert (is_left_out(after), after.state(TODAY) == "risk has grown") == (is_still_left_out, not is_still_left_out)
+
+
+def test_a_plan_gives_a_second_date_with_the_raised_limit_and_leaves_the_first_as_it_was(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    before = stored_runways(engine)["orders"]
+    decide(engine, [decision(kind=PLANNED, added_mb=1000)])
+    issue(engine, TODAY, TODAY)
+    planned = stored_runways(engine)["orders"]
+    full = risks(engine)["orders"].outlook.planned
+    declare(engine, [Limit("server-1", "orders", 4214)])
+    withdraw(engine, decision())
+    issue(engine, TODAY, TODAY)
+    carried_out = stored_runways(engine)["orders"]
+
+    unchanged = [name for name in before if not name.startswith("planned_") and name != "issued_at"]
+    assert {name: planned[name] for name in unchanged} == {name: before[name] for name in unchanged}
+    assert (planned["planned_day"], planned["planned_limit_mb"]) == (SOON, 4214)
+    assert [planned[f"planned_{end}_day"] for end in ("early", "middle", "late")] == [
+        carried_out[f"{end}_day"] for end in ("early", "middle", "late")
+    ]
+    assert planned["planned_middle_day"] == TODAY + timedelta(days=120)
+    assert full is not None
+    assert full.middle_day == TODAY + timedelta(days=120)
+    assert carried_out["planned_day"] is None
+
+
+def test_a_plan_for_a_disk_raises_what_its_server_and_databases_have_left_there(engine: Engine) -> None:
+    for name in ("/data", "/log"):
+        add_volume(engine, 1, name, TODAY, 4000, 100)
+    add_ceiling(engine, "orders", ["/data"])
+    add_ceiling(engine, "still", ["/data"])
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(None, PLANNED, volume="/data", added_mb=50)])
+    issue(engine, TODAY, TODAY)
+
+    stored = stored_runways(engine)
+
+    assert {name: row["planned_limit_mb"] for name, row in stored.items() if row["limit_mb"]} == {
+        # Those of a volume with too little history have no second date.
+        "/data": None,
+        "/log": None,
+        "": 3514 + 150,
+        "orders": 3014 + 150,
+        "still": 500 + 150,
+        "young": None,
+    }
+
+
+def test_a_decision_on_a_disk_leaves_out_the_databases_that_it_limits(engine: Engine) -> None:
+    add_volume(engine, 1, "/data", TODAY, 4000, 100)
+    for name in ("orders", "still"):
+        add_ceiling(engine, name, ["/data"])
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(None, volume="/data")])
+
+    with engine.connect() as connection:
+        decisions = open_decisions(connection, TODAY)
+
+    def on(subject: str, name: str, binds: str, volumes: list[str] | None) -> StoredDecision | None:
+        forecast = {"server": "server-1", "subject": subject, "name": name, "binds": binds, "volumes": volumes}
+        return decisions.on(SimpleNamespace(**forecast))
+
+    decided = on("database", "orders", "volume", ["/data"])
+    assert decided is not None
+    assert decided.decision.volume == "/data"
+    assert on("server", "", "volume", None) == decided
+    assert on("database", "orders", "own limit", ["/data"]) is None
+    assert on("database", "orders", "volume", ["/log"]) is None
+
+
+def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(note="first")], by="anna")
+    closed = decide(engine, [decision(note="second")], by="ben").closed
+    withdraw(engine, decision(), by="carla")
+
+    assert [one.note for one in closed] == ["first"]
+    assert stored_decisions(engine, TODAY) == []
+    assert [
+        (one.decision.note, one.declared_by, one.closed_by, one.state(TODAY))
+        for one in stored_decisions(engine, TODAY, every=True)
+    ] == [("first", "anna", "ben", "closed"), ("second", "ben", "carla", "closed")]
+
+
+SIZES = """
+SELECT 'database', database_name, collected_date, size_mb FROM database_size_stats
+UNION ALL SELECT 'server', '', collected_date, total_size_mb FROM instance_size_stats
+UNION ALL SELECT subject, name, as_of, size_mb FROM capacity_runways ORDER BY 1, 2, 3
+"""
+
+
+def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    figures = "SELECT * FROM capacity_forecasts ORDER BY as_of, server, subject, name, horizon_days"
+    before = rows(engine, SIZES), rows(engine, figures)
+
+    for kind in DECISION_KINDS:
+        for added_mb in (None, 1, 500, 10_000_000) if kind == PLANNED else (None,):
+            for until in (TODAY, SOON, TODAY + timedelta(days=3650)):
+                made = [
+                    decision(name, kind, added_mb=added_mb, until=until) for name in ("orders", "still", "young", None)
+                ]
+                decide(engine, made)
+                issue(engine, TODAY, TODAY)
+
+                assert (rows(engine, SIZES), rows(engine, figures)) == before, made
+
+
+@pytest.mark.usefixtures("today")
+def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_path: Path) -> None:
+    issue(engine, TODAY, TODAY)
+    add_volume(engine, 1, "/data", TODAY, 4000, 100)
+    until = ["--until", str(SOON), "--note", "new disk", "--by", "anna"]
+
+    rehearsed = printed("decide", "server-1", "/data", "planned", *until, "--gb", "50", "--dry-run")
+    none_yet = printed("decisions", "list")
+    planned = printed(
+        *("decide", "server-1", "orders", "planned", *until, "--gb", "1", "--ticket", "https://tickets.example/1")
+    )
+    [listed] = json.loads(capacity("decisions", "list", "--json").output)
+    file = tmp_path / "decisions.csv"
+    file.write_text(
+        f"server,database,volume,kind,until,note\nserver-1,,,excluded,{SOON},all\nserver-1,,/data,acknowledged,{SOON},d\n"
+    )
+    imported = printed("decisions", "import", str(file), "--by", "ben")
+    removed = printed("decisions", "remove", "server-1", "orders", "--by", "carla")
+    every = printed("decisions", "list", "--all")
+
+    assert rehearsed.splitlines()[-1] == "Dry run: nothing was changed."
+    assert none_yet.startswith("No decision is open.")
+    assert f"orders on server-1: planned until {human_day(SOON)}." in planned
+    assert f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(TODAY + timedelta(days=123))}." in planned
+    assert (listed["database"], listed["kind"], listed["added_mb"], listed["state"]) == (
+        *("orders", "planned", 1024),
+        "in force",
+    )
+    assert (listed["declared_by"], listed["ticket"]) == ("anna", "https://tickets.example/1")
+    assert listed["probability"] == listed["probability_now"]
+    assert f"2 decisions declared from {file}." in imported
+    assert f"Removed the decision on orders on server-1: planned until {human_day(SOON)}." in removed
+    assert [line.split()[1] for line in every.splitlines()[2:]] == ["orders", "whole", "disk"]
+    assert " closed " in every
+
+
+NO_DECISIONS = [
+    (["orders", "planned", "--until", "2020-01-01", "--note", "x"], "until 2020-01-01 is in the past."),
+    (["orders", "acknowledged", "--until", str(SOON), "--note", "x", "--gb", "5"], "gb is for planned only."),
+    (["orders", "planned", "--until", str(SOON), "--note", " "], "note is empty: say why."),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a limit"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "javascript:1"], "write https://host/path"),
+    (["ordres", "planned", "--until", str(SOON), "--note", "x"], "Did you mean 'orders'?"),
+    (["/data", "planned", "--volume", "--until", str(SOON), "--note", "x"], "No disk '/data' on server-1 was measured"),
+    (["orders", "still", "planned", "--until", str(SOON), "--note", "x"], "'orders still' is more than one name"),
+    (["orders", "ack", "--until", str(SOON), "--note", "x"], "'ack' is not one of"),
+]
+
+
+@pytest.mark.usefixtures("today")
+def test_invalid_decisions_are_refused_in_a_sentence() -> None:
+    for arguments, message in NO_DECISIONS:
+        refused = capacity("decide", "server-1", *arguments)
+
+        assert (refused.exit_code, message in refused.output) == (2, True), (arguments, refused.output)
+
+
+@pytest.mark.usefixtures("today")
+def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mark_it(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    week = PERIODS["weekly"].window_of(TODAY)
+    before = read_digest(engine, week)
+    with served_pages(engine.url) as pages:
+        undecided = pages.ask("/database?server=1&name=orders").text
+    made = decision(kind=PLANNED, added_mb=1024, note="new <disk>", ticket="https://tickets.example/1?a=1&b=2")
+    decide(engine, [made], by="anna")
+    issue(engine, TODAY, TODAY)
+
+    with served_pages(engine.url) as pages:
+        page = pages.ask("/database?server=1&name=orders").text
+        listed = pages.ask("/filling").text
+        document = pages.document("/filling")
+    after = read_digest(engine, week)
+    runway, explained = printed("runway"), printed("explain", "orders", "--server", "server-1", "--runway")
+    [row] = [one for one in json.loads(capacity("runway", "--json").output)["rows"] if one["database"] == "orders"]
+
+    mark = f"planned (+1.0 GiB) until {human_day(SOON)}"
+    full = f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(TODAY + timedelta(days=123))}."
+    sentence = f"Planned until {human_day(SOON)}, 1.0 GiB more on that day by anna: new <disk>."
+    assert [one.name for one in before.soon] == ["orders"]
+    assert [one.name for one in (*after.soon, *after.runways, *after.later)] == []
+    assert "1 fill date is left out by decisions: capacity decisions list" in as_text(after)
+    assert "capacity decide server-1 orders acknowledged --until DAY --note TEXT" in undecided
+    assert f"P{mark[1:]}. {full}" in page
+    assert "new &lt;disk&gt;" in page
+    assert "new <disk>" not in page + listed
+    assert '<a href="https://tickets.example/1?a=1&amp;b=2" rel="noreferrer">Ticket</a>' in page
+    assert mark in listed
+    assert document["runways"][0]["decision"]["declared_by"] == "anna"
+    assert f"note: orders on server-1. {sentence} {full}" in runway
+    assert f"{sentence}\n{full}" in explained
+    assert (row["decision"]["kind"], row["planned"]["limit_mb"]) == ("planned", 3214 + 1024)
+    assert mark in printed("status")
