@@ -32,6 +32,7 @@ ADDRESSES = (
     "/filling",
     "/bill",
     "/accuracy",
+    "/budget",
     "/server?server=1",
     "/database?server=1&name=orders",
     "/volume?server=1&name=%2Fdata",

@@ -9,17 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 
 import click
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.files import atomic_write
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text
 from capacity_assets.cli.declaring import opened_registry
-from capacity_assets.cli.options import STANDARD_OUTPUT, Line, Report, Table, as_json_text, json_command, writing
+from capacity_assets.cli.options import (
+    STANDARD_OUTPUT,
+    Line,
+    Report,
+    Table,
+    as_json_text,
+    format_of,
+    json_command,
+    write_formatted,
+)
 from capacity_assets.ownership.bill_groups import BillGroup
 from capacity_assets.ownership.bills import (
     IssuedBill,
@@ -67,9 +74,7 @@ def bill(settings: Settings, /, *, month: str | None, by: str | None, issue: int
       capacity bill --month 2026-10 --by cost_centre --output bill.csv
       capacity bill --month 2026-10 --issue 1
     """
-    extension = Path(output).suffix.lower().removeprefix(".")
-    if output != STANDARD_OUTPUT and extension not in FORMATS:
-        raise ValidationError(f"{output!r} must end in .csv, .json or .html.")
+    extension = format_of(output, FORMATS)
     by = by or default_grouping(settings.label_keys)
     clock = Clock(settings.zone)
     window = PERIODS["monthly"].last(clock.today()) if month is None else _window(month)
@@ -78,9 +83,8 @@ def bill(settings: Settings, /, *, month: str | None, by: str | None, issue: int
             refuse_unknown_grouping(by, settings.label_keys)
             issue_bill(engine, window, clock, settings.label_keys)
         issued = read_bill(engine, window, by, issue)
-    if output != STANDARD_OUTPUT:
-        with writing(output), atomic_write(Path(output)) as new_file:
-            new_file.write_text(FORMATS[extension](issued), encoding="utf-8")
+    if extension is not None:
+        write_formatted(output, FORMATS[extension](issued))
         return Report(as_document(issued), [f"{title(issued)}: {amount_text(issued.bill)}, written to {output}"])
     return Report(as_document(issued), _lines(issued))
 

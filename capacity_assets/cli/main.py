@@ -36,6 +36,7 @@ COMMANDS = [
     LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
     LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),
+    LazyCommand("budget", "budget:budget", "Show what each team, or any other group, will cost in the coming months."),
     LazyCommand("top", "top:top", "List the databases that grew or shrank most, or the largest."),
     LazyCommand("groups", "groups:groups", "Show the size and growth of each team, or any other group."),
     LazyCommand("explain", "explain:explain", "Trace figures to their samples, or a group's sum to its parts."),

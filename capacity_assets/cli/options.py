@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -32,6 +32,7 @@ from capacity_assets.base.errors import (
     reason_of,
     sentence_of,
 )
+from capacity_assets.base.files import atomic_write
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
@@ -189,6 +190,23 @@ def as_json_text(value: object) -> str:
 
 def _as_text(value: object) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def format_of(output: str, formats: Collection[str]) -> str | None:
+    """Return the format of an output file by its ending; None: the screen. Raises ValidationError for another one."""
+    if output == STANDARD_OUTPUT:
+        return None
+    extension = Path(output).suffix.lower().removeprefix(".")
+    if extension not in formats:
+        *others, last = (f".{name}" for name in formats)
+        raise ValidationError(f"{output!r} must end in {', '.join(others)} or {last}.")
+    return extension
+
+
+def write_formatted(output: str, written: str) -> None:
+    """Write a file in place of an earlier one, whole or not at all; raises CommandFailedError."""
+    with writing(output), atomic_write(Path(output)) as new_file:
+        new_file.write_text(written, encoding="utf-8")
 
 
 Parameters = ParamSpec("Parameters")

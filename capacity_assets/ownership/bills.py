@@ -129,21 +129,29 @@ _LABELLED = f"""
     SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
            {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
     FROM measured z WHERE z.database_name IS NOT NULL"""  # noqa: S608 -- the labels as everywhere
-_LINES = """
-    WITH spans AS MATERIALIZED (
+PRICE_SPANS = """
         SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
                     OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
-        FROM capacity_prices p
-    ), priced AS (
-        SELECT l.*, v.server, v.engine, v.billed, v.measured, applied.price
-        FROM labelled l JOIN billed_servers v USING (instance_id)
-        LEFT JOIN LATERAL (
+        FROM capacity_prices p"""
+"""Prices with the days on which each holds; to be named `spans`."""
+
+
+def price_on(day: str, engine: str, labels: str) -> str:
+    """Return the join that finds the price of a day as `applied.price`, by an engine and labels; :keys in order."""
+    return f"""LEFT JOIN LATERAL (
             SELECT p.price FROM spans p
-            WHERE p.price IS NOT NULL AND p.valid_from <= l.segment AND l.segment < p.valid_until
-              AND p.engine IN ('', v.engine) AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
+            WHERE p.price IS NOT NULL AND p.valid_from <= {day} AND {day} < p.valid_until
+              AND p.engine IN ('', {engine}) AND (p.key = '' OR {labels} ->> CAST(p.key AS text) = p.value)
             ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = ''
             LIMIT 1
-        ) AS applied ON true
+        ) AS applied ON true"""  # noqa: S608 -- names of columns
+
+
+_LINES = f"""
+    WITH spans AS MATERIALIZED ({PRICE_SPANS}), priced AS (
+        SELECT l.*, v.server, v.engine, v.billed, v.measured, applied.price
+        FROM labelled l JOIN billed_servers v USING (instance_id)
+        {price_on("l.segment", "v.engine", "l.labels")}
     ), exact AS (
         SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
                round(sum(bytes) * billed / (measured * CAST(:days AS numeric) * 1073741824), 12) AS gib_months, price,
@@ -160,7 +168,7 @@ _LINES = """
     )
     SELECT line, instance_id, server, engine, database_name, labels, days, gib_months, price,
            (div(parts, whole) + CASE WHEN place <= left_over THEN 1 ELSE 0 END) * 0.000000000001 AS amount
-    FROM placed"""
+    FROM placed"""  # noqa: S608 -- statements of our own
 COMPUTED = {"billed_servers": _BILLED_SERVERS, "labelled": _LABELLED, "computed_lines": _LINES}
 """The servers of the bill, databases with their labels, and lines, as temporary tables too; lines are stored."""
 

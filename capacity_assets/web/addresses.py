@@ -19,7 +19,7 @@ MONTH = re.compile(r"\d{4}-\d{2}")
 # So far from the ends of the calendar that windows before and after exist.
 FIRST_YEAR, LAST_YEAR = 1900, 2999
 NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
-         "range", "first", "last", "compare", "horizon", "format")  # fmt: skip
+         "range", "first", "last", "compare", "horizon", "months", "format")  # fmt: skip
 """Every parameter that a page takes."""
 
 

@@ -49,7 +49,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
-from capacity_assets.web.pages import accuracy, fleet, groups, lists, subjects
+from capacity_assets.web.pages import accuracy, budgets, fleet, groups, lists, subjects
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
 from capacity_assets.web.rendering import csv_of, page_templates
 
@@ -237,6 +237,7 @@ class Page:
 
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
+BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
 PAGES = (
     Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True, has_figures=True),
     Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True, has_figures=True),
@@ -253,6 +254,7 @@ PAGES = (
     Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
     Page("/accuracy", "Accuracy", accuracy.AccuracyPage, accuracy.read_accuracy, "months", in_menu=True),
+    Page("/budget", "Budget", budgets.BudgetPage, budgets.read_budget_page, "lines", beside=BUDGET_COLUMNS),
     Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes", has_figures=True),
     Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes", has_figures=True),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),

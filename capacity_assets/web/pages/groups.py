@@ -25,6 +25,7 @@ from capacity_assets.ownership.bill_groups import (
     group_of_bill,
 )
 from capacity_assets.ownership.bills import CENT, IssuedBill, change_notes, notes, quantity_note, read_bill_of
+from capacity_assets.ownership.budgets import BudgetLine
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
     Filling,
@@ -57,6 +58,7 @@ from capacity_assets.reading.sizes import SizeInWindow, marked, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
 from capacity_assets.reading.unchanged import UnchangedDatabases, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
+from capacity_assets.web.pages.budgets import shared_budget
 from capacity_assets.web.pages.ranges import ChartRange, earlier_windows, shown_range, windows_in
 from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, chosen_window, shared_outdated, shared_revision
 
@@ -147,6 +149,10 @@ class GroupPage:
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
     cost: GroupCost | None = None
+    budget: BudgetLine | None = None
+    """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
+    budget_last_day: date | None = None
+    budget_currency: str | None = None
 
     @property
     def display_name(self) -> str:
@@ -307,7 +313,23 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         headline=next_to_fill(next(iter(ahead), None), issued=issued),
         notice=notice,
         cost=cost,
+        **_budget(reader, query, by, name),
     )
+
+
+def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict[str, Any]:
+    """Return the line of a group in the budget of twelve months, with its last day and currency, where there is one.
+
+    Servers have no budget.
+    """
+    if by == "server":
+        return {}
+    try:
+        found = shared_budget(reader, query, by)
+    except NotFoundError:
+        return {}
+    line = next((line for line in found.lines if line.name == name), None)
+    return {"budget": line, "budget_last_day": found.last_day, "budget_currency": found.currency}
 
 
 def _like_for_like(
