@@ -180,7 +180,8 @@ def _run_lines(run: RunSummary) -> Iterator[Line]:
 
 def _plan_lines(run: RunSummary) -> Iterator[Line]:
     """Yield one row for each window and level that would change, and count the others."""
-    listed = run.parts if len(run.parts) <= ALWAYS_LISTED else [part for part in run.parts if _has_work(part)]
+    with_work = [part for part in run.parts if part.written_records or part.removed_records or part.failed_instances]
+    listed = run.parts if len(run.parts) <= ALWAYS_LISTED else with_work
     counts = _without_removed(PLANNED, run)
     rows = [
         [part.period_type, part.level, part.period_start, *(getattr(part, key) for key in counts.values())]
@@ -199,10 +200,6 @@ def _plan_lines(run: RunSummary) -> Iterator[Line]:
     )
     yield from (f"  would fail: {error}" for error in run.errors)
     yield NOTHING_CHANGED
-
-
-def _has_work(part: PeriodSummary) -> bool:
-    return bool(part.written_records or part.removed_records or part.failed_instances)
 
 
 def _planned(part: PeriodSummary) -> dict[str, object]:

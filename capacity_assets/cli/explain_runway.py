@@ -85,7 +85,10 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     lines: list[Line] = [
         f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: {human_mb(outlook.size_mb)}",
         f"Measured days: {measured_days:,}",
-        *(f"Ignored: {human_day(step.day)}, {printable(_step_text(step))}." for step in steps),
+        *(
+            f"Ignored: {human_day(step.day)}, {printable(': '.join(filter(None, (step.database, step.note))))}."
+            for step in steps
+        ),
         *(_forecast_lines(outlook, first, second) if outlook.history_days >= LEAST_HISTORY_DAYS else ()),
         "Limit: unknown. `capacity limits set` declares one."
         if outlook.binds is None
@@ -114,10 +117,6 @@ def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:
         return False
     column = len(series.sizes) - 1 - (series.outlook.last_day - step.day).days
     return not np.array_equal(without_steps(series.sizes[None, :], [[column]])[0], series.sizes, equal_nan=True)
-
-
-def _step_text(step: SizeStep) -> str:
-    return f"{step.database}: {step.note}" if step.database else step.note
 
 
 def _days_text(outlook: Outlook) -> str:

@@ -17,7 +17,7 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import partial, reduce, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias
+from typing import Any, Concatenate, Literal, NamedTuple, TypeAlias
 
 import click
 from rich.console import Console
@@ -185,11 +185,9 @@ def print_json(value: object) -> None:
 
 def as_json_text(value: object) -> str:
     """Return `value` as one JSON document; decimals are text without an exponent, so that none is rounded."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=_as_text)
-
-
-def _as_text(value: object) -> str:
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return json.dumps(
+        value, indent=2, ensure_ascii=False, default=lambda one: f"{one:f}" if isinstance(one, Decimal) else str(one)
+    )
 
 
 def format_of(output: str, formats: Collection[str]) -> str | None:
@@ -208,8 +206,6 @@ def write_formatted(output: str, written: str) -> None:
     with writing(output), atomic_write(Path(output)) as new_file:
         new_file.write_text(written, encoding="utf-8")
 
-
-Parameters = ParamSpec("Parameters")
 
 # Years whose windows, and those before and after, Python can represent.
 FIRST_YEAR, LAST_YEAR = 1900, 2999
@@ -272,9 +268,7 @@ password_option = click.option(
 )
 
 
-def options(
-    *every: Callable[[Callable[Parameters, None]], Callable[Parameters, None]],
-) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+def options(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return several options as one decorator."""
     return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
 

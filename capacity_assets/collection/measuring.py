@@ -296,15 +296,6 @@ class _MeasurementInProgress:
     def waits(self) -> bool:
         return self.connected is not None and not self.go.is_set()
 
-    def take_worker(self) -> None:
-        self.went = time.monotonic()
-        self.go.set()
-
-    def give_up(self) -> None:
-        """Have its connection closed without measuring."""
-        self.given_up = True
-        self.go.set()
-
     def wait(self) -> None:
         """Wait for a worker; raises MeasureError if it was given up."""
         self.go.wait()
@@ -401,10 +392,12 @@ class FleetMeasurement:
         free = self.workers - sum(one.holds_worker for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:
             if may_begin():
-                one.take_worker()
+                one.went = time.monotonic()
+                one.go.set()
             else:
                 del running[one.task.instance_id]
-                one.give_up()
+                one.given_up = True
+                one.go.set()
                 yield self._failed(one, _day_over())
 
     def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _MeasurementInProgress:

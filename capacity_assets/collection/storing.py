@@ -140,7 +140,8 @@ def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES), CreateTable(_VOLUMES), CreateTable(_CEILINGS)):
         connection.execute(statement)
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
-    copy_rows(connection, "COPY measured_database FROM STDIN", _database_rows(outcomes))
+    sizes = ((one.instance_id, size.name, *size.values) for one in outcomes for size in one.sizes)
+    copy_rows(connection, "COPY measured_database FROM STDIN", sizes)
     copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
     copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
     # Fresh tables have no statistics, and the plans below should know how few rows there are.
@@ -152,12 +153,6 @@ def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
         status = COLLECTED if one.collected else FAILED
         failure = one.kind and one.kind.value
         yield one.instance_id, one.ended_at, status, failure, one.reason, one.connect_seconds, one.measure_seconds
-
-
-def _database_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
-    for outcome in outcomes:
-        for size in outcome.sizes:
-            yield outcome.instance_id, size.name, *size.values
 
 
 _STAGE_SERVERS = """

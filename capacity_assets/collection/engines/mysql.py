@@ -92,11 +92,6 @@ def _number_and_text(error: pymysql.err.Error) -> tuple[int, str]:
     return (number, str(rest[0]) if rest else str(error)) if isinstance(number, int) else (0, str(error))
 
 
-def _password_is_safe(access: Access) -> bool:
-    """Whether the other end is known to be the server: a socket, or a verified certificate."""
-    return access.socket is not None or access.tls in VERIFIED_TLS
-
-
 class _ProvingLogin:
     """Logs in to an unverified server: proves knowledge of the password without sending it.
 
@@ -406,7 +401,10 @@ class MySQL(EngineAdapter):
             write_timeout=max(round(access.statement_seconds), 1),
             program_name=PROGRAM,
             autocommit=True,
-            auth_plugin_map=None if _password_is_safe(access) else _proving_logins(access.server_public_key),
+            # By a socket or a verified certificate the other end is known to be the server.
+            auth_plugin_map=None
+            if access.socket or access.tls in VERIFIED_TLS
+            else _proving_logins(access.server_public_key),
             **_tls(access),
         )
         connection.statement_seconds = access.connect_seconds
