@@ -176,7 +176,7 @@ def test_of_a_database_whose_clock_is_right_a_day_ahead_is_not_the_newest_one(en
     add_instance_sizes(engine, totals(1, (now + timedelta(days=40)).isoformat(), [(10, 1)]))
     week = PERIODS["weekly"].window_of(now + timedelta(days=40))
 
-    assert read_report(engine, PERIODS["weekly"], week).last_sample == now - timedelta(days=1)
+    assert read_report(engine, PERIODS["weekly"], week).facts.last_sample == now - timedelta(days=1)
     assert read_digest(engine, PERIODS["weekly"].window_of(now)).silent == []
 
 
