@@ -188,6 +188,7 @@ def digest_channels(settings: Settings) -> Channels:
         settings.mail_from,
         settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None,
         settings.pages_url,
+        settings.thresholds,
     )
 
 

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
@@ -25,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
@@ -201,6 +202,13 @@ def _folder(value: Path) -> Path:
     return value
 
 
+def _not_below_watch(act_percent: int, info: ValidationInfo) -> int:
+    watch_percent = info.data.get("watch_percent", 0)
+    if act_percent < watch_percent:
+        raise ValueError(f"{act_percent} is less than CAPACITY_WATCH_PERCENT, {watch_percent}")
+    return act_percent
+
+
 def _hour(value: object) -> object:
     if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
         raise ValueError(f"{value!r} is not an hour of the day; write a whole number from 0 to 23")
@@ -270,6 +278,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ZoneName = Annotated[str, AfterValidator(_known_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]
 Horizon = Annotated[int, BeforeValidator(_horizon)]
+ActPercent = Annotated[int, AfterValidator(_not_below_watch)]
 Hour = Annotated[int, BeforeValidator(_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -379,11 +388,20 @@ class Variables(BaseSettings):
         default=30,
         description="Within how many days nothing may fill, for the check `nothing_fills_soon`: 7, 30, 90 or 365.",
     )
-    fills_soon_percent: int = Field(
-        default=50,
+    watch_percent: int = Field(
+        default=20,
         gt=0,
         le=100,
-        description="Probability in percent from which on that check names a server, database or volume.",
+        description="Probability of being full within these days, in percent, from which on something is to be "
+        "watched: the digest lists it, and pages mark it.",
+    )
+    act_percent: ActPercent = Field(
+        default=50,
+        validate_default=True,
+        gt=0,
+        le=100,
+        description="The same from which on somebody has to act: that check names it, and it is sent as an alert. At "
+        "least `CAPACITY_WATCH_PERCENT`.",
     )
     fills_soon_severity: Literal["error", "warn"] = Field(
         default="error", description="`error`: what that check names is sent as an alert; `warn`: it is only shown."
@@ -525,6 +543,18 @@ class ConfigurationError(Exception):
     """The environment holds a value that cannot work; the text names each variable and what to write."""
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """From which probability of being full within so many days on, in percent, something is watched and acted on."""
+
+    days: int = 30
+    watch_percent: int = 20
+    act_percent: int = 50
+
+
+DEFAULT_THRESHOLDS = Thresholds()
+
+
 class Settings(Variables):
     """The validated configuration."""
 
@@ -552,6 +582,11 @@ class Settings(Variables):
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
         return with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """From which probability on a fill date is watched, and acted on."""
+        return Thresholds(self.fills_soon_days, self.watch_percent, self.act_percent)
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables of these settings for a child process, which does not read our .env file.

@@ -54,7 +54,7 @@ def digest(
         week = runner.service.partitions.window_holding(WEEKLY, day)
         if send:
             return _sent(settings, runner.service.engine, week, again=again)
-        content = read_digest(runner.service.engine, week, chosen)
+        content = read_digest(runner.service.engine, week, chosen, settings.thresholds)
         if chosen is not None and not content.history:
             refuse_unknown_label(runner.service.engine, *chosen)
             raise NotFoundError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine
@@ -21,16 +22,17 @@ from capacity_assets.forecast.decisions import open_decisions
 from capacity_assets.forecast.history_statements import DATABASE_ROWS
 from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
-from capacity_assets.forecast.model import Forecasts, forecast, without_steps
+from capacity_assets.forecast.model import RISE_DAYS, Forecasts, forecast, without_steps
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
 from capacity_assets.forecast.reference import Reference, reference
-from capacity_assets.forecast.runway import MIDDLE, SeriesOutlook, error_with, outlook_with_sizes
+from capacity_assets.forecast.runway import PIECES, WEIGHTS, SeriesOutlook, outlook_with_sizes
 
 TOLERANCE = 1e-6
 BAND_HEADINGS = (
-    *("Horizon", ">Past errors", ">Lower", ">Forecast", ">Upper", ">Usual error", ">Full by then"),
+    *("Horizon", ">Past errors", ">Lower", ">Forecast", ">Upper", ">Full by then"),
     "Second calculation",
 )
+EVIDENCE_HEADINGS = ("Horizon", *(f">{piece.capitalize()}" for piece in PIECES), ">Log odds", ">Full by then")
 EARLIER_HEADINGS = ("As of", "Full (50 %)", ">Horizon", ">Forecast", ">Measured", ">Error")
 
 
@@ -106,9 +108,14 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
 def _agree(first: Forecasts, second: Reference) -> bool:
     """Whether both calculations agree, apart from rounding."""
     bands = [(first.lower[0, n], first.upper[0, n]) for n in range(len(HORIZONS_DAYS))]
-    others = [second.band.get(days, (np.nan, np.nan)) for days in HORIZONS_DAYS]
-    close = np.allclose(bands, others, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
-    return bool(close and np.isclose(first.drift[0], second.drift, rtol=TOLERANCE, atol=TOLERANCE))
+    figures = (first.drift[0], first.pace[0], first.spread[0], first.fallen[0])
+    rises = np.sort(first.rises[0])
+    compared: list[tuple[Any, Any]] = [
+        (bands, [second.band.get(days, (np.nan, np.nan)) for days in HORIZONS_DAYS]),
+        (figures, (second.drift, second.pace, second.spread, second.fallen)),
+        *((rises[n, : len(second.rises[days])], sorted(second.rises[days])) for n, days in enumerate(RISE_DAYS)),
+    ]
+    return all(np.allclose(*two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True) for two in compared)
 
 
 def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:
@@ -144,7 +151,9 @@ def _forecast_lines(outlook: Outlook, first: Forecasts, second: Reference) -> It
     yield (f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}")
     rows = [_band_cells(outlook, first, second, place) for place in range(len(HORIZONS_DAYS))]
     yield Table("Bands in MiB", BAND_HEADINGS, rows)
-    yield "Errors are measured minus forecast sizes. The forecast and these errors give the days on which it is full."
+    if outlook.state == FORECAST:
+        evidence = [_evidence_cells(float(outlook.limit_mb or 0), second, days) for days in HORIZONS_DAYS]
+        yield Table("Evidence of being full, each piece times its weight", EVIDENCE_HEADINGS, evidence)
 
 
 def _earlier_cells(earlier: EarlierForecast) -> list[object]:
@@ -165,4 +174,11 @@ def _band_cells(outlook: Outlook, first: Forecasts, second: Reference, place: in
     full = "" if probability is None else f"{probability:.0%}"
     band = second.band.get(days)
     again = "none" if band is None else f"{band[0]:,.1f} to {band[1]:,.1f}"
-    return [f"{days} days", errors, *sizes, f"{error_with(first, MIDDLE)[0, place]:+,.1f}", full, again]
+    return [f"{days} days", errors, *sizes, full, again]
+
+
+def _evidence_cells(limit_mb: float, second: Reference, days: int) -> list[object]:
+    pieces = zip(second.evidence(limit_mb, days), WEIGHTS[days], strict=True)
+    weighed = [piece * weight for piece, weight in pieces]
+    full = second.probabilities(limit_mb)[days]
+    return [f"{days} days", *(f"{one:+.2f}" for one in (*weighed, sum(weighed))), f"{full:.0%}"]

@@ -55,7 +55,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         settings.web_user_header,
     )
     with listener, open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine:
-        app = create_app(Reader(engine), serving)
+        app = create_app(Reader(engine, settings.thresholds), serving)
         if host not in OWN_NAMES and serving.token is None and serving.user_header is None:
             say(f"Warning: everyone who can reach {host}:{port} can read all figures.")
             say("Set CAPACITY_WEB_TOKEN to require a secret, or CAPACITY_WEB_USER_HEADER to rely on a proxy.")

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.reading.access import snapshot
 from capacity_assets.reading.changes import (
     DatabaseSize,
@@ -76,18 +77,20 @@ class Digest:
         return "the fleet" if self.label is None else f"{self.label[1]} ({self.label[0]})"
 
 
-def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:
+def read_digest(
+    engine: Engine, week: Window, label: tuple[str, str] | None = None, thresholds: Thresholds = DEFAULT_THRESHOLDS
+) -> Digest:
     """Read the digest of a week; raises DatabaseError."""
     with database_errors(doing="reading the digest", kept="Nothing was sent."), snapshot(engine) as connection:
-        return _read(connection, week, label)
+        return _read(connection, week, label, thresholds)
 
 
-def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -> Digest:
+def _read(connection: Connection, week: Window, label: tuple[str, str] | None, thresholds: Thresholds) -> Digest:
     before, windows = WEEKLY.previous(week), WEEKLY.back(week, WEEKS_DRAWN)
     sizes = _sizes(connection, windows, label)
     newest = next((size for size in sizes if size.window_start == week.start), None)
     unusual = unusual_changes(connection, WEEKLY, week, label)
-    dates = fill_dates(connection, week.start, week.end, label)
+    dates = fill_dates(connection, week.start, week.end, label, thresholds)
     has_shrunk = newest is not None and not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
     named = {(one.server_id, one.database) for one in shrinkers}

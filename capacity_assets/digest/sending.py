@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.network import Opened, WebhookError, post_text, within
 from capacity_assets.base.periods import Window
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver
@@ -38,6 +39,7 @@ class Channels:
     sender: str | None = None
     webhook_url: str | None = None
     pages_url: str | None = None
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _send_to(engine: Engine, week: Window, receiver: Receiver, channels: Channel
     remaining = [name for name in names if name not in delivered]
     if not remaining:
         return None
-    digest = read_digest(engine, week, receiver.label)
+    digest = read_digest(engine, week, receiver.label, channels.thresholds)
     problems = []
     for name in remaining:
         try:

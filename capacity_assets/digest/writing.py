@@ -23,6 +23,7 @@ from capacity_assets.base.units import (
 from capacity_assets.charts.axis import size_axis
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest
+from capacity_assets.forecast.outlook import day_text
 from capacity_assets.reading.changes import DatabaseSize, Decline, UnusualChange
 from capacity_assets.reading.coverage import SilentServer
 from capacity_assets.reading.filling import FillDate
@@ -123,9 +124,10 @@ def _decline_line(one: Decline) -> str:
 
 _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "soon": (
-        "Full within 30 days",
+        "May fill soon",
         lambda one: (
-            f"{one.display_name} on {one.server}: {human_day(one.day)}, probability {100 * one.probability:.0f} %"
+            f"{one.display_name} on {one.server}: {one.severity}, probability {100 * one.probability:.0f} %, "
+            f"{day_text(one.day)}"
         ),
     ),
     "growers": ("Grew more than usual", _moved),
@@ -142,7 +144,9 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 NOTHING_UNUSUAL = (
     "No database changed more than usual, none was created or removed, and no server stopped being measured."
 )
-NOTHING_FILLS = "By the forecasts of that week, no fill date is within 30 days, and none moved by two weeks or more."
+NOTHING_FILLS = (
+    "By the forecasts of that week, there is nothing to watch or act on, and no fill date moved by two weeks or more."
+)
 NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To issue one now:"
 
 

@@ -373,14 +373,14 @@ _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AN
 
 
 def _risks(as_of: date, server: str | None) -> sa.Select[Any]:
-    """Return the query of what may be full within a year, the greatest risk first."""
+    """Return the query of what is full within a year with a probability of 10 % or more, the greatest risk first."""
     runways, servers = capacity_runways.alias("r"), instances.alias("i")
     name = sa.func.coalesce(servers.c.name, sa.func.concat("server ", runways.c.instance_id)).label("server")
     probabilities = [runways.c[f"probability_{days}"] for days in HORIZONS_DAYS]
     risks = (
         sa.select(runways, name)
         .outerjoin(servers, servers.c.id == runways.c.instance_id)
-        .where(runways.c.as_of == as_of, probabilities[-1] > 0, text(STANDS_FOR_ITSELF))
+        .where(runways.c.as_of == as_of, runways.c.early_day.is_not(None), text(STANDS_FOR_ITSELF))
     )
     if server is not None:
         risks = risks.where(servers.c.name == server)

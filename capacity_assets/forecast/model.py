@@ -60,6 +60,11 @@ BAND = 0.8
 LEAST_ERRORS = 4
 """A horizon with fewer past errors takes those of the next shorter one, scaled."""
 
+RISE_DAYS = (7, 14, 30, 45, 60, 90, 120, 180, 270, 365)
+"""The days within which something may fill: HORIZONS_DAYS and days between them."""
+
+WEEK_DAYS, SPREAD_DAYS, PEAK_DAYS = 7, 90, 365
+
 LEAST_HISTORY_DAYS = 1 + LEAST_CHANGES + HORIZONS_DAYS[0] + (LEAST_ERRORS - 1) * ORIGIN_STEP_DAYS
 """With fewer days of history the shortest horizon has too few errors: there is no band, and no day."""
 
@@ -88,6 +93,17 @@ class Forecasts:
     """Lower end of the band, series by horizon; NaN without a band."""
     upper: Sizes
     """Upper end of the band, series by horizon; NaN without a band."""
+    rises: Sizes
+    """How far a size rose at most within so many days after a past day, series by RISE_DAYS by MOST_ORIGINS.
+
+    The past days are as many days back and every ORIGIN_STEP_DAYS before that; NaN before the first known size.
+    """
+    pace: Sizes
+    """Change per day over the last WEEK_DAYS, or as many as are known."""
+    spread: Sizes
+    """The largest less the smallest size of today and the SPREAD_DAYS before."""
+    fallen: Sizes
+    """How far the last size is below the largest one of the PEAK_DAYS before."""
 
     @property
     def middle(self) -> Sizes:
@@ -119,7 +135,12 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
     drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
     last = levels[:, -1]
     lower, upper = _bands(last, drift, errors, counts)
-    return Forecasts(last, drift, known, errors, counts, lower, upper)
+    week = np.minimum(known, WEEK_DAYS)
+    pace = (last - levels[np.arange(len(levels)), levels.shape[1] - 1 - week]) / np.maximum(week, 1)
+    lately = levels[:, -1 - SPREAD_DAYS :]
+    spread = np.fmax.reduce(lately, axis=1) - np.fmin.reduce(lately, axis=1)
+    fallen = np.fmax.reduce(levels[:, -1 - PEAK_DAYS :], axis=1) - last
+    return Forecasts(last, drift, known, errors, counts, lower, upper, _rises(levels), pace, spread, fallen)
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -197,6 +218,23 @@ def _backtest(
     errors = np.sort(np.where(follows[:, None, None], drifting, staying), axis=2)
     counts = np.where(counts >= LEAST_ERRORS, counts, 0)
     return _completed(errors, counts), counts, follows
+
+
+def _rises(levels: Sizes) -> Sizes:
+    """How far sizes rose at most after past days; see `Forecasts.rises`."""
+    series, columns = levels.shape
+    rises = np.full((series, len(RISE_DAYS), MOST_ORIGINS), np.nan)
+    # The largest of a power of two of days that begin at each column; two of them overlap to any number of days.
+    largest, width = levels, 1
+    for place, days in enumerate(RISE_DAYS):
+        if days >= columns:
+            break
+        while 2 * width <= days:
+            largest, width = np.maximum(largest[:, :-width], largest[:, width:]), 2 * width
+        origins = np.arange(columns - 1 - days, -1, -ORIGIN_STEP_DAYS)[:MOST_ORIGINS]
+        reached = np.maximum(largest[:, origins + 1], largest[:, origins + 1 + days - width])
+        rises[:, place, : len(origins)] = reached - levels[:, origins]
+    return rises
 
 
 def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:

@@ -1,6 +1,6 @@
 """The forecast of one series computed a second way: value by value, without arrays. For `explain` and for tests.
 
-It follows docs/forecast.md, not `model`, from which it takes nothing but the constants.
+It follows docs/forecast.md, not `model` and `runway`, from which it takes nothing but the constants.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 
 from capacity_assets.base.settings import HORIZONS_DAYS
@@ -22,8 +21,13 @@ from capacity_assets.forecast.model import (
     LEAST_ERRORS,
     MOST_ORIGINS,
     ORIGIN_STEP_DAYS,
+    PEAK_DAYS,
+    RISE_DAYS,
+    SPREAD_DAYS,
+    WEEK_DAYS,
     WINSORISED_SHARE,
 )
+from capacity_assets.forecast.runway import LARGEST_FREE, MOST_PROBABLE, MOST_USED, SMALLEST_FREE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Reference:
     follows_drift: bool
     errors: dict[int, list[float]]
     """Past errors of the better forecast, by horizon in days."""
+    rises: dict[int, list[float]]
+    """How far the size rose at most within so many days after past days."""
+    pace: float
+    """Change per day over the last week."""
+    spread: float
+    """The largest less the smallest size of the last 90 days."""
+    fallen: float
+    """How far the last size is below the largest one of the last year."""
 
     def ahead(self, days: int) -> float:
         """The forecast size."""
@@ -59,29 +71,49 @@ class Reference:
         return ends
 
     def probabilities(self, limit: float) -> dict[int, float]:
-        """Probability of reaching a limit by horizon in days; empty with too little history."""
-        shares: dict[int, float] = {}
-        for horizon, errors in _completed(self.errors).items():
-            reaching = sum(self.ahead(horizon) + error >= limit for error in errors)
-            shares[horizon] = 1.0 if self.last >= limit else max([reaching / len(errors), *shares.values()])
-        return shares
+        """Probability of reaching a limit by RISE_DAYS; empty with too little history."""
+        if not _completed(self.errors):
+            return {}
+        found: dict[int, float] = {}
+        for days in RISE_DAYS:
+            odds = math.fsum(
+                weight * piece for weight, piece in zip(_weights(days), self.evidence(limit, days), strict=True)
+            )
+            found[days] = min(max([1 / (1 + math.exp(-odds)), *found.values()]), MOST_PROBABLE)
+        return dict.fromkeys(RISE_DAYS, 1.0) if self.last >= limit else found
+
+    def evidence(self, limit: float, days: int) -> list[float]:
+        """What speaks for reaching a limit within so many days, in the order of PIECES."""
+        free = limit - self.last
+        sizes = (self.drift * days, self.pace * days, self.spread, self.fallen)
+        used = [math.sqrt(min(max(size / free, 0.0), MOST_USED)) for size in sizes]
+        share = min(max(free / self.last if self.last else math.inf, SMALLEST_FREE), LARGEST_FREE)
+        rises = self.rises[days]
+        reached = sum(rise >= free for rise in rises) / max(len(rises), 1)
+        independent = len(rises) * ORIGIN_STEP_DAYS / days
+        odds = math.log((independent * reached + 0.5) / (independent * (1 - reached) + 0.5))
+        return [1.0, -math.log(share), *used, odds]
 
     def day(self, limit: float, percent: int) -> int | None:
         """The first day by which a limit is reached with this probability; None: not within the longest horizon."""
         if self.last >= limit:
             return 0
-        before, error_before = 0, 0.0
-        for horizon, errors in _completed(self.errors).items():
-            error = sorted(errors, reverse=True)[math.ceil(Fraction(percent * len(errors), 100)) - 1]
-            if self.probabilities(limit)[horizon] >= percent / 100:
-                low, high = before**GROWTH_OF_ERRORS, horizon**GROWTH_OF_ERRORS
-                for day in range(before + 1, horizon):
-                    grown = (day**GROWTH_OF_ERRORS - low) / (high - low)
-                    if self.ahead(day) + error_before + (error - error_before) * grown >= limit:
-                        return day
-                return horizon
-            before, error_before = horizon, error
+        share, before, probability_before = percent / 100, 0, 0.0
+        for days, probability in self.probabilities(limit).items():
+            if probability >= share:
+                grown = (share - probability_before) / (probability - probability_before)
+                return before + math.ceil(grown * (days - before))
+            before, probability_before = days, probability
         return None
+
+
+def _weights(days: int) -> list[float]:
+    """The weights for so many days: those of WEIGHTS, and between two of them linear in the logarithm of the days."""
+    for (fewer, low), (more, high) in pairwise(WEIGHTS.items()):
+        if fewer <= days <= more:
+            part = math.log(days / fewer) / math.log(more / fewer)
+            return [one + (other - one) * part for one, other in zip(low, high, strict=True)]
+    raise ValueError(days)
 
 
 def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> Reference:
@@ -101,7 +133,21 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
     follows = not judged or sum(map(abs, drifting[judged[-1]])) <= sum(map(abs, staying[judged[-1]]))
     drift = _mean(kept[-DRIFT_DAYS:]) if follows and len(changes) >= LEAST_CHANGES else 0.0
     cut = sum(before != after for before, after in zip(changes, kept, strict=True))
-    return Reference(levels[-1], drift, lowest, highest, cut, follows, drifting if follows else staying)
+    week = min(WEEK_DAYS, len(changes))
+    lately = levels[-1 - SPREAD_DAYS :]
+    return Reference(
+        levels[-1],
+        drift,
+        lowest,
+        highest,
+        cut,
+        follows,
+        drifting if follows else staying,
+        rises={days: _rises(levels, days) for days in RISE_DAYS},
+        pace=(levels[-1] - levels[-1 - week]) / max(week, 1),
+        spread=max(lately) - min(lately),
+        fallen=max(levels[-1 - PEAK_DAYS :]) - levels[-1],
+    )
 
 
 def _filled(sizes: Sequence[float | None]) -> list[float]:
@@ -143,6 +189,11 @@ def _errors(
             expected = max(expected, -floors[origin])
             errors[horizon].append(levels[origin + horizon] - levels[origin] - expected)
     return errors
+
+
+def _rises(levels: Sequence[float], days: int) -> list[float]:
+    origins = range(len(levels) - 1 - days, -1, -ORIGIN_STEP_DAYS)[:MOST_ORIGINS]
+    return [max(levels[origin + 1 : origin + days + 1]) - levels[origin] for origin in origins]
 
 
 def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from capacity_assets.base.units import first_of
 from capacity_assets.forecast import history
 from capacity_assets.forecast.decisions import Plans, coming_plans
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, KINDS, VOLUME_ROWS
-from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes, ahead, forecast
+from capacity_assets.forecast.model import ORIGIN_STEP_DAYS, RISE_DAYS, Forecasts, Sizes, forecast
 from capacity_assets.forecast.outlook import (
     FORECAST,
     FULL,
@@ -71,55 +70,77 @@ def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     has_band = ~np.isnan(forecasts.upper[:, 0])
     goal = np.where(known, limits, np.inf)
     probability = _probabilities(forecasts, goal)
+    is_full = forecasts.last >= goal
     early, middle, late = (
-        np.where(has_band, _reached(forecasts, probability, share, goal), NOT_WITHIN_HORIZON)
+        np.where(has_band, np.where(is_full, 0, _reached(probability, share)), NOT_WITHIN_HORIZON)
         for share in (EARLY, MIDDLE, LATE)
     )
-    probability = np.where((known & has_band)[:, None], probability, np.nan)
-    return Runways(early, middle, late, probability, known, has_band)
+    within = [RISE_DAYS.index(days) for days in HORIZONS_DAYS]
+    at_horizons = np.where((known & has_band)[:, None], probability[:, within], np.nan)
+    return Runways(early, middle, late, at_horizons, known, has_band)
 
 
-def error_with(forecasts: Forecasts, share: float) -> Sizes:
-    """The past error that this share of them reached or exceeded, series by horizon; NaN without a band."""
-    count = np.sum(~np.isnan(forecasts.errors), axis=2)
-    place = np.maximum(count - _least(share, count), 0)
-    errors: Sizes = np.take_along_axis(forecasts.errors, place[:, :, None], axis=2)[:, :, 0]
-    return errors
+PIECES = ("constant", "small free share", "drift", "last week", "spread", "fallen", "past rises")
+WEIGHTS = {
+    7: (-2.74, 0.08, 0.38, 0.53, 0.66, 0.07, 0.60),
+    30: (-2.84, 0.16, 0.72, 0.46, 0.61, 0.19, 0.45),
+    90: (-2.45, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
+    365: (-1.55, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
+}
+"""Of the PIECES by days: fitted once, by `benchmarks.calibration`, so that probabilities hold; never to a fleet."""
+MOST_USED = 4.0
+SMALLEST_FREE, LARGEST_FREE = 0.01, 100.0
+MOST_PROBABLE = 0.99
+"""No forecast is more certain; what is full already has the probability 1."""
 
 
-def _least(share: float, count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest number of errors that is at least this share of `count`, computed exactly: a tenth of 70 is 7."""
-    percent = round(100 * share)
-    return -(-percent * count // 100)
+def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
+    """What speaks for reaching limits that are not reached, series by RISE_DAYS by PIECES; a higher limit has less."""
+    days = np.asarray(RISE_DAYS, dtype=np.float64)
+    free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
+    grown = (
+        forecasts.drift[:, None] * days,
+        forecasts.pace[:, None] * days,
+        forecasts.spread[:, None] * np.ones(len(days)),
+        forecasts.fallen[:, None] * np.ones(len(days)),
+    )
+    with np.errstate(divide="ignore", over="ignore"):
+        used = [np.sqrt(np.clip(size / free, 0.0, MOST_USED)) for size in grown]
+        small = -np.log(np.clip(free / forecasts.last[:, None], SMALLEST_FREE, LARGEST_FREE)) * np.ones(len(days))
+    count = np.sum(~np.isnan(forecasts.rises), axis=2)
+    reached = np.sum(forecasts.rises >= free[:, :, None], axis=2) / np.maximum(count, 1)
+    # Days a week apart see the same rises: over more days they count as fewer independent ones.
+    independent = count * ORIGIN_STEP_DAYS / days
+    rises = np.log((independent * reached + 0.5) / (independent * (1 - reached) + 0.5))
+    return np.stack([np.ones_like(rises), small, *used, rises], axis=2)
+
+
+_WEIGHTS_BY_DAYS = np.stack(
+    [np.interp(np.log(RISE_DAYS), np.log(list(WEIGHTS)), column) for column in zip(*WEIGHTS.values(), strict=True)],
+    axis=1,
+)
 
 
 def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
-    """Share of the past errors with which the forecast reaches the goal, at each horizon or a shorter one."""
-    count = np.sum(~np.isnan(forecasts.errors), axis=2)
-    reaching = np.sum(forecasts.middle[:, :, None] + forecasts.errors >= goal[:, None, None], axis=2)
-    result = np.where((forecasts.last >= goal)[:, None], 1.0, reaching / np.maximum(count, 1))
-    return np.maximum.accumulate(result, axis=1)
+    """Probability of having reached the goal within each of RISE_DAYS."""
+    odds = np.sum(evidence(forecasts, goal) * _WEIGHTS_BY_DAYS, axis=2)
+    probability = np.minimum(np.maximum.accumulate(1 / (1 + np.exp(-odds)), axis=1), MOST_PROBABLE)
+    probability = np.where(np.isinf(goal)[:, None], 0.0, probability)
+    return np.where((forecasts.last >= goal)[:, None], 1.0, probability)
 
 
-def _reached(forecasts: Forecasts, probability: Sizes, share: float, goal: Sizes) -> NDArray[np.int64]:
-    """The first day on which the goal is reached with this share of the errors.
-
-    It is the first horizon with this probability, or the first day between it and the previous horizon on which the
-    forecast plus its offset reaches the goal. Offsets grow between horizons in the same way as errors.
-    """
-    edges = np.concatenate([np.zeros((len(goal), 1)), np.nan_to_num(error_with(forecasts, share))], axis=1)
-    # Index of the first horizon with this probability, or one past the end.
+def _reached(probability: Sizes, share: float) -> NDArray[np.int64]:
+    """The first day with this probability, which grows evenly between two of RISE_DAYS, and up to the first from 0."""
+    rows = np.arange(len(probability))
+    days = np.array([0, *RISE_DAYS])
+    edges = np.concatenate([np.zeros((len(rows), 1)), probability], axis=1)
     first = np.sum(probability < share, axis=1)
-    first_day = np.full(len(goal), NOT_WITHIN_HORIZON)
-    for place, (start, end) in enumerate(pairwise((0, *HORIZONS_DAYS))):
-        first_day = np.where(first == place, end, first_day)
-        low, high = (days**GROWTH_OF_ERRORS for days in (start, end))
-        for day in range(end - 1, start, -1):
-            grown = (day**GROWTH_OF_ERRORS - low) / (high - low)
-            offset = edges[:, place] + (edges[:, place + 1] - edges[:, place]) * grown
-            reached = ahead(forecasts.last, forecasts.drift, day) + offset >= goal
-            first_day = np.where((first == place) & reached, day, first_day)
-    return np.where(forecasts.last >= goal, 0, first_day)
+    after = np.minimum(first + 1, len(RISE_DAYS))
+    before = after - 1
+    step = np.maximum(edges[rows, after] - edges[rows, before], np.finfo(np.float64).tiny)
+    grown = np.clip((share - edges[rows, before]) / step, 0.0, 1.0)
+    day = days[before] + np.ceil(grown * (days[after] - days[before])).astype(np.int64)
+    return np.where(first < len(RISE_DAYS), day, NOT_WITHIN_HORIZON)
 
 
 NAMED = 10

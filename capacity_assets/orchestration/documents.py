@@ -321,7 +321,9 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
             if week == period.last(runner.service.clock.today()):
                 deliveries = send_digests(engine, week, receivers, digest_channels(settings), again=config.again)
                 failed.extend(deliveries.failed)
-            return digest_metadata(read_digest(engine, week), deliveries, settings.pages_url)
+            return digest_metadata(
+                read_digest(engine, week, thresholds=settings.thresholds), deliveries, settings.pages_url
+            )
 
         make_each(context, period, make)
         failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)

@@ -41,7 +41,7 @@ RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
 NOTHING_FILLS_SOON = "nothing_fills_soon"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 MINUTE = 20
 
 DESCRIPTION = """\
@@ -67,8 +67,8 @@ class RunwayConfig(dg.Config):
 def check_description(settings: Settings) -> str:
     """Say what the check looks for."""
     return (
-        f"Nothing is full within {settings.fills_soon_days} days with a probability of {settings.fills_soon_percent} "
-        "percent or more."
+        f"Nothing is full within {settings.fills_soon_days} days with a probability of {settings.act_percent} percent "
+        "or more."
     )
 
 
@@ -127,7 +127,7 @@ def _risk_cells(risk: "Risk") -> list[str]:
 
 def _soon(issue: "IssuedDay | None", settings: Settings, *, decided: bool = False) -> "Sequence[Risk]":
     """Return what fills soon and nobody decided on or, `decided`, what is left out because somebody did."""
-    risks = issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
+    risks = issue.within(settings.fills_soon_days, settings.act_percent / 100) if issue else ()
     return [risk for risk in risks if is_left_out(risk.decision) == decided]
 
 

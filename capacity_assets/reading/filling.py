@@ -32,7 +32,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import STANDS_FOR_ITSELF, UNKNOWN_LIMITS, headroom
@@ -51,18 +51,15 @@ from capacity_assets.ownership.groups import Filling
 from capacity_assets.ownership.labels import having
 from capacity_assets.reading.access import rows
 
-SOON_DAYS, WATCH_DAYS, LIKELY = 30, 90, 0.5
-"""Something fills soon if it is full within SOON_DAYS with at least the probability LIKELY."""
-
 
 class Severity(StrEnum):
-    """How urgent a fill date is; growth alone is not."""
+    """How urgent it is that something fills, by the thresholds; growth alone is not."""
 
     FULL = "full"
     ACT = "act"
-    """Full within SOON_DAYS with a probability of 50 % or more."""
+    """An alert is sent."""
     WATCH = "watch"
-    """The same within WATCH_DAYS."""
+    """The digest lists it."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,10 @@ class Runway:
     full_early: date | None
     full_middle: date | None
     full_late: date | None
+    probability_7_days: float | None
     probability_30_days: float | None
     probability_90_days: float | None
+    probability_365_days: float | None
     change_mb_per_day: float
     history_days: int
     is_outdated: bool
@@ -121,14 +120,17 @@ class Runway:
         return self.subject != "volume" and self.binds in _SHARED
 
 
-def severity_of(runway: Runway) -> Severity | None:
-    """Return how urgent a forecast is; None: not within WATCH_DAYS, or no date is known."""
+def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
+    """Return how urgent a forecast is; None: it is not, or its probability is not known."""
     if runway.state == FULL:
         return Severity.FULL
-    days = None if runway.full_middle is None else (runway.full_middle - runway.last_day).days
-    if days is None or days > WATCH_DAYS:
+    return _severity(getattr(runway, f"probability_{thresholds.days}_days"), thresholds)
+
+
+def _severity(probability: float | None, thresholds: Thresholds) -> Severity | None:
+    if probability is None or 100 * probability < thresholds.watch_percent:
         return None
-    return Severity.ACT if days <= SOON_DAYS else Severity.WATCH
+    return Severity.ACT if 100 * probability >= thresholds.act_percent else Severity.WATCH
 
 
 _ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]
@@ -209,7 +211,9 @@ class Usage:
     severity: Severity | None
 
 
-def usages_of(connection: Connection, subjects: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Usage]:
+def usages_of(
+    connection: Connection, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
+) -> dict[tuple[int, str], Usage]:
     """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
     named = [(server, name) for server, name in subjects if name]
     servers = literal(sorted({server for server, _ in subjects}), ARRAY(Integer))
@@ -224,7 +228,7 @@ def usages_of(connection: Connection, subjects: Sequence[tuple[int, str]]) -> di
         if one.subject != "database":
             shared.setdefault(one.server_id, []).append(one)
     return {
-        subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())))
+        subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())), thresholds)
         for subject in subjects
         if subject in own
     }
@@ -243,7 +247,7 @@ def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> Select
     return select(of_key.lateral("of_key")).select_from(keys)
 
 
-def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
+def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Usage:
     # A limit that assumes that the others stand still is none to measure use by: the shared space is.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
@@ -256,7 +260,7 @@ def _usage(own: Runway, binding: Sequence[Runway]) -> Usage:
         shown.subject if shown else None,
         shown.name if shown else None,
         first.full_middle if first else None,
-        severity_of(first) if first else None,
+        severity_of(first, thresholds) if first else None,
     )
 
 
@@ -329,14 +333,14 @@ class FreeCapacity:
     unknown_limits: int
     """Databases without a known limit."""
     fills_within_30_days: int
-    """What is full within 30 days with a probability of 50 % or more."""
+    """What is full within 30 days with the probability from which on somebody has to act."""
     as_of: date | None
     """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
 
 
-def free_capacity(connection: Connection) -> FreeCapacity:
+def free_capacity(connection: Connection, thresholds: Thresholds) -> FreeCapacity:
     """Return the free capacity by the newest forecasts."""
-    is_soon = and_(_R.probability_30_days >= LIKELY, _R.stands_for_itself)
+    is_soon = and_(_R.probability_30_days >= thresholds.act_percent / 100, _R.stands_for_itself)
     unknown: ColumnElement[int] = literal_column(UNKNOWN_LIMITS)
     statement = select(
         unknown.label("unknown_limits"),
@@ -368,7 +372,8 @@ class FillDate:
     day: date | None
     before: date | None
     probability: float
-    """Probability of being full within SOON_DAYS."""
+    """Probability of being full within the days of the thresholds."""
+    severity: Severity | None
 
 
 @dataclass(frozen=True)
@@ -377,13 +382,16 @@ class FillDates:
 
     has_forecast: bool
     soon: Sequence[FillDate] = ()
+    """What is to be watched or acted on, the most probable first."""
     sooner: Sequence[FillDate] = ()
     later: Sequence[FillDate] = ()
     decided: int = 0
     """Fill dates that decisions leave out."""
 
 
-def fill_dates(connection: Connection, first: date, last: date, label: tuple[str, str] | None) -> FillDates:
+def fill_dates(
+    connection: Connection, first: date, last: date, label: tuple[str, str] | None, thresholds: Thresholds
+) -> FillDates:
     """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it.
 
     What a decision leaves out on the day of these forecasts is not among them.
@@ -396,7 +404,7 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
     now, then, server = capacity_runways.alias("r"), capacity_runways.alias("b"), instances.alias("i")
     same = (then.c[name] == now.c[name] for name in ("instance_id", "subject", "name"))
     server_name = func.coalesce(server.c.name, literal("server ") + cast(now.c.instance_id, Text)).label("server")
-    probability = now.c[f"probability_{SOON_DAYS}"].label("probability")
+    probability = now.c[f"probability_{thresholds.days}"].label("probability")
     before = then.c.middle_day.label("before")
     # Without a date, only what is known not to fill within a year fills later.
     is_dated = or_(now.c.middle_day.is_not(None), now.c.state.in_([FORECAST, NO_LIMIT]))
@@ -416,11 +424,18 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
         .outerjoin(then, and_(then.c.as_of == older, *same))
         .outerjoin(server, server.c.id == now.c.instance_id)
         .where(now.c.as_of == newest, text(STANDS_FOR_ITSELF), is_dated)
-        .where(or_(probability >= LIKELY, now.c.middle_day <= latest, before <= latest))
+        .where(or_(probability >= thresholds.watch_percent / 100, now.c.middle_day <= latest, before <= latest))
         .order_by(now.c.middle_day, server_name, now.c.name)
     )
     decisions = open_decisions(connection, newest)
-    left_out = {_fill_date(row): is_left_out(decisions.on(row)) for row in rows(connection, statement)}
+    left_out = {
+        FillDate(
+            **row._asdict(),
+            display_name=display_name(row.subject, row.name),
+            severity=_severity(row.probability, thresholds),
+        ): is_left_out(decisions.on(row))
+        for row in rows(connection, statement)
+    }
     dates = list(left_out)
     if label is not None:
         subjects = {one: (one.server, one.name if one.subject == "database" else None) for one in dates}
@@ -431,16 +446,11 @@ def fill_dates(connection: Connection, first: date, last: date, label: tuple[str
     compared = dates if older is not None and older < newest else []
     return FillDates(
         True,
-        [one for one in dates if (one.probability or 0) >= LIKELY],
+        sorted((one for one in dates if one.severity), key=lambda one: -one.probability),
         [one for one in compared if one.day is not None and one.day <= latest and _days_moved(one) <= -MOVED_DAYS],
         [one for one in compared if one.before is not None and _days_moved(one) >= MOVED_DAYS],
         decided,
     )
-
-
-def _fill_date(row: Row[Any]) -> FillDate:
-    key = (row.server_id, row.server, row.subject, row.name)
-    return FillDate(*key, display_name(row.subject, row.name), row.day, row.before, row.probability)
 
 
 def _days_moved(one: FillDate) -> float:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
@@ -45,8 +45,14 @@ class Headline:
     name: str | None = None
 
 
-def headline_of(
-    about: Subject, own: Runway | None, first: Runway | None, *, issued: date | None = None, also: Runway | None = None
+def headline_of(  # noqa: PLR0913 -- what the sentence is made of
+    about: Subject,
+    own: Runway | None,
+    first: Runway | None,
+    thresholds: Thresholds,
+    *,
+    issued: date | None = None,
+    also: Runway | None = None,
 ) -> Headline:
     """Say when a server, database or volume is full.
 
@@ -59,19 +65,22 @@ def headline_of(
         return Headline(f"{gone}, so there is no forecast.")
     if first is not None and not _is(first, about):
         notes = (*([_said(also, _named(also))] if also else []), *_alone(about, own))
-        return _headline(first, " ".join([_said(first, _named(first)), *notes]), linked=_named(first))
+        text = " ".join([_said(first, _named(first)), *notes])
+        return _headline(first, text, thresholds, linked=_named(first))
     reason = _without_forecast(about, issued) if own is None else _without_date(about, own)
-    return Headline(reason) if own is None or reason else _headline(own, _said(own))
+    return Headline(reason) if own is None or reason else _headline(own, _said(own), thresholds)
 
 
-def next_to_fill(first: Runway | None, *, issued: date | None, unknown_limits: int = 0) -> Headline:
+def next_to_fill(
+    first: Runway | None, thresholds: Thresholds, *, issued: date | None, unknown_limits: int = 0
+) -> Headline:
     """Say what of the fleet, or of a group, is full first."""
     if first is not None:
         named = f"{_named(first)} on {printable(first.server)}"
         if first.state == FULL:
-            return _headline(first, _said(first, named), linked=named)
+            return _headline(first, _said(first, named), thresholds, linked=named)
         named = f"{named[0].lower()}{named[1:]}"
-        return _headline(first, f"Next to fill: {_said(first, f'{named},')}", linked=named)
+        return _headline(first, f"Next to fill: {_said(first, f'{named},')}", thresholds, linked=named)
     if issued is None:
         return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
     has = "has" if unknown_limits == 1 else "have"
@@ -91,9 +100,9 @@ def decide_command(runway: Runway) -> str:
     return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT"
 
 
-def _headline(runway: Runway, text: str, linked: str | None = None) -> Headline:
+def _headline(runway: Runway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
-    return Headline(text, severity_of(runway), runway.full_middle, linked, *place)
+    return Headline(text, severity_of(runway, thresholds), runway.full_middle, linked, *place)
 
 
 def _said(runway: Runway, named: str = "") -> str:

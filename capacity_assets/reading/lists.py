@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
@@ -235,29 +236,34 @@ def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> 
 
 
 def with_usage_of_databases(
-    connection: Connection, period: Period, window: Window | None, listed: Sequence[DatabaseRow]
+    connection: Connection,
+    period: Period,
+    window: Window | None,
+    listed: Sequence[DatabaseRow],
+    thresholds: Thresholds,
 ) -> list[ListedDatabase]:
     """Return the rows of a list with their sizes of late and the limit that each meets first."""
     subjects = [(row.server_id, row.database) for row in listed]
     recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
-    usages = usages_of(connection, subjects) if subjects else {}
+    usages = usages_of(connection, subjects, thresholds) if subjects else {}
     return [
         ListedDatabase(**vars(row), **_beside(recent.get(subject, ()), usages.get(subject)))
         for row, subject in zip(listed, subjects, strict=True)
     ]
 
 
-def with_usage_of_servers(
+def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
     connection: Connection,
     period: Period,
     window: Window | None,
     listed: Sequence[ServerRow | UnmeasuredServer],
     unmeasured: Mapping[int, UnmeasuredServer],
+    thresholds: Thresholds,
 ) -> list[ListedServer]:
     """Return the rows of a list as `with_usage_of_databases`; `unmeasured` are those not measured on the newest day."""
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
-    usages = usages_of(connection, subjects) if subjects else {}
+    usages = usages_of(connection, subjects, thresholds) if subjects else {}
     partial: set[int] = set()
     before: set[int] = set()
     if window is not None:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.guards import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, limit_seconds, snapshot
@@ -52,9 +53,10 @@ class _Kept:
 class Reader:
     """Reads for the pages, in short read-only transactions, and caches what it read for some seconds."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Read with an engine of `reading_engine`."""
+    def __init__(self, engine: Engine, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
+        """Read with an engine of `reading_engine`; the thresholds say what is to be watched or acted on."""
         self._engine = engine
+        self.thresholds = thresholds
         self._kept: dict[Hashable, _Kept] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()

@@ -36,7 +36,7 @@ from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import group_named
-from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.filling import Runway, Severity
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, decide_command, range_of
 from capacity_assets.reading.links import address, subject_address
@@ -99,7 +99,7 @@ def headline(one: Headline) -> Markup:
     return chip + Markup("").join(one if isinstance(one, Markup) else with_code(one) for one in texts)
 
 
-CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act now", Severity.WATCH: "Watch"}
+CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 """Names of the severities, as people read them."""
 
 
@@ -166,7 +166,7 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environme
         decide_command=decide_command,
     )
     environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
-    environment.globals.update(before=before, is_past=is_past, growth=human_percent, severity_of=severity_of)
+    environment.globals.update(before=before, is_past=is_past, growth=human_percent)
     environment.globals.update(shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS)
     environment.globals.update(periods=list(PERIODS), ranges={name: text for name, (text, _) in RANGES.items()})
     dagster = dagster_url.rstrip("/") if dagster_url else None

@@ -228,7 +228,7 @@ def test_what_is_full_within_a_month_is_named_every_week(engine: Engine, week: D
     soon = read_digest(engine, WEEK)
 
     assert [(one.display_name, one.probability) for one in soon.soon] == [("jumped", 0.7)]
-    assert "Full within 30 days:\n- jumped on server-1:" in as_text(soon)
+    assert "May fill soon:\n- jumped on server-1: act, probability 70 %, " in as_text(soon)
 
 
 def test_what_was_not_there_a_week_ago_and_fills_is_reported(engine: Engine, week: Digest) -> None:
@@ -250,7 +250,8 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
 
     assert len(as_text(before).splitlines()) == 1
     assert as_text(before).endswith(
-        "By the forecasts of that week, no fill date is within 30 days, and none moved by two weeks or more.\n"
+        "By the forecasts of that week, there is nothing to watch or act on, and no fill date moved by two weeks or "
+        "more.\n"
     )
     assert (
         as_text(nobodys)

@@ -14,7 +14,7 @@ from tests.clocks import TODAY
 from tests.command import capacity
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, sizes
-from tests.runways import FIRST, ORDERS_FULL, add_ceiling, add_volume, declared, found
+from tests.runways import FIRST, ORDERS_DAYS, ORDERS_FULL, add_ceiling, add_volume, declared, found
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
 
@@ -28,10 +28,10 @@ def test_a_limit_of_its_own_gives_a_growing_database_a_day_and_a_still_one_none(
     orders, still = rows["server-1", "orders"], rows["server-1", "still"]
     assert (orders.size_mb, orders.limit_mb, orders.headroom_mb, orders.binds) == (3014, 3584, 570, OWN)
     assert orders.change_mb_per_day == 10
-    assert orders.early_day == orders.middle_day == orders.late_day == ORDERS_FULL
-    assert orders.probabilities == {7: 0, 30: 0, 90: 1, 365: 1}
-    assert (still.early_day, still.late_day, still.state) == (None, None, "forecast")
-    assert still.probabilities == {7: 0, 30: 0, 90: 0, 365: 0}
+    assert [orders.early_day, orders.middle_day, orders.late_day] == ORDERS_DAYS
+    assert orders.probabilities == {7: 0.02, 30: 0.11, 90: 0.688, 365: 0.944}
+    assert (still.middle_day, still.late_day, still.state) == (None, None, "forecast")
+    assert still.probabilities == {7: 0.006, 30: 0.018, 90: 0.048, 365: 0.174}
 
 
 def test_the_smaller_of_its_own_limit_and_what_the_server_has_left_binds(engine: Engine) -> None:
@@ -43,7 +43,7 @@ def test_the_smaller_of_its_own_limit_and_what_the_server_has_left_binds(engine:
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
     # 4,096 MiB less the server's 3,514 are left.
     assert (orders.binds, orders.limit_mb, orders.headroom_mb) == (SERVER, 3014 + 582, 582)
-    assert (whole.size_mb, whole.limit_mb, whole.middle_day) == (3514, 4096, TODAY + timedelta(days=59))
+    assert (whole.size_mb, whole.limit_mb, whole.middle_day) == (3514, 4096, TODAY + timedelta(days=56))
     assert rows["server-1", "still"].limit_mb == 500 + 582
 
 
@@ -73,7 +73,7 @@ def test_a_higher_limit_is_tried_without_being_declared(engine: Engine) -> None:
 
     higher = found(engine, add_mb=1024)["server-1", "orders"]
 
-    assert (higher.limit_mb, higher.middle_day) == (4608, TODAY + timedelta(days=160))
+    assert (higher.limit_mb, higher.middle_day) == (4608, TODAY + timedelta(days=167))
     assert found(engine)["server-1", "orders"].limit_mb == 3584
 
 
@@ -105,7 +105,6 @@ def test_days_that_were_not_measured_are_not_days_without_a_change(engine: Engin
     """A server that was last measured three weeks ago is forecast from that day on."""
     declared("server-1", "orders", "--gb", "3.5")
     declared("server-1", "--gb", "4")
-    before = found(engine)
     silent = TODAY - timedelta(days=21)
     with engine.begin() as connection:
         for table in ("database_size_stats", "instance_size_stats"):
@@ -117,7 +116,7 @@ def test_days_that_were_not_measured_are_not_days_without_a_change(engine: Engin
 
     for subject in (("server-1", "orders"), ("server-1", None)):
         assert (after[subject].last_day, after[subject].change_mb_per_day) == (silent, 10)
-        assert after[subject].middle_day == before[subject].middle_day
+        assert after[subject].middle_day == silent + timedelta(days=84)
 
 
 def test_a_fleet_without_totals_has_runways_too(engine: Engine) -> None:
@@ -213,7 +212,7 @@ def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Eng
 
     [volume] = [row for row in every if row.volume]
     assert (volume.volume, volume.size_mb, volume.limit_mb, volume.binds) == ("/data", 9430, 10_000, VOLUME)
-    assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=19))
+    assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=23))
     assert "disk /data" in shown
     assert "orders" not in shown, "the volume stands for it"
     assert "whole server" not in shown

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.units import human_day
 from tests.clocks import TODAY
 from tests.command import capacity
-from tests.runways import ORDERS_FULL, add_volume, declared, found
+from tests.runways import ORDERS_DAYS, ORDERS_EARLY, ORDERS_LATE, add_volume, declared, found
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
 
@@ -54,7 +54,7 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     assert before.probabilities[90] < 1
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
     assert orders.change_mb_per_day == 10
-    assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
+    assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_EARLY, ORDERS_LATE)
     assert whole.change_mb_per_day == orders.change_mb_per_day
     assert [line for line in message if line.startswith("Ignored")] == [
         f"Ignored: {human_day(PURGED)}, orders: archive purged."
@@ -105,7 +105,7 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
     assert message[3] == "Drift: 10.000 MiB per day; by the second calculation: 10.000. It was the better forecast."
     assert message[-3:] == [
         "Limit: 3.5 GiB, own limit, declared.",
-        "Full: early {0}, middle {0}, late {0}.".format(human_day(ORDERS_FULL)),
+        "Full: early {}, middle {}, late {}.".format(*map(human_day, ORDERS_DAYS)),
         "Both calculations agree.",
     ]
     assert (document["agrees"], document["drift_mb_per_day"], document["cut_changes"]) == (True, 10, 0)
@@ -140,10 +140,10 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     refused = capacity("explain", "orders", "--volume", "/data", "--runway")
 
     assert message[0] == f"disk /data on server-1, as of {human_day(TODAY)}: 9.2 GiB"
-    full = human_day(TODAY + timedelta(days=19))
+    full = [human_day(TODAY + timedelta(days=days)) for days in (13, 23, 70)]
     assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
-        f"Full: early {full}, middle {full}, late {full}.",
+        "Full: early {}, middle {}, late {}.".format(*full),
         "Both calculations agree.",
     ]
     assert refused.exit_code == 2
@@ -160,8 +160,8 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     assert lines[0] == f"Full when, as of {human_day(TODAY)}"
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
-        *human_day(ORDERS_FULL).split() * 3,
-        *("0%", "100%"),
+        *" ".join(map(human_day, ORDERS_DAYS)).split(),
+        *("11%", "69%"),
     ]
     assert "unlimited" in lines[3]
     assert "young" not in shown.output, "bound by its server, which is listed"

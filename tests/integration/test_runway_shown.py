@@ -88,7 +88,7 @@ def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engi
             )
         ).all()
 
-    assert newest == [("server-1", "database", "orders", due, due + timedelta(days=13), 1.0)]
+    assert newest == [("server-1", "database", "orders", due, due + timedelta(days=11), 0.863)]
     month = due.replace(day=1)
     # The test's clock is not that of the database.
     assert [(row[0], row[1], row[2], row[4], float(row[5]), float(row[6])) for row in errors] == [
@@ -127,11 +127,15 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     written = capacity("export", "--runway", "--output", str(parquet))
     unclear = [capacity("export"), capacity("export", "--runway", "--period", "daily")]
 
-    full = TODAY + timedelta(days=20)
+    early, full, late = (TODAY + timedelta(days=days) for days in (13, 24, 75))
     assert "Fills first: no runway was issued within the last month." in before.output
     lines = shown.output.splitlines()
     place = lines.index(f"Fills first, as of {human_day(TODAY)}")
-    assert lines[place + 2].split() == ["server-1", "orders", *human_day(full).split() * 3]
+    assert lines[place + 2].split() == [
+        "server-1",
+        "orders",
+        *(word for day in (early, full, late) for word in human_day(day).split()),
+    ]
     assert "Limit unknown: 1 database." in lines
     assert document["runways"]["risks"][0]["outlook"]["middle_day"] == str(full)
     rows = list(csv.DictReader(exported))
@@ -144,7 +148,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
         ("volume", "/data"),
     ]
     assert (rows[0]["volumes"], rows[1]["volumes"]) == ("{/data,=log}", "")
-    assert (rows[0]["full_middle"], rows[0]["probability_30_days"], rows[1]["limit_mb"]) == (str(full), "1", "")
+    assert (rows[0]["full_middle"], rows[0]["probability_30_days"], rows[1]["limit_mb"]) == (str(full), "0.802", "")
     assert written.output == f"6 rows of capacity_runway written to {parquet}\n"
     table = read_table(parquet)
     assert str(table.schema.field("probability_30_days").type) == "double"
@@ -172,10 +176,10 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
     place = message.index("Earlier forecasts")
-    full = human_day(TODAY + timedelta(days=20)).split()
+    ahead, later = (human_day(TODAY + timedelta(days=days)).split() for days in (18, 26))
     assert [line.split() for line in message[place + 2 : place + 4]] == [
-        [*human_day(TODAY - timedelta(days=7)).split(), *full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
-        [*human_day(TODAY - timedelta(days=30)).split(), *full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [*human_day(TODAY - timedelta(days=7)).split(), *ahead, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [*human_day(TODAY - timedelta(days=30)).split(), *later, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
     ]
     assert [(one["forecast_mb"], one["actual_mb"]) for one in document["said_before"]] == [(3014, 3014)] * 2
 
@@ -188,7 +192,7 @@ def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_presen
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
 
     assert message[message.index("Earlier forecasts") + 2].split()[-1] == "+50.0%"
-    assert any(line.startswith("Errors are measured minus forecast sizes.") for line in message)
+    assert "Evidence of being full, each piece times its weight" in message
 
 
 def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_changed(engine: Engine) -> None:
@@ -240,7 +244,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
     after = shown(engine, "orders")
 
     assert "Forecast of server-1 updated." in said
-    assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=20), TODAY + timedelta(days=6))
+    assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=24), TODAY + timedelta(days=4))
     assert (after.as_of, after.forecast_7_days_mb, after.is_outdated) == (TODAY, before.forecast_7_days_mb, False)
     assert shown(engine, "other") == other
     assert stored_runways(engine)["orders"]["in_time"]

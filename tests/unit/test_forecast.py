@@ -19,6 +19,7 @@ from capacity_assets.forecast.model import (
     LEAST_ERRORS,
     MOST_ORIGINS,
     ORIGIN_STEP_DAYS,
+    RISE_DAYS,
     WINSORISED_SHARE,
     Forecasts,
     Sizes,
@@ -26,7 +27,15 @@ from capacity_assets.forecast.model import (
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
-from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, runways
+from capacity_assets.forecast.runway import (
+    LARGEST_FREE,
+    MOST_PROBABLE,
+    MOST_USED,
+    NOT_WITHIN_HORIZON,
+    SMALLEST_FREE,
+    WEIGHTS,
+    runways,
+)
 from tests.documents import ROOT
 
 MANY_DAYS = 500
@@ -68,15 +77,29 @@ def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> Non
     assert made.middle[0].tolist() == [12_495 + 5 * days for days in HORIZONS_DAYS]
     assert made.lower[0, :3].tolist() == made.upper[0, :3].tolist() == [12_495 + 5 * days for days in (7, 30, 90)]
     ends = runways(made, np.array([12_495.0 + 5 * 40]))
-    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (40, 40, 40)
-    assert ends.probability[0].tolist() == [0, 0, 1, 1]
+    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (23, 38, 91)
+    assert ends.probability[0].round(3).tolist() == [0.018, 0.140, 0.899, 0.975]
 
 
-def test_a_series_that_stands_still_is_not_full_within_the_horizon() -> None:
-    ends = runways(one(line(0)), np.array([10_001.0]))
+@pytest.mark.parametrize(("due", "middle"), [(3, 4), (10, 11), (20, 23), (60, 54), (120, 106), (200, 208), (300, 282)])
+def test_the_middle_day_of_even_growth_lies_about_where_its_line_meets_the_limit(due: int, middle: int) -> None:
+    assert runways(one(line(5)), np.array([12_495.0 + 5 * due])).middle_days.tolist() == [middle]
 
-    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (NOT_WITHIN_HORIZON,) * 3
-    assert ends.probability[0].tolist() == [0, 0, 0, 0]
+
+def test_a_series_that_stands_still_is_seldom_full_but_nothing_is_certain() -> None:
+    made = one(line(0))
+    nearly_full = runways(made, np.array([10_001.0]))
+
+    assert nearly_full.probability[0].round(3).tolist() == [0.005, 0.025, 0.071, 0.213]
+    assert (nearly_full.early_days[0], nearly_full.middle_days[0]) == (154, NOT_WITHIN_HORIZON)
+    assert runways(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
+
+
+def test_only_what_is_full_is_certain() -> None:
+    made = one(line(500, 1_096))
+
+    assert runways(made, made.last + 1).probability[0].max() == MOST_PROBABLE
+    assert runways(made, made.last).probability[0].tolist() == [1, 1, 1, 1]
 
 
 def test_a_step_is_no_trend() -> None:
@@ -128,7 +151,7 @@ def test_the_middle_day_agrees_with_the_probabilities() -> None:
     ends = runways(made, made.last + 150)
 
     assert made.drift.tolist() == [0]
-    assert ends.probability[0, 0] > 0.8
+    assert ends.probability[0, 0] > 0.7
     assert 1 <= ends.middle_days[0] <= 7
 
 
@@ -154,11 +177,6 @@ def test_only_so_many_days_are_looked_at() -> None:
     assert one(longer).drift.tolist() == one(line(5, HISTORY_DAYS)).drift.tolist()
 
 
-def assert_same(one: Forecasts, other: Forecasts) -> None:
-    for name in ("last", "drift", "errors", "counts", "lower", "upper"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-
-
 @given(st.lists(series(), min_size=2, max_size=4))
 def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
     width = max(map(len, every))
@@ -169,8 +187,10 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
 
     together, shuffled = forecast(batch), forecast(batch[order])
 
-    for name in ("drift", "lower", "upper", "errors"):
+    for name in ("drift", "lower", "upper", "errors", "rises", "pace", "spread", "fallen"):
         np.testing.assert_array_equal(getattr(together, name)[order], getattr(shuffled, name))
+    ends, again = (runways(each, each.last * 1.05) for each in (together, shuffled))
+    np.testing.assert_array_equal(ends.probability[order], again.probability)
     for place, values in enumerate(every):
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
 
@@ -301,15 +321,6 @@ def test_a_day_lies_within_a_horizon_if_and_only_if_the_probability_there_is_its
     assert reached == sorted(reached)
 
 
-def test_what_no_horizon_reaches_has_no_day() -> None:
-    """Errors that grow at first and vanish at the longer horizon: it is full on no day between the two horizons."""
-    made = one(sawtooth(10))
-    ends = runways(made, made.last + 2)
-
-    assert ends.probability[0].tolist() == [0, 0, 0, 0]
-    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (NOT_WITHIN_HORIZON,) * 3
-
-
 def test_two_steps_between_the_same_two_measured_days_are_one_change() -> None:
     sizes = np.array([[100.0, 100.0, np.nan, np.nan, 50.0, 50.0]])
 
@@ -329,6 +340,8 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
     for days, (lower, upper) in example.band.items():
         figures = f"{len(example.errors[days])} | {lower:,.1f} | {example.ahead(days):,.1f} | {upper:,.1f}"
         assert f"| {days} days | {figures} | {example.probabilities(limit)[days]:.1%} |".replace("%", " %") in document
+        weights = " | ".join(f"{weight:.2f}" for weight in WEIGHTS[days])
+        assert f"| {days} days | {weights} |" in document
     for rule in (
         f"for the {HISTORY_DAYS:,} days up to",
         f"{WINSORISED_SHARE:.0%} and {1 - WINSORISED_SHARE:.0%} quantiles".replace("%", " %"),
@@ -338,6 +351,10 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
         f"*m* = {ORIGIN_STEP_DAYS} *n* / *h*",
         f"*t* = {(1 - BAND) / 2:.1f} ",
         f"to the power of {GROWTH_OF_ERRORS}",
+        f"within {', '.join(map(str, RISE_DAYS[:-1]))} and {RISE_DAYS[-1]} days",
+        f"to the range from 0 to {MOST_USED:g}",
+        f"not below {SMALLEST_FREE} and not above {LARGEST_FREE:g}",
+        f"at most {MOST_PROBABLE:.0%}".replace("%", " %"),
     ):
         assert rule in document, rule
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
 import pytest
 
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.headlines import Subject, headline_of, next_to_fill
@@ -33,8 +35,10 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> R
         "full_early": None,
         "full_middle": None,
         "full_late": None,
+        "probability_7_days": 0.0,
         "probability_30_days": 0.0,
         "probability_90_days": 0.0,
+        "probability_365_days": 0.0,
         "change_mb_per_day": 1.0,
         "history_days": 400,
         "is_outdated": False,
@@ -51,7 +55,7 @@ VOLUME = Subject("db-7", "volume", "E:\\", last_measured=DAY)
 
 
 def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
-    found = headline_of(BILLING, runway(), DISK)
+    found = headline_of(BILLING, runway(), DISK, DEFAULT_THRESHOLDS)
 
     assert found.text == (
         "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027). On its own it would not fill within a year."
@@ -66,18 +70,23 @@ def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
 def test_a_database_has_its_own_later_date_beside_that_of_the_disk() -> None:
     own = runway(full_early=date(2027, 4, 1), full_middle=date(2027, 5, 1))
 
-    assert headline_of(BILLING, own, DISK).text.endswith("On its own it would be full on 1 May 2027.")
+    assert headline_of(BILLING, own, DISK, DEFAULT_THRESHOLDS).text.endswith(
+        "On its own it would be full on 1 May 2027."
+    )
 
 
 def test_a_disk_and_a_server_have_their_own_date_without_their_name() -> None:
-    assert headline_of(VOLUME, DISK, None).text == "Full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    assert headline_of(VOLUME, DISK, None, DEFAULT_THRESHOLDS).text == "Full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
     whole = runway("server", "", **{**FILLING, "full_late": None})
-    assert headline_of(SERVER, whole, whole).text == "Full on 7 Mar 2027 (17 Feb 2027 to beyond Nov 2027)."
+    assert (
+        headline_of(SERVER, whole, whole, DEFAULT_THRESHOLDS).text
+        == "Full on 7 Mar 2027 (17 Feb 2027 to beyond Nov 2027)."
+    )
 
 
 def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
     days = {"full_early": date(2026, 12, 17), "full_middle": date(2026, 12, 19), "full_late": date(2027, 1, 2)}
-    found = headline_of(SERVER, None, runway(**days), also=DISK)
+    found = headline_of(SERVER, None, runway(**days, probability_30_days=0.6), DEFAULT_THRESHOLDS, also=DISK)
 
     assert found.text == (
         "Database billing full on 19 Dec 2026 (17 Dec 2026 to 2 Jan 2027). "
@@ -128,40 +137,42 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
     ],
 )
 def test_every_state_has_its_words(about: Subject, own: Runway | None, said: str) -> None:
-    assert headline_of(about, own, own, issued=DAY).text == said
+    assert headline_of(about, own, own, DEFAULT_THRESHOLDS, issued=DAY).text == said
 
 
 def test_without_any_forecast_the_command_that_brings_them_is_named() -> None:
-    assert headline_of(BILLING, None, None, issued=None).text == (
+    assert headline_of(BILLING, None, None, DEFAULT_THRESHOLDS, issued=None).text == (
         "No forecast yet. `capacity runway --issue` issues one now; `capacity up` does it daily."
     )
-    assert "<code>capacity up</code>" in rendered(next_to_fill(None, issued=None))
+    assert "<code>capacity up</code>" in rendered(next_to_fill(None, DEFAULT_THRESHOLDS, issued=None))
 
 
 def test_a_name_with_blanks_is_quoted_in_the_command() -> None:
     about = Subject("db-7", "database", "two words")
 
-    found = headline_of(about, runway(state="limit unknown"), None)
+    found = headline_of(about, runway(state="limit unknown"), None, DEFAULT_THRESHOLDS)
 
     assert "`capacity limits set db-7 'two words' --gb GIB`" in found.text
 
 
 def test_the_fleet_names_what_fills_next_on_which_server() -> None:
-    found = next_to_fill(DISK, issued=DAY)
+    found = next_to_fill(DISK, DEFAULT_THRESHOLDS, issued=DAY)
 
     assert found.text == "Next to fill: disk E:\\ on db-7, full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
-    assert next_to_fill(None, issued=DAY, unknown_limits=1).text == (
+    assert next_to_fill(None, DEFAULT_THRESHOLDS, issued=DAY, unknown_limits=1).text == (
         "Nothing with a known limit is expected to fill within a year. 1 database has no known limit."
     )
 
 
 @pytest.mark.parametrize(
-    ("days", "severity"), [(1, "act"), (30, "act"), (31, "watch"), (90, "watch"), (91, None), (None, None)]
+    ("probability", "severity"), [(None, None), (0.199, None), (0.2, "watch"), (0.499, "watch"), (0.5, "act")]
 )
-def test_severity_follows_the_day_that_is_as_likely_as_not(days: int | None, severity: str | None) -> None:
-    middle = None if days is None else DAY + timedelta(days=days)
+def test_severity_follows_the_probability_by_the_thresholds(probability: float | None, severity: str | None) -> None:
+    one = runway(probability_30_days=probability, probability_90_days=0.3)
 
-    assert severity_of(runway(full_middle=middle)) == severity
+    assert severity_of(one, DEFAULT_THRESHOLDS) == severity
+    assert severity_of(one, Thresholds(days=90, watch_percent=10, act_percent=30)) == "act"
+    assert severity_of(replace(one, state="full"), DEFAULT_THRESHOLDS) == "full"
 
 
 def test_the_least_history_is_what_the_documents_say() -> None:
@@ -171,7 +182,7 @@ def test_the_least_history_is_what_the_documents_say() -> None:
 def test_names_in_a_headline_are_text() -> None:
     hostile = runway("volume", "<b>`x`", **FILLING)
 
-    html = str(rendered(headline_of(BILLING, runway(), hostile)))
+    html = str(rendered(headline_of(BILLING, runway(), hostile, DEFAULT_THRESHOLDS)))
 
     assert "<b>" not in html
     assert "&lt;b&gt;" in html

@@ -10,6 +10,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import Thresholds
 from capacity_assets.ownership.groups import default_grouping, fills_first, groups_of
 from capacity_assets.reading.coverage import (
     Coverage,
@@ -129,7 +130,12 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     shown = shown_range(reader, query, most=MOST_FLEET_WINDOWS)
     period = PERIODS[shown.period]
-    read = partial(_read_every_period, today=query.today, grouped_by=default_grouping(query.label_keys))
+    read = partial(
+        _read_every_period,
+        today=query.today,
+        grouped_by=default_grouping(query.label_keys),
+        thresholds=reader.thresholds,
+    )
     fleet = reader.kept_of(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)
     fleet = replace(fleet, period=period.name, shown=shown, declared_since=shared_outdated(reader))
     if period.name not in fleet.periods:
@@ -146,7 +152,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     return replace(fleet, sizes=sizes, earlier=earlier)
 
 
-def _read_every_period(connection: Connection, today: date, grouped_by: str) -> FleetPage:
+def _read_every_period(connection: Connection, today: date, grouped_by: str, thresholds: Thresholds) -> FleetPage:
     """Read what is the same whichever period is shown, without sizes."""
     newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
     complete = {
@@ -169,11 +175,11 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str) -> 
     coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
         coverage = coverage_of(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
-    fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection)
+    fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection, thresholds)
     first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
         period="",
-        headline=next_to_fill(first, issued=free.as_of, unknown_limits=free.unknown_limits),
+        headline=next_to_fill(first, thresholds, issued=free.as_of, unknown_limits=free.unknown_limits),
         now=now,
         shown=ChartRange(None, None, None, ""),
         sizes=(),

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import Thresholds
 from capacity_assets.base.units import human_percent
 from capacity_assets.charts.bars import MOST_SERIES
 from capacity_assets.ownership.bill_groups import (
@@ -284,7 +285,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
             ahead = runways_by_day(connection, shown=MEMBERS_SHOWN, server=name)
         else:
             ahead = runways_of(connection, filling)
-        listed, more = _members(connection, period, window, by, name)
+        listed, more = _members(connection, period, window, by, name, reader.thresholds)
         cost = _cost(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
         is_known = bool(members) or any(one.size_mb is not None for one in sizes)
@@ -310,7 +311,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         fills_first=ahead,
         has_forecast=issued is not None,
         declared_since=shared_outdated(reader),
-        headline=next_to_fill(next(iter(ahead), None), issued=issued),
+        headline=next_to_fill(next(iter(ahead), None), reader.thresholds, issued=issued),
         notice=notice,
         cost=cost,
         **_budget(reader, query, by, name),
@@ -370,8 +371,8 @@ def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None
     return GroupCost(last.month, last.issue, last.currency, bill, before, starts, history)
 
 
-def _members(
-    connection: Connection, period: Period, window: Window | None, by: str, name: str | None
+def _members(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
+    connection: Connection, period: Period, window: Window | None, by: str, name: str | None, thresholds: Thresholds
 ) -> tuple[list[ListedDatabase], bool]:
     members = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
     if by == "engine":
@@ -380,7 +381,7 @@ def _members(
         listed, more = members(server_id=server_id_of(connection, str(name)) or 0)
     else:
         listed, more = members(label=(by, name or ""))
-    return with_usage_of_databases(connection, period, window, listed), more
+    return with_usage_of_databases(connection, period, window, listed, thresholds), more
 
 
 def _with_cost(

@@ -115,7 +115,9 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             skipped=max(skipped - len(first), 0),
             shown=shown - len(listed_first),
         )
-        listed = with_usage_of_servers(connection, period, window, [*listed_first, *measured], unmeasured)
+        listed = with_usage_of_servers(
+            connection, period, window, [*listed_first, *measured], unmeasured, reader.thresholds
+        )
     has_more = has_more or len(first) > skipped + shown
     return ServersPage(servers=listed, has_more=has_more, **_around(reader, query, period, window, order))
 
@@ -150,7 +152,7 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             page=query.page,
             shown=query.rows_shown,
         )
-        beside = with_usage_of_databases(connection, period, window, listed)
+        beside = with_usage_of_databases(connection, period, window, listed, reader.thresholds)
     return DatabasesPage(
         databases=beside,
         has_more=has_more,
@@ -192,9 +194,9 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     with reader.transaction() as connection:
         filling = fills_first(connection, shown=shown + 1, skipped=(query.page - 1) * shown)
         first = next(iter(filling if query.page == 1 else fills_first(connection, shown=1)), None)
-        free = None if first else free_capacity(connection)
+        free = None if first else free_capacity(connection, reader.thresholds)
     issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
-    headline = next_to_fill(first, issued=issued, unknown_limits=unknown)
+    headline = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
     return FillingPage(headline, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
 
 

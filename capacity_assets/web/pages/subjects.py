@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.settings import Thresholds
 from capacity_assets.reading import subjects
 from capacity_assets.reading.coverage import newest_measured_days
 from capacity_assets.reading.filling import (
@@ -125,7 +126,9 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         first, also = first_on_server(connection, number)
         return ServerPage(
             server=server,
-            headline=_headline(connection, query, server, "server", "", runway, first=first, also=also),
+            headline=_headline(
+                connection, query, reader.thresholds, server, "server", "", runway, first=first, also=also
+            ),
             period=period.name,
             shown=shown,
             sizes=server_history(connection, period, windows, number, newest) if newest else [],
@@ -135,7 +138,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             steps=subjects.steps_of(connection, number, None),
             limits=subjects.declared_limits_of(connection, number, None),
             volumes=subjects.volumes_of(connection, number, query.today),
-            databases=with_usage_of_databases(connection, period, window, listed),
+            databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds),
             has_more_databases=more,
             order=order,
             attempts=subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
@@ -164,7 +167,9 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
         return DatabasePage(
             server=server,
-            headline=_headline(connection, query, server, "database", name, runway, first=binding, stored=stored),
+            headline=_headline(
+                connection, query, reader.thresholds, server, "database", name, runway, first=binding, stored=stored
+            ),
             database=name,
             labels=stored.labels if stored else {},
             period=period.name,
@@ -176,7 +181,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             steps=subjects.steps_of(connection, number, name),
             limits=subjects.declared_limits_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
-            neighbours=with_usage_of_databases(connection, period, window, others),
+            neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds),
         )
 
 
@@ -197,7 +202,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         runway = runway_of(connection, number, "volume", name)
         return VolumePage(
             server=server,
-            headline=_headline(connection, query, server, "volume", name, runway),
+            headline=_headline(connection, query, reader.thresholds, server, "volume", name, runway),
             volume=volume,
             period="daily",
             shown=shown,
@@ -211,6 +216,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
 def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
     connection: Connection,
     query: PageQuery,
+    thresholds: Thresholds,
     server: subjects.ServerFacts,
     subject: str,
     name: str,
@@ -229,7 +235,7 @@ def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
         issued = forecast_day(connection)
         last_measured = newest_measured_days(connection, [number], query.today).get(number)
     about = Subject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
-    return headline_of(about, own, first, issued=issued, also=also)
+    return headline_of(about, own, first, thresholds, issued=issued, also=also)
 
 
 def _no_such(subject: str) -> NotFoundError:
