@@ -286,8 +286,9 @@ SELECT r.as_of,  -- Day on which it was issued
        due.actual_mb,  -- Size that was measured on the due day, MiB; null: not yet, or not measured
        r.limit_mb,  -- Limit at that time, MiB; null: unlimited, or unknown
        due.probability,  -- Probability of being full by the due day, 0 to 1; null: unknown
-       due.largest_mb >= r.limit_mb AS was_full
+       due.largest_mb >= r.limit_mb AS was_full,
           -- Whether the size had reached that limit on one of its due days up to this one; null: unknown
+       r.middle_day AS full_middle  -- Full by then with a probability of 50 %; null: not within a year, or unknown
 FROM capacity_runways r
 LEFT JOIN instances i ON i.id = r.instance_id
 {_DUE}

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, TextualSelect
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
@@ -81,6 +81,46 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Alarms:
+    """What a threshold was worth: forecasts that said `word` or more, and forecasts after which something was full."""
+
+    horizon_days: int
+    word: str
+    """watch or act."""
+    from_percent: int
+    filled: int
+    """Forecasts after which it was full by the due day."""
+    named: int
+    """Those of them with at least the threshold's probability: the alarms that were right."""
+    alarms: int
+    """Forecasts with at least that probability."""
+    days_of_warning: float | None
+    """Median days from such a forecast to the first day on which it was full."""
+    named_percent: float | None
+    """Share of the fills that were named; None for fewer than LEAST_CASES."""
+    right_percent: float | None
+    """Share of the alarms after which it was full by the due day; None for fewer than LEAST_CASES."""
+
+
+@dataclass(frozen=True)
+class FillDateErrors:
+    """How far fill dates were off, of forecasts whose middle day came due, or after which it was full."""
+
+    horizon_days: int
+    forecasts: int
+    filled: int
+    """Those that had a middle day and were full by the due day."""
+    median_error_days: float | None
+    """Median distance between the middle day and the first full day; None for fewer than LEAST_CASES."""
+    sooner: int
+    """Full before the middle day."""
+    not_filled: int
+    """Not full although the middle day had passed."""
+    undated: int
+    """Full although no middle day within a year was forecast."""
+
+
+@dataclass(frozen=True)
 class Miss:
     """The forecast of a subject that was furthest off."""
 
@@ -114,6 +154,9 @@ class Scores:
     kinds: Sequence[Accuracy]
     """The same by horizon and subject."""
     calibration: Sequence[Calibration]
+    alarms: Sequence[Alarms]
+    """The same forecasts by threshold: what was to be watched, and to be acted on."""
+    fill_dates: Sequence[FillDateErrors]
     misses: Sequence[Miss]
     """The largest misses of these forecasts by horizon, the largest first, one of each subject."""
     months: Sequence[Accuracy]
@@ -132,18 +175,28 @@ class FleetAccuracy(Scores):
     """Last measured day of the oldest stored forecast, from which horizons count; None: none was issued."""
 
 
-def accuracy_of(connection: Connection, today: date) -> FleetAccuracy:
+def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> FleetAccuracy:
     """Return how good the forecasts of the fleet were. Raises DBAPIError."""
     oldest = rows(connection, _OLDEST)
     lately = _Sample.of(connection, today, LATELY_DAYS)
     issued = _Sample.of(connection, today, MONTHS_DAYS)
     by_kind = [_judged(one) for one in records(Accuracy, connection, _of_due(_LATELY), **lately.parameters)]
+    of_outcomes = {**lately.parameters, "first_issued": min(lately.days, default=today), "least": LEAST_CASES}
     months = [_judged(one) for one in records(Accuracy, connection, _of_due(_MONTHS), **issued.parameters)]
     return FleetAccuracy(
         last_measured=oldest[0].last_measured if oldest else None,
         horizons=[one for one in by_kind if one.subject is None],
         kinds=[one for one in by_kind if one.subject is not None],
-        calibration=records(Calibration, connection, _of_due(_CALIBRATION), **lately.parameters, least=LEAST_CASES),
+        calibration=records(Calibration, connection, _of_outcomes(_CALIBRATION), **of_outcomes),
+        alarms=records(
+            Alarms,
+            connection,
+            _of_outcomes(_ALARMS),
+            **of_outcomes,
+            words=["watch", "act"],
+            percents=[thresholds.watch_percent, thresholds.act_percent],
+        ),
+        fill_dates=records(FillDateErrors, connection, _of_outcomes(_FILL_DATES), **of_outcomes),
         misses=records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
         months=months,
         sampled=lately.text,
@@ -215,6 +268,13 @@ def _of_due(statement: str) -> TextualSelect:
     return with_parts(statement, materialized=["due"], due=_DUE)
 
 
+def _of_outcomes(statement: str) -> TextualSelect:
+    """Return a statement over what became of forecasts with a probability that came due."""
+    return with_parts(
+        statement, materialized=["due", "reached", "outcomes"], due=_DUE, reached=_REACHED, outcomes=_OUTCOMES
+    )
+
+
 def _judged(one: Accuracy) -> Accuracy:
     if one.is_judged:
         return one
@@ -260,7 +320,8 @@ SELECT due_day - horizon_days AS last_measured FROM capacity_forecasts ORDER BY 
 # Kept apart from what is made of it: where rows are distributed, nodes find them, and the rest is computed once.
 _DUE = """
 SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server_id, f.server, f.subject, f.name,
-       f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full
+       f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full, f.limit_mb,
+       f.full_middle
 FROM capacity_forecasts f
 WHERE f.as_of = ANY (CAST(:days AS date[])) AND f.as_of + f.horizon_days BETWEEN :first_due AND :last_due
   AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[]))
@@ -282,15 +343,61 @@ _MONTHS = f"""
 SELECT horizon_days, CAST(NULL AS varchar) AS subject, CAST(date_trunc('month', as_of) AS date) AS month,{_FIGURES}
 FROM due WHERE subject <> 'group' GROUP BY 1, 3 ORDER BY horizon_days, month DESC
 """  # noqa: S608 -- columns of our own
+# The first day on which the limit of a forecast was reached, by the sizes of later forecasts, for those that ever did.
+_REACHED = """
+SELECT d.as_of, d.horizon_days, d.server_id, d.subject, d.name, min(o.last_day) AS full_on
+FROM due AS d
+JOIN (
+    SELECT instance_id, subject, name, max(size_mb) AS size_mb FROM capacity_runways
+    WHERE as_of > :first_issued AND as_of <= :last_due
+      AND (CAST(:server_ids AS integer[]) IS NULL OR instance_id = ANY (CAST(:server_ids AS integer[])))
+    GROUP BY instance_id, subject, name
+) AS peak ON peak.instance_id = d.server_id AND peak.subject = d.subject AND peak.name = d.name
+         AND peak.size_mb >= d.limit_mb
+JOIN capacity_runways AS o ON o.instance_id = d.server_id AND o.subject = d.subject AND o.name = d.name
+                          AND o.size_mb >= d.limit_mb AND o.last_day > d.due_day - d.horizon_days
+                          AND o.last_day <= d.due_day
+WHERE o.as_of > :first_issued AND o.as_of <= :last_due AND d.state = 'forecast'
+GROUP BY d.as_of, d.horizon_days, d.server_id, d.subject, d.name
+"""
 # What is full has a probability of 1 and is no forecast.
+_OUTCOMES = """
+SELECT d.horizon_days, d.probability, d.due_day, d.due_day - d.horizon_days AS last_day, d.full_middle, r.full_on,
+       r.full_on IS NOT NULL OR d.was_full AS is_full
+FROM due AS d
+LEFT JOIN reached AS r ON r.as_of = d.as_of AND r.horizon_days = d.horizon_days AND r.server_id = d.server_id
+                      AND r.subject = d.subject AND r.name = d.name
+WHERE d.state = 'forecast' AND d.probability IS NOT NULL AND d.actual_mb IS NOT NULL AND d.was_full IS NOT NULL
+"""
+_ALARMS = """
+SELECT *, CASE WHEN filled >= :least THEN CAST(round(100.0 * named / filled, 1) AS float8) END AS named_percent,
+       CASE WHEN alarms >= :least THEN CAST(round(100.0 * named / alarms, 1) AS float8) END AS right_percent
+FROM (
+    SELECT horizon_days, t.word, t.percent AS from_percent, count(*) FILTER (WHERE is_full) AS filled,
+           count(*) FILTER (WHERE is_full AND 100 * probability >= t.percent) AS named,
+           count(*) FILTER (WHERE 100 * probability >= t.percent) AS alarms,
+           percentile_cont(0.5) WITHIN GROUP (ORDER BY full_on - last_day)
+               FILTER (WHERE 100 * probability >= t.percent) AS days_of_warning
+    FROM outcomes CROSS JOIN unnest(CAST(:words AS text[]), CAST(:percents AS integer[])) AS t (word, percent)
+    GROUP BY horizon_days, t.word, t.percent
+) AS counted ORDER BY horizon_days, from_percent
+"""
+_FILL_DATES = """
+SELECT horizon_days, count(*) AS forecasts, count(error_days) AS filled,
+       CASE WHEN count(error_days) >= :least THEN percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(error_days)) END
+           AS median_error_days,
+       count(*) FILTER (WHERE error_days < 0) AS sooner, count(*) FILTER (WHERE NOT is_full) AS not_filled,
+       count(*) FILTER (WHERE is_full AND full_middle IS NULL) AS undated
+FROM (SELECT *, full_on - full_middle AS error_days FROM outcomes WHERE is_full OR full_middle <= due_day) AS dated
+GROUP BY horizon_days ORDER BY horizon_days
+"""
 _CALIBRATION = """
 SELECT horizon_days, 10 * tenth AS from_percent, 10 * tenth + 10 AS to_percent, forecasts, filled, mean_percent,
        CASE WHEN forecasts >= :least THEN CAST(round(100.0 * filled / forecasts, 1) AS float8) END AS filled_percent
 FROM (
     SELECT horizon_days, CAST(least(floor(probability * 10), 9) AS integer) AS tenth, count(*) AS forecasts,
-           count(*) FILTER (WHERE was_full) AS filled, 100 * avg(probability) AS mean_percent
-    FROM due WHERE state = 'forecast' AND probability IS NOT NULL AND actual_mb IS NOT NULL AND was_full IS NOT NULL
-    GROUP BY 1, 2
+           count(*) FILTER (WHERE is_full) AS filled, 100 * avg(probability) AS mean_percent
+    FROM outcomes GROUP BY 1, 2
 ) AS tenths ORDER BY horizon_days, tenth
 """
 _MISSES = """

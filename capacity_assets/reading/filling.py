@@ -428,14 +428,7 @@ def fill_dates(
         .order_by(now.c.middle_day, server_name, now.c.name)
     )
     decisions = open_decisions(connection, newest)
-    left_out = {
-        FillDate(
-            **row._asdict(),
-            display_name=display_name(row.subject, row.name),
-            severity=_severity(row.probability, thresholds),
-        ): is_left_out(decisions.on(row))
-        for row in rows(connection, statement)
-    }
+    left_out = {_fill_date(row, thresholds): is_left_out(decisions.on(row)) for row in rows(connection, statement)}
     dates = list(left_out)
     if label is not None:
         subjects = {one: (one.server, one.name if one.subject == "database" else None) for one in dates}
@@ -451,6 +444,12 @@ def fill_dates(
         [one for one in compared if one.before is not None and _days_moved(one) >= MOVED_DAYS],
         decided,
     )
+
+
+def _fill_date(row: Row[Any], thresholds: Thresholds) -> FillDate:
+    key = (row.server_id, row.server, row.subject, row.name)
+    severity = _severity(row.probability, thresholds)
+    return FillDate(*key, display_name(row.subject, row.name), row.day, row.before, row.probability, severity)
 
 
 def _days_moved(one: FillDate) -> float:

@@ -21,16 +21,16 @@ from tests.runways import fill_with_limits, stored_runways
 STORE = text("""
 INSERT INTO capacity_runways
     (as_of, instance_id, subject, name, state, last_day, size_mb, limit_mb, change_mb_per_day, history_days, in_time,
-     forecast_30_mb, lower_30_mb, upper_30_mb, probability_30, actual_7_mb, actual_30_mb)
+     forecast_30_mb, lower_30_mb, upper_30_mb, probability_30, actual_7_mb, actual_30_mb, middle_day)
 VALUES (:as_of, :server, :subject, :name, 'forecast', :as_of, :size, :limit, 0, 400, :in_time,
-        :forecast, :lower, :upper, :probability, :actual_7, :actual)
+        :forecast, :lower, :upper, :probability, :actual_7, :actual, :middle)
 """)
 
 
 def forecast_of(as_of: date, name: str, **values: Any) -> dict[str, Any]:
     """A stored 30-day forecast of 1,000 MiB from 900 MiB, 950 to 1,050, that was right."""
     usual = {"server": 1, "subject": "database", "size": 900, "limit": None, "in_time": True, "forecast": 1000}
-    measured = {"lower": 950, "upper": 1050, "probability": None, "actual_7": None, "actual": 1000}
+    measured = {"lower": 950, "upper": 1050, "probability": None, "actual_7": None, "actual": 1000, "middle": None}
     return {"as_of": as_of, "name": name, **usual, **measured, **values}
 
 
@@ -100,6 +100,43 @@ def test_probabilities_are_held_against_what_was_full_by_the_due_day(engine: Eng
     ]
     assert of_tenths == [(0, 10, 40, 0, 0), (30, 40, 3, 3, None), (80, 90, 20, 17, 85)]
     assert calibration[2]["mean_percent"] == pytest.approx(85)
+
+
+def test_thresholds_and_fill_dates_are_held_against_the_first_day_on_which_it_was_full(engine: Engine) -> None:
+    """Forecasts of ten disks with a limit of 1,000 MiB: five fill after ten days, and are purged before day 30."""
+    add_instances(engine, [1])
+    disks = [
+        forecast_of(
+            DUE_TODAY + timedelta(days=day),
+            f"{kind}{number}",
+            subject="volume",
+            limit=1000,
+            size=1000 if kind == "fills" and 10 <= day < 20 else 900,
+            probability=0.6 if kind == "fills" and number < 3 else 0.3,
+            actual=900,
+            middle=DUE_TODAY + timedelta(days=14),
+        )
+        for kind in ("fills", "stays")
+        for number in range(5)
+        for day in range(0, 31, 5)
+    ]
+    store(engine, disks)
+    # As often as is enough for percentages.
+    store(engine, [one | {"as_of": DUE_TODAY - timedelta(days=ago)} for ago in (1, 2, 3) for one in disks[::7]])
+
+    with served_pages(engine.url) as pages:
+        page, html = pages.document("/accuracy"), pages.ask("/accuracy").text
+
+    names = ("word", "from_percent", "filled", "named", "alarms", "days_of_warning", "named_percent", "right_percent")
+    assert [tuple(one[name] for name in names) for one in page["alarms"]] == [
+        ("watch", 20, 20, 20, 40, 11.5, 100, 50),
+        ("act", 50, 20, 12, 12, 11.5, 60, None),
+    ]
+    [dates] = page["fill_dates"]
+    assert (dates["forecasts"], dates["filled"], dates["not_filled"], dates["undated"]) == (40, 20, 20, 0)
+    assert (dates["median_error_days"], dates["sooner"]) == (4, 20)
+    assert "Where something filled, the date was off by 4 days (median); 20 filled sooner than forecast" in html
+    assert '<span class="chip act">Act</span> from 50 %' in html
 
 
 def test_before_enough_forecasts_came_due_the_page_says_when_the_first_does(engine: Engine) -> None:

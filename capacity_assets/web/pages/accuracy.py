@@ -26,7 +26,11 @@ class AccuracyPage(Scores):
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     """Read the page. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     asked = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
-    found = reader.kept_of(("accuracy", query.today), partial(accuracy_of, today=query.today), ACCURACY_SECONDS)
+    found = reader.kept_of(
+        ("accuracy", query.today),
+        partial(accuracy_of, today=query.today, thresholds=reader.thresholds),
+        ACCURACY_SECONDS,
+    )
     horizon = int(asked) if asked else _default_horizon(found)
     return AccuracyPage(
         headline=headline(found, horizon, query.today),
@@ -34,6 +38,8 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
         horizons=found.horizons,
         kinds=[one for one in found.kinds if one.horizon_days == horizon],
         calibration=[one for one in found.calibration if one.horizon_days == horizon],
+        alarms=[one for one in found.alarms if one.horizon_days == horizon],
+        fill_dates=[one for one in found.fill_dates if one.horizon_days == horizon],
         misses=[one for one in found.misses if one.horizon_days == horizon],
         months=[one for one in found.months if one.horizon_days == horizon],
         sampled=found.sampled,
