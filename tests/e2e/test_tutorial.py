@@ -64,7 +64,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         assert re.search(rf"{period} +database", outputs["capacity plan --period all --from $first"]), period
     assert "differ from the stored sample" in again("import", "samples.csv")
     [row] = [line for line in outputs["capacity runway"].splitlines() if line.startswith("db-1   orders")]
-    assert len(set(re.findall(r"\d+ \w{3} 20\d\d", row))) == 1, "the three days agree"
+    assert len(set(re.findall(r"\d+ \w{3} 20\d\d", row))) >= 2, "the days lie apart"
     assert "Limit unknown: 1 database." in outputs["capacity runway"]
     assert "payments" in outputs["capacity groups"]
     lines = [line.split() for line in outputs["capacity bill"].splitlines()]
