@@ -13,7 +13,7 @@ import click
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_day, human_mb
+from capacity_assets.base.units import human_mb
 from capacity_assets.cli.declaring import (
     DECLARED,
     Declared,
@@ -91,7 +91,7 @@ def decide(
     subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
     values = {**asdict(subject), "kind": kind, "until": until, "note": note, "ticket": ticket, "gb": gb}
     decision = checked_decision(values, registry.today())
-    return _declare(registry, [decision], [f"{decision.display_name}: {kind} until {human_day(until)}."])
+    return _declare(registry, [decision], [f"{decision.display_name}: {decision.text}."])
 
 
 def _only(names: Sequence[str]) -> str | None:
@@ -102,7 +102,7 @@ def _only(names: Sequence[str]) -> str | None:
 
 def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> Declared:
     changes = store(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
-    replaced = (f"note: It replaces {one.kind} until {human_day(one.until)}: {one.note}" for one in changes.closed)
+    replaced = (f"note: It replaces {one.text}: {one.note}" for one in changes.closed)
     raised = [one for one in decisions if one.added_mb is not None]
     servers = {one.server for one in (*raised, *changes.closed) if one.added_mb is not None}
     document = {
@@ -207,5 +207,5 @@ def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volum
     subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
     closed = withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
     servers = {server} if closed.added_mb is not None else set()
-    line = f"Removed the decision on {subject.display_name}: {closed.kind} until {human_day(closed.until)}."
+    line = f"Removed the decision on {subject.display_name}: {closed.text}."
     return Declared({"removed": asdict(closed)}, [line], servers=servers)

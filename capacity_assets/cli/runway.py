@@ -179,7 +179,9 @@ def outlook_lines(
 
 
 def _decided_text(row: Outlook, decision: StoredDecision) -> str:
-    return f"{decision.sentence} {row.planned.sentence}" if row.planned else decision.sentence
+    # On the volume or server that binds it, where it has no decision of its own.
+    subject = "" if decision.decision.name == row.name else f"{decision.decision.display_name}: "
+    return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
 
 def _cells(row: Outlook) -> list[object]:

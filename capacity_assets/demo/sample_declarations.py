@@ -25,7 +25,7 @@ DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
 DAYS_TO_QUOTA = 20
 PLANNED_ON = "sqlserver-bi-01"
-ADDED_MB = 256 * 1024
+ADDED_MB = 64 * 1024
 WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
 # oracle-archive-01 belongs to nobody that is known, as something does everywhere.
 TEAMS = {

@@ -117,6 +117,11 @@ class Decision(DecisionSubject):
     added_mb: Annotated[int | None, BeforeValidator(_added_mb), Field(validation_alias="gb")] = None
     """By how much a plan raises the limit on its day; None: by nothing that is known."""
 
+    @property
+    def text(self) -> str:
+        """What was decided, and until when or, of a plan, for when."""
+        return f"{self.kind} {'for' if self.kind == PLANNED else 'until'} {human_day(self.until)}"
+
 
 def checked_decision(values: Mapping[str, object], today: date) -> Decision:
     """Read a decision; raises ValidationError where values are missing, make no sense, or contradict each other."""
@@ -183,15 +188,15 @@ class StoredDecision:
         """Return what was decided and until when, in a few words."""
         decision = self.decision
         added = "" if decision.added_mb is None else f" (+{human_mb(decision.added_mb)})"
-        return f"{decision.kind}{added} until {human_day(decision.until)}{', risk has grown' if self.has_grown else ''}"
+        return f"{decision.text}{added}{', risk has grown' if self.has_grown else ''}"
 
     @property
     def sentence(self) -> str:
         """Say what was decided, until when, by whom and why; and whether the risk has grown past it."""
         decision = self.decision
-        added = "" if decision.added_mb is None else f", {human_mb(decision.added_mb)} more on that day"
-        by = f" by {printable(self.declared_by)}" if self.declared_by else ""
-        said = f"{decision.kind.capitalize()} until {human_day(decision.until)}{added}{by}: {_ended(decision.note)}"
+        added = "" if decision.added_mb is None else f", {human_mb(decision.added_mb)} more"
+        by = f", by {printable(self.declared_by)}" if self.declared_by else ""
+        said = f"{decision.text[0].upper()}{decision.text[1:]}{added}{by}: {_ended(decision.note)}"
         return f"{said} {self.growth}" if self.has_grown else said
 
     @property

@@ -224,7 +224,7 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
 
     assert rehearsed.splitlines()[-1] == "Dry run: nothing was changed."
     assert none_yet.startswith("No decision is open.")
-    assert f"orders on server-1: planned until {human_day(SOON)}." in planned
+    assert f"orders on server-1: planned for {human_day(SOON)}." in planned
     assert f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(TODAY + timedelta(days=123))}." in planned
     assert (listed["database"], listed["kind"], listed["added_mb"], listed["state"]) == (
         *("orders", "planned", 1024),
@@ -233,7 +233,7 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
     assert (listed["declared_by"], listed["ticket"]) == ("anna", "https://tickets.example/1")
     assert listed["probability"] == listed["probability_now"]
     assert f"2 decisions declared from {file}." in imported
-    assert f"Removed the decision on orders on server-1: planned until {human_day(SOON)}." in removed
+    assert f"Removed the decision on orders on server-1: planned for {human_day(SOON)}." in removed
     assert [line.split()[1] for line in every.splitlines()[2:]] == ["orders", "whole", "disk"]
     assert " closed " in every
 
@@ -278,9 +278,9 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
     runway, explained = printed("runway"), printed("explain", "orders", "--server", "server-1", "--runway")
     [row] = [one for one in json.loads(capacity("runway", "--json").output)["rows"] if one["database"] == "orders"]
 
-    mark = f"planned (+1.0 GiB) until {human_day(SOON)}"
+    mark = f"planned for {human_day(SOON)} (+1.0 GiB)"
     full = f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(TODAY + timedelta(days=123))}."
-    sentence = f"Planned until {human_day(SOON)}, 1.0 GiB more on that day by anna: new <disk>."
+    sentence = f"Planned for {human_day(SOON)}, 1.0 GiB more, by anna: new <disk>."
     assert [one.name for one in before.soon] == ["orders"]
     assert [one.name for one in (*after.soon, *after.runways, *after.later)] == []
     assert "1 fill date is left out by decisions: capacity decisions list" in as_text(after)

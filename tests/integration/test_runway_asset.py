@@ -110,7 +110,7 @@ def test_the_check_leaves_out_what_was_decided_on_until_its_risk_grows_past_that
     decide(engine, [noted], by="anna")
     [decided] = materialise([TODAY]).get_asset_check_evaluations()
 
-    said = f"Acknowledged until {human_day(until)} by anna: purge \\*runs\\* soon."
+    said = f"Acknowledged until {human_day(until)}, by anna: purge \\*runs\\* soon."
     assert (grown.passed, grown.metadata["decided"].value) == (False, 0)
     assert said in str(grown.description)
     assert "The risk has grown: " in str(grown.description)
