@@ -4,6 +4,7 @@ Assets are thin: windows from the partition keys, one call of the task runner, t
 SQL and dates do not belong here.
 """
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
@@ -35,9 +36,29 @@ from capacity_assets.orchestration.partitions import (
     pool_name,
     windows_of,
 )
-from capacity_assets.orchestration.private.retries import RunRetryPolicy
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
 from capacity_assets.reading.movers import window_sizes
+
+
+class RunRetryPolicy(dg.RetryPolicy):
+    """Retries steps, except those of a run that is being terminated; Dagster itself would retry these, too."""
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        """Return the seconds before the next attempt; raises the interruption that ends a terminated run.
+
+        Dagster asks while it handles the failure, the interruption included.
+        """
+        handled = sys.exc_info()[1]
+        if isinstance(handled, dg.DagsterExecutionInterruptedError | KeyboardInterrupt) and self.is_being_terminated():
+            raise handled
+        return super().calculate_delay(attempt_num)
+
+    def is_being_terminated(self) -> bool:
+        """Whether the run at work is being terminated. An interrupted one may also be on a machine that goes down."""
+        context = dg.OpExecutionContext.get()
+        run = context.instance.get_run_by_id(context.run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
 
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.

@@ -19,7 +19,7 @@ from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
 from capacity_assets.orchestration import documents
-from capacity_assets.orchestration.assets import RETRIES
+from capacity_assets.orchestration.assets import RETRIES, RunRetryPolicy
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.late_data import report_marks, unmarked_days
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
@@ -31,7 +31,6 @@ from capacity_assets.orchestration.private.definitions import (
     RemoteRepositoryOrigin,
     execute_run,
 )
-from capacity_assets.orchestration.private.retries import RunRetryPolicy
 from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
 from capacity_assets.orchestration.schedules import range_tags
 from capacity_assets.runtime import collection_service

@@ -9,28 +9,7 @@ from enum import StrEnum
 from math import inf
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    CompoundSelect,
-    Connection,
-    Integer,
-    Row,
-    Select,
-    Text,
-    and_,
-    any_,
-    cast,
-    column,
-    func,
-    literal,
-    literal_column,
-    or_,
-    select,
-    table,
-    text,
-    tuple_,
-)
+import sqlalchemy as sa
 
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
@@ -136,16 +115,16 @@ def _severity(probability: float | None, thresholds: Thresholds) -> Severity | N
 _ENDS = [f"{end}_{days}_days_mb" for days in HORIZONS_DAYS for end in ("lower", "forecast", "upper")]
 _FIELDS = [name for name in Runway.__dataclass_fields__ if name not in {"ahead", "volumes", "planned", "decision"}]
 _PLANNED = ["planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late"]
-_RUNWAY = table(
+_RUNWAY = sa.table(
     "capacity_runway",
-    *map(column, (*_FIELDS, *_PLANNED, *_ENDS, "as_of", "stands_for_itself")),
-    column("volumes", ARRAY(Text)),
+    *map(sa.column, (*_FIELDS, *_PLANNED, *_ENDS, "as_of", "stands_for_itself")),
+    sa.column("volumes", sa.ARRAY(sa.Text)),
 ).alias("r")
 _R = _RUNWAY.c
-_RUNWAYS = select(*(_R[name] for name in (*_FIELDS, "as_of", "volumes", *_PLANNED, *_ENDS)))
+_RUNWAYS = sa.select(*(_R[name] for name in (*_FIELDS, "as_of", "volumes", *_PLANNED, *_ENDS)))
 
 
-def fills_first(connection: Connection, *, shown: int, skipped: int = 0, server: str | None = None) -> list[Runway]:
+def fills_first(connection: sa.Connection, *, shown: int, skipped: int = 0, server: str | None = None) -> list[Runway]:
     """Return what fills within a year, of all servers or of one, earliest first.
 
     Databases limited by a volume or server are listed as that.
@@ -157,20 +136,20 @@ def fills_first(connection: Connection, *, shown: int, skipped: int = 0, server:
     return _runways(connection, in_order.limit(shown).offset(skipped))
 
 
-def runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runway]:
+def runways_of(connection: sa.Connection, filling: Sequence[Filling]) -> list[Runway]:
     """Return the forecasts of the subjects that fill in a group."""
     keys = [(one.server_id, one.subject, one.first.name) for one in filling]
-    chosen = _RUNWAYS.where(tuple_(_R.server_id, _R.subject, _R.name).in_(keys))
+    chosen = _RUNWAYS.where(sa.tuple_(_R.server_id, _R.subject, _R.name).in_(keys))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name)) if keys else []
 
 
-def runway_of(connection: Connection, server_id: int, subject: str, name: str) -> Runway | None:
+def runway_of(connection: sa.Connection, server_id: int, subject: str, name: str) -> Runway | None:
     """Return the forecast of a server, database or volume; None where none was issued."""
     chosen = _RUNWAYS.where(_R.server_id == server_id, _R.subject == subject, _R.name == name)
     return next(iter(_runways(connection, chosen)), None)
 
 
-def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
+def binding_of(connection: sa.Connection, runway: Runway | None) -> Runway | None:
     """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
     if runway is None:
         return None
@@ -212,12 +191,12 @@ class Usage:
 
 
 def usages_of(
-    connection: Connection, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
+    connection: sa.Connection, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
 ) -> dict[tuple[int, str], Usage]:
     """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
     named = [(server, name) for server, name in subjects if name]
-    servers = literal(sorted({server for server, _ in subjects}), ARRAY(Integer))
-    chosen = _RUNWAYS.where(_R.server_id == any_(servers), _R.subject.in_(["server", "volume"])).union_all(
+    servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
+    chosen = _RUNWAYS.where(_R.server_id == sa.any_(servers), _R.subject.in_(["server", "volume"])).union_all(
         _of_databases(named, on_nodes=tables_are_distributed(connection))
     )
     shared: dict[int, list[Runway]] = {}
@@ -234,17 +213,17 @@ def usages_of(
     }
 
 
-def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> Select[Any]:
+def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Select[Any]:
     """Return the query of the forecasts of databases; each is looked up by the key."""
-    servers = literal([server for server, _ in named], ARRAY(Integer))
-    names = literal([name for _, name in named], ARRAY(Text))
+    servers = sa.literal([server for server, _ in named], sa.ARRAY(sa.Integer))
+    names = sa.literal([name for _, name in named], sa.ARRAY(sa.Text))
     is_database = _R.subject == "database"
     if on_nodes:
         # There a subquery must not depend on the outer query; names of other servers are dropped by the caller.
-        return _RUNWAYS.where(_R.server_id == any_(servers), is_database, _R.name == any_(names))
-    keys = func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
+        return _RUNWAYS.where(_R.server_id == sa.any_(servers), is_database, _R.name == sa.any_(names))
+    keys = sa.func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
     of_key = _RUNWAYS.where(_R.server_id == keys.c.server_id, is_database, _R.name == keys.c.name).limit(1)
-    return select(of_key.lateral("of_key")).select_from(keys)
+    return sa.select(of_key.lateral("of_key")).select_from(keys)
 
 
 def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Usage:
@@ -264,7 +243,7 @@ def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Us
     )
 
 
-def first_on_server(connection: Connection, server_id: int) -> tuple[Runway | None, Runway | None]:
+def first_on_server(connection: sa.Connection, server_id: int) -> tuple[Runway | None, Runway | None]:
     """Return what of a server fills first, and where that is a database, what of its disks and own limit does."""
     dated = _RUNWAYS.where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
     # A volume comes first, so it wins if another one is full on the same day.
@@ -281,34 +260,34 @@ def _earliest(runways: Sequence[Runway]) -> Runway | None:
     return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
 
 
-def bound_by_volume(connection: Connection, server_id: int, volume: str, *, shown: int) -> list[Runway]:
+def bound_by_volume(connection: sa.Connection, server_id: int, volume: str, *, shown: int) -> list[Runway]:
     """Return the databases that a volume limits, the largest first."""
-    on_it = or_(_R.volumes.is_(None), literal(volume) == any_(_R.volumes))
+    on_it = sa.or_(_R.volumes.is_(None), sa.literal(volume) == sa.any_(_R.volumes))
     chosen = _RUNWAYS.where(_R.server_id == server_id, _R.subject == "database", _R.binds == VOLUME, on_it)
     return _runways(connection, chosen.order_by(_R.size_mb.desc(), _R.name).limit(shown))
 
 
-def outdated_servers(connection: Connection) -> list[str]:
+def outdated_servers(connection: sa.Connection) -> list[str]:
     """Return the servers whose limits or steps changed after the newest forecast, which does not include the change."""
-    chosen = select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
+    chosen = sa.select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
     return [row.server for row in rows(connection, chosen)]
 
 
-def forecast_day(connection: Connection) -> date | None:
+def forecast_day(connection: sa.Connection) -> date | None:
     """Return the day of the newest forecasts; None: none was issued."""
     # Not max(): all rows are of one day, and it would read all of them.
-    day: date | None = connection.execute(select(_R.as_of).limit(1)).scalar()
+    day: date | None = connection.execute(sa.select(_R.as_of).limit(1)).scalar()
     return day
 
 
-def forecasts_revision(connection: Connection) -> tuple[object, ...]:
+def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
     """Return values that change whenever forecasts are issued or updated, or a price is declared or removed."""
     forecasts = "SELECT count(*) AS number, max(issued_at) AS newest FROM capacity_runway"
     prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
     return tuple(value for statement in (forecasts, prices) for value in rows(connection, statement)[0])
 
 
-def _runways(connection: Connection, chosen: Select[Any] | CompoundSelect[Any]) -> list[Runway]:
+def _runways(connection: sa.Connection, chosen: sa.Select[Any] | sa.CompoundSelect[Any]) -> list[Runway]:
     found = rows(connection, chosen)
     decisions = open_decisions(connection, found[0].as_of) if found else OpenDecisions(())
     runways = []
@@ -338,17 +317,17 @@ class FreeCapacity:
     """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
 
 
-def free_capacity(connection: Connection, thresholds: Thresholds) -> FreeCapacity:
+def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapacity:
     """Return the free capacity by the newest forecasts."""
-    is_soon = and_(_R.probability_30_days >= thresholds.act_percent / 100, _R.stands_for_itself)
-    unknown: ColumnElement[int] = literal_column(UNKNOWN_LIMITS)
-    statement = select(
+    is_soon = sa.and_(_R.probability_30_days >= thresholds.act_percent / 100, _R.stands_for_itself)
+    unknown: sa.ColumnElement[int] = sa.literal_column(UNKNOWN_LIMITS)
+    statement = sa.select(
         unknown.label("unknown_limits"),
-        func.count().filter(is_soon).label("fills_within_30_days"),
-        func.max(_R.as_of).label("as_of"),
+        sa.func.count().filter(is_soon).label("fills_within_30_days"),
+        sa.func.max(_R.as_of).label("as_of"),
     ).select_from(_RUNWAY)
     # Apart: where rows are distributed, no subquery may stand beside an aggregate of them.
-    free = connection.execute(text(headroom("capacity_runway"))).scalar()
+    free = connection.execute(sa.text(headroom("capacity_runway"))).scalar()
     [counts] = rows(connection, statement)
     return FreeCapacity(headroom_mb=None if free is None else int(free), **counts._mapping)  # noqa: SLF001 -- public
 
@@ -390,7 +369,7 @@ class FillDates:
 
 
 def fill_dates(
-    connection: Connection, first: date, last: date, label: tuple[str, str] | None, thresholds: Thresholds
+    connection: sa.Connection, first: date, last: date, label: tuple[str, str] | None, thresholds: Thresholds
 ) -> FillDates:
     """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it.
 
@@ -403,13 +382,15 @@ def fill_dates(
     latest = newest + timedelta(days=WITHIN_DAYS)
     now, then, server = capacity_runways.alias("r"), capacity_runways.alias("b"), instances.alias("i")
     same = (then.c[name] == now.c[name] for name in ("instance_id", "subject", "name"))
-    server_name = func.coalesce(server.c.name, literal("server ") + cast(now.c.instance_id, Text)).label("server")
+    server_name = sa.func.coalesce(server.c.name, sa.literal("server ") + sa.cast(now.c.instance_id, sa.Text)).label(
+        "server"
+    )
     probability = now.c[f"probability_{thresholds.days}"].label("probability")
     before = then.c.middle_day.label("before")
     # Without a date, only what is known not to fill within a year fills later.
-    is_dated = or_(now.c.middle_day.is_not(None), now.c.state.in_([FORECAST, NO_LIMIT]))
+    is_dated = sa.or_(now.c.middle_day.is_not(None), now.c.state.in_([FORECAST, NO_LIMIT]))
     statement = (
-        select(
+        sa.select(
             now.c.instance_id.label("server_id"),
             server_name,
             now.c.subject,
@@ -421,10 +402,10 @@ def fill_dates(
             now.c.volumes,
         )
         .select_from(now)
-        .outerjoin(then, and_(then.c.as_of == older, *same))
+        .outerjoin(then, sa.and_(then.c.as_of == older, *same))
         .outerjoin(server, server.c.id == now.c.instance_id)
-        .where(now.c.as_of == newest, text(STANDS_FOR_ITSELF), is_dated)
-        .where(or_(probability >= thresholds.watch_percent / 100, now.c.middle_day <= latest, before <= latest))
+        .where(now.c.as_of == newest, sa.text(STANDS_FOR_ITSELF), is_dated)
+        .where(sa.or_(probability >= thresholds.watch_percent / 100, now.c.middle_day <= latest, before <= latest))
         .order_by(now.c.middle_day, server_name, now.c.name)
     )
     decisions = open_decisions(connection, newest)
@@ -446,7 +427,7 @@ def fill_dates(
     )
 
 
-def _fill_date(row: Row[Any], thresholds: Thresholds) -> FillDate:
+def _fill_date(row: sa.Row[Any], thresholds: Thresholds) -> FillDate:
     key = (row.server_id, row.server, row.subject, row.name)
     severity = _severity(row.probability, thresholds)
     return FillDate(*key, display_name(row.subject, row.name), row.day, row.before, row.probability, severity)
@@ -459,7 +440,7 @@ def _days_moved(one: FillDate) -> float:
     return -inf if one.before is None else (one.day - one.before).days
 
 
-def _newest_issue(connection: Connection, first: date, last: date) -> date | None:
+def _newest_issue(connection: sa.Connection, first: date, last: date) -> date | None:
     issued = capacity_runways.c.as_of
-    newest: date | None = connection.execute(select(func.max(issued)).where(issued.between(first, last))).scalar()
+    newest: date | None = connection.execute(sa.select(sa.func.max(issued)).where(issued.between(first, last))).scalar()
     return newest

@@ -7,26 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Double,
-    Integer,
-    all_,
-    and_,
-    any_,
-    case,
-    cast,
-    column,
-    false,
-    literal,
-    literal_column,
-    not_,
-    select,
-    table,
-    true,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -122,14 +103,16 @@ RECENT_WINDOWS = 12
 
 _NAMES = ("period", "window_start", "server_id", "server", "engine", "size_mb", "change_mb", "change_percent",
           "measured_days", "window_days")  # fmt: skip
-_GROWTH = table(
-    "capacity_growth", *map(column, (*_NAMES, "database", "trend", "counted")), column("labels", JSONB)
+_GROWTH = sa.table(
+    "capacity_growth", *map(sa.column, (*_NAMES, "database", "trend", "counted")), sa.column("labels", JSONB)
 ).columns
-_SERVERS = table("capacity_server_growth", *map(column, (*_NAMES, "databases")), column("labels", JSONB)).columns
+_SERVERS = sa.table(
+    "capacity_server_growth", *map(sa.column, (*_NAMES, "databases")), sa.column("labels", JSONB)
+).columns
 _SERVER_COLUMNS = ("server_id", "server", "engine", "databases", "size_mb", "change_mb", "change_percent",
                    "measured_days", "window_days", "labels")  # fmt: skip
 _TIES = (_GROWTH.size_mb.desc(), _GROWTH.server_id, _GROWTH.database)
-ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
+ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
     "size": (_GROWTH.size_mb.desc(), *_TIES),
     "growth": (_GROWTH.change_mb.desc(), *_TIES),
     "shrinkage": (_GROWTH.change_mb, *_TIES),
@@ -141,7 +124,7 @@ ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
 _WITHOUT_INDEX = ("size", "percent")
 """Orders for which every row of a window is sorted."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
-SERVER_ORDERS: dict[str, ColumnElement[Any]] = {
+SERVER_ORDERS: dict[str, sa.ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
     "growth": _SERVERS.change_mb.desc().nulls_last(),
     "shrinkage": _SERVERS.change_mb,
@@ -151,7 +134,7 @@ SERVER_ORDERS: dict[str, ColumnElement[Any]] = {
 
 
 def databases(  # noqa: PLR0913 -- one argument per filter
-    connection: Connection,
+    connection: sa.Connection,
     period: Period,
     window: Window | None,
     *,
@@ -180,27 +163,27 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         conditions.append(_CONDITIONS[order])
     if label is not None:
         candidates = _is_one_of(_labelled_servers(connection, *label, window.end))
-        conditions.append(candidates if label[1] else not_(candidates))
+        conditions.append(candidates if label[1] else sa.not_(candidates))
     of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
-    statement = select(*of_row).where(*conditions).order_by(*ORDERS[order])
+    statement = sa.select(*of_row).where(*conditions).order_by(*ORDERS[order])
     if label is None and order in _WITHOUT_INDEX:
         # The rows are sorted by their keys alone: names of servers and labels are looked up for those shown.
-        keys = select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
+        keys = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
         shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
-        is_shown = and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
-        statement = select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
+        is_shown = sa.and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
+        statement = sa.select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
     else:
         if label is not None:
             # Sorted by an index first; labels are then looked up row by row, until the page is full.
-            every = statement.offset(literal_column("0")).subquery("sorted")
-            statement = select(every).where(_has_label(every.c.labels, *label))
+            every = statement.offset(sa.literal_column("0")).subquery("sorted")
+            statement = sa.select(every).where(_has_label(every.c.labels, *label))
         statement = statement.limit(shown + 1).offset((page - 1) * shown)
     listed = records(DatabaseRow, connection, statement)
     return listed[:shown], len(listed) > shown
 
 
 def most_changed(
-    connection: Connection, period: Period, window: Window, *, shown: int
+    connection: sa.Connection, period: Period, window: Window, *, shown: int
 ) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
     """Return the databases of the fleet that grew most in a window, and those that shrank most."""
     grown, _ = databases(connection, period, window, order="growth", shown=shown)
@@ -209,7 +192,7 @@ def most_changed(
 
 
 def servers(  # noqa: PLR0913 -- one argument per filter
-    connection: Connection,
+    connection: sa.Connection,
     period: Period,
     window: Window | None,
     *,
@@ -224,19 +207,19 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
     if engine is not None:
         conditions.append(_SERVERS.engine == engine)
-    statement = select(*_columns(_SERVERS, _SERVER_COLUMNS)).where(*conditions)
+    statement = sa.select(*_columns(_SERVERS, _SERVER_COLUMNS)).where(*conditions)
     in_order = statement.order_by(SERVER_ORDERS[order], _SERVERS.server_id)
     listed = records(ServerRow, connection, in_order.limit(shown + 1).offset(skipped))
     return listed[:shown], len(listed) > shown
 
 
-def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> list[ColumnElement[Any]]:
-    percent = cast(view.change_percent, Double).label("change_percent")
+def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
+    percent = sa.cast(view.change_percent, sa.Double).label("change_percent")
     return [percent if name == "change_percent" else view[name] for name in names]
 
 
 def with_usage_of_databases(
-    connection: Connection,
+    connection: sa.Connection,
     period: Period,
     window: Window | None,
     listed: Sequence[DatabaseRow],
@@ -253,7 +236,7 @@ def with_usage_of_databases(
 
 
 def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
-    connection: Connection,
+    connection: sa.Connection,
     period: Period,
     window: Window | None,
     listed: Sequence[ServerRow | UnmeasuredServer],
@@ -301,7 +284,7 @@ def _beside(recent: Sequence[int | None], usage: Usage | None) -> dict[str, Any]
 
 
 def _recent_sizes(
-    connection: Connection,
+    connection: sa.Connection,
     statements: tuple[str, str],
     period: Period,
     window: Window | None,
@@ -351,30 +334,30 @@ _RECENT_SERVERS = (
 )
 
 
-def engines(connection: Connection, period: Period, window: Window) -> list[str]:
+def engines(connection: sa.Connection, period: Period, window: Window) -> list[str]:
     """Return the engines of the servers of a window."""
-    named = select(_SERVERS.engine).where(_SERVERS.period == period.name, _SERVERS.window_start == window.start)
+    named = sa.select(_SERVERS.engine).where(_SERVERS.period == period.name, _SERVERS.window_start == window.start)
     return [row.engine for row in rows(connection, named.distinct().order_by(_SERVERS.engine))]
 
 
-def _counted(connection: Connection) -> ColumnElement[bool]:
+def _counted(connection: sa.Connection) -> sa.ColumnElement[bool]:
     """Return the condition that a server counts in sums; as a list, so that no row needs the registry."""
     others = rows(connection, "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL")
-    return _GROWTH.server_id != all_(literal([row.server_id for row in others], ARRAY(Integer)))
+    return _GROWTH.server_id != sa.all_(sa.literal([row.server_id for row in others], sa.ARRAY(sa.Integer)))
 
 
-def _is_one_of(server_ids: Sequence[int]) -> ColumnElement[bool]:
+def _is_one_of(server_ids: Sequence[int]) -> sa.ColumnElement[bool]:
     # Small numbers are sent as smallint, which PostgreSQL compares one by one instead of with a hash table.
-    return _GROWTH.server_id == any_(literal(server_ids, ARRAY(Integer)))
+    return _GROWTH.server_id == sa.any_(sa.literal(server_ids, sa.ARRAY(sa.Integer)))
 
 
-def _has_label(labels: ColumnElement[Any], key: str, value: str) -> ColumnElement[bool]:
-    condition = labels[key].astext == value if value else not_(labels.has_key(key))
+def _has_label(labels: sa.ColumnElement[Any], key: str, value: str) -> sa.ColumnElement[bool]:
+    condition = labels[key].astext == value if value else sa.not_(labels.has_key(key))
     # PostgreSQL expects a plain condition to match next to nothing, and would sort all rows for a page.
-    return case((condition, true()), else_=false())
+    return sa.case((condition, sa.true()), else_=sa.false())
 
 
-def _labelled_servers(connection: Connection, key: str, value: str, day: date) -> list[int]:
+def _labelled_servers(connection: sa.Connection, key: str, value: str, day: date) -> list[int]:
     """Return servers with this label anywhere; for an empty value, servers that have the key as a whole on a day."""
     with_label = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
     with_key = """

@@ -8,27 +8,7 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Date,
-    Engine,
-    FromClause,
-    Integer,
-    Select,
-    Text,
-    all_,
-    and_,
-    any_,
-    bindparam,
-    cast,
-    func,
-    literal,
-    null,
-    select,
-    union_all,
-)
+import sqlalchemy as sa
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import database_errors
@@ -69,7 +49,7 @@ class WindowSizes:
 
 
 def window_sizes(
-    engine: Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
+    engine: sa.Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
 ) -> dict[date, WindowSizes]:
     """Return the sizes of windows at a level by first day; raises DatabaseError."""
     reading = database_errors(doing="reading the largest changes", kept="What was computed is kept.")
@@ -94,7 +74,7 @@ def window_sizes(
 
 
 def _totals(
-    connection: Connection, period: Period, level: Level, windows: Sequence[Window]
+    connection: sa.Connection, period: Period, level: Level, windows: Sequence[Window]
 ) -> dict[date, tuple[int, int | None, int]]:
     """Return size, known change and known previous size by window: sums of servers, or the fleet as a group."""
     if level.has_servers:
@@ -111,20 +91,23 @@ def _totals(
 
 
 @cache
-def _unknown_changes(level: Level) -> Select[Any]:
+def _unknown_changes(level: Level) -> sa.Select[Any]:
     """Return the statement that counts the rows of a level without a known change, by window."""
     row = level.target.c
     return (
-        select(row.period_start.label("start"), (func.count() - func.count(row[level.headline.change])).label("number"))
-        .where(row.period_type == bindparam("period"))
-        .where(row.period_start == any_(bindparam("starts", type_=ARRAY(Date))))
+        sa.select(
+            row.period_start.label("start"),
+            (sa.func.count() - sa.func.count(row[level.headline.change])).label("number"),
+        )
+        .where(row.period_type == sa.bindparam("period"))
+        .where(row.period_start == sa.any_(sa.bindparam("starts", type_=sa.ARRAY(sa.Date))))
         .where(*_is_counted(level, level.target))
         .group_by(row.period_start)
     )
 
 
 @cache
-def _movers(level: Level) -> Select[Any]:
+def _movers(level: Level) -> sa.Select[Any]:
     """Return the statement for the largest changes of a window in each direction.
 
     Changes are those of exact means; if the row of the window before is gone, its mean is known to a megabyte. Only
@@ -134,35 +117,37 @@ def _movers(level: Level) -> Select[Any]:
     keys = [now.c[name] for name in level.keys]
     size, change = now.c[level.headline.average], now.c[level.headline.change]
     of_window = (
-        select(*keys, size.label("size_mb"), change.label("change_mb"))
-        .where(now.c.period_type == bindparam("period"), now.c.period_start == bindparam("start"))
+        sa.select(*keys, size.label("size_mb"), change.label("change_mb"))
+        .where(now.c.period_type == sa.bindparam("period"), now.c.period_start == sa.bindparam("start"))
         .where(*_is_counted(level, now))
-        .limit(bindparam("largest", type_=Integer))
+        .limit(sa.bindparam("largest", type_=sa.Integer))
     )
     grown = of_window.where(change > 0).order_by(change.desc(), size.desc(), *keys).cte("grown")
     shrunk = of_window.where(change < 0).order_by(change, size.desc(), *keys).cte("shrunk")
-    moved = union_all(select(grown), select(shrunk)).cte("moved").prefix_with("MATERIALIZED")
-    in_window_before = and_(
-        before.c.period_type == bindparam("period"),
-        before.c.period_start == bindparam("before"),
+    moved = sa.union_all(sa.select(grown), sa.select(shrunk)).cte("moved").prefix_with("MATERIALIZED")
+    in_window_before = sa.and_(
+        before.c.period_type == sa.bindparam("period"),
+        before.c.period_start == sa.bindparam("before"),
         *(before.c[name] == moved.c[name] for name in level.keys),
     )
-    before_mb = func.coalesce(before.c[level.headline.average], moved.c.size_mb - moved.c.change_mb).label("before_mb")
-    joined: FromClause = moved.outerjoin(before, in_window_before)
-    name: ColumnElement[Any] = moved.c[level.keys[0]] + "=" + moved.c[level.keys[-1]]
+    before_mb = sa.func.coalesce(before.c[level.headline.average], moved.c.size_mb - moved.c.change_mb).label(
+        "before_mb"
+    )
+    joined: sa.FromClause = moved.outerjoin(before, in_window_before)
+    name: sa.ColumnElement[Any] = moved.c[level.keys[0]] + "=" + moved.c[level.keys[-1]]
     if level.has_servers:
         joined = joined.outerjoin(instances, instances.c.id == moved.c.instance_id)
-        name = func.coalesce(instances.c.name, literal("server ") + cast(moved.c.instance_id, Text))
-    database = moved.c.database_name if "database_name" in level.keys else null()
+        name = sa.func.coalesce(instances.c.name, sa.literal("server ") + sa.cast(moved.c.instance_id, sa.Text))
+    database = moved.c.database_name if "database_name" in level.keys else sa.null()
     return (
-        select(name.label("server"), database.label("database"), before_mb, moved.c.size_mb, moved.c.change_mb)
+        sa.select(name.label("server"), database.label("database"), before_mb, moved.c.size_mb, moved.c.change_mb)
         .select_from(joined)
-        .order_by(func.abs(moved.c.change_mb).desc(), moved.c.size_mb.desc(), *(moved.c[key] for key in level.keys))
+        .order_by(sa.func.abs(moved.c.change_mb).desc(), moved.c.size_mb.desc(), *(moved.c[key] for key in level.keys))
     )
 
 
-def _is_counted(level: Level, table: FromClause) -> tuple[ColumnElement[bool], ...]:
+def _is_counted(level: Level, table: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
     """Return the conditions for rows that count: servers that no other one counts, and groups of labels."""
     if level.has_servers:
-        return (table.c.instance_id != all_(bindparam("replicas", type_=ARRAY(Integer))),)
+        return (table.c.instance_id != sa.all_(sa.bindparam("replicas", type_=sa.ARRAY(sa.Integer))),)
     return (table.c.label_key.not_in([FLEET, ENGINE, TOTAL]), table.c.label_value != WITHOUT)
