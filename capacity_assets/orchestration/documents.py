@@ -42,16 +42,7 @@ from capacity_assets.orchestration.partitions import (
     windows_of,
 )
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
-from capacity_assets.ownership.bills import (
-    IssuedBill,
-    amount_text,
-    change_notes,
-    gib,
-    group_named,
-    issue_bill,
-    notes,
-    read_bill,
-)
+from capacity_assets.ownership import bills
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.data import Report, file_name, read_report
@@ -234,17 +225,17 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
         def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
             engine = runner.service.engine
             try:
-                issue_bill(engine, window, runner.service.clock, settings.label_keys)
+                bills.issue_bill(engine, window, runner.service.clock, settings.label_keys)
             except NotFoundError as nothing:
                 return {"bill": markdown(escaped(str(nothing)))}
-            return bill_metadata(read_bill(engine, window, default_grouping(settings.label_keys)))
+            return bill_metadata(bills.read_bill(engine, window, default_grouping(settings.label_keys)))
 
         make_each(context, period, make)
 
     return make_bills
 
 
-def bill_metadata(issued: IssuedBill) -> MetadataMapping:
+def bill_metadata(issued: bills.IssuedBill) -> MetadataMapping:
     """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
     bill = issued.bill
     return {
@@ -260,16 +251,20 @@ def bill_metadata(issued: IssuedBill) -> MetadataMapping:
     }
 
 
-def _table(issued: IssuedBill) -> str:
+def _table(issued: bills.IssuedBill) -> str:
     rows = [
-        [escaped(group_named(group.name, issued.grouped_by)), gib(group.gib_months), f"{group.amount or 'no price'}"]
+        [
+            escaped(bills.group_named(group.name, issued.grouped_by)),
+            bills.gib(group.gib_months),
+            f"{group.amount or 'no price'}",
+        ]
         for group in issued.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([issued.grouped_by, "GiB", f"Amount, {issued.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([note.strip() for note in (*notes(issued), *change_notes(issued))], hidden=0)
+    remarks = bullets([note.strip() for note in (*bills.notes(issued), *bills.change_notes(issued))], hidden=0)
     hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
-    return f"Total: **{amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
+    return f"Total: **{bills.amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
 
 
 showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
