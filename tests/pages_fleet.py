@@ -33,6 +33,7 @@ ADDRESSES = (
     "/bill",
     "/accuracy",
     "/budget",
+    "/scenario",
     "/server?server=1",
     "/database?server=1&name=orders",
     "/volume?server=1&name=%2Fdata",

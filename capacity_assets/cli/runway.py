@@ -21,7 +21,6 @@ from capacity_assets.collection.servers import registered
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
-from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import LEAST_CHANGES
 from capacity_assets.forecast.outlook import (
     FORECAST,
@@ -35,6 +34,7 @@ from capacity_assets.forecast.outlook import (
     standing_for_themselves,
 )
 from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.scenarios import compare, higher_limits, no_label
 from capacity_assets.ownership.labels import having, refuse_unknown_label
 from capacity_assets.runtime import open_engine
 
@@ -91,7 +91,11 @@ def runway(
             registered(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)
         issued = RunwayService(opened, clock).issue(clock.today()) if issue else None
-        forecasts = outlooks(opened, clock.today(), server, database, add_mb=int(add_gb * MB_PER_GB))
+        if add_gb:
+            higher = higher_limits(add_gb)
+            forecasts = compare(opened, clock.today(), higher, no_label, (server, database)).changed
+        else:
+            forecasts = outlooks(opened, clock.today(), server, database)
         decisions = OpenDecisions(stored_decisions(opened, clock.today()))
         if engine is not None or chosen is not None:
             forecasts = _only(opened, forecasts, clock.today(), label=chosen, of_engine=engine)

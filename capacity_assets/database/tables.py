@@ -666,6 +666,14 @@ capacity_prices = table(
     declared_by(),
 )
 
+capacity_scenarios = table(
+    "capacity_scenarios",
+    "Scenarios that were stored to be compared on a page; none changes a forecast.",
+    key("name", String(LONGEST_VALUE), "Name under which it was stored"),
+    timestamp("stored_at", "When it was computed and stored"),
+    required("content", JSONB, "Its assumptions, runways and budget beside the base case"),
+)
+
 capacity_bills = table(
     "capacity_bills",
     "Bills per month, each issue of them.",

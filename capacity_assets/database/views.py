@@ -813,6 +813,7 @@ READABLE = (
     "capacity_bill_groups",
     "capacity_bill_lines",
     "capacity_prices",
+    "capacity_scenarios",
 )
 
 

@@ -146,12 +146,8 @@ def _reached(probability: Sizes, share: float) -> NDArray[np.int64]:
 NAMED = 10
 
 
-def outlooks(
-    engine: Engine, today: date, server: str | None = None, database: str | None = None, *, add_mb: int = 0
-) -> Outlooks:
+def outlooks(engine: Engine, today: date, server: str | None = None, database: str | None = None) -> Outlooks:
     """Read sizes and limits and forecast, of all servers or one, or one database of it.
-
-    `add_mb` is what every limit would be raised by.
 
     A database that is bound by its server's limit, or by a volume, has its size and what is left there, as if the
     others stood still.
@@ -170,10 +166,7 @@ def outlooks(
         plans = coming_plans(connection, as_of)
         with history.reading(connection, scope, kinds) as reader:
             rows = [
-                outlook
-                for kind in kinds
-                for batch in reader.series(kind)
-                for outlook in of_batch(batch, plans, add_mb).rows
+                outlook for kind in kinds for batch in reader.series(kind) for outlook in of_batch(batch, plans).rows
             ]
             unknown = reader.without_limit()
     rows.sort(key=lambda row: (row.risk, row.server, row.name))
@@ -222,33 +215,61 @@ class BatchOutlooks:
     made: Forecasts
 
 
-def of_batch(batch: history.Histories, plans: Plans, add_mb: int = 0) -> BatchOutlooks:
+def of_batch(batch: history.Histories, plans: Plans) -> BatchOutlooks:
     """Forecast a batch of series and hold it against its limits, and against those that are planned."""
     made = forecast(batch.smooth, batch.sizes)
-    bound = [
+    bound = bindings(batch, made)
+    limits = limits_of(bound)
+    rows = outlook_rows(batch, made, runways(made, limits), bound, made.last >= limits)
+    return BatchOutlooks(with_plans(rows, batch, made, plans), made)
+
+
+def bindings(batch: history.Histories, made: Forecasts) -> list[Binding]:
+    """Return the limit that binds each series."""
+    return [
         binding_limit(row, float(size), _size_on(row.free_day, row.last_day, sizes))
         for row, size, sizes in zip(batch.subjects, made.last, batch.sizes, strict=True)
     ]
-    limits = np.array([_raised(one, add_mb) for one in bound])
-    ends = runways(made, limits)
-    rows = [
-        _outlook(row, place, made, ends, one, limits[place], _recent(batch.smooth[place]))
+
+
+def raised_by(bound: Binding, add_mb: int) -> Binding:
+    """Return a limit that is so many MiB higher, where there is one."""
+    if not add_mb or bound.limit_mb is None:
+        return bound
+    return replace(bound, limit_mb=bound.limit_mb + add_mb)
+
+
+def limits_of(bound: Sequence[Binding]) -> Sizes:
+    """Return limits as `runways` takes them."""
+    return np.array([_limit(one) for one in bound], dtype=np.float64)
+
+
+def outlook_rows(
+    batch: history.Histories, made: Forecasts, ends: Runways, bound: Sequence[Binding], is_full: NDArray[np.bool_]
+) -> list[Outlook]:
+    """Return the outlook of each series of a batch."""
+    return [
+        _outlook(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place]))
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
     ]
-    return BatchOutlooks(_with_plans(rows, batch, made, plans, add_mb) if plans else rows, made)
 
 
-def _with_plans(
-    rows: Sequence[Outlook], batch: history.Histories, made: Forecasts, plans: Plans, add_mb: int
-) -> list[Outlook]:
-    """Return outlooks with the days on which they are full once plans have raised their limits."""
+def with_plans(
+    rows: Sequence[Outlook], batch: history.Histories, made: Forecasts, plans: Plans, add_mb: int = 0
+) -> Sequence[Outlook]:
+    """Return outlooks with the days on which they are full once plans have raised their limits.
+
+    `add_mb` is what every limit is higher by.
+    """
+    if not plans:
+        return rows
     raised = [plans.raised(row) for row in batch.subjects]
     limits = np.full(len(rows), np.nan)
     for place, planned in enumerate(raised):
         if planned is not None:
             row = planned[1]
             size = _size_on(row.free_day, row.last_day, batch.sizes[place])
-            limits[place] = _raised(binding_limit(row, float(made.last[place]), size), add_mb)
+            limits[place] = _limit(raised_by(binding_limit(row, float(batch.sizes[place][-1]), size), add_mb))
     ends = runways(made, limits)
     return [
         row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
@@ -272,11 +293,11 @@ def _size_on(day: date | None, last_day: date, sizes: Sizes) -> float:
     return float(sizes[-1] if np.isnan(size) else size)
 
 
-def _raised(bound: Binding, add_mb: int) -> float:
+def _limit(bound: Binding) -> float:
     if bound.limit_mb is None:
         return np.inf if bound.is_known else np.nan
     # A server that is more than full leaves a small database less than nothing.
-    return max(bound.limit_mb + add_mb, 0.0)
+    return max(bound.limit_mb, 0.0)
 
 
 def _state(bound: Binding, *, is_full: bool, has_band: bool) -> str:
@@ -294,9 +315,9 @@ def _recent(smooth: Sizes) -> float | None:
 
 
 def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
-    row: Row[Any], place: int, made: Forecasts, ends: Runways, bound: Binding, limit: float, recent: float | None
+    row: Row[Any], place: int, made: Forecasts, ends: Runways, bound: Binding, is_full: bool, recent: float | None
 ) -> Outlook:
-    is_full = bool(made.last[place] >= limit)
+    limit = _limit(bound)
     state = _state(bound, is_full=is_full, has_band=bool(ends.has_band[place]))
     limit_mb = int(limit) if np.isfinite(limit) else None
     days = (ends.early_days, ends.middle_days, ends.late_days)

@@ -22,8 +22,10 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb
 from capacity_assets.database.group_days import ENGINE, FLEET
+from capacity_assets.database.labels import labels_of
 from capacity_assets.forecast.history_statements import STALE_DAYS
 from capacity_assets.forecast.outlook import TOO_LITTLE_HISTORY
+from capacity_assets.forecast.scenarios import Effect
 from capacity_assets.ownership.bills import PRICE_SPANS, money, month_named, price_on
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
@@ -48,6 +50,8 @@ class GroupForecast:
     middle: Points
     lower: Points | None
     upper: Points | None
+    assumed: Sequence[Effect] = ()
+    """What a scenario adds to it."""
 
     def on(self, day: date, points: Points) -> Fraction:
         """Return the size on a day after the last measured one, MiB."""
@@ -56,7 +60,18 @@ class GroupForecast:
     def mean(self, month: Window, points: Points) -> Fraction:
         """Return the mean size over the days of a month, MiB."""
         first, last = ((day - self.last_day).days for day in (month.start, month.end))
-        return sum(map(Fraction, _sums(first, last, points)), Fraction()) / month.days
+        return sum(_sums(first, last, points), Fraction()) / month.days
+
+    def assumed_mean(self, first: date, last: date) -> Fraction:
+        """Return what a scenario adds to the mean size of some days, MiB."""
+        added = Fraction()
+        for one in self.assumed:
+            begins = max(first, one.day)
+            if begins <= last:
+                days = (last - begins).days + 1
+                grown = Fraction((begins - one.day).days + (last - one.day).days, 2)
+                added += days * (Fraction(one.size_mb) + Fraction(one.mb_per_day) * grown)
+        return added / ((last - first).days + 1)
 
 
 def size_after(days: int, points: Points) -> Fraction:
@@ -204,8 +219,15 @@ def coming_months(today: date, number: int) -> list[Window]:
     return months
 
 
-def read_budget(connection: Connection, by: str, months: Sequence[Window], today: date, keys: Sequence[str]) -> Budget:
-    """Return the budget of months by the newest forecasts of groups; stores nothing.
+def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
+    connection: Connection,
+    by: str,
+    months: Sequence[Window],
+    today: date,
+    keys: Sequence[str],
+    assumed: Sequence[Effect] = (),
+) -> Budget:
+    """Return the budget of months by the newest forecasts of groups, and what a scenario adds; stores nothing.
 
     Raises:
         NotFoundError: no forecast of groups was issued within the last month.
@@ -216,6 +238,8 @@ def read_budget(connection: Connection, by: str, months: Sequence[Window], today
     if by == SERVER:
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
     as_of, forecasts = _forecasts(connection, by, today)
+    if assumed:
+        _assume(connection, forecasts, by, today, assumed)
     fleet = forecasts.pop(FLEET)
     bill = connection.execute(text(_LAST_BILL)).first()
     currency = connection.execute(text("SELECT min(currency) FROM capacity_prices")).scalar()
@@ -253,6 +277,23 @@ def _forecasts(connection: Connection, by: str, today: date) -> tuple[date, dict
             "day, which `capacity aggregate --period daily` computes."
         )
     return rows[0].as_of, found
+
+
+def _assume(
+    connection: Connection,
+    forecasts: dict[str | None, GroupForecast],
+    by: str,
+    today: date,
+    assumed: Sequence[Effect],
+) -> None:
+    """Add what a scenario adds to the groups of its databases, and to the fleet; a new group begins with nothing."""
+    names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
+    fleet, nothing = forecasts[FLEET], dict.fromkeys((0, *HORIZONS_DAYS), 0)
+    for row in connection.execute(text(_GROUPS_OF), {**names, "by": by, "day": today}):
+        one = assumed[row.number - 1]
+        for name in (row.group_name, FLEET):
+            known = forecasts.get(name) or GroupForecast(name, fleet.last_day, nothing, nothing, nothing)
+            forecasts[name] = replace(known, assumed=(*known.assumed, one))
 
 
 def _forecast(row: Row[Any]) -> GroupForecast:
@@ -321,6 +362,11 @@ def _lines(
         shared_out(_nearest(amount * CENTS), [each * CENTS for each in month])
         for amount, month in zip(whole.amounts, cells, strict=True)
     ]
+    # What a scenario adds is added to the lines, so that groups that it does not touch stay as they are.
+    for place, one in enumerate(every):
+        sizes_mb[place] = max(sizes_mb[place] + _nearest(one.forecast.assumed_mean(day, day)), 0)
+        for month, amount in zip(cents, one.assumed_amounts, strict=True):
+            month[place] = max(month[place] + _nearest(amount * CENTS), 0)
     lines = [_line(one, day, sizes_mb[place], [month[place] for month in cents]) for place, one in enumerate(every)]
     return lines, _line(whole, day, sum(sizes_mb), [sum(month) for month in cents])
 
@@ -334,6 +380,15 @@ class _Own:
         self.amounts = self.amounts_of(forecast.middle)
         self.unchanged = self.amounts_of(dict.fromkeys(forecast.middle, forecast.middle[0]))
         self.gib = sum((forecast.mean(month, forecast.middle) for month in months), Fraction()) / MB_PER_GIB
+
+    @property
+    def assumed_amounts(self) -> list[Fraction]:
+        """What a scenario adds to what each month costs."""
+        prices = () if self.price is None else self.price.of_months
+        return [
+            self.forecast.assumed_mean(month.start, month.end) / MB_PER_GIB * price
+            for month, price in zip(self.months, prices, strict=False)
+        ]
 
     def amounts_of(self, points: Points) -> list[Fraction]:
         """Return what each month costs at these sizes; nothing without a price."""
@@ -430,6 +485,14 @@ _FORECASTS = """
 SELECT * FROM capacity_group_forecasts WHERE grouped_by = ANY (CAST(:keys AS text[])) AND as_of > :stale
 ORDER BY group_name
 """
+# Servers that another one counts are in no group.
+_GROUPS_OF = f"""
+SELECT g.number, CASE CAST(:by AS text) WHEN '{ENGINE}' THEN coalesce(i.db_type, 'unknown')
+       ELSE {labels_of("i.id", "g.database_name", "CAST(:day AS date)")} ->> CAST(:by AS text) END AS group_name
+FROM unnest(CAST(:servers AS text[]), CAST(:databases AS text[])) WITH ORDINALITY AS g (server, database_name, number)
+JOIN instances i ON i.name = g.server
+WHERE i.counted_by IS NULL ORDER BY g.number
+"""  # noqa: S608 -- the labels as everywhere
 _LAST_BILL = """
 SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL ORDER BY month DESC, issue DESC LIMIT 1
 """

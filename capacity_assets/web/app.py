@@ -49,7 +49,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.templates import STYLES
 from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
-from capacity_assets.web.pages import accuracy, budgets, fleet, groups, lists, subjects
+from capacity_assets.web.pages import accuracy, budgets, fleet, groups, lists, scenarios, subjects
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
 from capacity_assets.web.rendering import csv_of, page_templates
 
@@ -255,6 +255,7 @@ PAGES = (
     Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
     Page("/accuracy", "Accuracy", accuracy.AccuracyPage, accuracy.read_accuracy, "months", in_menu=True),
     Page("/budget", "Budget", budgets.BudgetPage, budgets.read_budget_page, "lines", beside=BUDGET_COLUMNS),
+    Page("/scenario", "Scenario", scenarios.ScenarioPage, scenarios.read_scenario, "runways"),
     Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes", has_figures=True),
     Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes", has_figures=True),
     Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),

@@ -68,15 +68,6 @@ def test_unknown_is_neither_unlimited_nor_zero_and_too_little_history_says_so(en
     assert states == {"still": ("unlimited", None, {}), "young": ("too little history", 1024, {})}
 
 
-def test_a_higher_limit_is_tried_without_being_declared(engine: Engine) -> None:
-    declared("server-1", "orders", "--gb", "3.5")
-
-    higher = found(engine, add_mb=1024)["server-1", "orders"]
-
-    assert (higher.limit_mb, higher.middle_day) == (4608, TODAY + timedelta(days=167))
-    assert found(engine)["server-1", "orders"].limit_mb == 3584
-
-
 def test_daily_aggregates_stand_for_samples_that_retention_has_dropped(
     engine: Engine, service: AggregationService
 ) -> None:

@@ -1,0 +1,640 @@
+"""Scenarios: what named assumptions make of the runways, beside the base case. Nothing is stored here.
+
+An assumption changes sizes or limits from a day on. It changes single databases; the server, volumes and groups that
+hold them change by the sum. Without an assumption every figure is that of the base case. The rules are in
+docs/forecast.md, "Scenarios".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+from sqlalchemy import Connection, Engine
+
+from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, declaration, read_each
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.files import toml_document
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import LARGEST_MB, human_change_mb, human_day, human_mb
+from capacity_assets.forecast import history
+from capacity_assets.forecast.decisions import Plans, coming_plans
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.forecast.limits import MB_PER_GB
+from capacity_assets.forecast.model import Forecasts, Sizes, forecast
+from capacity_assets.forecast.outlook import Binding, Outlook, Outlooks
+from capacity_assets.forecast.runway import (
+    NOT_WITHIN_HORIZON,
+    BatchOutlooks,
+    Runways,
+    bindings,
+    limits_of,
+    of_batch,
+    outlook_rows,
+    raised_by,
+    runways,
+    with_plans,
+)
+
+Subject: TypeAlias = tuple[str, str]
+"""A server and a database of it."""
+Having: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
+"""Returns those of some databases that have a label (key, value) now."""
+
+MOST_FACTOR = 1000
+
+
+def _number(written: object) -> Decimal:
+    try:
+        number = Decimal(str(written))
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise ValidationError(f"{written!r} is not a number.")
+    return number
+
+
+def _mb_of_gb(written: object) -> int:
+    size_mb = _number(written) * MB_PER_GB
+    if not 0 <= size_mb <= LARGEST_MB:
+        raise ValidationError(f"{written!r} is not a number of GiB from 0 to {LARGEST_MB // MB_PER_GB:,}.")
+    return int(size_mb)
+
+
+def _factor(written: object) -> Decimal:
+    factor = _number(written)
+    if not 0 <= factor <= MOST_FACTOR:
+        raise ValidationError(f"{written!r} is not a factor from 0 to {MOST_FACTOR:,}.")
+    return factor
+
+
+def _label(written: object) -> tuple[str, str]:
+    key, equals, value = str(written).partition("=")
+    if not equals:
+        raise ValidationError(f"{written!r} is not a label; write team=payments.")
+    return key, value
+
+
+Gigabytes = Annotated[int, BeforeValidator(_mb_of_gb), Field(validation_alias="gb")]
+AtOnce = Annotated[Day | None, Field(default=None)]
+"""A day; None: today."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The forecast growth of databases with a label, of a server, or of one database, times a factor."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    factor: Annotated[Decimal, BeforeValidator(_factor)]
+    label: Annotated[tuple[str, str] | None, BeforeValidator(_label)] = None
+    server: str | None = None
+    database: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The assumption as people read it."""
+        of = (
+            "=".join(self.label)
+            if self.label
+            else f"{self.database} on {self.server}"
+            if self.database
+            else self.server
+        )
+        return f"growth of {of or 'everything'} times {self.factor}"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A new database on a server, or with None a copy of it on every server, to see where it fits."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    size_mb: Gigabytes
+    server: str | None = None
+    database: str = "new database"
+    volume: str | None = None
+    day: AtOnce = None
+    growth_mb_per_month: Annotated[int, BeforeValidator(_mb_of_gb), Field(validation_alias="growth_gb_per_month")] = 0
+
+    @property
+    def text(self) -> str:
+        """The assumption as people read it."""
+        grows = f", growing by {human_mb(self.growth_mb_per_month)} per month" if self.growth_mb_per_month else ""
+        where = self.server or "each server"
+        return f"{self.database} of {human_mb(self.size_mb)} on {where}{_from(self.day)}{grows}"
+
+
+@dataclass(frozen=True)
+class Purge:
+    """Space that a database gives back."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    database: str
+    size_mb: Gigabytes
+    day: AtOnce = None
+
+    @property
+    def text(self) -> str:
+        """The assumption as people read it."""
+        return f"{human_mb(self.size_mb)} less in {self.database} on {self.server}{_from(self.day)}"
+
+
+@dataclass(frozen=True)
+class LimitChange:
+    """A limit of a server, database or volume that becomes `gb`, or grows by `add_gb`; without any, every limit."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str | None = None
+    database: str | None = None
+    volume: str | None = None
+    limit_mb: Annotated[int | None, BeforeValidator(_mb_of_gb), Field(validation_alias="gb")] = None
+    add_mb: Annotated[int | None, BeforeValidator(_mb_of_gb), Field(validation_alias="add_gb")] = None
+    day: AtOnce = None
+
+    def __post_init__(self) -> None:
+        """Refuse both sizes or none, a size for every limit, and two subjects."""
+        if (self.limit_mb is None) == (self.add_mb is None):
+            raise ValidationError("A limit has either gb or add_gb.")
+        if self.server is None and (self.limit_mb is not None or self.database or self.volume):
+            raise ValidationError("A limit needs a server; only add_gb may be for every limit.")
+        if self.database and self.volume:
+            raise ValidationError("A limit is that of a database or of a volume.")
+
+    @property
+    def text(self) -> str:
+        """The assumption as people read it."""
+        what = f"{self.database or f'disk {self.volume}'} on " if self.database or self.volume else ""
+        of = f"limit of {what}{self.server}" if self.server else "every limit"
+        to = f"{human_change_mb(self.add_mb or 0)}" if self.limit_mb is None else human_mb(self.limit_mb)
+        return f"{of}: {to}{_from(self.day)}"
+
+
+@dataclass(frozen=True)
+class Move:
+    """A database that goes to another server with its growth."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    server: str
+    database: str
+    to: str
+    day: AtOnce = None
+    volume: str | None = None
+    """The volume of the other server that it grows on then."""
+
+    @property
+    def text(self) -> str:
+        """The assumption as people read it."""
+        return f"{self.database} moves from {self.server} to {self.to}{_from(self.day)}"
+
+
+def _from(day: date | None) -> str:
+    return "" if day is None else f" from {human_day(day)}"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Assumptions that hold together."""
+
+    growth: Sequence[Growth] = ()
+    tenant: Sequence[Tenant] = ()
+    purge: Sequence[Purge] = ()
+    limit: Sequence[LimitChange] = ()
+    move: Sequence[Move] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The assumptions as people read them."""
+        return [one.text for kind in fields(self) for one in getattr(self, kind.name)]
+
+    @property
+    def servers(self) -> set[str]:
+        """The servers that it names."""
+        every: tuple[Growth | Tenant | Purge | LimitChange | Move, ...]
+        every = (*self.growth, *self.tenant, *self.purge, *self.limit, *self.move)
+        return {one.server for one in every if one.server} | {one.to for one in self.move}
+
+
+KINDS_OF_ASSUMPTIONS: dict[str, type[Any]] = {
+    "growth": Growth,
+    "tenant": Tenant,
+    "purge": Purge,
+    "limit": LimitChange,
+    "move": Move,
+}
+
+
+def scenario_of_file(path: Path) -> Scenario:
+    """Read a TOML file with tables `[[growth]]`, `[[tenant]]`, `[[purge]]`, `[[limit]]` and `[[move]]`.
+
+    Raises ValidationError, with all problems of all tables.
+    """
+    document = toml_document(path)
+    unknown = [name for name in document if name not in KINDS_OF_ASSUMPTIONS]
+    if unknown or not all(isinstance(tables, list) for tables in document.values()):
+        known = ", ".join(f"[[{name}]]" for name in KINDS_OF_ASSUMPTIONS)
+        raise ValidationError(f"{path} holds tables {known}, and nothing else.")
+    entries = [
+        (f"{name} {number}", (name, values))
+        for name, tables in document.items()
+        for number, values in enumerate(tables, start=1)
+    ]
+    read = read_each(entries, lambda entry: (entry[0], declaration(KINDS_OF_ASSUMPTIONS[entry[0]], entry[1])))
+    return Scenario(**{name: [one for kind, one in read if kind == name] for name in KINDS_OF_ASSUMPTIONS})
+
+
+def higher_limits(add_gb: Decimal) -> Scenario:
+    """Return the scenario in which every limit is so many GiB higher."""
+    return Scenario(limit=[declaration(LimitChange, {"add_gb": add_gb})])
+
+
+def new_database_everywhere(gb: Decimal) -> Scenario:
+    """Return the scenario in which each server gets a database of so many GiB, to see where it fits."""
+    return Scenario(tenant=[declaration(Tenant, {"gb": gb})])
+
+
+def no_label(_subjects: Sequence[Subject], _label: tuple[str, str]) -> Collection[Subject]:
+    """Stand for the labels of databases in a scenario that names none."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an assumption adds to a database from a day on: MiB at once, and MiB per day after it."""
+
+    server: str
+    database: str
+    volume: str | None
+    """The volume that it is on; None: not known, or more than one."""
+    day: date
+    size_mb: float
+    mb_per_day: float = 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runways beside the base case: `pairs` has each subject before and after, the greatest risk after first."""
+
+    as_of: date | None
+    base: Outlooks
+    changed: Outlooks
+    pairs: Sequence[tuple[Outlook, Outlook]] = ()
+    effects: Sequence[Effect] = ()
+    notes: Sequence[str] = field(default=())
+    """What could not be applied to a volume."""
+
+
+def compare(
+    engine: Engine,
+    today: date,
+    scenario: Scenario,
+    having: Having,
+    shown: tuple[str | None, str | None] = (None, None),
+) -> Comparison:
+    """Forecast with assumptions and without them; stores nothing.
+
+    `shown` is the server and the database that are compared: all of them, one server, or one database of it.
+
+    Raises:
+        NotFoundError: a database of an assumption is not in the newest sample of its server, or a server or volume is
+            not measured.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
+        as_of = history.newest_day(connection, today)
+        if as_of is None:
+            nothing = Outlooks(None, (), 0, {})
+            return Comparison(None, nothing, nothing)
+        server, database = shown
+        # What is moved or grows may have no limit, and another server may be changed by it.
+        reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.tenant)
+        servers = None if server is None or reads_all else (server,)
+        scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
+        kinds = (
+            (DATABASE_ROWS,) if database is not None and not reads_all else (VOLUME_ROWS, DATABASE_ROWS, SERVER_ROWS)
+        )
+        return _compared(connection, scope, kinds, scenario, having, shown)
+
+
+def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
+    connection: Connection,
+    scope: history.HistoryScope,
+    kinds: Sequence[str],
+    scenario: Scenario,
+    having: Having,
+    shown: tuple[str | None, str | None],
+) -> Comparison:
+    plans = coming_plans(connection, scope.as_of)
+    with history.reading(connection, scope, kinds) as reader:
+        known = _known(reader, scenario, kinds)
+        effects = list(_effects(scenario, known, having, scope.as_of))
+        _refuse_unknown(scenario, known)
+        changes = _Changes(scenario, effects, known, plans)
+        pairs = [
+            pair
+            for kind in kinds
+            for batch in reader.series(kind)
+            for base in (of_batch(batch, plans),)
+            for pair in zip(base.rows, changes.of_batch(batch, base).rows, strict=True)
+            if _is_shown(pair[0], *shown)
+        ]
+        unknown = reader.without_limit()
+    server, database = shown
+    if server is not None:
+        unknown = {name: count for name, count in unknown.items() if name == server}
+    if database is not None:
+        unknown = {} if any(before.database == database and before.binds for before, _ in pairs) else unknown
+    kept = [pair for pair in pairs if server is not None or any(one.binds is not None for one in pair)]
+    kept.sort(key=lambda pair: _order(pair[1]))
+    every = (sorted((pair[place] for pair in kept), key=_order) for place in (0, 1))
+    base, changed = (Outlooks(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
+    return Comparison(scope.as_of, base, changed, kept, effects, changes.notes)
+
+
+def _order(row: Outlook) -> tuple[object, ...]:
+    return (row.risk, row.server, row.name)
+
+
+def _is_shown(row: Outlook, server: str | None, database: str | None) -> bool:
+    return server in {None, row.server} and database in {None, row.database}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is measured: databases with their last day, size, drift and volumes; the volumes and servers there are."""
+
+    databases: Mapping[Subject, tuple[date, float, float, Sequence[str] | None]]
+    volumes: Mapping[str, Mapping[str, float]]
+    """By server and name: what it can hold, MiB."""
+    servers: Collection[str]
+
+
+def _known(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Known:
+    databases: dict[Subject, tuple[date, float, float, Sequence[str] | None]] = {}
+    volumes: dict[str, dict[str, float]] = {}
+    servers: set[str] = set()
+    if VOLUME_ROWS in kinds:
+        for batch in reader.series(VOLUME_ROWS):
+            for row in batch.subjects:
+                volumes.setdefault(row.server, {})[row.name] = float(row.own_mb)
+    if scenario.growth or scenario.move or scenario.purge or any(one.database for one in scenario.limit):
+        for batch in reader.series(DATABASE_ROWS):
+            made = forecast(batch.smooth, batch.sizes)
+            for place, row in enumerate(batch.subjects):
+                figures = (float(made.last[place]), float(made.drift[place]))
+                databases[row.server, row.name] = (row.last_day, *figures, row.volumes)
+    if scenario.tenant or scenario.move:
+        servers = {row.server for batch in reader.series(SERVER_ROWS) for row in batch.subjects}
+    return _Known(databases, volumes, servers)
+
+
+def _refuse_unknown(scenario: Scenario, known: _Known) -> None:
+    named = [(purge.server, purge.database) for purge in scenario.purge]
+    named += [(move.server, move.database) for move in scenario.move]
+    limited = [(str(one.server), one.database) for one in scenario.limit if one.database]
+    for server, database in (*named, *limited):
+        if (server, database) not in known.databases:
+            raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
+    for name in (*(one.server for one in scenario.tenant if one.server), *(one.to for one in scenario.move)):
+        if name not in known.servers:
+            raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
+    disks = [(tenant.server, tenant.volume) for tenant in scenario.tenant]
+    disks += [(limit.server, limit.volume) for limit in scenario.limit]
+    disks += [(move.to, move.volume) for move in scenario.move]
+    for on, volume in disks:
+        if on is not None and volume is not None and volume not in known.volumes.get(on, {}):
+            raise NotFoundError(f"{on} has no disk {volume!r} that was measured.")
+
+
+def _effects(scenario: Scenario, known: _Known, having: Having, as_of: date) -> Iterator[Effect]:
+    """Yield what the assumptions add to databases; moves take the growth along that other assumptions give."""
+    drifts = {subject: figures[2] for subject, figures in known.databases.items()}
+    for growth in scenario.growth:
+        chosen = _chosen(growth, list(known.databases), having)
+        if not chosen:
+            raise NotFoundError(f"Nothing in the newest samples is meant by: {growth.text}.")
+        for subject in chosen:
+            last_day, _, _, volumes = known.databases[subject]
+            more = drifts[subject] * float(growth.factor - 1)
+            drifts[subject] += more
+            yield Effect(*subject, _only(volumes), last_day, 0.0, more)
+    for purge in scenario.purge:
+        if figures := known.databases.get((purge.server, purge.database)):
+            day = purge.day or as_of
+            yield Effect(purge.server, purge.database, _only(figures[3]), day, -float(purge.size_mb))
+    for tenant in scenario.tenant:
+        rate = tenant.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
+        for server in sorted(known.servers) if tenant.server is None else (tenant.server,):
+            volume = tenant.volume or _only(known.volumes.get(server))
+            yield Effect(server, tenant.database, volume, tenant.day or as_of, float(tenant.size_mb), rate)
+    for move in scenario.move:
+        figures = known.databases.get((move.server, move.database))
+        if figures is not None:
+            last_day, size_mb, _, volumes = figures
+            day, rate = move.day or as_of, drifts[move.server, move.database]
+            then_mb = max(size_mb + rate * (day - last_day).days, 0.0)
+            yield Effect(move.server, move.database, _only(volumes), day, -then_mb, -rate)
+            yield Effect(move.to, move.database, move.volume or _only(known.volumes.get(move.to)), day, then_mb, rate)
+
+
+def _chosen(growth: Growth, subjects: Sequence[Subject], having: Having) -> list[Subject]:
+    chosen = [one for one in subjects if growth.server in {None, one[0]} and growth.database in {None, one[1]}]
+    if growth.label is None:
+        return chosen
+    labelled = having(chosen, growth.label)
+    return [one for one in chosen if one in labelled]
+
+
+def _only(names: Iterable[str] | None) -> str | None:
+    """Return the only name; None where there is none, or several."""
+    found = list(names or ())
+    return found[0] if len(found) == 1 else None
+
+
+class _ChangedRow(SimpleNamespace):
+    """A row of a series with other limits."""
+
+    def _asdict(self) -> dict[str, Any]:
+        return vars(self)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """What holds from some day on: the series with their limits, their forecasts, and the limits that bind."""
+
+    batch: history.Histories
+    made: Forecasts
+    bound: Sequence[Binding]
+
+
+class _Changes:
+    """Applies assumptions to batches of series: stretches of days, each with its own sizes and limits."""
+
+    def __init__(self, scenario: Scenario, effects: Sequence[Effect], known: _Known, plans: Plans) -> None:
+        self._limits, self._known, self._plans = scenario.limit, known, plans
+        self._by_server: dict[str, list[Effect]] = {}
+        for one in effects:
+            self._by_server.setdefault(one.server, []).append(one)
+        days = {one.day for one in effects} | {one.day for one in scenario.limit if one.day}
+        self._days = [date.min, *sorted(days)]
+        placeless = sorted({one.server for one in effects if one.volume is None and known.volumes.get(one.server)})
+        self.notes = [
+            f"{name}: what is added or taken is on no disk that is known, so it changes the server and none of its "
+            "disks. `volume` names one."
+            for name in placeless
+        ]
+
+    def of_batch(self, batch: history.Histories, outlooks: BatchOutlooks) -> BatchOutlooks:
+        """Return the outlooks of a batch with the assumptions; what none of them touches stays as it is."""
+        base = outlooks.made
+        if not any(row.server in self._by_server or self._limits_on(row.server, date.max) for row in batch.subjects):
+            return outlooks
+        last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
+        starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
+        stretches = [self._stretch(batch, base, day) for day in self._days]
+        ends = _combined(starts, [runways(one.made, limits_of(one.bound)) for one in stretches])
+        newest = stretches[-1]
+        # Today's stretch is the last one that has begun.
+        now = np.sum([start == 0 for start in starts], axis=0) - 1
+        is_full = np.array(
+            [
+                one.made.last[place] >= limits_of([one.bound[place]])[0]
+                for place, one in enumerate(stretches[number] for number in now)
+            ]
+        )
+        shown = replace(base, drift=newest.made.drift)
+        rows = outlook_rows(batch, shown, ends, newest.bound, is_full)
+        return BatchOutlooks(
+            with_plans(rows, newest.batch, newest.made, self._plans, self._higher_by(date.max)), newest.made
+        )
+
+    def _stretch(self, batch: history.Histories, base: Forecasts, day: date) -> _Stretch:
+        """Return the forecasts and limits that hold from a day on."""
+        last, drift = base.last.copy(), base.drift.copy()
+        rows = list(batch.subjects)
+        for place, row in enumerate(batch.subjects):
+            every = [one for one in self._by_server.get(row.server, ()) if one.day <= day]
+            own = [one for one in every if _is_of(one, row)]
+            for one in own:
+                drift[place] += one.mb_per_day
+                last[place] += one.size_mb - one.mb_per_day * (one.day - row.last_day).days
+            rows[place] = self._limited(row, every, own, day)
+        # The limits of a database that shares its disk follow from its size as it was measured.
+        changed = replace(batch, subjects=rows)
+        bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed, base)]
+        last = np.maximum(last, 0.0)
+        if (last == base.last).all() and (drift == base.drift).all():
+            return _Stretch(changed, base, bound)
+        lower, upper = (_moved(ends, base, last, drift) for ends in (base.lower, base.upper))
+        return _Stretch(changed, replace(base, last=last, drift=drift, lower=lower, upper=upper), bound)
+
+    def _higher_by(self, day: date) -> int:
+        """Return by how much every limit is higher from a day on."""
+        return sum(one.add_mb or 0 for one in self._limits if one.server is None and (one.day or date.min) <= day)
+
+    def _limits_on(self, server: str, day: date) -> list[LimitChange]:
+        """Return the changed limits of a server, or of every one, that hold on a day."""
+        return [
+            one
+            for one in self._limits
+            if one.server in {None, server} and (one.day or date.min) <= day and one.add_mb != 0
+        ]
+
+    def _limited(self, row: Any, every: Sequence[Effect], own: Sequence[Effect], day: date) -> Any:
+        """Return a row with the limits that hold from a day on, or as it is."""
+        named = [one for one in self._limits_on(row.server, day) if one.server is not None]
+        others = [one for one in every if one not in own] if row.subject == DATABASE_ROWS else []
+        if not named and not others:
+            return row
+        values = dict(row._mapping)  # noqa: SLF001 -- SQLAlchemy's public name
+        # What others take of a shared limit; a volume that is not known may be any.
+        on_disk = [one for one in others if not one.volume or not row.volumes or one.volume in row.volumes]
+        for column, taking in (("server_mb", others), ("free_mb", on_disk)):
+            if values[column] is not None:
+                values[column] = float(values[column]) - sum(one.size_mb for one in taking)
+        for one in named:
+            self._set(values, one)
+        return _ChangedRow(**values)
+
+    def _set(self, values: dict[str, Any], one: LimitChange) -> None:
+        """Change the columns of a row that a limit is in."""
+        if one.volume is not None:
+            before_mb = self._known.volumes[str(one.server)][one.volume]
+            more_mb = one.add_mb if one.limit_mb is None else one.limit_mb - before_mb
+            holds = one.volume == values["name"] if values["subject"] == VOLUME_ROWS else self._grows_on(values, one)
+            column = "own_mb" if values["subject"] == VOLUME_ROWS else "free_mb"
+            if holds and values[column] is not None:
+                values[column] = float(values[column]) + float(more_mb or 0)
+            return
+        is_own = values["subject"] == (DATABASE_ROWS if one.database else SERVER_ROWS) and one.database in {
+            None,
+            values["name"],
+        }
+        column = "own" if is_own else "server"
+        if is_own or (one.database is None and values["subject"] == DATABASE_ROWS):
+            known_mb = values[f"{column}_mb"]
+            if one.limit_mb is not None:
+                values[f"{column}_mb"], values[f"{column}_source"] = one.limit_mb, ASSUMED
+            elif known_mb is not None:
+                values[f"{column}_mb"] = float(known_mb) + (one.add_mb or 0)
+
+    def _grows_on(self, values: Mapping[str, Any], one: LimitChange) -> bool:
+        return values["subject"] == SERVER_ROWS or one.volume in (values["volumes"] or ())
+
+
+def _is_of(effect: Effect, row: Any) -> bool:
+    """Whether a server, database or volume of the effect's server holds what it adds."""
+    if row.subject == DATABASE_ROWS:
+        return bool(effect.database == row.name)
+    return bool(row.subject == SERVER_ROWS or effect.volume == row.name)
+
+
+ASSUMED = "assumed"
+"""Where a limit of a scenario comes from."""
+
+
+def _moved(ends: Sizes, base: Forecasts, last: Sizes, drift: Sizes) -> Sizes:
+    """Return the ends of a band that moves with its forecast."""
+    days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
+    more = (last - base.last)[:, None] + (drift - base.drift)[:, None] * days
+    return np.maximum(ends + more, 0.0)
+
+
+def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
+    """Put the runways of stretches of days together: each counts from its first day to the one before the next."""
+    if len(every) == 1:
+        return every[0]
+    ends = [*starts[1:], np.full(len(starts[0]), np.iinfo(np.int64).max)]
+    days = {}
+    for name in ("early_days", "middle_days", "late_days"):
+        found = np.full(len(starts[0]), NOT_WITHIN_HORIZON)
+        for start, end, one in zip(starts, ends, every, strict=True):
+            reached = getattr(one, name)
+            day = np.maximum(reached, start)
+            counts = (reached != NOT_WITHIN_HORIZON) & (day < end) & (found == NOT_WITHIN_HORIZON)
+            found = np.where(counts & (day <= HORIZONS_DAYS[-1]), day, found)
+        days[name] = found
+    probability = np.zeros_like(every[0].probability)
+    for start, end, one in zip(starts, ends, every, strict=True):
+        for place, horizon in enumerate(HORIZONS_DAYS):
+            # Of a stretch that has ended, what it was up to then counts.
+            last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
+            upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
+            has_begun = (start <= horizon) & (start < end)
+            probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
+    newest = every[-1]
+    probability = np.where(
+        (newest.is_known & newest.has_band)[:, None], np.maximum.accumulate(probability, axis=1), np.nan
+    )
+    return Runways(**days, probability=probability, is_known=newest.is_known, has_band=newest.has_band)

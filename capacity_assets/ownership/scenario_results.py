@@ -1,0 +1,253 @@
+"""The result of a scenario: what differs from the base case in runways and budget; and those that were stored.
+
+How assumptions change forecasts is in `forecast.scenarios`. A result is stored only when somebody asks for it, as it
+was computed, so that a page can show it without computing it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects.postgresql import insert
+
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.label_rules import LONGEST_VALUE
+from capacity_assets.base.units import human_range
+from capacity_assets.database.tables import capacity_scenarios
+from capacity_assets.forecast.history_statements import SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.forecast.outlook import FORECAST, Outlook, day_text, standing_for_themselves
+from capacity_assets.forecast.scenarios import Comparison, Scenario, Subject, compare
+from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, coming_months, read_budget
+from capacity_assets.ownership.labels import having
+
+WITHIN_DAYS = 90
+LONGEST_HORIZON = 365
+
+
+@dataclass(frozen=True)
+class RunwayFigures:
+    """When a subject is full, with or without the assumptions."""
+
+    state: str
+    limit_mb: int | None
+    early_day: date | None
+    middle_day: date | None
+    late_day: date | None
+    within_90_days: float | None
+    """Probability of being full within so many days."""
+    within_365_days: float | None
+    range_text: str
+    """The range of 80 % of the middle day as people read it; empty where it is a single day or unknown."""
+
+    @classmethod
+    def of(cls, row: Outlook) -> RunwayFigures:
+        """Take them from an outlook."""
+        within, longest = (row.probabilities.get(days) for days in (WITHIN_DAYS, LONGEST_HORIZON))
+        beyond = row.last_day + timedelta(days=LONGEST_HORIZON)
+        around = human_range(row.early_day, row.late_day, beyond) if row.state == FORECAST else ""
+        days = (row.early_day, row.middle_day, row.late_day)
+        return cls(row.state, row.limit_mb, *days, within, longest, around)
+
+    @property
+    def text(self) -> str:
+        """The middle day as people read it, or why there is none."""
+        return day_text(self.middle_day) if self.state == FORECAST else self.state
+
+
+@dataclass(frozen=True)
+class ChangedRunway:
+    """A server, database or volume whose runway is another one with the assumptions."""
+
+    server: str
+    subject: str
+    name: str
+    display_name: str
+    last_day: date
+    size_mb: int
+    before: RunwayFigures
+    after: RunwayFigures
+
+
+@dataclass(frozen=True)
+class ChangedBudget:
+    """The budget of a group beside the base case; `name` None: what has no such label, or the fleet."""
+
+    name: str | None
+    end_size_before_mb: int
+    end_size_after_mb: int
+    amount_before: Decimal | None
+    amount_after: Decimal | None
+    difference: Decimal | None
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """What a scenario changes."""
+
+    as_of: date
+    assumptions: Sequence[str]
+    runways: Sequence[ChangedRunway]
+    """The greatest risk with the assumptions first."""
+    unchanged: int
+    """Subjects with a known limit whose runway stays as it is."""
+    notes: Sequence[str]
+    grouped_by: str | None = None
+    last_day: date | None = None
+    """Last day of the budget; None: there is no budget."""
+    currency: str | None = None
+    budget: Sequence[ChangedBudget] = ()
+    total: ChangedBudget | None = None
+    without_budget: str | None = None
+    """Why there is no budget."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a new database does to the runway of one server: its disk or limit that is full first then."""
+
+    server: str
+    display_name: str
+    headroom_mb: int
+    """What is left of that limit today."""
+    before: RunwayFigures
+    after: RunwayFigures
+
+
+def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Sequence[str]) -> ScenarioResult:
+    """Compute what a scenario changes; stores nothing.
+
+    Raises:
+        NotFoundError: nothing was measured, or something that the scenario names.
+        ValidationError: groups are not made by this key.
+        DatabaseError: the database failed.
+    """
+    found = compare(engine, today, scenario, partial(_having, engine, today))
+    if found.as_of is None:
+        raise NotFoundError("Nothing was measured yet: there is nothing to forecast from.")
+    named = _standing(found)
+    changed = [
+        ChangedRunway(
+            before.server,
+            before.subject,
+            before.name,
+            before.display_name,
+            before.last_day,
+            before.size_mb,
+            RunwayFigures.of(before),
+            RunwayFigures.of(after),
+        )
+        for before, after in found.pairs
+        if before != after and (before.server, before.subject, before.name) in named
+    ]
+    common = (found.as_of, scenario.texts, changed, len(named) - len(changed), found.notes)
+    months = coming_months(today, MOST_MONTHS)
+    try:
+        with database_errors(doing="reading a budget"), engine.connect() as connection:
+            base = read_budget(connection, by, months, today, keys)
+            assumed = read_budget(connection, by, months, today, keys, found.effects)
+    except NotFoundError as error:
+        return ScenarioResult(*common, without_budget=str(error))
+    return ScenarioResult(
+        *common,
+        grouped_by=by,
+        last_day=base.last_day,
+        currency=base.currency,
+        budget=_changed_lines(base, assumed),
+        total=_changed_budget(base.total, assumed.total),
+    )
+
+
+def _having(engine: Engine, today: date, subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
+    found = having(engine, subjects, today, label=label)
+    return {(server, database) for server, database in found if database is not None}
+
+
+def _standing(found: Comparison) -> set[tuple[str, str, str]]:
+    """Name what stands for itself with the assumptions or without: a thousand databases may share one volume."""
+    every = [*standing_for_themselves(found.base.rows), *standing_for_themselves(found.changed.rows)]
+    return {(row.server, row.subject, row.name) for row in every}
+
+
+def _changed_lines(base: Budget, assumed: Budget) -> list[ChangedBudget]:
+    before = {line.name: line for line in base.lines}
+    return [_changed_budget(before.get(line.name), line) for line in assumed.lines]
+
+
+def _changed_budget(before: BudgetLine | None, after: BudgetLine) -> ChangedBudget:
+    amount = None if after.amount is None else (before.amount if before else None) or Decimal()
+    difference = None if after.amount is None or amount is None else after.amount - amount
+    size_mb = before.end_size_mb if before else 0
+    return ChangedBudget(after.name, size_mb, after.end_size_mb, amount, after.amount, difference)
+
+
+def fits(found: Comparison) -> list[Fit]:
+    """Order servers by what a new database does to their runway: the one with the smallest risk first."""
+    known = [
+        (after.risk, after.headroom_mb, before, after)
+        for before, after in found.pairs
+        if after.subject in {SERVER_ROWS, VOLUME_ROWS} and after.headroom_mb is not None
+    ]
+    riskiest = {one[3].server: one for one in sorted(known, key=_least_risk, reverse=True)}
+    return [
+        Fit(after.server, after.display_name, left_mb, RunwayFigures.of(before), RunwayFigures.of(after))
+        for _, left_mb, before, after in sorted(riskiest.values(), key=_least_risk, reverse=True)
+    ]
+
+
+def _least_risk(one: tuple[tuple[object, ...], int, Outlook, Outlook]) -> tuple[object, ...]:
+    risk, left_mb, _, after = one
+    return (*risk, left_mb, after.server)
+
+
+@dataclass(frozen=True)
+class StoredScenario:
+    """A result under the name by which it was stored."""
+
+    name: str
+    stored_at: datetime
+    result: ScenarioResult
+
+
+_RESULTS = TypeAdapter(ScenarioResult)
+
+
+def store(engine: Engine, name: str, result: ScenarioResult) -> None:
+    """Store a result in place of an earlier one of the same name; raises ValidationError and DatabaseError."""
+    if not name.strip() or len(name) > LONGEST_VALUE or not name.isprintable():
+        raise ValidationError(f"The name of a scenario must have 1 to {LONGEST_VALUE} printable characters.")
+    content = _RESULTS.dump_python(result, mode="json")
+    row = insert(capacity_scenarios).values(name=name, content=content)
+    changes = {"content": row.excluded.content, "stored_at": sa.func.now()}
+    with database_errors(doing="storing a scenario"), engine.begin() as connection:
+        connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changes))
+
+
+def remove(engine: Engine, name: str) -> None:
+    """Remove a stored result; raises NotFoundError where there is none, and DatabaseError."""
+    chosen = sa.delete(capacity_scenarios).where(capacity_scenarios.c.name == name)
+    with database_errors(doing="removing a scenario"), engine.begin() as connection:
+        if not connection.execute(chosen).rowcount:
+            raise NotFoundError(f"There is no stored scenario {name!r}.")
+
+
+def stored_names(connection: Connection) -> list[str]:
+    """Name the stored scenarios, the newest first; raises DBAPIError."""
+    scenarios = capacity_scenarios.c
+    query = sa.select(scenarios.name).order_by(scenarios.stored_at.desc(), scenarios.name)
+    return list(connection.execute(query).scalars())
+
+
+def stored_scenario(connection: Connection, name: str) -> StoredScenario:
+    """Return a stored result; raises NotFoundError where there is none, and DBAPIError."""
+    query = sa.select(capacity_scenarios).where(capacity_scenarios.c.name == name)
+    row = connection.execute(query).first()
+    if row is None:
+        raise NotFoundError(f"There is no stored scenario {name!r}.")
+    return StoredScenario(row.name, row.stored_at, _RESULTS.validate_python(row.content))

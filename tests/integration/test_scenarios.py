@@ -1,0 +1,208 @@
+"""Scenarios: assumptions beside the base case, which they leave as it is where they assume nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.declarations import declaration
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.outlook import Outlook
+from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.scenarios import (
+    KINDS_OF_ASSUMPTIONS,
+    Comparison,
+    Scenario,
+    compare,
+    higher_limits,
+    new_database_everywhere,
+)
+from capacity_assets.ownership.scenario_results import fits
+from tests.clocks import TODAY
+from tests.command import capacity, printed
+from tests.computing import compute_windows
+from tests.pages import served_pages
+from tests.runways import FIRST, add_ceiling, add_volume, declared, found
+
+pytestmark = pytest.mark.usefixtures("growing_servers")
+
+SOON, LATE = TODAY + timedelta(days=10), TODAY + timedelta(days=300)
+
+
+def assumed(kind: str, **values: object) -> Scenario:
+    return Scenario(**{kind: [declaration(KINDS_OF_ASSUMPTIONS[kind], values)]})
+
+
+def compared(engine: Engine, scenario: Scenario, server: str | None = None) -> Comparison:
+    return compare(engine, TODAY, scenario, lambda subjects, _label: set(subjects), (server, None))
+
+
+def after(engine: Engine, scenario: Scenario) -> dict[tuple[str, str], Outlook]:
+    """What is forecast with the assumptions, by server and name."""
+    return {(one.server, one.name): one for one in compared(engine, scenario).changed.rows}
+
+
+@pytest.fixture
+def limited(engine: Engine) -> Engine:
+    """Limits of every kind: a server's, a database's, a volume's, an engine's ceiling, unlimited and none."""
+    declared("server-1", "--gb", "4")
+    declared("server-1", "still", "--unlimited")
+    declared("server-2", "--gb", "1")
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 900 + 10 * ago)
+    add_ceiling(engine, "orders", ["/data"], limit_mb=3900)
+    return engine
+
+
+NOTHING = {
+    "no assumption": Scenario(),
+    "growth times 1": assumed("growth", factor=1, label="team=payments"),
+    "a tenant of 0 GiB": assumed("tenant", gb=0, server="server-1", day=SOON),
+    "a purge of 0 GiB": assumed("purge", server="server-1", database="orders", gb=0, day=SOON),
+    "no higher limit": higher_limits(Decimal(0)),
+    "a limit as it is": assumed("limit", server="server-1", add_gb=0, day=SOON),
+}
+
+
+def test_a_scenario_that_assumes_nothing_is_the_base_case_to_the_last_digit(limited: Engine) -> None:
+    for server in (None, "server-1"):
+        base = outlooks(limited, TODAY, server)
+        for name, nothing in NOTHING.items():
+            comparison = compared(limited, nothing, server)
+            assert (comparison.base, comparison.changed) == (base, base), name
+            assert all(before == then for before, then in comparison.pairs), name
+
+
+def test_a_higher_limit_is_what_declaring_it_would_give(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+
+    higher = after(engine, higher_limits(Decimal(1)))["server-1", "orders"]
+    named = after(engine, assumed("limit", server="server-1", database="orders", gb=4.5))["server-1", "orders"]
+    listed = printed("runway", "server-1", "--add-gb", "1")
+
+    assert found(engine)["server-1", "orders"].limit_mb == 3584
+    declared("server-1", "orders", "--gb", "4.5")
+    expected = found(engine)["server-1", "orders"]
+    assert higher == expected
+    assert (named.limit_mb, named.middle_day, named.source) == (4608, expected.middle_day, "assumed")
+    assert "if every limit were 1 GiB higher" in listed
+
+
+def test_an_assumption_counts_from_its_day_on(engine: Engine) -> None:
+    declared("server-1", "--gb", "4")
+    base = found(engine)["server-1", None].middle_day
+    assert base is not None
+
+    def day(scenario: Scenario) -> Any:
+        return after(engine, scenario)["server-1", ""].middle_day
+
+    tenant = {"gb": 0.3, "server": "server-1"}
+    assert SOON <= day(assumed("tenant", **tenant, day=SOON)) < base
+    assert day(assumed("tenant", **tenant, day=LATE)) == base, "it is full before the new database comes"
+    assert day(assumed("tenant", gb=2, server="server-1", day=SOON)) == SOON, "there is no room for it"
+    assert day(assumed("limit", server="server-1", gb=5, day=SOON)) > base
+    assert day(assumed("limit", server="server-1", gb=5, day=LATE)) == base
+    assert day(assumed("purge", server="server-1", database="still", gb=0.4, day=SOON)) > base
+
+
+def test_growth_changes_a_database_its_server_and_its_volume_by_the_same(limited: Engine) -> None:
+    doubled = after(limited, assumed("growth", factor=2, server="server-1", database="orders"))
+
+    changes = {name: doubled["server-1", name].change_mb_per_day for name in ("orders", "", "/data", "still")}
+    assert changes == {"orders": 20, "": 20, "/data": 20, "still": 0}
+
+
+def test_a_database_that_moves_takes_its_size_and_growth_along(limited: Engine) -> None:
+    moved = after(limited, assumed("move", server="server-1", database="orders", to="server-2", day=SOON))
+
+    assert (moved["server-1", ""].change_mb_per_day, moved["server-2", ""].change_mb_per_day) == (0, 10)
+    assert moved["server-1", ""].middle_day is None
+    assert moved["server-1", "/data"].middle_day is None
+    assert moved["server-2", ""].middle_day in {SOON, None}, "1 GiB does not hold it, but server-2 has little history"
+
+
+def test_servers_are_ordered_by_what_a_new_database_does_to_them(limited: Engine) -> None:
+    placed = fits(compared(limited, new_database_everywhere(Decimal("0.5"))))
+
+    assert [one.server for one in placed] == ["server-2", "server-1"]
+    assert placed[1].before.middle_day > placed[1].after.middle_day  # type: ignore[operator]
+    document = json.loads(printed("scenario", "--fit", "0.5", "--json"))
+    assert [one["server"] for one in document] == ["server-2", "server-1"]
+
+
+FILE = f"""
+[[growth]]
+label = "team=shop"
+factor = 1.5
+
+[[tenant]]
+server = "server-1"
+gb = 0.25
+day = {SOON}
+
+[[limit]]
+server = "server-1"
+add_gb = 1
+"""
+
+
+def test_a_file_gives_runways_and_budget_beside_the_base_case_and_nothing_is_stored_unless_asked(
+    limited: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    printed("labels", "set", "server-1", "team=shop")
+    printed("prices", "set", "0.5", "--currency", "EUR", "--always")
+    compute_windows(service, "daily", FIRST, TODAY)
+    issue(limited, TODAY, TODAY)
+    printed("bill", "--month", "2025-06")
+    file = tmp_path / "next.toml"
+    file.write_text(FILE)
+
+    shown = printed("scenario", str(file))
+    again = json.loads(printed("scenario", str(file), "--json"))
+    with limited.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM capacity_scenarios")).scalar() == 0
+    stored = json.loads(printed("scenario", str(file), "--json", "--store", "next year"))
+
+    assert {**stored, "stored": None} == again, "the same file gives the same figures"
+    assert "growth of team=shop times 1.5" in shown
+    lines = {line["name"]: line for line in again["budget"]}
+    # A new database and half the growth more; what has no label stays as it is, and the fleet changes by the sum.
+    assert Decimal(lines["shop"]["difference"]) > 0
+    assert Decimal(lines[None]["difference"]) == 0
+    assert again["total"]["difference"] == lines["shop"]["difference"]
+    assert again["total"]["end_size_after_mb"] == sum(line["end_size_after_mb"] for line in lines.values())
+    database = limited.url
+    with served_pages(database) as pages:
+        page, html = pages.document("/scenario"), pages.ask("/scenario?name=next+year").text
+    assert (page["name"], page["names"]) == ("next year", ["next year"])
+    assert page["runways"] == stored["runways"]
+    assert "growth of team=shop times 1.5" in html
+    printed("scenario", "--remove", "next year")
+    assert capacity("scenario", "--remove", "next year").exit_code == 2
+
+
+WRONG = {
+    "[[purges]]\n": "holds tables [[growth]]",
+    '[[purge]]\nserver = "server-1"\ndatabase = "gone"\ngb = 1\n': "'gone' is not in the newest sample",
+    '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
+    '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "Nothing in the newest samples is meant",
+    '[[tenant]]\nserver = "server-9"\ngb = 1\n': "server-9",
+    '[[growth]]\nfactor = "much"\n': "growth 1: 'much' is not a number.",
+    '[[tenant]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "has no disk '/x'",
+}
+
+
+def test_what_makes_no_sense_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    for written, said in WRONG.items():
+        file.write_text(written)
+        refused = capacity("scenario", str(file))
+        assert refused.exit_code == 2
+        assert said in refused.output
