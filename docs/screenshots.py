@@ -24,6 +24,7 @@ PICTURES = (
     ("database", "/database?server=10&name=crm", 1280, 760),
     ("groups", "/groups?by=team", 1280, 560),
     ("bill", "/bill?by=team", 1280, 620),
+    ("budget", "/budget?by=team", 1280, 860),
 )
 PAGES = {
     "fleet": "/",
@@ -32,6 +33,8 @@ PAGES = {
     "groups": "/groups?by=team",
     "filling": "/filling",
     "bill": "/bill?by=team",
+    "budget": "/budget",
+    "scenario": "/scenario",
     "accuracy": "/accuracy",
     "server": "/server?server=10",
     "database": "/database?server=10&name=crm",

@@ -12,9 +12,11 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.forecast.scenarios import Growth, Scenario
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
+from capacity_assets.ownership.scenario_results import result_of, store
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -70,6 +72,8 @@ def filled(engine: Engine) -> None:
         issue(engine, TODAY - timedelta(days=ago), TODAY)
     declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
     issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), fixed_clock(), KEYS)
+    twice = Scenario(growth=[Growth(factor=Decimal(2), database="orders")])
+    store(engine, "twice the growth", result_of(engine, TODAY, twice, "team", KEYS))
 
 
 VOLUMES = """

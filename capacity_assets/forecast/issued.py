@@ -187,7 +187,7 @@ FROM instance_size_stats GROUP BY instance_id, collected_date""",
 SELECT instance_id, volume_name AS name, collected_date, used_mb, coalesce(used_mb, total_mb - free_mb) AS size_mb
 FROM volume_size_stats""",
     GROUP_ROWS: f"""
-WITH last_measured AS ({LAST_MEASURED}),
+WITH last_measured AS MATERIALIZED ({LAST_MEASURED}),
      complete_group_days AS ({COMPLETE_GROUP_DAYS})
 SELECT {OF_NO_SERVER} AS instance_id, label_key || '=' || label_value AS name, day AS collected_date, size_mb
 FROM complete_group_days""",  # noqa: S608 -- statements of our own

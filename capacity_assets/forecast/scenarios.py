@@ -8,7 +8,7 @@ docs/forecast.md, "Scenarios".
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -291,7 +291,7 @@ class Comparison:
     changed: Outlooks
     pairs: Sequence[tuple[Outlook, Outlook]] = ()
     effects: Sequence[Effect] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
     """What could not be applied to a volume."""
 
 

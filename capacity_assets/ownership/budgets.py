@@ -112,7 +112,7 @@ class BudgetLine:
     """
 
     name: str | None
-    last_day: date
+    measured_day: date
     size_mb: int
     """Size on the last measured day."""
     end_size_mb: int
@@ -451,7 +451,7 @@ def _line(own: _Own, day: date, end_size_mb: int, cents: Sequence[int]) -> Budge
     )
     return BudgetLine(
         name=one.name,
-        last_day=one.last_day,
+        measured_day=one.last_day,
         size_mb=one.middle[0],
         end_size_mb=end_size_mb,
         # Rounding to a whole number must not leave the range.

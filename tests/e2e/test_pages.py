@@ -32,6 +32,8 @@ PATHS = (
     "/filling",
     "/bill",
     "/accuracy",
+    "/budget",
+    "/scenario",
     "/server?server=1",
     "/database?server=10&name=crm&window=2026-11-01",
     "/volume?server=1&name=%2Fvar%2Flib%2Fmysql",
