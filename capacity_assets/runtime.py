@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Engine
 
@@ -32,10 +31,6 @@ from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.ownership.bill_groups import store_missing_groups
-
-if TYPE_CHECKING:
-    from capacity_assets.digest.sending import Channels
-
 
 logger = logging.getLogger("capacity_assets")
 
@@ -176,19 +171,6 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
         context,
         settings.collection_concurrency,
         volume_sources=settings.volume_sources,
-    )
-
-
-def digest_channels(settings: Settings) -> Channels:
-    """Return the channels through which digests are sent."""
-    from capacity_assets.digest.sending import Channels
-
-    return Channels(
-        settings.smtp_url.get_secret_value() if settings.smtp_url else None,
-        settings.mail_from,
-        settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None,
-        settings.pages_url,
-        settings.thresholds,
     )
 
 

@@ -15,7 +15,17 @@ from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
 
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Thresholds, load_settings
+from capacity_assets.messages.alerts import News, message_of
+from capacity_assets.messages.message import NEW, html_of
+from capacity_assets.messages.receivers import Receiver
+from capacity_assets.messages.sending import Channels
+from capacity_assets.reading.risks import read_risks
+from capacity_assets.runtime import open_engine
+
 IMAGES = Path(__file__).with_name("images")
+RISKS_IN_MAIL = 2
 EVERY_PAGE = Path(__file__).parents[1] / "build" / "screenshots"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Name of the picture, page, width and height of the part that is shown.
@@ -69,9 +79,25 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{address}{path}")
             page.screenshot(path=IMAGES / f"{name}.png")
+        picture_mail(browser, address)
         picture_every_page(browser, address)
         browser.close()
         served.send_signal(signal.SIGINT)
+
+
+def picture_mail(browser: Browser, address: str) -> None:
+    """Write a picture of the mail about what fills first in the demo, whatever its probability."""
+    settings = load_settings()
+    clock, thresholds = Clock(settings.zone), Thresholds(90, 1, 1)
+    with open_engine(settings) as engine:
+        risks = read_risks(engine, clock.today(), thresholds, ())
+    if risks is None or not risks.risks:
+        sys.exit("Nothing of the demo fills.")
+    news = [News(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
+    channels = Channels(pages_url=address, thresholds=thresholds)
+    page = browser.new_page(viewport={"width": 700, "height": 100})
+    page.set_content(html_of(message_of(Receiver("dba"), news, channels)))
+    page.screenshot(path=IMAGES / "alert.png", full_page=True)
 
 
 def picture_every_page(browser: Browser, address: str) -> None:

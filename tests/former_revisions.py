@@ -25,6 +25,7 @@ _KEYS = (
 ADDED_LATER = {
     "0018": ("DROP TABLE capacity_scenarios",),
     "0017": (
+        "DROP TABLE capacity_alerts",
         "DROP TABLE capacity_decisions CASCADE",
         *(
             f"ALTER TABLE capacity_runways DROP COLUMN planned_{what} CASCADE"

@@ -14,7 +14,7 @@ class Receiver:
     """Takes messages, or answers with an error while `status` says so."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self.status = 200
         receiver = self
 
@@ -22,7 +22,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if receiver.status == 200:
-                    receiver.texts.append(body["text"])
+                    receiver.bodies.append(body)
                 self.send_response(receiver.status)
                 self.end_headers()
 
@@ -33,6 +33,10 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_port}/services/secret-path"
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
+
+    @property
+    def texts(self) -> list[str]:
+        return [body["text"] for body in self.bodies]
 
     def stop(self) -> None:
         self.server.shutdown()

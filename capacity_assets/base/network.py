@@ -163,9 +163,9 @@ def ask(  # noqa: PLR0913 -- what a question may have
         raise UnansweredError(str(reason) or type(error).__name__, type(error).__name__) from None
 
 
-def post_text(url: str, text: str) -> None:
-    """Post one message as JSON with the key `text`, as Slack-compatible receivers take it; raises WebhookError."""
-    body, headers = json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
+def post_json(url: str, content: object) -> None:
+    """Post one message as JSON; raises WebhookError."""
+    body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
     try:
         status = ask(url, seconds=WEBHOOK_SECONDS, body=body, headers=headers).status
     except UnansweredError as error:

@@ -345,20 +345,25 @@ class Variables(BaseSettings):
     )
     alert_webhook_url: WebAddress | None = Field(
         default=None,
-        description="Where failed runs and failed checks of severity error are sent, as JSON with the key `text`. "
-        "Unset: nowhere.",
+        description="Where failed runs, failed checks of severity error and what fills soon are sent, as JSON with "
+        "the key `text`. Unset: nowhere.",
+    )
+    receivers: Path | None = Field(
+        default=None,
+        description="TOML file that says who gets alerts and the weekly digest, of all or of what has a label, and "
+        "how. Unset: nobody.",
     )
     digest_receivers: Path | None = Field(
         default=None,
-        description="TOML file that says who gets the weekly digest, of all or of what has a label. Unset: nobody.",
+        description="Former name of CAPACITY_RECEIVERS, read where that is unset.",
     )
     smtp_url: MailServer | None = Field(
         default=None,
-        description="Mail server of the digests, `smtps://user:password@host:465`, or `smtp://host:587`, encrypted "
-        "where the server offers it. Unset: no mail.",
+        description="Mail server of digests and alerts, `smtps://user:password@host:465`, or `smtp://host:587`, "
+        "encrypted where the server offers it. Unset: no mail.",
     )
     mail_from: str | None = Field(
-        default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$", description="Address that digests come from."
+        default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$", description="Address that digests and alerts come from."
     )
     timezone: ZoneName = Field(
         default_factory=machine_zone,
@@ -567,6 +572,11 @@ class Settings(Variables):
     def zone_is_chosen(self) -> bool:
         """Whether the time zone is set; else it is the machine's."""
         return "timezone" in self.model_fields_set
+
+    @property
+    def receivers_file(self) -> Path | None:
+        """The file of receivers, by its present or its former variable."""
+        return self.receivers or self.digest_receivers
 
     @property
     def capacity_url(self) -> URL | None:

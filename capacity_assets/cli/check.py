@@ -32,9 +32,10 @@ from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, Unreachable
 from capacity_assets.database.guards import judged_day
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
-from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.forecast.history import HistoryScope, reading
 from capacity_assets.history.retention import parse_retention
+from capacity_assets.messages.receivers import receivers_of
+from capacity_assets.messages.sending import Channels, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
@@ -42,7 +43,7 @@ from capacity_assets.runtime import excluded_of, open_engine, open_reading_engin
 ZONE = "CAPACITY_TIMEZONE"
 CAPACITY = "capacity database"
 PAGES = "pages"
-DIGEST = "CAPACITY_DIGEST_RECEIVERS"
+RECEIVERS = "CAPACITY_RECEIVERS"
 OLDEST_SERVER = 14
 NAMED = 5
 UNDEFINED_TABLE = "42P01"
@@ -143,7 +144,7 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield _configuration_problem(str(error))
     yield from _volume_sources(settings)
-    yield from _digest(settings)
+    yield from _receivers(settings)
     yield from _folders(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
         yield _ok(name, "unset: the embedded server" if url is None else safe_url(url))
@@ -167,19 +168,17 @@ def _volume_sources(settings: Settings) -> Iterator[Finding]:
         yield _ok(SOURCES, f"{named}; `capacity volumes fetch --dry-run` asks them")
 
 
-def _digest(settings: Settings) -> Iterator[Finding]:
-    if settings.digest_receivers is None:
+def _receivers(settings: Settings) -> Iterator[Finding]:
+    if settings.receivers_file is None:
         return
     try:
-        receivers = receivers_of(settings.digest_receivers, settings.label_keys)
+        receivers = receivers_of(settings.receivers_file, settings.label_keys)
     except CapacityError as error:
-        yield _bad(DIGEST, " ".join(str(error).splitlines()))
+        yield _bad(RECEIVERS, " ".join(str(error).splitlines()))
         return
-    yield _ok(DIGEST, ", ".join(receiver.name for receiver in receivers) or "nobody")
-    if any(receiver.to for receiver in receivers) and (settings.smtp_url is None or settings.mail_from is None):
-        yield _bad(DIGEST, "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too")
-    if any(receiver.webhook for receiver in receivers) and settings.alert_webhook_url is None:
-        yield _bad(DIGEST, "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too")
+    yield _ok(RECEIVERS, ", ".join(receiver.name for receiver in receivers) or "nobody")
+    for problem in dict.fromkeys(unreachable(receivers, Channels.of(settings))):
+        yield _bad(RECEIVERS, problem)
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:

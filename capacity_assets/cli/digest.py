@@ -15,11 +15,12 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import DAY, STANDARD_OUTPUT, Report, json_command, label_option, wants_json, writing
 from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
+from capacity_assets.messages.receivers import receivers_of
+from capacity_assets.messages.sending import Channels
 from capacity_assets.ownership.labels import refuse_unknown_label
-from capacity_assets.runtime import digest_channels, open_task_runner
+from capacity_assets.runtime import open_task_runner
 
 WEEKLY = PERIODS["weekly"]
 
@@ -28,7 +29,7 @@ WEEKLY = PERIODS["weekly"]
 @click.option("--week", "day", type=DAY, help="Any day of the week. Default: the last complete one.")
 @label_option("Only databases with this label. Default: the fleet.")
 @click.option("--output", default=STANDARD_OUTPUT, help="An HTML file. Default: plain text on the screen.")
-@click.option("--send", is_flag=True, help="Send it to those in CAPACITY_DIGEST_RECEIVERS who have not received it.")
+@click.option("--send", is_flag=True, help="Send it to those in CAPACITY_RECEIVERS who have not received it.")
 @click.option("--again", is_flag=True, help="With --send: also to those who have received it.")
 @json_command
 def digest(
@@ -69,10 +70,10 @@ def digest(
 
 
 def _sent(settings: Settings, engine: Engine, week: Window, *, again: bool) -> Report:
-    if settings.digest_receivers is None:
-        raise ValidationError("CAPACITY_DIGEST_RECEIVERS is unset: set it to the file that lists the receivers.")
-    receivers = receivers_of(settings.digest_receivers, settings.label_keys)
-    result = send_digests(engine, week, receivers, digest_channels(settings), again=again)
+    if settings.receivers_file is None:
+        raise ValidationError("CAPACITY_RECEIVERS is unset: set it to the file that lists the receivers.")
+    receivers = receivers_of(settings.receivers_file, settings.label_keys)
+    result = send_digests(engine, week, receivers, Channels.of(settings), again=again)
     lines = [
         *(f"Sent to {name}." for name in result.sent),
         *(f"{name} has already received it; --again sends it once more." for name in result.earlier),

@@ -1,15 +1,11 @@
-"""A digest as a mail: plain text, and HTML whose chart is a table, because mail programs do not show SVG."""
+"""A digest in words, as a message, and its chart for mails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from email.message import EmailMessage
-from functools import cache
 from typing import Any
-
-from jinja2 import PackageLoader, Template
 
 from capacity_assets.base.units import (
     counted,
@@ -21,9 +17,9 @@ from capacity_assets.base.units import (
     printable,
 )
 from capacity_assets.charts.axis import size_axis
-from capacity_assets.charts.templates import environment_of
 from capacity_assets.digest.content import Digest
 from capacity_assets.forecast.outlook import day_text
+from capacity_assets.messages.message import Line, Message, Section, Sentence, html_of, text_of
 from capacity_assets.reading.changes import DatabaseSize, Decline, UnusualChange
 from capacity_assets.reading.coverage import SilentServer
 from capacity_assets.reading.filling import FillDate
@@ -32,23 +28,6 @@ from capacity_assets.reading.links import address, page_url, subject_address
 # Heights in pixels of a row of the chart, and of the mark of a size.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
 DARK, LIGHT = "#0066a8", "#9cc4e0"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One piece of news, and the page of what it is about; None: the address of the pages is not configured."""
-
-    text: str
-    url: str | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """One kind of news: its heading, its lines, and how many more there are."""
-
-    heading: str
-    lines: Sequence[Line]
-    more: int
 
 
 def subject_of(digest: Digest) -> str:
@@ -153,18 +132,6 @@ NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. 
 DECISIONS = "capacity decisions list"
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence and the command at its end; each medium formats commands in its own way."""
-
-    text: str
-    command: str = ""
-
-    def __str__(self) -> str:
-        """Return it as plain text."""
-        return f"{self.text} {self.command}".rstrip()
-
-
 def opening(digest: Digest) -> list[Sentence]:
     """Return the sentences before the news: size and change, what is as usual, and what is unknown."""
     sentences = [Sentence(headline(digest))]
@@ -180,47 +147,27 @@ def opening(digest: Digest) -> list[Sentence]:
     return sentences
 
 
-def as_text(digest: Digest, pages_url: str | None = None) -> str:
-    """Return the digest as plain text; one line for a week without news, and the address of the pages."""
-    lines = list(map(str, opening(digest)))
+def message_of(digest: Digest, pages_url: str | None = None) -> Message:
+    """Return the digest as a message; one sentence for a week without news, and the page of the whole."""
+    sentences = opening(digest)
     if not digest.has_news:
-        lines = [" ".join(lines)]
-    for section in sections(digest, pages_url) if digest.has_news else []:
-        lines += ["", f"{section.heading}:"]
-        lines += [f"- {line.text}" + (f"\n  {line.url}" if line.url else "") for line in section.lines]
-        lines += [f"- and {section.more} more"] if section.more else []
-    if pages_url is not None:
-        lines += ["", page_url(pages_url, _overview(digest))]
-    return "\n".join(lines) + "\n"
+        *others, last = sentences
+        sentences = [Sentence(" ".join([*map(str, others), last.text]), last.command)]
+    page = "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
+    link = None if pages_url is None else Line(f"More about {printable(digest.whose)}", page_url(pages_url, page))
+    return Message(subject_of(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 
 
-def _overview(digest: Digest) -> str:
-    return "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
+def as_text(digest: Digest, pages_url: str | None = None) -> str:
+    """Return the digest as plain text."""
+    return f"{text_of(message_of(digest, pages_url))}\n"
 
 
 def as_html(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as HTML."""
-    return _template().render(
-        opening=opening(digest),
-        chart=size_chart(digest.history, digest.partial_weeks) if digest.has_news and digest.history else None,
-        mark_height=MARK_HEIGHT,
-        row_height=ROW_HEIGHT,
-        sections=sections(digest, pages_url),
-        subject=subject_of(digest),
-        overview=pages_url and page_url(pages_url, _overview(digest)),
-        whose=printable(digest.whose),
-    )
-
-
-def as_mail(digest: Digest, sender: str, to: Sequence[str], pages_url: str | None = None) -> EmailMessage:
-    """Return the digest as a mail, in plain text and HTML; a week without news is one line of text."""
-    mail = EmailMessage()
-    mail["Subject"], mail["From"], mail["To"] = subject_of(digest), sender, ", ".join(to)
-    mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content(as_text(digest, pages_url))
-    if digest.has_news:
-        mail.add_alternative(as_html(digest, pages_url), subtype="html")
-    return mail
+    chart = size_chart(digest.history, digest.partial_weeks) if digest.has_news and digest.history else None
+    looks = {"mark_height": MARK_HEIGHT, "row_height": ROW_HEIGHT}
+    return html_of(message_of(digest, pages_url), chart=chart, **looks)
 
 
 @dataclass(frozen=True)
@@ -277,8 +224,3 @@ def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[da
     if LIGHT in colours:
         words += " Lighter bars: partly measured."
     return SizeChart(weeks, colours, rows, words)
-
-
-@cache  # Reading it takes longer than filling it in.
-def _template() -> Template:
-    return environment_of(PackageLoader("capacity_assets.digest", "templates")).get_template("digest.html.j2")

@@ -7,6 +7,7 @@ limit that holds from its day on; `runway` computes it. No decision is overwritt
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -329,6 +330,15 @@ def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[
     before = [one.decision for one in _stored(connection) if one.closed_at is None and one.key in keys]
     connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by))
     return before
+
+
+def decide_command(server: str, name: str) -> str:
+    """Return the command that declares a decision, to be completed with a kind, a day and a note.
+
+    `name` is that of a database or volume; empty: the server as a whole.
+    """
+    named = [server, name] if name else [server]
+    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT"
 
 
 class OpenDecisions:

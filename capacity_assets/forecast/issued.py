@@ -271,18 +271,27 @@ def newest_issue(
     connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
 ) -> IssuedDay | None:
     """Return the newest issue from `first` to `last`, of all servers or one; None: none. Raises DBAPIError."""
-    days = {"first": first, "last": last}
-    as_of = connection.execute(text(_NEWEST), days).scalar()
-    if as_of is None:
+    newest = newest_risks(connection, first, last, server, shown=shown)
+    if newest is None:
         return None
-    rows = connection.execute(_risks(as_of, server).limit(shown)).all()
-    decisions = open_decisions(connection, as_of)
-    risks = [Risk(row.instance_id, _outlook(row), _bands(row), decision=decisions.on(row)) for row in rows]
+    as_of, risks = newest
     query = with_parts(_COUNTS, left_over=_LEFT_OVER, headroom=headroom("left_over"), declared=DECLARED_FOR_FORECASTS)
     counts = connection.execute(query, {"as_of": as_of, "server": server}).one()
     headroom_mb = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
     return IssuedDay(*issued, risks, headroom_mb, counts.unknown_limits, scores_of(connection, first, last, server))
+
+
+def newest_risks(
+    connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
+) -> tuple[date, list[Risk]] | None:
+    """Return the day and the greatest risks of the newest issue; as `newest_issue`."""
+    as_of = connection.execute(text(_NEWEST), {"first": first, "last": last}).scalar()
+    if as_of is None:
+        return None
+    rows = connection.execute(_risks(as_of, server).limit(shown)).all()
+    decisions = open_decisions(connection, as_of)
+    return as_of, [Risk(row.instance_id, _outlook(row), _bands(row), decision=decisions.on(row)) for row in rows]
 
 
 def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None:

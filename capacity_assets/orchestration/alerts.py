@@ -1,21 +1,34 @@
-"""Alerts to a webhook: failed runs, and failed checks of severity error.
+"""Alerts: failed runs and failed checks of severity error to the default receiver, what fills soon to whom it concerns.
 
 One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
 fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
 tick begins at the present; history is not sent.
+
+A verdict of the check `nothing_fills_soon` makes the sensor look at what fills; who was told what is in the database,
+so a receiver that is away, or has quiet hours, is told by a later tick and the others are not told again.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date, datetime
+from hashlib import sha256
 from typing import Any
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
+from sqlalchemy import Engine
 
-from capacity_assets.base.network import WebhookError, post_text
+from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import first_of, printable
+from capacity_assets.digest.sending import send_digests
+from capacity_assets.messages.alerts import AlertDeliveries, send_alerts
+from capacity_assets.messages.message import NEW, Event, Message, Sentence
+from capacity_assets.messages.receivers import DEFAULT, Receiver, receivers_of, receivers_of_alerts
+from capacity_assets.messages.sending import Channels, SendingError, send, ways_of
+from capacity_assets.orchestration.documents import DIGEST_PERIOD, DIGEST_SENT, WAITING_WEEK
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private.definitions import (
     AUTO_RETRY_RUN_ID_TAG,
@@ -25,7 +38,9 @@ from capacity_assets.orchestration.private.definitions import (
     WILL_RETRY_TAG,
     TimeWindowPartitionsSubset,
 )
+from capacity_assets.orchestration.runways import NOTHING_FILLS_SOON
 from capacity_assets.reading.links import address, page_url
+from capacity_assets.runtime import open_engine
 
 ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
@@ -64,31 +79,120 @@ class Links:
         )
 
 
-def alert_sensors(settings: Settings) -> list[dg.SensorDefinition]:
+def alert_sensors(settings: Settings, clock: Clock | None = None) -> list[dg.SensorDefinition]:
     """Build the sensor, or none if no receiver is configured."""
-    if settings.alert_webhook_url is None:
+    if settings.alert_webhook_url is None and settings.receivers_file is None:
         return []
-    webhook_url = settings.alert_webhook_url.get_secret_value()
+    return [_sensor(settings, clock or Clock(settings.zone))]
+
+
+def _sensor(settings: Settings, clock: Clock) -> dg.SensorDefinition:
     links = Links(settings.dagster_url_of_people, settings.pages_url)
+    channels = Channels.of(settings)
 
     @dg.sensor(
         name=ALERT_SENSOR,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Sends failed runs and failed checks of severity error to CAPACITY_ALERT_WEBHOOK_URL.",
+        description="Sends failed runs and failed checks of severity error to CAPACITY_ALERT_WEBHOOK_URL, and what "
+        "fills soon to the receivers in CAPACITY_RECEIVERS.",
     )
-    def send_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
             context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
             return dg.SkipReason("Begins here; what failed before is not sent.")
         state = _State.of(json.loads(context.cursor))
-        messages = _new_incidents(context.instance, state, links)
-        for message in messages:
-            send(webhook_url, message)
+        state.held += _new_incidents(context.instance, state, links)
+        receivers, problem = _receivers(settings)
+        said = [problem] if problem else []
+        if state.look_at is not None and state.look_at <= clock.now().timestamp():
+            said.append(_tell_owners(settings, clock, receivers, state))
+            # Who is in a file that cannot be read is told once it can.
+            state.look_at = clock.now().timestamp() if problem else state.look_at
+        sent = _send_held(receivers, channels, clock, state)
         context.update_cursor(json.dumps(asdict(state)))
-        return dg.SkipReason(f"{len(messages)} alerts sent.")
+        return dg.SkipReason(" ".join([f"{sent} alerts sent.", *said]))
 
-    return [send_alerts]
+    return tell
+
+
+def _receivers(settings: Settings) -> tuple[list[Receiver], str]:
+    """Return who gets alerts, and what is wrong with the file; then the alert webhook alone is told."""
+    has_webhook = settings.alert_webhook_url is not None
+    try:
+        return receivers_of_alerts(settings.receivers_file, settings.label_keys, has_alert_webhook=has_webhook), ""
+    except ValidationError as error:
+        only_default = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
+        return only_default, f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
+
+
+def _tell_owners(settings: Settings, clock: Clock, receivers: Sequence[Receiver], state: "_State") -> str:
+    """Send what fills soon, and a digest that waited, to whom it concerns, and say who could not be reached.
+
+    The next tick tries these again; after quiet hours another look is due.
+    """
+    channels, told, ends = Channels.of(settings), AlertDeliveries(), []
+    try:
+        with open_engine(settings, connect=False) as engine:
+            if settings.fills_soon_severity == "error":
+                told = send_alerts(engine, clock, receivers, channels)
+            if state.digest_week is not None:
+                ends = _send_digest(engine, clock, settings, channels, state)
+    except CapacityError as error:
+        return f"What fills soon was not sent: {error}"
+    ends += [told.quiet_until] if told.quiet_until else []
+    next_end = min((end.timestamp() for end in ends), default=None)
+    state.look_at = clock.now().timestamp() if told.failed else next_end
+    reached = f"What fills soon: sent to {', '.join(told.sent) or 'nobody'}."
+    failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in told.failed)
+    return f"{reached} {failures}".rstrip()
+
+
+def _send_digest(
+    engine: Engine, clock: Clock, settings: Settings, channels: Channels, state: "_State"
+) -> list[datetime]:
+    """Send the digest of the week that waited, and return when the quiet hours of the others end."""
+    now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(str(state.digest_week)))
+    receivers = receivers_of(settings.receivers_file, settings.label_keys) if settings.receivers_file else []
+    waiting = send_digests(engine, week, receivers, channels, now=now).waiting
+    state.digest_week = state.digest_week if waiting else None
+    return [end for one in receivers if one.name in waiting and (end := one.quiet_until(now))]
+
+
+def _send_held(receivers: Sequence[Receiver], channels: Channels, clock: Clock, state: "_State") -> int:
+    """Send failed runs and checks to the default receiver, and return how many; in its quiet hours they stay held.
+
+    Raises ReceiverError, which names neither an address nor a secret.
+    """
+    default = next((one for one in receivers if one.name == DEFAULT), None)
+    if default is None:
+        state.held = []
+        return 0
+    if default.quiet_until(clock.local_now()) is not None:
+        return 0
+    for text in state.held:
+        _send(default, _message(text), channels)
+    sent, state.held = len(state.held), []
+    return sent
+
+
+def _message(text: str) -> Message:
+    title, *rest = text.split("\n")
+    key = f"capacity-{sha256(title.encode()).hexdigest()[:32]}"
+    opening = [Sentence(line) for line in rest]
+    return Message(title, opening, event=Event(NEW, key, "error", "capacity_assets", {}))
+
+
+def _send(default: Receiver, message: Message, channels: Channels) -> None:
+    problems = []
+    for way in ways_of(default):
+        try:
+            send(message, default, way, channels)
+        except SendingError as error:
+            problems.append(str(error))
+    # Who got it by one way does not get it again because of the other.
+    if len(problems) == len(ways_of(default)):
+        raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
 
 
 @dataclass
@@ -102,6 +206,12 @@ class _State:
     failing: dict[str, str] = field(default_factory=dict)
     failing_jobs: dict[str, list[str]] = field(default_factory=dict)
     retried: dict[str, str] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)
+    """Messages that wait for the end of quiet hours."""
+    look_at: float | None = None
+    """The moment from which on to look at what fills soon; None: not before the next verdict on it."""
+    digest_week: str | None = None
+    """The week whose digest waits for the end of quiet hours."""
 
     @classmethod
     def of(cls, remembered: Mapping[str, Any]) -> "_State":
@@ -164,7 +274,7 @@ def _new_incidents(instance: dg.DagsterInstance, state: _State, links: Links) ->
             else:
                 record(entry.run_id, job)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            messages += _check_incident(event.asset_check_evaluation_data, state.failing, links)
+            messages += _check_incident(event.asset_check_evaluation_data, state, links)
     return messages + [_runs_text(instance, text, run_ids, links) for text, run_ids in runs.items()]
 
 
@@ -194,7 +304,14 @@ def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tupl
     return ended
 
 
-def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str], links: Links) -> list[str]:
+def _check_incident(evaluation: dg.AssetCheckEvaluation, state: _State, links: Links) -> list[str]:
+    if evaluation.check_name == NOTHING_FILLS_SOON:
+        if evaluation.severity is dg.AssetCheckSeverity.ERROR:
+            state.look_at = 0
+        return []
+    if evaluation.check_name == DIGEST_SENT and WAITING_WEEK in evaluation.metadata:
+        state.look_at, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
+    failing = state.failing
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
     if evaluation.passed:
         failing.pop(name, None)
@@ -244,13 +361,3 @@ def _partition_keys(run: dg.DagsterRun) -> Iterable[str]:
         return run.partitions_subset.get_partition_keys()
     key = run.tags.get(PARTITION_NAME_TAG)
     return [key] if key else []
-
-
-def send(webhook_url: str, text: str) -> None:
-    """Post one message; raises ReceiverError, which names neither the address nor its secret path."""
-    try:
-        post_text(webhook_url, text)
-    except WebhookError as error:
-        raise ReceiverError(
-            f"The receiver in CAPACITY_ALERT_WEBHOOK_URL {error}. Nothing is lost: the next tick sends again."
-        ) from None

@@ -91,7 +91,7 @@ def build_definitions(
             late_data.computed_windows_sensor(periods),
             *([late_data.sample_days_sensor(settings)] if is_measured else []),
             *([documents.growth_report_sensor, documents.showback_sensor] if month else []),
-            *alert_sensors(settings),
+            *alert_sensors(settings, the_clock),
         ],
         resources=resources(settings, the_clock, periods),
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.

@@ -20,9 +20,10 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import Deliveries, send_digests
 from capacity_assets.digest.writing import opening, sections
+from capacity_assets.messages.receivers import receivers_of
+from capacity_assets.messages.sending import Channels
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     bullets,
@@ -48,7 +49,6 @@ from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.data import Report, file_name, read_report
 from capacity_assets.report.issues import Edition, next_edition
 from capacity_assets.report.page import make_report_folder, write_report
-from capacity_assets.runtime import digest_channels
 
 
 def made_of_aggregates(
@@ -273,7 +273,7 @@ showback_job = dg.define_asset_job(SHOWBACK_JOB, [SHOWBACK], description="Issues
 
 DIGEST, DIGEST_GROUP = "digest", "reports"
 DIGEST_JOB, DIGEST_SCHEDULE = "digest_job", "digest_schedule"
-DIGEST_SENT = "digest_sent"
+DIGEST_SENT, WAITING_WEEK = "digest_sent", "waiting_week"
 DIGEST_PERIOD = "weekly"
 # After the week's aggregates and the day's runways.
 MINUTE = 50
@@ -282,9 +282,9 @@ DIGEST_DESCRIPTION = """\
 What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
 that are no longer measured, databases that came and went. A week without such news has one line.
 
-The newest complete week is sent to those in `CAPACITY_DIGEST_RECEIVERS` who did not get it yet, as mail or to the alert
-webhook; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only: the check
-`digest_sent` names it, and the next two days try again.
+The newest complete week is sent to those in `CAPACITY_RECEIVERS` who did not get it yet, by mail or to their channel,
+after their quiet hours; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only:
+the check `digest_sent` names it, and the next two days try again.
 """
 
 
@@ -309,23 +309,26 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
         failed: list[tuple[str, str]] = []
+        waiting: dict[str, str] = {}
 
         def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
-            engine, deliveries, path = runner.service.engine, Deliveries(), settings.digest_receivers
+            service, deliveries, path = runner.service, Deliveries(), settings.receivers_file
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
-            if week == period.last(runner.service.clock.today()):
-                deliveries = send_digests(engine, week, receivers, digest_channels(settings), again=config.again)
+            if week == period.last(service.clock.today()):
+                channels, now = Channels.of(settings), service.clock.local_now()
+                deliveries = send_digests(service.engine, week, receivers, channels, again=config.again, now=now)
                 failed.extend(deliveries.failed)
-            return digest_metadata(
-                read_digest(engine, week, thresholds=settings.thresholds), deliveries, settings.pages_url
-            )
+                if deliveries.waiting:
+                    # The alert sensor sends it when their quiet hours end.
+                    waiting.update({WAITING_WEEK: week.key, "waiting": ", ".join(deliveries.waiting)})
+            digest = read_digest(service.engine, week, thresholds=settings.thresholds)
+            return digest_metadata(digest, deliveries, settings.pages_url)
 
         make_each(context, period, make)
         failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
         text = failures or "All receivers got the digest, or none is configured."
-        yield dg.MaterializeResult(
-            check_results=[check_result(DIGEST_SENT, text, failures, places=len(failed), is_error=False)]
-        )
+        result = check_result(DIGEST_SENT, text, failures, places=len(failed), is_error=False, metadata=waiting)
+        yield dg.MaterializeResult(check_results=[result])
 
     return make_digest
 

@@ -152,7 +152,7 @@ def materialise(
     if not work.chunks:
         return 0, recompute(check_cancelled)
     # The demo sends no mail about servers that do not exist.
-    without_mail = settings.model_copy(update={"digest_receivers": None})
+    without_mail = settings.model_copy(update={"receivers": None, "digest_receivers": None})
     definitions = build_definitions(without_mail, retries=_DemoRetryPolicy(*RETRIES))
 
     def run(chunks: Sequence[Chunk]) -> int:

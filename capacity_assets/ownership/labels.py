@@ -254,9 +254,17 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
     """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    parameters = {"servers": [server], "databases": [database], "day": day, "engine_name": None}
-    rows = rows_of(engine, "labels", LABELS_ON, **parameters, key=None, value=None)
-    return dict(rows[0].labels) if rows else {}
+    return labels_of_each(engine, [(server, database)], day).get((server, database), {})
+
+
+def labels_of_each(
+    engine: Engine, subjects: Sequence[tuple[str, str | None]], day: date
+) -> dict[tuple[str, str | None], dict[str, str]]:
+    """Return the labels of registered servers (database None) and databases on a day; raises DatabaseError."""
+    servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
+    parameters = {"servers": servers, "databases": databases, "day": day, "engine_name": None}
+    found = rows_of(engine, "labels", LABELS_ON, **parameters, key=None, value=None)
+    return {subjects[row.number - 1]: dict(row.labels) for row in found}
 
 
 def having(

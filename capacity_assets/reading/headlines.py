@@ -94,12 +94,6 @@ def limit_command(about: Subject) -> str:
     return f"capacity limits set {shlex.join(named)} --gb GIB"
 
 
-def decide_command(runway: Runway) -> str:
-    """Return the command that declares a decision, to be completed with a kind, a day and a note."""
-    named = [runway.server, runway.name] if runway.name else [runway.server]
-    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT"
-
-
 def _headline(runway: Runway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
     return Headline(text, severity_of(runway, thresholds), runway.full_middle, linked, *place)

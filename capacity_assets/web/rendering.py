@@ -33,12 +33,13 @@ from capacity_assets.charts.bars import Columns, Series, columns_chart, share_ba
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
+from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.reading.filling import Runway, Severity
 from capacity_assets.reading.groups import GroupSpace
-from capacity_assets.reading.headlines import Headline, decide_command, range_of
+from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.links import address, subject_address
 from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow

@@ -149,9 +149,9 @@ def receivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Write the file of receivers."""
 
     def write(content: str) -> None:
-        file = tmp_path / "digest.toml"
+        file = tmp_path / "receivers.toml"
         file.write_text(content)
-        monkeypatch.setenv("CAPACITY_DIGEST_RECEIVERS", str(file))
+        monkeypatch.setenv("CAPACITY_RECEIVERS", str(file))
 
     return write
 

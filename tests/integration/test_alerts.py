@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -17,6 +18,8 @@ from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, al
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
 from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.receiver import Receiver, receiving
@@ -27,14 +30,16 @@ class House:
     """An instance, its sensor and its jobs."""
 
     def __init__(self, settings: Settings, instance: dg.DagsterInstance, url: str) -> None:
-        self.definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
+        self.clock = fixed_clock(date(2026, 7, 1))
+        self.definitions = build_definitions(settings, clock=self.clock, retries=QUICK_RETRIES)
         self.instance = instance
         self.send_to(url, settings)
         self.cursor: str | None = None
 
     def send_to(self, url: str, settings: Settings) -> None:
         """Replace the sensor by one with another receiver or other links."""
-        [self.sensor] = alert_sensors(settings.model_copy(update={"alert_webhook_url": SecretStr(url)}))
+        with_webhook = settings.model_copy(update={"alert_webhook_url": SecretStr(url)})
+        [self.sensor] = alert_sensors(with_webhook, self.clock)
 
     def tick(self) -> None:
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
@@ -135,7 +140,7 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     house.tick()
 
     fills, impossible = sorted(receiver.texts, key=lambda message: "values_possible" in message)
-    assert fills.splitlines()[-1] == "or ders on server-1: https://pages.example/database?server=1&name=or+ders"
+    assert "\n  https://pages.example/database?server=1&name=or+ders\n" in fills
     assert impossible.splitlines()[-1] == "https://pages.example/databases?period=daily"
 
     house.send_to(receiver.url, of_dagster)
@@ -174,35 +179,74 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     assert len(receiver.texts) == 2
 
 
-def test_what_fills_soon_is_told_once_however_its_days_move_and_again_when_something_else_does(
-    house: House, receiver: Receiver, engine: Engine
+def test_what_fills_soon_is_told_once_to_whom_it_concerns_and_not_again_by_its_check(
+    house: House, receiver: Receiver, engine: Engine, settings: Settings, tmp_path: Path
 ) -> None:
     """The house's today is 2026-07-01."""
+    (tmp_path / "receivers.toml").write_text(
+        '[[receivers]]\nname = "payments"\nlabel = "team=payments"\nwebhook = true\ngets = ["alerts"]\n'
+    )
+    house.send_to(receiver.url, settings.model_copy(update={"receivers": tmp_path / "receivers.toml"}))
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
     add_database_sizes(engine, sizes(1, "log", "2026-03-04", [500 + day for day in range(120)]))
     declare(engine, [Limit("server-1", "orders", 2290)])
-    for day in ("2026-06-30", "2026-07-01"):
+    declare_labels(engine, [Label("server-1", "log", "team", "payments")], date(2026, 7, 1))
+    for day in ("2026-06-30", "2026-07-01", "2026-06-15"):
         house.run(day, "runway_job")
         house.tick()
 
     [message] = receiver.texts
-    assert message.startswith(
-        "Check failed. runway: nothing_fills_soon\nAs of 30 Jun 2026:\n\n- orders on server-1: full on "
-    )
-    assert "Forecast growth: +10 MiB per day." in message
-    house.run("2026-06-15", "runway_job")
-    house.tick()
-    assert len(receiver.texts) == 1, "a day that is long over calls nobody"
+    assert message.startswith("orders on server-1 is full on ")
+    assert "- Forecast growth: +10 MiB per day" in message
     declare(engine, [Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
     house.tick()
-    assert "log on server-1: full on " in receiver.texts[1]
-    for limit_mb in (9000, 2290):
-        declare(engine, [Limit("server-1", "orders", limit_mb)])
-        house.run("2026-07-01", "runway_job")
+    assert [text.partition(" is full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
+        "all, and its team"
+    )
+    declare(engine, [Limit("server-1", "orders", 90_000), Limit("server-1", "log", 90_000)])
+    house.run("2026-07-01", "runway_job")
+    house.tick()
+    resolved = ["Resolved: log on server-1", "Resolved: log on server-1, and 1 more"]
+    assert sorted(text.partition("\n")[0] for text in receiver.texts[3:]) == resolved
+
+
+def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_back(
+    house: House, receiver: Receiver, engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """The house's now is noon of 2026-07-01."""
+    file = tmp_path / "receivers.toml"
+    file.write_text('[[receivers]]\nname = "default"\nwebhook = true\ngets = ["alerts"]\nquiet = "11:00-13:00"\n')
+    with_file = settings.model_copy(update={"receivers": file})
+    house.send_to(receiver.url, with_file)
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
+    add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
+    declare(engine, [Limit("server-1", "orders", 2290)])
+    house.run("2026-07-01", "runway_job")
+    house.run("2026-07-01")
+    house.tick()
+    assert receiver.texts == []
+
+    house.clock = clock_at(date(2026, 7, 1), 13)
+    house.send_to(receiver.url, with_file)
+    receiver.status = 500
+    with pytest.raises(ReceiverError):
         house.tick()
-    assert len(receiver.texts) == 2, "one of two that comes and goes is no news"
+    receiver.status = 200
+    house.tick()
+    house.tick()
+    fills, fails = receiver.texts
+    assert fills.startswith("orders on server-1 is full on ")
+    assert fails.startswith("Check failed. daily_database_aggregations: values_possible\n")
+
+    file.write_text("[[receivers]]\n")
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE capacity_alembic_version"))
+    house.run("2026-06-01")
+    house.tick()
+    assert receiver.texts[2].startswith("Run failed (")
 
 
 def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: House, receiver: Receiver) -> None:

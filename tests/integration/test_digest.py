@@ -17,8 +17,10 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_days, human_mb
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, as_text, sections, subject_of
+from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
+from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
@@ -291,6 +293,34 @@ def test_the_asset_sends_the_newest_week_only_and_a_refusal_fails_no_run(inbox: 
     assert {"sent": 1, "not_sent": 1, "growers": 1, "silent": 1}.items() <= counts.items()
 
 
+@pytest.mark.usefixtures("week")
+def test_a_digest_that_falls_into_quiet_hours_is_sent_when_they_end(inbox: Inbox, receivers: Any) -> None:
+    """The asset runs at noon."""
+    receivers(TEAM + 'quiet = "11:00-13:00"\n')
+    job = build_definitions(Settings(), clock=fixed_clock()).resolve_job_def(DIGEST_JOB)
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = None
+
+        def tick(hour: int) -> None:
+            nonlocal cursor
+            [sensor] = alert_sensors(Settings(), clock_at(hour=hour))
+            with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
+                sensor(context)
+                cursor = context.cursor
+
+        tick(12)
+        ran = job.execute_in_process(instance=instance, partition_key=WEEK.key)
+        [evaluation] = ran.get_asset_check_evaluations()
+        assert (evaluation.passed, evaluation.metadata["waiting"].value) == (True, "dba")
+        tick(12)
+        assert inbox.mails == []
+        tick(13)
+        tick(13)
+
+    [mail] = inbox.mails
+    assert mail["Subject"].startswith("Capacity of the fleet, week of ")
+
+
 def test_the_schedule_asks_for_the_last_week_on_three_days() -> None:
     definitions = build_definitions(Settings())
     repository = definitions.get_repository_def()
@@ -340,7 +370,7 @@ def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
             found.setdefault(finding["subject"], []).append((finding["verdict"], finding["text"]))
         return found
 
-    assert said()["CAPACITY_DIGEST_RECEIVERS"] == [
+    assert said()["CAPACITY_RECEIVERS"] == [
         ("ok", "dba, chat"),
         ("bad", "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"),
         ("bad", "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"),
@@ -349,9 +379,9 @@ def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
     monkeypatch.setenv("CAPACITY_SMTP_URL", "smtp://mail.example")
     monkeypatch.setenv("CAPACITY_MAIL_FROM", "capacity@example.com")
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://chat.example/hook")
-    assert said()["CAPACITY_DIGEST_RECEIVERS"] == [("ok", "dba, chat")]
+    assert said()["CAPACITY_RECEIVERS"] == [("ok", "dba, chat")]
     receivers("nonsense")
-    assert said()["CAPACITY_DIGEST_RECEIVERS"][0][0] == "bad"
+    assert said()["CAPACITY_RECEIVERS"][0][0] == "bad"
 
 
 @pytest.mark.usefixtures("week")

@@ -12,9 +12,10 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.digest import sending
-from capacity_assets.digest.receivers import Receiver as WantsDigest
-from capacity_assets.digest.sending import Channels, send_digests
+from capacity_assets.digest.sending import send_digests
+from capacity_assets.messages import sending
+from capacity_assets.messages.receivers import Receiver as WantsDigest
+from capacity_assets.messages.sending import Channels
 from tests.certificates import make_certificates
 from tests.command import capacity
 from tests.digests import TEAM, WEEK, filled
@@ -53,7 +54,7 @@ def test_a_server_that_ends_idle_sessions_does_not_end_the_lock_while_a_receiver
 ) -> None:
     options = {"options": "-c idle_in_transaction_session_timeout=200"}
     limited = capacity_engine(engine.url.update_query_dict(options))
-    monkeypatch.setattr(sending, "post_text", lambda *_: time.sleep(1))
+    monkeypatch.setattr(sending, "post_json", lambda *_: time.sleep(1))
 
     sent = send_digests(limited, WEEK, [WantsDigest("dba", webhook=True)], Channels(webhook_url="http://127.0.0.1:1"))
 

@@ -23,11 +23,10 @@ from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.volumes import SourceError, volume_sources, volumes_of
 from capacity_assets.database import locks
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
-from capacity_assets.digest import sending
-from capacity_assets.digest.receivers import Receiver
-from capacity_assets.digest.sending import Channels, send_digests
-from capacity_assets.orchestration import alerts
-from capacity_assets.orchestration.alerts import ReceiverError
+from capacity_assets.digest.sending import send_digests
+from capacity_assets.messages import sending
+from capacity_assets.messages.receivers import Receiver
+from capacity_assets.messages.sending import Channels
 from tests.clocks import TODAY
 from tests.digests import WEEK, filled
 from tests.servers import free_port
@@ -112,12 +111,6 @@ def by_encrypted_mail(engine: Engine, port: int, _folder: Path) -> str:
     return send(engine, receiver, Channels(f"smtps://127.0.0.1:{port}", "capacity@example.com"))
 
 
-def alert(_engine: Engine, port: int, _folder: Path) -> str:
-    with pytest.raises(ReceiverError) as caught:
-        alerts.send(f"http://127.0.0.1:{port}/secret-path", "text")
-    return str(caught.value)
-
-
 def volumes(_engine: Engine, port: int, folder: Path) -> str:
     (folder / "sources.toml").write_text(SOURCE.format(url=f"http://127.0.0.1:{port}", label="x"))
     [source] = volume_sources(folder / "sources.toml")
@@ -144,9 +137,8 @@ CHUNK = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0")
 @pytest.mark.parametrize(
     ("call", "drops"),
     [
-        pytest.param(alert, STATUS_LINE, id="alert-status"),
-        pytest.param(alert, HEADER, id="alert-header"),
-        pytest.param(by_webhook, HEADER, id="digest-webhook"),
+        pytest.param(by_webhook, STATUS_LINE, id="webhook-status"),
+        pytest.param(by_webhook, HEADER, id="webhook-header"),
         pytest.param(by_mail, (b"", b"220 mail "), id="mail-greeting"),
         pytest.param(by_mail, (b"220 mail\r\n250-", b"mail "), id="mail-hello"),
         pytest.param(by_encrypted_mail, RECORD, id="mail-handshake"),
@@ -209,7 +201,6 @@ def redirecting() -> Iterator[tuple[int, list[str]]]:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (alert, "answered 302, a redirect, which is not followed: configure the target address"),
         (by_webhook, "answered 302, a redirect, which is not followed: configure the target address"),
         (volumes, "it answers 302, a redirect, which is not followed"),
     ],
@@ -226,4 +217,4 @@ def test_a_redirection_is_a_failure_and_is_not_followed(
 
 
 def test_a_host_that_nobody_serves_is_said_at_once(engine: Engine, tmp_path: Path) -> None:
-    assert "does not answer (URLError)" in alert(engine, free_port(), tmp_path)
+    assert "does not answer (URLError)" in by_webhook(engine, free_port(), tmp_path)

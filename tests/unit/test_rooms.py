@@ -23,6 +23,7 @@ ROOMS = [
     "history",
     "reading",
     "charts",
+    "messages",
     "digest",
     "report",
     "web",
@@ -58,18 +59,18 @@ def test_imports_run_one_way() -> None:
             assert imported_rooms(path) <= allowed, path
 
 
-def test_pages_report_and_digest_only_present() -> None:
-    """They have no SQL: what they show is asked in `reading`. A digest that was sent is remembered by `sending`."""
+def test_pages_report_digest_and_messages_only_present() -> None:
+    """They have no SQL: what they show is asked in `reading`. What was sent is remembered by those who send."""
     package = ROOT / "capacity_assets"
     executing = {
         path.relative_to(package).as_posix()
-        for room in ("web", "report", "digest", "charts")
+        for room in ("web", "report", "digest", "messages", "charts")
         for path in (package / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "execute"
     }
 
-    assert executing == {"digest/sending.py"}
+    assert executing == {"digest/sending.py", "messages/alerts.py", "messages/sending.py"}
 
 
 def test_private_names_of_dagster_are_imported_in_one_place() -> None:

@@ -1,0 +1,291 @@
+"""A message, and its form for each kind of receiver: text, mail, JSON, Slack, Microsoft Teams and PagerDuty.
+
+Each form keeps to the limits that the receiver documents; what does not fit is counted in the message. Names come from
+servers, so they are escaped in every form that has markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.message import EmailMessage
+from functools import cache
+from typing import Any
+
+from jinja2 import PackageLoader, Template
+
+from capacity_assets.charts.templates import environment_of
+
+# Slack: 50 blocks, 150 characters in a header, 3,000 in a section. Teams: 28 KB. PagerDuty: 1,024 in a summary.
+SLACK_SECTIONS, SLACK_HEADER, SLACK_TEXT = 20, 150, 3_000
+TEAMS_BYTES, TEAMS_SECTIONS = 24_000, 20
+PAGERDUTY_SUMMARY = 1_024
+ADAPTIVE_CARD = "application/vnd.microsoft.card.adaptive"
+CLIENT = "capacity_assets"
+NEW, WORSE, RESOLVED = "new", "worse", "resolved"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence and the command at its end; each form shows commands in its own way."""
+
+    text: str
+    command: str = ""
+
+    def __str__(self) -> str:
+        """Return it as plain text."""
+        return f"{self.text} {self.command}".rstrip()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text; `name` says what it is about, `url` is the page of it; None: neither."""
+
+    text: str
+    url: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        """Return it as plain text, without its address."""
+        return self.text if self.name is None else f"{self.name}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """What programs need of a section: what happened, to what, how urgent it is, and the figures."""
+
+    kind: str
+    """new, worse or resolved."""
+    key: str
+    """The same in every message about the same thing."""
+    severity: str
+    """critical or error, as PagerDuty has them."""
+    source: str
+    figures: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a message: its heading and lines, how many lines more there are, its page, and what to run."""
+
+    heading: str
+    lines: Sequence[Line] = ()
+    more: int = 0
+    url: str | None = None
+    command: str | None = None
+    event: Event | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message; `link` is the page of the whole, `more` counts sections that were left out."""
+
+    title: str
+    opening: Sequence[Sentence] = ()
+    sections: Sequence[Section] = ()
+    link: Line | None = None
+    more: int = 0
+    event: Event | None = None
+    """Of a message that has no sections."""
+
+    @property
+    def url(self) -> str | None:
+        """The address of the page of the whole."""
+        return None if self.link is None else self.link.url
+
+
+def text_of(message: Message) -> str:
+    """Return the message as plain text, without its title."""
+    lines = list(map(str, message.opening))
+    for section in message.sections:
+        # A message about one thing has said what it is in its title.
+        if section.heading != message.title:
+            lines += [*([""] if lines else []), f"{section.heading}:"]
+        lines += [f"- {line}" + (f"\n  {line.url}" if line.url else "") for line in section.lines]
+        lines += [f"- and {section.more} more"] if section.more else []
+        lines += [f"- To decide: {section.command}"] if section.command else []
+        lines += [f"  {section.url}"] if section.url else []
+    lines += ["", f"And {message.more} more."] if message.more else []
+    lines += ["", message.url] if message.url else []
+    return "\n".join(lines)
+
+
+def html_of(message: Message, **chart: object) -> str:
+    """Return the message as HTML; `chart` is what the template draws before the sections."""
+    return _template().render(message=message, **{"chart": None, **chart})
+
+
+def mail_of(message: Message, sender: str, to: Sequence[str], html: str | None = None) -> EmailMessage:
+    """Return the message as a mail in plain text and HTML, of which `html` replaces the latter; empty: plain text."""
+    mail = EmailMessage()
+    mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(f"{text_of(message)}\n")
+    if html != "":
+        mail.add_alternative(html_of(message) if html is None else html, subtype="html")
+    return mail
+
+
+@cache  # Reading it takes longer than filling it in.
+def _template() -> Template:
+    return environment_of(PackageLoader("capacity_assets.messages", "templates")).get_template("message.html.j2")
+
+
+def _text(message: Message) -> dict[str, Any]:
+    body = text_of(message)
+    return {"text": f"{message.title}\n{body}" if body else message.title}
+
+
+def _json(message: Message) -> dict[str, Any]:
+    events = [
+        {
+            "event": event.kind,
+            "key": event.key,
+            "severity": event.severity,
+            "title": section.heading,
+            "url": section.url,
+            "command": section.command,
+            **event.figures,
+        }
+        for section, event in _events(message)
+    ]
+    return {"title": message.title, **_text(message), "url": message.url, "events": events}
+
+
+def _slack(message: Message) -> dict[str, Any]:
+    """Return blocks of an incoming webhook; `text` is what notifications show."""
+    shown = _cut(message, SLACK_SECTIONS)
+    texts = [
+        _escaped_for_slack(one.text) + (f" `{_escaped_for_slack(one.command)}`" if one.command else "")
+        for one in shown.opening
+    ]
+    for section in shown.sections:
+        heading = _escaped_for_slack(_linked_text(message, section))
+        lines = [f"*<{section.url}|{heading}>*" if section.url else f"*{heading}*"] if heading else []
+        lines += [f"• {_line_of_slack(line)}" for line in section.lines]
+        lines += [f"• and {section.more} more"] if section.more else []
+        lines += [f"`{_escaped_for_slack(section.command)}`"] if section.command else []
+        texts.append("\n".join(lines))
+    texts += [f"And {shown.more} more."] if shown.more else []
+    texts += [_line_of_slack(shown.link)] if shown.link else []
+    header = {"type": "header", "text": {"type": "plain_text", "text": _shortened(message.title, SLACK_HEADER)}}
+    sections = [{"type": "section", "text": {"type": "mrkdwn", "text": _shortened(text, SLACK_TEXT)}} for text in texts]
+    return {"text": _escaped_for_slack(message.title), "blocks": [header, *sections]}
+
+
+def _line_of_slack(line: Line) -> str:
+    text = _escaped_for_slack(line.text)
+    named = text if line.name is None else f"*{line.name}:* {text}"
+    return f"<{line.url}|{named}>" if line.url else named
+
+
+def _escaped_for_slack(text: str) -> str:
+    """Escape the three characters that Slack reads as markup; links and mentions need the brackets."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _teams(message: Message) -> dict[str, Any]:
+    """Return an Adaptive Card as the workflow "When a Teams webhook request is received" takes it."""
+    for shown in range(TEAMS_SECTIONS, -1, -1):
+        card = _card(_cut(message, shown))
+        if len(json.dumps(card)) <= TEAMS_BYTES:
+            break
+    attachment = {"contentType": ADAPTIVE_CARD, "contentUrl": None, "content": card}
+    return {"type": "message", "attachments": [attachment]}
+
+
+def _card(message: Message) -> dict[str, Any]:
+    body = [_block(message.title, size="Large", weight="Bolder", style="heading")]
+    body += [_block(str(sentence)) for sentence in message.opening]
+    for section in message.sections:
+        heading = _escaped_for_teams(_linked_text(message, section))
+        linked = f"[{heading}]({section.url})" if section.url else heading
+        body += [{**_block("", weight="Bolder", separator=True), "text": linked}] if heading else []
+        facts = [{"title": line.name, "value": _escaped_for_teams(line.text)} for line in section.lines if line.name]
+        body += [{"type": "FactSet", "facts": facts}] if facts else []
+        lines = [_line_of_teams(line) for line in section.lines if not line.name]
+        lines += [f"- and {section.more} more"] if section.more else []
+        body += [{**_block(""), "text": "\n".join(lines)}] if lines else []
+        body += [_block(section.command, fontType="Monospace")] if section.command else []
+    body += [_block(f"And {message.more} more.")] if message.more else []
+    card: dict[str, Any] = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "msteams": {"width": "Full"},
+        "body": body,
+    }
+    if message.link is not None:
+        card["actions"] = [{"type": "Action.OpenUrl", "title": message.link.text, "url": message.link.url}]
+    return card
+
+
+def _block(text: str, **looks: object) -> dict[str, Any]:
+    return {"type": "TextBlock", "text": _escaped_for_teams(text), "wrap": True, **looks}
+
+
+def _line_of_teams(line: Line) -> str:
+    text = _escaped_for_teams(str(line))
+    return f"- [{text}]({line.url})" if line.url else f"- {text}"
+
+
+def _escaped_for_teams(text: str) -> str:
+    """Escape what Markdown of a card reads as emphasis or a link."""
+    return "".join(f"\\{sign}" if sign in "\\*[]`" else sign for sign in text)
+
+
+def pagerduty_events(message: Message, routing_key: str) -> list[dict[str, Any]]:
+    """Return the events of PagerDuty's Events API v2, one per section: an incident is about one thing."""
+    return [_pagerduty(message, section, event, routing_key) for section, event in _events(message)]
+
+
+def _events(message: Message) -> list[tuple[Section, Event]]:
+    whole = Section(message.title, [Line(text_of(message), name="Text")], url=message.url, event=message.event)
+    return [(section, section.event) for section in (*message.sections, whole) if section.event is not None]
+
+
+def _pagerduty(message: Message, section: Section, event: Event, routing_key: str) -> dict[str, Any]:
+    same = {"routing_key": routing_key, "dedup_key": event.key}
+    if event.kind == RESOLVED:
+        return {**same, "event_action": "resolve"}
+    url = section.url or message.url
+    page = {"client_url": url, "links": [{"href": url, "text": "Open the page"}]} if url else {}
+    details = {line.name: line.text for line in section.lines if line.name}
+    return {
+        **same,
+        "event_action": "trigger",
+        "client": CLIENT,
+        **page,
+        "payload": {
+            "summary": _shortened(section.heading, PAGERDUTY_SUMMARY),
+            "source": event.source,
+            "severity": event.severity,
+            "class": "capacity",
+            "custom_details": details | ({"To decide": section.command} if section.command else {}),
+        },
+    }
+
+
+def _linked_text(message: Message, section: Section) -> str:
+    """Return what the link of a section says: its heading, unless the title of the message has said it."""
+    if section.heading != message.title:
+        return section.heading
+    return "Open the page" if section.url else ""
+
+
+def _cut(message: Message, shown: int) -> Message:
+    left_out = len(message.sections) - shown
+    if left_out <= 0:
+        return message
+    return replace(message, sections=message.sections[:shown], more=message.more + left_out)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+PAGERDUTY = "pagerduty"
+FORMS: dict[str, Callable[[Message], dict[str, Any]]] = {"text": _text, "json": _json, "slack": _slack, "teams": _teams}
+FORMATS = (*FORMS, PAGERDUTY)
+"""What the webhook of a receiver takes."""

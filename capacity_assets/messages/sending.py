@@ -1,0 +1,170 @@
+"""Hands messages over by mail or webhook, in bounded time; no address or password is in an error text."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from email.message import EmailMessage
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.network import Opened, WebhookError, post_json, within
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
+from capacity_assets.collection.credentials import CredentialError, SecretFolders, password_of
+from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
+from capacity_assets.messages.message import FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
+from capacity_assets.messages.receivers import WEB_ADDRESS, Receiver
+
+# Between two bytes, and for a whole mail from the greeting to the end.
+TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
+PORTS = {"smtp": 587, "smtps": 465}
+PAGERDUTY_URL = "https://events.pagerduty.com/v2/enqueue"
+WEBHOOK, MAIL = "webhook", "mail"
+
+
+class SendingError(Exception):
+    """A message could not be handed over; the text says why, without any password."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """By which ways messages are sent, and from when on there is one; None: not configured."""
+
+    smtp_url: str | None = None
+    sender: str | None = None
+    webhook_url: str | None = None
+    pages_url: str | None = None
+    secrets: SecretFolders | None = None
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
+
+    @classmethod
+    def of(cls, settings: Settings) -> Channels:
+        """Return what is configured. Who writes the file of receivers may read every variable and file."""
+        return cls(
+            settings.smtp_url.get_secret_value() if settings.smtp_url else None,
+            settings.mail_from,
+            settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None,
+            settings.pages_url,
+            SecretFolders(settings.secrets_folder, ("*",), (Path("/"),)),
+            settings.thresholds,
+        )
+
+
+def ways_of(receiver: Receiver) -> list[str]:
+    """Return by which ways a receiver gets messages: webhook, mail or both."""
+    return [*([WEBHOOK] if receiver.webhook else []), *([MAIL] if receiver.to else [])]
+
+
+def send(message: Message, receiver: Receiver, way: str, channels: Channels, *, html: str | None = None) -> str:
+    """Hand a message over; return which mail addresses were refused where others were not.
+
+    `html` replaces the page of a mail; empty: the mail is plain text.
+
+    Raises:
+        SendingError: nobody got it.
+    """
+    if way == MAIL:
+        if channels.smtp_url is None or channels.sender is None:
+            raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
+        return _mail(channels.smtp_url, mail_of(message, channels.sender, receiver.to, html))
+    address = _webhook_of(receiver, channels)
+    if receiver.format == PAGERDUTY:
+        url, payloads = receiver.events_url or PAGERDUTY_URL, pagerduty_events(message, address)
+    else:
+        url, payloads = address, [FORMS[receiver.format](message)]
+    for payload in payloads:
+        try:
+            post_json(url, payload)
+        except WebhookError as error:
+            raise SendingError(f"The webhook {error}.") from None
+    return ""
+
+
+def unreachable(receivers: Sequence[Receiver], channels: Channels) -> Iterator[str]:
+    """Say what is missing to reach receivers."""
+    for receiver in receivers:
+        if receiver.to and (channels.smtp_url is None or channels.sender is None):
+            yield "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"
+        if receiver.webhook is True and channels.webhook_url is None:
+            yield "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"
+        elif receiver.webhook:
+            try:
+                _webhook_of(receiver, channels)
+            except SendingError as error:
+                yield f"{receiver.name}: {error}"
+
+
+def _webhook_of(receiver: Receiver, channels: Channels) -> str:
+    """Return the address of a receiver's webhook, or its routing key."""
+    if isinstance(receiver.webhook, str):
+        assert channels.secrets is not None  # noqa: S101 -- of channels that are configured
+        try:
+            secret = password_of(receiver.webhook, channels.secrets)
+        except (CredentialError, ValidationError) as error:
+            raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
+        if receiver.format != PAGERDUTY and not WEB_ADDRESS.match(secret):
+            raise SendingError(f"No webhook: what {receiver.webhook} holds is not a web address.")
+        return secret
+    if channels.webhook_url is None:
+        raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
+    return channels.webhook_url
+
+
+def _mail(url: str, mail: EmailMessage) -> str:
+    """Hand a mail over; return which addresses were refused where others were not.
+
+    smtps:// encrypts from the start, smtp:// as soon as the server offers it. A password is never
+    sent in clear: without encryption there is no login.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+    context = ssl.create_default_context()
+    is_encrypted = parts.scheme == "smtps"
+    opened = Opened()
+    encrypted = partial(opened.noting(smtplib.SMTP_SSL), context=context)
+    connected = encrypted if is_encrypted else opened.noting(smtplib.SMTP)
+
+    def hand_over() -> Mapping[str, object]:
+        with connected(host, port, timeout=TIMEOUT_SECONDS) as server:
+            server.ehlo()
+            if not is_encrypted and server.has_extn("starttls"):
+                server.starttls(context=context)
+            elif not is_encrypted and parts.username:
+                raise SendingError(f"{host} offers no encryption: the password was not sent to it.")
+            if parts.username:
+                server.login(unquote(parts.username), unquote(parts.password or ""))
+            return server.send_message(mail)
+
+    try:
+        refused = within(MAIL_SECONDS, hand_over, opened.close)
+    except smtplib.SMTPAuthenticationError:
+        raise SendingError(f"{host} refuses the login.") from None
+    except smtplib.SMTPRecipientsRefused as error:
+        raise SendingError(f"{host} refuses {', '.join(error.recipients)}.") from None
+    except smtplib.SMTPResponseException as error:
+        raise SendingError(f"{host} refuses the mail: {error.smtp_code}.") from None
+    except (smtplib.SMTPException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SendingError(f"{host}:{port} does not take the mail: {reason}.") from None
+    except ValueError:
+        # Characters that do not go over the wire; the error's own text would show them.
+        raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
+    return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
+
+
+@contextmanager
+def one_at_a_time(engine: Engine, what: str) -> Iterator[None]:
+    """Keep others from sending the same, so that nobody gets it twice; the lock goes with its connection."""
+    with ExitStack() as stack:
+        with database_errors(doing=f"locking the {what}", kept="Nothing was sent."):
+            connection = stack.enter_context(engine.connect())
+            connection.execute(text(NO_TIME_LIMIT))
+            wait_for_lock(connection, what)
+        yield
