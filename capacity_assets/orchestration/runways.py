@@ -141,15 +141,13 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
         as_of = f"As of {human_day(issue.as_of)}:"
         text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"
         text += f"\n\nLeft out by decisions:\n\n{left_out}" if decided else ""
-    # Days move a little every night; a person is called again when something fills that did not.
-    incident = "\n".join(sorted(map(_incident, soon)))
     return check_result(
         NOTHING_FILLS_SOON,
         text,
         listed,
         places=len(soon),
         is_error=in_time and settings.fills_soon_severity == "error",
-        metadata={"decided": len(decided), "incident": incident, **pages_metadata(pages, settings.pages_url)},
+        metadata={"decided": len(decided), **pages_metadata(pages, settings.pages_url)},
     )
 
 
@@ -161,12 +159,6 @@ def _risk_text(risk: "Risk", settings: Settings) -> str:
     """Say when it is full and, where its risk has grown past a decision, what was decided."""
     text = risk.outlook.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"
-
-
-def _incident(risk: "Risk") -> str:
-    """Return what one incident is: a risk that grows past a decision is another one than before."""
-    grown = f" past the decision of {risk.decision.declared_at:%Y-%m-%d}" if risk.decision else ""
-    return f"{risk.outlook.server}/{risk.outlook.name}{grown}"
 
 
 runway_job = dg.define_asset_job(
