@@ -332,13 +332,14 @@ def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[
     return before
 
 
-def decide_command(server: str, name: str) -> str:
+def decide_command(server: str, subject: str, name: str) -> str:
     """Return the command that declares a decision, to be completed with a kind, a day and a note.
 
     `name` is that of a database or volume; empty: the server as a whole.
     """
     named = [server, name] if name else [server]
-    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT"
+    volume = " --volume" if subject == VOLUME_ROWS else ""
+    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT{volume}"
 
 
 class OpenDecisions:
@@ -351,20 +352,19 @@ class OpenDecisions:
             self._by_server.setdefault(one.decision.server, {})[one.decision.subject, one.decision.name] = one
 
     def on(self, forecast: Any) -> StoredDecision | None:
-        """Return the decision on a subject, or on the volume or server whose limit binds it; None: there is none.
+        """Return the decision on a subject, or on what it shares its limit with; None: there is none.
 
-        `forecast` has its server, subject, name, binds and volumes: those on which it grows, None where that is not
-        known, so that it may be any of its server.
+        That is a volume or the server as a whole, to which its volumes belong. `forecast` has its server, subject,
+        name, binds and volumes: those on which it grows, None where that is not known, so that it may be any.
         """
         decisions = self._by_server.get(forecast.server, {})
-        if not decisions or (forecast.subject, forecast.name) in decisions:
-            return decisions.get((forecast.subject, forecast.name))
-        if forecast.subject == DATABASE_ROWS and forecast.binds == SERVER:
-            return decisions.get((SERVER_ROWS, ""))
-        if forecast.subject == VOLUME_ROWS or forecast.binds != VOLUME:
-            return None
-        grows_on = forecast.volumes or [name for subject, name in decisions if subject == VOLUME_ROWS]
-        return next((decisions[VOLUME_ROWS, name] for name in grows_on if (VOLUME_ROWS, name) in decisions), None)
+        subjects = [(forecast.subject, forecast.name)]
+        if forecast.subject != VOLUME_ROWS and forecast.binds == VOLUME:
+            volumes = forecast.volumes or [name for subject, name in decisions if subject == VOLUME_ROWS]
+            subjects += [(VOLUME_ROWS, name) for name in volumes]
+        if forecast.binds in {VOLUME, SERVER}:
+            subjects.append((SERVER_ROWS, ""))
+        return next((decisions[subject] for subject in subjects if subject in decisions), None)
 
 
 def is_left_out(decision: StoredDecision | None) -> bool:

@@ -161,7 +161,7 @@ def _section(news: News, within_days: int, pages_url: str | None) -> Section:
     risk, outlook = news.risk, news.risk.outlook
     named = printable(f"{outlook.display_name} on {outlook.server}")
     heading = f"{named} is {risk.when}"
-    command, event = printable(decide_command(outlook.server, key.name)), _event(news, risk, within_days)
+    command, event = printable(decide_command(outlook.server, key.subject, key.name)), _event(news, risk, within_days)
     return Section(heading, list(_lines(news, risk, within_days)), url=url, command=command, event=event)
 
 

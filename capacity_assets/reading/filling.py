@@ -281,10 +281,12 @@ def forecast_day(connection: sa.Connection) -> date | None:
 
 
 def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
-    """Return values that change whenever forecasts are issued or updated, or a price is declared or removed."""
+    """Return values that change whenever a forecast is issued or a price or decision is declared or removed."""
     forecasts = "SELECT count(*) AS number, max(issued_at) AS newest FROM capacity_runway"
     prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
-    return tuple(value for statement in (forecasts, prices) for value in rows(connection, statement)[0])
+    decisions = """
+        SELECT count(*) AS number, max(greatest(declared_at, closed_at)) AS newest FROM capacity_declared_decisions"""
+    return tuple(value for statement in (forecasts, prices, decisions) for value in rows(connection, statement)[0])
 
 
 def _runways(connection: sa.Connection, chosen: sa.Select[Any] | sa.CompoundSelect[Any]) -> list[Runway]:

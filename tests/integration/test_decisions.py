@@ -142,7 +142,7 @@ def test_a_plan_for_a_disk_raises_what_its_server_and_databases_have_left_there(
     }
 
 
-def test_a_decision_on_a_disk_leaves_out_the_databases_that_it_limits(engine: Engine) -> None:
+def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine) -> None:
     add_volume(engine, 1, "/data", TODAY, 4000, 100)
     for name in ("orders", "still"):
         add_ceiling(engine, name, ["/data"])
@@ -162,6 +162,15 @@ def test_a_decision_on_a_disk_leaves_out_the_databases_that_it_limits(engine: En
     assert on("server", "", "volume", None) == decided
     assert on("database", "orders", "own limit", ["/data"]) is None
     assert on("database", "orders", "volume", ["/log"]) is None
+    decide(engine, [decision(None)])
+    with engine.connect() as connection:
+        decisions = open_decisions(connection, TODAY)
+    assert on("database", "orders", "volume", ["/data"]) == decided
+    whole = on("server", "", "volume", None)
+    assert whole is not None
+    assert whole.decision.subject == "server"
+    assert on("volume", "/log", "volume", None) == on("database", "still", "server limit", None) == whole
+    assert on("database", "orders", "own limit", ["/data"]) is None
 
 
 def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engine) -> None:

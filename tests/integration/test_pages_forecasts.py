@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.forecast.outlook import standing_for_themselves
@@ -25,6 +26,19 @@ from tests.pages_fleet import filled
 from tests.runways import FIRST, GROWING, add_ceiling, add_volume
 
 PREPARED = {"pages": filled}
+
+
+def test_a_decision_is_on_pages_within_seconds_although_no_forecast_changes(pages: Pages, engine: Engine) -> None:
+    def marked() -> list[bool]:
+        return [one["decision"] is not None for one in pages.document("/filling")["runways"] if one["name"] == "orders"]
+
+    before = marked()
+    decide(engine, [Decision("server-1", "orders", None, "acknowledged", date(2030, 1, 1), "known")])
+    until = time.monotonic() + 7
+    while (after := marked()) == before and time.monotonic() < until:
+        time.sleep(0.5)
+
+    assert (before, after) == ([False], [True])
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:
