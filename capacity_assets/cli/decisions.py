@@ -172,26 +172,18 @@ def list_(settings: Settings, /, *, every: bool) -> Report:
 
 
 def _cells(stored: StoredDecision, today: date) -> list[object]:
-    decision = stored.decision
-    what = display_name(decision.subject, decision.name)
-    added = "" if decision.added_mb is None else human_mb(decision.added_mb)
+    what = display_name(stored.subject, stored.name)
+    added = "" if stored.added_mb is None else human_mb(stored.added_mb)
     risks = ["" if risk is None else f"{risk:.0%}" for risk in (stored.probability, stored.probability_now)]
-    note = f"{decision.note} {decision.ticket}" if decision.ticket else decision.note
+    note = f"{stored.note} {stored.ticket}" if stored.ticket else stored.note
     state = [stored.state(today), *declared_cells(stored), note]
-    return [decision.server, what, decision.kind, decision.until, added, *risks, *state]
+    return [stored.server, what, stored.kind, stored.until, added, *risks, *state]
 
 
 def decision_json(stored: StoredDecision, today: date) -> dict[str, object]:
-    """Return a decision for scripts."""
-    return {
-        **asdict(stored.decision),
-        "state": stored.state(today),
-        "probability": stored.probability,
-        "probability_now": stored.probability_now,
-        **declared_json(stored),
-        "closed_at": stored.closed_at and stored.closed_at.isoformat(),
-        "closed_by": stored.closed_by,
-    }
+    """Return a decision for scripts, with its state on a day."""
+    closed_at = stored.closed_at and stored.closed_at.isoformat()
+    return {**asdict(stored), **declared_json(stored), "closed_at": closed_at, "state": stored.state(today)}
 
 
 @decisions.command()

@@ -184,7 +184,7 @@ def outlook_lines(
 
 def _decided_text(row: Outlook, decision: StoredDecision) -> str:
     # On the volume or server that binds it, where it has no decision of its own.
-    subject = "" if decision.decision.name == row.name else f"{decision.decision.display_name}: "
+    subject = "" if decision.name == row.name else f"{decision.display_name}: "
     return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
 

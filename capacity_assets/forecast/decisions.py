@@ -146,33 +146,32 @@ def decisions_of_file(path: Path, today: date) -> list[Decision]:
     return declarations(path, *names_of(Decision), lambda row: checked_decision(row, today))
 
 
-@dataclass(frozen=True)
-class StoredDecision:
+@dataclass(frozen=True, kw_only=True)
+class StoredDecision(Decision):
     """A decision, who declared it and when, and the risk that was decided on; None: not known.
 
     A probability is that of its subject to be full by its last day, 0 to 1.
     """
 
-    decision: Decision
+    server_id: int
     probability: float | None
     declared_at: datetime
     declared_by: str | None
     closed_at: datetime | None
     closed_by: str | None
-    server_id: int
     probability_now: float | None = None
     """By the newest forecast."""
 
     @property
     def key(self) -> Key:
         """Server, kind and name of its subject, as forecasts have them."""
-        return self.server_id, self.decision.subject, self.decision.name
+        return self.server_id, self.subject, self.name
 
     @property
     def has_grown(self) -> bool:
         """Whether the risk has grown past what was decided on; whoever excludes a subject accepts any risk."""
         before, now = self.probability, self.probability_now
-        if self.decision.kind == EXCLUDED or before is None or now is None:
+        if self.kind == EXCLUDED or before is None or now is None:
             return False
         return now > before + GROWN_BY or before < 1 <= now
 
@@ -180,24 +179,22 @@ class StoredDecision:
         """Return in words whether it holds on a day, and if not, why."""
         if self.closed_at is not None:
             return "closed"
-        if self.decision.until < day:
+        if self.until < day:
             return "past"
         return "risk has grown" if self.has_grown else "in force"
 
     @property
     def mark(self) -> str:
         """Return what was decided and until when, in a few words."""
-        decision = self.decision
-        added = "" if decision.added_mb is None else f" (+{human_mb(decision.added_mb)})"
-        return f"{decision.text}{added}{', risk has grown' if self.has_grown else ''}"
+        added = "" if self.added_mb is None else f" (+{human_mb(self.added_mb)})"
+        return f"{self.text}{added}{', risk has grown' if self.has_grown else ''}"
 
     @property
     def sentence(self) -> str:
         """Say what was decided, until when, by whom and why; and whether the risk has grown past it."""
-        decision = self.decision
-        added = "" if decision.added_mb is None else f", {human_mb(decision.added_mb)} more"
+        added = "" if self.added_mb is None else f", {human_mb(self.added_mb)} more"
         by = f", by {printable(self.declared_by)}" if self.declared_by else ""
-        said = f"{decision.text[0].upper()}{decision.text[1:]}{added}{by}: {_ended(decision.note)}"
+        said = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
         return f"{said} {self.growth}" if self.has_grown else said
 
     @property
@@ -323,11 +320,11 @@ WHERE collected_date > CAST(:newest AS date) - CAST(:stale_days AS integer)
 """
 
 
-def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[Decision]:
+def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[StoredDecision]:
     """Close the decisions on subjects, and return them."""
     stored = capacity_decisions.c
     is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(keys), stored.closed_at.is_(None))
-    before = [one.decision for one in _stored(connection) if one.closed_at is None and one.key in keys]
+    before = [one for one in _stored(connection) if one.closed_at is None and one.key in keys]
     connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by))
     return before
 
@@ -349,7 +346,7 @@ class OpenDecisions:
         """Keep the decisions by server."""
         self._by_server: dict[str, dict[tuple[str, str], StoredDecision]] = {}
         for one in decisions:
-            self._by_server.setdefault(one.decision.server, {})[one.decision.subject, one.decision.name] = one
+            self._by_server.setdefault(one.server, {})[one.subject, one.name] = one
 
     def on(self, forecast: Any) -> StoredDecision | None:
         """Return the decision on a subject, or on what it shares its limit with; None: there is none.
@@ -390,14 +387,15 @@ def _stored(connection: Connection, day: date | None = None) -> list[StoredDecis
 
 def _decision(row: Row[Any]) -> StoredDecision:
     names = {DATABASE_ROWS: (row.name, None), VOLUME_ROWS: (None, row.name), SERVER_ROWS: (None, None)}
-    decision = Decision(row.server, *names[row.subject], row.kind, row.until_day, row.note, row.ticket, row.added_mb)
-    declared = (row.declared_at, row.declared_by, row.closed_at, row.closed_by)
-    return StoredDecision(decision, row.probability, *declared, row.server_id)
+    database, volume = names[row.subject]
+    values = row._asdict()
+    del values["subject"], values["name"]
+    return StoredDecision(database=database, volume=volume, **values)
 
 
 _LIST = """
-SELECT server, subject, name, kind, until_day, note, ticket, added_mb, probability, declared_at, declared_by, closed_at,
-       closed_by, server_id
+SELECT server_id, server, subject, name, kind, until_day AS until, note, ticket, added_mb, probability, declared_at,
+       declared_by, closed_at, closed_by
 FROM capacity_declared_decisions
 WHERE CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day
 ORDER BY server, subject, name, declared_at
@@ -408,9 +406,7 @@ def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> 
     """Return decisions with the probabilities by the newest forecasts."""
     runways = _runways(connection, [one.key for one in decisions])
     return [
-        replace(one, probability_now=probability_by(runways[one.key], one.decision.until))
-        if one.key in runways
-        else one
+        replace(one, probability_now=probability_by(runways[one.key], one.until)) if one.key in runways else one
         for one in decisions
     ]
 

@@ -158,7 +158,7 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
 
     decided = on("database", "orders", "volume", ["/data"])
     assert decided is not None
-    assert decided.decision.volume == "/data"
+    assert decided.volume == "/data"
     assert on("server", "", "volume", None) == decided
     assert on("database", "orders", "own limit", ["/data"]) is None
     assert on("database", "orders", "volume", ["/log"]) is None
@@ -168,7 +168,7 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
     assert on("database", "orders", "volume", ["/data"]) == decided
     whole = on("server", "", "volume", None)
     assert whole is not None
-    assert whole.decision.subject == "server"
+    assert whole.subject == "server"
     assert on("volume", "/log", "volume", None) == on("database", "still", "server limit", None) == whole
     assert on("database", "orders", "own limit", ["/data"]) is None
 
@@ -182,7 +182,7 @@ def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engin
     assert [one.note for one in closed] == ["first"]
     assert stored_decisions(engine, TODAY) == []
     assert [
-        (one.decision.note, one.declared_by, one.closed_by, one.state(TODAY))
+        (one.note, one.declared_by, one.closed_by, one.state(TODAY))
         for one in stored_decisions(engine, TODAY, every=True)
     ] == [("first", "anna", "ben", "closed"), ("second", "ben", "carla", "closed")]
 
