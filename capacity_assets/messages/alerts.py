@@ -173,7 +173,7 @@ def _lines(news: News, risk: Risk, within_days: int) -> Iterator[Line]:
         f"{human_mb(outlook.size_mb)} of {human_mb(outlook.limit_mb or 0)} ({binds}, {outlook.source})", name="Limit"
     )
     if risk.range_text:
-        yield Line(f"{risk.range_text}, with 80 %", name="Range")
+        yield Line(risk.range_text, name="80 % range")
     if not risk.is_full:
         yield Line(f"{100 * risk.probability:.0f} % within {within_days} days", name="Probability")
     if news.kind == WORSE and news.told is not None and news.told.full_by and news.told.sent_on:

@@ -57,7 +57,7 @@ class Receiver:
     gets: Sequence[str] = (DIGEST,)
     """digest, alerts or both."""
     quiet: Annotated[tuple[time, time], BeforeValidator(_hours)] | None = None
-    """From when to when no alert is sent, in CAPACITY_TIMEZONE."""
+    """From when to when nothing is sent, in CAPACITY_TIMEZONE."""
     events_url: str | None = None
     """Where PagerDuty takes events; not given: its service in the United States."""
 

@@ -68,7 +68,7 @@ def test_a_message_has_what_a_responder_needs(engine: Engine, chat: Receiver) ->
     assert chat.texts == [
         "orders on server-1 is full on 9 Aug 2025\n"
         "- Limit: 2.9 GiB of 3.1 GiB (own limit, declared)\n"
-        "- Range: 30 Jul to 29 Aug 2025, with 80 %\n"
+        "- 80 % range: 30 Jul to 29 Aug 2025\n"
         "- Probability: 90 % within 30 days\n"
         "- Forecast growth: +10 MiB per day\n"
         "- Since: 20 Jul 2025\n"
@@ -159,7 +159,7 @@ def test_what_was_decided_resolves_an_alert_until_its_risk_grows_past_that(engin
     decide(engine, [Decision("server-1", "orders", None, "acknowledged", until, "purge on Friday")], by="anna")
     tell(engine, chat)
 
-    said = "Acknowledged until 19 Aug 2025 by anna: purge on Friday."
+    said = "Acknowledged until 19 Aug 2025, by anna: purge on Friday."
     assert f"- Why: {said}\n" in chat.texts[0]
     assert told(chat) == ["Resolved: orders on server-1"]
     issue(engine, TOMORROW, orders=(20, 0.9))

@@ -84,7 +84,7 @@ def test_teams_gets_an_adaptive_card_of_a_size_that_a_workflow_takes(number: int
     texts = [block.text for block in card.body if block.type == "TextBlock"]
     assert not any("[b](" in text for text in texts)
     facts = {fact.title: fact.value for block in card.body if block.type == "FactSet" for fact in block.facts}
-    assert facts["Range"] == "1 Aug 2025 to beyond Jul 2026, with 80 %"
+    assert facts["80 % range"] == "1 Aug 2025 to beyond Jul 2026"
 
 
 @SIZES
@@ -110,7 +110,7 @@ def test_json_has_the_figures_that_a_ticket_needs() -> None:
         "severity": "error",
         "title": "disk /data on db-1 is full on 9 Aug 2025",
         "url": "https://pages.example/volume?server=1&name=%2Fdata",
-        "command": "capacity decide db-1 /data acknowledged --until DAY --note TEXT",
+        "command": "capacity decide db-1 /data acknowledged --until DAY --note TEXT --volume",
         "server": "db-1",
         "server_id": 1,
         "subject": "volume",
