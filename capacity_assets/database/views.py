@@ -121,8 +121,8 @@ STANDS_FOR_ITSELF = """(
   r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
       SELECT FROM capacity_runways o
       WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id
-        AND ((o.probability_7, o.probability_30, o.probability_90, o.probability_365)
-                 >= (r.probability_7, r.probability_30, r.probability_90, r.probability_365)
+        AND ((o.probability_30, o.probability_7, o.probability_90, o.probability_365)
+                 >= (r.probability_30, r.probability_7, r.probability_90, r.probability_365)
              OR r.subject = 'server' AND o.subject = 'volume' AND o.middle_day IS NOT NULL
                 AND o.early_day <= coalesce(r.late_day, CAST('infinity' AS date)))
         AND (r.binds = 'volume' AND o.subject = 'volume'

@@ -26,7 +26,7 @@ from capacity_assets.forecast.history_statements import (
     OF_NO_SERVER,
     STALE_DAYS,
 )
-from capacity_assets.forecast.outlook import Outlook, PlannedOutlook
+from capacity_assets.forecast.outlook import RISK_DAYS, Outlook, PlannedOutlook
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ def _risks(as_of: date, server: str | None) -> sa.Select[Any]:
     """Return the query of what is full within a year with a probability of 10 % or more, the greatest risk first."""
     runways, servers = capacity_runways.alias("r"), instances.alias("i")
     name = sa.func.coalesce(servers.c.name, sa.func.concat("server ", runways.c.instance_id)).label("server")
-    probabilities = [runways.c[f"probability_{days}"] for days in HORIZONS_DAYS]
+    probabilities = [runways.c[f"probability_{days}"] for days in RISK_DAYS]
     risks = (
         sa.select(runways, name)
         .outerjoin(servers, servers.c.id == runways.c.instance_id)

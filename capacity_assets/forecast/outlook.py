@@ -68,6 +68,8 @@ FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
     "limit unknown",
 )
 RECENT_DAYS = 30
+RISK_DAYS = (30, 7, 90, 365)
+"""Horizons in the order in which their probabilities say which risk is greater: first the one that people act on."""
 FASTER = 2
 """So many times the forecast change, the recent one is worth a remark."""
 
@@ -207,7 +209,7 @@ class Outlook:
     @property
     def risk(self) -> tuple[object, ...]:
         """What sorts the greatest risk first."""
-        return (*(-self.probabilities.get(days, -1.0) for days in HORIZONS_DAYS), self.early_day or date.max)
+        return (*(-self.probabilities.get(days, -1.0) for days in RISK_DAYS), self.early_day or date.max)
 
 
 @dataclass(frozen=True)

@@ -345,18 +345,18 @@ FROM due WHERE subject <> 'group' GROUP BY 1, 3 ORDER BY horizon_days, month DES
 """  # noqa: S608 -- columns of our own
 # The first day on which the limit of a forecast was reached, by the sizes of later forecasts, for those that ever did.
 _REACHED = """
-SELECT d.as_of, d.horizon_days, d.server_id, d.subject, d.name, min(o.last_day) AS full_on
+SELECT d.as_of, d.horizon_days, d.server_id, d.subject, d.name, min(o.due_day - o.horizon_days) AS full_on
 FROM due AS d
 JOIN (
-    SELECT instance_id, subject, name, max(size_mb) AS size_mb FROM capacity_runways
+    SELECT server_id, subject, name, horizon_days, max(size_mb) AS size_mb FROM capacity_forecasts
     WHERE as_of > :first_issued AND as_of <= :last_due
-      AND (CAST(:server_ids AS integer[]) IS NULL OR instance_id = ANY (CAST(:server_ids AS integer[])))
-    GROUP BY instance_id, subject, name
-) AS peak ON peak.instance_id = d.server_id AND peak.subject = d.subject AND peak.name = d.name
-         AND peak.size_mb >= d.limit_mb
-JOIN capacity_runways AS o ON o.instance_id = d.server_id AND o.subject = d.subject AND o.name = d.name
-                          AND o.size_mb >= d.limit_mb AND o.last_day > d.due_day - d.horizon_days
-                          AND o.last_day <= d.due_day
+      AND (CAST(:server_ids AS integer[]) IS NULL OR server_id = ANY (CAST(:server_ids AS integer[])))
+    GROUP BY server_id, subject, name, horizon_days
+) AS peak ON peak.server_id = d.server_id AND peak.subject = d.subject AND peak.name = d.name
+         AND peak.horizon_days = d.horizon_days AND peak.size_mb >= d.limit_mb
+JOIN capacity_forecasts AS o ON o.server_id = d.server_id AND o.subject = d.subject AND o.name = d.name
+                            AND o.horizon_days = d.horizon_days AND o.size_mb >= d.limit_mb
+                            AND o.due_day > d.due_day AND o.due_day <= d.due_day + d.horizon_days
 WHERE o.as_of > :first_issued AND o.as_of <= :last_due AND d.state = 'forecast'
 GROUP BY d.as_of, d.horizon_days, d.server_id, d.subject, d.name
 """

@@ -289,8 +289,8 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     with stack.engine.connect() as connection:
         first = connection.execute(
             text(
-                "SELECT server, name, as_of, full_middle FROM capacity_runway WHERE probability_365_days > 0 "
-                "ORDER BY probability_7_days DESC, probability_30_days DESC, probability_90_days DESC, "
+                "SELECT server, name, as_of, full_middle FROM capacity_runway WHERE full_early IS NOT NULL "
+                "ORDER BY probability_30_days DESC, probability_7_days DESC, probability_90_days DESC, "
                 "probability_365_days DESC, full_early LIMIT 1"
             )
         ).one()
