@@ -19,6 +19,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.database.views import VIEWS
 from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.movers import window_sizes
@@ -74,6 +75,7 @@ def filling_fleet(engine: Engine) -> None:
     for period in ("monthly", "daily"):
         compute_windows(AggregationService(engine, fixed_clock()), period, days["first"], days["last"], scope="group")
     declare_steps(engine, [SizeStep(server["name"], None, days["last"], "purged")])
+    decide(engine, [Decision(server["name"], None, None, EXCLUDED, days["last"] + timedelta(days=30), "scratch")])
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)
