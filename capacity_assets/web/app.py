@@ -332,7 +332,8 @@ class Answers:
     def __init__(self, reader: Reader, serving: Serving) -> None:
         """Answer from `reader`."""
         self._reader, self._serving = reader, serving
-        self._templates = page_templates(tuple(page for page in PAGES if page.in_menu), serving.dagster_url)
+        menu = tuple(page for page in PAGES if page.in_menu)
+        self._templates = page_templates(menu, serving.dagster_url, reader.thresholds)
         self._html: dict[Hashable, tuple[ReadPage, str]] = {}
         self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import Thresholds
 from capacity_assets.base.units import (
     as_plain_text,
     counted,
@@ -37,7 +38,7 @@ from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import group_named
-from capacity_assets.reading.filling import Runway, Severity
+from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.links import address, subject_address
@@ -152,8 +153,11 @@ def before(period: str, start: date) -> date:
 
 
 @cache  # Reading the templates takes longer than filling them in.
-def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
-    """Return the templates of pages, with these in the menu, and links to Dagster's UI where its address is known."""
+def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
+    """Return the templates of pages, with these in the menu, and links to Dagster's UI where its address is known.
+
+    The thresholds say what is marked as to be watched or acted on.
+    """
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(size=size, change=change, percent=percent, chance=chance, code=with_code)
     environment.filters.update(day=day, days=human_days, headline=headline, full_by=full_by, fill_range=fill_range)
@@ -169,6 +173,7 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None) -> Environme
     environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
     environment.globals.update(before=before, is_past=is_past, growth=human_percent)
     environment.globals.update(shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS)
+    environment.globals.update(severity_of=partial(severity_of, thresholds=thresholds))
     environment.globals.update(periods=list(PERIODS), ranges={name: text for name, (text, _) in RANGES.items()})
     dagster = dagster_url.rstrip("/") if dagster_url else None
     environment.globals.update(menu=menu, address=address, dagster=dagster, dagster_partition=dagster_partition)
