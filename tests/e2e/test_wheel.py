@@ -24,7 +24,8 @@ def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(demo: Demo) -> N
         sources = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
 
     assert wheel.name.startswith(f"capacity_assets-{version('capacity_assets')}-")
-    shipped = ("py.typed", "report/templates/report.html.j2", "shipped/dagster.yaml", "shipped/workspace.yaml")
+    templates = ("report/templates/report.html.j2", "messages/templates/message.html.j2")
+    shipped = ("py.typed", *templates, "shipped/dagster.yaml", "shipped/workspace.yaml")
     charts = ("charts/styles/page.css", "charts/styles/chart.css", "charts/drawings/chart.svg.j2")
     for name in (*shipped, *charts, "web/templates/fleet.html.j2", "web/static/search.js"):
         assert f"capacity_assets/{name}" in names
