@@ -31,6 +31,8 @@ CODE_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 0.1
+KILLED_SECONDS = 5
+"""How long processes that were just killed may take to end, and to let go of what they hold."""
 REPORT_SECONDS = 3
 
 
@@ -123,11 +125,17 @@ def folder_lock(settings: Settings) -> Iterator[IO[str]]:
     """
     home = kept_home(settings)
     with _open_no_link(home / "up.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ProcessesError(_holder_text(home, lock.read().split())) from None
+        deadline = time.monotonic() + KILLED_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().split()
+                if _is_up(*holder[:1]) or time.monotonic() > deadline:
+                    raise ProcessesError(_holder_text(home, holder)) from None
+            time.sleep(POLL_SECONDS)
         lock.truncate(0)
         # The process group of Dagster is appended when it has started.
         lock.write(f"{os.getpid()} ")
@@ -149,7 +157,7 @@ def _holder_text(home: Path, numbers: Sequence[str]) -> str:
     )
 
 
-def _is_up(process: str) -> bool:
+def _is_up(process: str = "unknown") -> bool:
     try:
         return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:

@@ -18,8 +18,8 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.database.views import VIEWS
-from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
+from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.movers import window_sizes
