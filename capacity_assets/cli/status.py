@@ -355,7 +355,7 @@ def _runway_lines(issue: IssuedDay | None) -> Iterator[Line]:
         return
     if issue.is_outdated:
         issued_at = f"{issue.issued_at:%H:%M} UTC on {human_day(issue.issued_at.date())}"
-        yield f"Limits or steps changed after {issued_at}: `capacity runway --issue` updates the forecasts."
+        yield f"Limits, steps or plans changed after {issued_at}: `capacity runway --issue` updates the forecasts."
     if issue.risks:
         marks = [risk.decision.mark if risk.decision else "" for risk in issue.risks]
         outlooks = (risk.outlook for risk in issue.risks)

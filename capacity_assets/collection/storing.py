@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 
-from sqlalchemy import Column, Connection, Engine, Table, delete, literal, select, text
+from sqlalchemy import Column, Connection, Engine, Table, delete, literal, null, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateTable
 
@@ -68,7 +68,11 @@ def _store_limits(connection: Connection, day: date, table: Table, staged: Table
     connection.execute(delete(table).where(table.c.collected_date == day, *is_gone))
     rows = select(literal(day), literal(MEASURED), *staged.c)
     store = insert(table).from_select(["collected_date", "source", *staged.c.keys()], rows, include_defaults=False)
-    changes = {one: store.excluded[one] for one in ("source", *staged.c.keys()) if one not in (instance_id, name)}
+    changes: dict[str, object] = {
+        one: store.excluded[one] for one in ("source", *staged.c.keys()) if one not in (instance_id, name)
+    }
+    if "declared_by" in table.c:
+        changes["declared_by"] = null()  # it may have been imported from a file before
     connection.execute(store.on_conflict_do_update(index_elements=["collected_date", instance_id, name], set_=changes))
 
 

@@ -226,9 +226,9 @@ _DUE = """CROSS JOIN LATERAL (VALUES
 """The forecasts of a row by horizon, with the largest size that was measured on a due day up to that of the horizon."""
 
 _GROUP_HORIZONS = "".join(
-    f"""r.forecast_{days}_mb,  -- Size that is forecast in {days} days, MiB; null: too little history
-       r.lower_{days}_mb,  -- Lower end of its band of 80 percent, MiB
-       r.upper_{days}_mb,  -- Upper end of its band of 80 percent, MiB
+    f"""r.forecast_{days}_mb AS forecast_{days}_days_mb,  -- Size forecast in {days} days, MiB; null: too little history
+       r.lower_{days}_mb AS lower_{days}_days_mb,  -- Lower end of its band of 80 percent, MiB
+       r.upper_{days}_mb AS upper_{days}_days_mb,  -- Upper end of its band of 80 percent, MiB
        """
     for days in HORIZONS_DAYS
 ).rstrip()
@@ -307,7 +307,7 @@ SELECT r.as_of,  -- Day up to which sums were looked at
        r.history_days,  -- Days of sums that the forecast looked at
        r.issued_at  -- When it was computed
 FROM (SELECT max(as_of) AS as_of FROM capacity_runways WHERE instance_id = 0) AS newest
-JOIN capacity_runways r ON r.as_of = newest.as_of AND r.subject = 'group';
+JOIN capacity_runways r ON r.as_of = newest.as_of AND r.instance_id = 0 AND r.subject = 'group';
 """),  # noqa: S608 -- the horizons of both views
 )
 

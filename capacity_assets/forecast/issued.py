@@ -252,7 +252,7 @@ class IssuedDay:
     issued_at: datetime
     """When the newest of them was computed."""
     is_outdated: bool
-    """Whether limits or steps were declared, or limits removed, since."""
+    """Whether limits, steps or plans were declared or removed since."""
     risks: Sequence[Risk]
     """The greatest ones first; a volume or limit that several subjects share is named once."""
     headroom_mb: int | None

@@ -298,7 +298,7 @@ def _assume(
 
 def _forecast(row: Row[Any]) -> GroupForecast:
     def points(name: str) -> Points | None:
-        values = {days: getattr(row, f"{name}_{days}_mb") for days in HORIZONS_DAYS}
+        values = {days: getattr(row, f"{name}_{days}_days_mb") for days in HORIZONS_DAYS}
         return None if None in values.values() else {0: row.size_mb, **values}
 
     # Without a band the forecast is that of the drift alone.

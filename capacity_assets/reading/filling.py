@@ -79,7 +79,7 @@ class Runway:
     change_mb_per_day: float
     history_days: int
     is_outdated: bool
-    """Whether limits or steps of its server were declared after the forecast."""
+    """Whether limits, steps or plans of its server were declared after the forecast."""
     volumes: list[str] | None
     """Volumes on which it grows; None if unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
@@ -268,7 +268,7 @@ def bound_by_volume(connection: sa.Connection, server_id: int, volume: str, *, s
 
 
 def outdated_servers(connection: sa.Connection) -> list[str]:
-    """Return the servers whose limits or steps changed after the newest forecast, which does not include the change."""
+    """Return the servers whose limits, steps or plans changed after the newest forecast was issued."""
     chosen = sa.select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
     return [row.server for row in rows(connection, chosen)]
 
@@ -313,19 +313,20 @@ class FreeCapacity:
     headroom_mb: int | None
     unknown_limits: int
     """Databases without a known limit."""
-    fills_within_30_days: int
-    """What is full within 30 days with the probability from which on somebody has to act."""
+    fills_soon: int
+    """What is full within the days of the thresholds with the probability from which on somebody has to act."""
     as_of: date | None
     """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
 
 
 def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapacity:
     """Return the free capacity by the newest forecasts."""
-    is_soon = sa.and_(_R.probability_30_days >= thresholds.act_percent / 100, _R.stands_for_itself)
+    probability = _R[f"probability_{thresholds.days}_days"]
+    is_soon = sa.and_(probability >= thresholds.act_percent / 100, _R.stands_for_itself)
     unknown: sa.ColumnElement[int] = sa.literal_column(UNKNOWN_LIMITS)
     statement = sa.select(
         unknown.label("unknown_limits"),
-        sa.func.count().filter(is_soon).label("fills_within_30_days"),
+        sa.func.count().filter(is_soon).label("fills_soon"),
         sa.func.max(_R.as_of).label("as_of"),
     ).select_from(_RUNWAY)
     # Apart: where rows are distributed, no subquery may stand beside an aggregate of them.

@@ -173,7 +173,7 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: 
     environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
     environment.globals.update(before=before, is_past=is_past, growth=human_percent)
     environment.globals.update(shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS)
-    environment.globals.update(severity_of=partial(severity_of, thresholds=thresholds))
+    environment.globals.update(severity_of=partial(severity_of, thresholds=thresholds), thresholds=thresholds)
     environment.globals.update(periods=list(PERIODS), ranges={name: text for name, (text, _) in RANGES.items()})
     dagster = dagster_url.rstrip("/") if dagster_url else None
     environment.globals.update(menu=menu, address=address, dagster=dagster, dagster_partition=dagster_partition)

@@ -69,7 +69,12 @@ def test_a_line_is_the_price_of_each_month_times_the_mean_forecast_of_its_days(
     months = [monthly.window_of(date(2025, 8, 1)), monthly.window_of(date(2025, 9, 1))]
     for name, line in by_name(found).items():
         row = stored[name]
-        points = [(0, row.size_mb), (7, row.forecast_7_mb), (30, row.forecast_30_mb), (90, row.forecast_90_mb)]
+        points = [
+            (0, row.size_mb),
+            (7, row.forecast_7_days_mb),
+            (30, row.forecast_30_days_mb),
+            (90, row.forecast_90_days_mb),
+        ]
         expected = Fraction()
         for month, price in zip(months, prices, strict=True):
             days = [month.start + timedelta(days=number) for number in range(month.days)]

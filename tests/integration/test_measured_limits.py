@@ -15,6 +15,7 @@ from capacity_assets.collection.servers import Server, register
 from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
+from tests.databases import execute
 from tests.fleet import add_instances
 from tests.mysql_servers import MARIADB_PLUGINS, MariaDBServer, mariadb_server
 from tests.servers import PostgresServer, give_away, pgnodemx_programs, postgres_server
@@ -166,3 +167,20 @@ def test_limits_that_the_tables_refuse_cost_no_size_of_any_server(collection: Co
     assert "cannot be stored" in str(stored[0].limits.unknown)
     assert [collection.sizes(f"server-{number}") for number in (1, 2)] == [{"orders": 1}, {"orders": 2}]
     assert set(volumes(collection)) == {"server-2:/data"}
+
+
+def test_a_measured_volume_takes_the_place_of_an_imported_one_and_of_who_imported_it(collection: Collection) -> None:
+    add_instances(collection.engine, [1])
+    execute(
+        collection.engine,
+        "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source, "
+        f"declared_by) VALUES ('{TODAY}', 1, '/data', 9, 8, 'imported', 'anna')",
+    )
+
+    measured = Limits((Volume("/data", 4 * MIB, 3 * MIB),))
+    moment = datetime(2025, 7, 20, 4, tzinfo=UTC)
+    store_each(
+        collection.engine, TODAY, [ProbeOutcome(1, "server-1", moment, (DatabaseSize("orders", 1),), limits=measured)]
+    )
+
+    assert list(collection.rows("SELECT source, declared_by FROM volume_size_stats")) == [("measured", None)]

@@ -70,7 +70,7 @@ def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_
     assert fleet["headroom"] == {
         "headroom_mb": 14_050,
         "unknown_limits": 4,
-        "fills_within_30_days": 1,
+        "fills_soon": 1,
         "as_of": str(TODAY),
     }
     assert {(one["name"], one["size_mb"]) for one in fleet["groups"]} == {

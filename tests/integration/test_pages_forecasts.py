@@ -49,7 +49,7 @@ def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since
         "/group?by=server&name=server-2",
         "/",
     )
-    said = "Limits or steps of server-1 changed after the forecast shown here"
+    said = "Limits, steps or plans of server-1 changed after the forecast shown here"
     with served_pages(engine.url) as before:
         assert not [address for address in addresses if said in before.ask(address).text]
 

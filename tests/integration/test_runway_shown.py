@@ -440,7 +440,7 @@ def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no
         assert page["fills_first"][0]["name"] == "copy"
         assert page["headroom"]["unknown_limits"] == summary.issue.unknown_limits == 2
         assert page["headroom"]["headroom_mb"] == summary.issue.headroom_mb
-        assert page["headroom"]["fills_within_30_days"] == 2, "and orders on server-1"
+        assert page["headroom"]["fills_soon"] == 2, "and orders on server-1"
         assert pages.document("/filling")["runways"][0]["name"] == "copy"
         assert pages.document("/group?by=team&name=red")["fills_first"][0]["name"] == "copy"
     with engine.connect() as connection:

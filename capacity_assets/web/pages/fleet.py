@@ -118,7 +118,7 @@ class FleetPage:
     periods: Mapping[str, str] = field(default_factory=dict)
     """The periods that are stored, each with its newest window."""
     declared_since: Sequence[str] = ()
-    """Servers whose limits or steps changed after the newest forecast."""
+    """Servers whose limits, steps or plans changed after the newest forecast."""
 
     @property
     def is_empty(self) -> bool:

@@ -144,7 +144,7 @@ class GroupPage:
     fills_first: Sequence[Runway]
     has_forecast: bool
     declared_since: Sequence[str]
-    """Servers of the fleet whose limits or steps changed after the newest forecast."""
+    """Servers of the fleet whose limits, steps or plans changed after the newest forecast."""
     headline: Headline
     """What of it is full first."""
     notice: str | None = None

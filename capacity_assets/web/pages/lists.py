@@ -81,7 +81,7 @@ class FillingPage:
     headline: Headline
     runways: Sequence[Runway]
     declared_since: Sequence[str]
-    """Servers whose limits or steps changed after the newest forecast."""
+    """Servers whose limits, steps or plans changed after the newest forecast."""
     page: int
     has_more: bool
 
