@@ -23,9 +23,16 @@ from capacity_assets.forecast.history_statements import DATABASE_ROWS
 from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
 from capacity_assets.forecast.model import RISE_DAYS, Forecasts, forecast, without_steps
-from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
+from capacity_assets.forecast.outlook import FORECAST, FULL, SHARES, TOO_LITTLE_HISTORY, Outlook, day_text
 from capacity_assets.forecast.reference import Reference, reference
-from capacity_assets.forecast.runway import PIECES, WEIGHTS, SeriesOutlook, outlook_with_sizes
+from capacity_assets.forecast.runway import (
+    NOT_WITHIN_HORIZON,
+    PIECES,
+    WEIGHTS,
+    SeriesOutlook,
+    outlook_with_sizes,
+    runways,
+)
 
 TOLERANCE = 1e-6
 BAND_HEADINGS = (
@@ -67,7 +74,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)
     )
     second = reference(smooth, measured)
-    agrees = _agree(first, second)
+    agrees = _agree(first, second) and _days_agree(outlook, first, second)
     measured_days = sum(size is not None for size in measured)
     document = {
         "outlook": asdict(outlook),
@@ -116,6 +123,19 @@ def _agree(first: Forecasts, second: Reference) -> bool:
         *((rises[n, : len(second.rises[days])], sorted(second.rises[days])) for n, days in enumerate(RISE_DAYS)),
     ]
     return all(np.allclose(*two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True) for two in compared)
+
+
+def _days_agree(outlook: Outlook, first: Forecasts, second: Reference) -> bool:
+    """Whether the days of both calculations agree; the last digit of a size may decide about one day."""
+    if outlook.state != FORECAST or outlook.limit_mb is None:
+        return True
+    ends, beyond = runways(first, np.array([float(outlook.limit_mb)])), RISE_DAYS[-1] + 1
+    for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
+        again = second.day(outlook.limit_mb, round(100 * share))
+        found = beyond if day == NOT_WITHIN_HORIZON else day
+        if abs(found - (beyond if again is None else again)) > 1:
+            return False
+    return True
 
 
 def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:

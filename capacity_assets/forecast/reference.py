@@ -27,7 +27,19 @@ from capacity_assets.forecast.model import (
     WEEK_DAYS,
     WINSORISED_SHARE,
 )
-from capacity_assets.forecast.runway import LARGEST_FREE, MOST_PROBABLE, MOST_USED, SMALLEST_FREE, WEIGHTS
+from capacity_assets.forecast.runway import (
+    LARGEST_FREE,
+    LEAST_FREE,
+    MOST_FREE,
+    MOST_PROBABLE,
+    MOST_USED,
+    ROUNDING_DAYS,
+    SMALLEST_FREE,
+    WEIGHTS,
+)
+
+SAME_FREE = 1e-9
+"""Free space is found to this part of it."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +110,33 @@ class Reference:
         """The first day by which a limit is reached with this probability; None: not within the longest horizon."""
         if self.last >= limit:
             return 0
-        share, before, probability_before = percent / 100, 0, 0.0
+        before, free_before = 0, 0.0
         for days, probability in self.probabilities(limit).items():
-            if probability >= share:
-                grown = (share - probability_before) / (probability - probability_before)
-                return before + math.ceil(grown * (days - before))
-            before, probability_before = days, probability
+            free = max(self.largest_free(days, percent), free_before)
+            if probability >= percent / 100:
+                part = (limit - self.last - free_before) / (free - free_before) if free_before < free else 0.0
+                return before + min(max(math.ceil(part * (days - before) - ROUNDING_DAYS), 1), days - before)
+            before, free_before = days, free
         return None
+
+    def largest_free(self, days: int, percent: int) -> float:
+        """The largest free space that is reached with this probability within so many days; 0: none, or infinity."""
+        odds = math.log(percent / (100 - percent))
+
+        def is_reached(free: float) -> bool:
+            pieces = self.evidence(self.last + free, days)
+            return math.fsum(weight * piece for weight, piece in zip(weights, pieces, strict=True)) >= odds
+
+        weights, largest = _weights(days), max(self.last + self.fallen, 1.0)
+        low, high = largest * LEAST_FREE, largest * MOST_FREE
+        if is_reached(high):
+            return math.inf
+        if not is_reached(low):
+            return 0.0
+        while high / low - 1 > SAME_FREE:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if is_reached(middle) else (low, middle)
+        return low
 
 
 def _weights(days: int) -> list[float]:

@@ -72,8 +72,8 @@ def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     probability = _probabilities(forecasts, goal)
     is_full = forecasts.last >= goal
     early, middle, late = (
-        np.where(has_band, np.where(is_full, 0, _reached(probability, share)), NOT_WITHIN_HORIZON)
-        for share in (EARLY, MIDDLE, LATE)
+        np.where(has_band, np.where(is_full, 0, days), NOT_WITHIN_HORIZON)
+        for days in _reached(forecasts, goal, probability).T
     )
     within = [RISE_DAYS.index(days) for days in HORIZONS_DAYS]
     at_horizons = np.where((known & has_band)[:, None], probability[:, within], np.nan)
@@ -96,23 +96,33 @@ MOST_PROBABLE = 0.99
 
 def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
     """What speaks for reaching limits that are not reached, series by RISE_DAYS by PIECES; a higher limit has less."""
-    days = np.asarray(RISE_DAYS, dtype=np.float64)
     free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
-    grown = (
-        forecasts.drift[:, None] * days,
-        forecasts.pace[:, None] * days,
-        forecasts.spread[:, None] * np.ones(len(days)),
-        forecasts.fallen[:, None] * np.ones(len(days)),
-    )
+    last, grown, count, days = _known(forecasts)
+    rises = _rises_piece(np.sum(forecasts.rises >= free[:, :, None], axis=2), count, days)
+    return np.stack([np.ones_like(rises), *_size_pieces(free, last, grown), rises], axis=2)
+
+
+def _known(forecasts: Forecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
+    """The last size, what is compared with the free space, the number of rises, and the days: series by RISE_DAYS."""
+    days = np.broadcast_to(np.asarray(RISE_DAYS, dtype=np.float64), forecasts.rises.shape[:2])
+    columns = (forecasts.last, forecasts.drift, forecasts.pace, forecasts.spread, forecasts.fallen)
+    last, drift, pace, spread, fallen = (np.broadcast_to(column[:, None], days.shape) for column in columns)
+    return last, [drift * days, pace * days, spread, fallen], np.sum(~np.isnan(forecasts.rises), axis=2), days
+
+
+def _size_pieces(free: Sizes, last: Sizes, grown: Sequence[Sizes]) -> list[Sizes]:
+    """The PIECES from the free share on, up to what has fallen."""
     with np.errstate(divide="ignore", over="ignore"):
         used = [np.sqrt(np.clip(size / free, 0.0, MOST_USED)) for size in grown]
-        small = -np.log(np.clip(free / forecasts.last[:, None], SMALLEST_FREE, LARGEST_FREE)) * np.ones(len(days))
-    count = np.sum(~np.isnan(forecasts.rises), axis=2)
-    reached = np.sum(forecasts.rises >= free[:, :, None], axis=2) / np.maximum(count, 1)
+        return [-np.log(np.clip(free / last, SMALLEST_FREE, LARGEST_FREE)), *used]
+
+
+def _rises_piece(reached: NDArray[np.int64], count: Sizes, days: Sizes) -> Sizes:
+    """The last of PIECES: so many of the rises within so many days reach the free space."""
+    share = reached / np.maximum(count, 1)
     # Days a week apart see the same rises: over more days they count as fewer independent ones.
     independent = count * ORIGIN_STEP_DAYS / days
-    rises = np.log((independent * reached + 0.5) / (independent * (1 - reached) + 0.5))
-    return np.stack([np.ones_like(rises), small, *used, rises], axis=2)
+    return np.log((independent * share + 0.5) / (independent * (1 - share) + 0.5))
 
 
 _WEIGHTS_BY_DAYS = np.stack(
@@ -129,18 +139,91 @@ def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
     return np.where((forecasts.last >= goal)[:, None], 1.0, probability)
 
 
-def _reached(probability: Sizes, share: float) -> NDArray[np.int64]:
-    """The first day with this probability, which grows evenly between two of RISE_DAYS, and up to the first from 0."""
-    rows = np.arange(len(probability))
+LEAST_FREE, MOST_FREE = 1e-6, 1e4
+"""Times the largest size of the last year: free space that is looked at; less is none, more is without bounds."""
+HALVINGS = 26
+"""Of the logarithm of these bounds: to the seventh digit."""
+ROUNDING_DAYS = 1e-6
+"""A day is not rounded up for less than this, which is an error of rounding."""
+
+
+def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
+    """The first day by which the goal is reached with each of SHARES, series by share.
+
+    Between two of RISE_DAYS, and from 0 to the first, days are interpolated by free space, not by probability: that
+    jumps where the free space is what the series rose in the past.
+    """
     days = np.array([0, *RISE_DAYS])
-    edges = np.concatenate([np.zeros((len(rows), 1)), probability], axis=1)
-    first = np.sum(probability < share, axis=1)
-    after = np.minimum(first + 1, len(RISE_DAYS))
-    before = after - 1
-    step = np.maximum(edges[rows, after] - edges[rows, before], np.finfo(np.float64).tiny)
-    grown = np.clip((share - edges[rows, before]) / step, 0.0, 1.0)
-    day = days[before] + np.ceil(grown * (days[after] - days[before])).astype(np.int64)
-    return np.where(first < len(RISE_DAYS), day, NOT_WITHIN_HORIZON)
+    first = np.sum(probability[:, :, None] < np.array(SHARES), axis=1)
+    is_ahead = (forecasts.last < goal) & ~np.isnan(forecasts.upper[:, 0])
+    series, share = np.nonzero(is_ahead[:, None] & (first < len(RISE_DAYS)))
+    after = first[series, share] + 1
+    ends = _free_by_days(forecasts, series, share, after)
+    low, high = (np.take_along_axis(ends, place[:, None], axis=1)[:, 0] for place in (after - 1, after))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        grown = (goal[series] - forecasts.last[series] - low) / (high - low)
+    width = days[after] - days[after - 1]
+    # Without bounds nothing tells where between the two it is: the day after the first of them.
+    steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
+    found = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
+    found[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
+    return found
+
+
+def _free_by_days(
+    forecasts: Forecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
+) -> Sizes:
+    """The largest free space with which each share is reached within 0 and each of RISE_DAYS, up to the `until`th."""
+    ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
+    case, column = np.nonzero(np.arange(len(RISE_DAYS)) < until[:, None])
+    odds = np.log(np.array(SHARES) / (1 - np.array(SHARES)))
+    ends[case, column + 1] = _largest_free(forecasts, series[case], column, odds[share[case]])
+    return np.maximum.accumulate(ends, axis=1)
+
+
+def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArray[np.int64], needed: Sizes) -> Sizes:
+    """The largest free space with which each series has the odds within the day count of the column; 0: there is none.
+
+    Between two neighbouring rises of its past, the number of rises that reach the free space is the same. So these two
+    are found first, and then the free space between them.
+    """
+    of = (series, column)
+    last, grown, count, days = _known(forecasts)
+    last, grown, count, days = last[of], [size[of] for size in grown], count[of], days[of]
+    constant, *by_size, by_rises = _WEIGHTS_BY_DAYS[column].T
+
+    def odds(free: Sizes) -> Sizes:
+        total: Sizes = constant
+        for weight, piece in zip(by_size, _size_pieces(free, last, grown), strict=True):
+            total = total + weight * piece
+        return total
+
+    every, reaching = _levels(forecasts)
+    levels, reaching = every.shape[2], reaching[of]
+    missed, found = np.full_like(column, -1), np.full_like(column, levels)
+    for _ in range(levels.bit_length()):
+        place = np.maximum((missed + found) // 2, 0)
+        rises = by_rises * _rises_piece(np.minimum(place, reaching), count, days)
+        holds = odds(every[(*of, place)]) + rises >= needed
+        missed, found = np.where(holds, missed, place), np.where(holds, place, found)
+    low, high = (every[(*of, np.clip(place, 0, levels - 1))] for place in (found, found - 1))
+    rises = by_rises * _rises_piece(np.clip(found - 1, 0, reaching), count, days)
+    for _ in range(HALVINGS):
+        between = np.sqrt(low * high)
+        holds = odds(between) + rises >= needed
+        low, high = np.where(holds, between, low), np.where(holds, high, between)
+    return np.select([found == 0, found < levels], [np.inf, low])
+
+
+def _levels(forecasts: Forecasts) -> tuple[Sizes, NDArray[np.int64]]:
+    """The bounds of free space and the past rises between them, the largest first, and the number of these rises.
+
+    As many rises reach a level as its place says, but no more than their number.
+    """
+    largest = np.maximum(forecasts.last + forecasts.fallen, 1.0)[:, None, None] * np.ones((1, len(RISE_DAYS), 1))
+    least, most = LEAST_FREE * largest, MOST_FREE * largest
+    rises = -np.sort(-np.clip(np.nan_to_num(forecasts.rises), least, most), axis=2)
+    return np.concatenate([most, rises, least], axis=2), np.sum(forecasts.rises >= least, axis=2)
 
 
 NAMED = 10

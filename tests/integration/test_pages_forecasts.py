@@ -120,9 +120,9 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
         return binding["subject"], binding["full_middle"], links
 
     subject, middle, links = bound_by()
-    assert (subject, middle) == ("volume", str(TODAY + timedelta(days=23))), "not /log, on which it does not lie"
+    assert (subject, middle) == ("volume", str(TODAY + timedelta(days=15))), "not /log, on which it does not lie"
     assert 'href="/volume?server=1&amp;name=%2Fdata"' in links
-    assert str(TODAY + timedelta(days=163)) in links, "its own date stands beside it"
+    assert str(TODAY + timedelta(days=150)) in links, "its own date stands beside it"
     with served_pages(engine.url) as pages:
         bound = {name: pages.document(f"/volume?server=1&name={name}")["databases"] for name in ("/data", "/log")}
     assert {name: [one["name"] for one in rows] for name, rows in bound.items()} == {"/data": ["orders"], "/log": []}
@@ -134,7 +134,7 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
 
     declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20)])
     subject, middle, links = bound_by()
-    assert (subject, middle) == ("database", str(TODAY + timedelta(days=4)))
+    assert (subject, middle) == ("database", str(TODAY + timedelta(days=2)))
     assert "href" not in links
 
 
@@ -156,7 +156,7 @@ def fill_one_disk(engine: Engine) -> None:
 
 def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
     fill_one_disk(engine)
-    said = "full on 26 Aug 2025 (4 Aug to 18 Oct 2025)."
+    said = "full on 20 Aug 2025 (4 Aug to 18 Oct 2025)."
 
     with served_pages(engine.url) as pages:
         text = {
@@ -207,9 +207,9 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
         html = pages.ask("/databases").text
         on_server = pages.document("/server?server=1")["databases"]
 
-    full = str(TODAY + timedelta(days=37))
+    full = str(TODAY + timedelta(days=31))
     assert beside == [
-        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=4)), "act"),
+        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=2)), "act"),
         (50_000, 49_690, "volume", "/data", full, "watch"),
         (50_000, 49_690, "volume", "/data", full, "watch"),
         (140, 70, "server", "", None, None),

@@ -37,7 +37,7 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
         "young": "too little history",
     }
     orders = rows["orders"]
-    assert [(orders[f"{which}_day"] - TODAY).days for which in ("early", "middle", "late")] == [13, 24, 75]
+    assert [(orders[f"{which}_day"] - TODAY).days for which in ("early", "middle", "late")] == [13, 20, 71]
     assert (orders["size_mb"], orders["limit_mb"], orders["binds"]) == (3014, 3214, "own limit")
     assert [orders[f"forecast_{days}_mb"] for days in (7, 30, 90, 365)] == [3084, 3314, 3914, 6664]
     assert [orders[f"lower_{days}_mb"] for days in (7, 30, 90)] == [3084, 3314, 3914]
@@ -84,7 +84,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     [event] = result.get_asset_materialization_events()
     metadata = {key: value.value for key, value in event.materialization.metadata.items()}
     [check] = result.get_asset_check_evaluations()
-    early, day, late = (human_day(TODAY + timedelta(days=days)) for days in (13, 24, 75))
+    early, day, late = (human_day(TODAY + timedelta(days=days)) for days in (13, 20, 71))
     assert list(metadata)[:2] == ["Fills first", "Fills soon"]
     assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {early} | {day} | {late} | 80% |" in str(
         metadata["Fills first"]
@@ -92,7 +92,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day} (80 % range: 2 Aug to 3 Oct 2025), within "
+        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day} (80 % range: 2 Aug to 29 Sep 2025), within "
         "30 days with a probability of 80 %. 2.9 GiB of 3.1 GiB (own limit, declared). "
         "Forecast growth: +10 MiB per day."
     )

@@ -139,7 +139,7 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     refused = capacity("explain", "orders", "--volume", "/data", "--runway")
 
     assert message[0] == f"disk /data on server-1, as of {human_day(TODAY)}: 9.2 GiB"
-    full = [human_day(TODAY + timedelta(days=days)) for days in (13, 23, 70)]
+    full = [human_day(TODAY + timedelta(days=days)) for days in (13, 19, 66)]
     assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
         "Full: early {}, middle {}, late {}.".format(*full),

@@ -88,7 +88,7 @@ def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engi
             )
         ).all()
 
-    assert newest == [("server-1", "database", "orders", due, due + timedelta(days=11), 0.863)]
+    assert newest == [("server-1", "database", "orders", due, due + timedelta(days=13), 0.863)]
     month = due.replace(day=1)
     # The test's clock is not that of the database.
     assert [(row[0], row[1], row[2], row[4], float(row[5]), float(row[6])) for row in errors] == [
@@ -127,7 +127,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     written = capacity("export", "--runway", "--output", str(parquet))
     unclear = [capacity("export"), capacity("export", "--runway", "--period", "daily")]
 
-    early, full, late = (TODAY + timedelta(days=days) for days in (13, 24, 75))
+    early, full, late = (TODAY + timedelta(days=days) for days in (13, 20, 71))
     assert "Fills first: no runway was issued within the last month." in before.output
     lines = shown.output.splitlines()
     place = lines.index(f"Fills first, as of {human_day(TODAY)}")
@@ -176,7 +176,7 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
     place = message.index("Earlier forecasts")
-    ahead, later = (human_day(TODAY + timedelta(days=days)).split() for days in (18, 26))
+    ahead, later = (human_day(TODAY + timedelta(days=days)).split() for days in (20, 20))
     assert [line.split() for line in message[place + 2 : place + 4]] == [
         [*human_day(TODAY - timedelta(days=7)).split(), *ahead, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
         [*human_day(TODAY - timedelta(days=30)).split(), *later, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
@@ -244,7 +244,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
     after = shown(engine, "orders")
 
     assert "Forecast of server-1 updated." in said
-    assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=24), TODAY + timedelta(days=4))
+    assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=20), TODAY + timedelta(days=6))
     assert (after.as_of, after.forecast_7_days_mb, after.is_outdated) == (TODAY, before.forecast_7_days_mb, False)
     assert shown(engine, "other") == other
     assert stored_runways(engine)["orders"]["in_time"]
