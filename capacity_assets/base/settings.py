@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, SecretStr, ValidationInfo, model_validator
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
@@ -312,6 +312,10 @@ DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
 DEFAULT_LABEL_KEYS = ("team", "environment", "service", "cost_centre")
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
 OUR_PREFIX = "CAPACITY_"
+FORMER_NAMES = {
+    "CAPACITY_DIGEST_RECEIVERS": "CAPACITY_RECEIVERS",
+    "CAPACITY_FILLS_SOON_PERCENT": "CAPACITY_ACT_PERCENT",
+}
 
 
 class Variables(BaseSettings):
@@ -350,8 +354,8 @@ class Variables(BaseSettings):
     )
     receivers: Path | None = Field(
         default=None,
-        description="TOML file that says who gets alerts and the weekly digest, of all or of what has a label, and "
-        "how. Unset: nobody.",
+        description="TOML file that says who gets alerts and the weekly digest, of the whole fleet or of what has a "
+        "label, and how. Unset: nobody.",
     )
     digest_receivers: Path | None = Field(
         default=None,
@@ -397,16 +401,20 @@ class Variables(BaseSettings):
         default=20,
         gt=0,
         le=100,
-        description="Probability of being full within these days, in percent, from which on something is to be "
-        "watched: the digest lists it, and pages mark it.",
+        description="Something is marked *watch* from this probability, in percent, of being full within "
+        "`CAPACITY_FILLS_SOON_DAYS`. Pages mark it, and the digest lists it.",
     )
     act_percent: ActPercent = Field(
         default=50,
         validate_default=True,
         gt=0,
         le=100,
-        description="The same from which on somebody has to act: that check names it, and it is sent as an alert. At "
+        description="Something is marked *act* from this probability on: the check names it, and an alert is sent. At "
         "least `CAPACITY_WATCH_PERCENT`.",
+    )
+    fills_soon_percent: int | None = Field(
+        default=None,
+        description="Former name of CAPACITY_ACT_PERCENT, read where that is unset.",
     )
     fills_soon_severity: Literal["error", "warn"] = Field(
         default="error", description="`error`: what that check names is sent as an alert; `warn`: it is only shown."
@@ -532,6 +540,12 @@ class Variables(BaseSettings):
     )
     home: Folder = Field(default=DEFAULT_HOME, description="Folder for the embedded server's data and Dagster's home.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, given: dict[str, object]) -> dict[str, object]:
+        present = {FORMER_NAMES[name]: value for name, value in given.items() if name in FORMER_NAMES}
+        return present | given
+
 
 # CAPACITY_TIMEZOEN is, CAPACITY_HOST, which containers are given, is not.
 NEARLY_THE_SAME = 0.9
@@ -572,11 +586,6 @@ class Settings(Variables):
     def zone_is_chosen(self) -> bool:
         """Whether the time zone is set; else it is the machine's."""
         return "timezone" in self.model_fields_set
-
-    @property
-    def receivers_file(self) -> Path | None:
-        """The file of receivers, by its present or its former variable."""
-        return self.receivers or self.digest_receivers
 
     @property
     def capacity_url(self) -> URL | None:

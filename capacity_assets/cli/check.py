@@ -169,10 +169,10 @@ def _volume_sources(settings: Settings) -> Iterator[Finding]:
 
 
 def _receivers(settings: Settings) -> Iterator[Finding]:
-    if settings.receivers_file is None:
+    if settings.receivers is None:
         return
     try:
-        receivers = receivers_of(settings.receivers_file, settings.label_keys)
+        receivers = receivers_of(settings.receivers, settings.label_keys)
     except CapacityError as error:
         yield _bad(RECEIVERS, " ".join(str(error).splitlines()))
         return

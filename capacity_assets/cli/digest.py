@@ -70,9 +70,9 @@ def digest(
 
 
 def _sent(settings: Settings, engine: Engine, week: Window, *, again: bool) -> Report:
-    if settings.receivers_file is None:
+    if settings.receivers is None:
         raise ValidationError("CAPACITY_RECEIVERS is unset: set it to the file that lists the receivers.")
-    receivers = receivers_of(settings.receivers_file, settings.label_keys)
+    receivers = receivers_of(settings.receivers, settings.label_keys)
     result = send_digests(engine, week, receivers, Channels.of(settings), again=again)
     lines = [
         *(f"Sent to {name}." for name in result.sent),

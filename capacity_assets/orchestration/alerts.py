@@ -81,7 +81,7 @@ class Links:
 
 def alert_sensors(settings: Settings, clock: Clock | None = None) -> list[dg.SensorDefinition]:
     """Build the sensor, or none if no receiver is configured."""
-    if settings.alert_webhook_url is None and settings.receivers_file is None:
+    if settings.alert_webhook_url is None and settings.receivers is None:
         return []
     return [_sensor(settings, clock or Clock(settings.zone))]
 
@@ -120,7 +120,7 @@ def _receivers(settings: Settings) -> tuple[list[Receiver], str]:
     """Return who gets alerts, and what is wrong with the file; then the alert webhook alone is told."""
     has_webhook = settings.alert_webhook_url is not None
     try:
-        return receivers_of_alerts(settings.receivers_file, settings.label_keys, has_alert_webhook=has_webhook), ""
+        return receivers_of_alerts(settings.receivers, settings.label_keys, has_alert_webhook=has_webhook), ""
     except ValidationError as error:
         only_default = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
         return only_default, f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
@@ -153,7 +153,7 @@ def _send_digest(
 ) -> list[datetime]:
     """Send the digest of the week that waited, and return when the quiet hours of the others end."""
     now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(str(state.digest_week)))
-    receivers = receivers_of(settings.receivers_file, settings.label_keys) if settings.receivers_file else []
+    receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
     waiting = send_digests(engine, week, receivers, channels, now=now).waiting
     state.digest_week = state.digest_week if waiting else None
     return [end for one in receivers if one.name in waiting and (end := one.quiet_until(now))]

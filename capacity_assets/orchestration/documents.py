@@ -312,7 +312,7 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
         waiting: dict[str, str] = {}
 
         def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
-            service, deliveries, path = runner.service, Deliveries(), settings.receivers_file
+            service, deliveries, path = runner.service, Deliveries(), settings.receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
             if week == period.last(service.clock.today()):
                 channels, now = Channels.of(settings), service.clock.local_now()

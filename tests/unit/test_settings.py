@@ -107,6 +107,24 @@ def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_variable(
     assert SECRET not in str(caught.value)
 
 
+def test_a_variable_is_read_by_its_former_name_where_the_present_one_is_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPACITY_DIGEST_RECEIVERS", "old.toml")
+    (tmp_path / ".env").write_text("CAPACITY_FILLS_SOON_PERCENT=40\n")
+    settings = load_settings()
+    assert (settings.receivers, settings.act_percent) == (Path("old.toml"), 40)
+
+    monkeypatch.setenv("CAPACITY_RECEIVERS", "new.toml")
+    monkeypatch.setenv("CAPACITY_ACT_PERCENT", "70")
+    settings = load_settings()
+    assert (settings.receivers, settings.act_percent) == (Path("new.toml"), 70)
+
+    monkeypatch.setenv("CAPACITY_ACT_PERCENT", "")
+    assert load_settings().act_percent == 40
+
+
 def test_several_wrong_values_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Mars/Olympus")
     monkeypatch.setenv("CAPACITY_START_DATE", "soon")
