@@ -64,11 +64,11 @@ class RunwayConfig(dg.Config):
     )
 
 
-def check_description(settings: Settings) -> str:
+def check_description(settings: Settings, nothing: str = "Nothing") -> str:
     """Say what the check looks for."""
     return (
-        f"Nothing is full within {settings.fills_soon_days} days with a probability of {settings.act_percent} percent "
-        "or more."
+        f"{nothing} is full within {settings.fills_soon_days} days with a probability of {settings.act_percent} "
+        "percent or more."
     )
 
 
@@ -139,7 +139,8 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
     text = "No recent forecast."
     if issue is not None:
         as_of = f"As of {human_day(issue.as_of)}:"
-        text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {check_description(settings)}"
+        nothing = check_description(settings, "Nothing else" if decided else "Nothing")
+        text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {nothing}"
         text += f"\n\nLeft out by decisions:\n\n{left_out}" if decided else ""
     return check_result(
         NOTHING_FILLS_SOON,

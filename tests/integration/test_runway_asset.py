@@ -114,6 +114,7 @@ def test_the_check_leaves_out_what_was_decided_on_until_its_risk_grows_past_that
     assert said in str(grown.description)
     assert "The risk has grown: " in str(grown.description)
     assert (decided.passed, decided.metadata["decided"].value) == (True, 1)
+    assert ": Nothing else is full within 30 days" in str(decided.description)
     assert f"Left out by decisions:\n\n- orders on server-1: {said}" in str(decided.description)
 
 
