@@ -20,6 +20,11 @@ def unfit_keys(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if not KEY.fullmatch(key) or len(key) > LONGEST_KEY or key in NOT_KEYS]
 
 
+def fleet_or_label(label: tuple[str, str] | None) -> str:
+    """Name the fleet (None), or what has a label by its value and key, as people read it."""
+    return "the fleet" if label is None else f"{label[1]} ({label[0]})"
+
+
 def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
     """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
     if key not in keys:

@@ -743,20 +743,19 @@ capacity_digests = table(
     timestamp("sent_at", "When it was handed over"),
 )
 
-capacity_alerts = Table(
+capacity_alerts = table(
     "capacity_alerts",
-    metadata,
+    "What receivers of alerts were told: the newest alert of each server, database and volume.",
     key("receiver", String(255), "Name of the receiver in CAPACITY_RECEIVERS, or default"),
     key("channel", String(20), "mail or webhook"),
     key("instance_id", Integer, "Number of the server"),
     key("subject", String(20), "server, database or volume"),
     key("name", String(255), "Database or volume; empty: the server as a whole"),
-    required("opened", Date, "Day of the forecast by which somebody has to act"),
+    required("opened", Date, "Day of the first forecast that called for action"),
     timestamp("sent_at", "When its newest message was handed over; null: none was yet", nullable=True),
     optional("probability", Double, "Probability in that message; null: none was handed over"),
     optional("full_by", Date, "Day in that message on which it is full; null: none"),
-    optional("resolved", Date, "Day of the forecast by which it was resolved; null: it is open"),
-    comment="What receivers of alerts were told: the newest alert of each server, database and volume.",
+    optional("resolved", Date, "Day of the forecast that resolved it; null: it is open"),
 )
 
 

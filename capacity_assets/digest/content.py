@@ -71,11 +71,6 @@ class Digest:
         """Whether there is anything beyond size and change."""
         return any(self.counts.values())
 
-    @property
-    def whose(self) -> str:
-        """The fleet, or the value of the label and its key."""
-        return "the fleet" if self.label is None else f"{self.label[1]} ({self.label[0]})"
-
 
 def read_digest(
     engine: Engine, week: Window, label: tuple[str, str] | None = None, thresholds: Thresholds = DEFAULT_THRESHOLDS

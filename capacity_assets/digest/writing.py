@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+from capacity_assets.base.label_rules import fleet_or_label
 from capacity_assets.base.units import (
     counted,
     human_change_mb,
@@ -36,13 +37,15 @@ def subject_of(digest: Digest) -> str:
     if digest.is_change_partial:
         change = "partly measured" if digest.is_partial else "change unknown"
     news = "" if digest.has_news else ", nothing unusual"
-    return f"Capacity of {printable(digest.whose)}, week of {human_day(digest.week.start)}: {change}{news}"
+    return (
+        f"Capacity of {printable(fleet_or_label(digest.label))}, week of {human_day(digest.week.start)}: {change}{news}"
+    )
 
 
 def headline(digest: Digest) -> str:
     """Say size and change in one sentence."""
     week = f"week of {human_days(digest.week.start, digest.week.end)}"
-    whose = printable(digest.whose)
+    whose = printable(fleet_or_label(digest.label))
     if not digest.size_mb:
         return f"Nothing was measured of {whose} in the {week}."
     whose = "The fleet" if digest.label is None else whose
@@ -142,8 +145,7 @@ def opening(digest: Digest) -> list[Sentence]:
     if not digest.has_forecast:
         sentences.append(Sentence(NO_FORECAST, "capacity runway --issue"))
     if digest.decided:
-        are = "is" if digest.decided == 1 else "are"
-        sentences.append(Sentence(f"{counted(digest.decided, 'fill date')} {are} left out by decisions:", DECISIONS))
+        sentences.append(Sentence(f"Decisions leave out {counted(digest.decided, 'fill date')}:", DECISIONS))
     return sentences
 
 
@@ -154,7 +156,8 @@ def message_of(digest: Digest, pages_url: str | None = None) -> Message:
         *others, last = sentences
         sentences = [Sentence(" ".join([*map(str, others), last.text]), last.command)]
     page = "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
-    link = None if pages_url is None else Line(f"More about {printable(digest.whose)}", page_url(pages_url, page))
+    more = f"More about {printable(fleet_or_label(digest.label))}"
+    link = None if pages_url is None else Line(more, page_url(pages_url, page))
     return Message(subject_of(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 
 

@@ -296,7 +296,7 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
     sentence = f"Planned for {human_day(SOON)}, 1.0 GiB more, by anna: new <disk>."
     assert [one.name for one in before.soon] == ["orders"]
     assert [one.name for one in (*after.soon, *after.runways, *after.later)] == []
-    assert "1 fill date is left out by decisions: capacity decisions list" in as_text(after)
+    assert "Decisions leave out 1 fill date: capacity decisions list" in as_text(after)
     assert "capacity decide server-1 orders acknowledged --until DAY --note TEXT" in undecided
     assert f"P{mark[1:]}. {full}" in page
     assert "new &lt;disk&gt;" in page
