@@ -20,7 +20,7 @@ from capacity_assets.base.settings import Thresholds, load_settings
 from capacity_assets.messages.alerts import News, message_of
 from capacity_assets.messages.message import NEW, html_of
 from capacity_assets.messages.receivers import Receiver
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingSettings
 from capacity_assets.reading.risks import read_risks
 from capacity_assets.runtime import open_engine
 
@@ -94,9 +94,9 @@ def picture_mail(browser: Browser, address: str) -> None:
     if risks is None or not risks.risks:
         sys.exit("Nothing of the demo fills.")
     news = [News(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
-    channels = Channels(pages_url=address, thresholds=thresholds)
+    sending = SendingSettings(pages_url=address, thresholds=thresholds)
     page = browser.new_page(viewport={"width": 700, "height": 100})
-    page.set_content(html_of(message_of(Receiver("dba"), news, channels)))
+    page.set_content(html_of(message_of(Receiver("dba"), news, sending)))
     page.screenshot(path=IMAGES / "alert.png", full_page=True)
 
 

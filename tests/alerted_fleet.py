@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import Clock
 from capacity_assets.messages.receivers import ALERTS, Receiver
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingSettings
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import SHANGHAI, TODAY
 from tests.fleet import add_database_sizes, add_instances, sizes
@@ -74,5 +74,5 @@ def receiver(name: str, label: str | None = None, **given: object) -> Receiver:
     return Receiver(name, label=("team", label) if label else None, **named)  # type: ignore[arg-type]
 
 
-def channels(url: str | None = None, **given: object) -> Channels:
-    return Channels(webhook_url=url, pages_url="https://pages.example", **given)  # type: ignore[arg-type]
+def sending_settings(url: str | None = None, **given: object) -> SendingSettings:
+    return SendingSettings(webhook_url=url, pages_url="https://pages.example", **given)  # type: ignore[arg-type]

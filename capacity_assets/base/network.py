@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import smtplib
 import socket
 import threading
@@ -163,11 +164,11 @@ def ask(  # noqa: PLR0913 -- what a question may have
         raise UnansweredError(str(reason) or type(error).__name__, type(error).__name__) from None
 
 
-def post_json(url: str, content: object) -> None:
-    """Post one message as JSON; raises WebhookError."""
+def post_json(url: str, content: object, seconds_left: float = math.inf) -> None:
+    """Post one message as JSON, within WEBHOOK_SECONDS or what is left of the time; raises WebhookError."""
     body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
     try:
-        status = ask(url, seconds=WEBHOOK_SECONDS, body=body, headers=headers).status
+        status = ask(url, seconds=min(WEBHOOK_SECONDS, seconds_left), body=body, headers=headers).status
     except UnansweredError as error:
         raise WebhookError(f"does not answer ({error.kind})") from None
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:

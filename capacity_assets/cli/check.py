@@ -35,7 +35,7 @@ from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, sc
 from capacity_assets.forecast.history import HistoryScope, reading
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import Channels, unreachable
+from capacity_assets.messages.sending import SendingSettings, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
@@ -177,7 +177,7 @@ def _receivers(settings: Settings) -> Iterator[Finding]:
         yield _bad(RECEIVERS, " ".join(str(error).splitlines()))
         return
     yield _ok(RECEIVERS, ", ".join(receiver.name for receiver in receivers) or "nobody")
-    for problem in dict.fromkeys(unreachable(receivers, Channels.of(settings))):
+    for problem in dict.fromkeys(unreachable(receivers, SendingSettings.of(settings))):
         yield _bad(RECEIVERS, problem)
 
 

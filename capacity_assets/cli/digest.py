@@ -18,7 +18,7 @@ from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
 from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingSettings
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.runtime import open_task_runner
 
@@ -73,7 +73,7 @@ def _sent(settings: Settings, engine: Engine, week: Window, *, again: bool) -> R
     if settings.receivers is None:
         raise ValidationError("CAPACITY_RECEIVERS is unset: set it to the file that lists the receivers.")
     receivers = receivers_of(settings.receivers, settings.label_keys)
-    result = send_digests(engine, week, receivers, Channels.of(settings), again=again)
+    result = send_digests(engine, week, receivers, SendingSettings.of(settings), again=again)
     lines = [
         *(f"Sent to {name}." for name in result.sent),
         *(f"{name} has already received it; --again sends it once more." for name in result.earlier),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,10 +11,17 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import Window
-from capacity_assets.digest.content import read_digest
+from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, message_of
 from capacity_assets.messages.receivers import DIGEST, Receiver
-from capacity_assets.messages.sending import Channels, SendingError, one_at_a_time, send, ways_of
+from capacity_assets.messages.sending import (
+    SENT_SIDE_BY_SIDE,
+    SendingError,
+    SendingSettings,
+    channels_of,
+    one_at_a_time,
+    send,
+)
 
 
 @dataclass(frozen=True)
@@ -24,57 +32,62 @@ class Deliveries:
     earlier: Sequence[str] = ()
     failed: tuple[tuple[str, str], ...] = ()
     waiting: tuple[str, ...] = ()
-    """Those that have quiet hours."""
+    """Those that have quiet hours, or for which no time was left."""
 
 
 def send_digests(  # noqa: PLR0913 -- what sending has
     engine: Engine,
     week: Window,
     receivers: Sequence[Receiver],
-    channels: Channels,
+    settings: SendingSettings,
     *,
     again: bool = False,
     now: datetime | None = None,
 ) -> Deliveries:
     """Send a week's digest to those without it, with `again` to all, and store who got it; raises DatabaseError.
 
-    Who has quiet hours `now` gets it later; None: everybody gets it.
+    Digests are read one after the other and sent side by side. Who has quiet hours `now` gets it later; None:
+    everybody gets it.
     """
-    problems: dict[str, list[str] | None] = {}
+    problems: dict[str, Future[list[str]] | None] = {}
     waiting = []
-    with one_at_a_time(engine, "digests"):
+    with one_at_a_time(engine, "digests"), ThreadPoolExecutor(SENT_SIDE_BY_SIDE) as threads:
         for receiver in receivers:
             if DIGEST not in receiver.gets:
                 continue
-            if now is not None and receiver.quiet_until(now) is not None:
+            is_quiet = now is not None and receiver.quiet_until(now) is not None
+            if is_quiet or settings.seconds_left <= 0:
                 waiting.append(receiver.name)
-            else:
-                problems[receiver.name] = _send_to(engine, week, receiver, channels, again=again)
+                continue
+            delivered = set() if again else set(_delivered(engine, week, receiver))
+            remaining = [channel for channel in channels_of(receiver) if channel not in delivered]
+            problems[receiver.name] = None
+            if remaining:
+                digest = read_digest(engine, week, receiver.label, settings.thresholds)
+                problems[receiver.name] = threads.submit(_send_to, engine, digest, receiver, remaining, settings)
+    outcomes = {name: future and future.result() for name, future in problems.items()}
     return Deliveries(
-        [name for name, reasons in problems.items() if reasons == []],
-        [name for name, reasons in problems.items() if reasons is None],
-        tuple((name, " ".join(reasons)) for name, reasons in problems.items() if reasons),
+        [name for name, reasons in outcomes.items() if reasons == []],
+        [name for name, reasons in outcomes.items() if reasons is None],
+        tuple((name, " ".join(reasons)) for name, reasons in outcomes.items() if reasons),
         tuple(waiting),
     )
 
 
-def _send_to(engine: Engine, week: Window, receiver: Receiver, channels: Channels, *, again: bool) -> list[str] | None:
-    """Send by each way of a receiver that has not delivered it; return what failed, None if all delivered it."""
-    delivered = set() if again else set(_delivered(engine, week, receiver))
-    remaining = [way for way in ways_of(receiver) if way not in delivered]
-    if not remaining:
-        return None
-    digest = read_digest(engine, week, receiver.label, channels.thresholds)
-    message, html = message_of(digest, channels.pages_url), as_html(digest, channels.pages_url)
+def _send_to(
+    engine: Engine, digest: Digest, receiver: Receiver, channels: Sequence[str], settings: SendingSettings
+) -> list[str]:
+    """Send by each of these channels of a receiver; return what failed."""
+    message, html = message_of(digest, settings.pages_url), as_html(digest, settings.pages_url)
     problems = []
-    for way in remaining:
+    for channel in channels:
         try:
-            refused = send(message, receiver, way, channels, html=html if digest.has_news else "")
+            refused = send(message, receiver, channel, settings, html=html if digest.has_news else "")
         except SendingError as error:
             problems.append(str(error))
             continue
         problems += [refused] if refused else []
-        _store_delivery(engine, week, receiver, way)
+        _store_delivery(engine, digest.week, receiver, channel)
     return problems
 
 

@@ -374,6 +374,13 @@ def open_decisions(connection: Connection, day: date) -> OpenDecisions:
     return OpenDecisions(_with_risks(connection, _stored(connection, day)))
 
 
+def newest_decision(engine: Engine) -> datetime | None:
+    """Return when a decision was last made or closed; None: there is none. Raises DatabaseError."""
+    query = text("SELECT max(greatest(declared_at, closed_at)) FROM capacity_decisions")
+    with database_errors(doing="reading decisions"), engine.connect() as connection:
+        return connection.execute(query).scalar()
+
+
 def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[StoredDecision]:
     """Return the decisions that are open on a day, or `every` one, by server and subject; raises DatabaseError."""
     with database_errors(doing="reading decisions"), engine.connect() as connection:

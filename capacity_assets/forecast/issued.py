@@ -220,6 +220,8 @@ _SCORES = f"SELECT {SCORED} FROM due"  # noqa: S608 -- columns of our own
 
 
 HISTORY_SHOWN_DAYS = 180
+RISKS_HANDED_ON = 1_000
+"""Risks that an issue hands on; who shows them shows fewer."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,10 @@ class Risk:
     decision: StoredDecision | None = None
     """What was decided about it, or about the volume or server that binds it; None: nothing that is still open."""
 
+    def is_full_within(self, days: int, probability: float) -> bool:
+        """Whether it is full within so many days with at least this probability."""
+        return self.outlook.probabilities[days] >= probability
+
 
 @dataclass(frozen=True)
 class IssuedDay:
@@ -264,7 +270,7 @@ class IssuedDay:
 
     def within(self, days: int, probability: float) -> list[Risk]:
         """Return what is full within so many days with at least this probability."""
-        return [risk for risk in self.risks if risk.outlook.probabilities[days] >= probability]
+        return [risk for risk in self.risks if risk.is_full_within(days, probability)]
 
 
 def newest_issue(

@@ -30,7 +30,7 @@ from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
 from capacity_assets.forecast.decisions import coming_plans
 from capacity_assets.forecast.history_statements import GROUP_ROWS, KINDS
-from capacity_assets.forecast.issued import IssuedDay, newest_issue, recent_issue, score
+from capacity_assets.forecast.issued import RISKS_HANDED_ON, IssuedDay, newest_issue, recent_issue, score
 from capacity_assets.forecast.model import Forecasts
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.forecast.runway import of_batch
@@ -44,9 +44,6 @@ BUSY_SECONDS = 5
 """How long a command waits for another run that issues runways, and may have read limits before the declaration."""
 
 HOW_TO_UPDATE = "`capacity runway --issue` updates them now; the next run does it anyway."
-
-RISKS_HANDED_ON = 1_000
-"""Risks that an issue hands on; who shows them shows fewer."""
 
 IN_TIME_DAYS = 1
 """A runway of a day that is longer ago was not issued in time; one that was is not replaced."""

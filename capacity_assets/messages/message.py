@@ -117,7 +117,10 @@ def html_of(message: Message, **chart: object) -> str:
 
 
 def mail_of(message: Message, sender: str, to: Sequence[str], html: str | None = None) -> EmailMessage:
-    """Return the message as a mail in plain text and HTML, of which `html` replaces the latter; empty: plain text."""
+    """Return the message as a mail in plain text and HTML.
+
+    `html` replaces the HTML part; an empty one leaves plain text only.
+    """
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
     mail["Auto-Submitted"] = "auto-generated"

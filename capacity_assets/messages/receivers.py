@@ -65,13 +65,8 @@ class Receiver:
         """Whether something with these labels concerns it."""
         return self.label is None or labels.get(self.label[0]) == self.label[1]
 
-    @property
-    def whose(self) -> str:
-        """The fleet, or the value of its label and the key."""
-        return "the fleet" if self.label is None else f"{self.label[1]} ({self.label[0]})"
-
     def quiet_until(self, now: datetime) -> datetime | None:
-        """Return when the quiet hours end that `now`, in the configured zone, lies in; None: it lies in none."""
+        """Return when the current quiet hours end; None outside of them. `now` is in the configured zone."""
         if self.quiet is None:
             return None
         first, last = self.quiet

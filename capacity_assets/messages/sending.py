@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import smtplib
 import ssl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from capacity_assets.messages.receivers import WEB_ADDRESS, Receiver
 
 # Between two bytes, and for a whole mail from the greeting to the end.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
+SENT_SIDE_BY_SIDE = 64
 PORTS = {"smtp": 587, "smtps": 465}
 PAGERDUTY_URL = "https://events.pagerduty.com/v2/enqueue"
 WEBHOOK, MAIL = "webhook", "mail"
@@ -34,8 +37,8 @@ class SendingError(Exception):
 
 
 @dataclass(frozen=True)
-class Channels:
-    """By which ways messages are sent, and from when on there is one; None: not configured."""
+class SendingSettings:
+    """How messages are sent, and the thresholds of alerts. None: not configured."""
 
     smtp_url: str | None = None
     sender: str | None = None
@@ -43,10 +46,12 @@ class Channels:
     pages_url: str | None = None
     secrets: SecretFolders | None = None
     thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ends_at: float | None = None
+    """By when all sending ends, on the clock `time.monotonic`; None: each message has its own limit only."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Channels:
-        """Return what is configured. Who writes the file of receivers may read every variable and file."""
+    def of(cls, settings: Settings) -> SendingSettings:
+        """Return what is configured. Whoever can write the file of receivers can have any variable or file read."""
         return cls(
             settings.smtp_url.get_secret_value() if settings.smtp_url else None,
             settings.mail_from,
@@ -56,68 +61,78 @@ class Channels:
             settings.thresholds,
         )
 
+    @property
+    def seconds_left(self) -> float:
+        """How long sending may take; infinity without `ends_at`, not above 0 when the time is over."""
+        return math.inf if self.ends_at is None else self.ends_at - time.monotonic()
 
-def ways_of(receiver: Receiver) -> list[str]:
-    """Return by which ways a receiver gets messages: webhook, mail or both."""
+
+def channels_of(receiver: Receiver) -> list[str]:
+    """Return by which channels a receiver gets messages: webhook, mail or both."""
     return [*([WEBHOOK] if receiver.webhook else []), *([MAIL] if receiver.to else [])]
 
 
-def send(message: Message, receiver: Receiver, way: str, channels: Channels, *, html: str | None = None) -> str:
+def send(
+    message: Message, receiver: Receiver, channel: str, settings: SendingSettings, *, html: str | None = None
+) -> str:
     """Hand a message over; return which mail addresses were refused where others were not.
 
-    `html` replaces the page of a mail; empty: the mail is plain text.
+    `html` replaces the HTML part of a mail; an empty one leaves plain text only.
 
     Raises:
         SendingError: nobody got it.
     """
-    if way == MAIL:
-        if channels.smtp_url is None or channels.sender is None:
+    if settings.seconds_left <= 0:
+        raise SendingError("Other receivers took all the time there was.")
+    if channel == MAIL:
+        if settings.smtp_url is None or settings.sender is None:
             raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
-        return _mail(channels.smtp_url, mail_of(message, channels.sender, receiver.to, html))
-    address = _webhook_of(receiver, channels)
+        mail = mail_of(message, settings.sender, receiver.to, html)
+        return _mail(settings.smtp_url, mail, min(MAIL_SECONDS, settings.seconds_left))
+    address = _webhook_of(receiver, settings)
     if receiver.format == PAGERDUTY:
         url, payloads = receiver.events_url or PAGERDUTY_URL, pagerduty_events(message, address)
     else:
         url, payloads = address, [FORMS[receiver.format](message)]
     for payload in payloads:
         try:
-            post_json(url, payload)
+            post_json(url, payload, settings.seconds_left)
         except WebhookError as error:
             raise SendingError(f"The webhook {error}.") from None
     return ""
 
 
-def unreachable(receivers: Sequence[Receiver], channels: Channels) -> Iterator[str]:
+def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
     """Say what is missing to reach receivers."""
     for receiver in receivers:
-        if receiver.to and (channels.smtp_url is None or channels.sender is None):
+        if receiver.to and (settings.smtp_url is None or settings.sender is None):
             yield "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"
-        if receiver.webhook is True and channels.webhook_url is None:
+        if receiver.webhook is True and settings.webhook_url is None:
             yield "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"
         elif receiver.webhook:
             try:
-                _webhook_of(receiver, channels)
+                _webhook_of(receiver, settings)
             except SendingError as error:
                 yield f"{receiver.name}: {error}"
 
 
-def _webhook_of(receiver: Receiver, channels: Channels) -> str:
+def _webhook_of(receiver: Receiver, settings: SendingSettings) -> str:
     """Return the address of a receiver's webhook, or its routing key."""
     if isinstance(receiver.webhook, str):
-        assert channels.secrets is not None  # noqa: S101 -- of channels that are configured
+        assert settings.secrets is not None  # noqa: S101 -- of channels that are configured
         try:
-            secret = password_of(receiver.webhook, channels.secrets)
+            secret = password_of(receiver.webhook, settings.secrets)
         except (CredentialError, ValidationError) as error:
             raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
         if receiver.format != PAGERDUTY and not WEB_ADDRESS.match(secret):
             raise SendingError(f"No webhook: what {receiver.webhook} holds is not a web address.")
         return secret
-    if channels.webhook_url is None:
+    if settings.webhook_url is None:
         raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
-    return channels.webhook_url
+    return settings.webhook_url
 
 
-def _mail(url: str, mail: EmailMessage) -> str:
+def _mail(url: str, mail: EmailMessage, seconds: float) -> str:
     """Hand a mail over; return which addresses were refused where others were not.
 
     smtps:// encrypts from the start, smtp:// as soon as the server offers it. A password is never
@@ -143,7 +158,7 @@ def _mail(url: str, mail: EmailMessage) -> str:
             return server.send_message(mail)
 
     try:
-        refused = within(MAIL_SECONDS, hand_over, opened.close)
+        refused = within(seconds, hand_over, opened.close)
     except smtplib.SMTPAuthenticationError:
         raise SendingError(f"{host} refuses the login.") from None
     except smtplib.SMTPRecipientsRefused as error:

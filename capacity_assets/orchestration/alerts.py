@@ -4,13 +4,15 @@ One sensor reads both kinds of event after its cursor, so that a receiver that i
 fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
 tick begins at the present; history is not sent.
 
-A verdict of the check `nothing_fills_soon` makes the sensor look at what fills; who was told what is in the database,
-so a receiver that is away, or has quiet hours, is told by a later tick and the others are not told again.
+A verdict of the check `nothing_fills_soon`, or a decision, makes the sensor look at what fills. What was sent is in the
+database, so a receiver that is away, or has quiet hours, gets it from a later tick, and the others do not get it again.
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from hashlib import sha256
 from typing import Any
@@ -22,12 +24,13 @@ from sqlalchemy import Engine
 from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import first_of, printable
+from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.digest.sending import send_digests
-from capacity_assets.messages.alerts import AlertDeliveries, send_alerts
+from capacity_assets.forecast.decisions import newest_decision
+from capacity_assets.messages.alerts import send_alerts
 from capacity_assets.messages.message import NEW, Event, Message, Sentence
 from capacity_assets.messages.receivers import DEFAULT, Receiver, receivers_of, receivers_of_alerts
-from capacity_assets.messages.sending import Channels, SendingError, send, ways_of
+from capacity_assets.messages.sending import SendingError, SendingSettings, channels_of, send
 from capacity_assets.orchestration.documents import DIGEST_PERIOD, DIGEST_SENT, WAITING_WEEK
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private.definitions import (
@@ -46,9 +49,12 @@ ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
 ASSETS_NAMED = 4
 INTERVAL_SECONDS = 30
+# Dagster ends a tick after 60 seconds, and what it had done would be forgotten.
+TICK_SECONDS = 45
 EVENTS_PER_TICK = 500
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
 TEXTS_REMEMBERED = 20
+ALERTS_OFF = "alerts are switched off by CAPACITY_FILLS_SOON_SEVERITY=warn"
 
 
 class ReceiverError(Exception):
@@ -88,7 +94,6 @@ def alert_sensors(settings: Settings, clock: Clock | None = None) -> list[dg.Sen
 
 def _sensor(settings: Settings, clock: Clock) -> dg.SensorDefinition:
     links = Links(settings.dagster_url_of_people, settings.pages_url)
-    channels = Channels.of(settings)
 
     @dg.sensor(
         name=ALERT_SENSOR,
@@ -102,16 +107,18 @@ def _sensor(settings: Settings, clock: Clock) -> dg.SensorDefinition:
             context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
             return dg.SkipReason("Begins here; what failed before is not sent.")
         state = _State.of(json.loads(context.cursor))
+        sending = replace(SendingSettings.of(settings), ends_at=time.monotonic() + TICK_SECONDS)
         state.held += _new_incidents(context.instance, state, links)
         receivers, problem = _receivers(settings)
-        said = [problem] if problem else []
-        if state.look_at is not None and state.look_at <= clock.now().timestamp():
-            said.append(_tell_owners(settings, clock, receivers, state))
-            # Who is in a file that cannot be read is told once it can.
-            state.look_at = clock.now().timestamp() if problem else state.look_at
-        sent = _send_held(receivers, channels, clock, state)
+        # Side by side: a receiver that hangs delays its own messages only.
+        with ThreadPoolExecutor() as threads:
+            held = threads.submit(_send_held, receivers, sending, clock, state, links, is_known=not problem)
+            said = _tell_owners(settings, sending, clock, receivers, state)
+        # A receiver that is missing in a file that cannot be read is told once it can.
+        state.next_look = clock.now().timestamp() if problem and said else state.next_look
+        sent = counted(held.result(), "alert")
         context.update_cursor(json.dumps(asdict(state)))
-        return dg.SkipReason(" ".join([f"{sent} alerts sent.", *said]))
+        return dg.SkipReason(" ".join(filter(None, [f"{sent} sent.", problem, said])))
 
     return tell
 
@@ -126,72 +133,102 @@ def _receivers(settings: Settings) -> tuple[list[Receiver], str]:
         return only_default, f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
 
 
-def _tell_owners(settings: Settings, clock: Clock, receivers: Sequence[Receiver], state: "_State") -> str:
-    """Send what fills soon, and a digest that waited, to whom it concerns, and say who could not be reached.
+def _tell_owners(
+    settings: Settings, sending: SendingSettings, clock: Clock, receivers: Sequence[Receiver], state: "_State"
+) -> str:
+    """Send what fills soon, and a digest that waited, to whom it concerns; say who got it and who could not be reached.
 
-    The next tick tries these again; after quiet hours another look is due.
+    The next tick tries these again; after quiet hours another look is due. Returns an empty text where none was due.
     """
-    channels, told, ends = Channels.of(settings), AlertDeliveries(), []
+    off_because = "" if settings.fills_soon_severity == "error" else ALERTS_OFF
     try:
-        with open_engine(settings, connect=False) as engine:
-            if settings.fills_soon_severity == "error":
-                told = send_alerts(engine, clock, receivers, channels)
-            if state.digest_week is not None:
-                ends = _send_digest(engine, clock, settings, channels, state)
+        with open_engine(settings, connect=False) as engine, ThreadPoolExecutor() as threads:
+            if not _look_is_due(engine, clock, state, off_because):
+                return ""
+            digest = threads.submit(_send_digest, engine, clock, settings, sending, state)
+            told = send_alerts(engine, clock, receivers, sending, off_because=off_because)
+            ends = digest.result()
     except CapacityError as error:
-        return f"What fills soon was not sent: {error}"
+        return str(error)
     ends += [told.quiet_until] if told.quiet_until else []
     next_end = min((end.timestamp() for end in ends), default=None)
-    state.look_at = clock.now().timestamp() if told.failed else next_end
+    state.next_look = clock.now().timestamp() if told.failed else next_end
     reached = f"What fills soon: sent to {', '.join(told.sent) or 'nobody'}."
     failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in told.failed)
     return f"{reached} {failures}".rstrip()
 
 
+def _look_is_due(engine: Engine, clock: Clock, state: "_State", off_because: str) -> bool:
+    """Whether to look at what fills: a verdict or the end of quiet hours asked for it, or what is sent has changed."""
+    newest = newest_decision(engine)
+    decided_at = None if newest is None else newest.timestamp()
+    if (state.decided_at, state.off_because) != (decided_at, off_because):
+        state.next_look, state.decided_at, state.off_because = 0, decided_at, off_because
+    return state.next_look is not None and state.next_look <= clock.now().timestamp()
+
+
 def _send_digest(
-    engine: Engine, clock: Clock, settings: Settings, channels: Channels, state: "_State"
+    engine: Engine, clock: Clock, settings: Settings, sending: SendingSettings, state: "_State"
 ) -> list[datetime]:
-    """Send the digest of the week that waited, and return when the quiet hours of the others end."""
-    now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(str(state.digest_week)))
+    """Send the digest of the week that waited, and return when the others, who still wait, are tried again."""
+    if state.digest_week is None:
+        return []
+    now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(state.digest_week))
     receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
-    waiting = send_digests(engine, week, receivers, channels, now=now).waiting
+    waiting = send_digests(engine, week, receivers, sending, now=now).waiting
     state.digest_week = state.digest_week if waiting else None
-    return [end for one in receivers if one.name in waiting and (end := one.quiet_until(now))]
+    return [one.quiet_until(now) or now for one in receivers if one.name in waiting]
 
 
-def _send_held(receivers: Sequence[Receiver], channels: Channels, clock: Clock, state: "_State") -> int:
-    """Send failed runs and checks to the default receiver, and return how many; in its quiet hours they stay held.
+def _send_held(  # noqa: PLR0913 -- what sending has
+    receivers: Sequence[Receiver],
+    sending: SendingSettings,
+    clock: Clock,
+    state: "_State",
+    links: Links,
+    *,
+    is_known: bool,
+) -> int:
+    """Send failed runs and checks to the default receiver, and return how many.
 
-    Raises ReceiverError, which names neither an address nor a secret.
+    They stay held in its quiet hours, and while its file cannot be read (`is_known` False). Raises ReceiverError, which
+    names neither an address nor a secret, where none could be sent; what others could not be, the next tick sends.
     """
     default = next((one for one in receivers if one.name == DEFAULT), None)
     if default is None:
-        state.held = []
+        state.held = [] if is_known else state.held
         return 0
     if default.quiet_until(clock.local_now()) is not None:
         return 0
-    for text in state.held:
-        _send(default, _message(text), channels)
+    for number, text in enumerate(state.held):
+        try:
+            _send(default, _message(text, links), sending)
+        except ReceiverError:
+            if number == 0:
+                raise
+            state.held = state.held[number:]
+            return number
     sent, state.held = len(state.held), []
     return sent
 
 
-def _message(text: str) -> Message:
+def _message(text: str, links: Links) -> Message:
     title, *rest = text.split("\n")
-    key = f"capacity-{sha256(title.encode()).hexdigest()[:32]}"
+    installation = (links.dagster_url, links.pages_url)
+    key = f"capacity-{sha256(repr((installation, title)).encode()).hexdigest()[:32]}"
     opening = [Sentence(line) for line in rest]
     return Message(title, opening, event=Event(NEW, key, "error", "capacity_assets", {}))
 
 
-def _send(default: Receiver, message: Message, channels: Channels) -> None:
+def _send(default: Receiver, message: Message, sending: SendingSettings) -> None:
     problems = []
-    for way in ways_of(default):
+    for channel in channels_of(default):
         try:
-            send(message, default, way, channels)
+            send(message, default, channel, sending)
         except SendingError as error:
             problems.append(str(error))
-    # Who got it by one way does not get it again because of the other.
-    if len(problems) == len(ways_of(default)):
+    # Who got it by one channel does not get it again because of the other.
+    if len(problems) == len(channels_of(default)):
         raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
 
 
@@ -207,9 +244,13 @@ class _State:
     failing_jobs: dict[str, list[str]] = field(default_factory=dict)
     retried: dict[str, str] = field(default_factory=dict)
     held: list[str] = field(default_factory=list)
-    """Messages that wait for the end of quiet hours."""
-    look_at: float | None = None
-    """The moment from which on to look at what fills soon; None: not before the next verdict on it."""
+    """Messages that wait until quiet hours end, or the receiver answers."""
+    next_look: float | None = None
+    """The moment of the next look at what fills soon; None: not before something changes it."""
+    decided_at: float | None = None
+    """When the newest decision was made or closed, as of the last look."""
+    off_because: str = ""
+    """Why alerts were switched off then; empty: they were on."""
     digest_week: str | None = None
     """The week whose digest waits for the end of quiet hours."""
 
@@ -307,10 +348,10 @@ def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tupl
 def _check_incident(evaluation: dg.AssetCheckEvaluation, state: _State, links: Links) -> list[str]:
     if evaluation.check_name == NOTHING_FILLS_SOON:
         if evaluation.severity is dg.AssetCheckSeverity.ERROR:
-            state.look_at = 0
+            state.next_look = 0
         return []
     if evaluation.check_name == DIGEST_SENT and WAITING_WEEK in evaluation.metadata:
-        state.look_at, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
+        state.next_look, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
     failing = state.failing
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
     if evaluation.passed:

@@ -23,7 +23,7 @@ from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.sending import Deliveries, send_digests
 from capacity_assets.digest.writing import opening, sections
 from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingSettings
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     bullets,
@@ -315,8 +315,8 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
             service, deliveries, path = runner.service, Deliveries(), settings.receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
             if week == period.last(service.clock.today()):
-                channels, now = Channels.of(settings), service.clock.local_now()
-                deliveries = send_digests(service.engine, week, receivers, channels, again=config.again, now=now)
+                sending, now = SendingSettings.of(settings), service.clock.local_now()
+                deliveries = send_digests(service.engine, week, receivers, sending, again=config.again, now=now)
                 failed.extend(deliveries.failed)
                 if deliveries.waiting:
                     # The alert sensor sends it when their quiet hours end.

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
-from capacity_assets.forecast.issued import newest_risks
-from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, Outlook, display_name
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS
+from capacity_assets.forecast.issued import RISKS_HANDED_ON, newest_risks
+from capacity_assets.forecast.outlook import (
+    FORECAST,
+    FULL,
+    LIMIT_UNKNOWN,
+    NO_LIMIT,
+    RECENT_DAYS,
+    Outlook,
+    display_name,
+)
 from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows, snapshot
 
-MOST_RISKS = 1_000
-GROWERS_SHOWN, GREW_DAYS = 3, 30
-RECENT_DAYS = 31
-"""An older issue says nothing about today."""
+GROWERS_SHOWN = 3
 
 
 class RiskKey(NamedTuple):
@@ -32,8 +38,13 @@ class RiskKey(NamedTuple):
     name: str
 
 
+def subject_of(key: RiskKey, server: str) -> str:
+    """Name a server, or a database or volume with its server, as people read it."""
+    return f"server {server}" if key.subject == SERVER_ROWS else f"{display_name(key.subject, key.name)} on {server}"
+
+
 @dataclass(frozen=True)
-class Risk:
+class AlertRisk:
     """Something that fills soon."""
 
     key: RiskKey
@@ -42,7 +53,7 @@ class Risk:
     """Probability of being full within the days of the thresholds."""
     labels: Mapping[str, str]
     growers: Sequence[tuple[str, int]]
-    """What of a server or volume grew most in the last GREW_DAYS: databases and MiB."""
+    """What of a server or volume grew most in the last RECENT_DAYS: databases and MiB."""
     decision: StoredDecision | None = None
     """What was decided, where its risk has grown past that."""
 
@@ -57,13 +68,6 @@ class Risk:
         return self.outlook.state == FULL
 
     @property
-    def when(self) -> str:
-        """The day on which it is full as people read it."""
-        if self.is_full:
-            return "full"
-        return "not full within a year" if self.full_by is None else f"full on {human_day(self.full_by)}"
-
-    @property
     def range_text(self) -> str:
         """The range of that day that holds with 80 %; empty where it is a single day."""
         beyond = self.outlook.last_day + timedelta(days=HORIZONS_DAYS[-1])
@@ -72,13 +76,12 @@ class Risk:
 
 @dataclass(frozen=True)
 class OpenAlert:
-    """An alert that is open, by the newest forecasts: how its subject is called, and why it is over."""
+    """An alert that is open, and why it is resolved by the newest forecasts."""
 
     server: str
-    display_name: str
     labels: Mapping[str, str]
-    over: str | None
-    """Why nobody has to act any more; None: it is not over, or that is not known."""
+    reason: str | None
+    """Why nobody has to act any more; None: it stays open, or that is not known."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,15 @@ class Risks:
     """What fills soon by the newest forecasts, the greatest risk first, and what became of alerts that are open."""
 
     as_of: date
-    risks: Sequence[Risk]
+    risks: Sequence[AlertRisk]
     open_alerts: Mapping[RiskKey, OpenAlert]
+    installation: str
+    """Which database this is: server numbers are the same in several."""
+
+    def all_resolved(self, reason: str) -> Risks:
+        """Return them as if nothing had to be acted on, for this reason."""
+        resolved = {key: replace(alert, reason=reason) for key, alert in self.open_alerts.items()}
+        return replace(self, risks=(), open_alerts=resolved)
 
 
 def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[RiskKey]) -> Risks | None:
@@ -97,23 +107,23 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
-        newest = newest_risks(connection, today - timedelta(days=RECENT_DAYS), today, shown=MOST_RISKS)
+        newest = newest_risks(connection, today - timedelta(days=STALE_DAYS), today, shown=RISKS_HANDED_ON)
         if newest is None:
             return None
         as_of, risks = newest
         soon = {
             RiskKey(risk.instance_id, risk.outlook.subject, risk.outlook.name): risk
             for risk in risks
-            if risk.outlook.probabilities[thresholds.days] >= thresholds.act_percent / 100
-            and not is_left_out(risk.decision)
+            if risk.is_full_within(thresholds.days, thresholds.act_percent / 100) and not is_left_out(risk.decision)
         }
-        growers = _growers(connection, [key for key in soon if key.subject != "database"])
+        growers = _growers(connection, [key for key in soon if key.subject != DATABASE_ROWS])
         found = _open_alerts(connection, as_of, thresholds, opened)
+        installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
     named = {key: one.outlook.server for key, one in soon.items()} | {key: one.server for key, one in found.items()}
-    subjects = {key: (server, key.name if key.subject == "database" else None) for key, server in named.items()}
+    subjects = {key: (server, key.name if key.subject == DATABASE_ROWS else None) for key, server in named.items()}
     labels = labels_of_each(engine, list(dict.fromkeys(subjects.values())), as_of) if subjects else {}
     known = [
-        Risk(
+        AlertRisk(
             key,
             one.outlook,
             one.outlook.probabilities[thresholds.days],
@@ -123,22 +133,26 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         )
         for key, one in soon.items()
     ]
-    of_open = {
-        key: OpenAlert(one.server, one.display_name, labels.get(subjects[key], {}), one.over)
-        for key, one in found.items()
-    }
-    return Risks(as_of, known, of_open)
+    of_open = {key: OpenAlert(one.server, labels.get(subjects[key], {}), one.reason) for key, one in found.items()}
+    return Risks(as_of, known, of_open, installation)
+
+
+# Of a cluster and of a database in it; a standby that takes over has the same.
+_INSTALLATION = """
+SELECT concat(c.system_identifier, '/', d.oid)
+FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_database()
+"""
 
 
 def _growers(connection: Connection, keys: Sequence[RiskKey]) -> dict[RiskKey, list[tuple[str, int]]]:
     """Return what grew most on servers and volumes; a database whose volumes are unknown may lie on each."""
-    grown = rows(connection, _GROWN, servers=[key.server_id for key in keys], days=GREW_DAYS) if keys else ()
+    grown = rows(connection, _GROWN, servers=[key.server_id for key in keys], days=RECENT_DAYS) if keys else ()
     return {
         key: [
             (row.name, row.change_mb)
             for row in grown
             if row.server_id == key.server_id
-            and (key.subject == "server" or row.volumes is None or key.name in row.volumes)
+            and (key.subject == SERVER_ROWS or row.volumes is None or key.name in row.volumes)
         ][:GROWERS_SHOWN]
         for key in keys
     }
@@ -162,7 +176,7 @@ def _open_alerts(
     decisions = open_decisions(connection, as_of)
     return {
         RiskKey(row.server_id, row.subject, row.name): OpenAlert(
-            row.server, display_name(row.subject, row.name), {}, _over(row, thresholds, decisions.on(row))
+            row.server, {}, _reason(row, thresholds, decisions.on(row))
         )
         for row in found
     }
@@ -188,8 +202,11 @@ LEFT JOIN capacity_runways r ON r.as_of = :as_of AND r.instance_id = o.server_id
 """
 
 
-def _over(row: Row[Any], thresholds: Thresholds, decision: StoredDecision | None) -> str | None:
-    """Say why an alert is over; None: its risk is still watched, or its server was not measured, which ends nothing."""
+def _reason(row: Row[Any], thresholds: Thresholds, decision: StoredDecision | None) -> str | None:
+    """Say why an alert is resolved; None: it stays open.
+
+    It does while its risk is watched. That a server was not measured resolves nothing.
+    """
     if not row.is_in_service:
         return "its server is no longer in service"
     if row.state is None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.schema import SCHEMA_REVISION
+from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
@@ -197,12 +198,12 @@ def test_what_fills_soon_is_told_once_to_whom_it_concerns_and_not_again_by_its_c
         house.tick()
 
     [message] = receiver.texts
-    assert message.startswith("orders on server-1 is full on ")
+    assert message.startswith("orders on server-1 will be full on ")
     assert "- Forecast growth: +10 MiB per day" in message
     declare(engine, [Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
     house.tick()
-    assert [text.partition(" is full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
+    assert [text.partition(" will be full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
         "all, and its team"
     )
     declare(engine, [Limit("server-1", "orders", 90_000), Limit("server-1", "log", 90_000)])
@@ -237,8 +238,8 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     receiver.status = 200
     house.tick()
     house.tick()
-    fills, fails = receiver.texts
-    assert fills.startswith("orders on server-1 is full on ")
+    fails, fills = sorted(receiver.texts)
+    assert fills.startswith("orders on server-1 will be full on ")
     assert fails.startswith("Check failed. daily_database_aggregations: values_possible\n")
 
     file.write_text("[[receivers]]\n")
@@ -247,6 +248,83 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     house.run("2026-06-01")
     house.tick()
     assert receiver.texts[2].startswith("Run failed (")
+
+
+def test_a_failed_run_is_held_while_the_file_that_names_its_only_receiver_cannot_be_read(
+    house: House,
+    receiver: Receiver,
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHAT", receiver.url)
+    file = tmp_path / "receivers.toml"
+    file.write_text("[[receivers]]\n")
+    [house.sensor] = alert_sensors(settings.model_copy(update={"receivers": file}), house.clock)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE capacity_alembic_version"))
+    house.run("2026-06-01")
+    house.tick()
+    assert receiver.texts == []
+
+    file.write_text('[[receivers]]\nname = "default"\nwebhook = "env:CHAT"\ngets = ["alerts"]\n')
+    house.tick()
+    house.tick()
+    [message] = receiver.texts
+    assert message.startswith("Run failed (")
+
+
+def test_owners_are_told_although_the_default_receiver_is_away(
+    house: House,
+    receiver: Receiver,
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHAT", receiver.url)
+    file = tmp_path / "receivers.toml"
+    file.write_text('[[receivers]]\nname = "dba"\nwebhook = "env:CHAT"\ngets = ["alerts"]\n')
+    house.send_to("http://127.0.0.1:9/services/secret-path", settings.model_copy(update={"receivers": file}))
+    fill_two_databases(house, engine)
+    add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
+    house.run("2026-07-01")
+
+    for _ in range(2):
+        with pytest.raises(ReceiverError, match="does not answer"):
+            house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith("log on server-1 will be full on ")
+
+
+def test_a_decision_and_alerts_switched_off_resolve_what_is_open_without_a_new_forecast(
+    house: House, receiver: Receiver, engine: Engine, settings: Settings
+) -> None:
+    fill_two_databases(house, engine)
+    house.tick()
+    decide(engine, [Decision("server-1", "orders", None, "acknowledged", date(2026, 8, 1), "purge")], by="anna")
+    house.tick()
+    house.send_to(receiver.url, settings.model_copy(update={"fills_soon_severity": "warn"}))
+    house.tick()
+    house.tick()
+
+    told, decided, off = receiver.texts
+    assert told.partition("\n")[0].endswith(", and 1 more")
+    assert decided.startswith("Resolved: orders on server-1\n- Why: Acknowledged until 1 Aug 2026, by anna: purge.")
+    assert off.startswith(
+        "Resolved: log on server-1\n- Why: alerts are switched off by CAPACITY_FILLS_SOON_SEVERITY=warn\n"
+    )
+
+
+def fill_two_databases(house: House, engine: Engine) -> None:
+    """`orders` and `log` of server 1 are full soon, by a forecast of the house's today."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
+    add_database_sizes(engine, sizes(1, "log", "2026-03-04", [500 + day for day in range(120)]))
+    declare(engine, [Limit("server-1", "orders", 2290), Limit("server-1", "log", 630)])
+    house.run("2026-07-01", "runway_job")
 
 
 def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: House, receiver: Receiver) -> None:

@@ -12,10 +12,11 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.digest.sending import send_digests
+from capacity_assets.digest.sending import Deliveries, send_digests
 from capacity_assets.messages import sending
+from capacity_assets.messages.message import Message
 from capacity_assets.messages.receivers import Receiver as WantsDigest
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingError, SendingSettings, send
 from tests.certificates import make_certificates
 from tests.command import capacity
 from tests.digests import TEAM, WEEK, filled
@@ -56,10 +57,23 @@ def test_a_server_that_ends_idle_sessions_does_not_end_the_lock_while_a_receiver
     limited = capacity_engine(engine.url.update_query_dict(options))
     monkeypatch.setattr(sending, "post_json", lambda *_: time.sleep(1))
 
-    sent = send_digests(limited, WEEK, [WantsDigest("dba", webhook=True)], Channels(webhook_url="http://127.0.0.1:1"))
+    sent = send_digests(
+        limited, WEEK, [WantsDigest("dba", webhook=True)], SendingSettings(webhook_url="http://127.0.0.1:1")
+    )
 
     limited.dispose()
     assert sent.sent == ["dba"]
+
+
+@pytest.mark.usefixtures("week")
+def test_who_could_not_be_reached_in_the_time_there_is_waits_for_the_next_attempt(engine: Engine) -> None:
+    """Nothing listens at that port."""
+    over = SendingSettings(webhook_url="http://127.0.0.1:1", ends_at=time.monotonic())
+    receiver = WantsDigest("dba", webhook=True)
+
+    assert send_digests(engine, WEEK, [receiver], over) == Deliveries([], [], waiting=("dba",))
+    with pytest.raises(SendingError, match="took all the time"):
+        send(Message("title"), receiver, "webhook", over)
 
 
 NO_MAIL_SERVERS = ["smtps://u:pa/ss@mail:465", "smtp://h:99999", "smtps://u:pässwort@mail", "imap://mail"]

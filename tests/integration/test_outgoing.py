@@ -26,7 +26,7 @@ from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.messages import sending
 from capacity_assets.messages.receivers import Receiver
-from capacity_assets.messages.sending import Channels
+from capacity_assets.messages.sending import SendingSettings
 from tests.clocks import TODAY
 from tests.digests import WEEK, filled
 from tests.servers import free_port
@@ -91,24 +91,24 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "TIMEOUT_SECONDS", 2 * LIMIT_SECONDS)
 
 
-def send(engine: Engine, receiver: Receiver, channels: Channels) -> str:
-    [(_, reason)] = send_digests(engine, WEEK, [receiver], channels).failed
+def send(engine: Engine, receiver: Receiver, sending_settings: SendingSettings) -> str:
+    [(_, reason)] = send_digests(engine, WEEK, [receiver], sending_settings).failed
     return reason
 
 
 def by_webhook(engine: Engine, port: int, _folder: Path) -> str:
     receiver = Receiver("chat", webhook=True)
-    return send(engine, receiver, Channels(webhook_url=f"http://127.0.0.1:{port}/secret-path"))
+    return send(engine, receiver, SendingSettings(webhook_url=f"http://127.0.0.1:{port}/secret-path"))
 
 
 def by_mail(engine: Engine, port: int, _folder: Path) -> str:
     receiver = Receiver("team", ("dba@example.com",))
-    return send(engine, receiver, Channels(f"smtp://127.0.0.1:{port}", "capacity@example.com"))
+    return send(engine, receiver, SendingSettings(f"smtp://127.0.0.1:{port}", "capacity@example.com"))
 
 
 def by_encrypted_mail(engine: Engine, port: int, _folder: Path) -> str:
     receiver = Receiver("team", ("dba@example.com",))
-    return send(engine, receiver, Channels(f"smtps://127.0.0.1:{port}", "capacity@example.com"))
+    return send(engine, receiver, SendingSettings(f"smtps://127.0.0.1:{port}", "capacity@example.com"))
 
 
 def volumes(_engine: Engine, port: int, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What fills soon reaches whom it concerns: once, again when it got worse, and once more when it is over."""
+"""What fills soon reaches whom it concerns: once, again when it got worse, and once more when it is resolved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlalchemy import Engine, text
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.messages.alerts import AlertDeliveries, send_alerts
-from capacity_assets.messages.receivers import Receiver as Told
+from capacity_assets.messages.receivers import Receiver as AlertReceiver
 from capacity_assets.ownership.labels import Label, declare_labels
-from tests.alerted_fleet import KEY, channels, clock_at, fill_with_owners, issue, receiver
+from tests.alerted_fleet import KEY, clock_at, fill_with_owners, issue, receiver, sending_settings
 from tests.clocks import TODAY
 from tests.contracts import PagerDutyEvent
 from tests.mail_server import Inbox
@@ -31,10 +31,10 @@ def chat() -> Iterator[Receiver]:
         yield running
 
 
-def tell(engine: Engine, chat: Receiver, *receivers: Told, day: int = 0, hour: int = 12) -> AlertDeliveries:
+def tell(engine: Engine, chat: Receiver, *receivers: AlertReceiver, day: int = 0, hour: int = 12) -> AlertDeliveries:
     """Send alerts so many days from today, to the receiver of everything where none is given."""
     when = clock_at(TODAY + timedelta(days=day), hour)
-    return send_alerts(engine, when, receivers or [receiver("dba")], channels(chat.url))
+    return send_alerts(engine, when, receivers or [receiver("dba")], sending_settings(chat.url))
 
 
 def told(chat: Receiver) -> list[str]:
@@ -54,9 +54,9 @@ def test_each_owner_gets_one_message_with_what_is_theirs_and_the_whole_fleet_goe
     assert tell(engine, chat, *everyone) == AlertDeliveries(), "nobody is told twice"
 
     assert sorted(told(chat)) == [
-        "crm on server-1 is full on 30 Jul 2025",
-        "disk /data on server-2 is full on 25 Jul 2025, and 2 more",
-        "orders on server-1 is full on 9 Aug 2025",
+        "Disk /data on server-2 will be full on 25 Jul 2025, and 2 more",
+        "crm on server-1 will be full on 30 Jul 2025",
+        "orders on server-1 will be full on 9 Aug 2025",
     ]
 
 
@@ -66,13 +66,13 @@ def test_a_message_has_what_a_responder_needs(engine: Engine, chat: Receiver) ->
     tell(engine, chat)
 
     assert chat.texts == [
-        "orders on server-1 is full on 9 Aug 2025\n"
-        "- Limit: 2.9 GiB of 3.1 GiB (own limit, declared)\n"
+        "orders on server-1 will be full on 9 Aug 2025\n"
+        "- Used: 2.9 GiB of 3.1 GiB (own limit, declared)\n"
         "- 80 % range: 30 Jul to 29 Aug 2025\n"
         "- Probability: 90 % within 30 days\n"
         "- Forecast growth: +10 MiB per day\n"
-        "- Since: 20 Jul 2025\n"
-        "- Owner: team=payments\n"
+        "- Act since: 20 Jul 2025\n"
+        "- Labels: team=payments\n"
         "- To decide: capacity decide server-1 orders acknowledged --until DAY --note TEXT\n"
         "  https://pages.example/database?server=1&name=orders\n"
         "\n"
@@ -89,7 +89,7 @@ def test_a_risk_is_told_again_when_half_of_the_time_is_lost_or_it_is_full_and_no
     tell(engine, chat, day=1)
     issue(engine, TODAY + timedelta(days=15), orders=5)
     tell(engine, chat, day=15)
-    assert told(chat) == ["orders on server-1 is full on 9 Aug 2025"], "its day has come nearer by less than half"
+    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025"], "its day has come nearer by less than half"
 
     issue(engine, TODAY + timedelta(days=16), orders=0)
     tell(engine, chat, day=16)
@@ -105,9 +105,9 @@ def test_a_day_that_came_nearer_by_more_than_half_of_the_time_is_told_with_the_o
     issue(engine, TOMORROW, orders=8)
     tell(engine, chat, day=1)
 
-    assert "- Before: 9 Aug 2025, as told on 20 Jul 2025\n" in chat.texts[1]
-    assert "- Since: 20 Jul 2025\n" in chat.texts[1]
-    assert told(chat)[1] == "orders on server-1 is full on 29 Jul 2025"
+    assert "- Last message: 9 Aug 2025, sent on 20 Jul 2025\n" in chat.texts[1]
+    assert "- Act since: 20 Jul 2025\n" in chat.texts[1]
+    assert told(chat)[1] == "orders on server-1 will be full on 29 Jul 2025"
 
 
 def test_an_alert_is_resolved_below_the_lower_threshold_and_told_anew_after_that(
@@ -118,11 +118,11 @@ def test_an_alert_is_resolved_below_the_lower_threshold_and_told_anew_after_that
     for probability in (0.3, 0.19, 0.1):
         issue(engine, orders=(90, probability))
         tell(engine, chat)
-    assert told(chat) == ["orders on server-1 is full on 9 Aug 2025", "Resolved: orders on server-1"]
+    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025", "Resolved: orders on server-1"]
 
     issue(engine, orders=20)
     tell(engine, chat)
-    assert told(chat) == ["orders on server-1 is full on 9 Aug 2025"]
+    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025"]
 
 
 def test_a_resolved_message_says_why(engine: Engine, chat: Receiver) -> None:
@@ -165,7 +165,7 @@ def test_what_was_decided_resolves_an_alert_until_its_risk_grows_past_that(engin
     issue(engine, TOMORROW, orders=(20, 0.9))
     tell(engine, chat, day=1)
     assert f"- Decided: {said} The risk has grown:" in chat.texts[0]
-    assert told(chat) == ["orders on server-1 is full on 10 Aug 2025"]
+    assert told(chat) == ["orders on server-1 will be full on 10 Aug 2025"]
 
 
 def test_in_quiet_hours_a_message_waits_until_they_end(engine: Engine, chat: Receiver) -> None:
@@ -179,7 +179,7 @@ def test_in_quiet_hours_a_message_waits_until_they_end(engine: Engine, chat: Rec
     assert tell(engine, chat, sleeper, day=1, hour=6).quiet_until == waiting.quiet_until
     told(chat)
     assert tell(engine, chat, sleeper, day=1, hour=7) == AlertDeliveries(("sleeper",))
-    assert "- Since: 20 Jul 2025\n" in chat.texts[0]
+    assert "- Act since: 20 Jul 2025\n" in chat.texts[0]
 
 
 def test_what_was_over_before_anybody_was_told_is_not_told(engine: Engine, chat: Receiver) -> None:
@@ -200,16 +200,16 @@ def test_who_is_away_is_told_later_and_the_others_are_told_once(
         flaky.status = 503
         monkeypatch.setenv("PAYMENTS_CHANNEL", flaky.url)
         secrets = SecretFolders(Path("/run/secrets"), ("*",), (Path("/"),))
-        ways = channels(
+        configured = sending_settings(
             chat.url, secrets=secrets, smtp_url=f"smtp://127.0.0.1:{inbox.port}", sender="capacity@example.com"
         )
         both = receiver("pay", webhook="env:PAYMENTS_CHANNEL", to=("pay@example.com",))
         nowhere = receiver("lost", webhook="env:NOT_SET")
         every = [both, receiver("dba"), nowhere]
 
-        first = send_alerts(engine, clock_at(), every, ways)
+        first = send_alerts(engine, clock_at(), every, configured)
         flaky.status = 200
-        second = send_alerts(engine, clock_at(), every, ways)
+        second = send_alerts(engine, clock_at(), every, configured)
 
         assert len(flaky.texts) == len(chat.texts) == len(inbox.mails) == 1
     assert first.failed[0] == ("pay", "The webhook answered 503.")
@@ -217,11 +217,11 @@ def test_who_is_away_is_told_later_and_the_others_are_told_once(
     assert "NOT_SET is missing or empty" in second.failed[0][1]
     assert (first.sent, second.sent) == (("pay", "dba"), ("pay",))
     [mail] = inbox.mails
-    assert mail["Subject"] == "orders on server-1 is full on 9 Aug 2025"
+    assert mail["Subject"] == "orders on server-1 will be full on 9 Aug 2025"
     assert [part.get_content_type() for part in mail.walk()] == ["multipart/alternative", "text/plain", "text/html"]
     html = mail.get_body(("html",))
     assert html is not None
-    assert '<a href="https://pages.example/database?server=1&amp;name=orders">orders on server-1 is full' in (
+    assert '<a href="https://pages.example/database?server=1&amp;name=orders">orders on server-1 will be full' in (
         html.get_content()
     )
 
@@ -230,12 +230,12 @@ def test_an_incident_of_pagerduty_is_resolved_by_the_key_that_opened_it(
     engine: Engine, chat: Receiver, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_text(KEY)
-    ways = channels(secrets=SecretFolders(tmp_path))
+    configured = sending_settings(secrets=SecretFolders(tmp_path))
     on_call = receiver("on call", webhook="secret:key", format="pagerduty", events_url=chat.url)
     issue(engine, orders=20, crm=0)
-    send_alerts(engine, clock_at(), [on_call], ways)
+    send_alerts(engine, clock_at(), [on_call], configured)
     issue(engine, orders=(90, 0.1), crm=0)
-    send_alerts(engine, clock_at(), [on_call], ways)
+    send_alerts(engine, clock_at(), [on_call], configured)
 
     full, soon, resolved = (PagerDutyEvent.validate_python(body) for body in chat.bodies)
     assert (full.event_action, full.payload.severity) == ("trigger", "critical")

@@ -25,7 +25,7 @@ from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.sending import Channels, Deliveries, send_digests
+from capacity_assets.digest.sending import Deliveries, SendingSettings, send_digests
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.maintenance import TableMaintenance
 from capacity_assets.history.retention import Retention
@@ -187,9 +187,9 @@ def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_wo
             limited = capacity_engine(database.update_query_dict({"options": "-c lock_timeout=5s"}))
             assert issue_bill(limited, MARCH[0], fixed_clock(date(2025, 4, 2)), ()).gib_months > 0
             assert RunwayService(limited, fixed_clock()).issue(date(2025, 3, 1)).states
-            assert send_digests(limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), Channels()) == Deliveries(
-                [], [], ()
-            )
+            assert send_digests(
+                limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), SendingSettings()
+            ) == Deliveries([], [], ())
             TableMaintenance(limited, date(2025, 1, 1), Retention({})).prepare(date(2025, 7, 20))
             assert initialise(limited) == ()
             limited.dispose()

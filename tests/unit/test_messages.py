@@ -13,11 +13,11 @@ import pytest
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.forecast.outlook import Outlook
-from capacity_assets.messages.alerts import News, Told, is_worse, message_of
+from capacity_assets.messages.alerts import News, SentAlert, dedup_key, is_worse, message_of
 from capacity_assets.messages.message import FORMS, NEW, RESOLVED, Message, pagerduty_events, text_of
 from capacity_assets.messages.receivers import Receiver, receivers_of, receivers_of_alerts
-from capacity_assets.reading.risks import OpenAlert, Risk, RiskKey
-from tests.alerted_fleet import KEY, channels
+from capacity_assets.reading.risks import AlertRisk, OpenAlert, RiskKey
+from tests.alerted_fleet import KEY, sending_settings
 from tests.contracts import TEAMS_BYTES, PagerDutyEvent, SlackMessage, TeamsMessage
 
 DAY = date(2025, 7, 20)
@@ -40,7 +40,7 @@ OUTLOOK = Outlook(
     late_day=None,
     probabilities={7: 0.1, 30: 0.74, 90: 0.9, 365: 0.99},
 )
-RISK = Risk(RiskKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
+RISK = AlertRisk(RiskKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
 HOSTILE = "<!channel> *a* [b](http://c) & `d`\r\n" + "x" * 220
 
 
@@ -50,13 +50,13 @@ def news(number: int = 1, name: str = "/data") -> list[News]:
         replace(RISK, key=RiskKey(one, "volume", name), outlook=replace(OUTLOOK, volume=name, server=f"db-{one}"))
         for one in range(1, number + 1)
     ]
-    alert, reason = OpenAlert("db-1", f"disk {name}", {}, None), "it has no limit any more"
+    alert, reason = OpenAlert("db-1", {}, None), "it has no limit any more"
     over = News(RESOLVED, RiskKey(1, "volume", name), DAY, alert=alert, reason=reason)
     return [*(News(NEW, risk.key, DAY, risk=risk) for risk in risks), over]
 
 
 def message(number: int = 1, name: str = "/data") -> Message:
-    return message_of(Receiver("dba"), news(number, name), channels())
+    return message_of(Receiver("dba"), news(number, name), sending_settings())
 
 
 SIZES = pytest.mark.parametrize(("number", "name"), [(1, "/data"), (1, HOSTILE), (400, HOSTILE)])
@@ -103,12 +103,12 @@ def test_json_has_the_figures_that_a_ticket_needs() -> None:
     content = json.loads(json.dumps(FORMS["json"](message())))
 
     new, over = content["events"]
-    assert content["text"].startswith("disk /data on db-1 is full on 9 Aug 2025, and 1 more\n")
+    assert content["text"].startswith("Disk /data on db-1 will be full on 9 Aug 2025, and 1 more\n")
     assert new == {
         "event": "new",
         "key": new["key"],
         "severity": "error",
-        "title": "disk /data on db-1 is full on 9 Aug 2025",
+        "title": "Disk /data on db-1 will be full on 9 Aug 2025",
         "url": "https://pages.example/volume?server=1&name=%2Fdata",
         "command": "capacity decide db-1 /data acknowledged --until DAY --note TEXT --volume",
         "server": "db-1",
@@ -151,8 +151,41 @@ def test_a_risk_is_worse_when_less_than_half_of_the_time_is_left_or_it_is_full(
     """Told on 20 July to be full on 9 August: half of the time ends on 30 July."""
     now = replace(RISK, outlook=replace(OUTLOOK, state=state, middle_day=full_by))
 
-    assert is_worse(Told(DAY, DAY, date(2025, 8, 9)), now) is worse
-    assert not is_worse(Told(DAY, DAY, DAY), now), "what was told to be full cannot get worse"
+    assert is_worse(SentAlert(DAY, DAY, date(2025, 8, 9)), now) is worse
+    assert not is_worse(SentAlert(DAY, DAY, DAY), now), "what was told to be full cannot get worse"
+
+
+@pytest.mark.parametrize(
+    ("full_by", "state", "worse"),
+    [(None, "forecast", False), (date(2026, 7, 1), "forecast", True), (None, "full", True)],
+)
+def test_a_risk_that_was_told_without_a_day_is_worse_when_it_has_one_or_is_full(
+    full_by: date | None, state: str, *, worse: bool
+) -> None:
+    now = replace(RISK, outlook=replace(OUTLOOK, state=state, middle_day=full_by))
+
+    assert is_worse(SentAlert(DAY, DAY, None), now) is worse
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "title"),
+    [
+        (RISK.key, {}, "Disk /data on db-1 will be full on 9 Aug 2025"),
+        (RiskKey(1, "database", "orders"), {"middle_day": None}, "orders on db-1: 74 % within 30 days"),
+        (RiskKey(1, "server", ""), {"state": "full"}, "Server db-1 is full"),
+    ],
+)
+def test_the_title_says_what_is_full_and_when_or_how_likely_it_is(
+    key: RiskKey, change: dict[str, object], title: str
+) -> None:
+    risk = replace(RISK, key=key, outlook=replace(OUTLOOK, **change))  # type: ignore[arg-type]
+
+    assert message_of(Receiver("dba"), [News(NEW, key, DAY, risk=risk)], sending_settings()).title == title
+
+
+def test_two_installations_with_one_service_of_pagerduty_open_two_incidents() -> None:
+    assert dedup_key(RISK.key, "7300/5") == dedup_key(RISK.key, "7300/5")
+    assert dedup_key(RISK.key, "7300/5") != dedup_key(RISK.key, "7400/5")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +279,7 @@ def test_the_alert_webhook_is_the_default_receiver_unless_the_file_has_one(tmp_p
 
 def test_the_page_on_alerts_shows_what_is_sent() -> None:
     """Its example is the risk above alone."""
-    told = message_of(Receiver("dba"), news()[:1], channels())
+    told = message_of(Receiver("dba"), news()[:1], sending_settings())
     sent = [FORMS["slack"](told), FORMS["teams"](told), *pagerduty_events(told, KEY), FORMS["json"](told)]
     page = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 
