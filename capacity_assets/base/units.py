@@ -23,6 +23,7 @@ BYTES_PER_MB = 1024 * 1024
 LARGEST_BYTES = 2**63 - 1
 LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
 """The largest possible size, 8 EiB: the maximum size of files and file systems with 63-bit offsets."""
+MB_PER_GB = 1024
 _STEP = 1024
 # The larger the unit, the more a decimal of it hides.
 _UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))

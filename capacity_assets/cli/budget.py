@@ -24,6 +24,7 @@ from capacity_assets.cli.options import (
     json_command,
     write_formatted,
 )
+from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership.bills import group_named, mean_price, money
 from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, coming_months, read_budget
 from capacity_assets.ownership.groups import default_grouping
@@ -55,7 +56,7 @@ def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -
     today = Clock(settings.zone).today()
     coming = coming_months(today, months)
     reading = database_errors(doing="reading a budget")
-    with opened_registry(settings) as engine, reading, engine.connect() as connection:
+    with opened_registry(settings) as engine, reading, snapshot(engine) as connection:
         grouped_by = by or default_grouping(settings.label_keys)
         found = read_budget(connection, grouped_by, coming, today, settings.label_keys)
     if extension is not None:

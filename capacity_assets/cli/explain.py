@@ -19,11 +19,11 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.declaring import since
 from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, label_option, period_option
+from capacity_assets.database.engine import snapshot
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
 from capacity_assets.ownership.labels import labels_on
-from capacity_assets.reading.access import snapshot
 from capacity_assets.runtime import open_task_runner
 
 DAYS_LISTED = 5

@@ -94,6 +94,14 @@ def disposed(engine: Engine) -> Iterator[Engine]:
         engine.dispose()
 
 
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection that cannot write, and sees one snapshot of the tables throughout."""
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield connection
+
+
 def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:
     """Connect once; `variable` is where the user sets the address. Raises UnreachableError after ten seconds."""
     try:

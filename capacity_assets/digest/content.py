@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
-from capacity_assets.reading.access import snapshot
+from capacity_assets.database.engine import snapshot
 from capacity_assets.reading.changes import (
     DatabaseSize,
     Decline,

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, text
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_day, human_mb
+from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
 from capacity_assets.database.group_days import ENGINE, FLEET
 from capacity_assets.database.labels import labels_of
 from capacity_assets.forecast.history_statements import STALE_DAYS
@@ -32,7 +32,6 @@ from capacity_assets.ownership.groups import refuse_unknown_grouping
 MONTHLY = PERIODS["monthly"]
 MOST_MONTHS = 12
 """Forecasts reach a year."""
-MB_PER_GIB = 1024
 CENTS = 100
 PLACES = 6
 SERVER = "server"
@@ -84,12 +83,21 @@ def size_after(days: int, points: Points) -> Fraction:
 
 def _sums(first: int, last: int, points: Points) -> Iterator[Fraction]:
     """Yield the sums of the sizes from one day to another, one for each line: days times the mean of its two ends."""
-    horizons = sorted(points)
     begins = first
-    for end in (*(one for one in horizons[1:-1] if first <= one < last), last):
+    for end in (*(one for one in _ends_of_lines(points) if first <= one < last), last):
         if begins <= end:
             yield (end - begins + 1) * (size_after(begins, points) + size_after(end, points)) / 2
         begins = end + 1
+
+
+def _ends_of_lines(points: Points) -> Iterator[int]:
+    """Yield the days after which another line begins: horizons, and the last day on which a falling line is not 0."""
+    horizons = sorted(points)
+    yield from horizons[1:-1]
+    low, high = horizons[-2:]
+    fall = points[low] - points[high]
+    if fall > 0:
+        yield low + points[low] * (high - low) // fall
 
 
 @dataclass(frozen=True)
@@ -175,19 +183,19 @@ class Budget:
     def notes(self) -> list[str]:
         """Say what the lines rest on, and how they add up, one sentence each."""
         sentences = [
-            f"Sizes are the forecasts of {human_day(self.as_of)}, for {human_day(self.last_day)}. Ranges are those of "
-            "80 %.",
+            f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
             _spread_note(self),
             "Ranges do not add up: what grows more in one group may grow less in another.",
         ]
         if self.bill_month is None:
-            reason = "has no price yet" if self.currency is None else "of a whole month was issued yet"
-            command = "capacity prices set" if self.currency is None else "capacity bill"
-            return [*sentences, f"No amounts: no bill {reason}. `{command}` changes that."]
+            reason = "no price is declared. `capacity prices set` declares one."
+            if self.currency is not None:
+                reason = "no bill of a whole month was issued yet. `capacity bill` issues it."
+            return [*sentences, f"No amounts: {reason}"]
         sentences.append(
             f"An amount is the mean size of each month times the price of a GiB: that of the lines of the bill of "
-            f"{month_named(self.bill_month)} (version {self.bill_issue}), at the prices declared for each month. Its "
-            "range is that of months that all end at the same end of theirs."
+            f"{month_named(self.bill_month)} (version {self.bill_issue}), at the prices declared for each month. The "
+            "range of an amount assumes that every month lies at the same end of its range."
         )
         if self.unpriced_gib_months:
             sentences.append(f"{self.unpriced_gib_months:,.1f} GiB of that bill have no price, and cost nothing here.")
@@ -350,8 +358,8 @@ def _lines(
     """Return the lines of groups, and the fleet's, to which they add up."""
     day, of_fleet = months[-1].end, prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
-    every = [_Own(one, months, prices.get(one.name, at_mean)) for one in groups]
-    whole = _Own(fleet, months, of_fleet)
+    every = [_GroupBudget(one, months, prices.get(one.name, at_mean)) for one in groups]
+    whole = _GroupBudget(fleet, months, of_fleet)
     sizes = spread(whole.end_size, [one.end_size for one in every], [one.forecast.middle[0] for one in every])
     cells = [
         spread(amount, [one.amounts[place] for one in every], [one.unchanged[place] for one in every])
@@ -371,7 +379,7 @@ def _lines(
     return lines, _line(whole, day, sum(sizes_mb), [sum(month) for month in cents])
 
 
-class _Own:
+class _GroupBudget:
     """A group's own forecast at its price, exactly: its size at the end, and what each month costs."""
 
     def __init__(self, forecast: GroupForecast, months: Sequence[Window], price: GroupPrice | None) -> None:
@@ -379,14 +387,14 @@ class _Own:
         self.end_size = forecast.on(months[-1].end, forecast.middle)
         self.amounts = self.amounts_of(forecast.middle)
         self.unchanged = self.amounts_of(dict.fromkeys(forecast.middle, forecast.middle[0]))
-        self.gib = sum((forecast.mean(month, forecast.middle) for month in months), Fraction()) / MB_PER_GIB
+        self.gib = sum((forecast.mean(month, forecast.middle) for month in months), Fraction()) / MB_PER_GB
 
     @property
     def assumed_amounts(self) -> list[Fraction]:
         """What a scenario adds to what each month costs."""
         prices = () if self.price is None else self.price.of_months
         return [
-            self.forecast.assumed_mean(month.start, month.end) / MB_PER_GIB * price
+            self.forecast.assumed_mean(month.start, month.end) / MB_PER_GB * price
             for month, price in zip(self.months, prices, strict=False)
         ]
 
@@ -394,7 +402,7 @@ class _Own:
         """Return what each month costs at these sizes; nothing without a price."""
         prices = () if self.price is None else self.price.of_months
         return [
-            self.forecast.mean(month, points) / MB_PER_GIB * price
+            self.forecast.mean(month, points) / MB_PER_GB * price
             for month, price in zip(self.months, prices, strict=False)
         ]
 
@@ -438,7 +446,7 @@ def shared_out(whole: int, parts: Sequence[Fraction]) -> list[int]:
     return rounded
 
 
-def _line(own: _Own, day: date, end_size_mb: int, cents: Sequence[int]) -> BudgetLine:
+def _line(own: _GroupBudget, day: date, end_size_mb: int, cents: Sequence[int]) -> BudgetLine:
     """Return the line of a group, with its ranges moved by as much as its forecast was."""
     one, price, amount = own.forecast, own.price, sum(cents)
     moved_mb = end_size_mb - own.end_size

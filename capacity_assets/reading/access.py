@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -36,14 +35,6 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
         kept_connections=CONNECTIONS,
         pool_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
     )
-
-
-@contextmanager
-def snapshot(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection that cannot write, and sees one snapshot of the tables throughout."""
-    with engine.connect() as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        yield connection
 
 
 def plan_with_loops(connection: Connection, *, allowed: bool) -> None:

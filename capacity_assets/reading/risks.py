@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
+from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS
 from capacity_assets.forecast.issued import RISKS_HANDED_ON, newest_risks
@@ -25,7 +26,7 @@ from capacity_assets.forecast.outlook import (
     display_name,
 )
 from capacity_assets.ownership.labels import labels_of_each
-from capacity_assets.reading.access import rows, snapshot
+from capacity_assets.reading.access import rows
 
 GROWERS_SHOWN = 3
 

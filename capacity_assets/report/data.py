@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Engine
 
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.issued import IssuedDay, newest_issue, with_histories
 from capacity_assets.ownership.groups import Group, fills_first, groups_of
-from capacity_assets.reading.access import plan_with_loops, snapshot
+from capacity_assets.reading.access import plan_with_loops
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,
     ChangeKind,

@@ -19,8 +19,9 @@ from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
+from capacity_assets.database.engine import snapshot
 from capacity_assets.database.guards import newer_schema
-from capacity_assets.reading.access import CONNECTIONS, limit_seconds, snapshot
+from capacity_assets.reading.access import CONNECTIONS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.filling import forecasts_revision, outdated_servers
 from capacity_assets.reading.names import NameMatch, name_index

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.forecast.issuing import issue
-from capacity_assets.ownership.budgets import shared_out, spread
+from capacity_assets.ownership.budgets import GroupForecast, shared_out, spread
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
@@ -133,6 +133,17 @@ def test_the_difference_to_the_fleet_is_spread_without_a_rest(
         assert all(value == one for value, one in still), "what does not change keeps its size"
 
 
+@given(ahead=st.integers(1, 400), ends=st.lists(st.integers(0, 500), min_size=5, max_size=5))
+def test_the_mean_of_a_month_is_exact_also_where_a_forecast_falls_to_nothing(ahead: int, ends: list[int]) -> None:
+    month = PERIODS["monthly"].window_of(date(2025, 8, 1))
+    points = dict(zip((0, 7, 30, 90, 365), ends, strict=True))
+    group = GroupForecast("search", month.start - timedelta(days=ahead), points, None, None)
+
+    days = [group.on(month.start + timedelta(days=number), points) for number in range(month.days)]
+
+    assert group.mean(month, points) == sum(days, Fraction()) / month.days
+
+
 @pytest.mark.usefixtures("today")
 def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_to_do(
     engine: Engine, service: AggregationService
@@ -145,5 +156,7 @@ def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_
     assert (none.exit_code, server.exit_code) == (2, 2)
     assert "`capacity runway --issue`" in none.output
     assert "not by server" in server.output
-    assert "No amounts" in sized
+    assert "No amounts: no price is declared. `capacity prices set` declares one." in sized
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+    assert "No amounts: no bill of a whole month was issued yet. `capacity bill` issues it." in printed("budget")
     assert "search" in sized
