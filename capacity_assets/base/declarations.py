@@ -15,13 +15,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic import ValidationError as PydanticValidationError
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.units import meant
+from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB, MB_PER_GB, meant
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 NO_OTHER_NAMES = ConfigDict(extra="forbid")
 BYTES_PER_GB = 1 << 30
+LARGEST_EXPONENT = 30
 LONGEST_DECLARER = 255
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 # By the first part of pydantic's error type. Its own messages repeat the value, which may be a password.
@@ -108,9 +109,21 @@ def day_of(written: object) -> date:
 def bytes_of_gb(written: object) -> int:
     """Convert a number of GiB, such as 500 or 1.5, to bytes; raises ValidationError if it is not a number."""
     try:
-        return int(Decimal(str(written).strip()) * BYTES_PER_GB)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.") from None
+        number = Decimal(str(written).strip())
+    except InvalidOperation:
+        number = Decimal("nan")
+    # A larger exponent would take long, and is no size.
+    if not number.is_finite() or number.adjusted() > LARGEST_EXPONENT:
+        raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.")
+    return int(number * BYTES_PER_GB)
+
+
+def mb_of_gb(written: object) -> int:
+    """Convert a number of GiB to whole MiB, rounded down; raises ValidationError unless it is 0 to the largest size."""
+    size_mb = bytes_of_gb(written) // BYTES_PER_MB
+    if not 0 <= size_mb <= LARGEST_MB:
+        raise ValidationError(f"{written!r} is not a number of GiB from 0 to {LARGEST_MB // MB_PER_GB:,}.")
+    return size_mb
 
 
 DatabaseName = Annotated[str | None, Field(default=None)]

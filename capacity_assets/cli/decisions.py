@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,10 @@ from capacity_assets.forecast.decisions import (
     StoredDecision,
     checked_decision,
     decisions_of_file,
+    percent,
     planned_outlook,
     stored_decisions,
+    subject_decided_on,
     subject_named,
     withdraw,
 )
@@ -74,12 +76,12 @@ def decide(
     gb: str | None,
     is_volume: bool,
 ) -> Declared:
-    """Declare what was decided about something that may fill.
+    """Declare a decision about something that may fill.
 
-    It is about SERVER as a whole, or a DATABASE or VOLUME of it. Check, alerts and digests leave it out until that day,
-    or until its risk grows past what was decided on; `excluded` accepts any risk. Pages and lists mark it. A plan with
-    --gb gives forecasts a second date, with the raised limit from that day on. No size changes. Replaces an earlier
-    decision, which stays in `capacity decisions list --all`.
+    The decision is about SERVER as a whole, or about a DATABASE or VOLUME of it. The check, alerts and digests leave it
+    out until that day, or until its risk grows past what was decided on; `excluded` accepts any risk. Pages and lists
+    mark it. A plan with --gb gives forecasts a second date, with the raised limit from that day on. No size changes.
+    Replaces an earlier decision, which stays in `capacity decisions list --all`.
 
     \b
     Examples:
@@ -110,35 +112,35 @@ def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[
             {**asdict(one), "probability": probability}
             for one, probability in zip(decisions, changes.probabilities, strict=True)
         ],
-        "replaced": list(map(asdict, changes.closed)),
+        "replaced": [decision_json(one, registry.today()) for one in changes.closed],
     }
-    risks = [_risk_text(decisions[0], changes.probabilities[0])] if len(decisions) == 1 else []
-    every = [*lines, *risks, *first_lines(replaced, "more earlier decision")]
-    return Declared(document, every, servers=servers, follow_up=partial(_say_planned, decisions=raised))
+    is_single = len(decisions) == 1
+    risks = [_risk_text(decisions[0], changes.probabilities[0])] if is_single else []
+    declared = Declared(document, [*lines, *risks, *first_lines(replaced, "more earlier decision")], servers=servers)
+    return replace(declared, follow_up=partial(_say_planned, decision=raised[0])) if is_single and raised else declared
 
 
 def _risk_text(decision: Decision, probability: float | None) -> str:
     """Say what ends the decision before its day."""
-    left_out = "Check, alerts and digests leave it out until then"
+    left_out = "The check, alerts and digests leave it out until then"
     if decision.kind == EXCLUDED or probability == 1:
         return f"{left_out}, whatever its risk."
     if probability is None:
-        return f"{left_out}. Its risk is not known."
+        return f"{left_out}. Its risk is not known: they name it again once it is full."
     most = probability + GROWN_BY
-    ends = f"above {most:.0%}" if most < 1 else "once it is full"
-    return f"{left_out}. Probability to be full by then: {probability:.0%}; {ends} they name it again."
+    ends = f"Above {percent(most)}" if most < 1 else "Once it is full"
+    return f"{left_out}. Probability of being full by then: {percent(probability)}. {ends}, they name it again."
 
 
-def _say_planned(registry: Registry, *, decisions: Sequence[Decision]) -> None:
-    """Say when what is planned is full with its raised limit."""
-    for decision in decisions[:1]:
-        planned = planned_outlook(registry.engine, decision)
-        say(planned.sentence if planned else "No date with the raised limit is known.")
+def _say_planned(registry: Registry, *, decision: Decision) -> None:
+    """Say when a subject is full with its raised limit."""
+    planned = planned_outlook(registry.engine, decision)
+    say(planned.sentence if planned else "No date with the raised limit is known.")
 
 
 @click.group(cls=OrderedGroup)
 def decisions() -> None:
-    """Show, import and remove what was decided about what may fill."""
+    """List, import and remove decisions."""
 
 
 @decisions.command("import")
@@ -160,7 +162,7 @@ def import_(registry: Registry, /, *, file: Path) -> Declared:
 def list_(settings: Settings, /, *, every: bool) -> Report:
     """Show the decisions that are open, and their risk then and now.
 
-    The risk is the probability to be full by the last day of the decision: when it was decided, and by the newest
+    The risk is the probability of being full by the last day of the decision: when it was decided, and by the newest
     forecast.
     """
     today = Clock(settings.zone).today()
@@ -174,7 +176,7 @@ def list_(settings: Settings, /, *, every: bool) -> Report:
 def _cells(stored: StoredDecision, today: date) -> list[object]:
     what = display_name(stored.subject, stored.name)
     added = "" if stored.added_mb is None else human_mb(stored.added_mb)
-    risks = ["" if risk is None else f"{risk:.0%}" for risk in (stored.probability, stored.probability_now)]
+    risks = ["" if risk is None else percent(risk) for risk in (stored.probability, stored.probability_now)]
     note = f"{stored.note} {stored.ticket}" if stored.ticket else stored.note
     state = [stored.state(today), *declared_cells(stored), note]
     return [stored.server, what, stored.kind, stored.until, added, *risks, *state]
@@ -196,8 +198,8 @@ def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volum
 
     It is closed, and stays in `capacity decisions list --all`.
     """
-    subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
+    subject = subject_decided_on(registry.engine, server, _only(names), is_volume=is_volume)
     closed = withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
     servers = {server} if closed.added_mb is not None else set()
     line = f"Removed the decision on {subject.display_name}: {closed.text}."
-    return Declared({"removed": asdict(closed)}, [line], servers=servers)
+    return Declared({"removed": decision_json(closed, registry.today())}, [line], servers=servers)

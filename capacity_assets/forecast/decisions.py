@@ -21,19 +21,18 @@ import sqlalchemy as sa
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, declaration, names_of
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, declaration, mb_of_gb, names_of
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import declarations
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, meant, printable
-from capacity_assets.database.tables import capacity_decisions
+from capacity_assets.database.tables import capacity_decisions, wait_for_lock
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.limits import (
     UnknownSubjectError,
     declaring,
     ids_of,
     keys_of,
-    megabytes_of,
     named,
     naming_places,
     refuse_repeated,
@@ -47,6 +46,7 @@ DECISION_KINDS = (ACKNOWLEDGED, PLANNED, EXCLUDED)
 _KEY = ("instance_id", "subject", "name")
 Key: TypeAlias = tuple[int, str, str]
 
+PROBABILITY_PLACES = 3
 GROWN_BY = 0.1
 """The risk has grown past what was decided on if its probability is higher by more than this, or if it is full now."""
 
@@ -73,10 +73,10 @@ def _ticket(written: object) -> str:
 
 
 def _added_mb(written: object) -> int:
-    megabytes = megabytes_of(written)
-    if megabytes is None:
-        raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.")
-    return megabytes
+    added_mb = mb_of_gb(written)
+    if not added_mb:
+        raise ValidationError(f"{written!r} is less than 1 MiB; a plan without gb raises no limit.")
+    return added_mb
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def decisions_of_file(path: Path, today: date) -> list[Decision]:
 class StoredDecision(Decision):
     """A decision, who declared it and when, and the risk that was decided on; None: not known.
 
-    A probability is that of its subject to be full by its last day, 0 to 1.
+    A probability is that of its subject being full by its last day, 0 to 1.
     """
 
     server_id: int
@@ -171,9 +171,11 @@ class StoredDecision(Decision):
     def has_grown(self) -> bool:
         """Whether the risk has grown past what was decided on; whoever excludes a subject accepts any risk."""
         before, now = self.probability, self.probability_now
-        if self.kind == EXCLUDED or before is None or now is None:
+        if self.kind == EXCLUDED or now is None:
             return False
-        return now > before + GROWN_BY or before < 1 <= now
+        if now >= 1:
+            return before is None or before < 1
+        return before is not None and round(now - before, PROBABILITY_PLACES) > GROWN_BY
 
     def state(self, day: date) -> str:
         """Return in words whether it holds on a day, and if not, why."""
@@ -200,10 +202,16 @@ class StoredDecision(Decision):
     @property
     def growth(self) -> str:
         """Say by how much the risk has grown past what was decided on."""
+        before = f"was {percent(self.probability)}" if self.probability is not None else "was not known"
         return (
-            f"The risk has grown: {self.probability_now or 0:.0%} to be full by then, "
-            f"{self.probability or 0:.0%} when it was decided."
+            f"The risk has grown: the probability of being full by then is {percent(self.probability_now or 0)}. "
+            f"It {before} when this was decided."
         )
+
+
+def percent(probability: float) -> str:
+    """Render a probability: 0.3 -> '30 %'."""
+    return f"{probability:.0%}".replace("%", " %")
 
 
 def _ended(note: str) -> str:
@@ -217,7 +225,7 @@ class DecisionChanges:
     """What storing decisions does: the risk of each, None where it is not known, and the earlier ones it closes."""
 
     probabilities: Sequence[float | None]
-    closed: Sequence[Decision]
+    closed: Sequence[StoredDecision]
 
 
 def decide(
@@ -235,13 +243,15 @@ def decide(
     subjects = (one.display_name for one in decisions)
     refuse_repeated(subjects, str, "More than one decision on")
     with naming_places(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
+        # Two that store at once would both leave an open decision on the same subject.
+        wait_for_lock(connection, "decisions")
         keys = _keys(connection, decisions)
         risks = _runways(connection, keys)
         probabilities = [
             probability_by(risks[key], one.until) if key in risks else None
             for key, one in zip(keys, decisions, strict=True)
         ]
-        closed = _close(connection, keys, by)
+        closed = _close(connection, dict(zip(keys, decisions, strict=True)), by)
         rows = [
             {
                 **dict(zip(_KEY, key, strict=True)),
@@ -260,15 +270,19 @@ def decide(
     return DecisionChanges(probabilities, closed)
 
 
-def withdraw(engine: Engine, subject: DecisionSubject, *, by: str | None = None, dry_run: bool = False) -> Decision:
+def withdraw(
+    engine: Engine, subject: DecisionSubject, *, by: str | None = None, dry_run: bool = False
+) -> StoredDecision:
     """Close the decision on a subject, and return it; it stays stored.
 
-    Raises NotFoundError where there is none, and DatabaseError.
+    What it is about may be gone. Raises NotFoundError where there is none, and DatabaseError.
     """
     with declaring(engine, "removing a decision", dry_run=dry_run) as connection:
-        closed = _close(connection, _keys(connection, [subject]), by)
+        key = (ids_of(connection, {subject.server})[subject.server], subject.subject, subject.name)
+        closed = _close(connection, {key: subject}, by)
         if not closed:
-            raise NotFoundError(f"There is no decision on {subject.display_name}.")
+            message = f"There is no decision on {subject.display_name}. `capacity decisions list` names them."
+            raise NotFoundError(message)
     return closed[0]
 
 
@@ -290,6 +304,24 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
             if name not in volumes:
                 raise
     return DecisionSubject(server, None, name)
+
+
+def subject_decided_on(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
+    """Return what the open decision on this name is about, measured or not; chooses as `subject_named`.
+
+    Where there is none it is the database. Raises DatabaseError.
+    """
+    if name is None:
+        return DecisionSubject(server, None, None)
+    subjects = {row.subject for row in rows_of(engine, "decisions", _DECIDED_ON, server=server, name=name)}
+    if is_volume or subjects == {VOLUME_ROWS}:
+        return DecisionSubject(server, None, name)
+    return DecisionSubject(server, name, None)
+
+
+_DECIDED_ON = """
+SELECT subject FROM capacity_declared_decisions WHERE server = :server AND name = :name AND closed_at IS NULL
+"""
 
 
 def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[Key]:
@@ -320,13 +352,30 @@ WHERE collected_date > CAST(:newest AS date) - CAST(:stale_days AS integer)
 """
 
 
-def _close(connection: Connection, keys: Sequence[Key], by: str | None) -> list[StoredDecision]:
-    """Close the decisions on subjects, and return them."""
+def _close(connection: Connection, subjects: Mapping[Key, DecisionSubject], by: str | None) -> list[StoredDecision]:
+    """Close the open decisions on subjects, and return them."""
     stored = capacity_decisions.c
-    is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(keys), stored.closed_at.is_(None))
-    before = [one for one in _stored(connection) if one.closed_at is None and one.key in keys]
-    connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by))
-    return before
+    is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(subjects)), stored.closed_at.is_(None))
+    closing = sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by)
+    closed = connection.execute(closing.returning(capacity_decisions)).mappings()
+    return [
+        StoredDecision(
+            subject.server,
+            subject.database,
+            subject.volume,
+            server_id=row["instance_id"],
+            until=row["until_day"],
+            **{name: row[name] for name in _STORED_AS_NAMED},
+        )
+        for row in closed
+        for subject in (subjects[row["instance_id"], row["subject"], row["name"]],)
+    ]
+
+
+_STORED_AS_NAMED = (
+    *("kind", "note", "ticket", "added_mb", "probability"),
+    *("declared_at", "declared_by", "closed_at", "closed_by"),
+)
 
 
 def decide_command(server: str, subject: str, name: str) -> str:
@@ -334,9 +383,9 @@ def decide_command(server: str, subject: str, name: str) -> str:
 
     `name` is that of a database or volume; empty: the server as a whole.
     """
-    named = [server, name] if name else [server]
+    subject_names = [server, name] if name else [server]
     volume = " --volume" if subject == VOLUME_ROWS else ""
-    return f"capacity decide {shlex.join(named)} acknowledged --until DAY --note TEXT{volume}"
+    return f"capacity decide {shlex.join(subject_names)} acknowledged --until DAY --note TEXT{volume}"
 
 
 class OpenDecisions:
@@ -352,13 +401,12 @@ class OpenDecisions:
         """Return the decision on a subject, or on what it shares its limit with; None: there is none.
 
         That is a volume or the server as a whole, to which its volumes belong. `forecast` has its server, subject,
-        name, binds and volumes: those on which it grows, None where that is not known, so that it may be any.
+        name, binds and volumes: those on which it grows; where these are not known, no decision on one covers it.
         """
         decisions = self._by_server.get(forecast.server, {})
         subjects = [(forecast.subject, forecast.name)]
         if forecast.subject != VOLUME_ROWS and forecast.binds == VOLUME:
-            volumes = forecast.volumes or [name for subject, name in decisions if subject == VOLUME_ROWS]
-            subjects += [(VOLUME_ROWS, name) for name in volumes]
+            subjects += [(VOLUME_ROWS, name) for name in forecast.volumes or ()]
         if forecast.binds in {VOLUME, SERVER}:
             subjects.append((SERVER_ROWS, ""))
         return next((decisions[subject] for subject in subjects if subject in decisions), None)
@@ -467,7 +515,7 @@ def probability_by(runway: Row[Any], day: date) -> float | None:
     ahead = (day - runway.last_day).days
     for (first, low), (last, high) in pairwise(shares):
         if first <= ahead < last:
-            return float(round(low + (high - low) * (ahead - first) / (last - first), 3))
+            return float(round(low + (high - low) * (ahead - first) / (last - first), PROBABILITY_PLACES))
     return shares[-1][1] if ahead > 0 else 0.0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import human_day
@@ -159,7 +161,8 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
     decided = on("database", "orders", "volume", ["/data"])
     assert decided is not None
     assert decided.volume == "/data"
-    assert on("server", "", "volume", None) == decided
+    assert on("server", "", "volume", ["/data"]) == decided
+    assert on("database", "orders", "volume", None) is None, "what is on an unknown disk is not covered"
     assert on("database", "orders", "own limit", ["/data"]) is None
     assert on("database", "orders", "volume", ["/log"]) is None
     decide(engine, [decision(None)])
@@ -185,6 +188,62 @@ def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engin
         (one.note, one.declared_by, one.closed_by, one.state(TODAY))
         for one in stored_decisions(engine, TODAY, every=True)
     ] == [("first", "anna", "ben", "closed"), ("second", "ben", "carla", "closed")]
+
+
+SLOW_TO_STORE = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE INSERT ON capacity_decisions FOR EACH ROW EXECUTE FUNCTION wait();
+"""
+
+
+def test_decisions_that_several_people_declare_at_once_leave_one_open(engine: Engine) -> None:
+    made = [[decision(note=f"note {number}")] for number in range(3)]
+    with engine.begin() as connection:
+        # Nobody sees what the others have stored before all of them have begun.
+        connection.execute(text(SLOW_TO_STORE))
+
+    with ThreadPoolExecutor(len(made)) as people:
+        list(people.map(lambda one: decide(engine, one), made))
+
+    states = [one.state(TODAY) for one in stored_decisions(engine, TODAY, every=True)]
+    assert sorted(states) == ["closed", "closed", "in force"]
+
+
+@pytest.mark.usefixtures("today")
+def test_a_decision_on_a_disk_that_is_gone_can_be_removed(engine: Engine) -> None:
+    add_volume(engine, 1, "/data", TODAY, 4000, 100)
+    decide(engine, [decision(None, volume="/data")])
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM volume_size_stats"))
+
+    removed = json.loads(capacity("decisions", "remove", "server-1", "/data", "--json").output)["removed"]
+
+    assert (removed["volume"], removed["state"]) == ("/data", "closed")
+    assert stored_decisions(engine, TODAY) == []
+    again = capacity("decisions", "remove", "server-1", "/data")
+    assert (again.exit_code, "There is no decision on" in again.output) == (2, True)
+
+
+GROWN = [
+    (0.7, 0.8, False),
+    (0.7, 0.801, True),
+    (0.95, 1.0, True),
+    (1.0, 1.0, False),
+    (None, 0.9, False),
+    (None, 1.0, True),
+    (0.2, None, False),
+]
+
+
+def test_a_risk_has_grown_by_more_than_ten_points_or_to_full_also_if_it_was_unknown(engine: Engine) -> None:
+    decide(engine, [decision()])
+
+    for before, now, has_grown in GROWN:
+        assert replace(only(engine), probability=before, probability_now=now).has_grown is has_grown, (before, now)
+    unknown = replace(only(engine), probability=None, probability_now=1.0)
+    assert unknown.growth == (
+        "The risk has grown: the probability of being full by then is 100 %. It was not known when this was decided."
+    )
 
 
 SIZES = """
@@ -228,6 +287,7 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
     file.write_text(
         f"server,database,volume,kind,until,note\nserver-1,,,excluded,{SOON},all\nserver-1,,/data,acknowledged,{SOON},d\n"
     )
+    replacing = json.loads(capacity("decide", "server-1", "orders", "planned", *until, "--gb", "1", "--json").output)
     imported = printed("decisions", "import", str(file), "--by", "ben")
     removed = printed("decisions", "remove", "server-1", "orders", "--by", "carla")
     every = printed("decisions", "list", "--all")
@@ -243,9 +303,12 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
     )
     assert (listed["declared_by"], listed["ticket"]) == ("anna", "https://tickets.example/1")
     assert listed["probability"] == listed["probability_now"]
+    [replaced] = replacing["replaced"]
+    assert (replaced["declared_at"], replaced["state"]) == (listed["declared_at"], "closed")
     assert f"2 decisions declared from {file}." in imported
+    assert "With " not in imported, "no date stands alone after decisions on many"
     assert f"Removed the decision on orders on server-1: planned for {human_day(SOON)}." in removed
-    assert [line.split()[1] for line in every.splitlines()[2:]] == ["orders", "whole", "disk"]
+    assert [line.split()[1] for line in every.splitlines()[2:]] == ["orders", "orders", "whole", "disk"]
     assert " closed " in every
 
 
@@ -253,7 +316,7 @@ NO_DECISIONS = [
     (["orders", "planned", "--until", "2020-01-01", "--note", "x"], "until 2020-01-01 is in the past."),
     (["orders", "acknowledged", "--until", str(SOON), "--note", "x", "--gb", "5"], "gb is for planned only."),
     (["orders", "planned", "--until", str(SOON), "--note", " "], "note is empty: say why."),
-    (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a limit"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a number of GiB"),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "javascript:1"], "write https://host/path"),
     (["ordres", "planned", "--until", str(SOON), "--note", "x"], "Did you mean 'orders'?"),
     (["/data", "planned", "--volume", "--until", str(SOON), "--note", "x"], "No disk '/data' on server-1 was measured"),
