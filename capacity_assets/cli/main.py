@@ -33,7 +33,7 @@ COMMANDS = [
     LazyCommand("decide", "decisions:decide", "Declare a decision about something that may fill."),
     LazyCommand("decisions", "decisions:decisions", "List, import and remove decisions."),
     LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
-    LazyCommand("scenario", "scenario:scenario", "Show what named assumptions make of runways and budget."),
+    LazyCommand("scenario", "scenario:scenario", "Show how assumptions change runways and budget."),
     LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
     LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),

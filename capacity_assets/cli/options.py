@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial, reduce, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, TypeAlias
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from capacity_assets.base.declarations import mb_of_gb
 from capacity_assets.base.errors import (
     DATABASE_FAILURES,
     CapacityError,
@@ -209,7 +210,6 @@ def write_formatted(output: str, written: str) -> None:
 
 # Years whose windows, and those before and after, Python can represent.
 FIRST_YEAR, LAST_YEAR = 1900, 2999
-MOST_GB = 10**12
 
 
 class Day(click.ParamType[date]):
@@ -236,12 +236,10 @@ class Gigabytes(click.ParamType[Decimal]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
         """Convert text to a number; raises click.BadParameter."""
         try:
-            number = Decimal(str(value))
-        except InvalidOperation:
-            number = Decimal("nan")
-        if not number.is_finite() or not 0 <= number <= MOST_GB:
-            self.fail(f"{value!r} is not a number of GiB from 0 to {MOST_GB:,}", param, ctx)
-        return number
+            mb_of_gb(value)
+        except ValidationError as error:
+            self.fail(str(error), param, ctx)
+        return Decimal(str(value).strip())
 
 
 DAY, GIGABYTES = Day(), Gigabytes()

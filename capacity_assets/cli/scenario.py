@@ -53,10 +53,10 @@ def scenario(
     stored_name: str | None,
     removed_name: str | None,
 ) -> Report:
-    """Show what named assumptions make of runways and budget.
+    """Show how assumptions change runways and budget.
 
-    FILE is a TOML file with tables [[growth]], [[tenant]], [[purge]], [[limit]] and [[move]]. What differs from the
-    base case is shown beside it, the greatest risk first. Stores nothing without --store.
+    FILE is a TOML file with tables [[growth]], [[new_database]], [[purge]], [[limit]] and [[move]]. What differs from
+    the base case is shown beside it, the greatest risk first. Stores nothing without --store.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def scenario(
         today = Clock(settings.zone).today()
         if removed_name is not None:
             remove(engine, removed_name)
-            return Report({"removed": removed_name}, [f"{removed_name} is stored no more."])
+            return Report({"removed": removed_name}, [f"Removed the stored scenario {removed_name}."])
         if fit is not None:
             found = fits(compare(engine, today, new_database_everywhere(fit), no_label))
             return Report([asdict(one) for one in found], _fit_lines(found, fit, show))
@@ -141,4 +141,4 @@ def _fit_lines(found: list[Fit], gb: Decimal, show: int) -> Iterator[Line]:
         for one in found
     ]
     yield Table.of_first(f"Where {gb:,} GiB fit, best first", FIT_HEADINGS, rows, show)
-    yield "Servers without a known limit are not listed."
+    yield "Servers without a known limit are not listed. Those with too little history come last."

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,10 +18,10 @@ from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine, Row, RowMapping, Table, text
 from sqlalchemy.dialects.postgresql import insert
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, mb_of_gb
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import things_of_file
-from capacity_assets.base.units import LARGEST_MB, first_of, meant, printable
+from capacity_assets.base.units import first_of, meant, printable
 from capacity_assets.database.cluster import copied_for_reading, tables_are_distributed
 from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_steps
 
@@ -211,25 +210,21 @@ ORDER BY g.number
 """
 
 
-MB_PER_GB = 1024
 UNLIMITED = "unlimited"
 DECLARED = "declared"
 
 
 def megabytes_of(limit_gb: object) -> int | None:
     """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
-    written = str(limit_gb)
-    if written.strip().lower() == UNLIMITED:
+    if str(limit_gb).strip().lower() == UNLIMITED:
         return None
     try:
-        megabytes = int(Decimal(written.strip()) * MB_PER_GB)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError(f"{written!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
-    if not 0 < megabytes <= LARGEST_MB:
-        raise ValidationError(
-            f"{written!r} is not a limit; it must be above zero, and at most {LARGEST_MB // MB_PER_GB:,}."
-        )
-    return megabytes
+        limit_mb = mb_of_gb(limit_gb)
+    except ValidationError as error:
+        raise ValidationError(f"{error} Without a limit, write {UNLIMITED}.") from None
+    if not limit_mb:
+        raise ValidationError(f"{limit_gb!r} is not a limit; it must be above zero.")
+    return limit_mb
 
 
 @dataclass(frozen=True)

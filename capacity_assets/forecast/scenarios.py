@@ -7,6 +7,7 @@ docs/forecast.md, "Scenarios".
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -19,15 +20,14 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, declaration, read_each
+from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, declaration, mb_of_gb, read_each
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.files import toml_document
+from capacity_assets.base.files import key_and_value, toml_document
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import LARGEST_MB, human_change_mb, human_day, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_mb
 from capacity_assets.forecast import history
 from capacity_assets.forecast.decisions import Plans, coming_plans
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.limits import MB_PER_GB
 from capacity_assets.forecast.model import Forecasts, Sizes, forecast
 from capacity_assets.forecast.outlook import Binding, Outlook, Outlooks
 from capacity_assets.forecast.runway import (
@@ -45,44 +45,29 @@ from capacity_assets.forecast.runway import (
 
 Subject: TypeAlias = tuple[str, str]
 """A server and a database of it."""
-Having: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
+LabelFilter: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
 """Returns those of some databases that have a label (key, value) now."""
 
 MOST_FACTOR = 1000
 
 
-def _number(written: object) -> Decimal:
-    try:
-        number = Decimal(str(written))
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite():
-        raise ValidationError(f"{written!r} is not a number.")
-    return number
-
-
-def _mb_of_gb(written: object) -> int:
-    size_mb = _number(written) * MB_PER_GB
-    if not 0 <= size_mb <= LARGEST_MB:
-        raise ValidationError(f"{written!r} is not a number of GiB from 0 to {LARGEST_MB // MB_PER_GB:,}.")
-    return int(size_mb)
-
-
 def _factor(written: object) -> Decimal:
-    factor = _number(written)
+    try:
+        factor = Decimal(str(written))
+    except InvalidOperation:
+        factor = Decimal("nan")
+    if not factor.is_finite():
+        raise ValidationError(f"{written!r} is not a number.")
     if not 0 <= factor <= MOST_FACTOR:
         raise ValidationError(f"{written!r} is not a factor from 0 to {MOST_FACTOR:,}.")
     return factor
 
 
 def _label(written: object) -> tuple[str, str]:
-    key, equals, value = str(written).partition("=")
-    if not equals:
-        raise ValidationError(f"{written!r} is not a label; write team=payments.")
-    return key, value
+    return key_and_value(str(written))
 
 
-Gigabytes = Annotated[int, BeforeValidator(_mb_of_gb), Field(validation_alias="gb")]
+SizeMb = Annotated[int, BeforeValidator(mb_of_gb), Field(validation_alias="gb")]
 AtOnce = Annotated[Day | None, Field(default=None)]
 """A day; None: today."""
 
@@ -112,17 +97,17 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Tenant:
+class NewDatabase:
     """A new database on a server, or with None a copy of it on every server, to see where it fits."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
-    size_mb: Gigabytes
+    size_mb: SizeMb
     server: str | None = None
     database: str = "new database"
     volume: str | None = None
     day: AtOnce = None
-    growth_mb_per_month: Annotated[int, BeforeValidator(_mb_of_gb), Field(validation_alias="growth_gb_per_month")] = 0
+    growth_mb_per_month: Annotated[int, BeforeValidator(mb_of_gb), Field(validation_alias="growth_gb_per_month")] = 0
 
     @property
     def text(self) -> str:
@@ -140,7 +125,7 @@ class Purge:
 
     server: str
     database: str
-    size_mb: Gigabytes
+    size_mb: SizeMb
     day: AtOnce = None
 
     @property
@@ -158,8 +143,8 @@ class LimitChange:
     server: str | None = None
     database: str | None = None
     volume: str | None = None
-    limit_mb: Annotated[int | None, BeforeValidator(_mb_of_gb), Field(validation_alias="gb")] = None
-    add_mb: Annotated[int | None, BeforeValidator(_mb_of_gb), Field(validation_alias="add_gb")] = None
+    limit_mb: Annotated[int | None, BeforeValidator(mb_of_gb), Field(validation_alias="gb")] = None
+    add_mb: Annotated[int | None, BeforeValidator(mb_of_gb), Field(validation_alias="add_gb")] = None
     day: AtOnce = None
 
     def __post_init__(self) -> None:
@@ -208,7 +193,7 @@ class Scenario:
     """Assumptions that hold together."""
 
     growth: Sequence[Growth] = ()
-    tenant: Sequence[Tenant] = ()
+    new_database: Sequence[NewDatabase] = ()
     purge: Sequence[Purge] = ()
     limit: Sequence[LimitChange] = ()
     move: Sequence[Move] = ()
@@ -221,14 +206,14 @@ class Scenario:
     @property
     def servers(self) -> set[str]:
         """The servers that it names."""
-        every: tuple[Growth | Tenant | Purge | LimitChange | Move, ...]
-        every = (*self.growth, *self.tenant, *self.purge, *self.limit, *self.move)
+        every: tuple[Growth | NewDatabase | Purge | LimitChange | Move, ...]
+        every = (*self.growth, *self.new_database, *self.purge, *self.limit, *self.move)
         return {one.server for one in every if one.server} | {one.to for one in self.move}
 
 
 KINDS_OF_ASSUMPTIONS: dict[str, type[Any]] = {
     "growth": Growth,
-    "tenant": Tenant,
+    "new_database": NewDatabase,
     "purge": Purge,
     "limit": LimitChange,
     "move": Move,
@@ -236,7 +221,7 @@ KINDS_OF_ASSUMPTIONS: dict[str, type[Any]] = {
 
 
 def scenario_of_file(path: Path) -> Scenario:
-    """Read a TOML file with tables `[[growth]]`, `[[tenant]]`, `[[purge]]`, `[[limit]]` and `[[move]]`.
+    """Read a TOML file with tables `[[growth]]`, `[[new_database]]`, `[[purge]]`, `[[limit]]` and `[[move]]`.
 
     Raises ValidationError, with all problems of all tables.
     """
@@ -261,7 +246,7 @@ def higher_limits(add_gb: Decimal) -> Scenario:
 
 def new_database_everywhere(gb: Decimal) -> Scenario:
     """Return the scenario in which each server gets a database of so many GiB, to see where it fits."""
-    return Scenario(tenant=[declaration(Tenant, {"gb": gb})])
+    return Scenario(new_database=[declaration(NewDatabase, {"gb": gb})])
 
 
 def no_label(_subjects: Sequence[Subject], _label: tuple[str, str]) -> Collection[Subject]:
@@ -292,14 +277,14 @@ class Comparison:
     pairs: Sequence[tuple[Outlook, Outlook]] = ()
     effects: Sequence[Effect] = ()
     notes: Sequence[str] = ()
-    """What could not be applied to a volume."""
+    """What could not be applied as it is written."""
 
 
 def compare(
     engine: Engine,
     today: date,
     scenario: Scenario,
-    having: Having,
+    having: LabelFilter,
     shown: tuple[str | None, str | None] = (None, None),
 ) -> Comparison:
     """Forecast with assumptions and without them; stores nothing.
@@ -309,6 +294,7 @@ def compare(
     Raises:
         NotFoundError: a database of an assumption is not in the newest sample of its server, or a server or volume is
             not measured.
+        ValidationError: a day is measured already, a database moves twice, or comes to where it is.
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
@@ -318,7 +304,7 @@ def compare(
             return Comparison(None, nothing, nothing)
         server, database = shown
         # What is moved or grows may have no limit, and another server may be changed by it.
-        reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.tenant)
+        reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database)
         servers = None if server is None or reads_all else (server,)
         scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
         kinds = (
@@ -332,15 +318,16 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
     scope: history.HistoryScope,
     kinds: Sequence[str],
     scenario: Scenario,
-    having: Having,
+    having: LabelFilter,
     shown: tuple[str | None, str | None],
 ) -> Comparison:
     plans = coming_plans(connection, scope.as_of)
     with history.reading(connection, scope, kinds) as reader:
-        known = _known(reader, scenario, kinds)
-        effects = list(_effects(scenario, known, having, scope.as_of))
-        _refuse_unknown(scenario, known)
-        changes = _Changes(scenario, effects, known, plans)
+        measured = _measurements(reader, scenario, kinds)
+        _refuse_unknown(scenario, measured)
+        _refuse_contradictions(scenario, measured, scope.as_of)
+        effects, notes = _effects(scenario, measured, having, scope.as_of)
+        changes = _Changes(scenario, effects, measured, plans)
         pairs = [
             pair
             for kind in kinds
@@ -359,7 +346,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
     kept.sort(key=lambda pair: _order(pair[1]))
     every = (sorted((pair[place] for pair in kept), key=_order) for place in (0, 1))
     base, changed = (Outlooks(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
-    return Comparison(scope.as_of, base, changed, kept, effects, changes.notes)
+    return Comparison(scope.as_of, base, changed, kept, effects, [*notes, *changes.notes])
 
 
 def _order(row: Outlook) -> tuple[object, ...]:
@@ -371,84 +358,148 @@ def _is_shown(row: Outlook, server: str | None, database: str | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is measured: databases with their last day, size, drift and volumes; the volumes and servers there are."""
+class _MeasuredDatabase:
+    """What a database has on its last measured day, and how it is forecast to change."""
 
-    databases: Mapping[Subject, tuple[date, float, float, Sequence[str] | None]]
+    last_day: date
+    size_mb: float
+    mb_per_day: float
+    volumes: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class _Measurements:
+    """What is measured: databases, the volumes of servers, and servers in service."""
+
+    databases: Mapping[Subject, _MeasuredDatabase]
     volumes: Mapping[str, Mapping[str, float]]
     """By server and name: what it can hold, MiB."""
     servers: Collection[str]
 
 
-def _known(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Known:
-    databases: dict[Subject, tuple[date, float, float, Sequence[str] | None]] = {}
+def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
+    databases: dict[Subject, _MeasuredDatabase] = {}
     volumes: dict[str, dict[str, float]] = {}
     servers: set[str] = set()
     if VOLUME_ROWS in kinds:
         for batch in reader.series(VOLUME_ROWS):
             for row in batch.subjects:
                 volumes.setdefault(row.server, {})[row.name] = float(row.own_mb)
-    if scenario.growth or scenario.move or scenario.purge or any(one.database for one in scenario.limit):
+    new_databases = any(one.server for one in scenario.new_database)
+    limits = any(one.database for one in scenario.limit)
+    if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
         for batch in reader.series(DATABASE_ROWS):
             made = forecast(batch.smooth, batch.sizes)
             for place, row in enumerate(batch.subjects):
                 figures = (float(made.last[place]), float(made.drift[place]))
-                databases[row.server, row.name] = (row.last_day, *figures, row.volumes)
-    if scenario.tenant or scenario.move:
+                databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
+    if scenario.new_database or scenario.move:
         servers = {row.server for batch in reader.series(SERVER_ROWS) for row in batch.subjects}
-    return _Known(databases, volumes, servers)
+    return _Measurements(databases, volumes, servers)
 
 
-def _refuse_unknown(scenario: Scenario, known: _Known) -> None:
-    named = [(purge.server, purge.database) for purge in scenario.purge]
-    named += [(move.server, move.database) for move in scenario.move]
+def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
+    """Refuse servers, databases and volumes that are not measured; raises NotFoundError."""
+    taking: list[Purge | Move] = [*scenario.purge, *scenario.move]
+    named = [(one.server, one.database) for one in taking]
     limited = [(str(one.server), one.database) for one in scenario.limit if one.database]
     for server, database in (*named, *limited):
-        if (server, database) not in known.databases:
+        if (server, database) not in measured.databases:
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
-    for name in (*(one.server for one in scenario.tenant if one.server), *(one.to for one in scenario.move)):
-        if name not in known.servers:
+    for name in (*(one.server for one in scenario.new_database if one.server), *(one.to for one in scenario.move)):
+        if name not in measured.servers:
             raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
-    disks = [(tenant.server, tenant.volume) for tenant in scenario.tenant]
+    disks = [(new.server, new.volume) for new in scenario.new_database]
     disks += [(limit.server, limit.volume) for limit in scenario.limit]
     disks += [(move.to, move.volume) for move in scenario.move]
     for on, volume in disks:
-        if on is not None and volume is not None and volume not in known.volumes.get(on, {}):
+        if on is not None and volume is not None and volume not in measured.volumes.get(on, {}):
             raise NotFoundError(f"{on} has no disk {volume!r} that was measured.")
 
 
-def _effects(scenario: Scenario, known: _Known, having: Having, as_of: date) -> Iterator[Effect]:
-    """Yield what the assumptions add to databases; moves take the growth along that other assumptions give."""
-    drifts = {subject: figures[2] for subject, figures in known.databases.items()}
+def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: date) -> None:
+    """Refuse days that are measured already, second moves, and databases that are there; raises ValidationError."""
+    dated: list[NewDatabase | Purge | LimitChange | Move]
+    dated = [*scenario.new_database, *scenario.purge, *scenario.limit, *scenario.move]
+    for one in dated:
+        if one.day is not None and one.day < as_of:
+            raise ValidationError(f"{one.text}: what is measured up to {human_day(as_of)} has this already.")
+    moved = Counter((one.server, one.database) for one in scenario.move)
+    for (server, database), count in moved.items():
+        if count > 1:
+            raise ValidationError(f"{database} on {server} moves more than once.")
+    arriving = [(one.server, one.database) for one in scenario.new_database if one.server]
+    for server, database in (*arriving, *((one.to, one.database) for one in scenario.move)):
+        if (server, database) in measured.databases:
+            raise ValidationError(f"{server} already has a database {database!r}.")
+
+
+def _effects(
+    scenario: Scenario, measured: _Measurements, having: LabelFilter, as_of: date
+) -> tuple[list[Effect], list[str]]:
+    """Return what the assumptions add to databases, and notes about what they cannot take."""
+    rates = {subject: one.mb_per_day for subject, one in measured.databases.items()}
+    effects: list[Effect] = []
     for growth in scenario.growth:
-        chosen = _chosen(growth, list(known.databases), having)
+        chosen = _chosen(growth, list(measured.databases), having)
         if not chosen:
-            raise NotFoundError(f"Nothing in the newest samples is meant by: {growth.text}.")
+            raise NotFoundError(f"No measured database matches: {growth.text}.")
         for subject in chosen:
-            last_day, _, _, volumes = known.databases[subject]
-            more = drifts[subject] * float(growth.factor - 1)
-            drifts[subject] += more
-            yield Effect(*subject, _only(volumes), last_day, 0.0, more)
-    for purge in scenario.purge:
-        if figures := known.databases.get((purge.server, purge.database)):
-            day = purge.day or as_of
-            yield Effect(purge.server, purge.database, _only(figures[3]), day, -float(purge.size_mb))
-    for tenant in scenario.tenant:
-        rate = tenant.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
-        for server in sorted(known.servers) if tenant.server is None else (tenant.server,):
-            volume = tenant.volume or _only(known.volumes.get(server))
-            yield Effect(server, tenant.database, volume, tenant.day or as_of, float(tenant.size_mb), rate)
-    for move in scenario.move:
-        figures = known.databases.get((move.server, move.database))
-        if figures is not None:
-            last_day, size_mb, _, volumes = figures
-            day, rate = move.day or as_of, drifts[move.server, move.database]
-            then_mb = max(size_mb + rate * (day - last_day).days, 0.0)
-            yield Effect(move.server, move.database, _only(volumes), day, -then_mb, -rate)
-            yield Effect(move.to, move.database, move.volume or _only(known.volumes.get(move.to)), day, then_mb, rate)
+            one = measured.databases[subject]
+            more = rates[subject] * float(growth.factor - 1)
+            rates[subject] += more
+            effects.append(Effect(*subject, _only(one.volumes), one.last_day, 0.0, more))
+    for new in scenario.new_database:
+        rate = new.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
+        for server in sorted(measured.servers) if new.server is None else (new.server,):
+            volume = new.volume or _only(measured.volumes.get(server))
+            effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate))
+    notes = []
+    for subject, takings in _takings(scenario, as_of).items():
+        taken = list(_taken(takings, measured, subject, rates[subject], as_of))
+        effects += [effect for _, effect in taken]
+        notes += [
+            f"{one.text}: {one.database} has only {human_mb(round(-effect.size_mb))} then."
+            for one, effect in taken
+            if isinstance(one, Purge) and -effect.size_mb < one.size_mb
+        ]
+    return effects, notes
 
 
-def _chosen(growth: Growth, subjects: Sequence[Subject], having: Having) -> list[Subject]:
+def _takings(scenario: Scenario, as_of: date) -> dict[Subject, list[Purge | Move]]:
+    """Return the purges and the move of each database, in the order of their days; on one day, the purge first."""
+    every: list[Purge | Move] = [*scenario.purge, *scenario.move]
+    takings: dict[Subject, list[Purge | Move]] = {}
+    for one in sorted(every, key=lambda one: one.day or as_of):
+        takings.setdefault((one.server, one.database), []).append(one)
+    return takings
+
+
+def _taken(
+    takings: Sequence[Purge | Move], measured: _Measurements, subject: Subject, rate: float, as_of: date
+) -> Iterator[tuple[Purge | Move, Effect]]:
+    """Yield the effects of the purges and the move of one database, each beside what it is of.
+
+    A purge takes what is there at most. A move takes what is left, with its growth, and later purges follow it.
+    """
+    database = measured.databases[subject]
+    server, volume, purged_mb = subject[0], _only(database.volumes), 0.0
+    for one in takings:
+        day = one.day or as_of
+        size_mb = max(database.size_mb + rate * (day - database.last_day).days - purged_mb, 0.0)
+        if isinstance(one, Purge):
+            less_mb = min(float(one.size_mb), size_mb)
+            purged_mb += less_mb
+            yield one, Effect(server, one.database, volume, day, -less_mb)
+        else:
+            # What has shrunk to nothing shrinks no further elsewhere.
+            moved_rate = rate if size_mb else 0.0
+            yield one, Effect(server, one.database, volume, day, -size_mb, -moved_rate)
+            server, volume = one.to, one.volume or _only(measured.volumes.get(one.to))
+            yield one, Effect(server, one.database, volume, day, size_mb, moved_rate)
+
+
+def _chosen(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
     chosen = [one for one in subjects if growth.server in {None, one[0]} and growth.database in {None, one[1]}]
     if growth.label is None:
         return chosen
@@ -470,7 +521,7 @@ class _ChangedRow(SimpleNamespace):
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Interval:
     """What holds from some day on: the series with their limits, their forecasts, and the limits that bind."""
 
     batch: history.Histories
@@ -479,20 +530,18 @@ class _Stretch:
 
 
 class _Changes:
-    """Applies assumptions to batches of series: stretches of days, each with its own sizes and limits."""
+    """Applies assumptions to batches of series: intervals of days, each with its own sizes and limits."""
 
-    def __init__(self, scenario: Scenario, effects: Sequence[Effect], known: _Known, plans: Plans) -> None:
-        self._limits, self._known, self._plans = scenario.limit, known, plans
+    def __init__(self, scenario: Scenario, effects: Sequence[Effect], measured: _Measurements, plans: Plans) -> None:
+        self._limits, self._measured, self._plans = scenario.limit, measured, plans
         self._by_server: dict[str, list[Effect]] = {}
         for one in effects:
             self._by_server.setdefault(one.server, []).append(one)
         days = {one.day for one in effects} | {one.day for one in scenario.limit if one.day}
         self._days = [date.min, *sorted(days)]
-        placeless = sorted({one.server for one in effects if one.volume is None and known.volumes.get(one.server)})
+        placeless = sorted({one.server for one in effects if one.volume is None and measured.volumes.get(one.server)})
         self.notes = [
-            f"{name}: what is added or taken is on no disk that is known, so it changes the server and none of its "
-            "disks. `volume` names one."
-            for name in placeless
+            f"{name}: the disk is not known, so only the server changes. `volume` names the disk." for name in placeless
         ]
 
     def of_batch(self, batch: history.Histories, outlooks: BatchOutlooks) -> BatchOutlooks:
@@ -502,15 +551,15 @@ class _Changes:
             return outlooks
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
-        stretches = [self._stretch(batch, base, day) for day in self._days]
-        ends = _combined(starts, [runways(one.made, limits_of(one.bound)) for one in stretches])
-        newest = stretches[-1]
-        # Today's stretch is the last one that has begun.
+        intervals = [self._interval(batch, base, day) for day in self._days]
+        ends = _combined(starts, [runways(one.made, limits_of(one.bound)) for one in intervals])
+        newest = intervals[-1]
+        # Today's interval is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
         is_full = np.array(
             [
                 one.made.last[place] >= limits_of([one.bound[place]])[0]
-                for place, one in enumerate(stretches[number] for number in now)
+                for place, one in enumerate(intervals[number] for number in now)
             ]
         )
         shown = replace(base, drift=newest.made.drift)
@@ -519,7 +568,7 @@ class _Changes:
             with_plans(rows, newest.batch, newest.made, self._plans, self._higher_by(date.max)), newest.made
         )
 
-    def _stretch(self, batch: history.Histories, base: Forecasts, day: date) -> _Stretch:
+    def _interval(self, batch: history.Histories, base: Forecasts, day: date) -> _Interval:
         """Return the forecasts and limits that hold from a day on."""
         last, drift = base.last.copy(), base.drift.copy()
         rows = list(batch.subjects)
@@ -535,9 +584,9 @@ class _Changes:
         bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed, base)]
         last = np.maximum(last, 0.0)
         if (last == base.last).all() and (drift == base.drift).all():
-            return _Stretch(changed, base, bound)
+            return _Interval(changed, base, bound)
         lower, upper = (_moved(ends, base, last, drift) for ends in (base.lower, base.upper))
-        return _Stretch(changed, replace(base, last=last, drift=drift, lower=lower, upper=upper), bound)
+        return _Interval(changed, replace(base, last=last, drift=drift, lower=lower, upper=upper), bound)
 
     def _higher_by(self, day: date) -> int:
         """Return by how much every limit is higher from a day on."""
@@ -570,7 +619,7 @@ class _Changes:
     def _set(self, values: dict[str, Any], one: LimitChange) -> None:
         """Change the columns of a row that a limit is in."""
         if one.volume is not None:
-            before_mb = self._known.volumes[str(one.server)][one.volume]
+            before_mb = self._measured.volumes[str(one.server)][one.volume]
             more_mb = one.add_mb if one.limit_mb is None else one.limit_mb - before_mb
             holds = one.volume == values["name"] if values["subject"] == VOLUME_ROWS else self._grows_on(values, one)
             column = "own_mb" if values["subject"] == VOLUME_ROWS else "free_mb"
@@ -590,7 +639,7 @@ class _Changes:
                 values[f"{column}_mb"] = float(known_mb) + (one.add_mb or 0)
 
     def _grows_on(self, values: Mapping[str, Any], one: LimitChange) -> bool:
-        return values["subject"] == SERVER_ROWS or one.volume in (values["volumes"] or ())
+        return one.volume in (values["volumes"] or ())
 
 
 def _is_of(effect: Effect, row: Any) -> bool:
@@ -612,7 +661,7 @@ def _moved(ends: Sizes, base: Forecasts, last: Sizes, drift: Sizes) -> Sizes:
 
 
 def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
-    """Put the runways of stretches of days together: each counts from its first day to the one before the next."""
+    """Put the runways of intervals of days together: each counts from its first day to the one before the next."""
     if len(every) == 1:
         return every[0]
     ends = [*starts[1:], np.full(len(starts[0]), np.iinfo(np.int64).max)]
@@ -628,7 +677,7 @@ def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
     probability = np.zeros_like(every[0].probability)
     for start, end, one in zip(starts, ends, every, strict=True):
         for place, horizon in enumerate(HORIZONS_DAYS):
-            # Of a stretch that has ended, what it was up to then counts.
+            # Of a interval that has ended, what it was up to then counts.
             last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
             upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
             has_begun = (start <= horizon) & (start < end)

@@ -19,7 +19,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.label_rules import LONGEST_VALUE
-from capacity_assets.base.units import human_range
+from capacity_assets.base.units import human_range, natural_key
+from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import capacity_scenarios
 from capacity_assets.forecast.history_statements import SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.outlook import FORECAST, Outlook, day_text, standing_for_themselves
@@ -149,7 +150,7 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
     common = (found.as_of, scenario.texts, changed, len(named) - len(changed), found.notes)
     months = coming_months(today, MOST_MONTHS)
     try:
-        with database_errors(doing="reading a budget"), engine.connect() as connection:
+        with database_errors(doing="reading a budget"), snapshot(engine) as connection:
             base = read_budget(connection, by, months, today, keys)
             assumed = read_budget(connection, by, months, today, keys, found.effects)
     except NotFoundError as error:
@@ -188,22 +189,28 @@ def _changed_budget(before: BudgetLine | None, after: BudgetLine) -> ChangedBudg
 
 
 def fits(found: Comparison) -> list[Fit]:
-    """Order servers by what a new database does to their runway: the one with the smallest risk first."""
-    known = [
-        (after.risk, after.headroom_mb, before, after)
-        for before, after in found.pairs
-        if after.subject in {SERVER_ROWS, VOLUME_ROWS} and after.headroom_mb is not None
-    ]
-    riskiest = {one[3].server: one for one in sorted(known, key=_least_risk, reverse=True)}
+    """Order servers by what a new database does to their runway: the one with the smallest risk first.
+
+    A server of which no risk is known, because there is too little history, comes last.
+    """
+    riskiest: dict[str, tuple[Outlook, Outlook]] = {}
+    for before, after in found.pairs:
+        if after.subject in {SERVER_ROWS, VOLUME_ROWS} and after.headroom_mb is not None:
+            other = riskiest.get(after.server)
+            if other is None or _greatest_risk(after) < _greatest_risk(other[1]):
+                riskiest[after.server] = (before, after)
+    ordered = sorted(riskiest.values(), key=lambda pair: natural_key(pair[1].server))
+    ordered.sort(key=lambda pair: _greatest_risk(pair[1])[1:], reverse=True)
+    ordered.sort(key=lambda pair: not pair[1].probabilities)
     return [
-        Fit(after.server, after.display_name, left_mb, RunwayFigures.of(before), RunwayFigures.of(after))
-        for _, left_mb, before, after in sorted(riskiest.values(), key=_least_risk, reverse=True)
+        Fit(after.server, after.display_name, after.headroom_mb or 0, RunwayFigures.of(before), RunwayFigures.of(after))
+        for before, after in ordered
     ]
 
 
-def _least_risk(one: tuple[tuple[object, ...], int, Outlook, Outlook]) -> tuple[object, ...]:
-    risk, left_mb, _, after = one
-    return (*risk, left_mb, after.server)
+def _greatest_risk(row: Outlook) -> tuple[object, ...]:
+    """Sort the greatest known risk first, of equal ones that with the least space left."""
+    return (not row.probabilities, *row.risk, row.headroom_mb)
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,13 @@ NO_LIMITS = [
         "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
     ),
     (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'?"),
-    (["server-1", "--gb", "much"], "'much' is not a limit; write GiB as 500 or 1.5, or unlimited."),
+    (
+        ["server-1", "--gb", "much"],
+        "'much' is not a number of GiB; write 500 or 1.5. Without a limit, write unlimited.",
+    ),
     (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
-    (["server-1", "--gb", "nan"], "'nan' is not a limit"),
-    (["server-1", "--gb", "9e15"], "'9e15' is not a limit; it must be above zero, and at most"),
+    (["server-1", "--gb", "nan"], "'nan' is not a number of GiB"),
+    (["server-1", "--gb", "9e15"], "'9e15' is not a number of GiB from 0 to 8,589,934,591."),
     (["server-1"], "Give either --gb or --unlimited."),
     (["server-1", "--gb", "1", "--unlimited"], "Give either --gb or --unlimited."),
 ]
@@ -96,7 +99,7 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     ]
     assert refused.exit_code == 2
     assert "line 3: server missing." in refused.output
-    assert "line 4: 'few' is not a limit" in refused.output
+    assert "line 4: 'few' is not a number of GiB" in refused.output
 
 
 @pytest.mark.parametrize(

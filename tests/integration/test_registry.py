@@ -228,7 +228,7 @@ def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_tha
     refused = capacity("instances", "import", str(bad))
     done = [capacity("instances", "import", str(good)) for _ in range(2)]
 
-    assert (refused.exit_code, "server 1: 'much' is not a limit" in refused.output) == (2, True)
+    assert (refused.exit_code, "server 1: 'much' is not a number of GiB" in refused.output) == (2, True)
     assert [one.server.name for one in registered(engine)] == ["core", "shop"]
     assert "unchanged" in done[1].output.lower()
     assert [(one.limit.server, one.limit.limit_mb) for one in stored_limits(engine)] == [("core", None), ("shop", 1536)]

@@ -28,6 +28,7 @@ from capacity_assets.ownership.scenario_results import fits
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import served_pages
 from tests.runways import FIRST, add_ceiling, add_volume, declared, found
 
@@ -64,7 +65,7 @@ def limited(engine: Engine) -> Engine:
 NOTHING = {
     "no assumption": Scenario(),
     "growth times 1": assumed("growth", factor=1, label="team=payments"),
-    "a tenant of 0 GiB": assumed("tenant", gb=0, server="server-1", day=SOON),
+    "a new database of 0 GiB": assumed("new_database", gb=0, server="server-1", day=SOON),
     "a purge of 0 GiB": assumed("purge", server="server-1", database="orders", gb=0, day=SOON),
     "no higher limit": higher_limits(Decimal(0)),
     "a limit as it is": assumed("limit", server="server-1", add_gb=0, day=SOON),
@@ -103,10 +104,10 @@ def test_an_assumption_counts_from_its_day_on(engine: Engine) -> None:
     def day(scenario: Scenario) -> Any:
         return after(engine, scenario)["server-1", ""].middle_day
 
-    tenant = {"gb": 0.3, "server": "server-1"}
-    assert SOON <= day(assumed("tenant", **tenant, day=SOON)) < base
-    assert day(assumed("tenant", **tenant, day=LATE)) == base, "it is full before the new database comes"
-    assert day(assumed("tenant", gb=2, server="server-1", day=SOON)) == SOON, "there is no room for it"
+    coming = {"gb": 0.3, "server": "server-1"}
+    assert SOON <= day(assumed("new_database", **coming, day=SOON)) < base
+    assert day(assumed("new_database", **coming, day=LATE)) == base, "it is full before the new database comes"
+    assert day(assumed("new_database", gb=2, server="server-1", day=SOON)) == SOON, "there is no room for it"
     assert day(assumed("limit", server="server-1", gb=5, day=SOON)) > base
     assert day(assumed("limit", server="server-1", gb=5, day=LATE)) == base
     assert day(assumed("purge", server="server-1", database="still", gb=0.4, day=SOON)) > base
@@ -128,13 +129,65 @@ def test_a_database_that_moves_takes_its_size_and_growth_along(limited: Engine) 
     assert moved["server-2", ""].middle_day in {SOON, None}, "1 GiB does not hold it, but server-2 has little history"
 
 
+def test_what_one_server_loses_by_a_move_another_gains_after_the_purges_before_it(engine: Engine) -> None:
+    purge = {"server": "server-1", "database": "orders"}
+    move = declaration(KINDS_OF_ASSUMPTIONS["move"], {**purge, "to": "server-2", "day": SOON})
+
+    def taken(*purges: tuple[float, Any]) -> list[tuple[str, float, float]]:
+        made = [declaration(KINDS_OF_ASSUMPTIONS["purge"], {**purge, "gb": gb, "day": day}) for gb, day in purges]
+        comparison = compared(engine, Scenario(purge=made, move=[move]))
+        assert bool(comparison.notes) == any(gb > 3 for gb, _ in purges)
+        return [(one.server, one.size_mb, one.mb_per_day) for one in comparison.effects]
+
+    # It has 3,014 MiB and grows by ten per day: 3,114 on the day of the move.
+    assert taken() == [("server-1", -3114, -10), ("server-2", 3114, 10)]
+    before, after = (1, TODAY), (0.5, LATE)
+    assert taken(before, after) == [
+        *(("server-1", -1024, 0), ("server-1", -2090, -10)),
+        *(("server-2", 2090, 10), ("server-2", -512, 0)),
+    ]
+    assert taken((40, SOON)) == [("server-1", -3114, 0), ("server-1", 0, 0), ("server-2", 0, 0)]
+
+
+def test_a_purge_takes_no_more_than_its_database_has(limited: Engine) -> None:
+    comparison = compared(limited, assumed("purge", server="server-1", database="still", gb=4, day=SOON))
+
+    assert [one.size_mb for one in comparison.effects] == [-500]
+    assert comparison.notes == [
+        "4.0 GiB less in still on server-1 from 30 Jul 2025: still has only 500 MiB then.",
+        "server-1: the disk is not known, so only the server changes. `volume` names the disk.",
+    ]
+
+
+def test_a_larger_disk_gives_room_only_to_what_grows_on_it(limited: Engine) -> None:
+    add_volume(limited, 1, "/spare", TODAY, 10_000, 9_000)
+    printed("limits", "remove", "server-1")
+    base = after(limited, Scenario())
+
+    spare = after(limited, assumed("limit", server="server-1", volume="/spare", add_gb=5))
+    data = after(limited, assumed("limit", server="server-1", volume="/data", add_gb=5))
+
+    assert base["server-1", ""].binds == "volume"
+    assert spare["server-1", ""] == base["server-1", ""]
+    assert spare["server-1", "/spare"].limit_mb == 10_000 + 5120
+    assert data["server-1", ""].limit_mb == int(base["server-1", ""].limit_mb or 0) + 5120
+
+
 def test_servers_are_ordered_by_what_a_new_database_does_to_them(limited: Engine) -> None:
+    add_instances(limited, [3, 4])
+    for server in (3, 4):
+        add_database_sizes(limited, sizes(server, "flat", FIRST.isoformat(), [100] * 200))
+        add_instance_sizes(limited, totals(server, FIRST.isoformat(), [(100, 1)] * 200))
+        declared(f"server-{server}", "--gb", "4")
     placed = fits(compared(limited, new_database_everywhere(Decimal("0.5"))))
 
-    assert [one.server for one in placed] == ["server-2", "server-1"]
-    assert placed[1].before.middle_day > placed[1].after.middle_day  # type: ignore[operator]
+    # Equal servers stand by name, and what has too little history to say comes last.
+    order = ["server-3", "server-4", "server-1", "server-2"]
+    assert [one.server for one in placed] == order
+    assert placed[2].before.middle_day > placed[2].after.middle_day  # type: ignore[operator]
+    assert placed[3].after.state == "too little history"
     document = json.loads(printed("scenario", "--fit", "0.5", "--json"))
-    assert [one["server"] for one in document] == ["server-2", "server-1"]
+    assert [one["server"] for one in document] == order
 
 
 FILE = f"""
@@ -142,7 +195,7 @@ FILE = f"""
 label = "team=shop"
 factor = 1.5
 
-[[tenant]]
+[[new_database]]
 server = "server-1"
 gb = 0.25
 day = {SOON}
@@ -188,14 +241,19 @@ def test_a_file_gives_runways_and_budget_beside_the_base_case_and_nothing_is_sto
     assert capacity("scenario", "--remove", "next year").exit_code == 2
 
 
+MOVE = '[[move]]\nserver = "server-1"\ndatabase = "orders"\nto = "server-2"\n'
 WRONG = {
     "[[purges]]\n": "holds tables [[growth]]",
     '[[purge]]\nserver = "server-1"\ndatabase = "gone"\ngb = 1\n': "'gone' is not in the newest sample",
     '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
-    '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "Nothing in the newest samples is meant",
-    '[[tenant]]\nserver = "server-9"\ngb = 1\n': "server-9",
+    '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "No measured database matches: growth of team=nobody times 2.",
+    '[[new_database]]\nserver = "server-9"\ngb = 1\n': "server-9",
     '[[growth]]\nfactor = "much"\n': "growth 1: 'much' is not a number.",
-    '[[tenant]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "has no disk '/x'",
+    '[[new_database]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "has no disk '/x'",
+    '[[new_database]]\ngb = 1\ndatabase = "orders"\nserver = "server-1"\n': "server-1 already has a database 'orders'.",
+    f'[[purge]]\nserver = "server-1"\ndatabase = "orders"\ngb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",
+    f'[[limit]]\nserver = "server-1"\nadd_gb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",
+    f"{MOVE}{MOVE}": "orders on server-1 moves more than once.",
 }
 
 
