@@ -16,7 +16,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_mb
 from capacity_assets.cli.declaring import (
     DECLARED,
-    Declared,
+    DeclarationReport,
     Registry,
     declared_cells,
     declared_json,
@@ -75,7 +75,7 @@ def decide(
     ticket: str | None,
     gb: str | None,
     is_volume: bool,
-) -> Declared:
+) -> DeclarationReport:
     """Declare a decision about something that may fill.
 
     The decision is about SERVER as a whole, or about a DATABASE or VOLUME of it. The check, alerts and digests leave it
@@ -102,7 +102,7 @@ def _only(names: Sequence[str]) -> str | None:
     return names[0] if names else None
 
 
-def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> Declared:
+def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> DeclarationReport:
     changes = store(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
     replaced = (f"note: It replaces {one.text}: {one.note}" for one in changes.closed)
     raised = [one for one in decisions if one.added_mb is not None]
@@ -116,7 +116,9 @@ def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[
     }
     is_single = len(decisions) == 1
     risks = [_risk_text(decisions[0], changes.probabilities[0])] if is_single else []
-    declared = Declared(document, [*lines, *risks, *first_lines(replaced, "more earlier decision")], servers=servers)
+    declared = DeclarationReport(
+        document, [*lines, *risks, *first_lines(replaced, "more earlier decision")], servers=servers
+    )
     return replace(declared, follow_up=partial(_say_planned, decision=raised[0])) if is_single and raised else declared
 
 
@@ -146,7 +148,7 @@ def decisions() -> None:
 @decisions.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Declared:
+def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the decisions that a CSV file lists.
 
     Columns are server, database or volume (both empty: the whole server), kind, until, note and, optionally, ticket and
@@ -193,7 +195,7 @@ def decision_json(stored: StoredDecision, today: date) -> dict[str, object]:
 @name_argument
 @volume_option
 @declaring
-def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool) -> Declared:
+def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool) -> DeclarationReport:
     """Remove the decision on SERVER, or on a DATABASE or VOLUME of it.
 
     It is closed, and stays in `capacity decisions list --all`.
@@ -202,4 +204,4 @@ def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volum
     closed = withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
     servers = {server} if closed.added_mb is not None else set()
     line = f"Removed the decision on {subject.display_name}: {closed.text}."
-    return Declared({"removed": decision_json(closed, registry.today())}, [line], servers=servers)
+    return DeclarationReport({"removed": decision_json(closed, registry.today())}, [line], servers=servers)

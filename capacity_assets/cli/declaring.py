@@ -102,7 +102,7 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
 
 
 @dataclass(frozen=True)
-class Declared(Report):
+class DeclarationReport(Report):
     """The result of a declaring command, with a mapping as its document."""
 
     document: Mapping[str, object]
@@ -123,12 +123,12 @@ by_option = click.option(
 )
 
 
-def declaring(function: Callable[..., Declared]) -> Callable[..., None]:
+def declaring(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
     """Run a command that stores declarations on the opened registry, with --by, --dry-run and --json."""
     return by_option(changing(function))
 
 
-def changing(function: Callable[..., Declared]) -> Callable[..., None]:
+def changing(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
     """Run a command that removes declarations, or changes what has no declarer; as `declaring` without --by."""
 
     @dry_run_option

@@ -16,7 +16,7 @@ from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb
 from capacity_assets.cli.declaring import (
     DECLARED,
     NAMES_SHOWN,
-    Declared,
+    DeclarationReport,
     Registry,
     changing,
     declared_cells,
@@ -89,7 +89,7 @@ UNKNOWN_HOST = "unknown"
 @connection_options
 @click.option("--replace", is_flag=True, help='Change the given values of a registered server; "" clears a value.')
 @declaring
-def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> Declared:
+def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> DeclarationReport:
     """Register the server NAME for collection.
 
     \b
@@ -123,7 +123,7 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
     return Server(name=name, **values)
 
 
-def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> Declared:
+def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> DeclarationReport:
     """Report which servers were registered, changed, or taken out of service, and which cannot be measured here."""
     lines = [
         f"{kind.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
@@ -132,7 +132,7 @@ def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *fu
     ]
     if changes.out_of_service:
         lines.append("`capacity instances enable` puts them back into service.")
-    return Declared(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
+    return DeclarationReport(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
 )
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Declared:
+def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> DeclarationReport:
     """Register the servers that FILE declares, TOML or CSV.
 
     Changes servers that are already registered. Either all servers are registered or none.
@@ -320,7 +320,7 @@ def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
 @instances.command()
 @names_argument
 @changing
-def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
+def disable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Take the servers NAMES out of service.
 
     They are no longer measured or aggregated. Their history is kept.
@@ -333,23 +333,23 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
             f"Fleet totals now leave out these servers, and {first_of(replicas, NAMES_SHOWN)}, which they count. To "
             'count one of those by itself, run `capacity instances add NAME --replace --counted-by ""`.'
         )
-    return Declared({"disabled": names}, lines)
+    return DeclarationReport({"disabled": names}, lines)
 
 
 @instances.command()
 @names_argument
 @changing
-def enable(registry: Registry, /, *, names: Sequence[str]) -> Declared:
+def enable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Put the servers NAMES back into service."""
     set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
     line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
-    return Declared({"enabled": names}, [line])
+    return DeclarationReport({"enabled": names}, [line])
 
 
 @instances.command()
 @names_argument
 @changing
-def remove(registry: Registry, /, *, names: Sequence[str]) -> Declared:
+def remove(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Remove the servers NAMES from the collection.
 
     A server without history is removed. The others are disabled, and keep their history.
@@ -361,4 +361,4 @@ def remove(registry: Registry, /, *, names: Sequence[str]) -> Declared:
         lines.append(
             f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
         )
-    return Declared({"removed": removed, "disabled": disabled}, lines)
+    return DeclarationReport({"removed": removed, "disabled": disabled}, lines)

@@ -17,7 +17,7 @@ from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli.declaring import (
     DECLARED,
-    Declared,
+    DeclarationReport,
     Registry,
     dated_json,
     declared_cells,
@@ -74,7 +74,7 @@ now_option = click.option(
 @declaring
 def set_(
     registry: Registry, /, *, server: str, pairs: Sequence[str], database: str | None, first_day: date | None, now: bool
-) -> Declared:
+) -> DeclarationReport:
     """Declare labels of SERVER, or of databases on it.
 
     A label of a database overrides the one of its server. The first value of a key applies to all of history. A changed
@@ -108,12 +108,12 @@ def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
 
 def _declare(
     registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
-) -> Declared:
+) -> DeclarationReport:
     changes = declare_labels(registry.engine, declared, registry.today(), by=registry.by, dry_run=registry.dry_run)
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
     lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
     document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
-    return Declared(document, [*counts, *lines, *notes], follow_up=partial(_compute, now=now, changes=changes))
+    return DeclarationReport(document, [*counts, *lines, *notes], follow_up=partial(_compute, now=now, changes=changes))
 
 
 def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
@@ -156,7 +156,7 @@ def _change_text(change: LabelChange) -> str:
 @file_argument
 @now_option
 @declaring
-def import_(registry: Registry, /, *, file: Path, now: bool) -> Declared:
+def import_(registry: Registry, /, *, file: Path, now: bool) -> DeclarationReport:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
@@ -170,7 +170,7 @@ def import_(registry: Registry, /, *, file: Path, now: bool) -> Declared:
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
 @declaring
-def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> Declared:
+def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> DeclarationReport:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes to the column.
@@ -213,7 +213,7 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @declaring
 def remove(
     registry: Registry, /, *, server: str, keys: Sequence[str], database: str | None, first_day: date | None, now: bool
-) -> Declared:
+) -> DeclarationReport:
     """Remove labels of SERVER, or of databases on it.
 
     They end today, unless --from or --always is given. Earlier figures keep their groups.

@@ -14,7 +14,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import human_mb, printable
 from capacity_assets.cli.declaring import (
     DECLARED,
-    Declared,
+    DeclarationReport,
     Registry,
     changing,
     declared_cells,
@@ -59,7 +59,7 @@ def limit_text(limit_mb: int | None) -> str:
 @declaring
 def set_(
     registry: Registry, /, *, server: str, database: str | None, gb: str | None, unlimited: bool, note: str | None
-) -> Declared:
+) -> DeclarationReport:
     """Declare the limit of SERVER, or of one DATABASE of it.
 
     Replaces an earlier limit. The limit of a server applies to all its databases together, as a disk does.
@@ -77,7 +77,7 @@ def set_(
     return _declare(registry, [limit], f"{named(server, database)}: {limit_text(limit.limit_mb)}.")
 
 
-def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> Declared:
+def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> DeclarationReport:
     replaced = declare(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     exceeded = below_the_size(registry.engine, declared)
     warnings = (
@@ -93,7 +93,7 @@ def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> De
         "limits": list(map(asdict, declared)),
         "below_the_size": [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in exceeded],
     }
-    return Declared(document, lines, servers={limit.server for limit in declared})
+    return DeclarationReport(document, lines, servers={limit.server for limit in declared})
 
 
 def _replaced_text(limit: Limit) -> str:
@@ -104,7 +104,7 @@ def _replaced_text(limit: Limit) -> str:
 @limits.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Declared:
+def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the limits that a CSV file lists.
 
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note.
@@ -142,8 +142,8 @@ def list_(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
 @click.argument("server")
 @click.argument("database", required=False)
 @changing
-def remove(registry: Registry, /, *, server: str, database: str | None) -> Declared:
+def remove(registry: Registry, /, *, server: str, database: str | None) -> DeclarationReport:
     """Remove the limit of SERVER, or of one DATABASE of it."""
     forget(registry.engine, server, database, dry_run=registry.dry_run)
     document = {"removed": {"server": server, "database": database}}
-    return Declared(document, [f"Removed the limit of {named(server, database)}."], servers={server})
+    return DeclarationReport(document, [f"Removed the limit of {named(server, database)}."], servers={server})

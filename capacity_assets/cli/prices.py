@@ -15,7 +15,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.cli.declaring import (
     DECLARED,
-    Declared,
+    DeclarationReport,
     Registry,
     changing,
     dated_json,
@@ -90,7 +90,7 @@ def set_(
     label: str | None,
     first_day: date | None,
     restate: bool,
-) -> Declared:
+) -> DeclarationReport:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label overrides one for an engine, and both override the general one. `capacity bill` uses the price
@@ -140,13 +140,13 @@ def _say_what_changes(registry: Registry, changes: PriceChanges, *, restate: boo
     say(f"Bills of closed months that change: {named}.{'' if restate else ' Requires --restate.'}")
 
 
-def _report(changes: PriceChanges, lines: Sequence[str]) -> Declared:
+def _report(changes: PriceChanges, lines: Sequence[str]) -> DeclarationReport:
     document = {
         "prices": list(map(dated_json, changes.prices)),
         "restated_months": changes.months,
         "restated_bills": list(map(asdict, changes.bills)),
     }
-    return Declared(document, lines, follow_up=partial(_compute_bills, changes=changes))
+    return DeclarationReport(document, lines, follow_up=partial(_compute_bills, changes=changes))
 
 
 def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
@@ -171,7 +171,7 @@ def _price_text(price: Price) -> str:
 @file_argument
 @restate_option
 @declaring
-def import_(registry: Registry, /, *, file: Path, restate: bool) -> Declared:
+def import_(registry: Registry, /, *, file: Path, restate: bool) -> DeclarationReport:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (a day, or always; empty: as
@@ -210,7 +210,9 @@ def list_(engine: Engine, /) -> list[tuple[StoredPrice, object]]:
 )
 @restate_option
 @changing
-def remove(registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool) -> Declared:
+def remove(
+    registry: Registry, /, *, engine: str, label: str | None, first_day: date | None, restate: bool
+) -> DeclarationReport:
     """Remove a price, as if it had never been declared.
 
     To end a price and keep earlier bills, use `capacity prices set none --from DAY` instead.

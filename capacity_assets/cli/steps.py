@@ -14,7 +14,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import counted, human_mb, printable
 from capacity_assets.cli.declaring import (
     DECLARED,
-    Declared,
+    DeclarationReport,
     Registry,
     changing,
     declared_cells,
@@ -50,7 +50,7 @@ def steps() -> None:
 @click.option("--day", required=True, type=DAY, help="First day with the new size.")
 @click.option("--note", required=True, help="What happened, such as 'archive purged'.")
 @declaring
-def add(registry: Registry, /, *, server: str, database: str | None, day: date, note: str) -> Declared:
+def add(registry: Registry, /, *, server: str, database: str | None, day: date, note: str) -> DeclarationReport:
     """Declare a change of size that happened once.
 
     The size of SERVER changed, or that of one DATABASE of it. Forecasts ignore the change and continue from the new
@@ -76,7 +76,7 @@ def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
     return f"Forecasts ignore the change from {human_mb(before_mb)} to {human_mb(after_mb)}."
 
 
-def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> Declared:
+def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) -> DeclarationReport:
     replaced = declare_steps(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     lines = [headline]
     if replaced:
@@ -86,13 +86,13 @@ def _declare(registry: Registry, declared: Sequence[SizeStep], headline: str) ->
         subject = f"{named(step.server, step.database)}, {step.day}"
         lines.append(f"note: This {verb} the note {step.note!r} of {subject}{others}.")
     document = {"steps": list(map(asdict, declared)), "replaced_notes": list(map(asdict, replaced))}
-    return Declared(document, lines, servers={step.server for step in declared})
+    return DeclarationReport(document, lines, servers={step.server for step in declared})
 
 
 @steps.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Declared:
+def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the steps that a CSV file lists.
 
     Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
@@ -119,8 +119,10 @@ def list_(engine: Engine, /) -> list[tuple[StoredStep, object]]:
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
 @changing
-def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> Declared:
+def remove(registry: Registry, /, *, server: str, database: str | None, day: date) -> DeclarationReport:
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)
     line = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
-    return Declared({"removed": {"server": server, "database": database, "day": day}}, [line], servers={server})
+    return DeclarationReport(
+        {"removed": {"server": server, "database": database, "day": day}}, [line], servers={server}
+    )

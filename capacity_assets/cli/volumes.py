@@ -13,7 +13,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb
 from capacity_assets.cli.declaring import (
-    Declared,
+    DeclarationReport,
     Registry,
     changing,
     declared_json,
@@ -57,7 +57,7 @@ def list_(engine: Engine, /) -> list[tuple[Row[Any], object]]:
 
 @volumes.command()
 @changing
-def fetch(registry: Registry, /) -> Declared:
+def fetch(registry: Registry, /) -> DeclarationReport:
     """Fetch today's volumes from CAPACITY_VOLUME_SOURCES.
 
     The collection does this once a day. If a query returns several volumes of a server, it is unknown which of them
@@ -77,13 +77,13 @@ def fetch(registry: Registry, /) -> Declared:
     lines = [*sizes, *(f"note: {trouble}." for trouble in answer.troubles)]
     servers = {volume.server for volume in answer.volumes}
     code = DONE if answer.volumes else FAILED
-    return Declared({"day": today, **asdict(answer)}, lines, servers=servers, code=code)
+    return DeclarationReport({"day": today, **asdict(answer)}, lines, servers=servers, code=code)
 
 
 @volumes.command("import")
 @file_argument
 @declaring
-def import_(registry: Registry, /, *, file: Path) -> Declared:
+def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Import volumes of any day from a CSV file.
 
     Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all volumes are
@@ -94,4 +94,4 @@ def import_(registry: Registry, /, *, file: Path) -> Declared:
     outcome = "read" if registry.dry_run else f"read, {written:,} stored or changed"
     lines = [f"{counted(len(declared), 'volume')} {outcome}, from {file}."]
     servers = {volume.server for volume in declared}
-    return Declared({"read": len(declared), "written": written}, lines, servers=servers)
+    return DeclarationReport({"read": len(declared), "written": written}, lines, servers=servers)
