@@ -99,11 +99,12 @@ def engine_table() -> str:
                 str(engine.default_port),
                 engine.definition,
                 engine.limits_definition,
+                engine.parts_definition,
                 ", ".join(f"`{name}`" for name in engine.system_databases) or "nothing",
                 "yes" if engine.verified else "no",
             ]
         )
-    return table(["engine", "port", "size of a database", "limits", "left out", "verified"], rows)
+    return table(["engine", "port", "size of a database", "limits", "beside databases", "left out", "verified"], rows)
 
 
 def grants() -> str:

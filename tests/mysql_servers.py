@@ -95,7 +95,7 @@ class MySQLServer(MariaDBServer):
         return [
             *[str(_mysql_program()), f"--datadir={self.folder / 'data'}", "--bind-address=127.0.0.1"],
             *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", f"--pid-file={self.folder / 'pid'}"],
-            *["--mysqlx=OFF", "--skip-log-bin", "--innodb-buffer-pool-size=64M", "--innodb-redo-log-capacity=16M"],
+            *["--mysqlx=OFF", "--innodb-buffer-pool-size=64M", "--innodb-redo-log-capacity=16M"],
             *(["--user=root"] if os.geteuid() == 0 and USER is None else []),
             *self._tls(),
         ]

@@ -18,7 +18,7 @@ from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
 from capacity_assets.database.size_parts import PART_SIZES
-from capacity_assets.database.tables import database_limit_stats, volume_size_stats
+from capacity_assets.database.tables import database_limit_stats, server_part_stats, volume_size_stats
 
 _KEYS = {
     "database": "(instance_id, database_name, collected_date)",
@@ -330,6 +330,8 @@ class RawTable:
     summed: str
     changed: str
     level: str | None = None
+    has_forecasts: bool = True
+    """Whether forecasts read it."""
 
     @property
     def name(self) -> str:
@@ -353,5 +355,12 @@ RAW_TABLES = (
         "How much each database may hold and on which volumes it grows, one row per database and day.",
         "limit_mb",
         "collected_at",
+    ),
+    RawTable(
+        server_part_stats,
+        "What lies on servers beside databases (WAL, logs, temporary files), one row per part and day.",
+        "size_bytes",
+        "collected_at",
+        has_forecasts=False,
     ),
 )

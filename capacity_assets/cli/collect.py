@@ -117,6 +117,8 @@ def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
         yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(summary.left_out, MAXIMUM_LISTED_ERRORS)}."
     if summary.unknown_limits:
         yield f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one."
+    if summary.unknown_parts:
+        yield f"Not known, beside databases: {first_of(summary.unknown_parts, LIMITS_NAMED)}."
     if summary.failures:
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in summary.failures]
         yield Table.of_first("Not measured", ("Server", "Kind", "~Reason"), rows, MAXIMUM_LISTED_ERRORS)

@@ -42,6 +42,7 @@ from capacity_assets.collection.servers import (
     set_active,
 )
 from capacity_assets.collection.servers import remove as remove_servers
+from capacity_assets.database.part_kinds import PART_KINDS
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.ownership.labels import declare_labels
@@ -275,6 +276,8 @@ def test(settings: Settings, /, *, name: str) -> Report:
             one.database: one.limit_bytes // BYTES_PER_MB for one in limits.ceilings if one.limit_bytes is not None
         },
         "unknown_limits": limits.unknown,
+        "parts": [asdict(part) for part in outcome.parts],
+        "unknown_parts": outcome.unknown_parts,
         "day": service.clock.today(),
     }
     return Report(document, _test_lines(document), DONE if outcome.collected else FAILED)
@@ -310,6 +313,15 @@ def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
     if found["unknown_limits"]:
         unknown = found["unknown_limits"]
         yield f"Limits not known: {unknown}. `capacity limits set {found['server']}` declares one."
+    parts = [one for one in found["parts"] if one["size_bytes"]]
+    if parts:
+        named = (f"{PART_KINDS[one['kind']].title} {one['name']}".strip() for one in parts)
+        sized = [
+            f"{name} {human_mb(one['size_bytes'] // BYTES_PER_MB)}" for name, one in zip(named, parts, strict=True)
+        ]
+        yield f"Beside databases: {first_of(sized, NAMES_SHOWN)}."
+    if found["unknown_parts"]:
+        yield f"Not known, beside databases: {first_of(found['unknown_parts'], NAMES_SHOWN)}."
     if found["not_counted"]:
         yield f"Not counted, because no size is reported: {first_of(found['not_counted'], NAMES_SHOWN)}."
     if found["left_out"]:

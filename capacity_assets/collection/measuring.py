@@ -22,10 +22,11 @@ from sqlalchemy import URL
 
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.units import LARGEST_BYTES, LARGEST_MB
+from capacity_assets.base.units import LARGEST_BYTES, LARGEST_MB, printable
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
+    NOTHING_KNOWN,
     STATISTICS,
     TLS_VERIFY_FULL,
     Access,
@@ -35,14 +36,17 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    PartScope,
     ServerFacts,
+    ServerPart,
     engine_named,
     first_line,
 )
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
+from capacity_assets.database.part_kinds import PART_KINDS
 
-LONGEST_NAME = 255
+LONGEST_NAME, LONGEST_DETAIL = 255, 500
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
@@ -95,6 +99,26 @@ def _fits(limits: Limits) -> bool:
 def _is_name(name: str) -> bool:
     name.encode()
     return 0 < len(name) <= LONGEST_NAME and "\0" not in name
+
+
+def possible_parts(parts: Sequence[ServerPart]) -> tuple[ServerPart, ...]:
+    """Return the parts; one that no table could hold has an unknown size, or none at all if its name is impossible."""
+    return tuple({(part.kind, part.name): part for part in map(_possible_part, parts) if part is not None}.values())
+
+
+def _possible_part(part: ServerPart) -> ServerPart | None:
+    try:
+        named = part.kind in PART_KINDS and (not part.name or _is_name(part.name))
+        placed = part.volume is None or _is_name(part.volume)
+        sized = part.size_bytes is None or 0 <= int(part.size_bytes) <= LARGEST_BYTES
+        detail = None if part.detail is None else printable(part.detail)[:LONGEST_DETAIL]
+    except (TypeError, ValueError, AttributeError):
+        return None
+    if not named:
+        return None
+    if not (placed and sized):
+        return ServerPart(part.kind, part.name, detail="it reported an impossible size or volume")
+    return replace(part, detail=detail)
 
 
 # What a driver may take beyond its own limits before it is left behind.
@@ -172,6 +196,18 @@ def _limits_of(engine: EngineAdapter, connection: Any, access: Access, names: Se
     except Exception as error:  # noqa: BLE001 -- as in `_measure`
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
         return Limits(unknown=str(known.without(access.password)))
+
+
+def _parts_of(engine: EngineAdapter, connection: Any, access: Access, scope: PartScope) -> Iterator[ServerPart]:
+    """Ask for what lies beside the databases, kind by kind; one that is not known says why."""
+    for kind, source in engine.part_sources.items():
+        try:
+            yield from tuple(source.ask(connection, scope))
+        except Exception as error:  # noqa: BLE001 -- as in `_measure`
+            known = error if isinstance(error, MeasureError) else _explained(engine, error)
+            if known.kind is FailureKind.RIGHTS:
+                known = MeasureError(known.kind, f"its login may not see it: {source.right} is missing")
+            yield ServerPart(kind, detail=str(known.without(access.password)))
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
@@ -331,7 +367,11 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         one.measuring = time.monotonic()
         measured = engine.sizes(connection, access, excluded)
         one.measurement, one.sized = measured, time.monotonic()
-        return replace(measured, limits=_limits_of(engine, connection, access, [size.name for size in measured.sizes]))
+        names = tuple(size.name for size in measured.sizes)
+        limits = _limits_of(engine, connection, access, names)
+        one.measurement = measured = replace(measured, limits=limits)
+        scope = PartScope(names, possible(limits))
+        return replace(measured, parts=tuple(_parts_of(engine, connection, access, scope)))
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
@@ -431,6 +471,7 @@ class FleetMeasurement:
             self._ended(one),
             sizes=measurement.sizes,
             limits=possible(measurement.limits),
+            parts=possible_parts(measurement.parts),
             not_counted=measurement.not_counted,
             left_out=measurement.left_out,
         )
@@ -473,9 +514,13 @@ class FleetMeasurement:
                     yield self._failed(one, error)
 
     def _without_limits(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
-        unknown = Limits(unknown=f"no answer within {LIMITS_SECONDS:.0f} s")
+        reason = f"no answer within {LIMITS_SECONDS:.0f} s"
+        # What is known of limits once parts are asked for stays.
+        limits = Limits(unknown=reason) if sized.limits is NOTHING_KNOWN else sized.limits
+        kinds = engine_named(one.task.server.engine).part_sources
+        parts = tuple(ServerPart(kind, detail=reason) for kind in kinds)
         try:
-            return self._measured(one, replace(sized, limits=unknown))
+            return self._measured(one, replace(sized, limits=limits, parts=parts))
         except MeasureError as impossible:
             return self._failed(one, impossible)
 

@@ -9,7 +9,16 @@ from datetime import date, datetime
 
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.base.units import counted, first_of, human_day
-from capacity_assets.collection.engines.base import NAMED, NOTHING_KNOWN, DatabaseSize, FailureKind, Limits, ServerFacts
+from capacity_assets.collection.engines.base import (
+    NAMED,
+    NOTHING_KNOWN,
+    DatabaseSize,
+    FailureKind,
+    Limits,
+    ServerFacts,
+    ServerPart,
+)
+from capacity_assets.database.part_kinds import PART_KINDS
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class ProbeOutcome:
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
+    parts: tuple[ServerPart, ...] = ()
     facts: ServerFacts | None = None
     keeps_sample: bool = False
     """Whether a failed one has a sample of an earlier run of the day, which stays."""
@@ -40,6 +50,11 @@ class ProbeOutcome:
     def total_size_mb(self) -> int:
         """Sum of its databases, MiB."""
         return sum(size.size_mb for size in self.sizes)
+
+    @property
+    def unknown_parts(self) -> list[str]:
+        """Of what lies beside its databases: what is not known, and why."""
+        return [f"{PART_KINDS[part.kind].title}: {part.detail}" for part in self.parts if part.size_bytes is None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,8 @@ class CollectionSummary:
     `kept_instances` of the failed ones have a sample of an earlier run of the day. `measured_*` is what this run
     measured, the other sums are what is stored of the day. `not_counted` names what no size is known of, by server;
     `left_out` counts the servers on which a system database of that name was left out. `unknown_limits` says by server
-    why its limits, or some of them, are not known, and by source of volumes what went wrong there.
+    why its limits, or some of them, are not known, and by source of volumes what went wrong there. `unknown_parts` says
+    the same of what lies beside databases.
     """
 
     day: date
@@ -78,6 +94,7 @@ class CollectionSummary:
     not_counted: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     unknown_limits: tuple[str, ...] = ()
+    unknown_parts: tuple[str, ...] = ()
     imported_volumes: int = 0
     filled_elsewhere: int = 0
     duration_seconds: float = 0.0
@@ -137,6 +154,7 @@ class CollectionSummary:
         failures = [Failure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
         not_counted = (f"{one.server}: {what}" for one in outcomes for what in one.not_counted)
         unknown_limits = (f"{one.server}: {one.limits.unknown}" for one in collected if one.limits.unknown)
+        unknown_parts = (f"{one.server}: {what}" for one in collected for what in one.unknown_parts)
         left_out = Counter(name for one in outcomes for name in one.left_out)
         return replace(
             self,
@@ -148,6 +166,7 @@ class CollectionSummary:
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
             not_counted=tuple(sorted((*self.not_counted, *not_counted))),
             unknown_limits=tuple(sorted((*self.unknown_limits, *unknown_limits))),
+            unknown_parts=tuple(sorted((*self.unknown_parts, *unknown_parts))),
             left_out=dict(sorted((Counter(self.left_out) + left_out).items())),
         )
 
@@ -170,6 +189,8 @@ class CollectionSummary:
             "imported_volumes": self.imported_volumes,
             "unknown_limits": list(self.unknown_limits[:MAXIMUM_LISTED_ERRORS]),
             "unknown_limits_count": len(self.unknown_limits),
+            "unknown_parts": list(self.unknown_parts[:MAXIMUM_LISTED_ERRORS]),
+            "unknown_parts_count": len(self.unknown_parts),
             "message": self.message,
             "duration_seconds": round(self.duration_seconds, 3),
         }

@@ -1,7 +1,8 @@
 """Stores measurements: many servers per transaction, by COPY and a constant number of statements.
 
-A server's databases, its total, its limits and its outcome are stored together or not at all. The total is the sum and
-count of the very rows that are stored, so that the two levels agree by construction.
+A server's databases and their total, its limits, what lies beside its databases, and its outcome are stored together or
+not at all. The total is the sum and count of the very rows that are stored, so that the two levels agree by
+construction.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Table, delete, literal, null, select, text
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Table, delete, literal, null, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateTable
 
@@ -25,7 +27,7 @@ from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day
 from capacity_assets.database.legacy_tables import record_measured
 from capacity_assets.database.sql import temporary_table
-from capacity_assets.database.tables import database_limit_stats, volume_size_stats
+from capacity_assets.database.tables import database_limit_stats, server_part_stats, volume_size_stats
 
 MEASURED = "measured"
 
@@ -46,34 +48,46 @@ def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]
             yield outcome.instance_id, one.database, limit_mb, one.is_unlimited, volumes, outcome.ended_at
 
 
+def _part_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
+    for outcome in outcomes:
+        for part in outcome.parts:
+            where, what = (outcome.instance_id, part.kind, part.name), (part.size_bytes, part.volume, part.detail)
+            yield *where, *what, outcome.ended_at
+
+
 def _staged(name: str, table: Table, *names: str) -> Table:
     return temporary_table(name, *(Column(one, table.c[one].type) for one in ("instance_id", *names, "collected_at")))
 
 
 _VOLUMES = _staged("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
 _CEILINGS = _staged("measured_limit", database_limit_stats, "database_name", "limit_mb", "is_unlimited", "volumes")
+_OF_PART = ("part_kind", "part_name", "size_bytes", "volume_name", "detail")
+_PARTS = _staged("measured_part", server_part_stats, *_OF_PART)
 
 
-def _store_limits(connection: Connection, day: date, table: Table, staged: Table) -> None:
-    """Store staged limits; a measured server that reports none keeps those that it reported earlier on the day.
+def _store_beside(connection: Connection, day: date, table: Table, staged: Table) -> None:
+    """Store staged limits or parts; a measured server that reports none keeps those of earlier on the day.
 
     What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
     """
-    instance_id, name, *_ = staged.c.keys()
+    keys = [column.name for column in table.primary_key if column.name != "collected_date"]
+    fixed: dict[str, ColumnElement[Any]] = {"collected_date": literal(day)}
+    if "source" in table.c:
+        fixed["source"] = literal(MEASURED)
     is_of_servers = table.c.instance_id.in_(select(staged.c.instance_id))
-    stored = select(table.c.instance_id, table.c[name])
-    stored = stored.where(table.c.collected_date == day, table.c.source == MEASURED, is_of_servers)
-    gone = stored.except_(select(staged.c.instance_id, staged.c[name])).subquery("gone")
-    is_gone = (table.c.instance_id == gone.c.instance_id, table.c[name] == gone.c[name])
+    stored = select(*(table.c[key] for key in keys)).where(table.c.collected_date == day, is_of_servers)
+    if "source" in fixed:
+        stored = stored.where(table.c.source == MEASURED)
+    gone = stored.except_(select(*(staged.c[key] for key in keys))).subquery("gone")
+    is_gone = (table.c[key] == gone.c[key] for key in keys)
     connection.execute(delete(table).where(table.c.collected_date == day, *is_gone))
-    rows = select(literal(day), literal(MEASURED), *staged.c)
-    store = insert(table).from_select(["collected_date", "source", *staged.c.keys()], rows, include_defaults=False)
-    changes: dict[str, object] = {
-        one: store.excluded[one] for one in ("source", *staged.c.keys()) if one not in (instance_id, name)
-    }
+    rows = select(*[*fixed.values(), *staged.c])
+    store = insert(table).from_select([*fixed, *staged.c.keys()], rows, include_defaults=False)
+    unique = ["collected_date", *keys]
+    changes: dict[str, object] = {one: store.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique}
     if "declared_by" in table.c:
         changes["declared_by"] = null()  # it may have been imported from a file before
-    connection.execute(store.on_conflict_do_update(index_elements=["collected_date", instance_id, name], set_=changes))
+    connection.execute(store.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
 logger = logging.getLogger("capacity_assets")
@@ -100,8 +114,9 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
             connection.execute(text(f"DELETE {_OTHERS}"), {"day": day})
         for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
-        _store_limits(connection, day, volume_size_stats, _VOLUMES)
-        _store_limits(connection, day, database_limit_stats, _CEILINGS)
+        _store_beside(connection, day, volume_size_stats, _VOLUMES)
+        _store_beside(connection, day, database_limit_stats, _CEILINGS)
+        _store_beside(connection, day, server_part_stats, _PARTS)
         record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 
@@ -120,8 +135,9 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
             middle = len(outcomes) // 2
             return store_each(engine, day, outcomes[:middle]) + store_each(engine, day, outcomes[middle:])
         [refused] = outcomes
-        if refused.limits.volumes or refused.limits.ceilings:
-            return store_each(engine, day, [replace(refused, limits=Limits(unknown=f"they cannot be stored: {error}"))])
+        if refused.limits.volumes or refused.limits.ceilings or refused.parts:
+            unknown = Limits(unknown=f"they cannot be stored: {error}")
+            return store_each(engine, day, [replace(refused, limits=unknown, parts=())])
         reason = f"its sizes cannot be stored: {error}"
         outcomes = [replace(refused, sizes=(), kind=FailureKind.UNEXPECTED, reason=reason)]
         store(engine, day, outcomes)
@@ -141,13 +157,16 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
 
 def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     """Put outcomes into temporary tables, from which the statements take them."""
-    for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES), CreateTable(_VOLUMES), CreateTable(_CEILINGS)):
+    for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES)):
         connection.execute(statement)
+    for staged in (_VOLUMES, _CEILINGS, _PARTS):
+        connection.execute(CreateTable(staged))
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
     sizes = ((one.instance_id, size.name, *size.values) for one in outcomes for size in one.sizes)
     copy_rows(connection, "COPY measured_database FROM STDIN", sizes)
     copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
     copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
+    copy_rows(connection, "COPY measured_part FROM STDIN", _part_rows(outcomes))
     # Fresh tables have no statistics, and the plans below should know how few rows there are.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 

@@ -53,6 +53,7 @@ from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.database.part_kinds import PART_KINDS
 from capacity_assets.database.size_parts import PART_SIZES
 
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
@@ -537,6 +538,21 @@ database_limit_stats = table(
     limit_source(),
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "database_name", name="database_limit_stats_pkey"),
+    postgresql_partition_by=BY_DAY,
+)
+
+server_part_stats = table(
+    "server_part_stats",
+    "Raw samples: what lies on a server beside its databases, one row per part and day.",
+    collected_date(),
+    instance_id(),
+    required("part_kind", String(20), "Kind: " + ", ".join(PART_KINDS)),
+    required("part_name", String(255), "Which one of its kind, such as the slot; empty: all of its kind"),
+    optional("size_bytes", BigInteger, "Size, bytes; of a slot, the WAL that it retains; null: not known"),
+    optional("volume_name", String(255), "Volume it lies on; null: not known"),
+    optional("detail", Text, "What the server says of it, or why its size is not known; null: nothing"),
+    timestamp("collected_at", "When the sample was taken"),
+    PrimaryKeyConstraint("collected_date", "instance_id", "part_kind", "part_name", name="server_part_stats_pkey"),
     postgresql_partition_by=BY_DAY,
 )
 

@@ -23,7 +23,7 @@ from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_o
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.size_parts import PART_SIZES, PartSize
 from capacity_assets.database.sql import SERVER_SIZES, View, execute, literal, quoted, text_of, views_in
-from capacity_assets.database.tables import database_limit_stats, database_size_aggregations, group_size_aggregations
+from capacity_assets.database.tables import database_size_aggregations, group_size_aggregations
 
 GROUP_VIEWS = views_in(r"""
 -- Labels of servers and databases, each with the days on which it holds.
@@ -573,6 +573,31 @@ SELECT s.collected_date AS day,  -- Day of the sample
        s.declared_by  -- Who imported it from a file; null: measured, or fetched
 FROM volume_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
 
+-- What each database may hold, and the volumes it grows on, as servers report it.
+CREATE VIEW capacity_ceilings AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.database_name AS database,  -- Name of the database
+       s.limit_mb,  -- Its own ceiling, MiB; null: unlimited, or unknown
+       s.is_unlimited,  -- Whether it has no ceiling of its own
+       s.volumes,  -- Volumes on which it grows; null: unknown
+       s.source  -- Where the figures come from: measured or imported
+FROM database_limit_stats s LEFT JOIN instances i ON i.id = s.instance_id;
+
+-- What lies on servers beside their databases. Bytes of slots are bytes of the WAL.
+CREATE VIEW capacity_server_parts AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.part_kind AS kind,  -- Kind, for example wal, slot or binary_log
+       s.part_name AS part,  -- Which one of its kind; empty: all of its kind
+       s.size_bytes,  -- Size, bytes; null: not known
+       s.volume_name AS volume,  -- Volume it lies on; null: not known
+       s.detail,  -- What the server says of it, or why its size is not known; null: nothing
+       s.collected_at  -- When it was taken
+FROM server_part_stats s LEFT JOIN instances i ON i.id = s.instance_id;
+
 -- What became of each server on each day of the last months.
 CREATE VIEW capacity_attempts AS
 SELECT s.collected_date AS day,  -- Day that was measured
@@ -803,9 +828,7 @@ ORDER BY depth DESC, name DESC
 
 
 READER_ROLE = "capacity_reader"
-READ_ON_NODES = tuple(
-    table.name for table in PARTITIONED if table not in {database_limit_stats, group_size_aggregations}
-)
+READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not group_size_aggregations)
 """What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
 READABLE = (
     *(view.name for view in VIEWS),

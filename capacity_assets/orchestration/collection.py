@@ -214,6 +214,7 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
         "not_counted": markdown(first_bullets(summary.not_counted) or "nothing"),
         "left_out": markdown(bullets(left_out, hidden=0) or "nothing"),
         "unknown_limits": markdown(first_bullets(summary.unknown_limits) or "nothing"),
+        "unknown_parts": markdown(first_bullets(summary.unknown_parts) or "nothing"),
     }
 
 
@@ -319,6 +320,8 @@ def _description(raw: RawTable, source: str, how: str) -> str:
     reader = "Aggregates read the days of their window and of the window before it."
     if raw.level is None:
         reader = "The runway of a day reads the newest of the month before it."
+    if not raw.has_forecasts:
+        reader = "Pages, digest and checks read the newest of the month before."
     return f"{raw.row}{source}\n\n{how}\n\nA partition is one day. {reader}"
 
 

@@ -80,7 +80,7 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefini
         description=DESCRIPTION,
         group_name=RUNWAY_GROUP,
         partitions_def=sample_days(settings),
-        deps=[raw.name for raw in RAW_TABLES],
+        deps=[raw.name for raw in RAW_TABLES if raw.has_forecasts],
         code_version=METHOD_VERSION,
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         pool=RUNWAY_POOL,

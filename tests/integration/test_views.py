@@ -58,6 +58,14 @@ VOLUME = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
 SELECT CAST(:day AS date), id, '/data', 1000, 10, 'measured' FROM instances WHERE name = :name
 """
+CEILING = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+SELECT CAST(:day AS date), id, 'orders', true, ARRAY['/data'], 'measured' FROM instances WHERE name = :name
+"""
+PART = """
+INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes)
+SELECT CAST(:day AS date), id, 'wal', '', 1048576 FROM instances WHERE name = :name
+"""
 
 
 def filling_fleet(engine: Engine) -> None:
@@ -79,7 +87,8 @@ def filling_fleet(engine: Engine) -> None:
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)
-        connection.execute(text(VOLUME), asked)
+        for statement in (VOLUME, CEILING, PART):
+            connection.execute(text(statement), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)
     execute(engine, "UPDATE capacity_runways SET in_time = true")

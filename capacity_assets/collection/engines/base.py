@@ -118,9 +118,52 @@ class Limits:
     volumes: tuple[Volume, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     unknown: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Volumes of folders that hold other things than databases, by a name that the engine chooses."""
 
 
 NOTHING_KNOWN = Limits()
+
+
+@dataclass(frozen=True)
+class ServerPart:
+    """What lies on a server beside its databases, of a kind in `database/part_kinds.py`.
+
+    `size_bytes` None: not known, and `detail` says why. `name` tells several of one kind apart. `volume` None: not
+    known.
+    """
+
+    kind: str
+    name: str = ""
+    size_bytes: int | None = None
+    detail: str | None = None
+    volume: str | None = None
+
+
+@dataclass(frozen=True)
+class PartScope:
+    """What measuring parts can use of what is known already: the names of the databases measured, and the limits."""
+
+    databases: tuple[str, ...] = ()
+    limits: Limits = NOTHING_KNOWN
+
+    def volume_of(self, folder: object) -> str | None:
+        """Return the volume that a folder or file lies on, by its path; None: not known."""
+        path, volumes = str(folder or ""), [volume.name for volume in self.limits.volumes]
+        if "\\" not in path:
+            return volume_of(path, volumes)
+        # Windows names volumes by drive or folder, in any case.
+        mounts = {name.replace("\\", "/").casefold(): name for name in volumes}
+        return mounts.get(volume_of(path.replace("\\", "/").casefold(), mounts) or "")
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """How an engine measures the parts of one kind, and the right that this takes beside that of sizes."""
+
+    ask: Callable[[Any, PartScope], Iterable[ServerPart]]
+    """Takes the connection; raises what the driver raises, or MeasureError."""
+    right: str
 
 
 def without_ceilings(names: Iterable[str], volumes: Iterable[str]) -> tuple[Ceiling, ...]:
@@ -221,6 +264,7 @@ class Measurement:
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
+    parts: tuple[ServerPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,6 +291,9 @@ class EngineAdapter(ABC):
     # What is measured, for the reference: sizes, and limits.
     definition: ClassVar[str]
     limits_definition: ClassVar[str] = "none"
+    # What lies beside the databases: how each kind of `database/part_kinds.py` is measured, and in words.
+    part_sources: ClassVar[Mapping[str, PartSource]] = {}
+    parts_definition: ClassVar[str] = "none"
 
     @abstractmethod
     def connect(self, access: Access) -> Any:

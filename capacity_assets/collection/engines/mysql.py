@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from capacity_assets.base.units import counted
@@ -24,6 +24,7 @@ from capacity_assets.collection.engines.base import (
     ALLOCATED,
     FILES,
     PROGRAM,
+    ROWS_AT_A_TIME,
     STATISTICS,
     TLS_OFF,
     VERIFIED_TLS,
@@ -35,7 +36,10 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    PartScope,
+    PartSource,
     ServerFacts,
+    ServerPart,
     Volume,
     ceiling_mb,
     closed_on_failure,
@@ -46,6 +50,7 @@ from capacity_assets.collection.engines.base import (
     volume_of,
     without_ceilings,
 )
+from capacity_assets.database.part_kinds import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
 
 if TYPE_CHECKING:
     import pymysql
@@ -240,26 +245,103 @@ HAS_DISKS = (
 )
 # A mount that lies over another one is listed twice, with its own figures both times.
 DISKS = "SELECT Path, MAX(Total), MIN(Available), MAX(Used) FROM information_schema.DISKS GROUP BY Path"
-DATA_FOLDER = "SELECT @@datadir"
+FOLDERS = (
+    "SELECT @@datadir, @@log_bin_basename, @@relay_log_basename, @@innodb_log_group_home_dir, @@innodb_undo_directory"
+)
 NO_PLUGIN = "MariaDB reports its file systems with the plugin `disks` only: INSTALL SONAME 'disks'"
 NO_RIGHT = "its login may not see the file systems: FILE on *.* is missing"
 NOT_LISTED = "the plugin `disks` does not list the file system of {}"
 
 
 def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
-    """Return the volume that holds the data folder, on which every schema may grow."""
+    """Return the volume that holds the data folder, on which every schema may grow, and those of the logs."""
     [(there,)] = rows_of(connection, HAS_DISKS)
     if not there:
         return Limits(unknown=NO_PLUGIN)
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in rows_of(connection, DISKS)}
     if not disks:
         return Limits(unknown=NO_RIGHT)
-    [(folder,)] = rows_of(connection, DATA_FOLDER)
+    [(folder, *others)] = rows_of(connection, FOLDERS)
     path = volume_of(str(folder), disks)
     if path is None:
         return Limits(unknown=NOT_LISTED.format(folder))
-    volume = Volume(path, *(size * BYTES_PER_KIB for size in disks[path]))
-    return Limits((volume,), without_ceilings(names, [path]))
+    # Folders may be given as seen from the data folder; None: no such log.
+    folders = {TEMPORARY: folder, **dict(zip((BINARY_LOG, RELAY_LOG, REDO, UNDO), others, strict=True))}
+    found = {kind: volume_of(str(PurePosixPath(folder) / one), disks) for kind, one in folders.items() if one}
+    places = {kind: mount for kind, mount in found.items() if mount}
+    mounts = dict.fromkeys((path, *places.values()))
+    volumes = tuple(Volume(mount, *(size * BYTES_PER_KIB for size in disks[mount])) for mount in mounts)
+    return Limits(volumes, without_ceilings(names, [path]), places=places)
+
+
+# https://dev.mysql.com/doc/refman/9.0/en/show-binary-logs.html and
+# https://mariadb.com/docs/server/reference/sql-statements/administrative-sql-statements/show/show-binary-logs
+BINARY_LOGS, NO_BINARY_LOG = "SHOW BINARY LOGS", 1381
+# Before 8.0.22 and in MariaDB replicas have their former name; 8.0 knows both.
+REPLICAS, FORMER_REPLICAS, MARIADB_REPLICAS = "SHOW REPLICA STATUS", "SHOW SLAVE STATUS", "SHOW ALL SLAVES STATUS"
+MYSQL_UNDO = "SELECT NAME, FILE_SIZE FROM information_schema.INNODB_TABLESPACES WHERE SPACE_TYPE = 'Undo'"
+MARIADB_UNDO = "SELECT NAME, FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE 'innodb\\_undo%'"
+# The files are as large as the redo log may be, from 8.0.30 on; before, and in MariaDB, of a size and number.
+# https://dev.mysql.com/doc/refman/9.0/en/innodb-redo-log.html
+REDO_CAPACITY = "SHOW GLOBAL STATUS LIKE 'Innodb\\_redo\\_log\\_capacity\\_resized'"
+REDO_FILES = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('innodb_log_file_size', 'innodb_log_files_in_group')"
+# The shared temporary tablespace, and those of sessions.
+MYSQL_TEMPORARY = """
+SELECT CAST(SUM(FILE_SIZE) AS UNSIGNED) FROM information_schema.INNODB_TABLESPACES WHERE NAME = 'innodb_temporary'
+UNION ALL SELECT CAST(SUM(SIZE) AS UNSIGNED) FROM information_schema.INNODB_SESSION_TEMP_TABLESPACES
+"""
+MARIADB_TEMPORARY = "SELECT FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME = 'innodb_temporary'"
+
+
+def binary_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the size of all binary logs; none where the server writes none."""
+    import pymysql
+
+    try:
+        logs = rows_of(connection, BINARY_LOGS)
+    except pymysql.err.Error as error:
+        if _number_and_text(error)[0] == NO_BINARY_LOG:
+            return []
+        raise
+    return [_part(BINARY_LOG, scope, sum(int(log[1]) for log in logs), counted(len(logs), "file"))]
+
+
+def relay_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the relay logs of each source that the server replicates from."""
+    version = version_of(connection)
+    former = FORMER_REPLICAS if version.startswith(("5.", "8.0.")) else REPLICAS
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(MARIADB_REPLICAS if "MariaDB" in version else former)
+        columns = [column[0] for column in cursor.description or ()]
+        replicas = [dict(zip(columns, row, strict=True)) for row in cursor.fetchmany(ROWS_AT_A_TIME)]
+    named = ((str(one.get("Channel_Name") or one.get("Connection_name") or ""), one) for one in replicas)
+    return [_part(RELAY_LOG, scope, int(one["Relay_Log_Space"]), None, name) for name, one in named]
+
+
+def undo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the size of the undo tablespaces; none where undo logs are in the shared tablespace."""
+    files = rows_of(connection, MARIADB_UNDO if "MariaDB" in version_of(connection) else MYSQL_UNDO)
+    size_bytes = sum(int(size) for _, size in files)
+    return [_part(UNDO, scope, size_bytes, counted(len(files), "tablespace"))] if files else []
+
+
+def redo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the size of the redo log files."""
+    capacity = rows_of(connection, REDO_CAPACITY)
+    files = dict(rows_of(connection, REDO_FILES))
+    fixed = int(files.get("innodb_log_file_size", 0)) * int(files.get("innodb_log_files_in_group", 1))
+    return [_part(REDO, scope, int(capacity[0][1]) if capacity else fixed)]
+
+
+def temporary_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the size of InnoDB's temporary tablespaces; files in `@@tmpdir` are reported by nobody."""
+    is_mariadb = "MariaDB" in version_of(connection)
+    sizes = rows_of(connection, MARIADB_TEMPORARY if is_mariadb else MYSQL_TEMPORARY)
+    return [_part(TEMPORARY, scope, sum(int(size or 0) for (size,) in sizes))]
+
+
+def _part(kind: str, scope: PartScope, size_bytes: int, detail: str | None = None, name: str = "") -> ServerPart:
+    return ServerPart(kind, name, size_bytes, detail, scope.limits.places.get(kind))
 
 
 SCHEMAS = "SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin FROM information_schema.SCHEMATA"
@@ -370,6 +452,8 @@ class MySQL(EngineAdapter):
         "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'capacity_probe'@'%';\n"
         "-- for tables in shared tablespaces, and for sizing = statistics:\n"
         "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_probe'@'%';\n"
+        "-- for binary logs, and for relay logs; of MariaDB, for relay logs, REPLICA MONITOR:\n"
+        "-- GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%';\n"
         "-- for the limits of a MariaDB server with the plugin disks; it also allows to read and write files of the "
         "server below secure_file_priv:\n"
         "-- GRANT FILE ON *.* TO 'capacity_probe'@'%';"
@@ -382,7 +466,20 @@ class MySQL(EngineAdapter):
         "Undo, redo, binary logs and temporary tablespaces belong to no schema"
     )
     limits_definition: ClassVar[str] = (
-        "MariaDB: the file system of `@@datadir`, links in it taken as written, by the plugin `disks`. MySQL: none"
+        "MariaDB: the file system of `@@datadir` and those of logs, links in paths taken as written, by the plugin "
+        "`disks`. MySQL: none"
+    )
+    part_sources: ClassVar[Mapping[str, PartSource]] = {
+        BINARY_LOG: PartSource(binary_logs_of, "REPLICATION CLIENT"),
+        RELAY_LOG: PartSource(relay_logs_of, "REPLICATION CLIENT (MariaDB: REPLICA MONITOR)"),
+        REDO: PartSource(redo_of, "PROCESS"),
+        UNDO: PartSource(undo_of, "PROCESS"),
+        TEMPORARY: PartSource(temporary_of, "PROCESS"),
+    }
+    parts_definition: ClassVar[str] = (
+        "binary logs by `SHOW BINARY LOGS`; relay logs by the status of replicas; redo logs as large as their files "
+        "are; undo tablespaces; the temporary tablespaces of InnoDB. Files in `@@tmpdir`, the shared tablespace and "
+        "the doublewrite buffer are not reported"
     )
 
     def connect(self, access: Access) -> Connection[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from capacity_assets.base.units import BYTES_PER_MB
+from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.collection.engines.base import (
     PROGRAM,
     TLS_OFF,
@@ -21,13 +21,17 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    PartScope,
+    PartSource,
     ServerFacts,
+    ServerPart,
     Volume,
     first_line,
     is_excluded,
     rows_of,
     without_driver,
 )
+from capacity_assets.database.part_kinds import ARCHIVED_LOG, RECOVERY_AREA, REDO, TEMPORARY
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
@@ -46,6 +50,57 @@ FROM dba_data_files WHERE autoextensible = 'YES'
 DISK_GROUPS = (
     "SELECT name, type, total_mb, usable_file_mb, free_mb FROM v$asm_diskgroup_stat WHERE state <> 'DISMOUNTED'"
 )
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-LOGFILE.html, V-LOG.html, V-STANDBY_LOG.html:
+# each member of a group has the size of the group.
+REDO_LOGS = """
+SELECT SUM(l.bytes), COUNT(*), MIN(m.member)
+FROM v$logfile m JOIN (SELECT group#, bytes FROM v$log UNION ALL SELECT group#, bytes FROM v$standby_log) l
+    ON l.group# = m.group#
+"""
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-ARCHIVED_LOG.html
+ARCHIVED_LOGS = """
+SELECT SUM(blocks * block_size), COUNT(*), MIN(name) FROM v$archived_log
+WHERE deleted = 'NO' AND status = 'A' AND standby_dest = 'NO' AND name IS NOT NULL
+"""
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-RECOVERY_AREA_USAGE.html: in percent of
+# the limit.
+RECOVERY = """
+SELECT u.file_type, u.percent_space_used * d.space_limit / 100, u.number_of_files, d.name
+FROM v$recovery_area_usage u CROSS JOIN v$recovery_file_dest d
+WHERE u.file_type NOT IN ('REDO LOG', 'ARCHIVED LOG') AND u.number_of_files > 0
+"""
+TEMPORARY_FILES = (
+    "SELECT tablespace_name, SUM(bytes), COUNT(*), MIN(file_name) FROM dba_temp_files GROUP BY tablespace_name"
+)
+OUTSIDE_ASM = "file system"
+
+
+def redo_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:  # noqa: ARG001 -- a file says its disk group
+    """Return the size of the online and standby redo logs."""
+    return [_part(REDO, "", *row) for row in rows_of(connection, REDO_LOGS)]
+
+
+def archived_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:  # noqa: ARG001 -- as above
+    """Return the size of the archived logs that were not deleted."""
+    return [_part(ARCHIVED_LOG, "", *row) for row in rows_of(connection, ARCHIVED_LOGS)]
+
+
+def recovery_area_of(connection: Any, scope: PartScope) -> list[ServerPart]:  # noqa: ARG001 -- as above
+    """Return what the fast recovery area holds beside redo and archived logs, by type of file."""
+    return [_part(RECOVERY_AREA, str(kind).lower(), *row) for kind, *row in rows_of(connection, RECOVERY)]
+
+
+def temporary_files_of(connection: Any, scope: PartScope) -> list[ServerPart]:  # noqa: ARG001 -- as above
+    """Return the size of the temporary tablespaces."""
+    return [_part(TEMPORARY, str(name), *row) for name, *row in rows_of(connection, TEMPORARY_FILES)]
+
+
+def _part(kind: str, name: str, size_bytes: Any, files: int, path: str | None) -> ServerPart:
+    """Return a part; its volume is the disk group that the path of one of its files begins with."""
+    group = str(path).removeprefix("+").partition("/")[0] if str(path).startswith("+") else OUTSIDE_ASM
+    return ServerPart(kind, name, int(size_bytes or 0), counted(int(files), "file"), group if path else None)
+
+
 COPIES = {"EXTERN": 1, "NORMAL": 2, "HIGH": 3}
 # The root of a container database shows its own files only, and says nothing of the others.
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
@@ -65,6 +120,13 @@ class Oracle(EngineAdapter):
         'CREATE USER capacity_probe IDENTIFIED BY "...";\n'
         "GRANT CREATE SESSION TO capacity_probe;\n"
         "GRANT SELECT ON sys.dba_data_files TO capacity_probe;\n"
+        "-- for redo and archived logs, the recovery area and temporary tablespaces:\n"
+        "-- GRANT SELECT ON sys.v_$log TO capacity_probe;\n-- GRANT SELECT ON sys.v_$standby_log TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.v_$logfile TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.v_$archived_log TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.v_$recovery_area_usage TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.v_$recovery_file_dest TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.dba_temp_files TO capacity_probe;\n"
         "-- for limits by ASM disk group:\n"
         "-- GRANT SELECT ON sys.v_$asm_diskgroup_stat TO capacity_probe;"
     )
@@ -76,6 +138,17 @@ class Oracle(EngineAdapter):
     limits_definition: ClassVar[str] = (
         "what the data files of each tablespace may extend to, and the ASM disk groups they lie on with what is usable "
         "after mirroring, by `v$asm_diskgroup_stat`. File systems outside ASM are not reported"
+    )
+    part_sources: ClassVar[Mapping[str, PartSource]] = {
+        REDO: PartSource(redo_logs_of, "SELECT on v_$log, v_$standby_log and v_$logfile"),
+        ARCHIVED_LOG: PartSource(archived_logs_of, "SELECT on v_$archived_log"),
+        RECOVERY_AREA: PartSource(recovery_area_of, "SELECT on v_$recovery_area_usage and v_$recovery_file_dest"),
+        TEMPORARY: PartSource(temporary_files_of, "SELECT on dba_temp_files"),
+    }
+    parts_definition: ClassVar[str] = (
+        "online and standby redo logs; archived logs that were not deleted; what the fast recovery area holds beside "
+        "these, to a hundredth of a percent of its limit; temporary tablespaces. Of a pluggable database, redo and "
+        "archived logs are those of the whole container database"
     )
 
     def connect(self, access: Access) -> Any:

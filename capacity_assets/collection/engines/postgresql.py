@@ -1,4 +1,4 @@
-"""PostgreSQL: `pg_database_size` of every database, those that refuse connections included; volumes by extension.
+"""PostgreSQL: `pg_database_size` of every database, those that refuse connections included; WAL; volumes by extension.
 
 The server itself reports no volume; the extensions pgnodemx and system_stats do. Only functions that belong to these
 extensions are called: anybody could create one of the same name. https://github.com/CrunchyData/pgnodemx and
@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from capacity_assets.base.units import counted, human_day
 from capacity_assets.collection.engines.base import (
     FILES,
     MOST_BYTES,
@@ -38,8 +39,11 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    PartScope,
+    PartSource,
     Read,
     ServerFacts,
+    ServerPart,
     Volume,
     closed_on_failure,
     first_line,
@@ -48,13 +52,14 @@ from capacity_assets.collection.engines.base import (
     too_much,
     volume_of,
 )
+from capacity_assets.database.part_kinds import SLOT, TEMPORARY, WAL
 from capacity_assets.database.sql import quoted
 
 if TYPE_CHECKING:
     import psycopg
 
 
-DATA_FOLDER = "data directory"
+DATA_FOLDER, WAL_FOLDER = "data directory", "pg_wal"
 PGNODEMX, SYSTEM_STATS = "pgnodemx", "system_stats"
 FUNCTIONS = """
 SELECT e.extname, n.nspname, has_function_privilege(p.oid, 'EXECUTE') AND has_schema_privilege(n.oid, 'USAGE')
@@ -99,42 +104,97 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
     held = [(str(name), int(oid), str(location)) for name, oid, location in read(TABLESPACES)]
     folders = {oid: location for _, oid, location in held}
     schema = quoted(functions[usable][0])
-    by_tablespace = _by_fsinfo(read, schema, folders) if usable == PGNODEMX else _by_disks(read, schema, folders)
-    if isinstance(by_tablespace, str):
-        return Limits(unknown=by_tablespace)
+    on_volumes = _by_fsinfo(read, schema, folders) if usable == PGNODEMX else _by_disks(read, schema, folders)
+    if isinstance(on_volumes, str):
+        return Limits(unknown=on_volumes)
     lies_on: dict[str, set[str]] = {name: set() for name in names}
     for name, oid, _ in held:
         if name in lies_on:
-            lies_on[name].add(by_tablespace[oid].name)
+            lies_on[name].add(on_volumes[str(oid)].name)
     ceilings = (Ceiling(name, is_unlimited=True, volumes=tuple(sorted(on))) for name, on in lies_on.items() if on)
-    return Limits(tuple({volume.name: volume for volume in by_tablespace.values()}.values()), tuple(ceilings))
+    volumes = {volume.name: volume for volume in on_volumes.values()}
+    places = {folder: volume.name for folder, volume in on_volumes.items()}
+    return Limits(tuple(volumes.values()), tuple(ceilings), places=places)
 
 
-def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume]:
-    """Volumes are told apart by their device; each has the name of the first folder on it."""
+def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[str, Volume]:
+    """Return the volumes of tablespaces, by number, and of the WAL; each has the name of the first folder on it.
+
+    Volumes are told apart by their device.
+    """
     by_device: dict[tuple[object, object], Volume] = {}
     volumes = {}
-    for oid, location in folders.items():
-        path = f"pg_tblspc/{oid}" if location else "."
+    names = {str(oid): location or DATA_FOLDER for oid, location in folders.items()}
+    for folder, name in {**names, WAL_FOLDER: WAL_FOLDER}.items():
+        path = folder if folder == WAL_FOLDER else "." if name == DATA_FOLDER else f"pg_tblspc/{folder}"
         [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
-        volumes[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
+        volumes[folder] = by_device.setdefault((major, minor), Volume(name, *map(int, sizes)))
     return volumes
 
 
-def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume] | str:
-    """Return the volumes, or why they are not known."""
+def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[str, Volume] | str:
+    """Return the volumes as above, or why they are not known."""
     setting = read(SETTING)
     if not setting:
         return NO_SETTING
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
     volumes = {}
-    for oid, location in folders.items():
-        folder = location or str(setting[0][0])
-        mount = volume_of(folder, disks)
+    data_folder = str(setting[0][0])
+    paths = {str(oid): location or data_folder for oid, location in folders.items()}
+    for folder, path in {**paths, WAL_FOLDER: f"{data_folder}/{WAL_FOLDER}"}.items():
+        mount = volume_of(path, disks)
         if mount is None:
-            return NOT_LISTED.format(folder)
-        volumes[oid] = Volume(mount, *disks[mount])
+            return NOT_LISTED.format(path)
+        volumes[folder] = Volume(mount, *disks[mount])
     return volumes
+
+
+# https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-GENFILE: pg_monitor may call it.
+WAL_SIZE = "SELECT sum(size)::bigint, count(*) FROM pg_ls_waldir()"
+# Read as JSON, because older servers lack some of its columns. A slot without a position retains nothing.
+# https://www.postgresql.org/docs/current/view-pg-replication-slots.html
+SLOTS = """
+SELECT s.slot_name, s.active, coalesce(greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0), 0)::bigint,
+       s.slot_type, to_jsonb(s) ->> 'wal_status', (to_jsonb(s) ->> 'inactive_since')::date
+FROM pg_replication_slots s
+CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                        ELSE pg_current_wal_lsn() END AS lsn) AS here
+ORDER BY s.slot_name
+"""
+# Of pg_global it would list those of pg_default again.
+TEMPORARY_FILES = """
+SELECT t.oid::bigint, t.spcname, coalesce(sum(f.size), 0)::bigint, count(f.name)
+FROM pg_tablespace t LEFT JOIN LATERAL pg_ls_tmpdir(t.oid) AS f ON true
+WHERE t.spcname <> 'pg_global' GROUP BY t.oid, t.spcname ORDER BY t.spcname
+"""
+
+
+def wal_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
+    """Return the size of all WAL segments."""
+    [(size_bytes, files)] = _rows(connection, WAL_SIZE)
+    volume = scope.limits.places.get(WAL_FOLDER)
+    return [ServerPart(WAL, size_bytes=int(size_bytes or 0), detail=counted(files, "segment"), volume=volume)]
+
+
+def slots_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
+    """Return the replication slots, each with the WAL that it retains and whether its consumer is connected."""
+    volume = scope.limits.places.get(WAL_FOLDER)
+    parts = []
+    for name, is_active, retained_bytes, kind, status, inactive_since in _rows(connection, SLOTS):
+        since = f" since {human_day(inactive_since)}" if inactive_since and not is_active else ""
+        consumer = f"{kind}, its consumer is {'' if is_active else 'not '}connected{since}"
+        detail = consumer if status in {None, "reserved"} else f"{consumer}; wal_status {status}"
+        # The WAL that a lost slot needs is gone, so it retains none.
+        parts.append(ServerPart(SLOT, name, 0 if status == "lost" else retained_bytes, detail, volume))
+    return parts
+
+
+def temporary_files_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
+    """Return the temporary files of queries by tablespace, but those that parallel workers share."""
+    return [
+        ServerPart(TEMPORARY, name, size_bytes, counted(files, "file"), scope.limits.places.get(str(oid)))
+        for oid, name, size_bytes, files in _rows(connection, TEMPORARY_FILES)
+    ]
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
@@ -174,6 +234,7 @@ class PostgreSQL(EngineAdapter):
         "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;\n"
         "-- for sizing = statistics, where CONNECT was revoked from PUBLIC, on each database:\n"
         "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;\n"
+        "-- for WAL and temporary files:\n-- GRANT pg_monitor TO capacity_probe;\n"
         "-- for limits by the extension system_stats (pgnodemx needs no right):\n"
         "-- GRANT monitor_system_stats, pg_read_all_settings TO capacity_probe;"
     )
@@ -184,8 +245,16 @@ class PostgreSQL(EngineAdapter):
     )
     limits_definition: ClassVar[str] = (
         "the file systems of all tablespaces of a database, by `fsinfo` of the extension pgnodemx or "
-        "`pg_sys_disk_info` of system_stats, in the database connected to; none without these. WAL elsewhere is not "
-        "looked at"
+        "`pg_sys_disk_info` of system_stats, in the database connected to, and that of the WAL; none without these"
+    )
+    part_sources: ClassVar[Mapping[str, PartSource]] = {
+        WAL: PartSource(wal_of, "pg_monitor"),
+        SLOT: PartSource(slots_of, "SELECT on pg_replication_slots"),
+        TEMPORARY: PartSource(temporary_files_of, "pg_monitor"),
+    }
+    parts_definition: ClassVar[str] = (
+        "WAL by `pg_ls_waldir`; of each replication slot the WAL from its `restart_lsn` on, which is part of it; "
+        "temporary files by `pg_ls_tmpdir` (PostgreSQL 12 and later), but those that parallel workers share"
     )
 
     def connect(self, access: Access) -> psycopg.Connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import PureWindowsPath
 from typing import Any, ClassVar
 
 from capacity_assets.base.units import BYTES_PER_MB
@@ -24,8 +25,11 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    PartScope,
+    PartSource,
     Read,
     ServerFacts,
+    ServerPart,
     Volume,
     first_line,
     is_excluded,
@@ -34,6 +38,7 @@ from capacity_assets.collection.engines.base import (
     rows_of,
     without_driver,
 )
+from capacity_assets.database.part_kinds import TEMPORARY, TRANSACTION_LOG
 
 EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
 EXPRESS_GB = {17: 50}
@@ -150,6 +155,48 @@ def _on_volumes(ceilings: Sequence[Ceiling], places: Mapping[str, tuple[str, ...
     return tuple(Ceiling(one.database, one.limit_bytes, one.is_unlimited, places.get(one.database)) for one in ceilings)
 
 
+# The log of each database with what keeps it from being truncated, as the log may be larger than the data.
+# https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-databases-transact-sql
+LOGS = """
+SELECT d.name, SUM(CAST(f.size AS bigint)) * 8192, MIN(f.physical_name), MIN(d.log_reuse_wait_desc)
+FROM sys.databases d JOIN sys.master_files f ON f.database_id = d.database_id
+WHERE f.type = 1 AND d.name <> 'tempdb' GROUP BY d.name
+"""
+AZURE_LOG = """
+SELECT DB_NAME(), SUM(CAST(size AS bigint)) * 8192, NULL, NULL FROM sys.database_files WHERE type = 1
+"""
+# Of tempdb, sys.master_files has the sizes of the last start.
+# https://learn.microsoft.com/sql/relational-databases/databases/tempdb-database
+TEMPDB = "SELECT SUM(CAST(size AS bigint)) * 8192, MIN(physical_name) FROM tempdb.sys.database_files"
+
+
+def logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the transaction log of each database."""
+    [(edition, _)] = rows_of(connection, EDITION)
+    rows = rows_of(connection, AZURE_LOG if int(edition) == AZURE_SQL_DATABASE else LOGS)
+    return [_log(scope, *row) for row in rows if row[1] is not None]
+
+
+def tempdb_of(connection: Any, scope: PartScope) -> list[ServerPart]:
+    """Return the size of tempdb, unless it is measured as a database; none of Azure SQL Database."""
+    [(edition, _)] = rows_of(connection, EDITION)
+    if int(edition) == AZURE_SQL_DATABASE or "tempdb" in scope.databases:
+        return []
+    [(size_bytes, path)] = rows_of(connection, TEMPDB)
+    return [ServerPart(TEMPORARY, "tempdb", int(size_bytes), volume=_place(scope, path))]
+
+
+def _log(scope: PartScope, database: str, size_bytes: int, path: object, waits_for: str | None) -> ServerPart:
+    detail = None if waits_for in {None, "NOTHING"} else f"not truncated: {waits_for}"
+    return ServerPart(TRANSACTION_LOG, database, int(size_bytes), detail, _place(scope, path))
+
+
+def _place(scope: PartScope, path: object) -> str | None:
+    """Return the volume of a file; its drive where that is no volume on which databases grow."""
+    drive = PureWindowsPath(str(path or "")).drive
+    return scope.volume_of(path) or (f"{drive}\\" if drive else None)
+
+
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: sizes are in
 # pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join. Containers of
 # FILESTREAM and memory-optimized data (type 2) say 0, and a snapshot the most that it could ever take.
@@ -204,6 +251,14 @@ class SQLServer(EngineAdapter):
         "on), and the volumes they lie on, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
         "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, but for Hyperscale, and the elastic "
         "pool, by `sys.dm_elastic_pool_resource_stats`"
+    )
+    part_sources: ClassVar[Mapping[str, PartSource]] = {
+        TRANSACTION_LOG: PartSource(logs_of, "VIEW ANY DEFINITION"),
+        TEMPORARY: PartSource(tempdb_of, "access to tempdb"),
+    }
+    parts_definition: ClassVar[str] = (
+        "the transaction log of each database, by the log files in `sys.master_files`, and what keeps it from being "
+        "truncated; tempdb, by its `sys.database_files`"
     )
 
     def connect(self, access: Access) -> Any:

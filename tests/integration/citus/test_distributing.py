@@ -41,7 +41,7 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
 
     assert distribute(undistributed, shards=SHARDS) == [
         "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",
-        "volume_size_stats", "database_limit_stats", "capacity_runways",
+        "volume_size_stats", "database_limit_stats", "server_part_stats", "capacity_runways",
     ]  # fmt: skip
 
     compute_everything(undistributed)

@@ -1,0 +1,113 @@
+"""What lies on real servers beside their databases, held against the files on their disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from capacity_assets.collection.servers import register
+from tests.collecting import Collection, at, granting
+from tests.mysql_servers import MariaDBServer, MySQLServer, mariadb_server
+from tests.servers import ADMIN_PASSWORD, PostgresServer, postgres_server
+
+
+def bytes_in(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())
+
+
+def parts(collection: Collection) -> dict[tuple[object, object], tuple[object, object]]:
+    rows = collection.rows("SELECT part_kind, part_name, size_bytes, detail FROM server_part_stats")
+    return {(kind, name): (size_bytes, detail) for kind, name, size_bytes, detail in rows}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server(tls=False, options=("max_wal_size=64MB",)) as server:
+        server.execute(*granting("postgresql"), "CREATE DATABASE orders")
+        yield server
+
+
+def test_a_slot_whose_consumer_is_gone_is_told_from_one_that_is_read(
+    postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(postgres, collection, tls="off")])
+    postgres.execute(
+        "SELECT pg_create_physical_replication_slot(name, true) FROM (VALUES ('gone'), ('read')) AS s (name)",
+        *(2 * ("SELECT pg_switch_wal()", "CREATE TABLE IF NOT EXISTS t AS SELECT 1 AS n")),
+    )
+    address = f"host=127.0.0.1 port={postgres.port} user=postgres password={ADMIN_PASSWORD} replication=true"
+    consumer = psycopg.pq.PGconn.connect(address.encode())
+    consumer.exec_(b"START_REPLICATION SLOT read PHYSICAL 0/1000000")
+
+    without_right = collection.collect()
+    refused = parts(collection)
+    postgres.execute("GRANT pg_monitor TO capacity_probe")
+    done = collection.collect(again=True)
+    found = parts(collection)
+    consumer.finish()
+
+    reason = "its login may not see it: pg_monitor is missing"
+    assert without_right.unknown_parts == (f"pg: Temporary files: {reason}", f"pg: WAL: {reason}")
+    assert (refused["wal", ""], refused["temporary", ""]) == ((None, reason), (None, reason))
+    assert done.unknown_parts == ()
+    assert set(found) == {("wal", ""), ("slot", "gone"), ("slot", "read"), ("temporary", "pg_default")}
+    segments = bytes_in(postgres.folder / "data" / "pg_wal", "0*")
+    assert found["wal", ""] == (segments, f"{segments // 16 // 1024**2} segments")
+    retained_bytes, detail = found["slot", "gone"]
+    assert 16 * 1024**2 < int(str(retained_bytes)) <= segments
+    assert str(detail).startswith("physical, its consumer is not connected")
+    assert found["slot", "read"][1] == "physical, its consumer is connected"
+    assert found["temporary", "pg_default"] == (0, "0 files")
+    assert done.total_size_mb == collection.sizes("pg")["orders"], "parts are added to no size"
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    with mariadb_server(tls=False) as server:
+        server.execute(*granting("mariadb"), "CREATE DATABASE orders")
+        yield server
+
+
+def test_mariadb_reports_redo_undo_and_temporary_tablespaces_as_on_its_disk(
+    mariadb: MariaDBServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(mariadb, collection, "shop", "mariadb", tls="off")])
+
+    without_right = collection.collect()
+    mariadb.execute("GRANT REPLICATION CLIENT, REPLICA MONITOR ON *.* TO 'capacity_probe'@'%'")
+    done = collection.collect(again=True)
+    found, data = parts(collection), mariadb.folder / "data"
+
+    missing = "its login may not see it: REPLICATION CLIENT"
+    assert without_right.unknown_parts == (
+        f"shop: Binary logs: {missing} is missing",
+        f"shop: Relay logs: {missing} (MariaDB: REPLICA MONITOR) is missing",
+    )
+    assert done.unknown_parts == ()
+    assert {kind: size for (kind, _), (size, _) in found.items()} == {
+        "redo": bytes_in(data, "ib_logfile*"),
+        "undo": bytes_in(data, "undo*"),
+        "temporary": bytes_in(data, "ibtmp*"),
+    }, "a server that writes no binary log has none"
+
+
+def test_mysql_reports_its_logs_as_on_its_disk(measured_mysql: MySQLServer, collection: Collection) -> None:
+    measured_mysql.execute(*granting("mysql"), "GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%'")
+    key = str(measured_mysql.folder / "data" / "public_key.pem")
+    shop = at(measured_mysql, collection, "shop", "mysql", tls="off", server_public_key=key)
+    register(collection.engine, [shop])
+    # A channel has relay logs, whether its source answers or not.
+    measured_mysql.execute("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=1 FOR CHANNEL 'eu'")
+
+    done = collection.collect()
+    found, data = parts(collection), measured_mysql.folder / "data"
+
+    assert done.unknown_parts == ()
+    assert found["binary_log", ""][0] == bytes_in(data, "binlog.0*")
+    assert found["relay_log", "eu"][0] == bytes_in(data, "*-relay-bin-eu.0*")
+    assert found["redo", ""][0] == bytes_in(data / "#innodb_redo", "*")
+    assert found["undo", ""] == (bytes_in(data, "undo_*"), "2 tablespaces")
+    assert found["temporary", ""][0] == bytes_in(data, "ibtmp1") + bytes_in(data / "#innodb_temp", "*")
