@@ -37,6 +37,7 @@ from capacity_assets.history.retention import parse_retention
 from capacity_assets.messages.receivers import receivers_of
 from capacity_assets.messages.sending import SendingSettings, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
+from capacity_assets.reading.parts import slots_named_on
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
 
@@ -218,6 +219,7 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
                 yield from _limits(engine, today)
+                yield from _slots(engine, today)
     except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
 
@@ -350,6 +352,13 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
         yield _note("limits", f"{count} without a known limit: `capacity limits set` declares one")
     else:
         yield _ok("limits", "of every database that was measured within the last month")
+
+
+def _slots(engine: Engine, today: date) -> Iterator[Finding]:
+    """Name the replication slots that retain too much."""
+    with engine.connect() as connection:
+        slots = slots_named_on(connection, today)
+    yield from (_note("replication slots", slot.text) for slot in slots)
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

@@ -24,6 +24,8 @@ DECLARED_BY = "capacity demo"
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
 DAYS_TO_QUOTA = 20
+UNREAD_SLOT_OF = "postgresql-core-01"
+"""The server of the sample with a replication slot that nobody reads."""
 PLANNED_ON = "sqlserver-bi-01"
 ADDED_MB = 64 * 1024
 WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
@@ -113,11 +115,12 @@ def _quota(connection: Connection, today: date) -> Iterator[Limit]:
 
 
 def add_measured_limits(connection: Connection) -> None:
-    """Add the volumes of the days in the temporary table `sample`, and the ceilings of their databases."""
+    """Add the volumes of the days in the temporary table `sample`, ceilings of databases, and what lies beside them."""
     names = [server.name for server in FLEET if server.name in WITH_VOLUME]
     volumes = [WITH_VOLUME[name] for name in names]
-    for statement in (_VOLUMES, _CEILINGS):
-        connection.execute(text(statement), {"names": names, "volumes": volumes})
+    asked = {"names": names, "volumes": volumes, "unread": UNREAD_SLOT_OF}
+    for statement in (_VOLUMES, _CEILINGS, _PARTS):
+        connection.execute(text(statement), asked)
 
 
 _FASTEST = """
@@ -142,10 +145,10 @@ SELECT u.day, u.instance_id, u.volume, ceil(u.used_mb * 1.1 / 65536.0) * 65536,
 FROM (
     SELECT s.collected_date AS day, s.instance_id, g.volume,
            CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END AS source,
-           12000 + CAST(sum(s.size_mb) * 1.05 AS bigint) AS used_mb
+           12000 + CAST(sum(s.size_mb) * CASE WHEN i.name = :unread THEN 1.25 ELSE 1.05 END AS bigint) AS used_mb
     FROM sample s JOIN instances i ON i.id = s.instance_id
     JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
-    GROUP BY s.collected_date, s.instance_id, g.volume, i.db_type
+    GROUP BY s.collected_date, s.instance_id, g.volume, i.db_type, i.name
 ) AS u
 ON CONFLICT DO NOTHING
 """
@@ -159,6 +162,32 @@ SELECT s.collected_date, s.instance_id, s.database_name,
        CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END, s.collected_date + time '03:00'
 FROM sample s JOIN instances i ON i.id = s.instance_id
 JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
+ON CONFLICT DO NOTHING
+"""
+# Of what is no database, the largest part is known. The WAL that an unread slot retains grows with the databases.
+_PARTS = """
+INSERT INTO server_part_stats
+    (collected_date, instance_id, part_kind, part_name, size_bytes, volume_name, detail, collected_at)
+SELECT u.day, u.instance_id, p.kind, p.name, CAST((p.fixed_mb + u.size_mb * p.share) * 1048576 AS bigint), u.volume,
+       p.detail, u.day + time '03:00'
+FROM (
+    SELECT s.collected_date AS day, s.instance_id, i.db_type, i.name, g.volume, sum(s.size_mb) AS size_mb
+    FROM sample s JOIN instances i ON i.id = s.instance_id
+    JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
+    GROUP BY s.collected_date, s.instance_id, i.db_type, i.name, g.volume
+) AS u
+JOIN (VALUES
+    ('postgresql', 'wal', '', 1024, 0.24, NULL),
+    ('postgresql', 'slot', 'reporting_2024', 512, 0.23, 'logical, its consumer is not connected'),
+    ('postgresql', 'temporary', 'pg_default', 300, 0, NULL),
+    ('mysql', 'binary_log', '', 2048, 0.02, NULL),
+    ('mysql', 'redo', '', 2048, 0, NULL),
+    ('mysql', 'undo', '', 512, 0, NULL),
+    ('sqlserver', 'transaction_log', 'orders', 4096, 0.03, NULL),
+    ('sqlserver', 'temporary', 'tempdb', 4096, 0, NULL),
+    ('oracle', 'redo', '', 3072, 0, NULL),
+    ('oracle', 'archived_log', '', 4096, 0.02, NULL)
+) AS p (db_type, kind, name, fixed_mb, share, detail) ON p.db_type = u.db_type
 ON CONFLICT DO NOTHING
 """
 

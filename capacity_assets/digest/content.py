@@ -27,6 +27,7 @@ from capacity_assets.reading.changes import (
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.filling import FillDate, fill_dates
 from capacity_assets.reading.groups import group_sizes, partial_windows_of_group
+from capacity_assets.reading.parts import LargeSlot, large_slots
 from capacity_assets.reading.sizes import SizeInWindow, fleet_history, marked, partial_windows
 
 LISTED = 10
@@ -61,6 +62,8 @@ class Digest:
     """Whether some of it was not measured in the week."""
     is_change_partial: bool = False
     """Whether it was not in this week or the one before, so that `change_mb` is no growth or shrinkage."""
+    slots: Sequence[LargeSlot] = ()
+    """Replication slots that retain too much by the last measurement of the week."""
     decided: int = 0
     """Fill dates that decisions leave out."""
     partial_weeks: Sequence[date] = ()
@@ -97,6 +100,7 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None, t
         "declines": [one for one in shrunk if (one.server_id, one.database) not in named][:DECLINES_LISTED],
         "runways": dates.sooner,
         "later": dates.later,
+        "slots": large_slots(connection, week.start, week.end, label),
         "silent": silent_servers(connection, week, label),
         "new": databases_only_in(connection, WEEKLY, week, before, label),
         "gone": databases_only_in(connection, WEEKLY, before, week, label),

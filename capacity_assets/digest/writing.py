@@ -25,6 +25,7 @@ from capacity_assets.reading.changes import DatabaseSize, Decline, UnusualChange
 from capacity_assets.reading.coverage import SilentServer
 from capacity_assets.reading.filling import FillDate
 from capacity_assets.reading.links import address, page_url, subject_address
+from capacity_assets.reading.parts import LargeSlot
 
 # Heights in pixels of a row of the chart, and of the mark of a size.
 ROW_HEIGHT, MARK_HEIGHT = 28, 4
@@ -73,8 +74,10 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     ]
 
 
-def _page_of(one: FillDate | UnusualChange | Decline | DatabaseSize | SilentServer) -> str:
+def _page_of(one: FillDate | UnusualChange | Decline | DatabaseSize | SilentServer | LargeSlot) -> str:
     match one:
+        case LargeSlot():
+            return subject_address("server", one.server_id)
         case FillDate():
             return subject_address(one.subject, one.server_id, one.name)
         case SilentServer():
@@ -117,6 +120,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "declines": ("Shrank most", _decline_line),
     "runways": ("Full sooner than forecast a week ago", _fill_date_line),
     "later": ("Full later than forecast a week ago", _fill_date_line),
+    "slots": ("Replication slots that retain much WAL", lambda one: one.text),
     "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
     "new": ("New databases", _named),
     "gone": ("Removed databases", _named),

@@ -6,7 +6,7 @@ that a backfill over all days is harmless. How servers are measured is in `colle
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -23,6 +23,7 @@ from capacity_assets.collection.observing import data_versions, days_with_sample
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import standing
 from capacity_assets.collection.service import CollectionService, Share, share_named
+from capacity_assets.database.tables import server_part_stats
 from capacity_assets.orchestration.metadata import (
     PAGES_LISTED,
     MetadataMapping,
@@ -43,6 +44,7 @@ from capacity_assets.orchestration.resources import COLLECTION_RESOURCE, dagster
 from capacity_assets.orchestration.runways import RUNWAY
 from capacity_assets.orchestration.schedules import COLLECTION_POOL
 from capacity_assets.reading.links import subject_address
+from capacity_assets.reading.parts import MOST_SLOT_PERCENT, slots_named_on
 from capacity_assets.reading.subjects import server_id_of
 
 
@@ -102,6 +104,11 @@ QUEUE_TAG = "dagster-celery/queue"
 """Read by dagster-celery, which is optional."""
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 SERVERS_MEASURED = "servers_measured"
+SLOTS_RETAIN_LITTLE = "slots_retain_little"
+SLOTS_RETAIN_LITTLE_DESCRIPTION = (
+    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume, or of the databases of its server "
+    "where no volume is known."
+)
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
 # Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
 # or a fleet whose samples were being imported, still gets its day.
@@ -147,7 +154,10 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
         name=STEP,
         specs=specs,
         check_specs=[
-            dg.AssetCheckSpec(SERVERS_MEASURED, asset=INSTANCE.source.name, description=SERVERS_MEASURED_DESCRIPTION)
+            dg.AssetCheckSpec(SERVERS_MEASURED, asset=INSTANCE.source.name, description=SERVERS_MEASURED_DESCRIPTION),
+            dg.AssetCheckSpec(
+                SLOTS_RETAIN_LITTLE, asset=server_part_stats.name, description=SLOTS_RETAIN_LITTLE_DESCRIPTION
+            ),
         ],
         pool=COLLECTION_POOL,
         retry_policy=retries,
@@ -163,25 +173,28 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
-            check = _check_result(measured, service.engine, settings.pages_url)
+            checks = {
+                INSTANCE.source.name: _check_result(measured, service.engine, settings.pages_url),
+                server_part_stats.name: _slots_result(service.engine, service.clock.today(), settings.pages_url),
+            }
         if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
             # So that nothing downstream takes the day as measured.
             shown = collection_metadata(done.summary)
             raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
         if done.missing:
-            yield from _reported_day_by_day(context, done, check)
+            yield from _reported_day_by_day(context, done, checks.values())
             return
         for raw in RAW_TABLES:
             for day in done.days:
                 context.add_asset_metadata(_metadata_of(done, day), raw.name, partition_key=day.isoformat())
-            results = [check] if raw.table is INSTANCE.source else []
+            results = [check for asset, check in checks.items() if asset == raw.name]
             yield dg.MaterializeResult(asset_key=raw.name, check_results=results)
 
     return collection
 
 
 def _reported_day_by_day(
-    context: dg.AssetExecutionContext, done: RequestedDays, check: dg.AssetCheckResult
+    context: dg.AssetExecutionContext, done: RequestedDays, checks: Iterable[dg.AssetCheckResult]
 ) -> Iterator[dg.AssetCheckResult]:
     """Report the days that have samples one by one; one result would stand for all requested days."""
     context.log.warning(
@@ -195,7 +208,7 @@ def _reported_day_by_day(
                 context.log_event(
                     dg.AssetMaterialization(raw.name, metadata=_metadata_of(done, day), partition=day.isoformat())
                 )
-    yield check
+    yield from checks
 
 
 def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
@@ -242,6 +255,28 @@ def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url:
         metadata=pages_metadata(pages, pages_url),
         # One of two assets, so it is named.
         asset=INSTANCE.source.name,
+    )
+
+
+def _slots_result(engine: Engine, today: date, pages_url: str | None) -> dg.AssetCheckResult:
+    """Name the replication slots that retain too much by the newest measurements, whatever this run measured."""
+    with database_errors(doing="looking up replication slots"), engine.connect() as connection:
+        slots = slots_named_on(connection, today)
+    pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
+    listed = first_bullets([slot.text for slot in slots])
+    text = (
+        f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
+    )
+    # The sizes change every day, the incident does not.
+    incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
+    return check_result(
+        SLOTS_RETAIN_LITTLE,
+        f"{text}\n\n{listed}" if listed else text,
+        listed,
+        places=len(slots),
+        is_error=True,
+        metadata={**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})},
+        asset=server_part_stats.name,
     )
 
 

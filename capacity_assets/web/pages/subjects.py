@@ -23,6 +23,7 @@ from capacity_assets.reading.filling import (
 )
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.parts import WhatFills, what_fills
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
@@ -85,6 +86,7 @@ class ServerPage(DeclaredPage):
     """One server."""
 
     volumes: Sequence[subjects.ServerVolume]
+    fills: WhatFills | None
     databases: Sequence[ListedDatabase]
     has_more_databases: bool
     order: str
@@ -105,6 +107,7 @@ class VolumePage(SubjectPage):
     """One volume of a server."""
 
     volume: subjects.ServerVolume
+    fills: WhatFills | None
     databases: Sequence[Runway]
 
 
@@ -124,6 +127,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         )
         runway = runway_of(connection, number, "server", "")
         first, also = first_on_server(connection, number)
+        volumes = subjects.volumes_of(connection, number, query.today)
         return ServerPage(
             server=server,
             headline=_headline(
@@ -137,7 +141,8 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             binding=next((one for one in (first, also) if one is not None and one.subject == "volume"), None),
             steps=subjects.steps_of(connection, number, None),
             limits=subjects.declared_limits_of(connection, number, None),
-            volumes=subjects.volumes_of(connection, number, query.today),
+            volumes=volumes,
+            fills=what_fills(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds),
             has_more_databases=more,
             order=order,
@@ -190,7 +195,8 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
     number, name = query.server(), query.needed("name")
     with reader.transaction() as connection:
         server = subjects.server_facts(connection, number)
-        volume = next((one for one in subjects.volumes_of(connection, number, query.today) if one.volume == name), None)
+        volumes = subjects.volumes_of(connection, number, query.today)
+        volume = next((one for one in volumes if one.volume == name), None)
         if volume is None:
             raise _no_such(f"volume {name!r} of {server.server}")
         # Volumes have samples, and no aggregates.
@@ -204,6 +210,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             server=server,
             headline=_headline(connection, query, reader.thresholds, server, "volume", name, runway),
             volume=volume,
+            fills=what_fills(connection, number, volumes, name, query.today),
             period="daily",
             shown=shown,
             sizes=volume_history(connection, days, number, name),

@@ -1,0 +1,223 @@
+"""What fills a server and its volumes beside databases, and the replication slots that retain too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection
+
+from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
+from capacity_assets.database.part_kinds import PART_KINDS, SLOT
+from capacity_assets.reading.access import rows
+from capacity_assets.reading.subjects import ServerVolume
+
+COMPARED_DAYS = 30
+MOST_SLOT_PERCENT = 10
+"""A replication slot that retains more of its volume is named."""
+SLOT_DAYS = 7
+"""Slots are named as they were measured last, not longer ago than this."""
+DATABASES = "databases"
+UNEXPLAINED = "Unexplained"
+HELD = [kind.name for kind in PART_KINDS.values() if kind.held_by]
+
+
+@dataclass(frozen=True)
+class SpaceUse:
+    """One thing that uses space, MiB, and what it used before; None: not known, for which `reason` may say why."""
+
+    title: str
+    size_mb: int | None
+    before_mb: int | None
+    reason: str | None = None
+
+    @property
+    def change_mb(self) -> int | None:
+        """How much it grew; None: not known."""
+        return None if self.size_mb is None or self.before_mb is None else self.size_mb - self.before_mb
+
+
+@dataclass(frozen=True)
+class SlotUse:
+    """A replication slot: the WAL that it retains, MiB, and what the server says of its consumer."""
+
+    slot: str
+    retained_mb: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class WhatFills:
+    """What a server or a volume held on a day, and on `before`: the known sizes of `uses` add up to `used_mb`.
+
+    What is measured of nothing is one of `uses`, as unexplained, unless `used_mb` is None: then no volume was measured.
+    """
+
+    day: date
+    before: date
+    uses: Sequence[SpaceUse]
+    used_mb: int | None
+    slots: Sequence[SlotUse]
+
+
+@dataclass(frozen=True)
+class LargeSlot:
+    """A replication slot that retains more than a tenth of its volume, or of its server's size if that is not known."""
+
+    server_id: int
+    server: str
+    slot: str
+    day: date
+    retained_mb: int
+    of_mb: int
+    volume: str | None
+    detail: str
+
+    @property
+    def text(self) -> str:
+        """It in one line."""
+        place = f"the disk {self.volume}" if self.volume else "the size of its databases"
+        return (
+            f"Replication slot {self.slot} of {self.server} retains {human_mb(self.retained_mb)} of WAL, "
+            f"{100 * self.retained_mb // max(self.of_mb, 1)} % of {place} ({human_day(self.day)}): {self.detail}"
+        )
+
+
+def what_fills(
+    connection: Connection, server_id: int, volumes: Sequence[ServerVolume], volume: str | None, today: date
+) -> WhatFills | None:
+    """Return what fills a server (`volume` None) or one of its `volumes`; None: no parts were measured for a month.
+
+    Of a server with one volume, everything of which no volume is known lies on that one. Of one with several, a volume
+    has the databases and parts that are known to lie on it alone; the others are unexplained.
+    """
+    newest = "SELECT max(day) AS day FROM capacity_server_parts WHERE server_id = :server AND day <= :today"
+    day = rows(connection, newest, server=server_id, today=today)[0].day
+    if day is None or day <= today - timedelta(days=31):
+        return None
+    before = day - timedelta(days=COMPARED_DAYS)
+    asked = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
+    sizes: dict[tuple[date, str], int] = {}
+    for statement in (_DATABASES_OF_SERVER if volume is None else _DATABASES_OF_VOLUME, _PARTS):
+        for row in rows(connection, statement, **asked, held=HELD):
+            sizes[row.day, row.kind] = int(row.size_mb)
+    used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **asked)}
+    details = rows(connection, _DETAILS, **asked, day=day, slot=SLOT)
+    reasons = {row.kind: row.detail for row in details if row.size_bytes is None}
+    kinds = [kind for kind in (DATABASES, *PART_KINDS) if {(day, kind), (before, kind)} & {*sizes} or kind in reasons]
+    uses = [
+        SpaceUse(
+            _title(kind),
+            sizes.get((day, kind), None if kind in reasons else 0),
+            sizes.get((before, kind)),
+            reasons.get(kind),
+        )
+        for kind in kinds
+    ]
+    named = {one: sum(size for (when, _), size in sizes.items() if when == one) for one in (day, before)}
+    if day in used:
+        # On a day without parts all of them would be unexplained.
+        compares = before in used and any(when == before and kind != DATABASES for when, kind in sizes)
+        uses.append(SpaceUse(UNEXPLAINED, used[day] - named[day], used[before] - named[before] if compares else None))
+    slots = [
+        SlotUse(row.part, row.size_bytes // BYTES_PER_MB, row.detail or "")
+        for row in details
+        if row.kind == SLOT and row.size_bytes is not None
+    ]
+    return WhatFills(day, before, uses, used.get(day), slots)
+
+
+def _title(kind: str) -> str:
+    return "Databases" if kind == DATABASES else PART_KINDS[kind].title
+
+
+def large_slots(
+    connection: Connection, first: date, last: date, label: tuple[str, str] | None = None
+) -> list[LargeSlot]:
+    """Return what retains too much on the newest days of servers in a range of days, the largest first."""
+    key, value = label or (None, None)
+    newest = rows(connection, _NEWEST, first=first, last=last, key=key, value=value)
+    if not newest:
+        return []
+    asked = {"servers": [row.server_id for row in newest], "first": first, "last": last}
+    days = {row.server_id: row.day for row in newest}
+    slots = [row for row in rows(connection, _SLOTS, **asked, slot=SLOT) if row.day == days[row.server_id]]
+    volumes: dict[int, dict[str, int]] = {}
+    for row in rows(connection, _VOLUMES, **asked) if slots else ():
+        if row.day == days[row.server_id]:
+            volumes.setdefault(row.server_id, {})[row.volume] = row.total_mb
+    sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **asked) if slots else ())}
+    found = []
+    for row in slots:
+        there = volumes.get(row.server_id, {})
+        volume = (
+            row.volume if row.volume in there else next(iter(there)) if len(there) == 1 and not row.volume else None
+        )
+        of_mb = there[volume] if volume else sizes.get((row.server_id, row.day), 0)
+        retained_mb = row.size_bytes // BYTES_PER_MB
+        if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb:
+            about = (row.server_id, row.server, row.part, row.day, retained_mb, int(of_mb), volume, row.detail or "")
+            found.append(LargeSlot(*about))
+    return sorted(found, key=lambda one: -one.retained_mb)
+
+
+def slots_named_on(connection: Connection, today: date) -> list[LargeSlot]:
+    """Return what retains too much by the newest measurements of the week that ends today."""
+    return large_slots(connection, today - timedelta(days=SLOT_DAYS - 1), today)
+
+
+_DATABASES_OF_SERVER = """
+SELECT day, 'databases' AS kind, size_mb FROM capacity_server_samples
+WHERE server_id = :server AND day = ANY (CAST(:days AS date[]))
+"""
+_DATABASES_OF_VOLUME = """
+SELECT s.day, 'databases' AS kind, sum(s.size_mb) AS size_mb
+FROM capacity_samples s
+LEFT JOIN capacity_ceilings c ON c.day = s.day AND c.server_id = s.server_id AND c.database = s.database
+WHERE s.server_id = :server AND s.day = ANY (CAST(:days AS date[]))
+  AND CASE WHEN c.volumes IS NULL THEN CAST(:is_only AS boolean)
+           ELSE c.volumes = CAST(ARRAY[:volume] AS varchar[]) END
+GROUP BY s.day
+"""
+_PARTS = """
+SELECT day, kind, div(sum(size_bytes), 1048576) AS size_mb FROM capacity_server_parts
+WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) AND kind <> ALL (CAST(:held AS text[]))
+  AND size_bytes IS NOT NULL
+  AND (CAST(:volume AS text) IS NULL OR volume = :volume OR (volume IS NULL AND CAST(:is_only AS boolean)))
+GROUP BY day, kind
+"""
+_USED = """
+SELECT day, sum(used_mb) AS used_mb FROM capacity_volumes
+WHERE server_id = :server AND day = ANY (CAST(:days AS date[]))
+  AND (CAST(:volume AS text) IS NULL OR volume = :volume)
+GROUP BY day
+"""
+_DETAILS = """
+SELECT kind, part, size_bytes, detail FROM capacity_server_parts
+WHERE server_id = :server AND day = :day AND (size_bytes IS NULL OR kind = :slot)
+  AND (CAST(:volume AS text) IS NULL OR volume = :volume OR volume IS NULL)
+ORDER BY size_bytes DESC NULLS LAST, kind, part
+"""
+_NEWEST = """
+SELECT p.server_id, max(p.day) AS day
+FROM capacity_server_parts p JOIN capacity_servers s ON s.server_id = p.server_id
+WHERE p.day BETWEEN :first AND :last AND s.is_active
+  AND (CAST(:key AS text) IS NULL OR p.server_id IN (
+      SELECT instance_id FROM capacity_label_spans
+      WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :last AND :last < valid_until))
+GROUP BY p.server_id
+"""
+_SLOTS = """
+SELECT server_id, server, part, day, size_bytes, detail, volume FROM capacity_server_parts
+WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[])) AND kind = :slot
+  AND size_bytes IS NOT NULL
+"""
+_VOLUMES = """
+SELECT server_id, day, volume, total_mb FROM capacity_volumes
+WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))
+"""
+_SIZES = """
+SELECT server_id, day, size_mb FROM capacity_server_samples
+WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))
+"""

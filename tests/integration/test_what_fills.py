@@ -1,0 +1,154 @@
+"""What fills a server and its volumes: databases, parts and the unexplained add up to what is used; slots are named."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.demo.sample_declarations import UNREAD_SLOT_OF, add_measured_limits
+from capacity_assets.demo.sample_fleet import load_sample_fleet
+from capacity_assets.digest.content import read_digest
+from capacity_assets.digest.writing import sections
+from capacity_assets.orchestration.collection import _slots_result
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.parts import LargeSlot, large_slots, slots_named_on, what_fills
+from capacity_assets.reading.subjects import server_id_of, volumes_of
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import Pages
+
+BEFORE = TODAY - timedelta(days=30)
+VOLUME = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source)
+VALUES (:day, :server, :volume, :total, :total - :used, :used, 'measured')
+"""
+PART = """
+INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes, volume_name, detail)
+VALUES (:day, :server, :kind, :name, CAST(:mb AS bigint) * 1048576, :volume, :detail)
+"""
+CEILING = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+VALUES (:day, 2, :database, true, :volumes, 'measured')
+"""
+
+
+def write(engine: Engine, statement: str, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def part(
+    engine: Engine, server: int, kind: str, mb: int | None, *, name: str = "", day: Any = TODAY,
+    volume: str | None = None, detail: str | None = None,
+) -> None:  # fmt: skip
+    write(engine, PART, day=day, server=server, kind=kind, name=name, mb=mb, volume=volume, detail=detail)
+
+
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
+    """server-1 has one disk, server-2 two, and of server-3 no disk is known."""
+    add_instances(engine, [1, 2, 3])
+    for server in (1, 2, 3):
+        add_database_sizes(engine, sizes(server, "orders", BEFORE.isoformat(), [300] * 30 + [400]))
+    add_database_sizes(engine, sizes(2, "log", TODAY.isoformat(), [70]))
+    for server in (1, 2, 3):
+        add_instance_sizes(engine, totals(server, BEFORE.isoformat(), [(300, 1)] * 30 + [(400, 1)]))
+    write(engine, VOLUME, day=BEFORE, server=1, volume="/data", total=2000, used=500)
+    write(engine, VOLUME, day=TODAY, server=1, volume="/data", total=2000, used=1000)
+    part(engine, 1, "wal", 120, day=BEFORE)
+    part(engine, 1, "wal", 320)
+    part(engine, 1, "slot", 201, name="gone", detail="logical, its consumer is not connected")
+    part(engine, 1, "slot", 200, name="read", detail="logical, its consumer is connected")
+    part(engine, 1, "temporary", None, detail="its login may not see it: pg_monitor is missing")
+    for volume, used in (("D:\\", 600), ("L:\\", 90)):
+        write(engine, VOLUME, day=TODAY, server=2, volume=volume, total=1000, used=used)
+    write(engine, CEILING, day=TODAY, database="orders", volumes=["D:\\"])
+    write(engine, CEILING, day=TODAY, database="log", volumes=["D:\\", "L:\\"])
+    part(engine, 2, "transaction_log", 80, name="orders", volume="L:\\")
+    part(engine, 3, "wal", 60)
+    part(engine, 3, "slot", 41, name="late", detail="physical, its consumer is not connected")
+    return engine
+
+
+def uses(document: Any) -> dict[str, tuple[int | None, int | None]]:
+    return {one["title"]: (one["size_mb"], one["before_mb"]) for one in document["fills"]["uses"]}
+
+
+@pytest.mark.usefixtures("fleet")
+def test_databases_parts_and_the_unexplained_add_up_to_what_is_used(own_pages: Pages) -> None:
+    server, disk = own_pages.document("/server?server=1"), own_pages.document("/volume?server=1&name=/data")
+    data, log = (own_pages.document(f"/volume?server=2&name={drive}:%5C") for drive in "DL")
+    unknown = own_pages.document("/server?server=3")
+
+    expected = {
+        "Databases": (400, 300), "WAL": (320, 120), "Temporary files": (None, None), "Unexplained": (280, 80),
+    }  # fmt: skip
+    assert uses(server) == uses(disk) == expected
+    assert uses(data) == {"Databases": (400, None), "Unexplained": (200, None)}, "log lies on two disks"
+    assert uses(log) == {"Transaction logs": (80, None), "Unexplained": (10, None)}
+    assert uses(unknown) == {"Databases": (400, 300), "WAL": (60, None)}
+    for document in (server, disk, data, log):
+        assert sum(size or 0 for size, _ in uses(document).values()) == document["fills"]["used_mb"]
+    assert unknown["fills"]["used_mb"] is None
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_page_names_the_slots_and_what_is_not_known(own_pages: Pages) -> None:
+    shown = own_pages.ask("/volume?server=1&name=/data").text
+
+    assert "Replication slot gone retains" in shown
+    assert "of the WAL: logical, its consumer is not connected" in shown
+    assert "its login may not see it: pg_monitor is missing" in shown
+
+
+@pytest.mark.usefixtures("settings", "today")
+def test_a_slot_that_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engine) -> None:
+    declare_labels(fleet, [Label("server-3", None, "team", "payments")], BEFORE)
+    week = PERIODS["weekly"].window_of(TODAY)
+    with fleet.connect() as connection:
+        found = large_slots(connection, week.start, TODAY)
+        of_team = large_slots(connection, week.start, TODAY, ("team", "payments"))
+        earlier = large_slots(connection, BEFORE, TODAY - timedelta(days=1))
+
+    gone = LargeSlot(1, "server-1", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected")
+    late = LargeSlot(3, "server-3", "late", TODAY, 41, 400, None, "physical, its consumer is not connected")
+    assert (found, of_team, earlier) == ([gone, late], [late], [])
+    texts = [
+        "Replication slot gone of server-1 retains 201 MiB of WAL, 10 % of the disk /data (20 Jul 2025): logical, its "
+        "consumer is not connected",
+        "Replication slot late of server-3 retains 41 MiB of WAL, 10 % of the size of its databases (20 Jul 2025): "
+        "physical, its consumer is not connected",
+    ]
+    result = _slots_result(fleet, TODAY, "https://capacity.example")
+    assert (result.passed, result.metadata["places"].value) == (False, 2)
+    assert result.metadata["incident"].value == "server-1: gone\nserver-3: late", "whatever they retain"
+    checked = json.loads(capacity("check", "--json").output)
+    assert [one["text"] for one in checked if one["subject"] == "replication slots"] == texts
+    [section] = [one for one in sections(read_digest(fleet, week)) if "slots" in one.heading]
+    assert [line.text for line in section.lines] == texts
+
+
+def test_the_demo_has_a_slot_that_nobody_reads_and_no_volume_holds_more_than_is_used(engine: Engine) -> None:
+    load_sample_fleet(engine, BEFORE, TODAY, add_measured_limits)
+
+    with engine.connect() as connection:
+        [slot] = slots_named_on(connection, TODAY)
+        number = server_id_of(connection, UNREAD_SLOT_OF)
+        assert number is not None
+        volumes = volumes_of(connection, number, TODAY)
+        fills = what_fills(connection, number, volumes, volumes[0].volume, TODAY)
+
+    assert (slot.server, slot.volume, slot.detail) == (
+        UNREAD_SLOT_OF,
+        "/data",
+        "logical, its consumer is not connected",
+    )
+    assert fills is not None
+    assert all(one.size_mb is not None and one.size_mb >= 0 for one in fills.uses)
+    assert [one.title for one in fills.uses] == ["Databases", "WAL", "Temporary files", "Unexplained"]
