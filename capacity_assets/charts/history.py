@@ -7,7 +7,6 @@ drawing is complete by itself; `chart.js` reads its readings to show values unde
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -50,6 +49,7 @@ class Ahead:
 
     day: date
     lower_mb: int
+    size_mb: int
     upper_mb: int
 
 
@@ -187,9 +187,8 @@ def _plot(history: History) -> _Plot:
         for size in (point.size_mb, point.smallest_mb, point.largest_mb)
         if size is not None
     ]
-    sizes += [size for one in history.ahead for size in (one.lower_mb, one.upper_mb)]
+    sizes += [size for one in history.ahead for size in (one.lower_mb, one.size_mb, one.upper_mb)]
     sizes += [size for _, size in history.earlier if size is not None]
-    sizes += [math.ceil(size) for _, size in _median_path(history)]
     low, high = min(sizes), max(sizes)
     # A limit far above would press the history into a line; its text at the top edge says where it is.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
@@ -238,21 +237,8 @@ def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
             yield "earlier", plot.line(earlier)
     for stretch in _stretches(history.points):
         yield "mean", plot.line((one.day, one.size_mb) for one in stretch)
-    if path := _median_path(history):
-        yield "middle", plot.line(path)
-
-
-def _median_path(history: History) -> list[tuple[date, float]]:
-    """Return a line from the newest size to the limit on the middle day, as far as it is drawn; empty without one.
-
-    Not the forecast itself: it may be flat even if most past errors reach the limit, and would contradict the dates.
-    """
-    middle, limit_mb = history.full.middle, history.limit_mb
-    if not history.ahead or middle is None or limit_mb is None or middle <= history.ahead[0].day:
-        return []
-    start, last = history.ahead[0], min(middle, history.ahead[-1].day)
-    share = (last - start.day).days / (middle - start.day).days
-    return [(start.day, start.upper_mb), (last, start.upper_mb + (limit_mb - start.upper_mb) * share)]
+    if history.ahead:
+        yield "middle", plot.line((one.day, one.size_mb) for one in history.ahead)
 
 
 def _marks(history: History, plot: _Plot) -> Iterator[tuple[Mark, str, int]]:

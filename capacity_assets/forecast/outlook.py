@@ -101,7 +101,7 @@ class PlannedOutlook:
     @property
     def sentence(self) -> str:
         """Say from when the limit holds, and when it is full then."""
-        full = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
+        full = "not full within a year" if self.middle_day is None else f"full by {human_day(self.middle_day)}"
         return f"With {human_mb(self.limit_mb)} from {human_day(self.day)} on: {full}."
 
 

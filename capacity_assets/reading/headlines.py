@@ -105,7 +105,7 @@ def _said(runway: Runway, named: str = "") -> str:
         said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
     elif runway.full_middle is not None:
         around = range_of(runway)
-        said = f"{'full' if named else 'Full'} on {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
+        said = f"{'full' if named else 'Full'} by {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
     else:
         early = f" 10 % probability by {human_day(runway.full_early)}." if runway.full_early else ""
         said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
@@ -141,7 +141,7 @@ def _alone(about: Subject, own: Runway | None) -> list[str]:
         return []
     if own.full_middle is None:
         return ["On its own it would not fill within a year."]
-    return [f"On its own it would be full on {human_day(own.full_middle)}."]
+    return [f"On its own it would be full by {human_day(own.full_middle)}."]
 
 
 def _without_date(about: Subject, own: Runway) -> str:

@@ -126,9 +126,9 @@ def _fan(risk: Risk) -> History:
     sizes = dict(risk.history)
     first = min(sizes, default=outlook.last_day)
     days = [first + timedelta(days=number) for number in range((outlook.last_day - first).days + 1)]
-    ahead = [Ahead(outlook.last_day, outlook.size_mb, outlook.size_mb)]
+    ahead = [Ahead(outlook.last_day, outlook.size_mb, outlook.size_mb, outlook.size_mb)]
     ahead += [
-        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.upper_mb)
+        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.middle_mb, band.upper_mb)
         for days, band in sorted(risk.bands.items())
         if days <= DRAWN_DAYS
     ]

@@ -279,15 +279,16 @@ def _middle(one: SizeInWindow) -> date:
 
 
 def _ahead_until(runway: Runway, last: date) -> list[Ahead]:
-    """Return the forecast up to a day, on which the band lies between those of the days around it."""
-    days = [Ahead(runway.last_day, runway.size_mb, runway.size_mb)]
+    """Return the forecast up to a day, on which it lies between the forecasts of the days around it."""
+    days = [Ahead(runway.last_day, runway.size_mb, runway.size_mb, runway.size_mb)]
     for day in runway.ahead:
         if day.day >= last:
             share = (last - days[-1].day).days / (day.day - days[-1].day).days
-            ends = ((days[-1].lower_mb, day.lower_mb), (days[-1].upper_mb, day.upper_mb))
+            names = ("lower_mb", "size_mb", "upper_mb")
+            ends = [(getattr(days[-1], name), getattr(day, name)) for name in names]
             days.append(Ahead(last, *(round(before + (after - before) * share) for before, after in ends)))
             break
-        days.append(Ahead(day.day, day.lower_mb, day.upper_mb))
+        days.append(Ahead(day.day, day.lower_mb, day.size_mb, day.upper_mb))
     return days
 
 

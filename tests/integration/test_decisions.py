@@ -296,7 +296,7 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
     assert none_yet.startswith("No decision is open.")
     assert f"orders on server-1: planned for {human_day(SOON)}." in planned
     assert isinstance(full, date)
-    assert f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(full)}." in planned
+    assert f"With 4.1 GiB from {human_day(SOON)} on: full by {human_day(full)}." in planned
     assert (listed["database"], listed["kind"], listed["added_mb"], listed["state"]) == (
         *("orders", "planned", 1024),
         "in force",
@@ -355,7 +355,7 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
     mark = f"planned for {human_day(SOON)} (+1.0 GiB)"
     middle = stored_runways(engine)["orders"]["planned_middle_day"]
     assert isinstance(middle, date)
-    full = f"With 4.1 GiB from {human_day(SOON)} on: full on {human_day(middle)}."
+    full = f"With 4.1 GiB from {human_day(SOON)} on: full by {human_day(middle)}."
     sentence = f"Planned for {human_day(SOON)}, 1.0 GiB more, by anna: new <disk>."
     assert [one.name for one in before.soon] == ["orders"]
     assert [one.name for one in (*after.soon, *after.runways, *after.later)] == []

@@ -156,7 +156,7 @@ def fill_one_disk(engine: Engine) -> None:
 
 def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
     fill_one_disk(engine)
-    said = "full on 20 Aug 2025 (4 Aug to 18 Oct 2025)."
+    said = "full by 20 Aug 2025 (4 Aug to 18 Oct 2025)."
 
     with served_pages(engine.url) as pages:
         text = {
@@ -186,7 +186,7 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
     assert "<dt>Limit</dt>" not in html, "what the others leave is no limit of its own"
     assert '<dt>Free</dt><dd><data value="310"' in html
     assert '<p class="headline"><span class="chip watch">' in html
-    assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full on' in html
+    assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full by' in html
 
 
 def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(

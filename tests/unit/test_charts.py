@@ -118,7 +118,7 @@ def test_an_axis_holds_its_values_at_equal_distances_with_labels_that_differ(one
 
 
 def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> None:
-    ahead = [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=30), 110, 160)]
+    ahead = [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=30), 110, 130, 160)]
 
     near = history_chart(History("sizes", points(90, 100), ahead, limit_mb=150))
     far = history_chart(History("sizes", points(90, 100), ahead, limit_mb=10**9))
@@ -130,8 +130,8 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
     assert '<line class="limit"' not in far
 
 
-def test_the_fill_date_lies_where_the_median_path_meets_the_limit_and_a_later_one_is_named_at_the_limit() -> None:
-    ahead = [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=41), 110, 160)]
+def test_the_fill_date_lies_on_the_limit_beside_the_line_of_the_forecast_and_a_later_one_is_named_there() -> None:
+    ahead = [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=41), 110, 130, 160)]
     days = [DAY + timedelta(days=number) for number in (11, 21, 31)]
 
     drawn = history_chart(History("sizes", points(90, 100), ahead, full=Full(*days), limit_mb=150))
@@ -142,14 +142,18 @@ def test_the_fill_date_lies_where_the_median_path_meets_the_limit_and_a_later_on
     assert "full by 22 Mar 2025" in labels(drawn)
     assert '<tspan class="wide"> (12 Mar to 1 Apr 2025)</tspan>' in drawn
     [circle] = [one for one in parsed(drawn).iter("circle") if one.get("class") == "fills"]
+    assert number(circle, "cx") == pytest.approx(100 * 21 / 41, abs=0.01)
+    [limit] = [one for one in parsed(drawn).iter("line") if one.get("class") == "limit"]
+    assert number(circle, "cy") == number(limit, "y1")
     [path] = [one for one in parsed(drawn).iter("polyline") if one.get("class") == "middle"]
-    last = path.get("points", "").split()[-1].split(",")
-    assert float(last[0]) / 10 == pytest.approx(number(circle, "cx"), abs=0.01)
-    assert float(last[1]) == number(circle, "cy")
+    [band] = [one for one in parsed(drawn).iter("polygon") if one.get("class") == "forecast"]
+    upper, lower = (corner for corner in band.get("points", "").split()[1:3])
+    end = path.get("points", "").split()[-1]
+    heights = [float(corner.split(",")[1]) for corner in (upper, end, lower)]
+    assert heights == sorted(heights), "the forecast lies in its band"
+    assert float(end.split(",")[0]) == 1000
     assert "limit 150 MiB, full by 21 May 2025" in labels(later)
     assert 'class="fills"' not in later
-    [path] = [one for one in parsed(later).iter("polyline") if one.get("class") == "middle"]
-    assert float(path.get("points", "").split()[-1].split(",")[0]) == 1000
 
 
 def test_an_explored_chart_carries_what_is_read_off_it() -> None:
@@ -157,7 +161,7 @@ def test_an_explored_chart_carries_what_is_read_off_it() -> None:
     history = History(
         "sizes",
         [measured, Point(DAY + timedelta(days=1), None)],
-        [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=4), 100, 120)],
+        [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=4), 100, 110, 120)],
         earlier=[(DAY, 50)],
         marks=[Mark(DAY, "purge")],
         is_explored=True,

@@ -58,11 +58,11 @@ def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
     found = headline_of(BILLING, runway(), DISK, DEFAULT_THRESHOLDS)
 
     assert found.text == (
-        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027). On its own it would not fill within a year."
+        "Disk E:\\ full by 7 Mar 2027 (17 Feb to 17 Mar 2027). On its own it would not fill within a year."
     )
     assert (found.day, found.subject, found.name, found.linked) == (date(2027, 3, 7), "volume", "E:\\", "Disk E:\\")
     assert str(rendered(found)) == (
-        '<a href="/volume?server=7&amp;name=E%3A%5C">Disk E:\\</a> full on 7 Mar 2027 (17 Feb to 17 Mar 2027). '
+        '<a href="/volume?server=7&amp;name=E%3A%5C">Disk E:\\</a> full by 7 Mar 2027 (17 Feb to 17 Mar 2027). '
         "On its own it would not fill within a year."
     )
 
@@ -71,16 +71,16 @@ def test_a_database_has_its_own_later_date_beside_that_of_the_disk() -> None:
     own = runway(full_early=date(2027, 4, 1), full_middle=date(2027, 5, 1))
 
     assert headline_of(BILLING, own, DISK, DEFAULT_THRESHOLDS).text.endswith(
-        "On its own it would be full on 1 May 2027."
+        "On its own it would be full by 1 May 2027."
     )
 
 
 def test_a_disk_and_a_server_have_their_own_date_without_their_name() -> None:
-    assert headline_of(VOLUME, DISK, None, DEFAULT_THRESHOLDS).text == "Full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    assert headline_of(VOLUME, DISK, None, DEFAULT_THRESHOLDS).text == "Full by 7 Mar 2027 (17 Feb to 17 Mar 2027)."
     whole = runway("server", "", **{**FILLING, "full_late": None})
     assert (
         headline_of(SERVER, whole, whole, DEFAULT_THRESHOLDS).text
-        == "Full on 7 Mar 2027 (17 Feb 2027 to beyond Nov 2027)."
+        == "Full by 7 Mar 2027 (17 Feb 2027 to beyond Nov 2027)."
     )
 
 
@@ -89,8 +89,8 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
     found = headline_of(SERVER, None, runway(**days, probability_30_days=0.6), DEFAULT_THRESHOLDS, also=DISK)
 
     assert found.text == (
-        "Database billing full on 19 Dec 2026 (17 Dec 2026 to 2 Jan 2027). "
-        "Disk E:\\ full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+        "Database billing full by 19 Dec 2026 (17 Dec 2026 to 2 Jan 2027). "
+        "Disk E:\\ full by 7 Mar 2027 (17 Feb to 17 Mar 2027)."
     )
     assert found.severity is Severity.ACT
 
@@ -158,7 +158,7 @@ def test_a_name_with_blanks_is_quoted_in_the_command() -> None:
 def test_the_fleet_names_what_fills_next_on_which_server() -> None:
     found = next_to_fill(DISK, DEFAULT_THRESHOLDS, issued=DAY)
 
-    assert found.text == "Next to fill: disk E:\\ on db-7, full on 7 Mar 2027 (17 Feb to 17 Mar 2027)."
+    assert found.text == "Next to fill: disk E:\\ on db-7, full by 7 Mar 2027 (17 Feb to 17 Mar 2027)."
     assert next_to_fill(None, DEFAULT_THRESHOLDS, issued=DAY, unknown_limits=1).text == (
         "Nothing with a known limit is expected to fill within a year. 1 database has no known limit."
     )
