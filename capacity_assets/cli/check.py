@@ -22,9 +22,9 @@ from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, Report, Table, 
 from capacity_assets.cli.status import daemon_works, silent_location
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
+from capacity_assets.collection.prometheus import VARIABLE as SOURCES
+from capacity_assets.collection.prometheus import prometheus_sources
 from capacity_assets.collection.servers import Registered, registered, standing
-from capacity_assets.collection.volumes import VARIABLE as SOURCES
-from capacity_assets.collection.volumes import volume_sources
 from capacity_assets.database.changes import lost_nodes
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.embedded import EmbeddedServerError, others_can_write
@@ -161,7 +161,7 @@ def _volume_sources(settings: Settings) -> Iterator[Finding]:
     if settings.volume_sources is None:
         return
     try:
-        sources = volume_sources(settings.volume_sources)
+        sources = prometheus_sources(settings.volume_sources)
     except CapacityError as error:
         yield _bad(SOURCES, " ".join(str(error).splitlines()))
     else:

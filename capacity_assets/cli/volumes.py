@@ -24,7 +24,8 @@ from capacity_assets.cli.declaring import (
 from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.volumes import VARIABLE, fetch_volumes, newest_volumes, store_volumes, volumes_of_file
+from capacity_assets.collection.prometheus import VARIABLE
+from capacity_assets.collection.volumes import fetch_volumes, newest_volumes, store_volumes, volumes_of_file
 
 HEADINGS = ("Server", "Volume", ">Size", ">Free", "Day", "Source", "By")
 

@@ -1,34 +1,36 @@
 """Volumes that a server's own login cannot measure: from a file, or from a monitoring system.
 
-CAPACITY_VOLUME_SOURCES names monitoring systems. A Prometheus-compatible one is asked by two instant queries, joined by
-their labels (https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries); each source fails on its own,
-with one sentence. A report of the server itself takes precedence. If exactly one volume of a server is known, its
-databases are assumed to lie on it; with several, only the server knows.
+CAPACITY_VOLUME_SOURCES names monitoring systems (`prometheus`). Each is asked by two queries, joined by their labels,
+and fails on its own, with one sentence. A report of the server itself takes precedence. If exactly one volume of a
+server is known, its databases are assumed to lie on it; with several, only the server knows.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Engine, Row, text
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
 from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
-from capacity_assets.base.files import declarations, named_tables
-from capacity_assets.base.network import UnansweredError, ask
+from capacity_assets.base.files import declarations
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
-from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.measuring import LONGEST_NAME
+from capacity_assets.collection.prometheus import (
+    VARIABLE,
+    Labels,
+    PrometheusSource,
+    login,
+    prometheus_sources,
+    values_now,
+)
 from capacity_assets.collection.servers import registered
 from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.limits import columns_of, declaring, ids_of, naming_places, refuse_repeated
@@ -51,10 +53,18 @@ class VolumeDay:
     used_bytes: Annotated[Size | None, Field(validation_alias="used_gb")] = None
 
 
-def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, by: str | None = None, dry_run: bool = False) -> int:
+def store_volumes(
+    engine: Engine,
+    volumes: Sequence[VolumeDay],
+    *,
+    by: str | None = None,
+    replace: bool = True,
+    dry_run: bool = False,
+) -> int:
     """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
 
-    All of them or none. `by` declares them; None: they were fetched. A dry run stores none.
+    All of them or none. `by` declares them; None: they were fetched. Without `replace` what is stored stays. A dry run
+    stores none.
 
     Raises:
         NotFoundError: a server is not registered.
@@ -78,9 +88,8 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, by: str | Non
         ]
         if not rows:
             return 0
-        written = len(
-            connection.execute(text(_STORE), {**columns_of(rows), "source": IMPORTED, "declared_by": by}).all()
-        )
+        how = {"source": IMPORTED, "declared_by": by, "replace": replace}
+        written = len(connection.execute(text(_STORE), {**columns_of(rows), **how}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(with_parts(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
         return written
@@ -131,7 +140,7 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:volume_names AS varchar[]), 
 ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
 SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,
     collected_at = excluded.collected_at, declared_by = excluded.declared_by
-WHERE t.source = excluded.source
+WHERE CAST(:replace AS boolean) AND t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
@@ -154,62 +163,6 @@ WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND 
 """
 
 
-KIND = "prometheus"
-
-
-@dataclass(frozen=True)
-class PrometheusSource:
-    """One Prometheus-compatible server: its queries, and which label names the server and the volume.
-
-    `free` is the space that the server can still use. `used` is needed if part of the remainder is a reserve.
-
-    `servers` maps a label's value to the name of a registered server; what is not in it is taken as the name itself,
-    with or without a port. `volume` is the name of the volume where no label has it.
-    """
-
-    __pydantic_config__ = NO_OTHER_NAMES
-
-    name: str
-    url: str
-    total: str
-    free: str
-    server_label: str
-    used: str | None = None
-    volume_label: str | None = None
-    volume: str = "disk"
-    servers: Mapping[str, str] = field(default_factory=dict)
-    username: str | None = None
-    password_from: str | None = None
-    token_from: str | None = None
-
-
-def volume_sources(path: Path) -> list[PrometheusSource]:
-    """Read the file, one table `[[prometheus]]` per source; raises ValidationError with all problems."""
-    return named_tables(path, KIND, "source", _source)
-
-
-def _source(values: Mapping[str, object]) -> PrometheusSource:
-    source = declaration(PrometheusSource, values)
-    parts = urlsplit(source.url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValidationError("url is not a web address, or holds a password; write https://host:9090.")
-    if source.password_from and source.token_from:
-        raise ValidationError("password_from and token_from are two ways to log in; write one of them.")
-    for reference in (source.password_from, source.token_from):
-        if reference:
-            checked_reference(reference)
-    return source
-
-
-TIMEOUT_SECONDS = 15.0
-MOST_BYTES = 16 * 1024 * 1024
-SHOWN = 200
-
-
-class SourceError(CapacityError):
-    """A source could not be asked, or its answer makes no sense; the text holds no secret."""
-
-
 def volumes_of(
     source: PrometheusSource, known: Collection[str], secrets: SecretFolders, day: date
 ) -> tuple[list[VolumeDay], list[str]]:
@@ -219,20 +172,26 @@ def volumes_of(
         SourceError: it does not answer, refuses, or answers what is no result.
         CredentialError: its password cannot be looked up.
     """
-    headers = _login(source, secrets)
-    totals, free = (_result(source, query, headers) for query in (source.total, source.free))
-    used = _result(source, source.used, headers) if source.used else {}
+    headers = login(source, secrets)
+    return volumes_from(source, [values_now(source, query, headers) for query in source.volume_queries], known, day)
+
+
+def volumes_from(
+    source: PrometheusSource, values: Sequence[Mapping[Labels, float]], known: Collection[str], day: date
+) -> tuple[list[VolumeDay], list[str]]:
+    """Return the volumes of a day by the values of `volume_queries`, and what was left out and why."""
+    totals, free, *used = values
     by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     strangers: set[str] = set()
     for labels in totals.keys() & free.keys():
         named = dict(labels)
         label = named.get(source.server_label, "")
-        server = _server(source, label, known)
+        server = source.server_of(label, known)
         if server is None:
             strangers.add(label)
             continue
         volume = named.get(source.volume_label, "") if source.volume_label else source.volume
-        sizes = (totals[labels], free[labels], *([used[labels]] if labels in used else []))
+        sizes = (totals[labels], free[labels], *(one[labels] for one in used if labels in one))
         by_place.setdefault((server, volume or source.volume), []).append(sizes)
     volumes, left_out = [], []
     for (server, volume), found in sorted(by_place.items()):
@@ -241,14 +200,9 @@ def volumes_of(
         else:
             volumes.append(VolumeDay(server, volume, day, *map(int, found[0])))
     if strangers:
-        first, values = min(strangers), counted(len(strangers), "value")
-        left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
+        first, count = min(strangers), counted(len(strangers), "value")
+        left_out.append(f"{count} of {source.server_label} without a registered server, for example {first!r:.80}")
     return volumes, left_out
-
-
-def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
-    names = (source.servers.get(label), label, label.rpartition(":")[0])
-    return next((name for name in names if name in known), None)
 
 
 def _reason_against(found: list[tuple[float, ...]]) -> str | None:
@@ -260,63 +214,6 @@ def _reason_against(found: list[tuple[float, ...]]) -> str | None:
     if not all(0 <= one <= total for one in used):
         return f"{total:g} bytes, {used[0]:g} of them used, is impossible"
     return None
-
-
-def _login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]:
-    if source.token_from:
-        return {"Authorization": f"Bearer {password_of(source.token_from, secrets)}"}
-    if source.password_from:
-        pair = f"{source.username or ''}:{password_of(source.password_from, secrets)}"
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {}
-
-
-def _result(
-    source: PrometheusSource, query: str, headers: Mapping[str, str]
-) -> dict[tuple[tuple[str, str], ...], float]:
-    """Return the values of an instant query by their labels, without the name of the metric."""
-    url = f"{source.url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    answer = _document(_body(url, headers))
-    if answer.get("status") != "success":
-        raise SourceError(f"it refuses the query: {str(answer.get('error', 'no reason given'))[:SHOWN]}")
-    try:
-        return {
-            tuple(sorted((name, value) for name, value in one["metric"].items() if name != "__name__")): float(
-                one["value"][1]
-            )
-            for one in answer["data"]["result"]
-        }
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise SourceError(
-            "its answer is not an instant vector: write a query that gives one value per series"
-        ) from None
-
-
-def _document(body: bytes) -> Mapping[str, Any]:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise SourceError("its answer is not that of Prometheus' HTTP API")
-    return answer
-
-
-def _body(url: str, headers: Mapping[str, str]) -> bytes:
-    try:
-        answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
-    except UnansweredError as error:
-        raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
-    # Prometheus refuses a query with status 400 or 422 and the reason as JSON.
-    if answer.status not in {200, 400, 422, 503}:
-        redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
-        raise SourceError(f"it answers {answer.status}{redirects}")
-    if len(answer.body) > MOST_BYTES:
-        raise SourceError(f"its response is larger than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
-    return answer.body
-
-
-VARIABLE = "CAPACITY_VOLUME_SOURCES"
 
 
 @dataclass
@@ -339,7 +236,7 @@ def fetch_volumes(
     """
     fetched = FetchReport()
     try:
-        sources = volume_sources(path)
+        sources = [source for source in prometheus_sources(path) if source.volume_queries]
     except CapacityError as error:
         fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines())}")
         return fetched

@@ -18,9 +18,10 @@ from sqlalchemy import Engine
 
 from capacity_assets.base import network
 from capacity_assets.cli.up import answers
-from capacity_assets.collection import volumes as source_volumes
+from capacity_assets.collection import prometheus
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.volumes import SourceError, volume_sources, volumes_of
+from capacity_assets.collection.prometheus import SourceError, prometheus_sources
+from capacity_assets.collection.volumes import volumes_of
 from capacity_assets.database import locks
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.digest.sending import send_digests
@@ -82,7 +83,7 @@ LATE = "no complete answer within 1 s"
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (network, "WEBHOOK_SECONDS"),
-        (source_volumes, "TIMEOUT_SECONDS"),
+        (prometheus, "TIMEOUT_SECONDS"),
         (sending, "MAIL_SECONDS"),
         (locks, "CALL_SECONDS"),
     ):
@@ -113,7 +114,7 @@ def by_encrypted_mail(engine: Engine, port: int, _folder: Path) -> str:
 
 def volumes(_engine: Engine, port: int, folder: Path) -> str:
     (folder / "sources.toml").write_text(SOURCE.format(url=f"http://127.0.0.1:{port}", label="x"))
-    [source] = volume_sources(folder / "sources.toml")
+    [source] = prometheus_sources(folder / "sources.toml")
     with pytest.raises(SourceError) as caught:
         volumes_of(source, [], SecretFolders(folder), TODAY)
     return str(caught.value)

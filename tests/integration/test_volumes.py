@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection import volumes as client
+from capacity_assets.collection import prometheus as client
 from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.collecting import Collection
@@ -210,8 +210,8 @@ def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.Mo
 
 
 NO_SOURCES = [
-    ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
-    ("[[prometheus]]\npassword = 'hunter2'", "'password' is not one of name, url, total, free, server_label"),
+    ("[[prometheus]]\nname = 'a'", "source 1: url and server_label missing."),
+    ("[[prometheus]]\npassword = 'hunter2'", "'password' is not one of name, url, server_label, total, free"),
     ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
     ("[[prometheus]", "cannot be read"),
     (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),
