@@ -24,6 +24,7 @@ from capacity_assets.collection.engines.base import engines
 from capacity_assets.database.locks import SAMPLES, redis_key
 from capacity_assets.database.tables import metadata
 from capacity_assets.database.views import VIEWS
+from capacity_assets.history.queries import QUERIES
 from capacity_assets.orchestration.partitions import asset_name, job_name, pool_name, schedule_name
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -115,6 +116,15 @@ def grants() -> str:
     return "\n\n".join(f"{' and '.join(names)}:\n\n```sql\n{text}\n```" for text, names in needed.items())
 
 
+def history_queries() -> str:
+    """Each query for history, and how its result is imported."""
+    return "\n\n".join(
+        f"{program}, `--origin {origin}`:\n\n```sql\n{query.strip()}\n```"
+        for origin, programs in QUERIES.items()
+        for program, (_, query) in programs.items()
+    )
+
+
 def locks() -> str:
     """The name of each lock and its key in Redis."""
     rows = [[f"`{name}`", f"`{redis_key(name)}`"] for name in (*PERIODS, SAMPLES)]
@@ -154,6 +164,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "checks": checks,
     "engines": engine_table,
     "grants": grants,
+    "history queries": history_queries,
     "locks": locks,
     "tables": tables,
     "views": views,

@@ -23,7 +23,11 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
-    "0019": ("DROP TABLE server_part_stats CASCADE",),
+    "0019": (
+        "DROP TABLE server_part_stats CASCADE",
+        "DROP TABLE capacity_imported_days CASCADE",
+        "ALTER TABLE capacity_imports DROP COLUMN origin CASCADE",
+    ),
     "0018": ("DROP TABLE capacity_scenarios",),
     "0017": (
         "DROP TABLE capacity_alerts",

@@ -480,8 +480,8 @@ class Variables(BaseSettings):
     )
     volume_sources: Path | None = Field(
         default=None,
-        description="TOML file that names Prometheus-compatible servers which know the file systems of servers that do "
-        "not report them. Unset: none.",
+        description="TOML file that names Prometheus-compatible servers: those that know the file systems of servers "
+        "which do not report them, and sizes of past days for imports. Unset: none.",
     )
     label_keys: LabelKeys = Field(
         default=DEFAULT_LABEL_KEYS,

@@ -24,6 +24,7 @@ from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
 from capacity_assets.ownership.labels import labels_on
+from capacity_assets.reading.subjects import SampleOrigin, origins_of
 from capacity_assets.runtime import open_task_runner
 
 DAYS_LISTED = 5
@@ -91,7 +92,10 @@ def explain(
         subject = _only(find_subjects(engine, database, server))
         explanation = explanation_of(engine, subject, chosen, window, today)
         labels = labels_on(engine, subject.server, subject.database, window.end)
-    return Report({**_as_dict(explanation), "labels": labels}, _lines(explanation, labels, list_all=list_all))
+        with database_errors(doing="reading imports"), engine.connect() as connection:
+            origins = origins_of(connection, subject.instance_id, subject.database, window.start, window.end)
+    document = {**_as_dict(explanation), "labels": labels, "imported": [asdict(one) for one in origins]}
+    return Report(document, _lines(explanation, labels, origins, list_all=list_all))
 
 
 def _refuse_subjects(
@@ -153,12 +157,16 @@ def _verdict(group: ExplainedGroup) -> str:
     return f"{total}. {stored}: `capacity aggregate` recomputes this window."
 
 
-def _lines(explanation: Explanation, labels: Mapping[str, str], *, list_all: bool) -> Iterator[Line]:
+def _lines(
+    explanation: Explanation, labels: Mapping[str, str], origins: Sequence[SampleOrigin], *, list_all: bool
+) -> Iterator[Line]:
     period, window, samples = explanation.period, explanation.window, explanation.samples
     yield f"{explanation.subject}, {period.name} window {window.start} to {window.end}"
     if labels:
         yield f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}"
     yield _samples(f"Samples of the window: {len(samples.own)}", samples.own, list_all=list_all)
+    for one in origins:
+        yield one.sentence
     if not explanation.subject.active:
         yield "The server is not active: it is no longer aggregated, and its stored rows are kept."
     missing = explanation.missing_days

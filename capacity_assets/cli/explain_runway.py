@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
@@ -19,7 +20,7 @@ from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.collection.servers import registered
 from capacity_assets.forecast.decisions import open_decisions
-from capacity_assets.forecast.history_statements import DATABASE_ROWS
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
 from capacity_assets.forecast.model import RISE_DAYS, Forecasts, forecast, without_steps
@@ -33,6 +34,7 @@ from capacity_assets.forecast.runway import (
     outlook_with_sizes,
     runways,
 )
+from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
 
 TOLERANCE = 1e-6
 BAND_HEADINGS = (
@@ -66,6 +68,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     with database_errors(doing="reading earlier forecasts"), engine.connect() as connection:
         earlier = earlier_forecasts(connection, outlook)
         decision = open_decisions(connection, today).on(outlook)
+        imported = _imported(connection, series, kind, name)
     # A step of a database is also a step of its server's total.
     declared = stored_steps(engine, outlook.server, name if kind == DATABASE_ROWS else None)
     steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
@@ -80,6 +83,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "outlook": asdict(outlook),
         "decision": decision and decision_json(decision, today),
         "measured_days": measured_days,
+        "imported": list(map(asdict, imported)),
         "steps": list(map(asdict, steps)),
         "drift_mb_per_day": float(first.drift[0]),
         "lowest_change_mb": second.lowest_change,
@@ -94,6 +98,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     lines: list[Line] = [
         f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: {human_mb(outlook.size_mb)}",
         f"Measured days: {measured_days:,}",
+        *(one.sentence for one in imported),
         *(
             f"Ignored: {human_day(step.day)}, {printable(': '.join(filter(None, (step.database, step.note))))}."
             for step in steps
@@ -110,6 +115,16 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "Both calculations agree." if agrees else "The two calculations DIFFER. Please report this as a defect.",
     ]
     return Report(document, lines)
+
+
+def _imported(connection: Connection, series: SeriesOutlook, kind: str, name: str | None) -> list[SampleOrigin]:
+    """Return which of the sizes that the forecast rests on were imported."""
+    outlook = series.outlook
+    number = server_id_of(connection, outlook.server)
+    if kind == VOLUME_ROWS or number is None:
+        return []
+    first = outlook.last_day - timedelta(days=len(series.sizes) - 1)
+    return origins_of(connection, number, name, first, outlook.last_day)
 
 
 def _agree(first: Forecasts, second: Reference) -> bool:

@@ -1,25 +1,27 @@
-"""`capacity import`: history from a file or a legacy database."""
+"""`capacity import`: history from a file, a legacy database, Prometheus or Zabbix."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import click
+import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
-from capacity_assets.base.errors import ValidationError
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level
+from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_day, printable
 from capacity_assets.cli.options import (
+    DAY,
     DONE,
     FAILED,
     NOTHING_CHANGED,
@@ -32,11 +34,14 @@ from capacity_assets.cli.options import (
     say,
     wants_json,
 )
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.prometheus import VARIABLE, SourceError, login, prometheus_sources
 from capacity_assets.database.engine import safe_url
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+from capacity_assets.history import monitoring
 from capacity_assets.history.conventions import (
     COMMA,
     ISO,
@@ -57,8 +62,11 @@ from capacity_assets.history.legacy import (
     open_legacy,
     unknown_servers,
 )
-from capacity_assets.history.loading import COUNTS, Loader, LoadReport
-from capacity_assets.history.rows import DAY, INSTANCE_ID, SERVER, RowReader, layout_of
+from capacity_assets.history.loading import COUNTS, SLICE_ROWS, Loader, LoadReport
+from capacity_assets.history.monitoring import Days, PrometheusHistory, import_volumes, place_of, zabbix_history
+from capacity_assets.history.origins import FILE, LEGACY, ORIGINS, ORIGINS_OF_FILES, PROMETHEUS, ZABBIX, Origin
+from capacity_assets.history.rows import BYTES, INSTANCE_ID, SERVER, RowReader, layout_of
+from capacity_assets.history.rows import DAY as DAY_COLUMN
 from capacity_assets.history.sources import FileOptions, FileSource, PositionedRow, Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
 
@@ -73,7 +81,15 @@ OUTCOMES = {
     "bad": "not a valid sample: not imported",
     "totals_written": "totals of servers derived from them",
 }
+PROMETHEUS_SOURCE = "prometheus:"
+OF_FILES = {
+    *("level", "mapping", "server", "unit", "decimal", "date_format", "encoding", "sheet"),
+    *("on_conflict", "register_as", "origin", "dry_run"),
+}
+OF_MONITORING = {"on_conflict", "register_as", "first", "last", "dry_run"}
+OF_ZABBIX = {*OF_MONITORING, "origin", "password_from"}
 OF_LEGACY_DATABASES = {"on_conflict", "password_from", "dry_run"}
+OPTION_NAMES = {"mapping": "map", "first": "from", "last": "to"}
 NOT_SURVEYED = Survey(WRITTEN_AS_ISO)
 
 
@@ -92,6 +108,9 @@ class ImportOptions:
     on_conflict: str = "keep"
     register_as: str | None = None
     password_from: str | None = None
+    origin: str | None = None
+    first: date | None = None
+    last: date | None = None
     dry_run: bool = False
 
     @property
@@ -99,12 +118,15 @@ class ImportOptions:
         """Whether samples replace stored ones."""
         return self.on_conflict == "replace"
 
-    def refuse_options_of_files(self) -> None:
-        """Refuse options that a legacy database does not take; raises ValidationError."""
+    def refuse_others(self, taken: Collection[str], kind: str) -> None:
+        """Refuse options that this kind of source does not take; raises ValidationError."""
         for one in fields(self):
-            if one.name not in OF_LEGACY_DATABASES and getattr(self, one.name) != one.default:
-                option = "map" if one.name == "mapping" else one.name.replace("_", "-")
-                raise ValidationError(f"--{option} is for files only; omit it for a legacy database.")
+            if one.name not in taken and getattr(self, one.name) != one.default:
+                option = OPTION_NAMES.get(one.name, one.name.replace("_", "-"))
+                whose = (
+                    "files" if one.name in OF_FILES else "databases" if one.name == "password_from" else "monitoring"
+                )
+                raise ValidationError(f"--{option} is for {whose} only; omit it for {kind}.")
 
     def fingerprint(self, source: Source) -> str:
         """Return what identifies an import: its rows, and how they are read."""
@@ -112,7 +134,7 @@ class ImportOptions:
             self.level, sorted(self.mapping), self.server, self.unit, self.decimal, self.on_conflict, self.register_as,
         ]  # fmt: skip
         # Left out where not given, so that imports of an earlier version continue.
-        how += [one for one in (self.date_format, self.encoding) if one is not None]
+        how += [one for one in (self.date_format, self.encoding, self.origin) if one is not None]
         return hashlib.sha256(json.dumps([source.fingerprint, *how]).encode()).hexdigest()
 
 
@@ -148,16 +170,24 @@ class ImportOptions:
     help="If another size of that day is stored: keep it, or replace it.",
 )
 @click.option("--register-as", metavar="ENGINE", help="Register unknown servers with this engine.")
+@click.option(
+    "--origin",
+    type=click.Choice(ORIGINS_OF_FILES),
+    help="What measured the samples, if they are of another program.",
+)
+@click.option("--from", "first", type=DAY, help="First day to ask monitoring for. Default: a year before the last.")
+@click.option("--to", "last", type=DAY, help="Last day to ask monitoring for. Default: yesterday.")
 @password_option
 @dry_run_option
 @json_command
 def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
-    """Import history: samples from a file, or a legacy database.
+    """Import history: from a file, a legacy database, Prometheus or Zabbix.
 
-    SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet), or postgresql://user@host/database without a password, or
-    env:NAME of a variable that holds the whole address. Columns are server (or instance_id), database, day, size_mb,
-    and optionally data_size_mb, log_size_mb, collected_at; --map names others. --dry-run shows how the first rows are
-    read. You can interrupt it: the same command continues.
+    SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet); or postgresql://user@host/database without a password, or
+    env:NAME of a variable that holds the whole address, of a legacy database, or of Zabbix with --origin zabbix; or
+    prometheus:NAME of a source in CAPACITY_VOLUME_SOURCES. Columns of files are server (or instance_id), database,
+    day, size_mb, and optionally data_size_mb, log_size_mb, collected_at; --map names others. --dry-run shows how the
+    first rows are read. You can interrupt it: the same command continues.
 
     \b
     Examples:
@@ -165,19 +195,31 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
       capacity import sizes.xlsx --sheet 2025 --date-format day-first
       capacity import sizes.csv --map server=host --map database=db --map size_mb=bytes --unit bytes
       capacity import env:LEGACY_DATABASE_URL
+      capacity import prometheus:monitoring --from 2025-01-01 --dry-run
+      capacity import env:ZABBIX_DATABASE_URL --origin zabbix
     """
     chosen = ImportOptions(**values)
-    if is_address(source):
-        chosen.refuse_options_of_files()
+    work_of, taken, kind = _kind_of(source, chosen)
+    chosen.refuse_others(taken, kind)
     with open_engine(settings, existing=True) as engine:
         refuse_an_unfit_database(engine, kept="Nothing was imported.")
         refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.
         unlocked = nullcontext(HeldLock(lambda: None))
         with unlocked if chosen.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as lock:
-            work = _Import(settings, engine, chosen, lock)
-            reports = work.database(source) if is_address(source) else work.file(Path(source))
+            reports = work_of(_Import(settings, engine, chosen, lock), source)
     return FAILED if any(report.left_out for report in reports) else DONE
+
+
+def _kind_of(source: str, options: ImportOptions) -> tuple[Callable[[_Import, str], list[LoadReport]], set[str], str]:
+    """Return how a source is imported, the options that it takes, and what it is called."""
+    if source.startswith(PROMETHEUS_SOURCE):
+        return _Import.prometheus, OF_MONITORING, "Prometheus"
+    if not is_address(source):
+        return _Import.file, OF_FILES, "a file"
+    if options.origin == ZABBIX.name:
+        return _Import.zabbix, OF_ZABBIX, "Zabbix"
+    return _Import.database, OF_LEGACY_DATABASES, "a legacy database"
 
 
 @dataclass(frozen=True)
@@ -187,19 +229,83 @@ class _Import:
     options: ImportOptions
     lock: HeldLock
 
-    def file(self, path: Path) -> list[LoadReport]:
+    def file(self, path: str) -> list[LoadReport]:
         level = SERVER_LEVELS.get(self.options.level)
         if level is None:
             raise ValidationError(f"{self.options.level!r} is not a level; use {' or '.join(SERVER_LEVELS)}.")
         chosen = self.options
         how = FileOptions(_mapping(chosen.mapping), chosen.server, chosen.encoding, chosen.sheet)
-        source = file_source(path, layout_of(level), how)
+        source = file_source(Path(path), layout_of(level), how)
         survey = self._survey(source, level)
-        report = self._load(source, level, chosen.unit, survey=survey)
+        origin = ORIGINS[chosen.origin] if chosen.origin else FILE
+        report = self._load(source, level, chosen.unit, origin, survey=survey)
         conventions = asdict(survey.conventions)
         document = {"dry_run": chosen.dry_run, "source": source.description, **conventions, **asdict(report)}
         self._finish(document, report)
         return [report]
+
+    def prometheus(self, name: str) -> list[LoadReport]:
+        settings, chosen = self.settings, self.options
+        if settings.volume_sources is None:
+            raise ValidationError(f"{VARIABLE} is unset: set it to the file that lists the sources.")
+        named = {one.name: one for one in prometheus_sources(settings.volume_sources)}
+        source = named.get(name.removeprefix(PROMETHEUS_SOURCE))
+        if source is None:
+            raise ValidationError(f"{settings.volume_sources} has no source {name!r}. It has {', '.join(named)}.")
+        days, reports = self._days(), []
+        headers = login(source, SecretFolders.of(settings))
+        history = PrometheusHistory(source, headers, days, settings.zone, layout_of(DATABASE), self._known())
+        document: dict[str, object] = {"dry_run": chosen.dry_run, "source": name, **asdict(days)}
+        try:
+            if source.sizes is not None:
+                reports.append(
+                    self._load(history, DATABASE, BYTES, PROMETHEUS, place=place_of, slice_rows=monitoring.SLICE_ROWS)
+                )
+                document[DATABASE.source.name] = asdict(reports[0])
+            if source.volume_queries:
+                document["volume_size_stats"] = self._volumes(replace(history, known=self._known()))
+        except SourceError as error:
+            raise SourceError(f"{name}: {error}. Stored days are kept; the same command continues.") from None
+        self._finish(document, *reports)
+        return reports
+
+    def _volumes(self, history: PrometheusHistory) -> dict[str, object]:
+        with _rows_read("volume_size_stats") as on_rows:
+            report = import_volumes(
+                self.engine,
+                history,
+                replace=self.options.replaces,
+                dry_run=self.options.dry_run,
+                progress=on_rows,
+            )
+        say(f"volume_size_stats: {report.read:,} read, {report.stored:,} new.")
+        for what in report.left_out:
+            say(f"  note: {what}.")
+        return asdict(report)
+
+    def zabbix(self, address: str) -> list[LoadReport]:
+        zabbix = open_legacy(address_of(address, self.options.password_from, self.settings))
+        days = self._days()
+        try:
+            source = zabbix_history(zabbix, days, self.settings.zone, layout_of(DATABASE))
+            report = self._load(source, DATABASE, BYTES, ZABBIX)
+        finally:
+            zabbix.dispose()
+        document = {"dry_run": self.options.dry_run, "source": source.description, **asdict(days), **asdict(report)}
+        self._finish(document, report)
+        return [report]
+
+    def _days(self) -> Days:
+        days = Days.between(self.options.first, self.options.last, Clock(self.settings.zone).today())
+        say(f"{human_day(days.first)} to {human_day(days.last)}, of each day the last value.")
+        return days
+
+    def _known(self) -> set[str]:
+        with (
+            database_errors(doing="reading servers", kept="Nothing was imported."),
+            self.engine.connect() as connection,
+        ):
+            return set(connection.execute(sa.text("SELECT name FROM instances")).scalars())
 
     def database(self, address: str) -> list[LoadReport]:
         legacy = open_legacy(address_of(address, self.options.password_from, self.settings))
@@ -220,7 +326,9 @@ class _Import:
                 if level.source.name in tables:
                     derive_totals = INSTANCE.source.name not in tables
                     source = legacy_samples(legacy, level)
-                    reports.append(self._load(source, level, "mb", derive_totals=derive_totals, servers=servers))
+                    reports.append(
+                        self._load(source, level, "mb", LEGACY, derive_totals=derive_totals, servers=servers)
+                    )
                     document[level.source.name] = asdict(reports[-1])
                 if level.target.name in tables:
                     with _rows_read(level.target.name) as on_rows:
@@ -243,7 +351,7 @@ class _Import:
         date_format = None if chosen.date_format is None else checked_date_format(chosen.date_format)
         surveyor = Surveyor(
             columns=layout.columns,
-            day=DAY,
+            day=DAY_COLUMN,
             sizes=(*layout.sizes, *layout.optional_sizes),
             servers=(SERVER, INSTANCE_ID),
             server=chosen.server,
@@ -262,14 +370,19 @@ class _Import:
         source: Source,
         level: Level,
         unit: str,
+        origin: Origin,
         *,
+        place: Callable[[int], str] = "row {}".format,
+        slice_rows: int = SLICE_ROWS,
         survey: Survey = NOT_SURVEYED,
         derive_totals: bool = True,
         servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
     ) -> LoadReport:
         zone = self.settings.zone
         now, server = Clock(zone).now(), self.options.server
-        reader = RowReader(layout_of(level), unit, zone, now, server=server, conventions=survey.conventions)
+        reader = RowReader(
+            layout_of(level), unit, zone, now, server=server, conventions=survey.conventions, place=place
+        )
         register_as = self.options.register_as
         with _rows_read(level.source.name) as on_rows:
             loader = Loader(
@@ -284,11 +397,13 @@ class _Import:
                 register_as=register_as,
                 port=engine_named(register_as).default_port if register_as else 0,
                 derive_totals=derive_totals,
+                slice_rows=slice_rows,
                 start_date=self.settings.start_date,
+                origin=origin,
                 with_gaps=survey.with_gaps,
             )
             report = loader.load(source, self.options.fingerprint(source))
-        _say_report(report, level)
+        _say_report(report, level, place)
         return report
 
     def _say_next_steps(self, report: LoadReport) -> None:
@@ -344,9 +459,9 @@ def _say_aggregation(report: LoadReport, start_date: date) -> None:
         say("While Dagster runs, it recomputes windows that were computed before. The others need the command.")
 
 
-def _say_report(report: LoadReport, level: Level) -> None:
+def _say_report(report: LoadReport, level: Level, place: Callable[[int], str]) -> None:
     if report.resumed_after:
-        say(f"Continued after row {report.resumed_after:,}, where an earlier run was interrupted.")
+        say(f"Continued after {place(report.resumed_after)}, where an earlier run was interrupted.")
     rows = [[f"{report.counts[name]:,}", OUTCOMES[name]] for name in COUNTS if report.counts[name] or name == "read"]
     say(Table(level.source.name, (">Rows", "Outcome"), rows))
     if report.first_rows:

@@ -114,6 +114,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
             connection.execute(text(f"DELETE {_OTHERS}"), {"day": day})
         for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
+        connection.execute(text(_NO_LONGER_IMPORTED), {"day": day})
         _store_beside(connection, day, volume_size_stats, _VOLUMES)
         _store_beside(connection, day, database_limit_stats, _CEILINGS)
         _store_beside(connection, day, server_part_stats, _PARTS)
@@ -216,6 +217,12 @@ _WRITE_TOTALS = insert_samples(
     WHERE s.status = 'collected'
     GROUP BY s.instance_id, s.measured_at)""",
 )
+# Imported earlier on the day, and measured now.
+_NO_LONGER_IMPORTED = """
+UPDATE capacity_imported_days SET days = days - datemultirange(daterange(:day, :day, '[]'))
+WHERE days @> CAST(:day AS date)
+  AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
+"""
 _WRITE_ATTEMPTS = """
 INSERT INTO capacity_collection_attempts AS a
     (collected_date, instance_id, status, failure, reason, connect_seconds, measure_seconds, attempted_at)

@@ -43,7 +43,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import DATERANGE, JSONB
+from sqlalchemy.dialects.postgresql import DATEMULTIRANGE, DATERANGE, JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -505,6 +505,16 @@ imports = table(
     required("counts", JSON, "What became of them"),
     timestamp("started_at", "When it was begun"),
     timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
+    optional("origin", String(40), "What measured the samples: file, legacy, prometheus, ...; null: not known"),
+)
+
+imported_days = table(
+    "capacity_imported_days",
+    "Which stored samples were imported, and by which import. Rows of measured samples know nothing of it.",
+    instance_key(),
+    key("database_name", String(255), "Database; empty: the totals of the server"),
+    key("fingerprint", String(64), "Of the import, capacity_imports.fingerprint"),
+    required("days", DATEMULTIRANGE, "Days whose samples are those of the import"),
 )
 
 

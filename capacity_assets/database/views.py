@@ -559,6 +559,20 @@ SELECT s.collected_date AS day,  -- Day of the sample
 FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
 WHERE NOT s.is_deleted;
 
+-- Which samples of databases and servers were imported, by days that follow one another; all others were measured.
+CREATE VIEW capacity_sample_origins AS
+SELECT d.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || d.instance_id) AS server,  -- Name of the server
+       nullif(d.database_name, '') AS database,  -- Name of the database; null: the total of the server
+       lower(r.days) AS first_day,  -- First day
+       upper(r.days) - 1 AS last_day,  -- Last day
+       c.origin,  -- What measured them: file, legacy, prometheus, zabbix, ...; null: not known
+       c.source  -- File, database or monitoring system that they were read from
+FROM capacity_imported_days d
+JOIN capacity_imports c ON c.fingerprint = d.fingerprint
+CROSS JOIN LATERAL unnest(d.days) AS r (days)
+LEFT JOIN instances i ON i.id = d.instance_id;
+
 -- The samples of volumes.
 CREATE VIEW capacity_volumes AS
 SELECT s.collected_date AS day,  -- Day of the sample

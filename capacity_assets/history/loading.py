@@ -28,6 +28,7 @@ from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.history.conventions import Span
 from capacity_assets.history.gaps import Gaps, gaps_of
+from capacity_assets.history.origins import FILE, Origin, claim_samples
 from capacity_assets.history.rows import RowReader
 from capacity_assets.history.sources import PositionedRow, Source
 
@@ -150,15 +151,21 @@ INSERT INTO instances (name, db_type, host, port, is_active)
 SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
 WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
 """
-FIND_BY_NAME = "UPDATE staged s SET server_id = i.id FROM instances i WHERE i.name = s.server"
+# What is no size of a database gets a server of its own, which no sum counts.
+REGISTER_APART = """
+INSERT INTO instances (name, db_type, host, port, is_active, counted_by)
+SELECT DISTINCT i.name || :suffix, i.db_type, 'unknown', i.port, true, i.id
+FROM staged s JOIN instances i ON i.name = s.server ON CONFLICT (name) DO NOTHING
+"""
+FIND_BY_NAME = "UPDATE staged s SET server_id = i.id FROM instances i WHERE i.name = s.server || :suffix"
 FIND_BY_NUMBER = "UPDATE staged s SET server_id = i.id FROM instances i WHERE s.server IS NULL AND i.id = s.instance_id"
 UNKNOWN = """
 SELECT coalesce(server, 'number ' || instance_id) AS who, count(*) AS rows FROM staged WHERE server_id IS NULL
 GROUP BY 1 ORDER BY 2 DESC, 1
 """
 NOTE = """
-INSERT INTO capacity_imports AS i (fingerprint, source, target, position, counts)
-VALUES (:fingerprint, :source, :target, :position, CAST(:counts AS json))
+INSERT INTO capacity_imports AS i (fingerprint, source, target, position, counts, origin)
+VALUES (:fingerprint, :source, :target, :position, CAST(:counts AS json), :origin)
 ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = excluded.counts, finished_at = NULL
 """
 POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
@@ -242,6 +249,7 @@ class Loader:
     slice_rows: int = SLICE_ROWS
     start_date: date = date.min
     """First day of the first partition."""
+    origin: Origin = FILE
     with_gaps: Sequence[Span] = ()
     """Servers whose days in the source have gaps."""
 
@@ -266,7 +274,7 @@ class Loader:
         with self.engine.connect() as connection, connection.begin() as transaction:
             self.rehearsal(connection)
             for part in self._slices(source.rows(0)):
-                self._slice(connection, part, report)
+                self._slice(connection, part, report, "")
                 self.progress(report.counts["read"])
             self._find_gaps(connection, report)
             transaction.rollback()
@@ -280,8 +288,9 @@ class Loader:
             report.resume(earlier.position, earlier.counts)
         for part in self._slices(source.rows(report.resumed_after)):
             with self.engine.begin() as connection:
-                self._slice(connection, part, report)
+                self._slice(connection, part, report, fingerprint)
                 recorded = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
+                recorded["origin"] = self.origin.name
                 connection.execute(text(NOTE), {**this, **recorded, "counts": report.recorded()})
                 self.held.ensure_held()
             self.progress(report.counts["read"])
@@ -305,7 +314,9 @@ class Loader:
         while part := list(itertools.islice(rows, self.slice_rows)):
             yield part
 
-    def _slice(self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport) -> None:
+    def _slice(
+        self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport, fingerprint: str
+    ) -> None:
         staged = STAGED[self.level.name]
         read = [self.reader.read(position, texts) for position, texts in part]
         problems = [row for row in read if isinstance(row, str)]
@@ -327,8 +338,9 @@ class Loader:
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))
         report.spans(*connection.execute(text(DAYS)).one())
-        report.name("conflicts", map(_conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
+        report.name("conflicts", map(self._conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
         connection.execute(text(WRITE[self.level.name]))
+        claim_samples(connection, fingerprint, replaced=self.replace)
         if self.level is DATABASE and self.derive_totals:
             with copied_for_reading(connection, _near_a_slice(*SERVER_LEVELS.values())):
                 connection.execute(text(TOTALS))
@@ -340,18 +352,21 @@ class Loader:
         connection.execute(text("ANALYZE staged"))
         if self.register_as is not None:
             connection.execute(text(REGISTER), {"engine": self.register_as, "port": self.port})
-        connection.execute(text(FIND_BY_NAME))
+        suffix = {"suffix": self.origin.suffix}
+        if self.origin.suffix:
+            connection.execute(text(REGISTER_APART), suffix)
+        connection.execute(text(FIND_BY_NAME), suffix)
         connection.execute(text(FIND_BY_NUMBER))
         unknown = connection.execute(text(UNKNOWN)).all()
         report.add({"unknown": sum(row.rows for row in unknown)})
         report.name("unknown", (f"{row.who}: {counted(row.rows, 'row')}" for row in unknown))
 
+    def _conflict(self, row: Row[Any]) -> str:
+        database = f", {row.database}" if row.database else ""
+        other = "another row has" if row.another else "stored is"
+        sizes = f"{row.size_mb} MiB, {other} {row.other_mb} MiB"
+        return f"{self.reader.place(row.position)}: {row.server}{database}, {row.day}: {sizes}"
+
 
 def _near_a_slice(*levels: Level) -> dict[str, str]:
     return {level.source.name: NEAR_A_SLICE.format(table=level.source.name) for level in levels}
-
-
-def _conflict(row: Row[Any]) -> str:
-    database = f", {row.database}" if row.database else ""
-    other = "another row has" if row.another else "stored is"
-    return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MiB, {other} {row.other_mb} MiB"

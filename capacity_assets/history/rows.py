@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -89,9 +89,14 @@ class RowReader:
         *,
         server: str | None = None,
         conventions: Conventions = WRITTEN_AS_ISO,
+        place: Callable[[int], str] = "row {}".format,
     ) -> None:
-        """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given."""
+        """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given.
+
+        `place` says in words which row a position is.
+        """
         self.layout, self.unit, self.zone, self.now, self.server = layout, unit, zone, now, server
+        self.place = place
         self._today = now.astimezone(zone).date()
         self._conventions = conventions
         # A file has few days and many rows of each.
@@ -105,7 +110,7 @@ class RowReader:
         try:
             return (position, *self._values(texts))
         except _BadValue as bad:
-            return f"row {position}: {bad}"
+            return f"{self.place(position)}: {bad}"
 
     def _values(self, texts: Sequence[str | None]) -> list[object]:
         layout = self.layout

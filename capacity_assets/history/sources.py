@@ -20,7 +20,7 @@ from functools import partial
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
 from zipfile import BadZipFile, ZipFile
 
 from sqlalchemy import Engine, Executable
@@ -362,5 +362,18 @@ class QuerySource:
 
 
 FileSource = CsvSource | ParquetSource | ExcelSource
-Source = FileSource | QuerySource
-"""Rows of history by position, after a given one; `description` has no secret, `fingerprint` changes when they do."""
+
+
+class Source(Protocol):
+    """Rows of history, each with its position."""
+
+    @property
+    def description(self) -> str:
+        """Where they come from, without any secret."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these rows from others."""
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows behind a position, 0 for all."""

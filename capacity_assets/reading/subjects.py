@@ -10,6 +10,8 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
+from capacity_assets.base.units import counted, human_day
+from capacity_assets.history.origins import ORIGINS
 from capacity_assets.ownership.bills import DECLARED_STATE
 from capacity_assets.reading.access import records, rows
 
@@ -164,6 +166,48 @@ def samples_of(connection: Connection, window: Window, server_id: int, database:
         FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     statement = of_server if database is None else of_database
     return records(Sample, connection, statement, server=server_id, database=database, days=window.dates)
+
+
+@dataclass(frozen=True)
+class SampleOrigin:
+    """What measured imported samples, on how many days, and the first and last of these."""
+
+    origin: str
+    source: str
+    first_day: date
+    last_day: date
+    days: int
+
+    @property
+    def label(self) -> str:
+        """How people call it."""
+        known = ORIGINS.get(self.origin)
+        return known.label if known else self.origin
+
+    @property
+    def sentence(self) -> str:
+        """Say how many days came from where."""
+        days = f"{human_day(self.first_day)} to {human_day(self.last_day)}"
+        return f"Imported: {counted(self.days, 'day')} from {self.label}, {days} ({self.source})"
+
+
+def origins_of(
+    connection: Connection, server_id: int, database: str | None, first: date = date.min, last: date = date.max
+) -> list[SampleOrigin]:
+    """Return which samples were imported between two days: of a database, or of a server or any database of it."""
+    statement = """
+        SELECT o.origin, o.source, min(lower(d.days)) AS first_day, max(upper(d.days) - 1) AS last_day,
+               sum(upper(d.days) - lower(d.days)) AS days
+        FROM (
+            SELECT coalesce(origin, 'file') AS origin, source,
+                   range_agg(daterange(greatest(first_day, :first), least(last_day, :last), '[]')) AS all_days
+            FROM capacity_sample_origins
+            WHERE server_id = :server AND (CAST(:database AS text) IS NULL OR database = CAST(:database AS text))
+              AND last_day >= :first AND first_day <= :last
+            GROUP BY 1, 2
+        ) AS o CROSS JOIN LATERAL unnest(o.all_days) AS d (days)
+        GROUP BY o.origin, o.source ORDER BY first_day, o.origin, o.source"""
+    return records(SampleOrigin, connection, statement, server=server_id, database=database, first=first, last=last)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,13 @@ SELECT CAST(:day AS date), id, 'wal', '', 1048576 FROM instances WHERE name = :n
 """
 
 
+IMPORT = (
+    "INSERT INTO capacity_imports (fingerprint, source, target, position, counts) VALUES ('x', 'x', 'x', 1, '{}')",
+    "INSERT INTO capacity_imported_days SELECT id, '', 'x', datemultirange(daterange(:day, :day, '[]')) "
+    "FROM instances WHERE name = :name",
+)
+
+
 def filling_fleet(engine: Engine) -> None:
     """The sample, with a limit that is reached within a year, and runways that came due."""
     load_sample(engine)
@@ -87,7 +94,7 @@ def filling_fleet(engine: Engine) -> None:
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)
-        for statement in (VOLUME, CEILING, PART):
+        for statement in (VOLUME, CEILING, PART, *IMPORT):
             connection.execute(text(statement), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)

@@ -78,6 +78,8 @@ class DeclaredPage(SubjectPage):
     steps: Sequence[subjects.StepRow]
     limits: Sequence[subjects.DeclaredLimit]
     """Declared limits: its own, and that of the server as a whole."""
+    origins: Sequence[subjects.SampleOrigin]
+    """Which of its samples were imported, and what measured them."""
     behind: WindowSamples | None
 
 
@@ -141,6 +143,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             binding=next((one for one in (first, also) if one is not None and one.subject == "volume"), None),
             steps=subjects.steps_of(connection, number, None),
             limits=subjects.declared_limits_of(connection, number, None),
+            origins=subjects.origins_of(connection, number, None),
             volumes=volumes,
             fills=what_fills(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds),
@@ -185,6 +188,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             binding=binding,
             steps=subjects.steps_of(connection, number, name),
             limits=subjects.declared_limits_of(connection, number, name),
+            origins=subjects.origins_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
             neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds),
         )
