@@ -37,6 +37,10 @@ class UnansweredError(Exception):
         self.kind = kind
 
 
+class LateError(UnansweredError):
+    """The response was not complete in time."""
+
+
 class WebhookError(Exception):
     """The receiver is unreachable or refuses. The text completes "The receiver ..."; it has no address or secret."""
 
@@ -160,7 +164,7 @@ def ask(  # noqa: PLR0913 -- what a question may have
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             late = f"no complete answer within {seconds:g} s"
-            raise UnansweredError(late, late) from None
+            raise LateError(late, late) from None
         raise UnansweredError(str(reason) or type(error).__name__, type(error).__name__) from None
 
 

@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration
 from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.files import named_tables
-from capacity_assets.base.network import UnansweredError, ask
+from capacity_assets.base.network import LateError, UnansweredError, ask
 from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
 
 VARIABLE = "CAPACITY_VOLUME_SOURCES"
@@ -110,7 +110,7 @@ class SourceError(CapacityError):
 
 
 class TooMuchError(SourceError):
-    """A source refuses a query, or answers too much; for fewer days it may not."""
+    """A source refuses a query, answers too much, or too late; for fewer days it may not."""
 
 
 def login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]:
@@ -218,7 +218,8 @@ def _body(url: str, headers: Mapping[str, str]) -> bytes:
     try:
         answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
     except UnansweredError as error:
-        raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
+        kind = TooMuchError if isinstance(error, LateError) else SourceError
+        raise kind(f"it does not answer ({str(error)[:SHOWN]})") from None
     if answer.status not in ANSWERED:
         redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
         raise SourceError(f"it answers {answer.status}{redirects}")

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import Engine
 
+from capacity_assets.collection import prometheus as prometheus_api
 from capacity_assets.collection.prometheus import pages_of_days
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.history import monitoring
@@ -263,6 +264,26 @@ def test_a_page_that_is_too_large_is_asked_in_halves_and_an_import_goes_on_with_
     found = rows(engine, "SELECT collected_date, size_bytes FROM database_size_stats ORDER BY 1")
     assert [day for (day, _) in found] == [date(2025, 5, 1) + timedelta(days=number) for number in range(40)]
     assert found[0][1] == at(date(2025, 5, 2), 0) * 1000
+
+
+def test_a_source_that_is_too_slow_for_many_days_is_asked_for_fewer(
+    engine: Engine, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha, over = growing({"instance": "alpha:9104", "schema": "shop"}), threading.Event()
+
+    def answer(query: str, moments: list[int]) -> tuple[int, dict[str, Any]]:
+        if len(moments) > 10:
+            over.wait(60)
+        return alpha(query, moments)
+
+    monkeypatch.setattr(prometheus_api, "TIMEOUT_SECONDS", 2)
+    with recorded(answer) as (url, _):
+        sources.write_text(SIZES_ONLY.format(url=url))
+        done = capacity("import", "prometheus:mysql", "--from", "2025-05-01", "--to", "2025-05-16", columns=200)
+        over.set()
+
+    assert done.exit_code == 0, done.output
+    assert len(samples(engine)) == 16
 
 
 def test_what_a_source_knows_of_unknown_servers_or_impossibly_is_named(engine: Engine, sources: Path) -> None:
