@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
@@ -134,6 +134,7 @@ def test_the_difference_to_the_fleet_is_spread_without_a_rest(
 
 
 @given(ahead=st.integers(1, 400), ends=st.lists(st.integers(0, 500), min_size=5, max_size=5))
+@example(ahead=350, ends=[300, 300, 300, 300, 5])  # 0 from the fifth day after the year on
 def test_the_mean_of_a_month_is_exact_also_where_a_forecast_falls_to_nothing(ahead: int, ends: list[int]) -> None:
     month = PERIODS["monthly"].window_of(date(2025, 8, 1))
     points = dict(zip((0, 7, 30, 90, 365), ends, strict=True))
