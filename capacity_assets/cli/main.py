@@ -24,7 +24,7 @@ COMMANDS = [
     LazyCommand("status", "status:status", "Show what is stored, what runs or waits, and what is late."),
     LazyCommand("instances", "instances:instances", "Register the servers to be measured, and test them."),
     LazyCommand("collect", "collect:collect", "Measure the registered servers, and store today's sizes."),
-    LazyCommand("import", "importing:import_", "Import history: samples from a file, or a legacy database."),
+    LazyCommand("import", "importing:import_", "Import history: from a file, a legacy database, Prometheus or Zabbix."),
     LazyCommand("aggregate", "aggregate:aggregate", "Compute aggregates without Dagster."),
     LazyCommand("plan", "aggregate:plan", "Show what `capacity aggregate` would do; write nothing."),
     LazyCommand("volumes", "volumes:volumes", "Show the volumes of servers, and import unreported ones."),
