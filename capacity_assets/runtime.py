@@ -171,6 +171,8 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
         context,
         settings.collection_concurrency,
         volume_sources=settings.volume_sources,
+        objects=settings.objects,
+        objects_days=settings.objects_days,
     )
 
 

@@ -101,11 +101,24 @@ def engine_table() -> str:
                 engine.definition,
                 engine.limits_definition,
                 engine.parts_definition,
+                engine.objects_definition,
                 ", ".join(f"`{name}`" for name in engine.system_databases) or "nothing",
                 "yes" if engine.verified else "no",
             ]
         )
-    return table(["engine", "port", "size of a database", "limits", "beside databases", "left out", "verified"], rows)
+    return table(
+        [
+            "engine",
+            "port",
+            "size of a database",
+            "limits",
+            "beside databases",
+            "tables and indexes",
+            "left out",
+            "verified",
+        ],
+        rows,
+    )
 
 
 def grants() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -23,6 +24,16 @@ YESTERDAY = TODAY - timedelta(days=1)
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 
 
+OBJECTS_THAT_ADD_UP = """
+SELECT count(*) FROM (
+    SELECT o.collected_date, o.instance_id, o.database_name, sum(o.size_bytes) AS objects_bytes
+    FROM object_size_stats o GROUP BY 1, 2, 3
+) o JOIN database_size_stats d USING (collected_date, instance_id, database_name)
+WHERE o.objects_bytes = d.size_bytes
+"""
+"""How many samples of databases have objects that add up to them to the byte."""
+
+
 def granting(engine: str, password: str = PASSWORD) -> list[str]:
     """The documented statements that create the login, without those for further rights."""
     statements = engine_named(engine).grants.replace("'...'", f"'{password}'").split("\n")
@@ -42,14 +53,34 @@ class Collection:
         (self.secrets / name).write_text(f"{password}\n")
         return f"secret:{name}"
 
-    def service(self, clock: Clock | None = None, excluded: str = "", workers: int = 8) -> CollectionService:
+    def service(
+        self, clock: Clock | None = None, excluded: str = "", workers: int = 8, objects: Sequence[str] = ()
+    ) -> CollectionService:
         context = ProbeContext(SecretFolders(self.secrets), self.engine.url, excluded_databases(excluded))
         locks = CapacityLockManager(self.engine)
-        return CollectionService(self.engine, clock or fixed_clock(), locks, context, workers, connect_seconds=2.0)
+        the_clock = clock or fixed_clock()
+        return CollectionService(self.engine, the_clock, locks, context, workers, connect_seconds=2.0, objects=objects)
 
     def collect(self, day: date = TODAY, **options: object) -> CollectionSummary:
         """Measure every registered server at noon of a day."""
         return self.service(fixed_clock(day)).collect(day, **options)  # type: ignore[arg-type]
+
+    def collect_objects(
+        self, day: date = TODAY, objects: Sequence[str] = ("all",), **options: object
+    ) -> CollectionSummary:
+        """As `collect`, with tables and indexes of some servers."""
+        return self.service(fixed_clock(day), objects=objects).collect(day, **options)  # type: ignore[arg-type]
+
+    def objects(self, database: str, day: date = TODAY) -> dict[str, tuple[str, int, bool]]:
+        """Stored kind, bytes and exactness by name, with the schema where there is one; sums by their kind."""
+        query = text(
+            "SELECT coalesce(nullif(concat_ws('.', nullif(schema_name, ''), nullif(object_name, '')), ''), kind), "
+            "kind, size_bytes, is_exact FROM object_size_stats "
+            "WHERE database_name = :database AND collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            found = connection.execute(query, {"database": database, "day": day})
+            return {row[0]: (row[1], row[2], row[3]) for row in found}
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         with self.engine.connect() as connection:

@@ -18,7 +18,12 @@ from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
 from capacity_assets.database.size_parts import PART_SIZES
-from capacity_assets.database.tables import database_limit_stats, server_part_stats, volume_size_stats
+from capacity_assets.database.tables import (
+    database_limit_stats,
+    object_size_stats,
+    server_part_stats,
+    volume_size_stats,
+)
 
 _KEYS = {
     "database": "(instance_id, database_name, collected_date)",
@@ -332,6 +337,8 @@ class RawTable:
     level: str | None = None
     has_forecasts: bool = True
     """Whether forecasts read it."""
+    is_optional: bool = False
+    """Whether a day of samples may have none of these."""
 
     @property
     def name(self) -> str:
@@ -362,5 +369,13 @@ RAW_TABLES = (
         "size_bytes",
         "collected_at",
         has_forecasts=False,
+    ),
+    RawTable(
+        object_size_stats,
+        "What databases consist of, one row per listed table or index and day, with `CAPACITY_OBJECTS` only.",
+        "size_bytes",
+        "collected_at",
+        has_forecasts=False,
+        is_optional=True,
     ),
 )

@@ -478,6 +478,17 @@ class Variables(BaseSettings):
         description="Databases that are not measured, by engine, instead of the defaults: "
         "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
     )
+    objects: Words = Field(
+        default=(),
+        description="Servers whose tables and indexes are measured as well: names of servers and labels such as "
+        "`environment=production`, separated by commas, or `all`. Unset: none.",
+    )
+    objects_days: int = Field(
+        default=7,
+        ge=1,
+        le=31,
+        description="Days from one measurement of tables and indexes to the next.",
+    )
     volume_sources: Path | None = Field(
         default=None,
         description="TOML file that names Prometheus-compatible servers: those that know the file systems of servers "

@@ -12,7 +12,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
-from capacity_assets.base.units import first_of, human_mb
+from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, progress_bar, say, wants_json
 from capacity_assets.cli.report import written_report
 from capacity_assets.collection.credentials import OWN
@@ -119,6 +119,10 @@ def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
         yield f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one."
     if summary.unknown_parts:
         yield f"Not known, beside databases: {first_of(summary.unknown_parts, LIMITS_NAMED)}."
+    if summary.object_databases:
+        yield f"Tables and indexes measured: {counted(summary.object_databases, 'database')}."
+    if summary.unknown_objects:
+        yield f"Tables and indexes not known: {first_of(summary.unknown_objects, LIMITS_NAMED)}."
     if summary.failures:
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in summary.failures]
         yield Table.of_first("Not measured", ("Server", "Kind", "~Reason"), rows, MAXIMUM_LISTED_ERRORS)

@@ -26,6 +26,7 @@ from capacity_assets.base.units import LARGEST_BYTES, LARGEST_MB, printable
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
+    NO_OBJECTS,
     NOTHING_KNOWN,
     STATISTICS,
     TLS_VERIFY_FULL,
@@ -36,6 +37,7 @@ from capacity_assets.collection.engines.base import (
     Limits,
     MeasureError,
     Measurement,
+    Objects,
     PartScope,
     ServerFacts,
     ServerPart,
@@ -94,6 +96,33 @@ def _fits(limits: Limits) -> bool:
         and all(0 <= (volume.used_bytes or 0) <= volume.total_bytes for volume in limits.volumes)
         and all(0 <= limit <= LARGEST_BYTES for limit in most)
     )
+
+
+IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of a table or index",))
+
+
+def possible_objects(objects: object) -> Objects:
+    """Return objects, or why they are unknown where no table could hold them: sizes are stored all the same."""
+    try:
+        return objects if isinstance(objects, Objects) and _objects_fit(objects) else IMPOSSIBLE_OBJECTS
+    except (TypeError, ValueError, AttributeError):
+        return IMPOSSIBLE_OBJECTS
+
+
+def _objects_fit(objects: Objects) -> bool:
+    for database in objects.databases:
+        keys = {(one.kind, one.schema, one.table, one.name) for one in database.largest}
+        sizes = [database.other_bytes, *(one.size_bytes for one in database.largest)]
+        further = [size for one in database.largest for size in (one.index_bytes, one.free_bytes) if size is not None]
+        names = [name for one in database.largest for name in (one.schema, one.table) if name]
+        if not (
+            len(keys) == len(database.largest)
+            and all(map(_is_name, [database.database, *names, *(one.name for one in database.largest)]))
+            and min([*sizes, *further]) >= 0
+            and max(sum(sizes), *further, 0) <= LARGEST_BYTES
+        ):
+            return False
+    return True
 
 
 def _is_name(name: str) -> bool:
@@ -210,6 +239,15 @@ def _parts_of(engine: EngineAdapter, connection: Any, access: Access, scope: Par
             yield ServerPart(kind, detail=str(known.without(access.password)))
 
 
+def _objects_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Objects:
+    """Ask for tables and indexes; whatever goes wrong, sizes and limits are known already and stay."""
+    try:
+        return engine.objects(connection, access, names)
+    except Exception as error:  # noqa: BLE001 -- as in `_measure`
+        known = error if isinstance(error, MeasureError) else _explained(engine, error)
+        return Objects(unknown=(str(known.without(access.password)),))
+
+
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
     """Return the error of an exceeded time limit; drivers word it differently, some of them wrongly."""
     if not connected:
@@ -242,6 +280,8 @@ LONGEST_CONNECT_SECONDS = 60.0
 STATEMENT_SECONDS = 300.0
 # For what is asked after the sizes: a file system that hangs would keep them waiting.
 LIMITS_SECONDS = 20.0
+# For what is asked after these, tables and indexes of every database.
+OBJECTS_SECONDS = 600.0
 # How much longer than ever before a server may take: this factor, and at least these seconds.
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
@@ -295,6 +335,8 @@ class Task:
     history: ProbeHistory = field(default_factory=ProbeHistory)
     measured_before: bool = False
     """Whether it has a sample of this day already."""
+    with_objects: bool = False
+    """Whether its tables and indexes are due."""
 
 
 @dataclass
@@ -312,7 +354,8 @@ class _MeasurementInProgress:
     measuring: float | None = None
     sized: float | None = None
     measurement: Measurement | None = None
-    """The sizes, once they are known: what limits may still be asked for does not take them away."""
+    """What is known already: what is still asked for, limits or objects, does not take the sizes away."""
+    limited: float | None = None
     ended: float | None = None
 
     @property
@@ -341,7 +384,12 @@ class _MeasurementInProgress:
     @property
     def limits_overdue(self) -> bool:
         """Whether the sizes are known, and its limits take too long."""
-        return self.sized is not None and time.monotonic() - self.sized > LIMITS_SECONDS
+        return self.sized is not None and self.limited is None and time.monotonic() - self.sized > LIMITS_SECONDS
+
+    @property
+    def objects_overdue(self) -> bool:
+        """Whether sizes and limits are known, and its tables and indexes take too long."""
+        return self.limited is not None and time.monotonic() - self.limited > OBJECTS_SECONDS
 
     @property
     def overdue(self) -> MeasureError | None:
@@ -349,6 +397,8 @@ class _MeasurementInProgress:
         if self.connected is None:
             if now - self.began > self.connect_seconds + GRACE_SECONDS:
                 return timed_out(self.task.server, self.connect_seconds, connected=False)
+        elif self.sized is not None:
+            return None
         elif self.go.is_set() and now - self.went > self.task.history.statement_seconds + GRACE_SECONDS:
             return timed_out(self.task.server, self.task.history.statement_seconds, connected=True)
         return None
@@ -371,7 +421,11 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         limits = _limits_of(engine, connection, access, names)
         one.measurement = measured = replace(measured, limits=limits)
         scope = PartScope(names, possible(limits))
-        return replace(measured, parts=tuple(_parts_of(engine, connection, access, scope)))
+        measured = replace(measured, parts=tuple(_parts_of(engine, connection, access, scope)))
+        one.measurement, one.limited = measured, time.monotonic()
+        if not one.task.with_objects:
+            return measured
+        return replace(measured, objects=_objects_of(engine, connection, access, names))
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
@@ -472,6 +526,7 @@ class FleetMeasurement:
             sizes=measurement.sizes,
             limits=possible(measurement.limits),
             parts=possible_parts(measurement.parts),
+            objects=possible_objects(measurement.objects),
             not_counted=measurement.not_counted,
             left_out=measurement.left_out,
         )
@@ -505,22 +560,27 @@ class FleetMeasurement:
                 yield outcome
         for instance_id, one in list(running.items()):
             error = one.overdue
-            if one.limits_overdue or error is not None:
+            if one.limits_overdue or one.objects_overdue or error is not None:
                 del running[instance_id]
                 sized = one.measurement
                 if sized is not None:
-                    yield self._without_limits(one, sized)
+                    yield self._without_the_rest(one, sized)
                 elif error is not None:
                     yield self._failed(one, error)
 
-    def _without_limits(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
-        reason = f"no answer within {LIMITS_SECONDS:.0f} s"
-        # What is known of limits once parts are asked for stays.
-        limits = Limits(unknown=reason) if sized.limits is NOTHING_KNOWN else sized.limits
-        kinds = engine_named(one.task.server.engine).part_sources
-        parts = tuple(ServerPart(kind, detail=reason) for kind in kinds)
+    def _without_the_rest(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
+        """Return what is known of a server whose limits, parts or objects take too long."""
+        if one.limited is None:
+            reason = f"no answer within {LIMITS_SECONDS:.0f} s"
+            # What is known of limits once parts are asked for stays.
+            limits = Limits(unknown=reason) if sized.limits is NOTHING_KNOWN else sized.limits
+            kinds = engine_named(one.task.server.engine).part_sources
+            sized = replace(sized, limits=limits, parts=tuple(ServerPart(kind, detail=reason) for kind in kinds))
+        else:
+            reason = f"no answer within {OBJECTS_SECONDS:.0f} s"
+        objects = Objects(unknown=(reason,)) if one.task.with_objects else NO_OBJECTS
         try:
-            return self._measured(one, replace(sized, limits=limits, parts=parts))
+            return self._measured(one, replace(sized, objects=objects))
         except MeasureError as impossible:
             return self._failed(one, impossible)
 

@@ -11,10 +11,12 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.collection.engines.base import (
     NAMED,
+    NO_OBJECTS,
     NOTHING_KNOWN,
     DatabaseSize,
     FailureKind,
     Limits,
+    Objects,
     ServerFacts,
     ServerPart,
 )
@@ -37,6 +39,7 @@ class ProbeOutcome:
     left_out: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
     parts: tuple[ServerPart, ...] = ()
+    objects: Objects = NO_OBJECTS
     facts: ServerFacts | None = None
     keeps_sample: bool = False
     """Whether a failed one has a sample of an earlier run of the day, which stays."""
@@ -78,7 +81,8 @@ class CollectionSummary:
     measured, the other sums are what is stored of the day. `not_counted` names what no size is known of, by server;
     `left_out` counts the servers on which a system database of that name was left out. `unknown_limits` says by server
     why its limits, or some of them, are not known, and by source of volumes what went wrong there. `unknown_parts` says
-    the same of what lies beside databases.
+    the same of what lies beside databases. `object_databases` counts the databases whose tables and indexes were
+    measured now, `unknown_objects` says by server why others were not.
     """
 
     day: date
@@ -96,6 +100,8 @@ class CollectionSummary:
     unknown_limits: tuple[str, ...] = ()
     unknown_parts: tuple[str, ...] = ()
     imported_volumes: int = 0
+    object_databases: int = 0
+    unknown_objects: tuple[str, ...] = ()
     filled_elsewhere: int = 0
     duration_seconds: float = 0.0
 
@@ -155,6 +161,7 @@ class CollectionSummary:
         not_counted = (f"{one.server}: {what}" for one in outcomes for what in one.not_counted)
         unknown_limits = (f"{one.server}: {one.limits.unknown}" for one in collected if one.limits.unknown)
         unknown_parts = (f"{one.server}: {what}" for one in collected for what in one.unknown_parts)
+        unknown_objects = (f"{one.server}: {reason}" for one in collected for reason in one.objects.unknown)
         left_out = Counter(name for one in outcomes for name in one.left_out)
         return replace(
             self,
@@ -167,6 +174,8 @@ class CollectionSummary:
             not_counted=tuple(sorted((*self.not_counted, *not_counted))),
             unknown_limits=tuple(sorted((*self.unknown_limits, *unknown_limits))),
             unknown_parts=tuple(sorted((*self.unknown_parts, *unknown_parts))),
+            object_databases=self.object_databases + sum(len(one.objects.databases) for one in collected),
+            unknown_objects=tuple(sorted((*self.unknown_objects, *unknown_objects))),
             left_out=dict(sorted((Counter(self.left_out) + left_out).items())),
         )
 
@@ -191,6 +200,9 @@ class CollectionSummary:
             "unknown_limits_count": len(self.unknown_limits),
             "unknown_parts": list(self.unknown_parts[:MAXIMUM_LISTED_ERRORS]),
             "unknown_parts_count": len(self.unknown_parts),
+            "object_databases": self.object_databases,
+            "unknown_objects": list(self.unknown_objects[:MAXIMUM_LISTED_ERRORS]),
+            "unknown_objects_count": len(self.unknown_objects),
             "message": self.message,
             "duration_seconds": round(self.duration_seconds, 3),
         }

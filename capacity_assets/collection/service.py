@@ -90,6 +90,7 @@ WHERE key = :key AND database_pattern = '' AND value IS NOT NULL AND valid_from 
 
 logger = logging.getLogger(__name__)
 
+ALL = "all"
 BATCH_SERVERS = 200
 BATCH_SECONDS = 5.0
 # How many days back a server's usual time is looked for.
@@ -109,6 +110,9 @@ class CollectionService:
     workers: int
     volume_sources: Path | None = None
     connect_seconds: float = CONNECT_SECONDS
+    objects: Sequence[str] = ()
+    """Whose tables and indexes are measured: names of servers, labels KEY=VALUE, or `all`."""
+    objects_days: int = 7
 
     def collect(
         self,
@@ -190,9 +194,27 @@ class CollectionService:
         wanted = [one for one in servers if one.active and one.is_collected]
         history, done = self._history(day)
         left = [one for one in wanted if again or one.id not in done]
-        tasks = [Task(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done) for one in left]
+        due = self._due_objects(left, day)
+        tasks = [
+            Task(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done, one.id in due) for one in left
+        ]
         elsewhere = sum(one.active and not one.is_collected for one in servers)
         return tasks, len(wanted) - len(left), elsewhere
+
+    def _due_objects(self, servers: Sequence[Registered], day: date) -> set[int]:
+        """Return the servers whose tables and indexes are to be measured on `day`, some of them again."""
+        if not self.objects or not servers:
+            return set()
+        named = {word for word in self.objects if "=" not in word}
+        chosen = {one.id for one in servers if ALL in named or one.server.name in named}
+        for word in self.objects:
+            key, sign, value = word.partition("=")
+            if sign:
+                label = Share(word, key=key, value=value or None)
+                chosen |= chosen_by(self.engine, label, [one.id for one in servers], day)
+        since = day - timedelta(days=self.objects_days)
+        rows = self._read(text(_OBJECTS_MEASURED), {"day": day, "since": since}, "reading when objects were measured")
+        return chosen - {row.instance_id for row in rows}
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
         rows = self._read(
@@ -272,6 +294,9 @@ SELECT instance_id,
                                         AND collected_date > coalesce(last_collected, '-infinity')), 0) AS timeouts,
        bool_or(status = 'collected' AND collected_date = :day) AS done
 FROM known GROUP BY instance_id
+"""
+_OBJECTS_MEASURED = """
+SELECT DISTINCT instance_id FROM object_size_stats WHERE collected_date > :since AND collected_date < :day
 """
 _STORED = """
 SELECT coalesce(sum(s.database_count), 0) AS database_count, coalesce(sum(s.total_size_mb), 0) AS total_size_mb

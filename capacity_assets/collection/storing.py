@@ -21,7 +21,7 @@ from capacity_assets.aggregates.levels import DATABASE, INSTANCE, insert_samples
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted
-from capacity_assets.collection.engines.base import FailureKind, Limits
+from capacity_assets.collection.engines.base import FailureKind, Limits, Objects
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day
@@ -90,6 +90,124 @@ def _store_beside(connection: Connection, day: date, table: Table, staged: Table
     connection.execute(store.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
+LARGEST_LISTED = 50
+FASTEST_LISTED = 50
+
+
+def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
+    for outcome in outcomes:
+        for database in outcome.objects.databases:
+            for one in database.largest:
+                names = (one.kind, one.schema, one.table, one.name)
+                sizes = (one.size_bytes, one.index_bytes, one.free_bytes, one.estimated_rows, one.is_exact)
+                yield outcome.instance_id, database.database, *names, *sizes
+
+
+def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
+    """Store the largest and the fastest growing objects of each database, and what it holds beside them.
+
+    Objects of an earlier run of the day go: they would not add up to the sizes of this one.
+    """
+    with_objects = [one for one in outcomes if one.objects.databases]
+    servers = [one.instance_id for one in outcomes if one.collected]
+    connection.execute(text(_FORGET_OBJECTS), {"day": day, "servers": servers})
+    if not with_objects:
+        return
+    for statement in (_STAGE_OBJECTS, _STAGE_OTHERS):
+        connection.execute(text(statement))
+    copy_rows(connection, "COPY measured_object FROM STDIN", _object_rows(with_objects))
+    others = (
+        (one.instance_id, database.database, database.other_count, database.other_bytes)
+        for one in with_objects
+        for database in one.objects.databases
+    )
+    copy_rows(connection, "COPY measured_others FROM STDIN", others)
+    connection.execute(text("ANALYZE measured_object, measured_others"))
+    listed = {"day": day, "largest": LARGEST_LISTED, "fastest": FASTEST_LISTED}
+    connection.execute(text(_WRITE_OBJECTS), listed)
+    for statement in (_FORGET_OBJECT_SIZES, _WRITE_OBJECT_SIZES):
+        connection.execute(text(statement), {"day": day})
+
+
+_STAGE_OBJECTS = """
+CREATE TEMPORARY TABLE measured_object (
+    instance_id integer, database_name text, kind text, schema_name text, table_name text, object_name text,
+    size_bytes bigint, index_bytes bigint, free_bytes bigint, estimated_rows bigint, is_exact boolean
+) ON COMMIT DROP
+"""
+_STAGE_OTHERS = """
+CREATE TEMPORARY TABLE measured_others (
+    instance_id integer, database_name text, other_count integer, other_bytes bigint
+) ON COMMIT DROP
+"""
+_FORGET_OBJECTS = "DELETE FROM object_size_stats WHERE collected_date = :day AND instance_id = ANY (:servers)"
+# Compared with the newest day before: measured twice on a day, a database still shows what grew since.
+_WRITE_OBJECTS = """
+WITH before AS (
+    SELECT DISTINCT ON (s.instance_id, s.database_name) s.instance_id, s.database_name, s.object_hashes, s.object_bytes
+    FROM capacity_object_sizes s JOIN measured_others o USING (instance_id, database_name)
+    WHERE s.collected_date < :day ORDER BY s.instance_id, s.database_name, s.collected_date DESC
+), known AS (
+    SELECT b.instance_id, b.database_name, k.object_hash, k.size_bytes
+    FROM before b CROSS JOIN LATERAL unnest(b.object_hashes, b.object_bytes) AS k (object_hash, size_bytes)
+), grown AS (
+    SELECT o.*, o.size_bytes - k.size_bytes AS growth
+    FROM measured_object o LEFT JOIN known k
+      ON k.instance_id = o.instance_id AND k.database_name = o.database_name
+     AND k.object_hash = hashtextextended(concat_ws(chr(31), o.kind, o.schema_name, o.table_name, o.object_name), 0)
+), ranked AS (
+    SELECT g.*, row_number() OVER (PARTITION BY instance_id, database_name
+                                   ORDER BY size_bytes DESC, kind, schema_name, table_name, object_name) AS by_size,
+           row_number() OVER (PARTITION BY instance_id, database_name
+                              ORDER BY growth DESC NULLS LAST, size_bytes DESC, kind, schema_name, table_name,
+                                       object_name) AS by_growth
+    FROM grown g
+), decided AS (
+    SELECT r.*, by_size <= :largest OR (by_growth <= :fastest AND growth > 0) IS TRUE AS is_listed FROM ranked r
+), summed AS (
+    SELECT o.instance_id, o.database_name,
+           o.other_bytes + coalesce(sum(d.size_bytes) FILTER (WHERE NOT d.is_listed), 0) AS others_bytes,
+           o.other_count + count(d.size_bytes) FILTER (WHERE NOT d.is_listed) AS others_count,
+           o.other_bytes + coalesce(sum(d.size_bytes), 0) AS explained_bytes
+    FROM measured_others o LEFT JOIN decided d USING (instance_id, database_name)
+    GROUP BY o.instance_id, o.database_name, o.other_bytes, o.other_count
+), entered AS (
+    SELECT instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes, free_bytes,
+           estimated_rows, is_exact, CAST(NULL AS bigint) AS object_count
+    FROM decided WHERE is_listed
+    UNION ALL
+    SELECT instance_id, database_name, 'others', '', '', '', others_bytes, NULL, NULL, NULL, false, others_count
+    FROM summed
+    UNION ALL
+    SELECT s.instance_id, s.database_name, 'unexplained', '', '', '',
+           coalesce(d.size_bytes, d.size_mb * 1048576) - s.explained_bytes, NULL, NULL, NULL, false, NULL
+    FROM summed s JOIN measured_database d USING (instance_id, database_name)
+)
+INSERT INTO object_size_stats
+    (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes,
+     free_bytes, estimated_rows, is_exact, object_count, collected_at)
+SELECT CAST(:day AS date), e.*, s.measured_at
+FROM entered e JOIN measured_server s USING (instance_id) JOIN measured_database d USING (instance_id, database_name)
+"""
+_WRITE_OBJECT_SIZES = """
+INSERT INTO capacity_object_sizes AS t (instance_id, database_name, collected_date, object_hashes, object_bytes)
+SELECT instance_id, database_name, CAST(:day AS date),
+       array_agg(hashtextextended(concat_ws(chr(31), kind, schema_name, table_name, object_name), 0)),
+       array_agg(size_bytes)
+FROM measured_object GROUP BY instance_id, database_name
+ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE
+SET object_hashes = excluded.object_hashes, object_bytes = excluded.object_bytes
+"""
+# Of each database the newest before this day stays, with which another run of the day compares.
+_FORGET_OBJECT_SIZES = """
+DELETE FROM capacity_object_sizes t
+USING (SELECT s.instance_id, s.database_name, max(s.collected_date) AS newest
+       FROM capacity_object_sizes s JOIN measured_others o ON o.instance_id = s.instance_id
+       WHERE s.collected_date < :day GROUP BY s.instance_id, s.database_name) kept
+WHERE t.instance_id = kept.instance_id AND t.database_name = kept.database_name AND t.collected_date < kept.newest
+"""
+
+
 logger = logging.getLogger("capacity_assets")
 
 COLLECTED, FAILED = "collected", "failed"
@@ -118,6 +236,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         _store_beside(connection, day, volume_size_stats, _VOLUMES)
         _store_beside(connection, day, database_limit_stats, _CEILINGS)
         _store_beside(connection, day, server_part_stats, _PARTS)
+        _store_objects(connection, day, outcomes)
         record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 
@@ -136,6 +255,9 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
             middle = len(outcomes) // 2
             return store_each(engine, day, outcomes[:middle]) + store_each(engine, day, outcomes[middle:])
         [refused] = outcomes
+        if refused.objects.databases:
+            no_objects = Objects(unknown=(f"they cannot be stored: {error}",))
+            return store_each(engine, day, [replace(refused, objects=no_objects)])
         if refused.limits.volumes or refused.limits.ceilings or refused.parts:
             unknown = Limits(unknown=f"they cannot be stored: {error}")
             return store_each(engine, day, [replace(refused, limits=unknown, parts=())])

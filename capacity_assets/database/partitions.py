@@ -37,13 +37,14 @@ from capacity_assets.database.tables import (
     capacity_runways,
     database_limit_stats,
     group_size_aggregations,
+    object_size_stats,
     server_part_stats,
     volume_size_stats,
 )
 
 AHEAD_DAYS = 62
 """Partitions exist this long before their first row: two months, or the next year from November on."""
-UNREAD = (volume_size_stats, database_limit_stats, server_part_stats, capacity_runways)
+UNREAD = (volume_size_stats, database_limit_stats, server_part_stats, object_size_stats, capacity_runways)
 """Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
 PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
 

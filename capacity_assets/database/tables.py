@@ -566,6 +566,44 @@ server_part_stats = table(
     postgresql_partition_by=BY_DAY,
 )
 
+object_size_stats = table(
+    "object_size_stats",
+    "Raw samples: what a database consists of, one row per listed table or index, which add up to it with two more.",
+    collected_date(),
+    instance_id(),
+    database_name(),
+    required("kind", String(20), "table, index, others: those not listed, or unexplained: the rest of the database"),
+    required("schema_name", String(255), "Schema or owner; empty: the engine has none within a database"),
+    required("table_name", String(255), "Table of an index; empty: it is no index"),
+    required("object_name", String(255), "Table or index, partitions under their parent; empty: a row of a sum"),
+    required(
+        "size_bytes",
+        BigInteger,
+        "Size, bytes, counted once: of a table without its indexes; of unexplained below zero where estimates exceed",
+    ),
+    optional("index_bytes", BigInteger, "Size of all indexes of a table, bytes; null: not known"),
+    optional("free_bytes", BigInteger, "Dead rows or free pages within size_bytes, bytes; null: not known"),
+    optional("estimated_rows", BigInteger, "Rows as the server estimates them; null: not known"),
+    required("is_exact", Boolean, "Whether size_bytes was measured; false: the catalogue's estimate"),
+    optional("object_count", Integer, "How many tables and indexes a row of others stands for; null: another row"),
+    timestamp("collected_at", "When the sample was taken"),
+    PrimaryKeyConstraint(
+        *("collected_date", "instance_id", "database_name", "kind", "schema_name", "table_name", "object_name"),
+        name="object_size_stats_pkey",
+    ),
+    postgresql_partition_by=BY_DAY,
+)
+
+capacity_object_sizes = table(
+    "capacity_object_sizes",
+    "Sizes of the largest tables and indexes as last measured, by which the fastest growing are found.",
+    instance_key(),
+    key("database_name", String(255), "Database, exactly as the server spells it"),
+    key("collected_date", Date, "Day on which they were measured"),
+    required("object_hashes", ARRAY(BigInteger), "Hashes of kind, schema, table and name"),
+    required("object_bytes", ARRAY(BigInteger), "Their sizes, bytes, in the same order"),
+)
+
 capacity_limits = table(
     "capacity_limits",
     "How much servers and databases can hold, as far as that is known.",

@@ -185,6 +185,8 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
             yield from _reported_day_by_day(context, done, checks.values())
             return
         for raw in RAW_TABLES:
+            if raw.is_optional and not (done.summary and done.summary.object_databases):
+                continue
             for day in done.days:
                 context.add_asset_metadata(_metadata_of(done, day), raw.name, partition_key=day.isoformat())
             results = [check for asset, check in checks.items() if asset == raw.name]
@@ -205,6 +207,8 @@ def _reported_day_by_day(
     for day in done.days:
         if day not in done.missing:
             for raw in RAW_TABLES:
+                if raw.is_optional and not (done.summary and done.is_measured(day) and done.summary.object_databases):
+                    continue
                 context.log_event(
                     dg.AssetMaterialization(raw.name, metadata=_metadata_of(done, day), partition=day.isoformat())
                 )
@@ -228,6 +232,7 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
         "left_out": markdown(bullets(left_out, hidden=0) or "nothing"),
         "unknown_limits": markdown(first_bullets(summary.unknown_limits) or "nothing"),
         "unknown_parts": markdown(first_bullets(summary.unknown_parts) or "nothing"),
+        "unknown_objects": markdown(first_bullets(summary.unknown_objects) or "nothing"),
     }
 
 

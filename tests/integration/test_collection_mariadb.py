@@ -12,7 +12,7 @@ from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.servers import Server, register
 from tests import collecting
 from tests.clocks import TODAY
-from tests.collecting import PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
+from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MariaDBServer, mariadb_server
 
 HOSTILE = "a-b/c.d @ä日'"
@@ -269,3 +269,51 @@ def test_an_endless_answer_is_given_up_and_the_others_are_stored(
 
     assert kind == "unexpected"
     assert "its answer has more than 200,000 rows or 32 MiB, and was not read to its end" in reason
+
+
+def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute(
+        "CREATE TABLE orders.parts (id int PRIMARY KEY, k int, KEY by_k (k)) PARTITION BY HASH (id) PARTITIONS 3",
+        "INSERT INTO orders.parts SELECT seq, seq FROM orders.seq_1_to_1000",
+        "CREATE TABLE orders.heap (a int NOT NULL, UNIQUE KEY first_unique (a))",
+        "CREATE TABLE orders.old (a char(100)) ENGINE=MyISAM",
+        "INSERT INTO orders.old SELECT 'x' FROM orders.seq_1_to_1000",
+        "CREATE TABLE orders.`t#P#x` (a int) ENGINE=InnoDB",
+        "ANALYZE TABLE orders.t, orders.parts, orders.heap",
+    )
+    register(collection.engine, [at(measured_mariadb, collection)])
+
+    summary = collection.collect_objects()
+
+    found = collection.objects("orders")
+    folder = measured_mariadb.folder / "data" / "orders"
+    file_size = sum(file.stat().st_size for file in folder.glob("t.ibd"))
+    assert (failures(summary), summary.unknown_objects, summary.object_databases) == ({}, (), 3)
+    assert found["t"][1] + found["filler"][1] == file_size
+    assert found["filler"][1] > 1_000_000, "the index apart from its table"
+    assert found["parts"][1] + found["by_k"][1] == sum(file.stat().st_size for file in folder.glob("parts*.ibd"))
+    assert "first_unique" not in found, "the table itself"
+    assert found["heap"][::2] == ("table", True)
+    assert found["old"][1] == sum(file.stat().st_size for file in folder.glob("old.MY[DI]"))
+    assert found["t#P#x"][1] == 65536, "a table, and no partition of another"
+    assert found["others"][1] == found["unexplained"][1] == 0
+    [hostile] = [name for name, (kind, *_) in collection.objects(HOSTILE).items() if kind == "table"]
+    assert hostile == "t-1"
+    assert collection.rows("SELECT estimated_rows FROM object_size_stats WHERE object_name = 'parts'") == [(1000,)]
+    assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]
+
+
+def test_a_login_without_the_right_on_indexes_has_tables_that_include_them(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute("REVOKE SELECT ON mysql.innodb_index_stats FROM 'capacity_probe'@'%'")
+    register(collection.engine, [at(measured_mariadb, collection)])
+
+    summary = collection.collect_objects()
+
+    measured_mariadb.execute("GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%'")
+    assert summary.unknown_objects == (f"shop: {mysql.NO_INDEX_STATISTICS}",)
+    assert collection.objects("orders")["t"] == ("table", measured_mariadb.file_sizes()["orders"], True)
+    assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]

@@ -9,7 +9,7 @@ import pytest
 
 from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.servers import Server, register
-from tests.collecting import PASSWORD, Collection, ceiling_mb, failures, granting
+from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MySQLServer
 
 HOSTILE = ("a/b", "a-b/c.d @\u00e4\u65e5'", 'quo"te', "\u00fcber", "UPPER", "x" * 64, "a")
@@ -254,3 +254,31 @@ def asked(server: MySQLServer, query: str) -> list[tuple[Any, ...]]:
     with server.admin() as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return list(cursor.fetchall())
+
+
+def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema(
+    measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    measured_mysql.execute(
+        "CREATE TABLE orders.parts (id int PRIMARY KEY, k int, KEY by_k (k)) PARTITION BY HASH (id) PARTITIONS 3",
+        "CREATE TABLE orders.heap (a int NOT NULL, UNIQUE KEY first_unique (a))",
+        "CREATE TABLE orders.old (a char(100)) ENGINE=MyISAM",
+        "INSERT INTO orders.old VALUES ('x')",
+        "ANALYZE TABLE orders.t, orders.parts, orders.heap",
+    )
+    register(collection.engine, [at(measured_mysql, collection)])
+
+    summary = collection.collect_objects()
+
+    found = collection.objects("orders")
+    folder = measured_mysql.folder / "data" / "orders"
+    assert (failures(summary), summary.unknown_objects) == ({}, ())
+    assert found["t"][1] + found["filler"][1] == (folder / "t.ibd").stat().st_size
+    assert found["filler"][1] > 1_000_000, "the index apart from its table"
+    assert found["parts"][1] + found["by_k"][1] == sum(file.stat().st_size for file in folder.glob("parts*.ibd"))
+    assert "first_unique" not in found, "the table itself"
+    assert found["old"][1] == sum(file.stat().st_size for file in folder.glob("old.MY[DI]"))
+    assert found["unexplained"][1] == 0
+    assert "b/t2" in collection.objects("a")
+    assert "t" in collection.objects("a/b")
+    assert collection.rows(OBJECTS_THAT_ADD_UP) == [(summary.object_databases,)] == [(len(HOSTILE) + 2,)]

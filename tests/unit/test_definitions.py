@@ -27,7 +27,8 @@ STARTS = {
     "quarterly": "2025-01-01",
     "yearly": "2025-01-01",
 }
-RAW = {"database_size_stats", "instance_size_stats", "volume_size_stats", "database_limit_stats", "server_part_stats"}
+FORECAST_FROM = {"database_size_stats", "instance_size_stats", "volume_size_stats", "database_limit_stats"}
+RAW = {*FORECAST_FROM, "server_part_stats", "object_size_stats"}
 
 
 def partitions(spec: dg.AssetSpec) -> dg.TimeWindowPartitionsDefinition:
@@ -141,7 +142,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "25 []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "26 []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
@@ -157,16 +158,16 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
     assert shipped_file(name) == ROOT / name
 
 
-def test_the_runway_is_downstream_of_all_raw_tables_and_has_a_partition_per_day(definitions: dg.Definitions) -> None:
+def test_the_runway_is_downstream_of_sizes_and_limits_and_has_a_partition_per_day(definitions: dg.Definitions) -> None:
     every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
     runway = every["runway"]
     graph = definitions.resolve_asset_graph()
 
-    assert {dep.asset_key.to_user_string() for dep in runway.deps} == RAW - {"server_part_stats"}
+    assert {dep.asset_key.to_user_string() for dep in runway.deps} == FORECAST_FROM
     assert (runway.group_name, partitions(runway).cron_schedule) == ("forecasts", "0 0 * * *")
     assert graph.get(runway.key).pools == {"capacity_runway"}
     assert {key.name for key in graph.get(runway.key).check_keys} == {"nothing_fills_soon"}
-    for name in ("volume_size_stats", "database_limit_stats", "server_part_stats", "runway"):
+    for name in ("volume_size_stats", "database_limit_stats", "server_part_stats", "object_size_stats", "runway"):
         schema = every[name].metadata["dagster/column_schema"]
         assert all(column.description for column in schema.columns), name
         assert every[name].description, name
@@ -296,7 +297,7 @@ def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.D
     graph = definitions.resolve_asset_graph()
     keys = graph.get_all_asset_keys()
 
-    assert len(keys) == 25
+    assert len(keys) == 26
     for key in keys:
         [reference] = graph.get(key).metadata["dagster/code_references"].code_references
         lines = Path(reference.file_path).read_text().splitlines()

@@ -7,24 +7,30 @@ import ipaddress
 from datetime import datetime
 
 import pytest
+import sqlglot
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.engines import oracle, sqlserver
+from capacity_assets.collection.engines import oracle, postgresql, sqlserver
 from capacity_assets.collection.engines.base import (
     Access,
+    DatabaseObjects,
     DatabaseSize,
     FailureKind,
     MeasureError,
+    Objects,
+    ObjectSize,
     ceiling_mb,
     engine_named,
     engines,
     excluded_databases,
     floor_mb,
     is_excluded,
+    objects_of,
 )
+from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, possible_objects
 
 MB = 1024 * 1024
 
@@ -117,6 +123,84 @@ def test_recorded_rows_of_oracle_become_tablespaces() -> None:
 
     assert found.sizes == (DatabaseSize("USERS", 100, 104857600, {"data_size": 100}, {"data_size": 104857600}),)
     assert found.left_out == ("SYSTEM",)
+
+
+def test_recorded_rows_of_sql_server_become_tables_indexes_and_the_sum_of_the_others() -> None:
+    rows = [
+        ("dbo", "Audit", "PK_Audit", 1, 80 * MB, 3 * MB, 1000, 20 * MB, 7, 130 * MB),
+        ("dbo", "Audit", "IX_When", 2, 20 * MB, 0, 1000, 20 * MB, 7, 130 * MB),
+        ("sys", "heap", None, 0, 8 * MB, 0, 5, 0, 7, 130 * MB),
+    ]
+
+    found = sqlserver.objects_from("ERP", rows)
+
+    assert (found.other_count, found.other_bytes) == (4, 22 * MB)
+    assert found.largest == (
+        ObjectSize("dbo", "Audit", "table", 80 * MB, "", 20 * MB, 3 * MB, 1000, is_exact=True),
+        ObjectSize("dbo", "IX_When", "index", 20 * MB, "Audit", None, 0, 1000, is_exact=True),
+        ObjectSize("sys", "heap", "table", 8 * MB, "", 0, 0, 5, is_exact=True),
+    )
+    assert sqlserver.objects_from("empty", []) == DatabaseObjects("empty", ())
+
+
+def test_recorded_rows_of_oracle_become_objects_of_the_tablespaces_that_were_measured() -> None:
+    rows = [
+        ("DATA", "SHOP", "ORDERS", "table", None, 64 * MB, 1000, 3, 80 * MB),
+        ("DATA", "SHOP", "ORDERS_PK", "index", "ORDERS", 8 * MB, None, 3, 80 * MB),
+        ("SYSTEM", "SYS", "OBJ$", "table", None, MB, None, 1, MB),
+    ]
+
+    data, users = oracle.objects_from(rows, ["DATA", "USERS"]).databases
+
+    assert (data.database, data.other_count, data.other_bytes) == ("DATA", 1, 8 * MB)
+    assert data.largest == (
+        ObjectSize("SHOP", "ORDERS", "table", 64 * MB, "", None, None, 1000, is_exact=True),
+        ObjectSize("SHOP", "ORDERS_PK", "index", 8 * MB, "ORDERS", None, None, None, is_exact=True),
+    )
+    assert users == DatabaseObjects("USERS", ())
+
+
+@pytest.mark.parametrize(
+    ("statement", "dialect"),
+    [
+        (sqlserver.objects_query("a]b; --"), "tsql"),
+        (sqlserver.objects_query(None), "tsql"),
+        (oracle.OBJECTS, "oracle"),
+        (postgresql.OBJECTS, "postgres"),
+    ],
+)
+def test_the_statements_for_objects_are_one_statement_of_their_dialect(statement: str, dialect: str) -> None:
+    [parsed] = sqlglot.parse(statement, dialect=dialect, error_level=sqlglot.ErrorLevel.RAISE)
+
+    assert isinstance(parsed, sqlglot.exp.Select)
+    if "a]b" in statement or "a]]b" in statement:
+        assert {table.catalog for table in parsed.find_all(sqlglot.exp.Table)} == {"a]b; --"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ObjectSize("s", "t", "table", -1),
+        ObjectSize("s", "", "table", 1),
+        ObjectSize("s", "t" * 256, "table", 1),
+        ObjectSize("s", "t\0", "table", 1),
+        ObjectSize("s", "t", "table", 2**63),
+        ObjectSize("s", "t", "table", 1, free_bytes=-1),
+    ],
+)
+def test_objects_that_no_table_could_hold_are_unknown(wrong: ObjectSize) -> None:
+    right = ObjectSize("s", "t", "table", 1)
+
+    assert possible_objects(Objects((DatabaseObjects("d", (right,)),))).unknown == ()
+    for objects in ((wrong,), (right, right)):
+        assert possible_objects(Objects((DatabaseObjects("d", objects),))) == IMPOSSIBLE_OBJECTS
+
+
+def test_beyond_the_candidates_objects_are_added_up() -> None:
+    found = objects_of("d", [ObjectSize("s", f"t{number}", "table", number) for number in range(1100)])
+
+    assert (len(found.largest), found.largest[0].name) == (1000, "t1099")
+    assert (found.other_count, found.other_bytes) == (100, sum(range(100)))
 
 
 def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:

@@ -179,6 +179,89 @@ def volume_of(folder: str, mounts: Iterable[str]) -> str | None:
     return max(above, key=len, default=None)
 
 
+TABLE, INDEX = "table", "index"
+# Of each database so many are read, of which the largest and the fastest growing are stored. All others are added up
+# on the server, so that the answer of a database has a bounded size.
+CANDIDATES = 1000
+
+
+@dataclass(frozen=True)
+class ObjectSize:
+    """A table without its indexes, or an index, whose bytes are counted once; `kind` says which.
+
+    A partitioned one is one object. `index_bytes` of a table are those of its indexes, which are objects themselves.
+    `free_bytes` lie inside of `size_bytes`: dead rows or free pages. None: not known.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    size_bytes: int
+    table: str = ""
+    index_bytes: int | None = None
+    free_bytes: int | None = None
+    estimated_rows: int | None = None
+    is_exact: bool = False
+
+
+@dataclass(frozen=True)
+class DatabaseObjects:
+    """The largest tables and indexes of a database, and how many others there are with how many bytes."""
+
+    database: str
+    largest: tuple[ObjectSize, ...]
+    other_count: int = 0
+    other_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is known of the tables and indexes of databases, and in words why others are not known."""
+
+    databases: tuple[DatabaseObjects, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+NO_OBJECTS = Objects()
+
+
+# No further database is looked into after so many seconds: its objects are unknown until the next time.
+OBJECTS_BEGIN_SECONDS = 300.0
+
+
+def objects_by_database(
+    names: Iterable[str],
+    read: Callable[[str], DatabaseObjects | None],
+    explained: Callable[[Exception], MeasureError | None],
+) -> Objects:
+    """Read the objects of one database after the other; None: it was dropped meanwhile.
+
+    One that fails is named with its reason and the others are read. Raises what is no error of the driver.
+    """
+    found, unknown, began = [], [], time.monotonic()
+    for name in names:
+        if time.monotonic() - began > OBJECTS_BEGIN_SECONDS:
+            unknown.append(f"{name}: not begun within {OBJECTS_BEGIN_SECONDS:.0f} s")
+            continue
+        try:
+            one = read(name)
+        except Exception as error:
+            known = error if isinstance(error, MeasureError) else explained(error)
+            if known is None:
+                raise
+            unknown.append(f"{name}: {known}")
+        else:
+            found += [one] if one is not None else []
+    return Objects(tuple(found), tuple(unknown))
+
+
+def objects_of(database: str, objects: Iterable[ObjectSize]) -> DatabaseObjects:
+    """Keep the candidates among all objects of a database, and add the others up."""
+    by_size = sorted(objects, key=lambda one: (-one.size_bytes, one.kind, one.schema, one.table, one.name))
+    others = by_size[CANDIDATES:]
+    return DatabaseObjects(database, tuple(by_size[:CANDIDATES]), len(others), sum(one.size_bytes for one in others))
+
+
 PROGRAM = "capacity_assets"
 NAMED = 5
 Read = Callable[[str], Sequence[tuple[Any, ...]]]
@@ -265,6 +348,7 @@ class Measurement:
     left_out: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
     parts: tuple[ServerPart, ...] = ()
+    objects: Objects = NO_OBJECTS
 
 
 @dataclass(frozen=True)
@@ -294,6 +378,7 @@ class EngineAdapter(ABC):
     # What lies beside the databases: how each kind of `database/part_kinds.py` is measured, and in words.
     part_sources: ClassVar[Mapping[str, PartSource]] = {}
     parts_definition: ClassVar[str] = "none"
+    objects_definition: ClassVar[str] = "none"
 
     @abstractmethod
     def connect(self, access: Access) -> Any:
@@ -306,6 +391,10 @@ class EngineAdapter(ABC):
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- for subclasses
         """Return what is known of the limits of the measured databases; raises as `sizes`, and then sizes are kept."""
         return Limits(unknown="nothing is asked of this engine")
+
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- for subclasses
+        """Return the tables and indexes of the measured databases; raises as `sizes`, and then sizes are kept."""
+        return Objects(unknown=("nothing is asked of this engine",))
 
     @abstractmethod
     def facts(self, connection: Any) -> ServerFacts:

@@ -12,9 +12,11 @@ FILE the table has no rows and says nothing of it (seen on 11.8).
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -23,19 +25,24 @@ from capacity_assets.base.units import counted
 from capacity_assets.collection.engines.base import (
     ALLOCATED,
     FILES,
+    INDEX,
     PROGRAM,
     ROWS_AT_A_TIME,
     STATISTICS,
+    TABLE,
     TLS_OFF,
     VERIFIED_TLS,
     Access,
     Allowance,
+    DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
     FailureKind,
     Limits,
     MeasureError,
     Measurement,
+    Objects,
+    ObjectSize,
     PartScope,
     PartSource,
     ServerFacts,
@@ -45,6 +52,8 @@ from capacity_assets.collection.engines.base import (
     closed_on_failure,
     first_line,
     is_excluded,
+    objects_by_database,
+    objects_of,
     refuse_without_rights,
     rows_of,
     volume_of,
@@ -420,6 +429,83 @@ SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
        CAST(SUM(clustered_index_size) * @@innodb_page_size AS UNSIGNED)
 FROM mysql.innodb_table_stats GROUP BY schema_name
 """
+# The file of each table, or of each of its partitions, the largest ones first. What follows a table in the name of its
+# partition is cut off; MySQL, which decodes names, would take a table called `a#p#b` for a partition of `a`.
+MOST_TABLES, MOST_STATISTICS = 100_000, 20_000
+MYSQL_TABLE_FILES = f"""
+SELECT CONVERT(SUBSTRING_INDEX(full_name, '/', 1 + slashes) USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
+       CONVERT(SUBSTRING_INDEX(
+           SUBSTRING(full_name, CHAR_LENGTH(SUBSTRING_INDEX(full_name, '/', 1 + slashes)) + 2), '#p#', 1)
+           USING utf8mb4) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
+FROM ({_MYSQL_OWN}) AS own ORDER BY file_size DESC LIMIT {MOST_TABLES}
+"""  # noqa: S608 -- as above
+_PLAIN = "REGEXP '^[0-9A-Za-z_@]*$'"
+MARIADB_TABLE_FILES = f"""
+SELECT IF(folder {_PLAIN}, CONVERT(CONVERT(CAST(folder AS BINARY) USING filename) USING utf8mb4),
+          CONCAT('#mysql50#', CONVERT(folder USING utf8mb4))) COLLATE utf8mb4_bin AS schema_name,
+       IF(file {_PLAIN}, CONVERT(CONVERT(CAST(file AS BINARY) USING filename) USING utf8mb4),
+          CONCAT('#mysql50#', CONVERT(file USING utf8mb4))) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
+FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder,
+             SUBSTRING_INDEX(SUBSTRING_INDEX(SUBSTRING_INDEX(NAME, '/', -1), '#P#', 1), '#p#', 1) AS file,
+             FILE_SIZE AS file_size, ALLOCATED_SIZE AS allocated_size
+      FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE '%/%'
+      ORDER BY FILE_SIZE DESC LIMIT {MOST_TABLES}) AS f
+"""  # noqa: S608 -- as above
+TABLE_STATISTICS = f"""
+SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin, CONVERT(table_name USING utf8mb4) COLLATE utf8mb4_bin,
+       n_rows, clustered_index_size * @@innodb_page_size, sum_of_other_index_sizes * @@innodb_page_size
+FROM mysql.innodb_table_stats ORDER BY clustered_index_size + sum_of_other_index_sizes DESC LIMIT {MOST_STATISTICS}
+"""  # noqa: S608 -- as above
+# Without a primary key the clustered index is called GEN_CLUST_INDEX, or as the first unique key of columns that are
+# never null, which only its size tells.
+INDEX_STATISTICS = f"""
+SELECT CONVERT(i.database_name USING utf8mb4) COLLATE utf8mb4_bin,
+       CONVERT(i.table_name USING utf8mb4) COLLATE utf8mb4_bin,
+       CONVERT(i.index_name USING utf8mb4) COLLATE utf8mb4_bin, i.stat_value * @@innodb_page_size,
+       i.stat_value = t.clustered_index_size
+FROM mysql.innodb_index_stats AS i
+JOIN mysql.innodb_table_stats AS t ON t.database_name = i.database_name AND t.table_name = i.table_name
+WHERE i.stat_name = 'size' ORDER BY i.stat_value DESC LIMIT {MOST_STATISTICS}
+"""  # noqa: S608 -- as above
+CLUSTERED = ("PRIMARY", "GEN_CLUST_INDEX")
+OTHER_ENGINES_TABLES = """
+SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), CAST(DATA_LENGTH AS UNSIGNED),
+       CAST(INDEX_LENGTH AS UNSIGNED), CAST(DATA_FREE AS UNSIGNED), TABLE_ROWS
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB'
+"""
+# Only the named tables are opened for it.
+MOST_FREE = 50
+FREE = """
+SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_FREE AS UNSIGNED)
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME IN ({names})
+"""
+NO_INDEX_STATISTICS = "indexes are part of their tables: SELECT on mysql.innodb_index_stats is missing"
+MORE_TABLES = f"of more than {MOST_TABLES:,} tables, the smallest are unexplained"
+_PARTITION = re.compile("#[pP]#")
+
+
+@dataclass
+class _Table:
+    """What is known of one InnoDB table, all of its partitions together."""
+
+    file_bytes: int = 0
+    rows: int | None = None
+    clustered_bytes: int = 0
+    others_bytes: int = 0
+    indexes: dict[str, int] = field(default_factory=dict)
+
+    def objects(self, name: str) -> Iterator[ObjectSize]:
+        """Yield the table without its indexes, then these; they are parts of the file if that can be."""
+        whole = self.file_bytes or self.clustered_bytes + self.others_bytes
+        indexes = self.indexes if sum(self.indexes.values()) <= whole else {}
+        apart = sum(indexes.values())
+        is_exact = bool(self.file_bytes) and not indexes
+        known = self.others_bytes if self.rows is not None else None
+        yield ObjectSize("", name, TABLE, whole - apart, "", known, None, self.rows, is_exact)
+        for index, size_bytes in indexes.items():
+            yield ObjectSize("", index, INDEX, size_bytes, name)
+
+
 # Which engines hold tables; no table is opened for it.
 TABLES_BY_ENGINE = """
 SELECT CONVERT(TABLE_SCHEMA USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), COUNT(*) FROM information_schema.TABLES
@@ -454,6 +540,8 @@ class MySQL(EngineAdapter):
         "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_probe'@'%';\n"
         "-- for binary logs, and for relay logs; of MariaDB, for relay logs, REPLICA MONITOR:\n"
         "-- GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%';\n"
+        "-- for indexes apart from their tables, with CAPACITY_OBJECTS:\n"
+        "GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%';\n"
         "-- for the limits of a MariaDB server with the plugin disks; it also allows to read and write files of the "
         "server below secure_file_priv:\n"
         "-- GRANT FILE ON *.* TO 'capacity_probe'@'%';"
@@ -480,6 +568,12 @@ class MySQL(EngineAdapter):
         "binary logs by `SHOW BINARY LOGS`; relay logs by the status of replicas; redo logs as large as their files "
         "are; undo tablespaces; the temporary tablespaces of InnoDB. Files in `@@tmpdir`, the shared tablespace and "
         "the doublewrite buffer are not reported"
+    )
+    objects_definition: ClassVar[str] = (
+        "tables, partitions under their parent, by the files of their tablespaces, without the indexes beside the "
+        "clustered one, whose sizes are those in `mysql.innodb_index_stats`; without that right, and beyond the 20,000 "
+        "largest, indexes are part of their tables. Tables in shared tablespaces by `mysql.innodb_table_stats`, of "
+        "other engines as they report it. Free: `DATA_FREE` of the 50 largest tables of a schema"
     )
 
     def connect(self, access: Access) -> Connection[Any]:
@@ -548,6 +642,45 @@ class MySQL(EngineAdapter):
         if "MariaDB" in version_of(connection):
             return limits_by_disks(connection, names)
         return Limits(unknown="MySQL reports no file systems")
+
+    def objects(self, connection: Connection[Any], access: Access, names: Sequence[str]) -> Objects:
+        tables, unknown = self._innodb_tables(connection, access)
+        visible = self._tables_by_engine(connection)
+
+        def read(name: str) -> DatabaseObjects:
+            found = [one for table, known in tables.get(name, {}).items() for one in known.objects(table)]
+            if set(visible.get(name, {})) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
+                found += _objects_of_other_engines(rows_of(connection, OTHER_ENGINES_TABLES, [name]))
+            return _with_free_bytes(connection, objects_of(name, found))
+
+        measured = objects_by_database(names, read, self.explained)
+        return replace(measured, unknown=(*unknown, *measured.unknown))
+
+    def _innodb_tables(
+        self, connection: Connection[Any], access: Access
+    ) -> tuple[Mapping[str, Mapping[str, _Table]], tuple[str, ...]]:
+        """Return the InnoDB tables by schema and name, and what is not known of them."""
+        tables: dict[str, dict[str, _Table]] = defaultdict(lambda: defaultdict(_Table))
+        unknown: tuple[str, ...] = ()
+        if access.sizing != STATISTICS:
+            files = rows_of(connection, _statements_for(version_of(connection)).table_files)
+            unknown = (MORE_TABLES,) if len(files) == MOST_TABLES else ()
+            for schema, name, file_bytes, allocated_bytes in files:
+                table = tables[str(schema)][str(name)]
+                table.file_bytes += int(allocated_bytes if access.sizing == ALLOCATED else file_bytes)
+        try:
+            for schema, name, rows, clustered, others in rows_of(connection, TABLE_STATISTICS):
+                table = tables[str(schema)][_table_of(str(name), tables[str(schema)])]
+                table.rows = (table.rows or 0) + int(rows)
+                table.clustered_bytes += int(clustered)
+                table.others_bytes += int(others)
+            _add_indexes(tables, rows_of(connection, INDEX_STATISTICS))
+        except Exception as error:
+            known = self.explained(error)
+            if known is None or known.kind is not FailureKind.RIGHTS:
+                raise
+            unknown = (*unknown, NO_INDEX_STATISTICS)
+        return tables, unknown
 
     def _tables_by_engine(self, connection: Connection[Any]) -> Mapping[str, Mapping[str | None, int]]:
         """Count the tables of each schema by engine, and refuse a login that does not see them."""
@@ -625,16 +758,60 @@ class _Statements(NamedTuple):
     files: str
     shared: str
     shared_sizes: str
+    table_files: str
 
 
 def _statements_for(version: str) -> _Statements:
     if "MariaDB" in version:
-        return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES)
+        return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES, MARIADB_TABLE_FILES)
     if version.startswith("5.") or "TiDB" in version:
         raise MeasureError(
             FailureKind.SETUP, f"version {version} is not measured by its files: register `sizing = statistics` for it"
         )
-    return _Statements(MYSQL_FILES, MYSQL_SHARED, MYSQL_SHARED_SIZES)
+    return _Statements(MYSQL_FILES, MYSQL_SHARED, MYSQL_SHARED_SIZES, MYSQL_TABLE_FILES)
+
+
+def _table_of(name: str, tables: Mapping[str, _Table]) -> str:
+    """Return the table whose statistics have a name: itself, where it has a file, or that of a partition."""
+    return name if name in tables else _PARTITION.split(name)[0]
+
+
+def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Add the indexes beside the clustered one to their tables."""
+    by_part: dict[tuple[str, str], list[tuple[str, int, bool]]] = defaultdict(list)
+    for schema, name, index, size_bytes, is_size_of_clustered in rows:
+        by_part[str(schema), str(name)].append((str(index), int(size_bytes), bool(is_size_of_clustered)))
+    for (schema, name), found in by_part.items():
+        named = [index for index, *_ in found if index in CLUSTERED]
+        clustered = named or sorted(index for index, _, fits in found if fits)
+        indexes = tables[schema][_table_of(name, tables[schema])].indexes
+        for index, size_bytes, _ in found:
+            if index not in clustered[:1]:
+                indexes[index] = indexes.get(index, 0) + size_bytes
+
+
+def _objects_of_other_engines(rows: Sequence[tuple[Any, ...]]) -> Iterator[ObjectSize]:
+    """Turn rows (name, engine, bytes of data and of indexes, free bytes, rows) into tables, indexes included."""
+    for name, engine, data, indexes, free, estimated in rows:
+        if engine not in WITHOUT_BYTES | WITHOUT_REPORTED_SIZES:
+            whole, rows_there = int(data or 0) + int(indexes or 0), None if estimated is None else int(estimated)
+            yield ObjectSize(
+                "", str(name), TABLE, whole, "", None, min(int(free or 0), whole), rows_there, is_exact=True
+            )
+
+
+def _with_free_bytes(connection: Connection[Any], database: DatabaseObjects) -> DatabaseObjects:
+    """Look up the free bytes of the largest tables."""
+    names = [one.name for one in database.largest if one.kind == TABLE and one.free_bytes is None][:MOST_FREE]
+    if not names:
+        return database
+    query = FREE.format(names=", ".join(["%s"] * len(names)))
+    free = {str(name): int(size) for name, size in rows_of(connection, query, [database.database, *names]) if size}
+    largest = (
+        replace(one, free_bytes=min(free[one.name], one.size_bytes)) if one.kind == TABLE and one.name in free else one
+        for one in database.largest
+    )
+    return replace(database, largest=tuple(largest))
 
 
 def _add(total: dict[str, int], name: str, size_bytes: int | None) -> None:

@@ -10,17 +10,23 @@ from typing import Any, ClassVar
 
 from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.collection.engines.base import (
+    CANDIDATES,
+    INDEX,
     PROGRAM,
+    TABLE,
     TLS_OFF,
     TLS_VERIFY_FULL,
     Access,
     Ceiling,
+    DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
     FailureKind,
     Limits,
     MeasureError,
     Measurement,
+    Objects,
+    ObjectSize,
     PartScope,
     PartSource,
     ServerFacts,
@@ -106,6 +112,30 @@ COPIES = {"EXTERN": 1, "NORMAL": 2, "HIGH": 3}
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
 CONTAINER = "SELECT SYS_CONTEXT('USERENV', 'CON_NAME') FROM dual"
 ROOT = "CDB$ROOT"
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_SEGMENTS.html: one row per segment, partitions
+# apart. LOBs and their indexes belong to the table that dba_lobs names.
+OBJECTS = f"""
+WITH owned AS (
+    SELECT s.tablespace_name, s.owner, COALESCE(l.table_name, x.table_name, s.segment_name) AS object_name,
+           CASE WHEN s.segment_type LIKE 'INDEX%' THEN 'index' ELSE 'table' END AS kind, s.bytes
+    FROM dba_segments s
+    LEFT JOIN dba_lobs l ON l.owner = s.owner AND l.segment_name = s.segment_name AND s.segment_type LIKE 'LOB%'
+    LEFT JOIN dba_lobs x ON x.owner = s.owner AND x.index_name = s.segment_name AND s.segment_type = 'LOBINDEX'
+), sized AS (
+    SELECT tablespace_name, owner, object_name, kind, SUM(bytes) AS bytes FROM owned
+    GROUP BY tablespace_name, owner, object_name, kind
+), ranked AS (
+    SELECT z.*, ROW_NUMBER() OVER (PARTITION BY tablespace_name ORDER BY bytes DESC, owner, object_name, kind) AS place,
+           COUNT(*) OVER (PARTITION BY tablespace_name) AS all_count,
+           SUM(bytes) OVER (PARTITION BY tablespace_name) AS all_bytes
+    FROM sized z
+)
+SELECT r.tablespace_name, r.owner, r.object_name, r.kind, i.table_name, r.bytes, t.num_rows, r.all_count, r.all_bytes
+FROM ranked r
+LEFT JOIN dba_indexes i ON r.kind = 'index' AND i.owner = r.owner AND i.index_name = r.object_name
+LEFT JOIN dba_tables t ON r.kind = 'table' AND t.owner = r.owner AND t.table_name = r.object_name
+WHERE r.place <= {CANDIDATES} ORDER BY r.tablespace_name, r.place
+"""  # noqa: S608 -- a number of our own
 VERSION = "SELECT version FROM product_component_version WHERE ROWNUM = 1"
 
 
@@ -128,7 +158,9 @@ class Oracle(EngineAdapter):
         "-- GRANT SELECT ON sys.v_$recovery_file_dest TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.dba_temp_files TO capacity_probe;\n"
         "-- for limits by ASM disk group:\n"
-        "-- GRANT SELECT ON sys.v_$asm_diskgroup_stat TO capacity_probe;"
+        "-- GRANT SELECT ON sys.v_$asm_diskgroup_stat TO capacity_probe;\n"
+        "-- for tables and indexes, with CAPACITY_OBJECTS, each of:\n"
+        "-- GRANT SELECT ON sys.dba_segments TO capacity_probe; -- dba_lobs, dba_indexes, dba_tables"
     )
     definition: ClassVar[str] = (
         "bytes of the data files in `dba_data_files` of each tablespace, rounded down, whatever ASM mirrors. "
@@ -149,6 +181,10 @@ class Oracle(EngineAdapter):
         "online and standby redo logs; archived logs that were not deleted; what the fast recovery area holds beside "
         "these, to a hundredth of a percent of its limit; temporary tablespaces. Of a pluggable database, redo and "
         "archived logs are those of the whole container database"
+    )
+    objects_definition: ClassVar[str] = (
+        "tables with their LOBs, and indexes, partitions together, of each tablespace: bytes in `dba_segments`. What "
+        "data files hold beside segments is unexplained"
     )
 
     def connect(self, access: Access) -> Any:
@@ -199,6 +235,9 @@ class Oracle(EngineAdapter):
             groups, unknown = [], "its login may not see the disk groups: SELECT on v_$asm_diskgroup_stat is missing"
         return limits_from(ceilings, places, groups, names, unknown)
 
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- asked the same way
+        return objects_from(rows_of(connection, OBJECTS), names)
+
     def facts(self, connection: Any) -> ServerFacts:
         [(version,)] = rows_of(connection, VERSION)
         return ServerFacts(f"Oracle Database {version}", encrypted=None)
@@ -225,6 +264,33 @@ KINDS = {
     "DPY-4011": FailureKind.BROKEN_OFF,
     "DPY-4024": FailureKind.TIMEOUT,
 }
+
+
+def objects_from(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Objects:
+    """Turn rows into the objects of each tablespace that was measured.
+
+    Shape of a row: tablespace, owner, name, kind, table of an index, bytes, rows, number and bytes of all objects of
+    the tablespace.
+    """
+    databases = []
+    for name in names:
+        own = [row for row in rows if row[0] == name]
+        objects = [
+            ObjectSize(
+                owner,
+                segment,
+                INDEX if kind == INDEX else TABLE,
+                int(size_bytes),
+                table or "",
+                estimated_rows=None if estimated is None else int(estimated),
+                is_exact=True,
+            )
+            for _, owner, segment, kind, table, size_bytes, estimated, *_ in own
+        ]
+        all_count, all_bytes = own[0][7:] if own else (0, 0)
+        known = sum(one.size_bytes for one in objects)
+        databases.append(DatabaseObjects(name, tuple(objects), int(all_count) - len(objects), int(all_bytes) - known))
+    return Objects(tuple(databases))
 
 
 def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> Measurement:

@@ -16,6 +16,7 @@ import struct
 import termios
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -23,22 +24,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.collection.engines.base import (
+    CANDIDATES,
     FILES,
+    INDEX,
     MOST_BYTES,
     MOST_ROWS,
     PROGRAM,
     STATISTICS,
+    TABLE,
     TLS_VERIFY_FULL,
     VERIFIED_TLS,
     Access,
     Allowance,
     Ceiling,
+    DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
     FailureKind,
     Limits,
     MeasureError,
     Measurement,
+    Objects,
+    ObjectSize,
     PartScope,
     PartSource,
     Read,
@@ -48,6 +55,7 @@ from capacity_assets.collection.engines.base import (
     closed_on_failure,
     first_line,
     is_excluded,
+    objects_by_database,
     refuse_without_rights,
     too_much,
     volume_of,
@@ -212,6 +220,60 @@ PAGES = """
 SELECT coalesce(sum(relpages::bigint), 0) * current_setting('block_size')::bigint
 FROM pg_class WHERE relkind IN ('r', 'i', 't', 'm', 'S')
 """
+# By the pages that VACUUM and ANALYZE counted last, which takes no lock and needs no right on the tables. What they
+# have not counted yet takes its place among the largest by its rows, and is then measured. TOAST and its index belong
+# to their table, partitions to the topmost parent. reltuples is -1 before the first ANALYZE. https://www.postgresql.org/docs/current/catalog-pg-class.html
+OBJECTS = f"""
+WITH stored AS (
+    SELECT coalesce(own.oid, c.oid) AS oid, coalesce(own.relkind, c.relkind) AS relkind,
+           coalesce(own.relispartition, c.relispartition) AS relispartition,
+           i.indrelid, own.oid IS NULL AS is_own, c.relpages::bigint AS pages, c.reltuples AS tuples,
+           CASE WHEN c.relpages > 1 THEN 0
+                WHEN c.relkind = 't' THEN 2000 * pg_stat_get_live_tuples(c.oid)
+                WHEN c.relkind = 'i' THEN 20 * pg_stat_get_live_tuples(i.indrelid)
+                ELSE 100 * pg_stat_get_live_tuples(c.oid) END AS guessed_bytes
+    FROM pg_class c
+    LEFT JOIN pg_index i ON i.indexrelid = c.oid
+    LEFT JOIN pg_class own ON own.reltoastrelid = CASE c.relkind WHEN 't' THEN c.oid WHEN 'i' THEN i.indrelid END
+    WHERE c.relkind IN ('r', 'i', 't', 'm', 'S')
+), rooted AS (
+    SELECT CASE WHEN relispartition THEN coalesce(pg_partition_root(oid)::oid, oid) ELSE oid END AS root,
+           relkind = 'i' AS is_index, is_own, oid, indrelid, pages, tuples, guessed_bytes,
+           CASE WHEN relkind = 'i' AND relispartition
+                THEN coalesce(pg_partition_root(indrelid)::oid, indrelid) ELSE indrelid END AS table_root
+    FROM stored
+), grouped AS (
+    SELECT root, is_index, sum(pages) * current_setting('block_size')::bigint AS size_bytes,
+           sum(pages) * current_setting('block_size')::bigint + sum(guessed_bytes) AS order_bytes,
+           CASE WHEN is_index THEN max(table_root) END AS table_root,
+           CASE WHEN NOT is_index AND bool_and(tuples >= 0) FILTER (WHERE is_own)
+                THEN sum(tuples) FILTER (WHERE is_own) END AS estimated_rows
+    FROM rooted GROUP BY root, is_index
+), of_tables AS (
+    SELECT table_root, sum(size_bytes) AS index_bytes FROM grouped WHERE is_index GROUP BY table_root
+), sized AS (
+    SELECT g.*, count(*) OVER () AS all_count, sum(g.size_bytes) OVER () AS all_bytes
+    FROM grouped g ORDER BY g.order_bytes DESC, g.root LIMIT {CANDIDATES}
+)
+SELECT s.root::bigint, n.nspname, c.relname, s.is_index, coalesce(t.relname, ''), s.size_bytes::bigint,
+       CASE WHEN NOT s.is_index THEN coalesce(o.index_bytes, 0)::bigint END,
+       CASE WHEN c.relkind IN ('r', 'm') AND pg_stat_get_live_tuples(s.root) + pg_stat_get_dead_tuples(s.root) > 0
+            THEN (s.size_bytes * pg_stat_get_dead_tuples(s.root)
+                  / (pg_stat_get_live_tuples(s.root) + pg_stat_get_dead_tuples(s.root)))::bigint END,
+       s.estimated_rows::bigint, s.all_count, s.all_bytes::bigint
+FROM sized s JOIN pg_class c ON c.oid = s.root JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_class t ON t.oid = s.table_root LEFT JOIN of_tables o ON o.table_root = s.root AND NOT s.is_index
+ORDER BY s.order_bytes DESC, s.root
+"""  # noqa: S608 -- a number of our own
+# All forks, and TOAST with its index. It waits for a table that is locked.
+EXACT = """
+SELECT CASE WHEN c.relkind IN ('p', 'I')
+            THEN (SELECT sum(pg_table_size(p.relid))::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
+            ELSE pg_table_size(c.oid) END
+FROM pg_class c WHERE c.oid = %s
+"""
+# Those that are likely to be listed. A locked one, and those after so many seconds, keep the estimate.
+MOST_EXACT, EXACT_SECONDS, LOCK_MILLISECONDS = 100, 10.0, 100
 # Seconds without an answer after which a lost network is noticed: 10 + 3 x 5.
 KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 SSLMODES = {"off": "disable"}
@@ -255,6 +317,11 @@ class PostgreSQL(EngineAdapter):
     parts_definition: ClassVar[str] = (
         "WAL by `pg_ls_waldir`; of each replication slot the WAL from its `restart_lsn` on, which is part of it; "
         "temporary files by `pg_ls_tmpdir` (PostgreSQL 12 and later), but those that parallel workers share"
+    )
+    objects_definition: ClassVar[str] = (
+        "tables with TOAST and materialized views, and indexes, partitions under their topmost parent: pages in "
+        "`pg_class`, exact by `pg_table_size` for the 100 largest that nobody has locked. Free: dead rows by the "
+        "statistics collector. Needs CONNECT on each database, one short connection to each"
     )
 
     def connect(self, access: Access) -> psycopg.Connection:
@@ -326,6 +393,50 @@ class PostgreSQL(EngineAdapter):
             sizes.append(DatabaseSize.of_bytes(name, size_bytes, data_size=size_bytes))
         return sizes
 
+    def objects(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- each database needs its own
+        return objects_by_database(names, lambda name: self._objects_in(access, name), self.explained)
+
+    def _objects_in(self, access: Access, name: str) -> DatabaseObjects | None:
+        """Read the largest objects of a database; one that was dropped meanwhile is None."""
+        from dataclasses import replace
+
+        import psycopg
+
+        try:
+            there = self.connect(replace(access, database=name))
+        except psycopg.OperationalError as error:
+            if f'database "{name}" does not exist' in str(error):
+                return None
+            raise
+        with there:
+            there.execute(b"SELECT set_config(name, 'off', false) FROM pg_settings WHERE name = 'jit'")
+            there.execute(f"SET lock_timeout = {LOCK_MILLISECONDS}".encode())
+            rows = _rows(there, OBJECTS)
+            # Beside a size that is a sum of estimates, exact ones would not add up.
+            looked_at = () if access.sizing == STATISTICS else rows[:MOST_EXACT]
+            exact = _exact_sizes(there, [row[0] for row in looked_at])
+        known = sum(row[5] for row in rows)
+        more_of_indexes: dict[tuple[str, str], int] = defaultdict(int)
+        for oid, schema, _, is_index, table, size_bytes, *_ in rows:
+            if is_index:
+                more_of_indexes[schema, table] += exact.get(oid, size_bytes) - size_bytes
+        objects = [
+            ObjectSize(
+                schema=row[1],
+                name=row[2],
+                kind=INDEX if row[3] else TABLE,
+                table=row[4],
+                size_bytes=exact.get(row[0], row[5]),
+                index_bytes=None if row[3] else row[6] + more_of_indexes[row[1], row[2]],
+                free_bytes=None if row[7] is None else min(row[7], exact.get(row[0], row[5])),
+                estimated_rows=row[8],
+                is_exact=row[0] in exact,
+            )
+            for row in rows
+        ]
+        all_count, all_bytes = rows[0][9:] if rows else (0, 0)
+        return DatabaseObjects(name, tuple(objects), int(all_count) - len(rows), int(all_bytes) - known)
+
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
         [(version,)] = _rows(connection, "SHOW server_version")
         return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
@@ -359,6 +470,21 @@ def _rows(
                 connection.close()  # the rest is not read
                 raise too_much()
     return rows
+
+
+def _exact_sizes(connection: psycopg.Connection, oids: Sequence[int]) -> dict[int, int]:
+    """Return the exact bytes of objects that are neither locked nor dropped, as far as there is time."""
+    import psycopg
+
+    sizes, began = {}, time.monotonic()
+    for oid in oids:
+        if time.monotonic() - began > EXACT_SECONDS:
+            break
+        with suppress(psycopg.errors.LockNotAvailable):
+            for (size_bytes,) in _rows(connection, EXACT, [oid]):
+                if size_bytes is not None:
+                    sizes[oid] = int(size_bytes)
+    return sizes
 
 
 @cache

@@ -14,17 +14,23 @@ from typing import Any, ClassVar
 
 from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.collection.engines.base import (
+    CANDIDATES,
+    INDEX,
     PROGRAM,
+    TABLE,
     TLS_OFF,
     Access,
     Allowance,
     Ceiling,
+    DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
     FailureKind,
     Limits,
     MeasureError,
     Measurement,
+    Objects,
+    ObjectSize,
     PartScope,
     PartSource,
     Read,
@@ -34,6 +40,7 @@ from capacity_assets.collection.engines.base import (
     first_line,
     is_excluded,
     is_loopback,
+    objects_by_database,
     refuse_without_rights,
     rows_of,
     without_driver,
@@ -220,6 +227,21 @@ SELECT DB_NAME(),
        SUM(CASE WHEN size IS NULL THEN 1 ELSE 0 END), 0
 FROM sys.database_files
 """
+# https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views
+# /sys-dm-db-partition-stats-transact-sql: one row per partition and index; 0 is the heap, 1 the clustered index, and
+# both are the table. Row-overflow and LOB pages are counted with their index.
+OBJECTS = """
+SELECT TOP ({candidates}) s.name, o.name, i.name, p.index_id, SUM(p.reserved_page_count) * 8192,
+       SUM(p.reserved_page_count - p.used_page_count) * 8192, SUM(p.row_count),
+       SUM(CASE WHEN p.index_id > 1 THEN SUM(p.reserved_page_count) ELSE 0 END) OVER (PARTITION BY o.object_id) * 8192,
+       COUNT(*) OVER (), SUM(SUM(p.reserved_page_count)) OVER () * 8192
+FROM {database}sys.dm_db_partition_stats p
+JOIN {database}sys.objects o ON o.object_id = p.object_id
+JOIN {database}sys.schemas s ON s.schema_id = o.schema_id
+LEFT JOIN {database}sys.indexes i ON i.object_id = p.object_id AND i.index_id = p.index_id
+GROUP BY s.name, o.name, o.object_id, i.name, p.index_id
+ORDER BY SUM(p.reserved_page_count) DESC, o.object_id, p.index_id
+"""
 EDITION = "SELECT CAST(SERVERPROPERTY('EngineEdition') AS int), DB_NAME()"
 # https://learn.microsoft.com/sql/t-sql/functions/serverproperty-transact-sql, EngineEdition.
 WITHOUT_FILES = {6: "Azure Synapse (dedicated)", 11: "Azure Synapse (serverless)", 12: "Microsoft Fabric"}
@@ -238,7 +260,9 @@ class SQLServer(EngineAdapter):
         "-- Without it, databases that are offline are not seen at all:\n"
         "-- GRANT ALTER ANY DATABASE TO capacity_probe;\n"
         "-- for limits by volume (VIEW SERVER PERFORMANCE STATE from 2022 on):\n"
-        "-- GRANT VIEW SERVER STATE TO capacity_probe;"
+        "-- GRANT VIEW SERVER STATE TO capacity_probe;\n"
+        "-- for tables and indexes, with CAPACITY_OBJECTS, beside the one before:\n"
+        "-- GRANT CONNECT ANY DATABASE TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "data files in `sys.master_files`, rounded down; log files as log size. Containers of FILESTREAM and "
@@ -259,6 +283,10 @@ class SQLServer(EngineAdapter):
     parts_definition: ClassVar[str] = (
         "the transaction log of each database, by the log files in `sys.master_files`, and what keeps it from being "
         "truncated; tempdb, by its `sys.database_files`"
+    )
+    objects_definition: ClassVar[str] = (
+        "heaps and clustered indexes as tables, other indexes by themselves, partitions together: reserved pages in "
+        "`sys.dm_db_partition_stats`. Free: those not used. What files hold beside them is unexplained"
     )
 
     def connect(self, access: Access) -> Any:
@@ -304,6 +332,15 @@ class SQLServer(EngineAdapter):
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
         [(edition, _)] = rows_of(connection, EDITION)
         return limits_of(lambda query: rows_of(connection, query), int(edition), names, self._is_refusal)
+
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- asked the same way
+        [(edition, _)] = rows_of(connection, EDITION)
+        one_database = int(edition) == AZURE_SQL_DATABASE
+        return objects_by_database(
+            names,
+            lambda name: objects_from(name, rows_of(connection, objects_query(None if one_database else name))),
+            self.explained,
+        )
 
     def _is_refusal(self, error: Exception) -> bool:
         known = self.explained(error)
@@ -402,6 +439,35 @@ def query_for(edition: int, database: str) -> str:
             FailureKind.SETUP, "Azure SQL Database shows one database per connection: register each with its `database`"
         )
     return ONE_DATABASE
+
+
+def objects_query(database: str | None) -> str:
+    """Return the statement for the objects of a database; None: of the one connected to."""
+    prefix = "" if database is None else f"[{database.replace(']', ']]')}]."
+    return OBJECTS.format(candidates=CANDIDATES, database=prefix)
+
+
+def objects_from(database: str, rows: Sequence[tuple[Any, ...]]) -> DatabaseObjects:
+    """Turn rows into objects.
+
+    Shape of a row: schema, table, index or None, its number, bytes, free bytes, rows, bytes of all indexes of the
+    table, number and bytes of all objects of the database.
+    """
+    objects = []
+    for schema, table, index, number, size_bytes, free, estimated, of_indexes, *_ in rows:
+        if number <= 1:
+            one = ObjectSize(
+                schema, table, TABLE, int(size_bytes), "", int(of_indexes), int(free), int(estimated), is_exact=True
+            )
+        else:
+            name = index or f"index {number}"
+            one = ObjectSize(
+                schema, name, INDEX, int(size_bytes), table, None, int(free), int(estimated), is_exact=True
+            )
+        objects.append(one)
+    all_count, all_bytes = rows[0][8:] if rows else (0, 0)
+    known = sum(one.size_bytes for one in objects)
+    return DatabaseObjects(database, tuple(objects), int(all_count) - len(objects), int(all_bytes) - known)
 
 
 def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> Measurement:
