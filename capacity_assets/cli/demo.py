@@ -25,7 +25,7 @@ from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.demo.sample_declarations import (
     PLANNED_ON,
-    add_measured_limits,
+    add_measured_beside_sizes,
     declare_sample_decision,
     declare_sample_groups,
     declare_sample_limits,
@@ -107,7 +107,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
-    fleet = load_sample_fleet(engine, first_day, today, add_measured_limits)
+    fleet = load_sample_fleet(engine, first_day, today, add_measured_beside_sizes)
     # Days before the retention period have no partition ahead of time.
     retention_service(engine, settings).prepare()
     if fleet.samples_added:

@@ -39,6 +39,7 @@ COMMANDS = [
     LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),
     LazyCommand("budget", "budget:budget", "Show what each team, or any other group, will cost in the coming months."),
     LazyCommand("top", "top:top", "List the databases that grew or shrank most, or the largest."),
+    LazyCommand("inside", "inside:inside_command", "Show which tables and indexes explain the change of a database."),
     LazyCommand("groups", "groups:groups", "Show the size and growth of each team, or any other group."),
     LazyCommand("explain", "explain:explain", "Trace figures to their samples, or a group's sum to its parts."),
     LazyCommand("report", "report:report", "Write the growth report of a window."),

@@ -14,8 +14,10 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_mb
+from capacity_assets.cli.inside import object_cells
 from capacity_assets.cli.options import Report, Table, filter_options, json_command, number_listed, window_options
 from capacity_assets.ownership.labels import refuse_unknown_label
+from capacity_assets.reading.inside import growing_objects
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.runtime import open_task_runner
 
@@ -33,6 +35,7 @@ HEADINGS = ("Server", "Engine", "Database", ">Mean size", ">Change", ">Change in
 @window_options
 @click.option("--by", default="growth", show_default=True, type=click.Choice(list(TITLES)), help="What to sort by.")
 @click.option("--server", help="Only databases of this server.")
+@click.option("--tables", is_flag=True, help="The tables and indexes that grew most, instead of databases.")
 @filter_options
 @number_listed("limit", 10)
 @json_command
@@ -44,6 +47,7 @@ def top(
     day: date | None,
     by: str,
     server: str | None,
+    tables: bool,
     engine: str | None,
     label: str | None,
     limit: int,
@@ -56,13 +60,18 @@ def top(
       capacity top --by size --period daily
       capacity top --by shrinkage --server db-7 --limit 50
       capacity top --label team=payments
+      capacity top --tables --period weekly
     """
+    if tables and (by != "growth" or engine is not None or label is not None):
+        raise click.UsageError("--tables lists what grew most, of the fleet or with --server: give no other filter.")
     chosen_label = None if label is None else key_and_value(label)
     with open_task_runner(settings, existing=True) as runner:
         service = runner.service
         chosen = service.period(period)
         window = service.partitions.window_holding(chosen, day)
         server_id = None if server is None else service.ids_of([server])[0]
+        if tables:
+            return _top_objects(service.engine, chosen, window, server_id, limit)
         rows = top_databases(
             service.engine,
             chosen,
@@ -85,6 +94,27 @@ def top(
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
         )
     return Report([_document(row) for row in rows], [top_table(chosen, window, by, rows)])
+
+
+OBJECT_HEADINGS = ("Server", "Database", "Table or index", "Kind", ">Before", ">After", ">Change")
+
+
+def _top_objects(engine: Engine, period: Period, window: Window, server_id: int | None, limit: int) -> Report:
+    """Return the tables and indexes that grew most, of all servers or one."""
+    with engine.connect() as connection:
+        found = growing_objects(connection, window.start, window.end, shown=limit, server_id=server_id)
+    if not found:
+        raise ValidationError(
+            f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "
+            "of which they are measured; two samples are compared."
+        )
+    rows = [[one.server, one.database, *object_cells(one.grown)] for one in found]
+    title = f"Tables and indexes that grew most, {period.name_of(window)}"
+    documents = [
+        {name: value for name, value in asdict(one).items() if name not in {"server_id", "grown"}} | asdict(one.grown)
+        for one in found
+    ]
+    return Report(documents, [Table(title, OBJECT_HEADINGS, rows)])
 
 
 def top_databases(

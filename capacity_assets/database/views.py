@@ -587,6 +587,25 @@ SELECT s.collected_date AS day,  -- Day of the sample
        s.declared_by  -- Who imported it from a file; null: measured, or fetched
 FROM volume_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
 
+-- What databases consist of: the samples of tables and indexes, of all others, and of what no object explains.
+CREATE VIEW capacity_objects AS
+SELECT s.collected_date AS day,  -- Day of the sample
+       s.instance_id AS server_id,  -- Number of the server
+       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
+       s.database_name AS database,  -- Name of the database
+       s.kind,  -- table, index, others: those not listed, or unexplained: the rest of the database
+       s.schema_name,  -- Schema or owner; empty: none
+       s.table_name,  -- Table of an index; empty: it is no index
+       s.object_name,  -- Table or index; empty: a row of a sum
+       s.size_bytes,  -- Size, bytes, counted once: of a table without its indexes
+       s.index_bytes,  -- Size of all indexes of a table, bytes; null: not known
+       s.free_bytes,  -- Dead rows or free pages within its size, bytes; null: not known
+       s.estimated_rows,  -- Rows as the server estimates them; null: not known
+       s.is_exact,  -- Whether its size was measured; false: an estimate
+       s.object_count,  -- How many objects a row of others stands for; null: another row
+       s.collected_at  -- When the sample was taken
+FROM object_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
+
 -- What each database may hold, and the volumes it grows on, as servers report it.
 CREATE VIEW capacity_ceilings AS
 SELECT s.collected_date AS day,  -- Day of the sample

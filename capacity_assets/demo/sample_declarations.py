@@ -123,6 +123,17 @@ def add_measured_limits(connection: Connection) -> None:
         connection.execute(text(statement), asked)
 
 
+def add_measured_objects(connection: Connection) -> None:
+    """Add the tables and indexes of two databases on the Mondays in the temporary table `sample`."""
+    connection.execute(text(_OBJECTS))
+
+
+def add_measured_beside_sizes(connection: Connection) -> None:
+    """Add all that is measured beside the sizes in the temporary table `sample`."""
+    add_measured_limits(connection)
+    add_measured_objects(connection)
+
+
 _FASTEST = """
 SELECT i.name AS server, s.database_name AS database, s.size_mb,
        CAST(ceil((s.size_mb - b.size_mb) / 90.0) AS bigint) AS mb_per_day
@@ -188,6 +199,47 @@ JOIN (VALUES
     ('oracle', 'redo', '', 3072, 0, NULL),
     ('oracle', 'archived_log', '', 4096, 0.02, NULL)
 ) AS p (db_type, kind, name, fixed_mb, share, detail) ON p.db_type = u.db_type
+ON CONFLICT DO NOTHING
+"""
+
+
+# An audit log that is never purged takes what the database grows by. An index of the orders doubles from July on, as
+# its pages are split, and is built again at New Year. Shares of the size, in permille; what is left is unexplained.
+_OBJECTS = """
+WITH measured AS (
+    SELECT s.instance_id, i.name, s.database_name, s.collected_date AS day, s.collected_at,
+           s.size_mb * 1048576 AS size_bytes,
+           least(100 + (s.collected_date - date '2024-01-01') / 3, 700) AS logged,
+           least(greatest(CAST(extract(doy FROM s.collected_date) AS integer) - 180, 0), 100) AS split
+    FROM sample s JOIN instances i ON i.id = s.instance_id
+    WHERE (i.name, s.database_name) IN (('postgresql-core-01', 'audit'), ('mysql-orders-01', 'orders'))
+      AND extract(isodow FROM s.collected_date) = 1
+), shares AS (
+    SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.object_count
+    FROM measured m CROSS JOIN LATERAL (VALUES
+        ('audit', 'table', 'public', '', 'audit_log', logged, NULL),
+        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL),
+        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, NULL),
+        ('audit', 'others', '', '', '', 100, 143),
+        ('orders', 'table', '', '', 'order_lines', 420, NULL),
+        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL),
+        ('orders', 'table', '', '', 'orders', 240, NULL),
+        ('orders', 'others', '', '', '', 60, 12)
+    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, object_count)
+    WHERE o.database_name = m.database_name
+), entered AS (
+    SELECT day, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name,
+           size_bytes * permille / 1000 AS size_bytes, CAST(object_count AS integer) AS object_count
+    FROM shares
+    UNION ALL
+    SELECT day, instance_id, database_name, collected_at, 'unexplained', '', '', '',
+           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL
+    FROM shares GROUP BY day, instance_id, database_name, collected_at, size_bytes
+)
+INSERT INTO object_size_stats
+    (collected_date, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name, size_bytes,
+     object_count, is_exact)
+SELECT *, kind = 'table' FROM entered
 ON CONFLICT DO NOTHING
 """
 

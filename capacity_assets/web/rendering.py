@@ -21,6 +21,7 @@ from starlette.responses import Response
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.base.units import (
+    BYTES_PER_MB,
     as_plain_text,
     counted,
     human_change_mb,
@@ -58,6 +59,16 @@ UNKNOWN = "unknown"
 FULL_DATE_MARGIN = 1.15
 # Forecasts may be newer than windows by a day or two.
 PAST_DAYS = 3
+
+
+def size_of_bytes(size_bytes: int) -> Markup:
+    """Render a size in bytes, cut toward zero to MiB."""
+    return size(int(size_bytes / BYTES_PER_MB))
+
+
+def change_of_bytes(change_bytes: int) -> Markup:
+    """Render a change in bytes, cut toward zero to MiB."""
+    return change(int(change_bytes / BYTES_PER_MB))
 
 
 def size(size_mb: int | None) -> Markup:
@@ -159,6 +170,7 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: 
     The thresholds say what is marked as to be watched or acted on.
     """
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
+    environment.filters.update(size_of_bytes=size_of_bytes, change_of_bytes=change_of_bytes)
     environment.filters.update(size=size, change=change, percent=percent, chance=chance, code=with_code)
     environment.filters.update(day=day, days=human_days, headline=headline, full_by=full_by, fill_range=fill_range)
     environment.filters.update(shell=shlex.quote)

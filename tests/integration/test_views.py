@@ -66,6 +66,11 @@ PART = """
 INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes)
 SELECT CAST(:day AS date), id, 'wal', '', 1048576 FROM instances WHERE name = :name
 """
+OBJECTS = """
+INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
+                               size_bytes, is_exact)
+SELECT CAST(:day AS date), id, 'orders', 'table', 'public', '', 'audit', 10, true FROM instances WHERE name = :name
+"""
 
 
 IMPORT = (
@@ -94,7 +99,7 @@ def filling_fleet(engine: Engine) -> None:
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)
-        for statement in (VOLUME, CEILING, PART, *IMPORT):
+        for statement in (VOLUME, CEILING, PART, OBJECTS, *IMPORT):
             connection.execute(text(statement), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)

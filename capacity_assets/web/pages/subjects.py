@@ -22,6 +22,7 @@ from capacity_assets.reading.filling import (
     runway_of,
 )
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
+from capacity_assets.reading.inside import Inside, inside
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.parts import WhatFills, what_fills
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
@@ -29,6 +30,7 @@ from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.pages.ranges import (
     LONGEST_DAYS,
+    RANGES,
     ChartRange,
     chosen_range,
     earlier_windows,
@@ -39,6 +41,7 @@ from capacity_assets.web.reader import Reader
 
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN, ON_VOLUME_SHOWN = 10, 14, 20
 VOLUME_DAYS = 180
+INSIDE_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class DatabasePage(DeclaredPage):
     database: str
     labels: dict[str, str]
     neighbours: Sequence[ListedDatabase]
+    inside: Inside | None
+    """What grew inside, in the window or range that is chosen, else in the last 30 days; None: not measured twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +196,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             origins=subjects.origins_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
             neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds),
+            inside=inside(connection, number, name, *_days_inside(query, shown, period)),
         )
 
 
@@ -247,6 +253,17 @@ def _headline(  # noqa: PLR0913, PLR0917 -- what the sentence is made of
         last_measured = newest_measured_days(connection, [number], query.today).get(number)
     about = Subject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
     return headline_of(about, own, first, thresholds, issued=issued, also=also)
+
+
+def _days_inside(query: PageQuery, shown: ChartRange, period: Period) -> tuple[date, date]:
+    """Return the days in which a database is looked into."""
+    day = query.day("window")
+    if day is not None:
+        window = period.window_of(day)
+        return window.start, window.end
+    last = shown.last or query.today
+    _, days = RANGES.get(shown.name or "", ("", INSIDE_DAYS))
+    return shown.first or last - timedelta(days=days), last
 
 
 def _no_such(subject: str) -> NotFoundError:

@@ -1,0 +1,221 @@
+"""What grew inside: changes of tables and indexes that add up to the change of their database, whatever was listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.base.settings import Settings
+from capacity_assets.collection import storing
+from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
+from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.demo.sample_declarations import add_measured_beside_sizes
+from capacity_assets.demo.sample_fleet import load_sample_fleet
+from capacity_assets.reading import inside as reading
+from capacity_assets.reading.inside import inside
+from tests.collecting import OBJECTS_THAT_ADD_UP
+from tests.command import capacity, printed
+from tests.fleet import add_instances
+from tests.pages import served_pages
+
+MIB = 1024**2
+FIRST, LAST = date(2025, 5, 25), date(2025, 6, 22)
+NUMBERS = count(1000)
+
+
+def measured(
+    engine: Engine,
+    day: date,
+    objects: Sequence[ObjectSize],
+    size_bytes: int,
+    *,
+    server: int = 1,
+    database: str = "orders",
+    others: tuple[int, int] = (0, 0),
+) -> None:
+    """Store what a server said on a day."""
+    moment = datetime.combine(day, datetime.min.time(), UTC)
+    outcome = ProbeOutcome(
+        server,
+        f"server-{server}",
+        moment,
+        (DatabaseSize.of_bytes(database, size_bytes),),
+        objects=Objects((DatabaseObjects(database, tuple(objects), *others),)),
+    )
+    storing.store(engine, day, [outcome])
+
+
+def table(name: str, size_mb: int, **values: object) -> ObjectSize:
+    return ObjectSize("public", name, "table", size_mb * MIB, **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def story(settings: Settings, engine: Engine) -> None:
+    """An audit log that grew, an index that doubled, a table that is new, one that was dropped, and small ones."""
+    assert settings
+    add_instances(engine, [1])
+    index = ObjectSize("public", "orders_when", "index", 100 * MIB, "orders")
+    small = [table(f"small_{number}", 1) for number in range(3)]
+    before = [table("audit", 500, estimated_rows=10), table("orders", 900), index, table("old", 40), *small]
+    doubled = ObjectSize("public", "orders_when", "index", 200 * MIB, "orders")
+    after = [table("audit", 900, estimated_rows=20), table("orders", 900), doubled, table("new", 60), *small]
+    measured(engine, FIRST, before, 1600 * MIB)
+    measured(engine, LAST, after, 2100 * MIB)
+
+
+@pytest.mark.usefixtures("story", "today")
+def test_the_objects_behind_a_change_are_listed_and_add_up_to_it() -> None:
+    found = json.loads(printed("inside", "server-1", "orders", "--from", "2025-06-01", "--json"))
+
+    assert [
+        (one["name"], one["kind"], one["change_bytes"] // MIB, one["before_is_bound"]) for one in found["objects"]
+    ] == [
+        ("audit", "table", 400, False),
+        ("orders_when", "index", 100, False),
+        ("new", "table", 60, False),
+        ("old", "table", -40, False),
+    ]
+    assert (found["first_day"], found["last_day"]) == ("2025-05-25", "2025-06-22")
+    assert (found["others_change_bytes"], found["unexplained_change_bytes"] // MIB) == (0, -20)
+    assert found["change_bytes"] == 500 * MIB
+    shown = printed("inside", "server-1", "orders", "--period", "monthly", "--window", "2025-06-10", "--limit", "2")
+    assert "orders on server-1: 1.6 GiB on 25 May 2025, 2.1 GiB on 22 Jun 2025, +500 MiB." in shown
+    assert "public.orders_when on orders" in shown
+    assert "2 more that changed" in shown
+    assert "unexplained" in shown
+
+
+@pytest.mark.usefixtures("story", "today")
+def test_what_grew_most_over_the_fleet_is_listed_with_its_database() -> None:
+    found = json.loads(printed("top", "--tables", "--window", "2025-06-10", "--limit", "3", "--json"))
+
+    assert [(one["server"], one["database"], one["name"], one["change_bytes"] // MIB) for one in found] == [
+        ("server-1", "orders", "audit", 400),
+        ("server-1", "orders", "orders_when", 100),
+        ("server-1", "orders", "new", 60),
+    ]
+    assert "+400 MiB" in printed("top", "--tables", "--window", "2025-06-10", "--server", "server-1")
+    assert capacity("top", "--tables", "--by", "size").exit_code == 2
+
+
+@pytest.mark.usefixtures("story", "today")
+def test_what_was_not_measured_twice_is_refused_with_what_to_do() -> None:
+    refused = capacity("inside", "server-1", "orders", "--from", "2025-07-01")
+    unknown = capacity("inside", "server-1", "nothing", "--from", "2025-07-01")
+
+    assert (refused.exit_code, unknown.exit_code) == (2, 2)
+    assert "were not measured twice from 1 Jul 2025" in refused.stderr
+    assert "no database 'nothing' on server-1" in unknown.stderr
+
+
+def test_an_object_that_was_not_listed_is_compared_with_the_most_that_it_can_have_been(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings
+    add_instances(engine, [1])
+    for module in (storing, reading):
+        monkeypatch.setattr(module, "LARGEST_LISTED", 2)
+    measured(engine, FIRST, [table("a", 10), table("b", 8), table("c", 7)], 25 * MIB)
+    measured(engine, LAST, [table("a", 10), table("c", 30), table("b", 9)], 49 * MIB)
+
+    with engine.connect() as connection:
+        found = inside(connection, 1, "orders", FIRST, LAST)
+
+    assert found is not None
+    [grown, still] = found.objects
+    assert (grown.name, grown.before_bytes, grown.change_bytes, grown.is_bound) == ("c", 8 * MIB, 22 * MIB, True)
+    assert (still.name, still.change_bytes) == ("b", MIB)
+    assert (found.others_change_bytes, found.change_bytes) == (MIB, 24 * MIB), "one MiB that the bound hides"
+
+
+@pytest.mark.usefixtures("story")
+def test_the_page_of_a_database_says_what_grew_inside(database: URL) -> None:
+    place = "/database?server=1&name=orders&first={}&last={}"
+    with served_pages(database) as pages:
+        found = pages.document(place.format("2025-06-01", "2025-06-30"))["inside"]
+        html = pages.ask(place.format("2025-06-01", "2025-06-30")).text
+        never = pages.document(place.format("2025-01-01", "2025-02-01"))["inside"]
+
+    assert [(one["name"], one["change_bytes"] // MIB) for one in found["objects"]][:2] == [
+        ("audit", 400),
+        ("orders_when", 100),
+    ]
+    assert (found["change_bytes"] // MIB, found["unexplained_change_bytes"] // MIB) == (500, -20)
+    assert never is None
+    assert "What grew inside" in html
+    assert "capacity inside server-1 orders --from 2025-05-25 --to 2025-06-22" in html
+
+
+def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settings, engine: Engine) -> None:
+    assert settings
+    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31), add_measured_beside_sizes)
+    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31), add_measured_beside_sizes)
+
+    stories = {}
+    with engine.connect() as connection:
+        numbers = dict(connection.execute(text("SELECT name, id FROM instances")).fetchall())
+        for server, name in (("postgresql-core-01", "audit"), ("mysql-orders-01", "orders")):
+            found = inside(connection, numbers[server], name, date(2025, 7, 1), date(2025, 12, 31))
+            assert found is not None
+            stories[name] = found.objects[0]
+        samples = connection.execute(text("SELECT count(DISTINCT collected_date) FROM object_size_stats")).scalar_one()
+        sums = (
+            "SELECT count(*) FROM (SELECT sum(o.size_bytes) - max(d.size_mb) * 1048576 AS off FROM object_size_stats o "
+        )
+        sums += "JOIN database_size_stats d USING (collected_date, instance_id, database_name) GROUP BY "
+        sums += "o.collected_date, o.instance_id, o.database_name) x WHERE off <> 0"
+        assert connection.execute(text(sums)).scalar_one() == 0
+    assert 50 <= samples <= 52
+    assert stories["audit"].label == "public.audit_log"
+    assert stories["orders"].label == "by_product on order_lines"
+    assert round(stories["orders"].after_bytes / stories["orders"].before_bytes) == 2
+
+
+SIZES = st.lists(st.integers(0, 5000), min_size=0, max_size=12)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(days=st.lists(st.tuples(SIZES, st.integers(0, 9000), st.integers(0, 50)), min_size=2, max_size=4))
+def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_its_change(
+    engine: Engine, days: list[tuple[list[int], int, int]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LARGEST_LISTED", "FASTEST_LISTED"):
+            patch.setattr(storing, name, 3)
+        patch.setattr(reading, "LARGEST_LISTED", 3)
+        server = next(NUMBERS)
+        totals = []
+        for number, (sizes, more, others) in enumerate(days):
+            objects = [ObjectSize("", f"t{place}", "table", size) for place, size in enumerate(sizes) if size]
+            totals.append(sum(sizes) // 2 + more)
+            day = FIRST + timedelta(days=number)
+            measured(engine, day, objects, totals[-1], server=server, others=(others, others * 10))
+        with engine.connect() as connection:
+            last = FIRST + timedelta(days=len(days) - 1)
+            found = inside(connection, server, "orders", FIRST, last)
+            of_server = f"{OBJECTS_THAT_ADD_UP} AND o.instance_id = {server}"
+            listed = connection.execute(
+                text(
+                    "SELECT max(n) FROM (SELECT count(*) AS n FROM object_size_stats "
+                    f"WHERE instance_id = {server} GROUP BY collected_date) c"
+                )
+            ).scalar_one()
+
+            assert connection.execute(text(of_server)).scalar_one() == len(days)
+    assert listed <= 8
+    assert found is not None
+    assert (found.before_bytes, found.after_bytes) == (totals[0], totals[-1])
+    explained = sum(one.change_bytes for one in found.objects)
+    assert explained + found.others_change_bytes + found.unexplained_change_bytes == totals[-1] - totals[0]
+    for one in found.objects:
+        first, end = (dict(enumerate(days[place][0])) for place in (0, -1))
+        number = int(one.name[1:])
+        real = end.get(number, 0) - first.get(number, 0)
+        assert (one.change_bytes == real) or (one.is_bound and abs(one.change_bytes) <= abs(real))
