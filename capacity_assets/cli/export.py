@@ -35,6 +35,7 @@ from capacity_assets.cli.options import (
     wants_json,
     writing,
 )
+from capacity_assets.database.sql import View
 from capacity_assets.database.views import VIEWS
 from capacity_assets.runtime import open_task_runner
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
+OBJECT_VIEW = "capacity_objects"
+OBJECT_ORDER = ("day", "server", "database", "kind", "schema_name", "table_name", "object_name")
 FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
 ROWS_AT_ONCE = 50_000
 # What a sheet takes below its headings.
@@ -54,7 +57,7 @@ NUMBERS = {"int8", "int4", "numeric", "float8"}
 WIDTHS = {"timestamptz": 20, "text": 24, "varchar": 24}
 TIME_FORMAT = "yyyy-mm-dd hh:mm:ss"
 # Columns with names that others chose, which a spreadsheet might run as a formula.
-NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
+NAMES = {"server", "engine", "database", "name", "labels", "volumes", "schema_name", "table_name", "object_name"}
 # Compounded over twelve months, a percentage can exceed the digits of a Parquet decimal.
 TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
@@ -73,6 +76,7 @@ class Export:
     first_day: date | None
     last_day: date | None
     runway: bool
+    objects: bool
     form: str | None
     output: str
     raw: bool
@@ -80,12 +84,16 @@ class Export:
     @property
     def view(self) -> str:
         """The view that is written."""
+        if self.objects:
+            return OBJECT_VIEW
         return RUNWAY_VIEW if self.runway else VIEW_OF_LEVEL[self.level]
 
     def checked_format(self) -> str:
         """Return the format, by the extension if it is not given; raises ValidationError for contradicting options."""
-        if self.runway == (self.period is not None):
-            raise ValidationError("Give either --period or --runway.")
+        if (self.runway, self.objects, self.period is not None).count(True) != 1:
+            raise ValidationError("Give either --period, --runway or --objects.")
+        if self.objects and (self.engine is not None or self.label is not None):
+            raise ValidationError("--objects writes all tables and indexes: give neither --engine nor --label.")
         if self.level not in SERVER_LEVELS:
             raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
         if self.output == STANDARD_OUTPUT:
@@ -114,6 +122,7 @@ class Export:
 @click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are excluded.")
 @filter_options
 @click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
+@click.option("--objects", is_flag=True, help="The samples of tables and indexes instead.")
 @click.option(
     "--format",
     "form",
@@ -133,6 +142,7 @@ def export(settings: Settings, /, **values: Any) -> Report | None:
       capacity export --period monthly --from 2025-01-01 > growth.csv
       capacity export --period daily --level instance --format parquet --output servers.parquet
       capacity export --runway --output runways.xlsx
+      capacity export --objects --from 2025-01-01 --output tables.xlsx
     """
     chosen = Export(**values)
     extension = chosen.checked_format()
@@ -170,6 +180,12 @@ def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> s
     columns = [
         _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
     ]
+    first, last = chosen.first_day or date.min, chosen.last_day or date.max
+    if first > last:
+        raise ValidationError(f"The first day {first} lies after the last day {last}.")
+    if chosen.objects:
+        days = sql.SQL("day BETWEEN {} AND {}").format(first, last)
+        return _selected(view, columns, days, OBJECT_ORDER)
     key, value = key_and_value(chosen.label) if chosen.label else (None, None)
     condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
@@ -177,16 +193,19 @@ def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> s
     order = ["server", "subject", "name"]
     if chosen.period is not None:
         period = runner.service.period(chosen.period)
-        first, last = chosen.first_day or date.min, chosen.last_day or date.max
-        if first > last:
-            raise ValidationError(f"The first day {first} lies after the last day {last}.")
         # The whole window of the first day is included.
         start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
         condition += sql.SQL(" AND period = {} AND window_start BETWEEN {} AND {}").format(chosen.period, start, last)
         order = ["window_start", "server", *(["database"] if chosen.level == "database" else [])]
+    return _selected(view, columns, condition, order)
+
+
+def _selected(
+    view: View, columns: Sequence[sql.Composed], condition: sql.Composed, order: Sequence[str]
+) -> sql.Composed:
     return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY {order}").format(
         columns=sql.SQL(", ").join(columns),
-        view=sql.Identifier(chosen.view),
+        view=sql.Identifier(view.name),
         condition=condition,
         order=sql.SQL(", ").join(map(sql.Identifier, order)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -133,6 +135,18 @@ def test_an_object_that_was_not_listed_is_compared_with_the_most_that_it_can_hav
     assert (grown.name, grown.before_bytes, grown.change_bytes, grown.is_bound) == ("c", 8 * MIB, 22 * MIB, True)
     assert (still.name, still.change_bytes) == ("b", MIB)
     assert (found.others_change_bytes, found.change_bytes) == (MIB, 24 * MIB), "one MiB that the bound hides"
+
+
+@pytest.mark.usefixtures("story", "today")
+def test_samples_of_objects_are_exported_with_the_columns_of_their_view() -> None:
+    written = list(csv.DictReader(io.StringIO(printed("export", "--objects", "--from", "2025-06-01"))))
+
+    assert {row["day"] for row in written} == {"2025-06-22"}
+    assert len(written) == 9
+    assert sum(int(row["size_bytes"]) for row in written) == 2100 * MIB
+    assert [row["object_name"] for row in written if row["kind"] == "index"] == ["orders_when"]
+    refused = capacity("export", "--objects", "--engine", "mysql")
+    assert (refused.exit_code, "give neither --engine nor --label" in refused.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("story")

@@ -154,7 +154,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     assert str(table.schema.field("probability_30_days").type) == "double"
     assert table.column("full_middle").to_pylist()[0] == full
     assert {refused.exit_code for refused in unclear} == {2}
-    assert all("Give either --period or --runway." in refused.output for refused in unclear)
+    assert all("Give either --period, --runway or --objects." in refused.output for refused in unclear)
 
 
 @pytest.mark.usefixtures("today")
