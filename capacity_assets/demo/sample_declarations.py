@@ -23,7 +23,8 @@ from capacity_assets.ownership.prices import Price, declare_prices, stored_price
 DECLARED_BY = "capacity demo"
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
-DAYS_TO_QUOTA = 20
+DAYS_TO_QUOTA = 10
+"""Days of growth that the quota leaves: few enough that somebody has to act."""
 UNREAD_SLOT_OF = "postgresql-core-01"
 """The server of the sample with a replication slot that nobody reads."""
 PLANNED_ON = "sqlserver-bi-01"
@@ -60,7 +61,7 @@ PRICES = (
 
 
 def declare_sample_limits(engine: Engine, today: date) -> None:
-    """Declare disks, a quota that fills in a month, and steps; once, so that changes stay. Raises DatabaseError."""
+    """Declare disks, a quota that fills within weeks, and steps; once, so that changes stay. Raises DatabaseError."""
     if not stored_limits(engine):
         with engine.connect() as connection:
             declare(engine, [*_disks(connection, today), *_quota(connection, today)], by=DECLARED_BY)
@@ -110,8 +111,8 @@ def _disks(connection: Connection, today: date) -> Iterator[Limit]:
 def _quota(connection: Connection, today: date) -> Iterator[Limit]:
     fastest = connection.execute(text(_FASTEST), {"today": today}).first()
     if fastest is not None:
-        within_a_month = fastest.size_mb + DAYS_TO_QUOTA * fastest.mb_per_day
-        yield Limit(fastest.server, fastest.database, within_a_month, "a quota that is nearly used up")
+        limit_mb = fastest.size_mb + DAYS_TO_QUOTA * fastest.mb_per_day
+        yield Limit(fastest.server, fastest.database, limit_mb, "a quota that is nearly used up")
 
 
 def add_measured_limits(connection: Connection) -> None:

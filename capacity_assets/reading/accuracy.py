@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, TextualSelect
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
-from capacity_assets.base.units import human_day
+from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.issued import SCORED
@@ -114,10 +114,38 @@ class FillDateErrors:
     """Median distance between the middle day and the first full day; None for fewer than LEAST_CASES."""
     sooner: int
     """Full before the middle day."""
+    on_time: int
+    """Full on the middle day."""
+    later: int
+    """Full after the middle day, by the due day."""
+    day_unknown: int
+    """Full by the due day, but the first full day is not known."""
     not_filled: int
     """Not full although the middle day had passed."""
     undated: int
     """Full although no middle day within a year was forecast."""
+
+    @property
+    def sentences(self) -> str:
+        """Say how far the dates were off, and what became of every forecast that is judged."""
+        became = {
+            "filled earlier than forecast": self.sooner,
+            "filled on the day": self.on_time,
+            "filled later": self.later,
+            "had not filled by the due day": self.not_filled,
+            "filled without a forecast date": self.undated,
+            "filled on a day that is not known": self.day_unknown,
+        }
+        judged = f"Judged: {counted(self.forecasts, 'forecast')} whose fill date has passed or that filled."
+        off = f" The date was off by {self.off}." if self.off else ""
+        parts = ", ".join(f"{number:,} {text}" for text, number in became.items() if number)
+        return f"{judged}{off} {parts}."
+
+    @property
+    def off(self) -> str:
+        """The median distance as people read it; empty where it is not known."""
+        days = self.median_error_days
+        return "" if days is None else f"{counted(round(days), 'day')} (median)"
 
 
 @dataclass(frozen=True)
@@ -303,6 +331,10 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
     )
     if lately.unchanged_error_percent is not None:
         sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
+    dates = next((one for one in found.fill_dates if one.horizon_days == horizon_days), None)
+    if dates is not None and dates.off:
+        due = counted(dates.forecasts - dates.undated, "fill date")
+        sentence += f" {due} came due; where something filled, the date was off by {dates.off}."
     if lately.in_hindsight == lately.forecasts:
         return f"{sentence} All were computed afterwards, using only earlier samples."
     return sentence
@@ -386,8 +418,10 @@ _FILL_DATES = """
 SELECT horizon_days, count(*) AS forecasts, count(error_days) AS filled,
        CASE WHEN count(error_days) >= :least THEN percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(error_days)) END
            AS median_error_days,
-       count(*) FILTER (WHERE error_days < 0) AS sooner, count(*) FILTER (WHERE NOT is_full) AS not_filled,
-       count(*) FILTER (WHERE is_full AND full_middle IS NULL) AS undated
+       count(*) FILTER (WHERE error_days < 0) AS sooner, count(*) FILTER (WHERE error_days = 0) AS on_time,
+       count(*) FILTER (WHERE error_days > 0) AS later, count(*) FILTER (WHERE NOT is_full) AS not_filled,
+       count(*) FILTER (WHERE is_full AND full_middle IS NULL) AS undated,
+       count(*) FILTER (WHERE is_full AND full_middle IS NOT NULL AND full_on IS NULL) AS day_unknown
 FROM (SELECT *, full_on - full_middle AS error_days FROM outcomes WHERE is_full OR full_middle <= due_day) AS dated
 GROUP BY horizon_days ORDER BY horizon_days
 """

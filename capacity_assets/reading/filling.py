@@ -187,7 +187,12 @@ class Usage:
     """Whose limit it is: database, server or volume; None: no limit is known."""
     name: str | None
     full_by: date | None
+    full_subject: str | None
+    """Whose date it is: database, server or volume; None: there is no date."""
+    full_name: str | None
     severity: Severity | None
+    decision: str | None
+    """What was decided about what fills, in a few words; None: no decision leaves it out of check and alerts."""
 
 
 def usages_of(
@@ -239,7 +244,10 @@ def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Us
         shown.subject if shown else None,
         shown.name if shown else None,
         first.full_middle if first else None,
+        first.subject if first else None,
+        first.name if first else None,
         severity_of(first, thresholds) if first else None,
+        first.decision.mark if first and first.decision and is_left_out(first.decision) else None,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
+from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
@@ -34,6 +35,7 @@ class Headline:
 
     text: str
     severity: Severity | None = None
+    """None: not urgent, or a decision, which the text names, leaves it out of check and alerts."""
     day: date | None = None
     """The day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     linked: str | None = None
@@ -96,7 +98,8 @@ def limit_command(about: Subject) -> str:
 
 def _headline(runway: Runway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
-    return Headline(text, severity_of(runway, thresholds), runway.full_middle, linked, *place)
+    severity = None if is_left_out(runway.decision) else severity_of(runway, thresholds)
+    return Headline(text, severity, runway.full_middle, linked, *place)
 
 
 def _said(runway: Runway, named: str = "") -> str:

@@ -58,7 +58,12 @@ class Listed:
     """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     forecast_state: str | None = None
     """State of its newest forecast; None: there is none."""
+    full_subject: str | None = None
+    """Whose date it is: database, server or volume; of a server, databases with their own limits are not looked at."""
+    full_name: str | None = None
     severity: Severity | None = None
+    decision: str | None = None
+    """What was decided about what fills, in a few words; None: no decision leaves it out of check and alerts."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,10 @@ def _beside(recent: Sequence[int | None], usage: Usage | None) -> dict[str, Any]
         "limit_name": usage.name,
         "full_by": usage.full_by,
         "forecast_state": usage.state,
+        "full_subject": usage.full_subject,
+        "full_name": usage.full_name,
         "severity": usage.severity,
+        "decision": usage.decision,
     }
 
 

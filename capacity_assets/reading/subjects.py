@@ -81,6 +81,12 @@ def server_id_of(connection: Connection, server: str) -> int | None:
     return named[0].server_id if named else None
 
 
+def server_ids_of(connection: Connection, servers: Sequence[str]) -> dict[str, int]:
+    """Return the ids of those of the servers that are registered, by name."""
+    named = "SELECT server, server_id FROM capacity_servers WHERE server = ANY (CAST(:servers AS text[]))"
+    return {row.server: row.server_id for row in rows(connection, named, servers=sorted(set(servers)))}
+
+
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     """Return a server by its number; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """

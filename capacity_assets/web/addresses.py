@@ -99,7 +99,7 @@ class PageQuery:
         """Return one of the known words, the first by default; raises ValidationError."""
         value = self.text(name) or known[0]
         if value not in known:
-            raise ValidationError(f"{name} must be one of {', '.join(known)}.")
+            raise ValidationError(f"{name} must be one of {', '.join(filter(None, known))}.")
         return value
 
     def label(self) -> tuple[str, str] | None:

@@ -35,7 +35,7 @@ from capacity_assets.charts.bars import Columns, Series, columns_chart, share_ba
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
-from capacity_assets.forecast.decisions import decide_command
+from capacity_assets.forecast.decisions import decide_command, is_left_out
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bill_groups import BilledMonth
 from capacity_assets.ownership.bills import group_named
@@ -184,11 +184,19 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: 
     )
     environment.globals.update(period_noun=period_noun, window_named=window_named, window_span=window_span)
     environment.globals.update(before=before, is_past=is_past, growth=human_percent)
-    environment.globals.update(shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS)
+    environment.globals.update(
+        shared_labels=shared_labels, billed_groups=billed_groups, chips=CHIPS, is_left_out=is_left_out
+    )
     environment.globals.update(severity_of=partial(severity_of, thresholds=thresholds), thresholds=thresholds)
     environment.globals.update(periods=list(PERIODS), ranges={name: text for name, (text, _) in RANGES.items()})
     dagster = dagster_url.rstrip("/") if dagster_url else None
-    environment.globals.update(menu=menu, address=address, dagster=dagster, dagster_partition=dagster_partition)
+    environment.globals.update(
+        menu=menu,
+        address=address,
+        subject_address=subject_address,
+        dagster=dagster,
+        dagster_partition=dagster_partition,
+    )
     return environment
 
 

@@ -77,7 +77,7 @@ def test_errors_ranges_and_misses_are_those_of_the_forecasts_that_came_due_latel
     assert '<a href="/volume?server=1&amp;name=%2Fdata">disk /data</a>' in html
     months = {row["month"]: (row["forecasts"], row["not_measured"]) for row in rows}
     assert months == {"2025-06-01": ("22", "1"), "2025-03-01": ("1", "0")}
-    assert "horizon must be one of" in refused.text
+    assert "horizon must be one of 7, 30," in refused.text
 
 
 def test_probabilities_are_held_against_what_was_full_by_the_due_day(engine: Engine) -> None:
@@ -135,7 +135,11 @@ def test_thresholds_and_fill_dates_are_held_against_the_first_day_on_which_it_wa
     [dates] = page["fill_dates"]
     assert (dates["forecasts"], dates["filled"], dates["not_filled"], dates["undated"]) == (40, 20, 20, 0)
     assert (dates["median_error_days"], dates["sooner"]) == (4, 20)
-    assert "Where something filled, the date was off by 4 days (median); 20 filled sooner than forecast" in html
+    assert (
+        "Judged: 40 forecasts whose fill date has passed or that filled. The date was off by 4 days (median). "
+        "20 filled earlier than forecast, 20 had not filled by the due day."
+    ) in html
+    assert " 40 fill dates came due; where something filled, the date was off by 4 days (median)." in page["headline"]
     assert '<span class="chip act">Act</span> from 50 %' in html
 
 

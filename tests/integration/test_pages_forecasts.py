@@ -198,7 +198,7 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20), Limit("server-2", None, 140)])
     issue(engine, TODAY, TODAY)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
-    names = ("limit_mb", "limit_used_mb", "limit_subject", "limit_name", "full_by", "severity")
+    names = ("limit_mb", "limit_used_mb", "limit_subject", "limit_name", "full_by", "full_subject", "severity")
 
     with served_pages(engine.url) as pages:
         lists = [pages.document("/databases")["databases"], pages.document("/servers")["servers"]]
@@ -209,15 +209,17 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
 
     full = str(TODAY + timedelta(days=31))
     assert beside == [
-        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=2)), "act"),
-        (50_000, 49_690, "volume", "/data", full, "watch"),
-        (50_000, 49_690, "volume", "/data", full, "watch"),
-        (140, 70, "server", "", None, None),
+        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=2)), "database", "act"),
+        (50_000, 49_690, "volume", "/data", full, "volume", "watch"),
+        (50_000, 49_690, "volume", "/data", full, "volume", "watch"),
+        (140, 70, "server", "", None, None, None),
     ]
     whole = [size + 500 for size in GROWING[-12:]]
     assert recent == [GROWING[-12:], [500] * 12, whole, [70] * 7 + [None] + [70] * 4]
     assert [one["full_by"] for one in on_server] == [beside[0][4], full]
     assert '99 % <span class="under">of /data</span>' in html
+    assert '</time> <span class="chip act">Act</span></td>' in html
+    assert '</time> <span class="chip watch">Watch</span> <span class="under">disk /data</span></td>' in html
     for module in ("lists", "filling"):
         monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
     with served_pages(engine.url) as on_nodes:

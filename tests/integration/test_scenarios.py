@@ -236,6 +236,8 @@ def test_a_file_gives_runways_and_budget_beside_the_base_case_and_nothing_is_sto
         page, html = pages.document("/scenario"), pages.ask("/scenario?name=next+year").text
     assert (page["name"], page["names"]) == ("next year", ["next year"])
     assert page["runways"] == stored["runways"]
+    assert page["server_ids"] == {"server-1": 1}
+    assert ' <span class="under">on <a href="/server?server=1">server-1</a></span>' in html
     assert "growth of team=shop times 1.5" in html
     printed("scenario", "--remove", "next year")
     assert capacity("scenario", "--remove", "next year").exit_code == 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from capacity_assets.ownership.scenario_results import (
@@ -12,6 +12,7 @@ from capacity_assets.ownership.scenario_results import (
     stored_names,
     stored_scenario,
 )
+from capacity_assets.reading.subjects import server_ids_of
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader
 
@@ -25,6 +26,8 @@ class ScenarioPage:
     stored_at: datetime | None = None
     result: ScenarioResult | None = None
     runways: Sequence[ChangedRunway] = ()
+    server_ids: Mapping[str, int] = field(default_factory=dict)
+    """Those of the servers of `runways` that are still registered, by name."""
 
 
 def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
@@ -35,4 +38,6 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
         if asked is None and not names:
             return ScenarioPage(names)
         found = stored_scenario(connection, asked or names[0])
-    return ScenarioPage(names, found.name, found.stored_at, found.result, found.result.runways)
+        runways = found.result.runways
+        ids = server_ids_of(connection, [one.server for one in runways])
+    return ScenarioPage(names, found.name, found.stored_at, found.result, runways, ids)
