@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic import ValidationError as PydanticValidationError
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB, MB_PER_GB, meant
 
 T = TypeVar("T")
@@ -42,6 +44,10 @@ def declaration(kind: type[T], values: Mapping[str, object]) -> T:
     Raises ValidationError: a required value is missing, a name is unknown, or a value is invalid.
     """
     given = {name: value for name, value in values.items() if value is not None and value != ""}
+    # PostgreSQL stores no such text.
+    unfit = [name for name, value in given.items() if isinstance(value, str) and "\0" in value]
+    if unfit:
+        raise ValidationError(f"{' and '.join(unfit)} must not contain a NUL character.")
     adapter: TypeAdapter[T] = _adapter(kind)
     try:
         return adapter.validate_python(given)
@@ -51,16 +57,21 @@ def declaration(kind: type[T], values: Mapping[str, object]) -> T:
 
 
 def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
-    problems = [(str(one["loc"][0]), one["type"]) for one in error.errors()]
-    missing = [name for name, problem in problems if problem == "missing"]
+    problems: dict[str, list[str]] = {}
+    for one in error.errors():
+        problems.setdefault(str(one["loc"][0]), []).append(one["type"])
+    missing = [name for name, found in problems.items() if found == ["missing"]]
     if missing:
         yield f"{' and '.join(missing)} missing."
     names, _ = names_of(kind)
-    for name, problem in problems:
-        if problem == "unexpected_keyword_argument":
+    for name, found in problems.items():
+        if found == ["unexpected_keyword_argument"]:
             yield f"{name!r} is not one of {', '.join(names)}.{meant(name, names)}"
-        elif problem != "missing":
-            yield f"{name} must be {NATURES[problem.partition('_')[0]]}."
+        elif found != ["missing"]:
+            # A value that may be of several types has one problem with each of them.
+            natures = [NATURES.get(problem.partition("_")[0]) for problem in found]
+            known = dict.fromkeys(nature for nature in natures if nature)
+            yield f"{name} must be {' or '.join(known)}." if known else f"{name} is not valid."
 
 
 def names_of(kind: type[Any]) -> tuple[list[str], list[str]]:
@@ -99,11 +110,25 @@ def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) 
 
 
 def day_of(written: object) -> date:
-    """Read a day; raises ValidationError where it is none."""
+    """Read a day; raises ValidationError where it is none, or outside the years that windows can have."""
     try:
-        return date.fromisoformat(str(written))
+        day = date.fromisoformat(str(written))
     except ValueError:
         raise ValidationError(f"{written!r} is not a day; write 2026-03-31.") from None
+    if not FIRST_YEAR <= day.year <= LAST_YEAR:
+        raise ValidationError(f"{day} lies outside the years {FIRST_YEAR} to {LAST_YEAR}.")
+    return day
+
+
+def is_web_address(written: str) -> bool:
+    """Whether a text is the address of a web server: http or https, a host, a possible port, and no blank."""
+    try:
+        parts = urlsplit(written)
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    is_whole = written.isprintable() and " " not in written
+    return is_whole and has_port and parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 def bytes_of_gb(written: object) -> int:

@@ -202,6 +202,8 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             for row in reader:
                 if None in row:
                     raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
+                if any("\0" in value for value in row.values()):
+                    raise ValidationError(f"{path}: line {reader.line_num} contains a NUL character.")
                 rows.append((reader.line_num, {name: value for name, value in row.items() if value}))
             if not rows:
                 raise ValidationError(f"{path} has no line below its headings.")

@@ -18,6 +18,9 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.base.units import MONTH_NAMES, human_day, human_days, human_month
 
+FIRST_YEAR, LAST_YEAR = 1900, 2999
+"""Years of days that people name: so far from the ends of the calendar that windows before and after exist."""
+
 
 def _now_of(connection: Connection) -> datetime:
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()

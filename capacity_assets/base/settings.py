@@ -33,7 +33,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
-from capacity_assets.base.declarations import LONGEST_DECLARER
+from capacity_assets.base.declarations import LONGEST_DECLARER, is_web_address
 from capacity_assets.base.label_rules import NOT_KEYS, unfit_keys
 
 HORIZONS_DAYS = (7, 30, 90, 365)
@@ -128,8 +128,7 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
 
 
 def _web_address(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_web_address(value.get_secret_value()):
         raise ValueError("is not a web address; write https://host/path")
     return value
 

@@ -34,7 +34,7 @@ from capacity_assets.base.errors import (
     sentence_of,
 )
 from capacity_assets.base.files import atomic_write
-from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS
 from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.base.units import printable
@@ -206,10 +206,6 @@ def write_formatted(output: str, written: str) -> None:
     """Write a file in place of an earlier one, whole or not at all; raises CommandFailedError."""
     with writing(output), atomic_write(Path(output)) as new_file:
         new_file.write_text(written, encoding="utf-8")
-
-
-# Years whose windows, and those before and after, Python can represent.
-FIRST_YEAR, LAST_YEAR = 1900, 2999
 
 
 class Day(click.ParamType[date]):

@@ -14,14 +14,13 @@ from datetime import date, datetime
 from functools import cache
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import FIRST_YEAR
 from capacity_assets.base.units import human_day
 
 ISO, DAY_FIRST, MONTH_FIRST = "iso", "day-first", "month-first"
 ORDERED = (DAY_FIRST, MONTH_FIRST)
 ORDERS = (ISO, *ORDERED)
 POINT, COMMA = ".", ","
-# As on the command line.
-FIRST_YEAR = 1900
 MOST_DAYS = 50_000
 """Of more different texts of days than this, gaps are not looked for."""
 ROWS_PER_UPDATE = 10_000

@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import FIRST_YEAR
 from capacity_assets.base.units import LARGEST_MB, printable
 from capacity_assets.history.conventions import (
     DAY_FIRST,
-    FIRST_YEAR,
     ISO,
     MONTH_FIRST,
     ORDERS,

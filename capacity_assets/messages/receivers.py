@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, is_web_address
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import key_and_value, named_tables
 from capacity_assets.base.label_rules import checked
@@ -20,12 +20,12 @@ from capacity_assets.collection.credentials import checked_reference
 from capacity_assets.messages.message import FORMATS, PAGERDUTY
 
 TABLE = "receivers"
+LONGEST_NAME = 255
 # One at sign, no blank and no line break: such an address could add headers of its own.
 ADDRESS = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
 DIGEST, ALERTS = "digest", "alerts"
 DEFAULT = "default"
 """The receiver of failed runs and checks: CAPACITY_ALERT_WEBHOOK_URL, unless the file has one of this name."""
-WEB_ADDRESS = re.compile(r"https?://[^/]")
 HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -94,6 +94,8 @@ def receivers_of_alerts(path: Path | None, keys: Sequence[str], *, has_alert_web
 
 def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
     receiver = declaration(Receiver, values)
+    if len(receiver.name) > LONGEST_NAME or not receiver.name.isprintable():
+        raise ValidationError(f"name must have 1 to {LONGEST_NAME} printable characters.")
     if not all(ADDRESS.fullmatch(address) for address in receiver.to):
         raise ValidationError('to is a list of mail addresses, as ["dba@example.com"].')
     if not (receiver.to or receiver.webhook):
@@ -113,7 +115,7 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
             'PagerDuty takes alerts only, and webhook is where its routing key is: write gets = ["alerts"] and '
             'webhook = "env:NAME".'
         )
-    if receiver.events_url is not None and not WEB_ADDRESS.match(receiver.events_url):
+    if receiver.events_url is not None and not is_web_address(receiver.events_url):
         raise ValidationError("events_url is not a web address; write https://host/path.")
     key, value = checked(*receiver.label, keys) if receiver.label else (None, None)
     label = None if key is None else (key, str(value))

@@ -16,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.declarations import is_web_address
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.network import Opened, WebhookError, post_json, within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
 from capacity_assets.collection.credentials import CredentialError, SecretFolders, password_of
 from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
 from capacity_assets.messages.message import FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
-from capacity_assets.messages.receivers import WEB_ADDRESS, Receiver
+from capacity_assets.messages.receivers import Receiver
 
 # Between two bytes, and for a whole mail from the greeting to the end.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
@@ -124,7 +125,7 @@ def _webhook_of(receiver: Receiver, settings: SendingSettings) -> str:
             secret = password_of(receiver.webhook, settings.secrets)
         except (CredentialError, ValidationError) as error:
             raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
-        if receiver.format != PAGERDUTY and not WEB_ADDRESS.match(secret):
+        if receiver.format != PAGERDUTY and not is_web_address(secret):
             raise SendingError(f"No webhook: what {receiver.webhook} holds is not a web address.")
         return secret
     if settings.webhook_url is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.periods import PERIODS, Period
+from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period
 from capacity_assets.reading.links import address
 
 ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
@@ -16,8 +16,6 @@ ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
 MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
-# So far from the ends of the calendar that windows before and after exist.
-FIRST_YEAR, LAST_YEAR = 1900, 2999
 NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
          "range", "first", "last", "compare", "horizon", "months", "format")  # fmt: skip
 """Every parameter that a page takes."""

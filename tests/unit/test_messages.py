@@ -12,10 +12,12 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.outlook import Outlook
 from capacity_assets.messages.alerts import News, SentAlert, dedup_key, is_worse, message_of
 from capacity_assets.messages.message import FORMS, NEW, RESOLVED, Message, pagerduty_events, text_of
 from capacity_assets.messages.receivers import Receiver, receivers_of, receivers_of_alerts
+from capacity_assets.messages.sending import SendingSettings, unreachable
 from capacity_assets.reading.risks import AlertRisk, OpenAlert, RiskKey
 from tests.alerted_fleet import KEY, sending_settings
 from tests.contracts import TEAMS_BYTES, PagerDutyEvent, SlackMessage, TeamsMessage
@@ -249,6 +251,9 @@ def test_a_receiver_is_read_with_all_that_it_may_have(tmp_path: Path) -> None:
         ('webhook = "env:KEY"\nformat = "pagerduty"', "PagerDuty takes alerts only"),
         ('webhook = true\nformat = "pagerduty"\ngets = ["alerts"]', "webhook is where its routing key is"),
         ('webhook = "env:KEY"\nevents_url = "file:///etc"', "events_url is not a web address"),
+        ('webhook = "env:KEY"\nevents_url = "http://[::1"', "events_url is not a web address"),
+        ("webhook = 5", "receiver 1: webhook must be true or false or text, in quotes."),
+        ('webhook = true\nlabel = "team=pay\\u0000ments"', "label must not contain a NUL character."),
     ],
 )
 def test_what_makes_no_sense_is_refused_without_repeating_an_address(tmp_path: Path, given: str, says: str) -> None:
@@ -257,6 +262,24 @@ def test_what_makes_no_sense_is_refused_without_repeating_an_address(tmp_path: P
 
     assert says in str(caught.value)
     assert "secret-path" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "d\\u0000ba"])
+def test_a_name_that_the_database_could_not_store_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValidationError, match=r"receiver 1: name must .*"):
+        receivers(tmp_path, f'[[receivers]]\nname = "{name}"\nwebhook = true\n')
+
+
+@pytest.mark.parametrize("address", ["http://host:99999999/x", "http://[::1", "http://a b/c", "https://", "mailto:x"])
+def test_the_secret_of_a_webhook_must_be_an_address_that_can_be_asked(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHANNEL", address)
+    settings = SendingSettings(secrets=SecretFolders(tmp_path, ("*",)))
+
+    found = list(unreachable([Receiver("dba", webhook="env:CHANNEL")], settings))
+
+    assert found == ["dba: No webhook: what env:CHANNEL holds is not a web address."]
 
 
 def test_the_alert_webhook_is_the_default_receiver_unless_the_file_has_one(tmp_path: Path) -> None:
