@@ -73,10 +73,16 @@ def explain(
     _refuse_subjects(database, server, volume, label, runway=runway)
     if runway and (period, day, list_all) != (None, None, False):
         raise ValidationError("--runway is as of today: it cannot be combined with --period, --window or --all.")
-    if period is None and not runway:
-        raise ValidationError(f"Give --period, one of {', '.join(PERIODS)}, or --runway.")
+    needs_period = period is None and not runway
+    or_runway = f"Give --period, one of {', '.join(PERIODS)}, or --runway."
+    if needs_period and label is not None:
+        raise ValidationError(or_runway)
     with open_task_runner(settings, existing=True) as runner:
         service, engine = runner.service, runner.service.engine
+        if needs_period:
+            # What is named wrongly is said first.
+            find_subjects(engine, database, server)
+            raise ValidationError(or_runway)
         if period is None or label is not None:
             refuse_an_unfit_database(engine, settings.zone)
         if period is None:

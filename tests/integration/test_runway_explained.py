@@ -114,6 +114,7 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
 def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is_said_so() -> None:
     unlimited = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     unclear = capacity("explain", "orders")
+    unknown = capacity("explain", "orderz")
     both = capacity("explain", "orders", "--runway", "--period", "daily")
     mistyped = capacity("explain", "ordres", "--runway")
     young = capacity("explain", "young", "--runway", columns=200).output.splitlines()
@@ -124,6 +125,7 @@ def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is
     assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
     assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
     assert "Give --period, one of daily," in unclear.output
+    assert "Did you mean 'orders'?" in unknown.output
     assert "cannot be combined with --period, --window or --all" in both.output
     assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
     assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
