@@ -43,6 +43,8 @@ SCHEMA_SQLSTATES: dict[str, str] = {
     "3F000": "the schema is missing",
 }
 
+INSUFFICIENT_PRIVILEGE = "42501"
+
 
 class CapacityError(Exception):
     """Base of every failure that a user is meant to read; `transient` says whether waiting can help."""

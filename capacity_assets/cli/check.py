@@ -14,7 +14,14 @@ from rich.text import Text
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of, sqlstate_of
+from capacity_assets.base.errors import (
+    DATABASE_FAILURES,
+    INSUFFICIENT_PRIVILEGE,
+    CapacityError,
+    DatabaseError,
+    reason_of,
+    sqlstate_of,
+)
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.base.units import counted, first_of
@@ -37,6 +44,7 @@ from capacity_assets.history.retention import parse_retention
 from capacity_assets.messages.receivers import receivers_of
 from capacity_assets.messages.sending import SendingSettings, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
+from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.parts import slots_named_on
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
@@ -104,9 +112,9 @@ def check() -> Report:
     today = Clock(settings.zone).today()
     configuration = list(_configuration(settings, today))
     database = list(_capacity_database(settings, today))
-    if any(finding.subject == ZONE for finding in database):
-        # What the database says of the zone stands for what was set.
-        configuration = [finding for finding in configuration if finding.subject != ZONE]
+    # What the database says of a setting, such as the zone, stands for what was set.
+    judged = {finding.subject for finding in database}
+    configuration = [one for one in configuration if one.subject not in judged or one.verdict is not Verdict.OK]
     others = [*database, *_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
     code = BAD_USAGE if _is_bad(configuration) else FAILED if _is_bad(others) else DONE
     return _report([*configuration, *others], code)
@@ -177,9 +185,24 @@ def _receivers(settings: Settings) -> Iterator[Finding]:
     except CapacityError as error:
         yield _bad(RECEIVERS, " ".join(str(error).splitlines()))
         return
-    yield _ok(RECEIVERS, ", ".join(receiver.name for receiver in receivers) or "nobody")
-    for problem in dict.fromkeys(unreachable(receivers, SendingSettings.of(settings))):
-        yield _bad(RECEIVERS, problem)
+    problems = dict.fromkeys(unreachable(receivers, SendingSettings.of(settings)))
+    yield from (_bad(RECEIVERS, problem) for problem in problems)
+    if not problems:
+        yield _ok(RECEIVERS, ", ".join(receiver.name for receiver in receivers) or "nobody")
+
+
+def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Name receivers that get nothing, because nothing has their label."""
+    if settings.receivers is None:
+        return
+    try:
+        receivers = receivers_of(settings.receivers, settings.label_keys)
+    except CapacityError:
+        return  # reported with the configuration
+    for one in receivers:
+        nothing = None if one.label is None else label_of_nothing(engine, *one.label)
+        if nothing:
+            yield _note(RECEIVERS, f"{one.name} gets nothing: {nothing[0].lower()}{nothing[1:]}")
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
@@ -214,14 +237,26 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
                 yield _ok(CAPACITY, f"PostgreSQL {version} answers")
             yield from _schema(engine)
             if schema_revision(engine) == SCHEMA_REVISION:
-                yield from _distribution(engine)
-                yield from _samples(engine, settings, today)
-                yield from _partitions(engine, settings)
-                yield from _collection(engine, settings)
-                yield from _limits(engine, today)
-                yield from _slots(engine, today)
+                yield from _as_allowed("distribution", _distribution(engine))
+                yield from _as_allowed("samples", _samples(engine, settings, today))
+                yield from _as_allowed("partitions", _partitions(engine, settings))
+                yield from _as_allowed("collection", _collection(engine, settings))
+                yield from _as_allowed("limits", _limits(engine, today))
+                yield from _as_allowed("slots", _slots(engine, today))
+                yield from _as_allowed(RECEIVERS, _labels_of_receivers(engine, settings))
     except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
+
+
+def _as_allowed(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield findings as far as the role may read; that it may not read everything is no fault of the database."""
+    try:
+        yield from findings
+    except (DatabaseError, DBAPIError) as error:
+        sqlstate = error.sqlstate if isinstance(error, DatabaseError) else sqlstate_of(error)
+        if sqlstate != INSUFFICIENT_PRIVILEGE:
+            raise
+        yield _note(subject, "not checked: this role may not read it; `capacity check` as the owner of the tables can")
 
 
 def _server_version(engine: Engine) -> tuple[int, str]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 NAMED_IN_A_LINE = 3
+NOT_BEFORE_THE_UPGRADE = "not known before `capacity init` has upgraded the schema."
 STATES = {
     "STARTED": "at work",
     "STARTING": "at work",
@@ -254,7 +255,7 @@ def status(settings: Settings, /) -> Report:
         *_collection_lines(collecting),
         *_stored_lines(samples, windows, stopped),
         *([f"Distributed: {distribution}."] if distribution else []),
-        *_runway_lines(runways),
+        *(_runway_lines(runways) if is_current else [f"Fills first: {NOT_BEFORE_THE_UPGRADE}"]),
         *_activity_lines(runs, late, unknown),
         *_stale_lines(stale),
     ]
@@ -283,7 +284,7 @@ def _late_and_stale(
 ) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
     """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
     if revision != SCHEMA_REVISION:
-        return None, None, "not known before `capacity init` has upgraded the schema."
+        return None, None, NOT_BEFORE_THE_UPGRADE
     try:
         runner = task_runner(engine, settings)
         late = _late(runner, followed=followed)

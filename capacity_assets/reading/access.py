@@ -62,6 +62,12 @@ def records(
     ]
 
 
+MISSING_RIGHT = (
+    "Run the statements under Roles in docs/operations.md again, on a cluster also those of docs/scale.md: an upgrade "
+    "adds views and tables."
+)
+
+
 def refuse_a_role_that_can_write(engine: Engine) -> None:
     """Refuse a role with more or fewer rights than the pages need; raises ValidationError and DBAPIError."""
     with engine.connect() as connection:
@@ -77,9 +83,8 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
         )
     if unreadable:
         raise ValidationError(
-            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served. Run "
-            "the statements under Roles in docs/operations.md again, on a cluster also those of docs/scale.md: an "
-            "upgrade adds views and tables."
+            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served. "
+            f"{MISSING_RIGHT}"
         )
     if role.tables:
         raise ValidationError(

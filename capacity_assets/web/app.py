@@ -37,6 +37,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from capacity_assets.base.errors import (
     DATABASE_FAILURES,
+    INSUFFICIENT_PRIVILEGE,
     DatabaseError,
     DatabaseFailure,
     NotFoundError,
@@ -47,7 +48,7 @@ from capacity_assets.base.errors import (
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
 from capacity_assets.charts.templates import STYLES
-from capacity_assets.reading.access import STATEMENT_TIMEOUT_SECONDS
+from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.web.addresses import PageQuery, known_values
 from capacity_assets.web.pages import accuracy, budgets, fleet, groups, lists, scenarios, subjects
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
@@ -460,6 +461,8 @@ def _trouble(error: DatabaseError | DatabaseFailure) -> str:
     if sqlstate_of(error) == STATEMENT_CANCELLED:
         return _slow(STATEMENT_TIMEOUT_SECONDS)
     logger.warning("The pages cannot read the database: %s", reason_of(error))
+    if sqlstate_of(error) == INSUFFICIENT_PRIVILEGE:
+        return f"The database refuses: {reason_of(error)}. {MISSING_RIGHT}"
     if sqlstate_of(error) is not None:
         return f"The database refuses: {reason_of(error)}. The server's log says more."
     # The address of the database is not revealed.

@@ -371,7 +371,6 @@ def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
         return found
 
     assert said()["CAPACITY_RECEIVERS"] == [
-        ("ok", "dba, chat"),
         ("bad", "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"),
         ("bad", "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"),
     ]
@@ -380,6 +379,8 @@ def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
     monkeypatch.setenv("CAPACITY_MAIL_FROM", "capacity@example.com")
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://chat.example/hook")
     assert said()["CAPACITY_RECEIVERS"] == [("ok", "dba, chat")]
+    receivers('[[receivers]]\nname = "chat"\nlabel = "team=nosuch"\nwebhook = true\n')
+    assert said()["CAPACITY_RECEIVERS"] == [("note", "chat gets nothing: nothing has the label team=nosuch.")]
     receivers("nonsense")
     assert said()["CAPACITY_RECEIVERS"][0][0] == "bad"
 

@@ -360,6 +360,13 @@ def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database
     filled(engine)
     with served_pages(database, role=READER_ROLE) as pages:
         assert [pages.ask(address).status for address in ADDRESSES] == [200] * len(ADDRESSES)
+        with engine.begin() as connection:
+            connection.execute(text(f"REVOKE SELECT ON capacity_bills FROM {READER_ROLE}"))
+        lacking = pages.ask("/bill?month=2020-01")
+        with engine.begin() as connection:
+            connection.execute(text(f"GRANT SELECT ON capacity_bills TO {READER_ROLE}"))
+    assert lacking.status == 503
+    assert "Run the statements under Roles in docs/operations.md again" in lacking.text
     reader = reading_engine(database, role=READER_ROLE)
     refuse_a_role_that_can_write(reader)
     for statement in ("DELETE FROM capacity_labels", "SELECT * FROM instances", "CREATE TABLE mine (n integer)"):

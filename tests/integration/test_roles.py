@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -145,6 +146,20 @@ def test_the_collector_measures_and_imports(
         found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
     assert found[0] > 1
     assert found[1] == "2025-01-01"
+
+
+@pytest.mark.usefixtures("granted")
+def test_the_runner_checks_what_it_may_read_and_says_who_can_check_the_rest(
+    database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_runner = database.update_query_dict({"options": "-c role=capacity_runner"})
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", as_runner.render_as_string(hide_password=False))
+
+    found = {one["subject"]: (one["verdict"], one["text"]) for one in json.loads(capacity("check", "--json").output)}
+
+    assert found["capacity database"][0] == found["schema"][0] == found["limits"][0] == "ok"
+    unchecked = {name for name, (_, said) in found.items() if said.startswith("not checked: this role may not")}
+    assert unchecked == {"partitions", "collection"}
 
 
 @pytest.mark.usefixtures("granted")

@@ -126,6 +126,9 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     parquet = tmp_path / "runways.parquet"
     written = capacity("export", "--runway", "--output", str(parquet))
     unclear = [capacity("export"), capacity("export", "--runway", "--period", "daily")]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE capacity_alembic_version SET version_num = '0018'"))
+    before_the_upgrade = printed("status")
 
     early, full, late = (TODAY + timedelta(days=days) for days in (13, 20, 71))
     assert "Fills first: no runway was issued within the last month." in before.output
@@ -137,6 +140,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
         *(word for day in (early, full, late) for word in human_day(day).split()),
     ]
     assert "Limit unknown: 1 database." in lines
+    assert "Fills first: not known before `capacity init` has upgraded the schema." in before_the_upgrade
     assert document["runways"]["risks"][0]["outlook"]["middle_day"] == str(full)
     rows = list(csv.DictReader(exported))
     assert [(row["subject"], row["name"]) for row in rows] == [
