@@ -366,6 +366,8 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
     assert "new <disk>" not in page + listed
     assert '<a href="https://tickets.example/1?a=1&amp;b=2" rel="noreferrer">Ticket</a>' in page
     assert mark in listed
+    chip = '<p class="headline"><span class="chip'
+    assert (chip in undecided, chip in page, chip in listed) == (True, False, False), "the decision stands in its place"
     assert document["runways"][0]["decision"]["declared_by"] == "anna"
     assert f"note: orders on server-1. {sentence} {full}" in runway
     assert f"{sentence}\n{full}" in explained
