@@ -24,7 +24,7 @@ from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, declaration, 
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import key_and_value, toml_document
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, meant
 from capacity_assets.forecast import history
 from capacity_assets.forecast.decisions import Plans, coming_plans
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
@@ -86,13 +86,8 @@ class Growth:
     @property
     def text(self) -> str:
         """The assumption as people read it."""
-        of = (
-            "=".join(self.label)
-            if self.label
-            else f"{self.database} on {self.server}"
-            if self.database
-            else self.server
-        )
+        on = f" on {self.server}" if self.server else ""
+        of = "=".join(self.label) if self.label else f"{self.database}{on}" if self.database else self.server
         return f"growth of {of or 'everything'} times {self.factor}"
 
 
@@ -227,9 +222,13 @@ def scenario_of_file(path: Path) -> Scenario:
     """
     document = toml_document(path)
     unknown = [name for name in document if name not in KINDS_OF_ASSUMPTIONS]
-    if unknown or not all(isinstance(tables, list) for tables in document.values()):
+    every = [tables if isinstance(tables, list) else [None] for tables in document.values()]
+    if unknown or not all(isinstance(table, dict) for tables in every for table in tables):
         known = ", ".join(f"[[{name}]]" for name in KINDS_OF_ASSUMPTIONS)
-        raise ValidationError(f"{path} holds tables {known}, and nothing else.")
+        close = meant(unknown[0], KINDS_OF_ASSUMPTIONS) if unknown else ""
+        raise ValidationError(f"{path} holds tables {known}, and nothing else.{close}")
+    if not any(every):
+        raise ValidationError(f"{path} assumes nothing: write at least one table, such as [[growth]].")
     entries = [
         (f"{name} {number}", (name, values))
         for name, tables in document.items()
@@ -304,7 +303,8 @@ def compare(
             return Comparison(None, nothing, nothing)
         server, database = shown
         # What is moved or grows may have no limit, and another server may be changed by it.
-        reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database)
+        names_servers = any(one.server for one in scenario.limit)
+        reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database or names_servers)
         servers = None if server is None or reads_all else (server,)
         scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
         kinds = (
@@ -393,7 +393,7 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
             for place, row in enumerate(batch.subjects):
                 figures = (float(made.last[place]), float(made.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
-    if scenario.new_database or scenario.move:
+    if scenario.new_database or scenario.move or any(one.server for one in scenario.limit):
         servers = {row.server for batch in reader.series(SERVER_ROWS) for row in batch.subjects}
     return _Measurements(databases, volumes, servers)
 
@@ -406,7 +406,9 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     for server, database in (*named, *limited):
         if (server, database) not in measured.databases:
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
-    for name in (*(one.server for one in scenario.new_database if one.server), *(one.to for one in scenario.move)):
+    placed: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
+    on_servers = (one.server for one in placed if one.server)
+    for name in (*on_servers, *(one.to for one in scenario.move)):
         if name not in measured.servers:
             raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
     disks = [(new.server, new.volume) for new in scenario.new_database]

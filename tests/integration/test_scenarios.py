@@ -250,6 +250,11 @@ WRONG = {
     '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
     '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "No measured database matches: growth of team=nobody times 2.",
     '[[new_database]]\nserver = "server-9"\ngb = 1\n': "server-9",
+    "growth = [1, 2]\n": "and nothing else.",
+    "[[purges]]\ngb = 1\n": "Did you mean 'purge'?",
+    "": "assumes nothing: write at least one table",
+    '[[growth]]\nfactor = 2\ndatabase = "nosuch"\n': "No measured database matches: growth of nosuch times 2.",
+    '[[new_database]]\nserver = "server-1"\ngb = "1e999999999"\n': "'1e999999999' is not a number of GiB",
     '[[growth]]\nfactor = "much"\n': "growth 1: 'much' is not a number.",
     '[[new_database]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "has no disk '/x'",
     '[[new_database]]\ngb = 1\ndatabase = "orders"\nserver = "server-1"\n': "server-1 already has a database 'orders'.",
@@ -266,3 +271,15 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(tmp_path: Path) -> None:
         refused = capacity("scenario", str(file))
         assert refused.exit_code == 2
         assert said in refused.output
+
+
+def test_a_limit_of_a_server_out_of_service_is_refused(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text('[[limit]]\nserver = "server-2"\ngb = 1\n')
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE name = 'server-2'"))
+
+    refused = capacity("scenario", str(file))
+
+    assert refused.exit_code == 2
+    assert "Server 'server-2' is out of service, or was not measured within the last month." in refused.output
