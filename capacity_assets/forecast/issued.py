@@ -273,11 +273,20 @@ class IssuedDay:
         return [risk for risk in self.risks if risk.is_full_within(days, probability)]
 
 
-def newest_issue(
-    connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
+def newest_issue(  # noqa: PLR0913 -- which issue, and which part of it
+    connection: Connection,
+    first: date,
+    last: date,
+    server: str | None = None,
+    *,
+    shown: int,
+    decided_on: date | None = None,
 ) -> IssuedDay | None:
-    """Return the newest issue from `first` to `last`, of all servers or one; None: none. Raises DBAPIError."""
-    newest = newest_risks(connection, first, last, server, shown=shown)
+    """Return the newest issue from `first` to `last`, of all servers or one; None: none. Raises DBAPIError.
+
+    Its decisions are those that are open on `decided_on`; None: on the day of the issue.
+    """
+    newest = newest_risks(connection, first, last, server, shown=shown, decided_on=decided_on)
     if newest is None:
         return None
     as_of, risks = newest
@@ -288,15 +297,21 @@ def newest_issue(
     return IssuedDay(*issued, risks, headroom_mb, counts.unknown_limits, scores_of(connection, first, last, server))
 
 
-def newest_risks(
-    connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
+def newest_risks(  # noqa: PLR0913 -- which issue, and which part of it
+    connection: Connection,
+    first: date,
+    last: date,
+    server: str | None = None,
+    *,
+    shown: int,
+    decided_on: date | None = None,
 ) -> tuple[date, list[Risk]] | None:
     """Return the day and the greatest risks of the newest issue; as `newest_issue`."""
     as_of = connection.execute(text(_NEWEST), {"first": first, "last": last}).scalar()
     if as_of is None:
         return None
     rows = connection.execute(_risks(as_of, server).limit(shown)).all()
-    decisions = open_decisions(connection, as_of)
+    decisions = open_decisions(connection, decided_on or as_of)
     return as_of, [Risk(row.instance_id, _outlook(row), _bands(row), decision=decisions.on(row)) for row in rows]
 
 
@@ -304,7 +319,7 @@ def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None
     """Return the newest issue of the last month, of all servers; None: there is none. Raises DatabaseError."""
     doing = database_errors(doing="reading runways")
     with doing, engine.connect() as connection:
-        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown)
+        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown, decided_on=today)
 
 
 def _outlook(row: Row[tuple[object, ...]]) -> Outlook:

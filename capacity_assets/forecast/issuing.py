@@ -118,7 +118,7 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
     score(connection, as_of, today)
     states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
     # What is told is what is stored: another run may have issued it.
-    issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON)
+    issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON, decided_on=today)
     return IssuedRunways(as_of, issued, written, states, left_out)
 
 

@@ -13,6 +13,7 @@ from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
 from capacity_assets.database.engine import snapshot
+from capacity_assets.database.tables import SERVERS_IN_SERVICE
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS
 from capacity_assets.forecast.issued import RISKS_HANDED_ON, newest_risks
@@ -108,17 +109,22 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
-        newest = newest_risks(connection, today - timedelta(days=STALE_DAYS), today, shown=RISKS_HANDED_ON)
+        first = today - timedelta(days=STALE_DAYS)
+        newest = newest_risks(connection, first, today, shown=RISKS_HANDED_ON, decided_on=today)
         if newest is None:
             return None
         as_of, risks = newest
+        # A server may have been taken out of service after the forecasts were issued.
+        in_service = {row.id for row in rows(connection, SERVERS_IN_SERVICE)}
         soon = {
             RiskKey(risk.instance_id, risk.outlook.subject, risk.outlook.name): risk
             for risk in risks
-            if risk.is_full_within(thresholds.days, thresholds.act_percent / 100) and not is_left_out(risk.decision)
+            if risk.is_full_within(thresholds.days, thresholds.act_percent / 100)
+            and not is_left_out(risk.decision)
+            and risk.instance_id in in_service
         }
         growers = _growers(connection, [key for key in soon if key.subject != DATABASE_ROWS])
-        found = _open_alerts(connection, as_of, thresholds, opened)
+        found = _open_alerts(connection, as_of, today, thresholds, opened)
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
     named = {key: one.outlook.server for key, one in soon.items()} | {key: one.server for key, one in found.items()}
     subjects = {key: (server, key.name if key.subject == DATABASE_ROWS else None) for key, server in named.items()}
@@ -170,11 +176,11 @@ ORDER BY change_mb DESC, d.name
 
 
 def _open_alerts(
-    connection: Connection, as_of: date, thresholds: Thresholds, opened: Collection[RiskKey]
+    connection: Connection, as_of: date, today: date, thresholds: Thresholds, opened: Collection[RiskKey]
 ) -> dict[RiskKey, OpenAlert]:
     columns = {name: [getattr(key, name) for key in opened] for name in RiskKey._fields}
     found = rows(connection, _OPEN, as_of=as_of, days=thresholds.days, **columns) if opened else ()
-    decisions = open_decisions(connection, as_of)
+    decisions = open_decisions(connection, today)
     return {
         RiskKey(row.server_id, row.subject, row.name): OpenAlert(
             row.server, {}, _reason(row, thresholds, decisions.on(row))

@@ -151,6 +151,21 @@ def test_a_resolved_message_says_why(engine: Engine, chat: Receiver) -> None:
     assert chat.texts[0].startswith("Resolved: disk /data on server-2\n- Why: its server is no longer in service\n")
 
 
+def test_a_server_that_is_taken_out_of_service_is_no_risk_even_before_the_next_forecasts(
+    engine: Engine, chat: Receiver
+) -> None:
+    issue(engine, orders=20)
+    tell(engine, chat)
+    told(chat)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 1"))
+
+    tell(engine, chat, receiver("dba"), receiver("new"))
+
+    [message] = chat.texts
+    assert message.startswith("Resolved: orders on server-1\n- Why: its server is no longer in service\n")
+
+
 def test_what_was_decided_resolves_an_alert_until_its_risk_grows_past_that(engine: Engine, chat: Receiver) -> None:
     issue(engine, orders=(20, 0.6))
     tell(engine, chat)
