@@ -45,6 +45,7 @@ from capacity_assets.forecast.decisions import (
 from capacity_assets.forecast.decisions import decide as store
 from capacity_assets.forecast.outlook import display_name
 
+MOST_WHERE_NOT_FULL = 0.99
 HEADINGS = ("Server", "What", "Decision", "Until", ">Added", ">Risk then", ">Risk now", "State", *DECLARED, "~Note")
 
 name_argument = click.argument("names", nargs=-1, metavar="[DATABASE|VOLUME]")
@@ -130,7 +131,8 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
     if probability is None:
         return f"{left_out}. Its risk is not known: they name it again once it is full."
     most = probability + GROWN_BY
-    ends = f"Above {percent(most)}" if most < 1 else "Once it is full"
+    # What is not full is forecast with at most 99 %.
+    ends = f"Above {percent(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
     return f"{left_out}. Probability of being full by then: {percent(probability)}. {ends}, they name it again."
 
 

@@ -15,13 +15,20 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeAlias
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, declaration, mb_of_gb, names_of
+from capacity_assets.base.declarations import (
+    NO_OTHER_NAMES,
+    DatabaseName,
+    Day,
+    declaration,
+    is_web_address,
+    mb_of_gb,
+    names_of,
+)
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.files import declarations
 from capacity_assets.base.settings import HORIZONS_DAYS
@@ -46,6 +53,8 @@ DECISION_KINDS = (ACKNOWLEDGED, PLANNED, EXCLUDED)
 _KEY = ("instance_id", "subject", "name")
 Key: TypeAlias = tuple[int, str, str]
 
+LONGEST_TEXT = 1_000
+"""Of a note, and of the address of a ticket, in characters."""
 PROBABILITY_PLACES = 3
 GROWN_BY = 0.1
 """The risk has grown past what was decided on if its probability is higher by more than this, or if it is full now."""
@@ -60,16 +69,19 @@ def _kind(written: object) -> str:
 
 
 def _note(written: object) -> str:
-    if not str(written).strip():
+    note = str(written).strip()
+    if not note:
         raise ValidationError("note is empty: say why.")
-    return str(written).strip()
+    if len(note) > LONGEST_TEXT:
+        raise ValidationError(f"note has {len(note):,} characters; at most {LONGEST_TEXT:,} are stored.")
+    return note
 
 
 def _ticket(written: object) -> str:
-    parts = urlsplit(str(written))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValidationError(f"{written!r} is not the address of a ticket; write https://host/path.")
-    return str(written)
+    ticket = str(written)
+    if len(ticket) > LONGEST_TEXT or not is_web_address(ticket):
+        raise ValidationError(f"{ticket[:LONGEST_TEXT]!r} is not the address of a ticket; write https://host/path.")
+    return ticket
 
 
 def _added_mb(written: object) -> int:
@@ -300,10 +312,16 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
             if not is_volume:
                 keys_of(connection, [(server, name)])
                 return DecisionSubject(server, name, None)
-        except UnknownSubjectError:
+        except UnknownSubjectError as error:
             if name not in volumes:
-                raise
+                raise NotFoundError(f"{error}{_with_backslashes(name, volumes)}") from None
     return DecisionSubject(server, None, name)
+
+
+def _with_backslashes(name: str, volumes: Iterable[str]) -> str:
+    """Say which disk may be meant where the shell has taken the backslashes of its name."""
+    close = next((volume for volume in volumes if volume.replace("\\", "") == name), None)
+    return f" For the disk, write {shlex.quote(close)}, in quotes." if close else ""
 
 
 def subject_decided_on(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
@@ -334,7 +352,7 @@ def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[K
         if one.volume is not None and (ids[one.server], one.volume) not in volumes:
             names = (volume for server_id, volume in volumes if server_id == ids[one.server])
             problem = f"No disk {one.volume!r} on {one.server} was measured within the last month."
-            raise NotFoundError(f"{problem}{meant(one.volume, names)}")
+            raise UnknownSubjectError(f"{problem}{meant(one.volume, names)}", [(one.server, one.volume)])
     return [(ids[one.server], one.subject, one.name) for one in subjects]
 
 
@@ -568,9 +586,12 @@ def _limits_of(plan: Plan, row: Any) -> Sequence[str]:
 
 
 def coming_plans(connection: Connection, as_of: date) -> Plans:
-    """Return the plans after a day. From its day on, a plan is what is measured or declared. Raises DBAPIError."""
+    """Return the plans after a day, up to the end of its forecasts; raises DBAPIError.
+
+    From its day on, a plan is what is measured or declared.
+    """
     plans: dict[int, list[Plan]] = {}
-    for row in connection.execute(text(_PLANS), {"as_of": as_of}):
+    for row in connection.execute(text(_PLANS), {"as_of": as_of, "days": HORIZONS_DAYS[-1]}):
         plans.setdefault(row.instance_id, []).append(Plan(row.subject, row.name, row.until_day, row.added_mb))
     return Plans(plans)
 
@@ -578,4 +599,5 @@ def coming_plans(connection: Connection, as_of: date) -> Plans:
 _PLANS = """
 SELECT instance_id, subject, name, until_day, added_mb FROM capacity_decisions
 WHERE added_mb IS NOT NULL AND closed_at IS NULL AND until_day > :as_of
+  AND until_day <= CAST(:as_of AS date) + CAST(:days AS integer)
 """

@@ -51,7 +51,7 @@ def naming_places(things: Sequence[Any]) -> Iterator[None]:
         places = [
             place
             for thing, place in zip(things, getattr(things, "places", ()), strict=False)
-            if {(thing.server, None), (thing.server, getattr(thing, "database", None))} & {*error.subjects}
+            if {(thing.server, getattr(thing, of, None)) for of in ("", "database", "volume")} & {*error.subjects}
         ]
         raise NotFoundError(f"{first_of(places, NAMED)}: {error}" if places else str(error)) from None
 

@@ -29,7 +29,7 @@ from capacity_assets.forecast.decisions import (
     stored_decisions,
     withdraw,
 )
-from capacity_assets.forecast.issued import Risk, newest_issue
+from capacity_assets.forecast.issued import Risk, newest_issue, recent_issue
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from tests.clocks import TODAY
@@ -318,6 +318,10 @@ NO_DECISIONS = [
     (["orders", "planned", "--until", str(SOON), "--note", " "], "note is empty: say why."),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a number of GiB"),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "javascript:1"], "write https://host/path"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "http://[::1"], "write https://host/path"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "http://a b/"], "write https://host/path"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x" * 1001], "note has 1,001 characters; at most 1,000"),
+    (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "1e999999999"], "is not a number of GiB"),
     (["ordres", "planned", "--until", str(SOON), "--note", "x"], "Did you mean 'orders'?"),
     (["/data", "planned", "--volume", "--until", str(SOON), "--note", "x"], "No disk '/data' on server-1 was measured"),
     (["orders", "still", "planned", "--until", str(SOON), "--note", "x"], "'orders still' is more than one name"),
@@ -373,3 +377,49 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
     assert f"{sentence}\n{full}" in explained
     assert (row["decision"]["kind"], row["planned"]["limit_mb"]) == ("planned", 3214 + 1024)
     assert mark in printed("status")
+
+
+@pytest.mark.usefixtures("today")
+def test_a_file_of_decisions_names_the_lines_that_cannot_be_declared(engine: Engine, tmp_path: Path) -> None:
+    add_volume(engine, 1, "E:\\", TODAY, 90_000, 80_000)
+    file = tmp_path / "decisions.csv"
+    file.write_text(
+        "server,database,volume,kind,until,note,ticket,gb\n"
+        "server-1,orders,,planned,9999-12-31,x,,\n"
+        f"server-1,orders,,planned,{SOON},x,http://[::1,\n"
+        f"server-1,orders,,planned,{SOON},x,,1e999999999\n"
+    )
+    refused = capacity("decisions", "import", str(file))
+    file.write_text(f"server,database,volume,kind,until,note\nserver-1,orders,,excluded,{SOON},x\0y\n")
+    with_nul = capacity("decisions", "import", str(file))
+    file.write_text(
+        "server,database,volume,kind,until,note\n"
+        f"server-1,orders,,excluded,{SOON},x\nserver-1,,/nosuch,excluded,{SOON},x\n"
+    )
+    unknown = capacity("decisions", "import", str(file))
+    unquoted = capacity("decide", "server-1", "E:", "excluded", "--until", str(SOON), "--note", "x")
+
+    assert [one.exit_code for one in (refused, with_nul, unknown, unquoted)] == [2, 2, 2, 2]
+    assert "line 2: 9999-12-31 lies outside the years 1900 to 2999." in refused.output
+    assert "line 3: 'http://[::1' is not the address of a ticket" in refused.output
+    assert "line 4: '1e999999999' is not a number of GiB" in refused.output
+    assert "line 2 contains a NUL character." in with_nul.output
+    assert "line 3: No disk '/nosuch' on server-1 was measured" in unknown.output
+    assert "For the disk, write 'E:\\', in quotes." in unquoted.output
+
+
+def test_decisions_are_those_of_today_and_not_of_the_day_of_the_forecast(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    decide(engine, [decision(until=TODAY + timedelta(days=1))])
+
+    after = recent_issue(engine, TODAY + timedelta(days=2), shown=10)
+
+    assert after is not None
+    assert (after.as_of, [risk.decision for risk in after.risks]) == (TODAY, [None] * len(after.risks))
+
+
+def test_a_plan_beyond_the_end_of_the_forecast_says_nothing_of_a_date(engine: Engine) -> None:
+    decide(engine, [decision(kind=PLANNED, added_mb=1000, until=TODAY + timedelta(days=400))])
+    issue(engine, TODAY, TODAY)
+
+    assert stored_runways(engine)["orders"]["planned_day"] is None
