@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from decimal import Decimal
 
 import click
 
@@ -44,7 +45,7 @@ from capacity_assets.ownership.groups import default_grouping
 def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -> Report:
     """Show what each team, or any other group, will cost in the coming months.
 
-    Computed from the newest issued forecasts of groups, and the price list. Lines add up to the fleet; ranges of 80
+    A line is the newest issued forecast of the group, times the price list. Lines add up to the total; ranges of 80
     percent do not. Stores nothing.
 
     \b
@@ -80,19 +81,25 @@ def _lines(found: Budget) -> Iterator[Line]:
         *(f">Amount, {found.currency or 'no currency'}", ">Range"),
     )
     rows = [_cells(group_named(line.name, found.grouped_by), line) for line in found.lines]
-    yield Table(title(found), headings, [*rows, _cells("Fleet", found.total)])
+    total = found.total
+    sizes = [human_mb(total.size_mb), human_mb(total.end_size_mb), ""]
+    rows.append(["Total", *sizes, _price(total.price_per_gib), money(total.amount), ""])
+    yield Table(title(found), headings, rows)
     yield from found.notes
 
 
 def _cells(name: str, line: BudgetLine) -> list[object]:
     sizes = [human_mb(line.size_mb), human_mb(line.end_size_mb), line.size_range]
-    price = "no price" if line.price_per_gib is None else mean_price(line.price_per_gib)
-    return [name, *sizes, price, money(line.amount), line.amount_range]
+    return [name, *sizes, _price(line.price_per_gib), money(line.amount), line.amount_range]
+
+
+def _price(per_gib: Decimal | None) -> str:
+    return "no price" if per_gib is None else mean_price(per_gib)
 
 
 CSV_COLUMNS = (
-    "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "own_end_size_mb", "amount", "lower_amount",
-    "upper_amount", "own_amount", "price_per_gib",
+    "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "amount", "lower_amount", "upper_amount",
+    "price_per_gib",
 )  # fmt: skip
 
 

@@ -263,7 +263,9 @@ class Effect:
     """The volume that it is on; None: not known, or more than one."""
     day: date
     size_mb: float
-    mb_per_day: float = 0.0
+    mb_per_day: float
+    of: Growth | NewDatabase | Purge | Move
+    """The assumption that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -448,14 +450,15 @@ def _effects(
             raise NotFoundError(f"No measured database matches: {growth.text}.")
         for subject in chosen:
             one = measured.databases[subject]
-            more = rates[subject] * float(growth.factor - 1)
+            # What does not grow stays as it is.
+            more = max(rates[subject], 0.0) * float(growth.factor - 1)
             rates[subject] += more
-            effects.append(Effect(*subject, _only(one.volumes), one.last_day, 0.0, more))
+            effects.append(Effect(*subject, _only(one.volumes), one.last_day, 0.0, more, growth))
     for new in scenario.new_database:
         rate = new.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
         for server in sorted(measured.servers) if new.server is None else (new.server,):
             volume = new.volume or _only(measured.volumes.get(server))
-            effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate))
+            effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate, new))
     notes = []
     for subject, takings in _takings(scenario, as_of).items():
         taken = list(_taken(takings, measured, subject, rates[subject], as_of))
@@ -492,13 +495,13 @@ def _taken(
         if isinstance(one, Purge):
             less_mb = min(float(one.size_mb), size_mb)
             purged_mb += less_mb
-            yield one, Effect(server, one.database, volume, day, -less_mb)
+            yield one, Effect(server, one.database, volume, day, -less_mb, 0.0, one)
         else:
             # What has shrunk to nothing shrinks no further elsewhere.
             moved_rate = rate if size_mb else 0.0
-            yield one, Effect(server, one.database, volume, day, -size_mb, -moved_rate)
+            yield one, Effect(server, one.database, volume, day, -size_mb, -moved_rate, one)
             server, volume = one.to, one.volume or _only(measured.volumes.get(one.to))
-            yield one, Effect(server, one.database, volume, day, size_mb, moved_rate)
+            yield one, Effect(server, one.database, volume, day, size_mb, moved_rate, one)
 
 
 def _chosen(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
@@ -577,9 +580,11 @@ class _Changes:
         for place, row in enumerate(batch.subjects):
             every = [one for one in self._by_server.get(row.server, ()) if one.day <= day]
             own = [one for one in every if _is_of(one, row)]
+            share = _share_of_growth(own, base.drift[place])
             for one in own:
-                drift[place] += one.mb_per_day
-                last[place] += one.size_mb - one.mb_per_day * (one.day - row.last_day).days
+                rate = one.mb_per_day * share if isinstance(one.of, Growth) else one.mb_per_day
+                drift[place] += rate
+                last[place] += one.size_mb - rate * (one.day - row.last_day).days
             rows[place] = self._limited(row, every, own, day)
         # The limits of a database that shares its disk follow from its size as it was measured.
         changed = replace(batch, subjects=rows)
@@ -642,6 +647,12 @@ class _Changes:
 
     def _grows_on(self, values: Mapping[str, Any], one: LimitChange) -> bool:
         return one.volume in (values["volumes"] or ())
+
+
+def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
+    """Return how much of a change of growth counts: less growth takes no more than the growth that there is."""
+    less = -sum(one.mb_per_day for one in effects if isinstance(one.of, Growth))
+    return min(max(drift, 0.0) / less, 1.0) if less > 0 else 1.0
 
 
 def _is_of(effect: Effect, row: Any) -> bool:

@@ -1,12 +1,14 @@
 """Budgets: what groups will cost in the coming months, by their newest issued forecasts and the price list.
 
-Everything is exact: sizes between two horizons lie on the line between them, prices are those of the lines of the last
-final bill, and amounts are rounded once, to the cent of a month. The rules are in docs/forecast.md, "Budgets".
+A line is the group's own forecast times its prices, and the total is the sum of the lines. Everything is exact: sizes
+between two horizons lie on the line between them, prices are those of the lines of the last final bill, and amounts are
+rounded once, to the cent of a month. The rules are in docs/forecast.md, "Budgets".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -25,7 +27,7 @@ from capacity_assets.database.group_days import ENGINE, FLEET
 from capacity_assets.database.labels import labels_of
 from capacity_assets.forecast.history_statements import STALE_DAYS
 from capacity_assets.forecast.outlook import TOO_LITTLE_HISTORY
-from capacity_assets.forecast.scenarios import Effect
+from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import PRICE_SPANS, money, month_named, price_on
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 
@@ -49,28 +51,15 @@ class GroupForecast:
     middle: Points
     lower: Points | None
     upper: Points | None
-    assumed: Sequence[Effect] = ()
-    """What a scenario adds to it."""
 
     def on(self, day: date, points: Points) -> Fraction:
         """Return the size on a day after the last measured one, MiB."""
         return size_after((day - self.last_day).days, points)
 
-    def mean(self, month: Window, points: Points) -> Fraction:
-        """Return the mean size over the days of a month, MiB."""
-        first, last = ((day - self.last_day).days for day in (month.start, month.end))
-        return sum(_sums(first, last, points), Fraction()) / month.days
-
-    def assumed_mean(self, first: date, last: date) -> Fraction:
-        """Return what a scenario adds to the mean size of some days, MiB."""
-        added = Fraction()
-        for one in self.assumed:
-            begins = max(first, one.day)
-            if begins <= last:
-                days = (last - begins).days + 1
-                grown = Fraction((begins - one.day).days + (last - one.day).days, 2)
-                added += days * (Fraction(one.size_mb) + Fraction(one.mb_per_day) * grown)
-        return added / ((last - first).days + 1)
+    def mean(self, first: date, last: date, points: Points) -> Fraction:
+        """Return the mean size over some days, MiB."""
+        begins, ends = ((day - self.last_day).days for day in (first, last))
+        return sum(_sums(begins, ends, points), Fraction()) / (ends - begins + 1)
 
 
 def size_after(days: int, points: Points) -> Fraction:
@@ -113,10 +102,9 @@ class GroupPrice:
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """What one group will have and cost; sizes in MiB. `name` None: what has no such label, or the total.
+    """What one group will have and cost, by its own forecast; sizes in MiB. `name` None: what has no such label.
 
-    Sizes and amounts of the lines add up to those of the fleet; `own` ones are the group's own forecast, before the
-    difference to the fleet's was spread. Ends of ranges are None with too little history, amounts without a price.
+    Ends of ranges are None with too little history, amounts without a price.
     """
 
     name: str | None
@@ -127,13 +115,10 @@ class BudgetLine:
     """Size that is forecast for the last day of the budget."""
     end_lower_mb: int | None
     end_upper_mb: int | None
-    own_end_size_mb: int
     amount: Decimal | None
     """What the months cost together."""
     lower_amount: Decimal | None
     upper_amount: Decimal | None
-    own_amount: Decimal | None
-    """Prices times the group's own forecast, to six decimals."""
     price_per_gib: Decimal | None
     """Mean price per GiB and month, to six decimals."""
     is_mean_price: bool
@@ -144,9 +129,7 @@ class BudgetLine:
     @property
     def size_range(self) -> str:
         """The range of the size at the end: 3.80 TiB to 4.60 TiB."""
-        if self.end_lower_mb is None or self.end_upper_mb is None:
-            return TOO_LITTLE_HISTORY
-        return f"{human_mb(self.end_lower_mb)} to {human_mb(self.end_upper_mb)}"
+        return _size_range(self.end_lower_mb, self.end_upper_mb)
 
     @property
     def amount_range(self) -> str:
@@ -156,6 +139,22 @@ class BudgetLine:
         if self.lower_amount is None or self.upper_amount is None:
             return TOO_LITTLE_HISTORY
         return f"{money(self.lower_amount)} to {money(self.upper_amount)}"
+
+
+@dataclass(frozen=True)
+class BudgetTotal:
+    """The sums of the lines, and beside them the forecast of the fleet as a whole, which is not their sum; MiB."""
+
+    size_mb: int
+    end_size_mb: int
+    amount: Decimal | None
+    price_per_gib: Decimal | None
+    """Mean price per GiB and month, to six decimals."""
+    monthly_amounts: Mapping[str, Decimal]
+    """What each month costs, by month as 2026-10; these add up to the amount."""
+    fleet_end_size_mb: int
+    fleet_end_lower_mb: int | None
+    fleet_end_upper_mb: int | None
 
 
 @dataclass(frozen=True)
@@ -176,16 +175,15 @@ class Budget:
     unpriced_gib_months: Decimal
     """GiB of that bill that have no price, and cost nothing here."""
     lines: Sequence[BudgetLine]
-    total: BudgetLine
-    """The fleet, by its own forecast; its sizes and amounts are the sums of the lines."""
+    total: BudgetTotal
 
     @property
     def notes(self) -> list[str]:
         """Say what the lines rest on, and how they add up, one sentence each."""
         sentences = [
             f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
-            _spread_note(self),
             "Ranges do not add up: what grows more in one group may grow less in another.",
+            *_fleet_note(self.total),
         ]
         if self.bill_month is None:
             reason = "no price is declared. `capacity prices set` declares one."
@@ -205,15 +203,20 @@ class Budget:
         return sentences
 
 
-def _spread_note(budget: Budget) -> str:
-    own_mb = sum(line.own_end_size_mb for line in budget.lines)
-    sums = f"add up to {human_mb(own_mb)}, the forecast of the fleet is {human_mb(budget.total.end_size_mb)}"
-    if budget.total.amount is not None:
-        own = sum((line.own_amount or Decimal() for line in budget.lines), Decimal())
-        sums = f"{sums}; their amounts to {money(own)}, that of the fleet is {money(budget.total.amount)}"
+def _fleet_note(total: BudgetTotal) -> Iterator[str]:
+    """Say what the forecast of the fleet is where it is not the sum of those of the groups."""
+    fleet, groups = human_mb(total.fleet_end_size_mb), human_mb(total.end_size_mb)
+    if fleet != groups:
+        size_range = _size_range(total.fleet_end_lower_mb, total.fleet_end_upper_mb)
+        yield (
+            f"The forecast of the fleet as a whole is {fleet} ({size_range}); those of the groups add up to {groups}. "
+            "Each is made from its own history."
+        )
+
+
+def _size_range(lower_mb: int | None, upper_mb: int | None) -> str:
     return (
-        f"The groups' own forecasts {sums}. The difference is spread over the groups in proportion to how much each "
-        "changes, so that the lines add up to the fleet."
+        TOO_LITTLE_HISTORY if lower_mb is None or upper_mb is None else f"{human_mb(lower_mb)} to {human_mb(upper_mb)}"
     )
 
 
@@ -246,16 +249,22 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
     if by == SERVER:
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
     as_of, forecasts = _forecasts(connection, by, today)
-    if assumed:
-        _assume(connection, forecasts, by, today, assumed)
     fleet = forecasts.pop(FLEET)
+    of_groups = list(_groups_of(connection, by, today, assumed)) if assumed else []
+    nothing = dict.fromkeys((0, *HORIZONS_DAYS), 0)
+    for name, _ in of_groups:
+        forecasts.setdefault(name, GroupForecast(name, fleet.last_day, nothing, nothing, nothing))
     bill = connection.execute(text(_LAST_BILL)).first()
     currency = connection.execute(text("SELECT min(currency) FROM capacity_prices")).scalar()
     prices: dict[str | None, GroupPrice] = {}
     unpriced = Decimal()
     if bill is not None and currency is not None:
         prices, unpriced = _prices(connection, by, months, bill, keys)
-    lines, total = _lines(list(forecasts.values()), fleet, months, prices)
+    of_fleet = prices.get(FLEET)
+    at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
+    each_price = {name: prices.get(name, at_mean) for name in forecasts}
+    lines = _lines(forecasts, months, each_price, of_groups)
+    per_gib = _price_per_gib(forecasts.values(), months, each_price.values())
     has_amounts = bool(prices)
     return Budget(
         as_of=as_of,
@@ -267,7 +276,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         bill_issue=bill.issue if has_amounts and bill is not None else None,
         unpriced_gib_months=unpriced,
         lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
-        total=total,
+        total=_total(lines, per_gib, fleet, months[-1].end),
     )
 
 
@@ -276,32 +285,27 @@ def _forecasts(connection: Connection, by: str, today: date) -> tuple[date, dict
     asked = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
     rows = connection.execute(text(_FORECASTS), asked).all()
     found = {row.group_name: _forecast(row) for row in rows}
-    if FLEET in found and len(found) == 1:
-        # Nothing has such a label: everything is one group.
-        found[None] = replace(found[FLEET], name=None)
     if FLEET not in found:
         raise NotFoundError(
             "There is no forecast of groups. `capacity runway --issue` issues them from the groups of each "
             "day, which `capacity aggregate --period daily` computes."
         )
+    # What another group took over within the last month has a forecast still, and counts once.
+    there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": found[FLEET].last_day, "by": by}).scalars()}
+    found = {name: one for name, one in found.items() if name in there}
+    if len(found) == 1:
+        # Nothing has such a label: everything is one group.
+        found[None] = replace(found[FLEET], name=None)
     return rows[0].as_of, found
 
 
-def _assume(
-    connection: Connection,
-    forecasts: dict[str | None, GroupForecast],
-    by: str,
-    today: date,
-    assumed: Sequence[Effect],
-) -> None:
-    """Add what a scenario adds to the groups of its databases, and to the fleet; a new group begins with nothing."""
+def _groups_of(
+    connection: Connection, by: str, today: date, assumed: Sequence[Effect]
+) -> Iterator[tuple[str | None, Effect]]:
+    """Yield the effects of a scenario, each with the group that its database is in."""
     names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
-    fleet, nothing = forecasts[FLEET], dict.fromkeys((0, *HORIZONS_DAYS), 0)
     for row in connection.execute(text(_GROUPS_OF), {**names, "by": by, "day": today}):
-        one = assumed[row.number - 1]
-        for name in (row.group_name, FLEET):
-            known = forecasts.get(name) or GroupForecast(name, fleet.last_day, nothing, nothing, nothing)
-            forecasts[name] = replace(known, assumed=(*known.assumed, one))
+        yield row.group_name, assumed[row.number - 1]
 
 
 def _forecast(row: Row[Any]) -> GroupForecast:
@@ -350,111 +354,84 @@ def _common_days(month: Window, start: date, end: date) -> int:
 
 
 def _lines(
-    groups: Sequence[GroupForecast],
-    fleet: GroupForecast,
+    groups: Mapping[str | None, GroupForecast],
     months: Sequence[Window],
-    prices: Mapping[str | None, GroupPrice],
-) -> tuple[list[BudgetLine], BudgetLine]:
-    """Return the lines of groups, and the fleet's, to which they add up."""
-    day, of_fleet = months[-1].end, prices.get(FLEET)
-    at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
-    every = [_GroupBudget(one, months, prices.get(one.name, at_mean)) for one in groups]
-    whole = _GroupBudget(fleet, months, of_fleet)
-    sizes = spread(whole.end_size, [one.end_size for one in every], [one.forecast.middle[0] for one in every])
-    cells = [
-        spread(amount, [one.amounts[place] for one in every], [one.unchanged[place] for one in every])
-        for place, amount in enumerate(whole.amounts)
+    prices: Mapping[str | None, GroupPrice | None],
+    assumed: Sequence[tuple[str | None, Effect]],
+) -> list[BudgetLine]:
+    """Return the lines of groups; a scenario adds to them, so that groups that it does not touch stay as they are."""
+    day = months[-1].end
+    added_mb: Counter[str | None] = Counter()
+    for name, size in _added(groups, assumed, day, day):
+        added_mb[name] += _nearest(size)
+    added_cents: Counter[tuple[str | None, date]] = Counter()
+    for place, month in enumerate(months):
+        for name, size in _added(groups, assumed, month.start, month.end):
+            if (price := prices[name]) is not None:
+                added_cents[name, month.start] += _nearest(size / MB_PER_GB * price.of_months[place] * CENTS)
+    return [
+        _line(one, months, prices[name], added_mb[name], [added_cents[name, month.start] for month in months])
+        for name, one in groups.items()
     ]
-    sizes_mb = shared_out(_nearest(whole.end_size), sizes)
-    cents = [
-        shared_out(_nearest(amount * CENTS), [each * CENTS for each in month])
-        for amount, month in zip(whole.amounts, cells, strict=True)
-    ]
-    # What a scenario adds is added to the lines, so that groups that it does not touch stay as they are.
-    for place, one in enumerate(every):
-        sizes_mb[place] = max(sizes_mb[place] + _nearest(one.forecast.assumed_mean(day, day)), 0)
-        for month, amount in zip(cents, one.assumed_amounts, strict=True):
-            month[place] = max(month[place] + _nearest(amount * CENTS), 0)
-    lines = [_line(one, day, sizes_mb[place], [month[place] for month in cents]) for place, one in enumerate(every)]
-    return lines, _line(whole, day, sum(sizes_mb), [sum(month) for month in cents])
 
 
-class _GroupBudget:
-    """A group's own forecast at its price, exactly: its size at the end, and what each month costs."""
+def _added(
+    groups: Mapping[str | None, GroupForecast], assumed: Sequence[tuple[str | None, Effect]], first: date, last: date
+) -> Iterator[tuple[str | None, Fraction]]:
+    """Yield what a scenario adds to the mean size of groups over some days, MiB: first changed growth, then the rest.
 
-    def __init__(self, forecast: GroupForecast, months: Sequence[Window], price: GroupPrice | None) -> None:
-        self.forecast, self.months, self.price = forecast, months, price
-        self.end_size = forecast.on(months[-1].end, forecast.middle)
-        self.amounts = self.amounts_of(forecast.middle)
-        self.unchanged = self.amounts_of(dict.fromkeys(forecast.middle, forecast.middle[0]))
-        self.gib = sum((forecast.mean(month, forecast.middle) for month in months), Fraction()) / MB_PER_GB
-
-    @property
-    def assumed_amounts(self) -> list[Fraction]:
-        """What a scenario adds to what each month costs."""
-        prices = () if self.price is None else self.price.of_months
-        return [
-            self.forecast.assumed_mean(month.start, month.end) / MB_PER_GB * price
-            for month, price in zip(self.months, prices, strict=False)
-        ]
-
-    def amounts_of(self, points: Points) -> list[Fraction]:
-        """Return what each month costs at these sizes; nothing without a price."""
-        prices = () if self.price is None else self.price.of_months
-        return [
-            self.forecast.mean(month, points) / MB_PER_GB * price
-            for month, price in zip(self.months, prices, strict=False)
-        ]
-
-
-def spread(whole: Fraction, own: Sequence[Fraction], unchanged: Sequence[Fraction | int]) -> list[Fraction]:
-    """Spread the difference between the fleet's forecast and the sum of its groups', so that they add up to it.
-
-    Each takes a part in proportion to its own change; what does not change is left as it is. Where nothing changes,
-    parts are in proportion to the values. No value falls below 0.
+    Less growth takes no more than the growth that the group has, and a purge or a move no more than is left of it. A
+    move brings what it took.
     """
-    values = list(own)
-    left = list(range(len(own)))
-    weights = [abs(one - before) for one, before in zip(own, unchanged, strict=True)]
-    if not sum(weights):
-        weights = list(own)
-    while (missing := whole - sum(values, Fraction())) and (total := sum(weights[place] for place in left)):
-        for place in left:
-            values[place] += missing * weights[place] / total
-        below = [place for place in left if values[place] < 0]
-        for place in below:
-            values[place] = Fraction()
-        left = [place for place in left if place not in below]
-    if missing and (total := sum(values, Fraction())):
-        # What changes cannot take everything.
-        values = [value * whole / total for value in values]
-    return values
+    if not assumed:
+        return
+    left = {name: one.mean(first, last, one.middle) for name, one in groups.items()}
+    growth: dict[str | None, Fraction] = {}
+    for name, one in assumed:
+        if isinstance(one.of, Growth):
+            growth[name] = growth.get(name, Fraction()) + _mean_added(one, first, last)
+    for name, changed in growth.items():
+        size = max(changed, -max(left[name] - groups[name].middle[0], Fraction()))
+        left[name] += size
+        yield name, size
+    taken: dict[Move, Fraction] = {}
+    for name, one in assumed:
+        if isinstance(one.of, Growth):
+            continue
+        size = max(_mean_added(one, first, last), -left[name])
+        if isinstance(one.of, Move) and one.server == one.of.server:
+            size = min(size, Fraction())
+            taken[one.of] = -size
+        elif isinstance(one.of, Move):
+            size = taken.get(one.of, max(size, Fraction()))
+        left[name] += size
+        yield name, size
 
 
-def shared_out(whole: int, parts: Sequence[Fraction]) -> list[int]:
-    """Round parts down, then give those with the largest remainders one more until they add up to the whole.
-
-    Parts that add up to something else than about the whole, because all are 0, are left as they are.
-    """
-    rounded = [floor(part) for part in parts]
-    missing = whole - sum(rounded)
-    if missing > len(parts):
-        return rounded
-    order = sorted(range(len(parts)), key=lambda place: (rounded[place] - parts[place], place))
-    for place in order[:missing]:
-        rounded[place] += 1
-    return rounded
+def _mean_added(one: Effect, first: date, last: date) -> Fraction:
+    """Return what an effect adds to the mean size of some days, MiB."""
+    begins = max(first, one.day)
+    days = (last - begins).days + 1
+    if days <= 0:
+        return Fraction()
+    grown = Fraction((begins - one.day).days + (last - one.day).days, 2)
+    return days * (Fraction(one.size_mb) + Fraction(one.mb_per_day) * grown) / ((last - first).days + 1)
 
 
-def _line(own: _GroupBudget, day: date, end_size_mb: int, cents: Sequence[int]) -> BudgetLine:
-    """Return the line of a group, with its ranges moved by as much as its forecast was."""
-    one, price, amount = own.forecast, own.price, sum(cents)
-    moved_mb = end_size_mb - own.end_size
-    own_amount = sum(own.amounts, Fraction())
-    moved = amount - own_amount * CENTS
-    lower, upper = (None if points is None else one.on(day, points) + moved_mb for points in (one.lower, one.upper))
+def _line(
+    one: GroupForecast, months: Sequence[Window], price: GroupPrice | None, added_mb: int, added_cents: Sequence[int]
+) -> BudgetLine:
+    """Return the line of a group; what a scenario adds moves its ranges."""
+    day, prices = months[-1].end, () if price is None else price.of_months
+    exact = _amounts(one, months, prices, one.middle)
+    end_size_mb = max(_nearest(one.on(day, one.middle)) + added_mb, 0)
+    cents = [max(_nearest(each * CENTS) + more, 0) for each, more in zip(exact, added_cents, strict=False)]
+    amount = sum(cents)
+    lower, upper = (None if points is None else one.on(day, points) + added_mb for points in (one.lower, one.upper))
     lowest, highest = (
-        None if points is None or price is None else sum(own.amounts_of(points), Fraction()) * CENTS + moved
+        None
+        if points is None or price is None
+        else sum(_amounts(one, months, prices, points), Fraction()) * CENTS + sum(added_cents)
         for points in (one.lower, one.upper)
     )
     return BudgetLine(
@@ -465,20 +442,58 @@ def _line(own: _GroupBudget, day: date, end_size_mb: int, cents: Sequence[int]) 
         # Rounding to a whole number must not leave the range.
         end_lower_mb=None if lower is None else max(min(floor(lower), end_size_mb), 0),
         end_upper_mb=None if upper is None else max(ceil(upper), end_size_mb),
-        own_end_size_mb=_nearest(own.end_size),
         amount=None if price is None else _money(amount),
         lower_amount=None if lowest is None else _money(max(min(floor(lowest), amount), 0)),
         upper_amount=None if highest is None else _money(max(ceil(highest), amount)),
-        own_amount=None if price is None else _decimal(own_amount),
-        price_per_gib=None if price is None or not own.gib else _decimal(own_amount / own.gib),
+        price_per_gib=_price_per_gib([one], months, [price]),
         is_mean_price=price is not None and price.is_mean,
-        monthly_amounts={f"{month.start:%Y-%m}": _money(each) for month, each in zip(own.months, cents, strict=False)},
+        monthly_amounts={f"{month.start:%Y-%m}": _money(each) for month, each in zip(months, cents, strict=False)},
     )
 
 
+def _total(lines: Sequence[BudgetLine], per_gib: Decimal | None, fleet: GroupForecast, day: date) -> BudgetTotal:
+    """Return the sums of the lines, and the forecast of the fleet for the last day."""
+    amounts = [line.amount for line in lines]
+    every = [line.monthly_amounts for line in lines]
+    lower, upper = (None if points is None else fleet.on(day, points) for points in (fleet.lower, fleet.upper))
+    return BudgetTotal(
+        size_mb=sum(line.size_mb for line in lines),
+        end_size_mb=sum(line.end_size_mb for line in lines),
+        amount=None if None in amounts else sum(filter(None, amounts), Decimal()),
+        price_per_gib=per_gib,
+        monthly_amounts={key: sum((one[key] for one in every), Decimal()) for key in every[0]},
+        fleet_end_size_mb=_nearest(fleet.on(day, fleet.middle)),
+        fleet_end_lower_mb=None if lower is None else floor(lower),
+        fleet_end_upper_mb=None if upper is None else ceil(upper),
+    )
+
+
+def _price_per_gib(
+    groups: Iterable[GroupForecast], months: Sequence[Window], prices: Iterable[GroupPrice | None]
+) -> Decimal | None:
+    """Return the mean price of groups, to six decimals; None without a price, or without a size."""
+    amount, gib = Fraction(), Fraction()
+    for one, price in zip(groups, prices, strict=True):
+        if price is not None:
+            amount += sum(_amounts(one, months, price.of_months, one.middle), Fraction())
+            gib += sum((one.mean(month.start, month.end, one.middle) for month in months), Fraction()) / MB_PER_GB
+    return _decimal(amount / gib) if gib else None
+
+
+def _amounts(
+    one: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], points: Points
+) -> list[Fraction]:
+    """Return what each month costs at these sizes, exactly; nothing without prices."""
+    return [
+        one.mean(month.start, month.end, points) / MB_PER_GB * price
+        for month, price in zip(months, prices, strict=False)
+    ]
+
+
 def _nearest(value: Fraction) -> int:
-    """Round to a whole number, halves up."""
-    return floor(value + Fraction(1, 2))
+    """Round to a whole number, halves away from 0: what is taken in one place is what is added in another."""
+    rounded = floor(abs(value) + Fraction(1, 2))
+    return rounded if value >= 0 else -rounded
 
 
 def _money(cents: int) -> Decimal:
@@ -492,6 +507,10 @@ def _decimal(value: Fraction) -> Decimal:
 _FORECASTS = """
 SELECT * FROM capacity_group_forecasts WHERE grouped_by = ANY (CAST(:keys AS text[])) AND as_of > :stale
 ORDER BY group_name
+"""
+_GROUPS_ON = """
+SELECT group_name FROM capacity_groups
+WHERE period = 'daily' AND window_start = :day AND grouped_by = :by AND servers > 0
 """
 # Servers that another one counts are in no group.
 _GROUPS_OF = f"""

@@ -25,7 +25,7 @@ from capacity_assets.database.tables import capacity_scenarios
 from capacity_assets.forecast.history_statements import SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.outlook import FORECAST, Outlook, day_text, standing_for_themselves
 from capacity_assets.forecast.scenarios import Comparison, Scenario, Subject, compare
-from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, coming_months, read_budget
+from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import having
 
 WITHIN_DAYS = 90
@@ -161,7 +161,7 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
         last_day=base.last_day,
         currency=base.currency,
         budget=_changed_lines(base, assumed),
-        total=_changed_budget(base.total, assumed.total),
+        total=_changed_budget(None, base.total, assumed.total),
     )
 
 
@@ -178,14 +178,16 @@ def _standing(found: Comparison) -> set[tuple[str, str, str]]:
 
 def _changed_lines(base: Budget, assumed: Budget) -> list[ChangedBudget]:
     before = {line.name: line for line in base.lines}
-    return [_changed_budget(before.get(line.name), line) for line in assumed.lines]
+    return [_changed_budget(line.name, before.get(line.name), line) for line in assumed.lines]
 
 
-def _changed_budget(before: BudgetLine | None, after: BudgetLine) -> ChangedBudget:
+def _changed_budget(
+    name: str | None, before: BudgetLine | BudgetTotal | None, after: BudgetLine | BudgetTotal
+) -> ChangedBudget:
     amount = None if after.amount is None else (before.amount if before else None) or Decimal()
     difference = None if after.amount is None or amount is None else after.amount - amount
     size_mb = before.end_size_mb if before else 0
-    return ChangedBudget(after.name, size_mb, after.end_size_mb, amount, after.amount, difference)
+    return ChangedBudget(name, size_mb, after.end_size_mb, amount, after.amount, difference)
 
 
 def fits(found: Comparison) -> list[Fit]:

@@ -1,4 +1,4 @@
-"""Budgets: prices times the forecasts of groups, lines that add up to the fleet, and what they say of themselves."""
+"""Budgets: prices times the forecasts of groups, the sum of their lines, and what they say of themselves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from math import floor
 from typing import Any
 
 import pytest
@@ -17,14 +18,13 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.forecast.issuing import issue
-from capacity_assets.ownership.budgets import GroupForecast, shared_out, spread
+from capacity_assets.ownership.budgets import GroupForecast
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 
 GIB = 1024
-sizes = st.integers(0, 10**6).map(lambda value: Fraction(value, 7))
 
 
 def filled(engine: Engine, service: AggregationService) -> None:
@@ -75,14 +75,20 @@ def test_a_line_is_the_price_of_each_month_times_the_mean_forecast_of_its_days(
             (30, row.forecast_30_days_mb),
             (90, row.forecast_90_days_mb),
         ]
-        expected = Fraction()
         for month, price in zip(months, prices, strict=True):
             days = [month.start + timedelta(days=number) for number in range(month.days)]
             each = [on_the_line(points, (day - row.last_day).days) for day in days]
-            expected += sum(each, Fraction()) / month.days / GIB * price
-        assert line["own_amount"] == f"{Decimal(round(expected * 10**6)).scaleb(-6):f}"
+            exact = sum(each, Fraction()) / month.days / GIB * price
+            assert line["monthly_amounts"][f"{month.start:%Y-%m}"] == f"{Decimal(rounded(exact * 100)).scaleb(-2):f}"
+        end = on_the_line(points, (months[-1].end - row.last_day).days)
+        assert (line["size_mb"], line["end_size_mb"]) == (row.size_mb, rounded(end))
+    assert set(by_name(found)) == {"search", "payments"}
     assert stored["search"].change_mb_per_day == 100
     assert stored["payments"].change_mb_per_day == 0
+
+
+def rounded(value: Fraction) -> int:
+    return floor(value + Fraction(1, 2))
 
 
 def on_the_line(points: list[tuple[int, int]], days: int) -> Fraction:
@@ -93,7 +99,7 @@ def on_the_line(points: list[tuple[int, int]], days: int) -> Fraction:
 
 @pytest.mark.usefixtures("today")
 @pytest.mark.parametrize("by", ["team", "engine", "environment"])
-def test_lines_add_up_to_the_fleet_whatever_they_are_grouped_by(
+def test_the_total_is_the_sum_of_the_lines_whatever_they_are_grouped_by(
     engine: Engine, service: AggregationService, by: str
 ) -> None:
     filled(engine, service)
@@ -103,34 +109,55 @@ def test_lines_add_up_to_the_fleet_whatever_they_are_grouped_by(
     found = budget("--by", by)
 
     total = found["total"]
-    assert sum(line["end_size_mb"] for line in found["lines"]) == total["end_size_mb"]
+    with engine.connect() as connection:
+        fleet = connection.execute(text("SELECT size_mb FROM capacity_group_forecasts WHERE grouped_by = '(fleet)'"))
+        assert total["size_mb"] == fleet.scalar()
+    for name in ("size_mb", "end_size_mb"):
+        assert sum(line[name] for line in found["lines"]) == total[name]
     assert sum(Decimal(line["amount"]) for line in found["lines"]) == Decimal(total["amount"])
     assert len(found["months"]) == 12
-    for line in (*found["lines"], total):
-        assert sum(map(Decimal, line["monthly_amounts"].values())) == Decimal(line["amount"])
+    for line in found["lines"]:
         assert line["end_lower_mb"] <= line["end_size_mb"] <= line["end_upper_mb"]
         assert Decimal(line["lower_amount"]) <= Decimal(line["amount"]) <= Decimal(line["upper_amount"])
-    # One GiB costs the same everywhere, so that the total does not depend on the grouping.
-    assert total["amount"] == budget()["total"]["amount"]
+    for line in (*found["lines"], total):
+        assert sum(map(Decimal, line["monthly_amounts"].values())) == Decimal(line["amount"])
 
 
-@given(whole=sizes, groups=st.lists(st.tuples(sizes, sizes), min_size=1, max_size=6))
-def test_the_difference_to_the_fleet_is_spread_without_a_rest(
-    whole: Fraction, groups: list[tuple[Fraction, Fraction]]
+@pytest.mark.usefixtures("today")
+def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it_is(
+    engine: Engine, service: AggregationService
 ) -> None:
-    own, before = zip(*groups, strict=True)
+    filled(engine, service)
+    stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = '(fleet)=(fleet)'"))
 
-    values = spread(whole, own, before)
+    found = budget()
 
-    assert min(values) >= 0
-    if any(own):
-        assert sum(values) == whole
-        assert sum(shared_out(round(whole), values)) == round(whole)
-    changes = sum(own) - whole
-    room = sum(one for one, then in groups if one != then)
-    if changes <= room and own != before:
-        still = [(value, one) for value, (one, then) in zip(values, groups, strict=True) if one == then]
-        assert all(value == one for value, one in still), "what does not change keeps its size"
+    line = by_name(found)["search"]
+    assert line["end_size_mb"] > line["size_mb"] + 100 * 300
+    assert found["total"]["end_size_mb"] == sum(one["end_size_mb"] for one in found["lines"])
+    assert found["total"]["fleet_end_size_mb"] == found["total"]["size_mb"]
+    said = " ".join(printed("budget").split())
+    assert "The forecast of the fleet as a whole is 45.8 GiB (" in said
+    assert "); those of the groups add up to 82.5 GiB. Each is made from its own history." in said
+
+
+@pytest.mark.usefixtures("today")
+def test_what_another_label_took_over_counts_once(engine: Engine, service: AggregationService) -> None:
+    filled(engine, service)
+    printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10")
+    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
+    issue(engine, TODAY, TODAY)
+    before = budget()
+
+    printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10")
+    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
+    issue(engine, TODAY, TODAY)
+
+    assert set(by_name(before)) == {"search", "payments", "shop"}
+    assert set(by_name(budget())) == {"payments", "shop"}
+    assert budget()["total"]["size_mb"] == before["total"]["size_mb"]
 
 
 @given(ahead=st.integers(1, 400), ends=st.lists(st.integers(0, 500), min_size=5, max_size=5))
@@ -142,7 +169,7 @@ def test_the_mean_of_a_month_is_exact_also_where_a_forecast_falls_to_nothing(ahe
 
     days = [group.on(month.start + timedelta(days=number), points) for number in range(month.days)]
 
-    assert group.mean(month, points) == sum(days, Fraction()) / month.days
+    assert group.mean(month.start, month.end, points) == sum(days, Fraction()) / month.days
 
 
 @pytest.mark.usefixtures("today")

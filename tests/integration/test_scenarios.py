@@ -120,6 +120,17 @@ def test_growth_changes_a_database_its_server_and_its_volume_by_the_same(limited
     assert changes == {"orders": 20, "": 20, "/data": 20, "still": 0}
 
 
+def test_less_growth_takes_no_more_than_there_is(limited: Engine) -> None:
+    with limited.begin() as connection:
+        # The server as a whole stays as it is, whatever its database does.
+        connection.execute(text("UPDATE instance_size_stats SET total_size_mb = 4000, total_size_bytes = NULL"))
+    base = after(limited, Scenario())
+    halved = after(limited, assumed("growth", factor=0.5))
+
+    changes = {name: halved["server-1", name].change_mb_per_day for name in ("orders", "", "/data", "still")}
+    assert (base["server-1", ""].change_mb_per_day, changes) == (0, {"orders": 5, "": 0, "/data": 5, "still": 0})
+
+
 def test_a_database_that_moves_takes_its_size_and_growth_along(limited: Engine) -> None:
     moved = after(limited, assumed("move", server="server-1", database="orders", to="server-2", day=SOON))
 
@@ -241,6 +252,61 @@ def test_a_file_gives_runways_and_budget_beside_the_base_case_and_nothing_is_sto
     assert "growth of team=shop times 1.5" in html
     printed("scenario", "--remove", "next year")
     assert capacity("scenario", "--remove", "next year").exit_code == 2
+
+
+@pytest.fixture
+def budgeted(limited: Engine, service: AggregationService) -> Engine:
+    """Two teams with one price, of which the forecasts of groups are issued."""
+    printed("labels", "set", "server-1", "team=shop", "--always")
+    printed("labels", "set", "server-2", "team=search", "--always")
+    printed("prices", "set", "0.337", "--currency", "EUR", "--always")
+    compute_windows(service, "daily", FIRST, TODAY)
+    issue(limited, TODAY, TODAY)
+    printed("bill", "--month", "2025-06")
+    return limited
+
+
+def changed_budget(path: Path, written: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    path.write_text(written)
+    document = json.loads(printed("scenario", str(path), "--json"))
+    lines = {line["name"]: line for line in document["budget"]}
+    assert document["total"]["end_size_after_mb"] == sum(line["end_size_after_mb"] for line in lines.values())
+    assert Decimal(document["total"]["amount_after"]) == sum(Decimal(line["amount_after"]) for line in lines.values())
+    return lines, document["total"]
+
+
+def test_a_budget_without_growth_keeps_the_sizes_of_today_and_without_an_assumption_that_of_the_base_case(
+    budgeted: Engine, tmp_path: Path
+) -> None:
+    newest = "SELECT group_name, size_mb FROM capacity_group_forecasts WHERE grouped_by = 'team'"
+    with budgeted.connect() as connection:
+        today_mb = {row.group_name: row.size_mb for row in connection.execute(text(newest)) if row.group_name}
+
+    nothing, _ = changed_budget(tmp_path / "next.toml", "[[growth]]\nfactor = 1\n")
+    still, _ = changed_budget(tmp_path / "next.toml", "[[growth]]\nfactor = 0\n")
+
+    assert {line["difference"] for line in nothing.values()} == {"0.00"}
+    assert all(line["end_size_after_mb"] == line["end_size_before_mb"] for line in nothing.values())
+    assert still["shop"]["end_size_before_mb"] > today_mb["shop"] + 10 * 300
+    assert {name: line["end_size_after_mb"] for name, line in still.items()} == today_mb
+
+
+def test_a_move_changes_no_total_also_where_the_forecast_of_its_group_has_less(
+    budgeted: Engine, tmp_path: Path
+) -> None:
+    for has_less in (False, True):
+        if has_less:
+            small = ", ".join(f"forecast_{days}_mb = 1000" for days in (7, 30, 90, 365))
+            with budgeted.begin() as connection:
+                connection.execute(text(f"UPDATE capacity_runways SET {small} WHERE name = 'team=shop'"))
+        lines, total = changed_budget(tmp_path / "next.toml", f"{MOVE}day = {SOON}\n")
+
+        shop, search = lines["shop"], lines["search"]
+        assert total["end_size_after_mb"] == total["end_size_before_mb"]
+        assert total["difference"] == "0.00"
+        assert search["end_size_after_mb"] > search["end_size_before_mb"]
+        assert Decimal(search["difference"]) == -Decimal(shop["difference"]) > 0
+        assert (shop["end_size_after_mb"] == 0) == has_less
 
 
 MOVE = '[[move]]\nserver = "server-1"\ndatabase = "orders"\nto = "server-2"\n'

@@ -11,7 +11,7 @@ from functools import partial
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.charts.bars import MOST_SERIES
 from capacity_assets.ownership.bill_groups import BilledMonth
-from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, coming_months, read_budget
+from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.reader import Reader, shared_revision
@@ -33,7 +33,7 @@ class BudgetPage:
     months: Sequence[date] = ()
     currency: str | None = None
     lines: Sequence[BudgetLine] = ()
-    total: BudgetLine | None = None
+    total: BudgetTotal | None = None
     notes: Sequence[str] = ()
     drawn: Sequence[BilledMonth] = ()
     """The amounts by month, of at most eight groups: those that cost most, then all others."""
