@@ -289,6 +289,11 @@ def test_a_budget_without_growth_keeps_the_sizes_of_today_and_without_an_assumpt
     assert all(line["end_size_after_mb"] == line["end_size_before_mb"] for line in nothing.values())
     assert still["shop"]["end_size_before_mb"] > today_mb["shop"] + 10 * 300
     assert {name: line["end_size_after_mb"] for name, line in still.items()} == today_mb
+    stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
+    with budgeted.begin() as connection:
+        connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = 'team=shop'"))
+    halved, _ = changed_budget(tmp_path / "next.toml", "[[growth]]\nfactor = 0.5\n")
+    assert halved["shop"]["end_size_after_mb"] == today_mb["shop"], "what does not grow stays as it is"
 
 
 def test_a_move_changes_no_total_also_where_the_forecast_of_its_group_has_less(
