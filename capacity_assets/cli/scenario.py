@@ -107,7 +107,7 @@ def _lines(result: ScenarioResult, show: int, stored_name: str | None) -> Iterat
         rows = [_budget_cells(group_named(one.name, by), one) for one in result.budget]
         title = f"Budget of the 12 months to {human_day(result.last_day)}, {result.currency or 'no currency'}"
         headings = (by.replace("_", " ").capitalize(), *BUDGET_HEADINGS)
-        yield Table(title, headings, [*rows, _budget_cells("Fleet", result.total)])
+        yield Table(title, headings, [*rows, _budget_cells("Total", result.total)])
     if result.without_budget:
         yield f"No budget: {result.without_budget}"
     if stored_name is not None:
