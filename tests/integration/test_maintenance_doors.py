@@ -63,8 +63,8 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert (said.exit_code, done.exit_code) == (0, 0), said.output + done.output
     assert f"  database_size_stats: {this_month} to " in done.output
     assert said.output.splitlines()[-1] == "Dry run: nothing was changed."
-    assert "2 rows would be moved, 6 partitions with 0 rows would be dropped (0 MiB)." in said.output
-    assert "2 rows moved, 6 partitions with 0 rows dropped (0 MiB)." in done.output
+    assert "2 rows would be moved, 9 partitions with 0 rows would be dropped (0 MiB)." in said.output
+    assert "2 rows moved, 9 partitions with 0 rows dropped (0 MiB)." in done.output
     assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}
     assert findings(subject="partitions") == [("ok", "created for the coming month; no row is in a default partition")]
 
@@ -100,8 +100,8 @@ def test_maintain_prints_json_for_scripts() -> None:
     document = json.loads(capacity("maintain", "--json").output)
 
     assert document["created_partitions"] == len(document["created"]) > 0
-    # The test's database has partitions of limits and of parts for July to September 2025, which hold nothing.
-    assert (document["dropped_partitions"], document["dry_run"]) == (6, False)
+    # The test's database has partitions of limits, parts and objects for July to September 2025, which hold nothing.
+    assert (document["dropped_partitions"], document["dry_run"]) == (9, False)
     assert document["kept_partitions"] == len(document["kept"])
 
 
