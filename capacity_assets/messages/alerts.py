@@ -186,7 +186,7 @@ def _heading(risk: AlertRisk, within_days: int) -> str:
         named = f"{named[0].upper()}{named[1:]}"
     if risk.full_by is None:
         return f"{named}: {_probability_text(risk, within_days)}"
-    return f"{named} is full" if risk.is_full else f"{named} will be full on {human_day(risk.full_by)}"
+    return f"{named} is full" if risk.is_full else f"{named} is likely full by {human_day(risk.full_by)}"
 
 
 def _probability_text(risk: AlertRisk, within_days: int) -> str:

@@ -198,12 +198,12 @@ def test_what_fills_soon_is_told_once_to_whom_it_concerns_and_not_again_by_its_c
         house.tick()
 
     [message] = receiver.texts
-    assert message.startswith("orders on server-1 will be full on ")
+    assert message.startswith("orders on server-1 is likely full by ")
     assert "- Forecast growth: +10 MiB per day" in message
     declare(engine, [Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
     house.tick()
-    assert [text.partition(" will be full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
+    assert [text.partition(" is likely full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
         "all, and its team"
     )
     declare(engine, [Limit("server-1", "orders", 90_000), Limit("server-1", "log", 90_000)])
@@ -239,7 +239,7 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     house.tick()
     house.tick()
     fails, fills = sorted(receiver.texts)
-    assert fills.startswith("orders on server-1 will be full on ")
+    assert fills.startswith("orders on server-1 is likely full by ")
     assert fails.startswith("Check failed. daily_database_aggregations: values_possible\n")
 
     file.write_text("[[receivers]]\n")
@@ -296,7 +296,7 @@ def test_owners_are_told_although_the_default_receiver_is_away(
             house.tick()
 
     [message] = receiver.texts
-    assert message.startswith("log on server-1 will be full on ")
+    assert message.startswith("log on server-1 is likely full by ")
 
 
 def test_a_decision_and_alerts_switched_off_resolve_what_is_open_without_a_new_forecast(

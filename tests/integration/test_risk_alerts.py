@@ -54,9 +54,9 @@ def test_each_owner_gets_one_message_with_what_is_theirs_and_the_whole_fleet_goe
     assert tell(engine, chat, *everyone) == AlertDeliveries(), "nobody is told twice"
 
     assert sorted(told(chat)) == [
-        "Disk /data on server-2 will be full on 25 Jul 2025, and 2 more",
-        "crm on server-1 will be full on 30 Jul 2025",
-        "orders on server-1 will be full on 9 Aug 2025",
+        "Disk /data on server-2 is likely full by 25 Jul 2025, and 2 more",
+        "crm on server-1 is likely full by 30 Jul 2025",
+        "orders on server-1 is likely full by 9 Aug 2025",
     ]
 
 
@@ -66,7 +66,7 @@ def test_a_message_has_what_a_responder_needs(engine: Engine, chat: Receiver) ->
     tell(engine, chat)
 
     assert chat.texts == [
-        "orders on server-1 will be full on 9 Aug 2025\n"
+        "orders on server-1 is likely full by 9 Aug 2025\n"
         "- Used: 2.9 GiB of 3.1 GiB (own limit, declared)\n"
         "- 80 % range: 30 Jul to 29 Aug 2025\n"
         "- Probability: 90 % within 30 days\n"
@@ -89,7 +89,7 @@ def test_a_risk_is_told_again_when_half_of_the_time_is_lost_or_it_is_full_and_no
     tell(engine, chat, day=1)
     issue(engine, TODAY + timedelta(days=15), orders=5)
     tell(engine, chat, day=15)
-    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025"], "its day has come nearer by less than half"
+    assert told(chat) == ["orders on server-1 is likely full by 9 Aug 2025"], "its day has come nearer by less than half"
 
     issue(engine, TODAY + timedelta(days=16), orders=0)
     tell(engine, chat, day=16)
@@ -107,7 +107,7 @@ def test_a_day_that_came_nearer_by_more_than_half_of_the_time_is_told_with_the_o
 
     assert "- Last message: 9 Aug 2025, sent on 20 Jul 2025\n" in chat.texts[1]
     assert "- Act since: 20 Jul 2025\n" in chat.texts[1]
-    assert told(chat)[1] == "orders on server-1 will be full on 29 Jul 2025"
+    assert told(chat)[1] == "orders on server-1 is likely full by 29 Jul 2025"
 
 
 def test_an_alert_is_resolved_below_the_lower_threshold_and_told_anew_after_that(
@@ -118,11 +118,11 @@ def test_an_alert_is_resolved_below_the_lower_threshold_and_told_anew_after_that
     for probability in (0.3, 0.19, 0.1):
         issue(engine, orders=(90, probability))
         tell(engine, chat)
-    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025", "Resolved: orders on server-1"]
+    assert told(chat) == ["orders on server-1 is likely full by 9 Aug 2025", "Resolved: orders on server-1"]
 
     issue(engine, orders=20)
     tell(engine, chat)
-    assert told(chat) == ["orders on server-1 will be full on 9 Aug 2025"]
+    assert told(chat) == ["orders on server-1 is likely full by 9 Aug 2025"]
 
 
 def test_a_resolved_message_says_why(engine: Engine, chat: Receiver) -> None:
@@ -180,7 +180,7 @@ def test_what_was_decided_resolves_an_alert_until_its_risk_grows_past_that(engin
     issue(engine, TOMORROW, orders=(20, 0.9))
     tell(engine, chat, day=1)
     assert f"- Decided: {said} The risk has grown:" in chat.texts[0]
-    assert told(chat) == ["orders on server-1 will be full on 10 Aug 2025"]
+    assert told(chat) == ["orders on server-1 is likely full by 10 Aug 2025"]
 
 
 def test_in_quiet_hours_a_message_waits_until_they_end(engine: Engine, chat: Receiver) -> None:
@@ -232,11 +232,11 @@ def test_who_is_away_is_told_later_and_the_others_are_told_once(
     assert "NOT_SET is missing or empty" in second.failed[0][1]
     assert (first.sent, second.sent) == (("pay", "dba"), ("pay",))
     [mail] = inbox.mails
-    assert mail["Subject"] == "orders on server-1 will be full on 9 Aug 2025"
+    assert mail["Subject"] == "orders on server-1 is likely full by 9 Aug 2025"
     assert [part.get_content_type() for part in mail.walk()] == ["multipart/alternative", "text/plain", "text/html"]
     html = mail.get_body(("html",))
     assert html is not None
-    assert '<a href="https://pages.example/database?server=1&amp;name=orders">orders on server-1 will be full' in (
+    assert '<a href="https://pages.example/database?server=1&amp;name=orders">orders on server-1 is likely full' in (
         html.get_content()
     )
 

@@ -105,12 +105,12 @@ def test_json_has_the_figures_that_a_ticket_needs() -> None:
     content = json.loads(json.dumps(FORMS["json"](message())))
 
     new, over = content["events"]
-    assert content["text"].startswith("Disk /data on db-1 will be full on 9 Aug 2025, and 1 more\n")
+    assert content["text"].startswith("Disk /data on db-1 is likely full by 9 Aug 2025, and 1 more\n")
     assert new == {
         "event": "new",
         "key": new["key"],
         "severity": "error",
-        "title": "Disk /data on db-1 will be full on 9 Aug 2025",
+        "title": "Disk /data on db-1 is likely full by 9 Aug 2025",
         "url": "https://pages.example/volume?server=1&name=%2Fdata",
         "command": "capacity decide db-1 /data acknowledged --until DAY --note TEXT --volume",
         "server": "db-1",
@@ -172,7 +172,7 @@ def test_a_risk_that_was_told_without_a_day_is_worse_when_it_has_one_or_is_full(
 @pytest.mark.parametrize(
     ("key", "change", "title"),
     [
-        (RISK.key, {}, "Disk /data on db-1 will be full on 9 Aug 2025"),
+        (RISK.key, {}, "Disk /data on db-1 is likely full by 9 Aug 2025"),
         (RiskKey(1, "database", "orders"), {"middle_day": None}, "orders on db-1: 74 % within 30 days"),
         (RiskKey(1, "server", ""), {"state": "full"}, "Server db-1 is full"),
     ],
