@@ -105,6 +105,7 @@ def test_a_wrong_password_and_each_missing_right_fail_their_server_instead_of_mi
         *(f"CREATE OR REPLACE USER '{user}'@'%' IDENTIFIED BY '{PASSWORD}'" for user in users),
         "GRANT PROCESS, SHOW DATABASES ON *.* TO 'former'@'%'",
         "GRANT SELECT ON mysql.innodb_table_stats TO 'former'@'%'",
+        "GRANT SELECT ON mysql.innodb_index_stats TO 'former'@'%'",
         # Sees that there are tables, in the schemas that it is shown.
         "GRANT PROCESS ON *.* TO 'half'@'%'",
         "GRANT SHOW VIEW ON mysql.* TO 'half'@'%'",
@@ -112,13 +113,18 @@ def test_a_wrong_password_and_each_missing_right_fail_their_server_instead_of_mi
     wrong = collection.password("wrong", "guess-W0rd")
     locked = at(measured_mariadb, collection, "locked", password_from=wrong)
     others = [at(measured_mariadb, collection, user, username=user) for user in users]
+    others.append(at(measured_mariadb, collection, "cheap", username="former", sizing="statistics"))
     register(collection.engine, [at(measured_mariadb, collection), locked, *others])
 
     found = failures(collection.collect())
 
-    assert {name: kind for name, (kind, _) in found.items()} == {"locked": "login", **dict.fromkeys(users, "rights")}
+    assert {name: kind for name, (kind, _) in found.items()} == {
+        "locked": "login",
+        **dict.fromkeys((*users, "cheap"), "rights"),
+    }
     assert "SHOW VIEW on *.* is missing" in found["poor"][1]
     assert "SHOW VIEW on *.* is missing" in found["former"][1]
+    assert "SHOW VIEW on *.* is missing" in found["cheap"][1], "or tables of other engines would count as nothing"
     assert "SHOW DATABASES is missing" in found["half"][1]
     assert "guess-W0rd" not in str(found)
     assert collection.total("shop") is not None
@@ -305,15 +311,16 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]
 
 
-def test_a_login_without_the_right_on_indexes_has_tables_that_include_them(
-    measured_mariadb: MariaDBServer, collection: Collection
+@pytest.mark.parametrize("table", mysql.GRANTED_TABLES)
+def test_a_login_without_the_right_on_statistics_has_tables_that_include_their_indexes(
+    table: str, measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
-    measured_mariadb.execute("REVOKE SELECT ON mysql.innodb_index_stats FROM 'capacity_probe'@'%'")
+    measured_mariadb.execute(f"REVOKE SELECT ON mysql.{table} FROM 'capacity_probe'@'%'")
     register(collection.engine, [at(measured_mariadb, collection)])
 
     summary = collection.collect_objects()
 
-    measured_mariadb.execute("GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%'")
-    assert summary.unknown_objects == (f"shop: {mysql.NO_INDEX_STATISTICS}",)
+    measured_mariadb.execute(f"GRANT SELECT ON mysql.{table} TO 'capacity_probe'@'%'")
+    assert summary.unknown_objects == (f"shop: indexes are part of their tables: SELECT on mysql.{table} is missing",)
     assert collection.objects("orders")["t"] == ("table", measured_mariadb.file_sizes()["orders"], True)
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]

@@ -479,7 +479,9 @@ FREE = """
 SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_FREE AS UNSIGNED)
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME IN ({names})
 """
-NO_INDEX_STATISTICS = "indexes are part of their tables: SELECT on mysql.innodb_index_stats is missing"
+# Of schema `mysql`, the tables that the documented grants name.
+TABLE_STATS, INDEX_STATS = GRANTED_TABLES = ("innodb_table_stats", "innodb_index_stats")
+NO_STATISTICS = "indexes are part of their tables: SELECT on mysql.{} is missing"
 MORE_TABLES = f"of more than {MOST_TABLES:,} tables, the smallest are unexplained"
 _PARTITION = re.compile("#[pP]#")
 
@@ -668,18 +670,20 @@ class MySQL(EngineAdapter):
             for schema, name, file_bytes, allocated_bytes in files:
                 table = tables[str(schema)][str(name)]
                 table.file_bytes += int(allocated_bytes if access.sizing == ALLOCATED else file_bytes)
+        asked = TABLE_STATS
         try:
             for schema, name, rows, clustered, others in rows_of(connection, TABLE_STATISTICS):
                 table = tables[str(schema)][_table_of(str(name), tables[str(schema)])]
                 table.rows = (table.rows or 0) + int(rows)
                 table.clustered_bytes += int(clustered)
                 table.others_bytes += int(others)
+            asked = INDEX_STATS
             _add_indexes(tables, rows_of(connection, INDEX_STATISTICS))
         except Exception as error:
             known = self.explained(error)
             if known is None or known.kind is not FailureKind.RIGHTS:
                 raise
-            unknown = (*unknown, NO_INDEX_STATISTICS)
+            unknown = (*unknown, NO_STATISTICS.format(asked))
         return tables, unknown
 
     def _tables_by_engine(self, connection: Connection[Any]) -> Mapping[str, Mapping[str | None, int]]:
@@ -687,8 +691,8 @@ class MySQL(EngineAdapter):
         tables_by_schema: dict[str, dict[str | None, int]] = defaultdict(dict)
         for schema, engine, tables in rows_of(connection, TABLES_BY_ENGINE):
             tables_by_schema[str(schema)][engine] = int(tables)
-        # Every server has tables here beside the one that the documented grant names.
-        if sum(tables_by_schema.get("mysql", {}).values()) <= 1:
+        # Every server has tables here beside those that the documented grants name.
+        if sum(tables_by_schema.get("mysql", {}).values()) <= len(GRANTED_TABLES):
             raise MeasureError(
                 FailureKind.RIGHTS, "its login does not see which tables there are: SHOW VIEW on *.* is missing"
             )
