@@ -242,10 +242,13 @@ def _parts_of(engine: EngineAdapter, connection: Any, access: Access, scope: Par
 def _objects_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Objects:
     """Ask for tables and indexes; whatever goes wrong, sizes and limits are known already and stay."""
     try:
-        return engine.objects(connection, access, names)
+        found = engine.objects(connection, access, names)
+        # What failed for one database is text already.
+        failed = [MeasureError(FailureKind.UNEXPECTED, reason) for reason in found.unknown]
+        return replace(found, unknown=tuple(one.without(access.password).reason for one in failed))
     except Exception as error:  # noqa: BLE001 -- as in `_measure`
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
-        return Objects(unknown=(str(known.without(access.password)),))
+        return Objects(unknown=(known.without(access.password).reason,))
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:

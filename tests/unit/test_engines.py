@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
+from collections.abc import Sequence
 from datetime import datetime
+from typing import cast
 
 import pytest
 import sqlglot
@@ -13,11 +15,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import oracle, postgresql, sqlserver
 from capacity_assets.collection.engines.base import (
+    LONGEST_REASON,
     Access,
     DatabaseObjects,
     DatabaseSize,
+    EngineAdapter,
     FailureKind,
     MeasureError,
     Objects,
@@ -28,6 +33,7 @@ from capacity_assets.collection.engines.base import (
     excluded_databases,
     floor_mb,
     is_excluded,
+    objects_by_database,
     objects_of,
 )
 from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, possible_objects
@@ -330,6 +336,25 @@ def test_a_secret_is_hidden_before_a_long_reason_is_cut() -> None:
 
     assert "S3cre" not in error.description
     assert error.description.startswith("x" * 995 + "***")
+
+
+class _Refusing:
+    """An adapter by whose driver each database is refused with an error that repeats the password."""
+
+    def objects(self, connection: object, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- as adapters
+        def read(name: str) -> DatabaseObjects:
+            raise MeasureError(FailureKind.LOGIN, f"{name} with {access.password} {'x' * 2000}")
+
+        return objects_by_database(names, read, lambda _: None)
+
+
+def test_reasons_for_unknown_objects_of_one_database_hide_the_password_and_are_cut() -> None:
+    access = Access("db", 1, "probe", None, "S3cret-Pa55word")
+
+    found = measuring._objects_of(cast("EngineAdapter", _Refusing()), None, access, ["orders", "shop"])
+
+    assert [reason[:23] for reason in found.unknown] == ["orders: orders with ***", "shop: shop with *** xxx"]
+    assert [len(reason) for reason in found.unknown] == [LONGEST_REASON + len(" ...")] * 2
 
 
 @pytest.mark.parametrize("setting", ["db2=x", "mysql", "postgresql:x"])

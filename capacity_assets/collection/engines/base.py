@@ -72,11 +72,15 @@ class MeasureError(Exception):
         return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
 
     @property
+    def reason(self) -> str:
+        """The reason, shortened."""
+        text = str(self)
+        return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+
+    @property
     def description(self) -> str:
         """The reason, shortened, and what to do."""
-        text = str(self)
-        line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
-        return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+        return f"{self.reason}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
 
 
 def without_driver(extra: str) -> MeasureError:
