@@ -234,10 +234,15 @@ class _Import:
         if level is None:
             raise ValidationError(f"{self.options.level!r} is not a level; use {' or '.join(SERVER_LEVELS)}.")
         chosen = self.options
-        how = FileOptions(_mapping(chosen.mapping), chosen.server, chosen.encoding, chosen.sheet)
+        mapping, origin = _mapping(chosen.mapping), ORIGINS[chosen.origin] if chosen.origin else FILE
+        if origin.suffix and INSTANCE_ID in mapping:
+            raise ValidationError(
+                f"--origin {origin.name} finds servers by name, not by number, and stores sizes as those of "
+                f"{'NAME' + origin.suffix!r}. Map `{SERVER}`, or name the server with --server. Nothing was imported."
+            )
+        how = FileOptions(mapping, chosen.server, chosen.encoding, chosen.sheet)
         source = file_source(Path(path), layout_of(level), how)
         survey = self._survey(source, level)
-        origin = ORIGINS[chosen.origin] if chosen.origin else FILE
         report = self._load(source, level, chosen.unit, origin, survey=survey)
         conventions = asdict(survey.conventions)
         document = {"dry_run": chosen.dry_run, "source": source.description, **conventions, **asdict(report)}

@@ -126,6 +126,19 @@ def test_sizes_of_backups_are_those_of_a_server_of_their_own_which_no_sum_counts
     assert ("alpha backups", "orders", "sqlserver-backups", "2025-07-01", "2025-07-02") in rows(engine, ORIGINS)
 
 
+def test_numbers_of_servers_are_refused_for_sizes_of_backups_which_would_become_those_of_the_server(
+    engine: Engine, tmp_path: Path
+) -> None:
+    [(alpha,)] = rows(engine, "SELECT id FROM instances WHERE name = 'alpha'")
+    file = write(tmp_path / "backups.csv", f"id,database,day,size_mb\n{alpha},orders,2025-07-01,40\n")
+
+    refused = capacity("import", file, "--origin", "sqlserver-backups", "--map", "instance_id=id", columns=200)
+
+    assert refused.exit_code != 0
+    assert "--origin sqlserver-backups finds servers by name, not by number" in refused.output
+    assert samples(engine) == []
+
+
 RECORDED = [
     # As sqlcmd and SQLcl save the results of the documented queries.
     (
