@@ -151,7 +151,12 @@ INSERT INTO instances (name, db_type, host, port, is_active)
 SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
 WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
 """
-# What is no size of a database gets a server of its own, which no sum counts.
+# What is no size of a database gets a server of its own, which no sum counts. A role that may not register servers
+# imports into one that is there: even an INSERT without rows would be refused.
+IS_APART_MISSING = """
+SELECT EXISTS (SELECT FROM staged s JOIN instances i ON i.name = s.server
+               LEFT JOIN instances a ON a.name = i.name || :suffix WHERE a.id IS NULL)
+"""
 REGISTER_APART = """
 INSERT INTO instances (name, db_type, host, port, is_active, counted_by)
 SELECT DISTINCT i.name || :suffix, i.db_type, 'unknown', i.port, true, i.id
@@ -353,7 +358,7 @@ class Loader:
         if self.register_as is not None:
             connection.execute(text(REGISTER), {"engine": self.register_as, "port": self.port})
         suffix = {"suffix": self.origin.suffix}
-        if self.origin.suffix:
+        if self.origin.suffix and connection.execute(text(IS_APART_MISSING), suffix).scalar_one():
             connection.execute(text(REGISTER_APART), suffix)
         connection.execute(text(FIND_BY_NAME), suffix)
         connection.execute(text(FIND_BY_NUMBER))

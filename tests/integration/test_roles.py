@@ -129,6 +129,11 @@ def test_the_collector_measures_and_imports(
     host = str(url.host or url.query["host"])
     register(granted, [Server("own", "postgresql", host, url.port, password_from="own")])  # noqa: S106 -- where
     as_collector = database.update_query_dict({"options": "-c role=capacity_collector"})
+    (tmp_path / "backups.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,5\n")
+    backups = ("import", str(tmp_path / "backups.csv"), "--origin", "sqlserver-backups")
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", database.render_as_string(hide_password=False))
+    registered_by_owner = capacity(*backups)
+    (tmp_path / "backups.csv").write_text("server,database,day,size_mb\nown,before,2025-01-02,5\n")
     monkeypatch.setenv("CAPACITY_DATABASE_URL", as_collector.render_as_string(hide_password=False))
     (tmp_path / "x.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,7\n")
     (tmp_path / "volumes.csv").write_text("server,volume,day,total_gb,free_gb\nown,/data,2025-01-01,4,1\n")
@@ -137,11 +142,13 @@ def test_the_collector_measures_and_imports(
         capacity("collect"),
         capacity("import", str(tmp_path / "x.csv")),
         capacity("volumes", "import", str(tmp_path / "volumes.csv")),
+        registered_by_owner,
+        capacity(*backups),
     ]
 
-    assert [one.exit_code for one in done] == [0, 0, 0], "".join(one.output for one in done)
+    assert [one.exit_code for one in done] == [0] * 5, "".join(one.output for one in done)
     assert "`capacity aggregate --period daily` computes them now." in done[0].stdout
-    assert "The forecasts of own are not updated yet" in done[-1].stdout
+    assert "The forecasts of own are not updated yet" in done[2].stdout
     with granted.connect() as connection:
         found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
     assert found[0] > 1
