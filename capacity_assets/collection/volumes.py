@@ -83,13 +83,14 @@ def store_volumes(
                 "total_mb": one.total_bytes // BYTES_PER_MB,
                 "free_mb": one.free_bytes // BYTES_PER_MB,
                 "used_mb": None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB,
+                "declared_by": by,
             }
             for one in volumes
         ]
         if not rows:
             return 0
-        how = {"source": IMPORTED, "declared_by": by, "replace": replace}
-        written = len(connection.execute(text(_STORE), {**columns_of(rows), **how}).all())
+        store = text(_STORE + (_REPLACE if replace else _KEEP))
+        written = len(connection.execute(store, {**columns_of(rows), "source": IMPORTED}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(with_parts(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
         return written
@@ -133,14 +134,17 @@ def _plausible(one: VolumeDay, today: date) -> VolumeDay:
 _STORE = """
 INSERT INTO volume_size_stats AS t
     (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at, declared_by)
-SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now(), :declared_by
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now(), g.declared_by
 FROM unnest(CAST(:instance_ids AS integer[]), CAST(:volume_names AS varchar[]), CAST(:days AS date[]),
-            CAST(:total_mbs AS bigint[]), CAST(:free_mbs AS bigint[]), CAST(:used_mbs AS bigint[]))
-    AS g (instance_id, name, day, total_mb, free_mb, used_mb)
-ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
+            CAST(:total_mbs AS bigint[]), CAST(:free_mbs AS bigint[]), CAST(:used_mbs AS bigint[]),
+            CAST(:declared_bys AS varchar[]))
+    AS g (instance_id, name, day, total_mb, free_mb, used_mb, declared_by)
+ON CONFLICT (collected_date, instance_id, volume_name) DO """
+_KEEP = "NOTHING RETURNING t.instance_id"
+_REPLACE = """UPDATE
 SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,
     collected_at = excluded.collected_at, declared_by = excluded.declared_by
-WHERE CAST(:replace AS boolean) AND t.source = excluded.source
+WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """

@@ -186,7 +186,7 @@ class PartitionLayout:
         if self.default is None or not _has_rows(connection, self.default):
             return DefaultRows()
         rows = connection.exec_driver_sql(
-            f"SELECT DISTINCT {'period_type' if self.by_period else 'NULL'} AS period_type, "
+            f"SELECT DISTINCT {'period_type' if self.by_period else 'CAST(NULL AS text)'} AS period_type, "
             f"CASE WHEN {self._day} >= '{FIRST_PLAUSIBLE}' AND {self._day} < '{AFTER_PLAUSIBLE}' "
             f"THEN CAST(date_trunc('month', {self._day}) AS date) END AS month FROM {self.default.name}"
         )
@@ -298,7 +298,7 @@ class PartitionLayout:
 
 
 def _has_rows(connection: Connection, partition: Partition) -> bool:
-    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition.name})").scalar_one())
+    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM {partition.name})").scalar_one())
 
 
 @contextmanager

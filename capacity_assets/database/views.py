@@ -527,12 +527,17 @@ SELECT i.id AS server_id,  -- Number of the server
        c.name AS counted_by,  -- Server that counts in its place; null: it counts itself
        coalesce((SELECT jsonb_object_agg(l.key, l.value) FROM capacity_label_spans l
                  WHERE l.instance_id = i.id AND l.database_pattern = '' AND l.value IS NOT NULL
-                   AND l.valid_from <= current_date AND current_date < l.valid_until), CAST('{}' AS jsonb)) AS labels,
+                   AND l.valid_from <= current_date AND current_date < l.valid_until), CAST('{}' AS jsonb)) AS labels
           -- Its labels of today, as JSON
-       t.updated_at AS declared_at,  -- When it was registered or changed last; null: it is not measured from here
-       t.declared_by  -- Who did that; null: not known
-FROM instances i LEFT JOIN instances c ON c.id = i.counted_by
-LEFT JOIN capacity_collection_targets t ON t.instance_id = i.id;
+FROM instances i LEFT JOIN instances c ON c.id = i.counted_by;
+
+-- Who registered the servers that are measured from here. Apart from capacity_servers, so that distributed tables are
+-- joined with servers without a right on how these are reached.
+CREATE VIEW capacity_declared_servers AS
+SELECT instance_id AS server_id,  -- Number of the server
+       updated_at AS declared_at,  -- When it was registered or changed last
+       declared_by  -- Who did that; null: not known
+FROM capacity_collection_targets;
 
 -- The samples of databases.
 CREATE VIEW capacity_samples AS

@@ -690,7 +690,7 @@ def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
     probability = np.zeros_like(every[0].probability)
     for start, end, one in zip(starts, ends, every, strict=True):
         for place, horizon in enumerate(HORIZONS_DAYS):
-            # Of a interval that has ended, what it was up to then counts.
+            # Of an interval that has ended, its probability at its end counts.
             last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
             upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
             has_begun = (start <= horizon) & (start < end)

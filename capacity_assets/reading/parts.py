@@ -16,6 +16,9 @@ from capacity_assets.reading.subjects import ServerVolume
 COMPARED_DAYS = 30
 MOST_SLOT_PERCENT = 10
 """A replication slot that retains more of its volume is named."""
+SMALLEST_SLOT_MB = 1024
+"""Where the volume is not known, a slot is held against the databases of its server, and one that retains less is not
+named: on a small server a healthy slot retains more than a tenth."""
 SLOT_DAYS = 7
 """Slots are named as they were measured last, not longer ago than this."""
 DATABASES = "databases"
@@ -137,7 +140,9 @@ def large_slots(
 ) -> list[LargeSlot]:
     """Return what retains too much on the newest days of servers in a range of days, the largest first."""
     key, value = label or (None, None)
-    newest = rows(connection, _NEWEST, first=first, last=last, key=key, value=value)
+    # Apart: where tables are distributed, readers have no right on what the view of servers is made of.
+    wanted = [row.server_id for row in rows(connection, _SERVERS, key=key, value=value, last=last)]
+    newest = rows(connection, _NEWEST, first=first, last=last, servers=wanted)
     if not newest:
         return []
     asked = {"servers": [row.server_id for row in newest], "first": first, "last": last}
@@ -156,7 +161,7 @@ def large_slots(
         )
         of_mb = there[volume] if volume else sizes.get((row.server_id, row.day), 0)
         retained_mb = row.size_bytes // BYTES_PER_MB
-        if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb:
+        if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb and (volume or retained_mb >= SMALLEST_SLOT_MB):
             about = (row.server_id, row.server, row.part, row.day, retained_mb, int(of_mb), volume, row.detail or "")
             found.append(LargeSlot(*about))
     return sorted(found, key=lambda one: -one.retained_mb)
@@ -199,14 +204,16 @@ WHERE server_id = :server AND day = :day AND (size_bytes IS NULL OR kind = :slot
   AND (CAST(:volume AS text) IS NULL OR volume = :volume OR volume IS NULL)
 ORDER BY size_bytes DESC NULLS LAST, kind, part
 """
-_NEWEST = """
-SELECT p.server_id, max(p.day) AS day
-FROM capacity_server_parts p JOIN capacity_servers s ON s.server_id = p.server_id
-WHERE p.day BETWEEN :first AND :last AND s.is_active
-  AND (CAST(:key AS text) IS NULL OR p.server_id IN (
+_SERVERS = """
+SELECT server_id FROM capacity_servers
+WHERE is_active AND (CAST(:key AS text) IS NULL OR server_id IN (
       SELECT instance_id FROM capacity_label_spans
       WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :last AND :last < valid_until))
-GROUP BY p.server_id
+"""
+_NEWEST = """
+SELECT server_id, max(day) AS day FROM capacity_server_parts
+WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))
+GROUP BY server_id
 """
 _SLOTS = """
 SELECT server_id, server, part, day, size_bytes, detail, volume FROM capacity_server_parts

@@ -90,7 +90,8 @@ def server_ids_of(connection: Connection, servers: Sequence[str]) -> dict[str, i
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     """Return a server by its number; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """
-        SELECT server_id, server, engine, is_active, counted_by, labels, declared_at, declared_by FROM capacity_servers
+        SELECT server_id, server, engine, is_active, counted_by, labels, declared_at, declared_by
+        FROM capacity_servers LEFT JOIN capacity_declared_servers USING (server_id)
         WHERE server_id = :server"""
     # Any row, because these columns are the same in all of them.
     measured = """

@@ -93,4 +93,4 @@ def test_declared_things_on_pages_and_in_views_have_it_and_those_of_an_older_ver
     assert [one["declared_by"] for one in database["limits"]] == [None, "anna <b>"]
     assert [one.declared_by for one in stored_limits(engine)] == ["anna <b>", None]
     assert rows(engine, "SELECT declared_by FROM capacity_declared_steps") == [("ben",)]
-    assert rows(engine, "SELECT declared_by FROM capacity_servers ORDER BY server_id") == [("carla",), (None,)]
+    assert rows(engine, "SELECT declared_by FROM capacity_declared_servers ORDER BY server_id") == [("carla",)]

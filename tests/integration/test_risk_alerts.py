@@ -89,7 +89,9 @@ def test_a_risk_is_told_again_when_half_of_the_time_is_lost_or_it_is_full_and_no
     tell(engine, chat, day=1)
     issue(engine, TODAY + timedelta(days=15), orders=5)
     tell(engine, chat, day=15)
-    assert told(chat) == ["orders on server-1 is likely full by 9 Aug 2025"], "its day has come nearer by less than half"
+    assert told(chat) == ["orders on server-1 is likely full by 9 Aug 2025"], (
+        "its day has come nearer by less than half"
+    )
 
     issue(engine, TODAY + timedelta(days=16), orders=0)
     tell(engine, chat, day=16)

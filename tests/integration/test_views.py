@@ -72,7 +72,10 @@ INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind,
 SELECT CAST(:day AS date), id, 'orders', 'table', 'public', '', 'audit', 10, true FROM instances WHERE name = :name
 """
 
-
+TARGET = """
+INSERT INTO capacity_collection_targets (instance_id, tls, sizing) SELECT id, 'off', 'files' FROM instances
+WHERE name = :name
+"""
 IMPORT = (
     "INSERT INTO capacity_imports (fingerprint, source, target, position, counts) VALUES ('x', 'x', 'x', 1, '{}')",
     "INSERT INTO capacity_imported_days SELECT id, '', 'x', datemultirange(daterange(:day, :day, '[]')) "
@@ -99,7 +102,7 @@ def filling_fleet(engine: Engine) -> None:
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)
-        for statement in (VOLUME, CEILING, PART, OBJECTS, *IMPORT):
+        for statement in (VOLUME, CEILING, PART, OBJECTS, TARGET, *IMPORT):
             connection.execute(text(statement), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)

@@ -72,7 +72,8 @@ def fleet(engine: Engine) -> Engine:
     write(engine, CEILING, day=TODAY, database="log", volumes=["D:\\", "L:\\"])
     part(engine, 2, "transaction_log", 80, name="orders", volume="L:\\")
     part(engine, 3, "wal", 60)
-    part(engine, 3, "slot", 41, name="late", detail="physical, its consumer is not connected")
+    part(engine, 3, "slot", 1025, name="late", detail="physical, its consumer is not connected")
+    part(engine, 3, "slot", 1023, name="small", detail="physical, its consumer is connected")
     return engine
 
 
@@ -117,13 +118,13 @@ def test_a_slot_that_retains_more_than_a_tenth_is_named_by_check_and_digest(flee
         earlier = large_slots(connection, BEFORE, TODAY - timedelta(days=1))
 
     gone = LargeSlot(1, "server-1", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected")
-    late = LargeSlot(3, "server-3", "late", TODAY, 41, 400, None, "physical, its consumer is not connected")
-    assert (found, of_team, earlier) == ([gone, late], [late], [])
+    late = LargeSlot(3, "server-3", "late", TODAY, 1025, 400, None, "physical, its consumer is not connected")
+    assert (found, of_team, earlier) == ([late, gone], [late], [])
     texts = [
+        "Replication slot late of server-3 retains 1.0 GiB of WAL, 256 % of the size of its databases (20 Jul 2025): "
+        "physical, its consumer is not connected",
         "Replication slot gone of server-1 retains 201 MiB of WAL, 10 % of the disk /data (20 Jul 2025): logical, its "
         "consumer is not connected",
-        "Replication slot late of server-3 retains 41 MiB of WAL, 10 % of the size of its databases (20 Jul 2025): "
-        "physical, its consumer is not connected",
     ]
     result = _slots_result(fleet, TODAY, "https://capacity.example")
     assert (result.passed, result.metadata["places"].value) == (False, 2)
