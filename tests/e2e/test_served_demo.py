@@ -81,6 +81,9 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     # Forecasts are issued from now on; the demo has those that came due today, for their scores.
     assert 2 <= partitioned.pop("runway")["numMaterialized"] <= 5
     assert all(stats["numFailed"] == 0 for stats in partitioned.values())
+    # Tables and indexes are measured once a week.
+    of_objects = partitioned.pop("object_size_stats")
+    assert 0 < 7 * of_objects["numMaterialized"] <= of_objects["numPartitions"] + 7, of_objects
     assert all(stats["numMaterialized"] == stats["numPartitions"] > 0 for stats in partitioned.values())
     jobs = ask(port, ui.JOB_RUNS)["repositoryOrError"]["jobs"]
     ran = {job["name"] for job in jobs if any(run["status"] == "SUCCESS" for run in job["runs"])}
