@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -27,17 +27,14 @@ def vector(*series: tuple[dict[str, str], object]) -> bytes:
 
 
 @contextmanager
-def answering(
-    total: bytes, free: bytes, status: int = 200, used: bytes | None = None
-) -> Iterator[tuple[str, list[str | None]]]:
-    """A server that gives fixed answers; yields its address and the logins it was sent."""
-    logins: list[str | None] = []
+def serving(answer: Callable[[str, str | None], tuple[int, bytes]]) -> Iterator[str]:
+    """A web server that answers each path and login; yields its host and port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            logins.append(self.headers.get("Authorization"))
-            body = (used or vector()) if "free_bytes" in self.path else total if "size_bytes" in self.path else free
+            status, body = answer(self.path, self.headers.get("Authorization"))
             self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
             self.wfile.write(body)
 
@@ -48,8 +45,23 @@ def answering(
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", logins
+        yield f"127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def answering(
+    total: bytes, free: bytes, status: int = 200, used: bytes | None = None
+) -> Iterator[tuple[str, list[str | None]]]:
+    """A server that gives fixed answers; yields its address and the logins it was sent."""
+    logins: list[str | None] = []
+
+    def answer(path: str, login: str | None) -> tuple[int, bytes]:
+        logins.append(login)
+        return status, (used or vector()) if "free_bytes" in path else total if "size_bytes" in path else free
+
+    with serving(answer) as place:
+        yield f"http://{place}", logins

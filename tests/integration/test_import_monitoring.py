@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -30,6 +29,7 @@ from tests.databases import Databases, execute, rows
 from tests.importing import samples, totals
 from tests.mysql_servers import MariaDBServer
 from tests.servers import BUILD, free_port
+from tests.volume_sources import serving
 
 pytestmark = pytest.mark.usefixtures("today", "alpha_and_beta")
 
@@ -86,32 +86,6 @@ def metrics() -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
-@contextmanager
-def serving(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
-    """A web server that answers each path; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answer(self.path)
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 CONFIGURATION = """
 global:
   scrape_interval: 1s
@@ -133,7 +107,7 @@ def prometheus(folder: Path) -> Iterator[str]:
         *[f"--storage.tsdb.path={folder / 'data'}", "--storage.tsdb.retention.time=100y"],
     ]
     content = metrics()
-    with serving(lambda _path: (200, content)) as exporter:
+    with serving(lambda _path, _login: (200, content)) as exporter:
         (folder / "prometheus.yml").write_text(CONFIGURATION.format(exporter=exporter))
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -200,7 +174,7 @@ def recorded(answer: Answer) -> Iterator[tuple[str, list[list[int]]]]:
     """A source whose ranges a test answers by query and times; yields its address and the times it was asked for."""
     asked: list[list[int]] = []
 
-    def answered(path: str) -> tuple[int, bytes]:
+    def answered(path: str, _login: str | None) -> tuple[int, bytes]:
         values = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
         first, last, step = (int(values[name][0]) for name in ("start", "end", "step"))
         asked.append(list(range(first, last + 1, step)))
