@@ -30,7 +30,7 @@ from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.ownership.bill_groups import store_missing_groups
+from capacity_assets.ownership.bills import store_missing_groups
 
 logger = logging.getLogger("capacity_assets")
 

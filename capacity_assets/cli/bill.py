@@ -27,9 +27,9 @@ from capacity_assets.cli.options import (
     json_command,
     write_formatted,
 )
-from capacity_assets.ownership.bill_groups import BillGroup
 from capacity_assets.ownership.bills import (
-    IssuedBill,
+    BillByGroup,
+    BillGroup,
     amount_text,
     change_notes,
     gib,
@@ -96,7 +96,7 @@ def _window(month: str) -> Window:
     raise ValidationError(f"{month!r} is not a month; write 2026-10.")
 
 
-def _lines(issued: IssuedBill) -> Iterator[Line]:
+def _lines(issued: BillByGroup) -> Iterator[Line]:
     bill, by = issued.bill, issued.grouped_by
     rows = [_cells(group_named(group.name, by), group, issued) for group in (*issued.groups, *issued.former_groups)]
     rows.append(_cells("Total", issued.total, issued))
@@ -108,7 +108,7 @@ def _lines(issued: IssuedBill) -> Iterator[Line]:
     yield from (*notes(issued), *change_notes(issued), quantity_note(issued))
 
 
-def _cells(name: str, group: BillGroup, issued: IssuedBill) -> list[object]:
+def _cells(name: str, group: BillGroup, issued: BillByGroup) -> list[object]:
     amount = "no price" if group.amount is None else money(group.amount)
     cells: list[object] = [name, group.databases, gib(group.gib_months), price(group), amount]
     if issued.bill.days_so_far:
@@ -118,7 +118,7 @@ def _cells(name: str, group: BillGroup, issued: IssuedBill) -> list[object]:
     return cells
 
 
-def as_document(issued: IssuedBill) -> Mapping[str, object]:
+def as_document(issued: BillByGroup) -> Mapping[str, object]:
     """Return a bill for scripts; decimals become text, so that none is rounded."""
     bill = {**asdict(issued.bill), "amount": issued.bill.amount}
     return {
@@ -134,7 +134,7 @@ def as_document(issued: IssuedBill) -> Mapping[str, object]:
     }
 
 
-def as_csv(issued: IssuedBill) -> str:
+def as_csv(issued: BillByGroup) -> str:
     """Return the groups of a bill as CSV; GiB are averages of the month."""
     text = io.StringIO()
     rows = csv.writer(text)
@@ -148,14 +148,14 @@ def as_csv(issued: IssuedBill) -> str:
     return text.getvalue()
 
 
-def as_html(issued: IssuedBill) -> str:
+def as_html(issued: BillByGroup) -> str:
     """Return a bill as a page."""
     from capacity_assets.report.page import render_bill
 
     return render_bill(issued)
 
 
-FORMATS: Mapping[str, Callable[[IssuedBill], str]] = {
+FORMATS: Mapping[str, Callable[[BillByGroup], str]] = {
     "csv": as_csv,
     "json": lambda issued: as_json_text(as_document(issued)) + "\n",
     "html": as_html,

@@ -39,7 +39,7 @@ from capacity_assets.ownership.labels import (
     WILDCARDS,
     Label,
     LabelChange,
-    StoredLabel,
+    LabelSpan,
     declare_labels,
     labels_from_values,
     labels_of_column,
@@ -179,7 +179,7 @@ def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> 
     return _declare(registry, labels_of_column(registry.engine, column, label_key), now=now, count=True)
 
 
-def _cells(stored: StoredLabel) -> list[object]:
+def _cells(stored: LabelSpan) -> list[object]:
     label = stored.label
     subject = [label.server, label.database or "all without their own"]
     days = [since(label.valid_from).removeprefix("from "), stored.valid_until or ""]
@@ -195,7 +195,7 @@ def _cells(stored: StoredLabel) -> list[object]:
     _cells,
     "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
 )
-def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[StoredLabel, object]]:
+def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[LabelSpan, object]]:
     """Show the declared labels and their days."""
     return [
         (stored, {**dated_json(stored.label), "valid_until": stored.valid_until, **declared_json(stored)})

@@ -35,7 +35,7 @@ from capacity_assets.forecast.outlook import (
 )
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.forecast.scenarios import compare, higher_limits, no_label
-from capacity_assets.ownership.labels import having, refuse_unknown_label
+from capacity_assets.ownership.labels import labels_of_each, refuse_unknown_label
 from capacity_assets.runtime import open_engine
 
 NAMED = 5
@@ -133,7 +133,7 @@ def _only(
     Raises NotFoundError if nothing ever had the label.
     """
     subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
-    kept = having(engine, subjects, today, label=label, of_engine=of_engine)
+    kept = labels_of_each(engine, subjects, today, label=label, of_engine=of_engine)
     # A database keeps the row of the limit that it reaches first: that of its volume, or of the server.
     bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in kept}
     rows = [

@@ -19,7 +19,7 @@ from capacity_assets.forecast.scenarios import compare, new_database_everywhere,
 from capacity_assets.ownership.bills import group_named, money, money_change
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.ownership.scenario_results import (
-    ChangedBudget,
+    BudgetChange,
     Fit,
     RunwayFigures,
     ScenarioResult,
@@ -114,7 +114,7 @@ def _lines(result: ScenarioResult, show: int, stored_name: str | None) -> Iterat
         yield f"Stored as {stored_name}: the page /scenario shows it."
 
 
-def _budget_cells(name: str, one: ChangedBudget) -> list[object]:
+def _budget_cells(name: str, one: BudgetChange) -> list[object]:
     change = human_change_mb(one.end_size_after_mb - one.end_size_before_mb)
     sizes = [human_mb(one.end_size_before_mb), human_mb(one.end_size_after_mb), change]
     return [name, *sizes, money(one.amount_before), money(one.amount_after), money_change(one.difference)]

@@ -46,3 +46,20 @@ def _labels(source: str, server: str, database: str | None, day: str) -> str:
           AND (l.database_pattern = ''{named})
         ORDER BY l.key{order}
     ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- one expression for views and statements
+
+
+LABELS_OF_SUBJECTS = """
+SELECT number, jsonb_object_agg(key, value) AS labels
+FROM (
+    SELECT DISTINCT ON (s.number, l.key) s.number, l.key, l.value
+    FROM subjects s JOIN capacity_label_spans l ON l.instance_id = s.instance_id AND l.value IS NOT NULL
+        AND l.valid_from <= s.day AND s.day < l.valid_until
+        AND (l.database_pattern = '' OR s.database_name = l.database_pattern OR s.database_name LIKE l.database_like)
+    ORDER BY s.number, l.key, l.database_pattern = s.database_name DESC, l.database_pattern <> '' DESC,
+             length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern
+) AS held GROUP BY number
+"""
+"""The labels of many at once: of each row of `subjects` (number, instance_id, database_name, day) that has any.
+
+`database_name` null: the server. One by one, twenty thousand would take a tenth of a second.
+"""

@@ -235,7 +235,7 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
     return make_bills
 
 
-def bill_metadata(issued: bills.IssuedBill) -> MetadataMapping:
+def bill_metadata(issued: bills.BillByGroup) -> MetadataMapping:
     """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
     bill = issued.bill
     return {
@@ -251,7 +251,7 @@ def bill_metadata(issued: bills.IssuedBill) -> MetadataMapping:
     }
 
 
-def _table(issued: bills.IssuedBill) -> str:
+def _table(issued: bills.BillByGroup) -> str:
     rows = [
         [
             escaped(bills.group_named(group.name, issued.grouped_by)),

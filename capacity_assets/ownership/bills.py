@@ -1,8 +1,9 @@
-"""Bills: what the databases of a month cost, by whom they belong to; issued once, and restated visibly.
+"""Bills: what the databases of a month cost, by group; kept as issued, restated as a new version beside the old one.
 
-Quantities are exact daily sizes, amounts are decimal, and groups add up to the total to the cent. The rules are in
-docs/groups.md. `READ` has all reads of samples and aggregates; everything else is computed from these and from
-declarations. The words of a bill are the same on the screen, in files and on pages.
+Quantities are exact daily sizes and amounts are decimal. Lines add up to the total, groups to the total in whole cents,
+and the parts of a change to the change. Groups are stored with the lines, so that no page adds up lines. The rules are
+in docs/groups.md. `READ` has all reads of samples and aggregates; everything else is computed from these and from
+declarations.
 """
 
 from __future__ import annotations
@@ -21,16 +22,588 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import make_temporary_tables
 from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
-from capacity_assets.database.labels import labels_of
+from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_bills, wait_for_lock
-from capacity_assets.ownership.bill_groups import (
-    BillGroup,
-    groups_of_bill,
-    store_groups,
-    whole_bill,
-)
-from capacity_assets.ownership.groups import refuse_unknown_grouping
+from capacity_assets.ownership.groups import WITHOUT_LABEL, refuse_unknown_grouping
+
+MONTHLY = PERIODS["monthly"]
+CENT, MICRO = Decimal("0.01"), Decimal("0.000001")
+SUMS = ("projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves")
+"""Figures of the total that are the sums of those of the groups."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One issue of a month's bill."""
+
+    month: date
+    issue: int
+    issued_at: datetime
+    is_final: bool
+    currency: str | None
+    """None: nothing had a price."""
+    exact_amount: Decimal
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    measured_days: int
+    billed_days: int
+    unbilled_servers: int
+    label_keys: Sequence[str]
+    reason: str | None
+    samples_dropped_at: datetime | None = None
+    """When the bill was frozen because retention had dropped its samples."""
+    clock_doubt: str | None = None
+    """Why the bill is not final although the month seems to be over."""
+    billed_until: date | None = None
+    """Last day of the month with samples; None: a former version computed the bill."""
+
+    @property
+    def amount(self) -> Decimal | None:
+        """Total, rounded half up to the cent; None: nothing had a price."""
+        return None if self.currency is None else self.exact_amount.quantize(CENT, ROUND_HALF_UP)
+
+    @property
+    def days_so_far(self) -> int | None:
+        """Days of a month that is not over; None for a whole month, or if its last day with samples is not known."""
+        if self.is_final or self.billed_until is None:
+            return None
+        days = (self.billed_until - self.month).days + 1
+        return days if days < MONTHLY.window_of(self.month).days else None
+
+
+@dataclass(frozen=True)
+class BillGroup:
+    """What one group has to pay; `name` None: without such a label.
+
+    The change is that of the amount against the month before, in whole cents; None where the two are not compared, or
+    nothing of the group had a price in either. A group without databases had some the month before.
+    """
+
+    name: str | None
+    databases: int
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    amount: Decimal | None
+    """In whole cents; None: nothing had a price. The same holds for the means at the end."""
+    exact_amount: Decimal | None
+    servers: int
+    lowest_price: Decimal | None
+    highest_price: Decimal | None
+    projected_amount: Decimal | None
+    """The amount of the whole month; None: the month is over, or its last day with samples is not known."""
+    amount_before: Decimal | None
+    change: Decimal | None
+    change_growth: Decimal | None
+    """By the quantity, at the price before; includes what is new or gone, and rounding."""
+    change_price: Decimal | None
+    """By the price, for the quantity now."""
+    change_moves: Decimal | None
+    """By databases that came from or went to other groups, at what they cost before."""
+    amount_per_gib: Decimal | None
+    """Mean amount of a GiB that has a price."""
+    amount_per_server: Decimal | None
+
+
+@dataclass(frozen=True)
+class BillByGroup:
+    """An issue of a bill with its groups, and the issue before it."""
+
+    bill: Bill
+    grouped_by: str
+    groups: Sequence[BillGroup]
+    databases: int = 0
+    """Each counts once, also if it belonged to several groups."""
+    before: "BillByGroup | None" = None  # noqa: UP037 -- a dataclass field of its own type
+    servers: int = 0
+    """Each counts once."""
+    former_groups: Sequence[BillGroup] = ()
+    """Groups that had databases the month before, and have none now."""
+    compared_issue: int | None = None
+    """Issue of the month before that this bill is compared with; None: it is not compared."""
+
+    @property
+    def total(self) -> BillGroup:
+        """All groups together."""
+        every, bill = [*self.groups, *self.former_groups], self.bill
+        prices = [price for group in every for price in (group.lowest_price, group.highest_price) if price is not None]
+        exact = None if bill.currency is None else bill.exact_amount
+        return BillGroup(
+            name=None,
+            databases=self.databases,
+            gib_months=bill.gib_months,
+            unpriced_gib_months=bill.unpriced_gib_months,
+            amount=bill.amount,
+            exact_amount=exact,
+            servers=self.servers,
+            lowest_price=min(prices, default=None),
+            highest_price=max(prices, default=None),
+            **{name: _sum(getattr(group, name) for group in every) for name in SUMS},
+            amount_per_gib=_each(exact, bill.gib_months - bill.unpriced_gib_months, MICRO),
+            amount_per_server=_each(exact, Decimal(self.servers), CENT),
+        )
+
+    @property
+    def difference(self) -> Decimal | None:
+        """By how much the amount differs from the issue before; None: there is none, or one has no amount."""
+        if self.before is None or self.bill.amount is None or self.before.bill.amount is None:
+            return None
+        return self.bill.amount - self.before.bill.amount
+
+    @property
+    def restated(self) -> str:
+        """The sentence of a restated bill; empty for a first issue."""
+        if self.before is None:
+            return ""
+        was = self.before.bill
+        amounts = f"{amount_text(was)} became {amount_text(self.bill)}"
+        return f"Restated: version {was.issue} of {moment(was.issued_at)}, {amounts}. {self.bill.reason}"
+
+
+def _sum(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known, Decimal()) if known else None
+
+
+def _each(amount: Decimal | None, number: Decimal, unit: Decimal) -> Decimal | None:
+    return None if amount is None or not number else (amount / number).quantize(unit, ROUND_HALF_UP)
+
+
+@dataclass(frozen=True)
+class BillChange:
+    """The total of a bill, and what it becomes; None: nothing has a price."""
+
+    month: date
+    before: Decimal | None
+    after: Decimal | None
+    before_currency: str | None
+    after_currency: str | None
+
+    @property
+    def text(self) -> str:
+        """The change as people read it."""
+        before, after = _total(self.before, self.before_currency), _total(self.after, self.after_currency)
+        return f"{month_named(self.month)} ({before} becomes {after})"
+
+
+@dataclass(frozen=True)
+class MonthlyAmount:
+    """What a group, or all small groups together, cost in a month that is over, by the newest issue of its bill.
+
+    In whole cents, which add up to the total of the bill; `group` None: without such a label, or the others.
+    """
+
+    month: date
+    group: str | None
+    is_others: bool
+    amount: Decimal
+
+
+def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str]) -> Bill:
+    """Compute the bill of a month, store it if it differs from the newest issue, and return the then newest issue.
+
+    A bill that is not final is replaced: its month is not over, or is over only by a clock that may be wrong. A final
+    bill is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill no longer
+    changes.
+
+    Raises:
+        NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
+        ValidationError: the database uses another time zone than the clock.
+        DatabaseError: the database failed; no bill was changed.
+    """
+    refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
+    parameters = _parameters(month, keys)
+    with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
+        wait_for_lock(connection, "bills")
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        latest = next(iter(_issues(connection, month)), None)
+        judged = judged_day(connection, clock)
+        changes: dict[str, object]
+        if _compute(connection, parameters, latest):
+            issue = _store(connection, month, parameters, latest, _finality(latest, month, judged, clock))
+            changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
+        elif latest is not None:
+            issue = latest.issue
+            changes = {"samples_dropped_at": func.coalesce(capacity_bills.c.samples_dropped_at, func.now())}
+        else:
+            raise NotFoundError(
+                f"Samples of {month_named(month.start)} were dropped by retention, so its bill cannot be recomputed. "
+                "None was issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
+            )
+        is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
+        connection.execute(update(capacity_bills).where(*is_issue).values(changes))
+        return _issues(connection, month)[0]
+
+
+def _parameters(month: Window, keys: Sequence[str]) -> dict[str, Any]:
+    return {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+
+
+def _compute(connection: Connection, parameters: dict[str, Any], latest: Bill | None) -> bool:
+    """Compute the lines of a month as temporary tables; return False where retention dropped samples of it."""
+    segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
+    make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
+    known = {
+        "is_marked": latest is not None and latest.samples_dropped_at is not None,
+        "billed_before": latest.measured_days if latest else 0,
+    }
+    if connection.execute(text(DROPPED), {**parameters, **known}).scalar():
+        return False
+    make_temporary_tables(connection, COMPUTED, parameters)
+    return True
+
+
+def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[str]) -> list[BillChange]:
+    """Compute the bills of months, and return those that differ from their newest issue; stores nothing.
+
+    Includes declarations of the same transaction. Raises DBAPIError.
+    """
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    changes = []
+    for start in months:
+        month = MONTHLY.window_of(start)
+        latest, parameters = _issues(connection, month)[0], _parameters(month, keys)
+        if _compute(connection, parameters, latest) and _differs(connection, parameters, latest):
+            total, currency = connection.execute(text(TOTAL)).one()
+            after = None if total is None else total.quantize(CENT, ROUND_HALF_UP)
+            changes.append(BillChange(month.start, latest.amount, after, latest.currency, currency))
+        for name in (*COMPUTED, *READ):
+            connection.execute(text(f"DROP TABLE IF EXISTS pg_temp.{name}"))
+    return changes
+
+
+def _differs(connection: Connection, parameters: dict[str, Any], latest: Bill) -> bool:
+    stored = {**parameters, "issue": latest.issue, "was_final": latest.is_final}
+    return bool(connection.execute(text(DIFFERS), stored).scalar())
+
+
+def unfinished_months(engine: Engine, first: date) -> Sequence[date]:
+    """Return the months from the one of a day on whose bills are not final, newest first; raises DatabaseError."""
+    bills = capacity_bills.c
+    unfinished = select(bills.month).where(~bills.is_final, bills.month >= first.replace(day=1)).distinct()
+    with database_errors(doing="reading bills"), engine.connect() as connection:
+        return connection.execute(unfinished.order_by(bills.month.desc())).scalars().all()
+
+
+def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
+    """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
+    # Samples after a long pause may have been written by the wrong clock itself.
+    is_over = judged.pause is None and month.end < judged.certain_day
+    is_final = is_over or (latest is not None and latest.is_final)
+    seems_over = month.end < clock.today()
+    return {"is_final": is_final, "clock_doubt": judged.why_nothing_is_deleted if seems_over and not is_final else None}
+
+
+def _issues(connection: Connection, month: Window) -> list[Bill]:
+    """Return the issues of a month's bill, the newest first; columns of the table are those of a bill."""
+    columns = [column for column in capacity_bills.c if column is not capacity_bills.c.declared_state]
+    query = select(*columns).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
+    return [Bill(*row) for row in connection.execute(query)]
+
+
+def _store(
+    connection: Connection, month: Window, parameters: dict[str, Any], latest: Bill | None, finality: dict[str, object]
+) -> int:
+    """Store the computed lines if they differ from the latest issue; return the number of the now latest issue."""
+    issue, reason = 1, None
+    if latest is None:
+        if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
+            raise NotFoundError(f"Nothing was measured in {month_named(month.start)}: there is nothing to bill.")
+    else:
+        issue, reason = latest.issue, latest.reason
+        differs = _differs(connection, parameters, latest)
+        if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
+            return issue
+        if latest.is_final and differs:
+            issue, reason = issue + 1, _reason(connection, parameters, latest)
+    days = connection.execute(text(DAYS), parameters).one()
+    values = {**parameters, "issue": issue, **finality, "reason": reason, **days._asdict()}
+    for statement in (*DELETE, STORE_LINES, STORE_BILL):
+        connection.execute(text(statement), {**values, "label_keys": json.dumps(parameters["keys"])})
+    store_groups(connection, month, issue)
+    return issue
+
+
+DECLARATIONS_NAMED = 3
+
+
+def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) -> str:
+    """Say why a bill differs from the one that was issued."""
+    since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
+    samples = connection.execute(text(SAMPLES_SINCE), since).one()
+    declared = connection.execute(with_parts(SINCE, declared=DECLARED_STATE), since).one()
+    differences = [
+        f"{counted(samples.added, 'sample')} came later" if samples.added else "",
+        f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
+        f"{counted(declared.fewer, 'sample')} deleted" if declared.fewer else "",
+        f"labels declared: {first_of(declared.labels, DECLARATIONS_NAMED)}" if declared.labels else "",
+        f"prices declared: {first_of(declared.prices, DECLARATIONS_NAMED)}" if declared.prices else "",
+    ]
+    if declared.before is not None:
+        numbers = ([int(number) for number in state.split()[:2]] for state in (declared.before, declared.now))
+        kinds = zip(("labels", "prices"), *numbers, strict=True)
+        differences += [f"{kind} removed" for kind, before, now in kinds if now < before]
+    named = "; ".join(filter(None, differences))
+    otherwise = (
+        "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
+        "were removed"
+    )
+    return f"Since then: {named or otherwise}."
+
+
+def store_groups(connection: Connection, month: Window, issue: int) -> None:
+    """Store the groups of the newest issue of a bill, and compare the month after with it; raises DBAPIError."""
+    _store_groups(connection, month.start, issue)
+    after = connection.execute(text(_MONTH_AFTER), {"start": month.start}).first()
+    if after is not None:
+        _store_groups(connection, after.month, after.issue)
+
+
+def store_missing_groups(connection: Connection) -> None:
+    """Store the groups of bills that have none: those of former versions. Raises DBAPIError."""
+    if connection.execute(text(_WITHOUT_GROUPS)).first() is None:
+        return
+    wait_for_lock(connection, "bills")
+    for bill in connection.execute(text(_WITHOUT_GROUPS)).all():
+        _store_groups(connection, bill.month, bill.issue)
+
+
+def _store_groups(connection: Connection, start: date, issue: int) -> None:
+    before = connection.execute(text(_COMPARED_WITH), {"start": start, "issue": issue}).first()
+    of_bill: dict[str, Any] = {
+        "start": start,
+        "issue": issue,
+        "before_start": before.month if before else None,
+        "before_issue": before.issue if before else None,
+        "without_label": list(WITHOUT_LABEL),
+    }
+    make_temporary_tables(connection, COMPARED, of_bill)
+    connection.execute(text(_DELETE_GROUPS), of_bill)
+    connection.execute(text(_STORE_GROUPS), of_bill)
+    connection.execute(text("DROP TABLE " + ", ".join(f"pg_temp.{name}" for name in COMPARED)))
+
+
+def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> BillByGroup:
+    """Read an issue of a bill, by default the newest, by groups, with the one before.
+
+    Raises:
+        NotFoundError: there is no such issue.
+        ValidationError: the bill cannot be grouped so.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading a bill"), engine.connect() as connection:
+        return read_bill_of(connection, month, by, issue)
+
+
+def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> BillByGroup:
+    """Read a bill within the caller's transaction; raises as `read_bill`, but DBAPIError for DatabaseError."""
+    chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
+    if issue is not None and (not chosen or chosen[0].issue != issue):
+        raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}.")
+    if not chosen:
+        raise NotFoundError(
+            f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."
+        )
+    refuse_unknown_grouping(by, chosen[0].label_keys)
+    found = None
+    for bill in reversed(chosen[:2]):
+        of_bill = {"start": bill.month, "issue": bill.issue}
+        databases, servers, compared_issue = connection.execute(text(_WHOLE), of_bill).one()
+        every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
+        groups, former = ([one for one in every if bool(one.databases) is is_there] for is_there in (True, False))
+        found = BillByGroup(bill, by, groups, databases, found, servers, former, compared_issue)
+    assert found is not None  # noqa: S101 -- at least one was chosen
+    return found
+
+
+def groups_of_bill(  # noqa: PLR0913, PLR0917 -- which bill, and what of it
+    connection: Connection, month: Window, issue: int, by: str, days_so_far: int | None = None, only: str | None = None
+) -> list[BillGroup]:
+    """Return the groups of an issue of a bill, those that cost most first, former ones last; raises DBAPIError.
+
+    Projected is the mean of `days_so_far`, if given, for the whole month. `only` is the name of one group; empty: what
+    has no such label.
+    """
+    query = with_parts(_GROUPS, stored=_STORED_GROUPS, exact=_EXACT_AMOUNTS, rounded=_ROUNDED)
+    of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
+    return [BillGroup(**row) for row in connection.execute(query, {**of_bill, "only": only}).mappings()]
+
+
+def monthly_amounts(  # noqa: PLR0913, PLR0917 -- which months, and what of them
+    connection: Connection,
+    months: Sequence[Window],
+    by: str,
+    currency: str,
+    most: int | None = None,
+    only: str | None = None,
+) -> list[MonthlyAmount]:
+    """Return what groups cost in those of the months whose bill is final and in this currency; raises DBAPIError.
+
+    Of more than `most` groups, the last is all others together. `only` as for `groups_of_bill`.
+    """
+    query = with_parts(_MONTHLY_AMOUNTS, amounts=_EXACT_OF_MONTHS, exact=_SHOWN_OF_MONTHS, rounded=_ROUNDED)
+    of_months = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency}
+    return [MonthlyAmount(*row) for row in connection.execute(query, {**of_months, "most": most, "only": only})]
+
+
+def amounts_of_databases(
+    connection: Connection, bill: tuple[date, int], by: str, name: str | None, databases: Sequence[tuple[int, str]]
+) -> dict[tuple[int, str], Decimal | None]:
+    """Return what databases (server, name) cost in a group of a bill (month, issue), not rounded; raises DBAPIError.
+
+    None: it has no price. Databases that the group did not have in the month are left out.
+    """
+    of_bill = {"start": bill[0], "issue": bill[1], "by": by, "name": name or ""}
+    servers, names = [server for server, _ in databases], [database for _, database in databases]
+    rows = connection.execute(text(_OF_DATABASES), {**of_bill, "servers": servers, "names": names})
+    return {(row.instance_id, row.database_name): row.amount for row in rows}
+
+
+ONE_PLACE = Decimal("0.1")
+UNKNOWN_AMOUNT = "\N{EN DASH}"
+MEAN_PRICE_PLACES = 4
+
+
+def month_named(first_day: date) -> str:
+    """Name the month that begins on a day: October 2026."""
+    return MONTHLY.name_of(MONTHLY.window_of(first_day))
+
+
+def moment(at: datetime) -> str:
+    """Render a time: 28 Nov 2026, 06:10 UTC."""
+    return f"{human_day(at)}, {at:%H:%M %Z}"
+
+
+def title(found: BillByGroup) -> str:
+    """Return the title of a bill."""
+    so_far = "" if found.bill.is_final else " so far"
+    return f"Bill of {month_named(found.bill.month)}{so_far}, by {found.grouped_by}"
+
+
+def group_named(name: str | None, grouped_by: str) -> str:
+    """Name a group; what has no label is a group of its own."""
+    return f"(no {grouped_by})" if name is None else name
+
+
+def gib(quantity: Decimal) -> str:
+    """Render a mean size over the month."""
+    return f"{quantity.quantize(ONE_PLACE):,}"
+
+
+def money(amount: Decimal | None) -> str:
+    """Render an amount without its currency; an unknown one as a dash."""
+    return UNKNOWN_AMOUNT if amount is None else f"{amount:,.2f}"
+
+
+def money_change(change: Decimal | None) -> str:
+    """Render a change of an amount, with its sign."""
+    return f"{change:+,.2f}" if change else money(change)
+
+
+def amount_text(bill: Bill) -> str:
+    """Render a total with its currency."""
+    return _total(bill.amount, bill.currency)
+
+
+def _total(amount: Decimal | None, currency: str | None) -> str:
+    return "no amount" if amount is None else f"{amount:,} {currency}"
+
+
+def price(group: BillGroup) -> str:
+    """Render the price per GiB and month of a group; where it has several, their mean."""
+    if group.lowest_price is None or group.highest_price is None:
+        return "no price"
+    if group.lowest_price == group.highest_price:
+        exact = group.lowest_price.normalize()
+        return f"{exact:,.{max(2, -int(exact.as_tuple().exponent))}f}"
+    return "several" if group.amount_per_gib is None else f"several, mean {mean_price(group.amount_per_gib)}"
+
+
+def mean_price(value: Decimal) -> str:
+    """Render a mean of prices, which is rounded."""
+    return f"{value:,.{MEAN_PRICE_PLACES}f}"
+
+
+def notes(found: BillByGroup) -> list[str]:
+    """Say what the amounts leave out and what they replace, one sentence each."""
+    bill = found.bill
+    sentences = [found.restated, *_differences(found)] if found.restated else []
+    if bill.unpriced_gib_months:
+        sentences.append(
+            f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
+            "`capacity prices set` declares one, with --always also for past months."
+        )
+    if bill.unbilled_servers:
+        sentences.append(
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} of which totals were measured, but no databases."
+        )
+    if bill.measured_days < bill.billed_days:
+        missing = bill.billed_days - bill.measured_days
+        sentences.append(
+            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
+            "server's measured days."
+        )
+    if sum(group.databases for group in found.groups) > found.databases:
+        sentences.append("A database that changed groups within the month counts in each group, and once in the total.")
+    if bill.samples_dropped_at:
+        sentences.append(
+            f"Retention dropped samples of this month (detected on {human_day(bill.samples_dropped_at)}). This bill no "
+            "longer changes: later samples, labels and prices do not affect it."
+        )
+    if bill.clock_doubt:
+        sentences.append(f"This bill is not final; the next one replaces it. {bill.clock_doubt}")
+    elif not bill.is_final:
+        sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
+    if bill.days_so_far:
+        sentences.append(
+            f"Projected: the daily average of the first {counted(bill.days_so_far, 'day')}, for the whole month."
+        )
+    return sentences
+
+
+def _differences(found: BillByGroup) -> list[str]:
+    """Name the groups whose amount differs from the issue before, if that knows this key of labels."""
+    if found.before is None or not found.before.groups:
+        return []
+    before, now = ({group.name: group for group in one.groups} for one in (found.before, found))
+    amounts = {name: (_amount(before.get(name)), _amount(now.get(name))) for name in dict.fromkeys([*now, *before])}
+    exact = {name: [one and one.exact_amount for one in (before.get(name), now.get(name))] for name in amounts}
+    return [
+        f"  {group_named(name, found.grouped_by)}: {was} before, {is_now} now"
+        + (", by rounding" if len({*exact[name]}) == 1 else "")
+        for name, (was, is_now) in amounts.items()
+        if was != is_now
+    ]
+
+
+def _amount(group: BillGroup | None) -> str:
+    if group is None:
+        return "nothing"
+    return "no price" if group.amount is None else f"{group.amount:,}"
+
+
+def change_notes(found: BillByGroup) -> list[str]:
+    """Say what the change against the month before is made of; nothing where the two are not compared."""
+    if found.compared_issue is None:
+        return []
+    before = MONTHLY.previous(MONTHLY.window_of(found.bill.month))
+    total = found.total
+    return [
+        f"Change since {month_named(before.start)} (version {found.compared_issue}): {money_change(total.change)} "
+        f"{found.bill.currency}, {money_change(total.change_growth)} by growth and {money_change(total.change_price)} "
+        "by prices.",
+        "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
+        "Moves: databases from and to other groups, at what they cost before. They add up to the change; growth "
+        "includes rounding differences.",
+    ]
+
+
+def quantity_note(found: BillByGroup) -> str:
+    """Say what the GiB of a bill are."""
+    if found.bill.is_final:
+        return "GiB are means over the month."
+    return "GiB are what the days so far add up to, divided by the days of the month."
+
 
 # Labels and prices change between segments only, so each is looked up once per database and segment.
 SEGMENTS = """
@@ -121,43 +694,39 @@ _BILLED_SERVERS = """
                        WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
     ) AS last ON i.id IS NULL
     WHERE i.counted_by IS NULL"""
+_SUBJECTS = """
+    SELECT row_number() OVER () AS number, instance_id, database_name, segment AS day, days, bytes
+    FROM measured WHERE database_name IS NOT NULL"""
+_LABELLED = """
+    SELECT s.instance_id, v.server, v.engine, s.database_name, s.day, s.days, s.bytes, v.billed, v.measured,
+           coalesce(h.labels, CAST('{}' AS jsonb)) AS labels
+    FROM subjects s JOIN billed_servers v USING (instance_id) LEFT JOIN labels_held h USING (number)"""
+PRICES_OF_MIX = """
+    WITH spans AS MATERIALIZED (
+        SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
+                    OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
+        FROM capacity_prices p
+    )
+    SELECT m.engine, m.labels, m.day, applied.price
+    FROM (SELECT DISTINCT engine, labels, day FROM mix) AS m LEFT JOIN LATERAL (
+        SELECT p.price FROM spans p
+        WHERE p.price IS NOT NULL AND p.valid_from <= m.day AND m.day < p.valid_until
+          AND p.engine IN ('', m.engine) AND (p.key = '' OR m.labels ->> CAST(p.key AS text) = p.value)
+        ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = ''
+        LIMIT 1
+    ) AS applied ON true"""
+"""The price on a day of each engine with labels of `mix`; null: it has none. Labels decide in the order of `keys`."""
 # Exact amounts are whole numbers of twelve decimals of a currency, times `whole`: the least common multiple of 1 to 31
 # is a common denominator for any number of measured days. Each is rounded down to twelve decimals; then the lines with
 # the largest remainders get one unit more until they add up to the exact total, rounded down, so the cents are those of
 # the exact sum.
-_LABELLED = f"""
-    SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
-           {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
-    FROM measured z WHERE z.database_name IS NOT NULL"""  # noqa: S608 -- the labels as everywhere
-PRICE_SPANS = """
-        SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
-                    OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
-        FROM capacity_prices p"""
-"""Prices with the days on which each holds; to be named `spans`."""
-
-
-def price_on(day: str, engine: str, labels: str) -> str:
-    """Return the join that finds the price of a day as `applied.price`, by an engine and labels; :keys in order."""
-    return f"""LEFT JOIN LATERAL (
-            SELECT p.price FROM spans p
-            WHERE p.price IS NOT NULL AND p.valid_from <= {day} AND {day} < p.valid_until
-              AND p.engine IN ('', {engine}) AND (p.key = '' OR {labels} ->> CAST(p.key AS text) = p.value)
-            ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = ''
-            LIMIT 1
-        ) AS applied ON true"""  # noqa: S608 -- names of columns
-
-
-_LINES = f"""
-    WITH spans AS MATERIALIZED ({PRICE_SPANS}), priced AS (
-        SELECT l.*, v.server, v.engine, v.billed, v.measured, applied.price
-        FROM labelled l JOIN billed_servers v USING (instance_id)
-        {price_on("l.segment", "v.engine", "l.labels")}
-    ), exact AS (
+_LINES = """
+    WITH exact AS (
         SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
                round(sum(bytes) * billed / (measured * CAST(:days AS numeric) * 1073741824), 12) AS gib_months, price,
                sum(bytes) * billed * price * div(72201776446800, measured) * 1000000000000 AS parts,
                72201776446800 * CAST(:days AS numeric) * 1073741824 AS whole
-        FROM priced
+        FROM mix JOIN prices_held USING (engine, labels, day)
         GROUP BY instance_id, server, engine, database_name, labels, price, billed, measured
     ), numbered AS (
         SELECT row_number() OVER (ORDER BY instance_id, database_name, labels, price) AS line, exact.* FROM exact
@@ -168,9 +737,16 @@ _LINES = f"""
     )
     SELECT line, instance_id, server, engine, database_name, labels, days, gib_months, price,
            (div(parts, whole) + CASE WHEN place <= left_over THEN 1 ELSE 0 END) * 0.000000000001 AS amount
-    FROM placed"""  # noqa: S608 -- statements of our own
-COMPUTED = {"billed_servers": _BILLED_SERVERS, "labelled": _LABELLED, "computed_lines": _LINES}
-"""The servers of the bill, databases with their labels, and lines, as temporary tables too; lines are stored."""
+    FROM placed"""
+COMPUTED = {
+    "billed_servers": _BILLED_SERVERS,
+    "subjects": _SUBJECTS,
+    "labels_held": LABELS_OF_SUBJECTS,
+    "mix": _LABELLED,
+    "prices_held": PRICES_OF_MIX,
+    "computed_lines": _LINES,
+}
+"""Temporary tables too: servers, databases with their labels and prices, and lines; only lines are stored."""
 
 DAYS = """
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
@@ -282,470 +858,197 @@ SELECT EXISTS (
 )
 """
 
-
-MONTHLY = PERIODS["monthly"]
-ONE_PLACE = Decimal("0.1")
-UNKNOWN_AMOUNT = "\N{EN DASH}"
-MEAN_PRICE_PLACES = 4
-
-
-def moment(at: datetime) -> str:
-    """Render a time: 28 Nov 2026, 06:10 UTC."""
-    return f"{human_day(at)}, {at:%H:%M %Z}"
-
-
-def title(issued: IssuedBill) -> str:
-    """Say which bill it is."""
-    so_far = "" if issued.bill.is_final else " so far"
-    return f"Bill of {month_named(issued.bill.month)}{so_far}, by {issued.grouped_by}"
-
-
-def group_named(name: str | None, grouped_by: str) -> str:
-    """Name a group; what has no label is a group of its own."""
-    return f"(no {grouped_by})" if name is None else name
-
-
-def gib(quantity: Decimal) -> str:
-    """Render a mean size over the month."""
-    return f"{quantity.quantize(ONE_PLACE):,}"
-
-
-def money(amount: Decimal | None) -> str:
-    """Render an amount without its currency; one that is not known as a dash."""
-    return UNKNOWN_AMOUNT if amount is None else f"{amount:,.2f}"
-
-
-def money_change(change: Decimal | None) -> str:
-    """Render a change of an amount, with its sign."""
-    return f"{change:+,.2f}" if change else money(change)
-
-
-def price(group: BillGroup) -> str:
-    """Render the price per GiB and month of a group; where it has several, their mean."""
-    if group.lowest_price is None or group.highest_price is None:
-        return "no price"
-    if group.lowest_price == group.highest_price:
-        return _price(group.lowest_price)
-    return "several" if group.amount_per_gib is None else f"several, mean {mean_price(group.amount_per_gib)}"
-
-
-def mean_price(value: Decimal) -> str:
-    """Render a mean of prices, which is rounded."""
-    return f"{value:,.{MEAN_PRICE_PLACES}f}"
-
-
-def _price(value: Decimal) -> str:
-    """Render a price with two decimals, or with as many as it has."""
-    exact = value.normalize()
-    return f"{exact:,.{max(2, -int(exact.as_tuple().exponent))}f}"
-
-
-def notes(issued: IssuedBill) -> list[str]:
-    """Say what the amounts leave out and what they replace, one sentence each."""
-    bill = issued.bill
-    sentences = []
-    if issued.restated:
-        sentences.append(issued.restated)
-        sentences += [difference for difference in _differences(issued) if difference]
-    if bill.is_unpriced:
-        sentences.append(
-            f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
-            "`capacity prices set` declares one, with --always also for past months."
-        )
-    if bill.unbilled_servers:
-        sentences.append(
-            f"Not billed: {counted(bill.unbilled_servers, 'server')} of which totals were measured, but no databases."
-        )
-    if bill.measured_days < bill.billed_days:
-        missing = bill.billed_days - bill.measured_days
-        sentences.append(
-            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
-            "server's measured days."
-        )
-    if sum(group.databases for group in issued.groups) > issued.databases:
-        sentences.append("A database that changed groups within the month counts in each group, and once in the total.")
-    if bill.samples_dropped_at:
-        sentences.append(
-            f"Retention dropped samples of this month (detected on {human_day(bill.samples_dropped_at)}). This bill no "
-            "longer changes: later samples, labels and prices do not affect it."
-        )
-    if bill.clock_doubt:
-        sentences.append(f"This bill is not final; the next one replaces it. {bill.clock_doubt}")
-    elif not bill.is_final:
-        sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
-    if bill.days_so_far:
-        sentences.append(
-            f"Projected: the daily average of the first {counted(bill.days_so_far, 'day')}, for the whole month."
-        )
-    return sentences
-
-
-def _differences(issued: IssuedBill) -> list[str]:
-    """Name the groups whose amount is another one than in the issue before, which may not know this key of labels."""
-    assert issued.before is not None  # noqa: S101 -- called for restated bills only
-    if not issued.before.groups:
-        return []
-    before = {group.name: group for group in issued.before.groups}
-    now = {group.name: group for group in issued.groups}
-    return [
-        f"  {group_named(name, issued.grouped_by)}: {_amount(before.get(name))} before, {_amount(now.get(name))} now"
-        + (", by rounding" if _exact(before.get(name)) == _exact(now.get(name)) else "")
-        for name in dict.fromkeys([*now, *before])
-        if _amount(before.get(name)) != _amount(now.get(name))
-    ]
-
-
-def _amount(group: BillGroup | None) -> str:
-    if group is None:
-        return "nothing"
-    return "no price" if group.amount is None else f"{group.amount:,}"
-
-
-def _exact(group: BillGroup | None) -> Decimal | None:
-    return None if group is None else group.exact_amount
-
-
-def change_notes(issued: IssuedBill) -> list[str]:
-    """Say what the change against the month before is made of; nothing where the two are not compared."""
-    if issued.compared_issue is None:
-        return []
-    before = MONTHLY.previous(MONTHLY.window_of(issued.bill.month))
-    total = issued.total
-    return [
-        f"Change since {month_named(before.start)} (version {issued.compared_issue}): {money_change(total.change)} "
-        f"{issued.bill.currency}, {money_change(total.change_growth)} by growth and {money_change(total.change_price)} "
-        "by prices.",
-        "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
-        "Moves: databases from and to other groups, at what they cost before. They add up to the change; growth "
-        "includes rounding differences.",
-    ]
-
-
-def quantity_note(issued: IssuedBill) -> str:
-    """Say what the GiB of a bill are."""
-    if issued.bill.is_final:
-        return "GiB are means over the month."
-    return "GiB are what the days so far add up to, divided by the days of the month."
-
-
-CENT, MICRO = Decimal("0.01"), Decimal("0.000001")
-DECLARED_NAMED = 3
-
-
-@dataclass(frozen=True)
-class Bill:
-    """One issue of a month's bill; `amount` is None where nothing had a price."""
-
-    month: date
-    issue: int
-    issued_at: datetime
-    is_final: bool
-    currency: str | None
-    exact_amount: Decimal
-    gib_months: Decimal
-    unpriced_gib_months: Decimal
-    measured_days: int
-    billed_days: int
-    unbilled_servers: int
-    label_keys: Sequence[str]
-    reason: str | None
-    samples_dropped_at: datetime | None = None
-    """When the bill was frozen because retention had dropped its samples."""
-    clock_doubt: str | None = None
-    """Why the bill is not final although the month seems to be over."""
-    billed_until: date | None = None
-    """Last day of the month with samples; None where a former version computed the bill."""
-
-    @property
-    def amount(self) -> Decimal | None:
-        """Total, rounded to the cent, halves up."""
-        return None if self.currency is None else self.exact_amount.quantize(CENT, ROUND_HALF_UP)
-
-    @property
-    def is_unpriced(self) -> bool:
-        """Whether a part of what was measured is in no amount."""
-        return self.unpriced_gib_months > 0
-
-    @property
-    def days_so_far(self) -> int | None:
-        """Days of a part of a month; None for a whole month, and where its last day with samples is not known."""
-        if self.is_final or self.billed_until is None:
-            return None
-        days = (self.billed_until - self.month).days + 1
-        return days if days < MONTHLY.window_of(self.month).days else None
-
-
-SUMMED = ("projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves")
-"""Figures of all groups together that are the sums of those of each."""
-
-
-@dataclass(frozen=True)
-class IssuedBill:
-    """A bill with its groups, and what an issue before it said."""
-
-    bill: Bill
-    grouped_by: str
-    groups: Sequence[BillGroup]
-    databases: int = 0
-    """Of all groups; one that changed hands is in two of them."""
-    before: "IssuedBill | None" = None  # noqa: UP037 -- a dataclass field of its own type
-    servers: int = 0
-    """Of all groups; one may be in several of them."""
-    former_groups: Sequence[BillGroup] = ()
-    """Groups that had databases the month before, and have none now."""
-    compared_issue: int | None = None
-    """The issue of the month before that it is compared with; None: it is not compared."""
-
-    @property
-    def total(self) -> BillGroup:
-        """All groups together; each figure is the sum of theirs, except that databases and servers count once."""
-        every, bill = [*self.groups, *self.former_groups], self.bill
-        prices = [price for group in every for price in (group.lowest_price, group.highest_price) if price is not None]
-        exact = None if bill.currency is None else bill.exact_amount
-        return BillGroup(
-            name=None,
-            databases=self.databases,
-            gib_months=bill.gib_months,
-            unpriced_gib_months=bill.unpriced_gib_months,
-            amount=bill.amount,
-            exact_amount=exact,
-            servers=self.servers,
-            lowest_price=min(prices, default=None),
-            highest_price=max(prices, default=None),
-            **{name: _sum(getattr(group, name) for group in every) for name in SUMMED},
-            amount_per_gib=_each(exact, bill.gib_months - bill.unpriced_gib_months, MICRO),
-            amount_per_server=_each(exact, Decimal(self.servers), CENT),
-        )
-
-    @property
-    def difference(self) -> Decimal | None:
-        """What it is more than the issue before; None: there is none, or one of the two has no amount."""
-        if self.before is None or self.bill.amount is None or self.before.bill.amount is None:
-            return None
-        return self.bill.amount - self.before.bill.amount
-
-    @property
-    def restated(self) -> str:
-        """The sentence that a restated bill carries; empty for a first issue."""
-        if self.before is None:
-            return ""
-        was, now = self.before.bill, self.bill
-        amounts = f"{amount_text(was)} became {amount_text(now)}"
-        return f"Restated: version {was.issue} of {moment(was.issued_at)}, {amounts}. {now.reason}"
-
-
-def _sum(amounts: Iterable[Decimal | None]) -> Decimal | None:
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known, Decimal()) if known else None
-
-
-def _each(amount: Decimal | None, number: Decimal, unit: Decimal) -> Decimal | None:
-    return None if amount is None or not number else (amount / number).quantize(unit, ROUND_HALF_UP)
-
-
-def amount_text(bill: Bill) -> str:
-    """Render a total with its currency."""
-    return "no amount" if bill.amount is None else f"{bill.amount:,} {bill.currency}"
-
-
-def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str]) -> Bill:
-    """Compute the bill of a month and store it if it differs from the previous issue; return the newest issue.
-
-    The bill of a month that is not over, or is over only by a clock that may be wrong, is replaced. The bill of a month
-    that is over is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill no
-    longer changes.
-
-    Raises:
-        NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
-        ValidationError: the days in the database are those of another time zone than the clock's.
-        DatabaseError: the database failed; no bill was changed.
-    """
-    refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
-    parameters = _parameters(month, keys)
-    with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
-        wait_for_lock(connection, "bills")
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        latest = next(iter(_issues(connection, month)), None)
-        judged = judged_day(connection, clock)
-        changes: dict[str, object]
-        if not _compute(connection, parameters, latest):
-            if latest is None:
-                raise NotFoundError(
-                    f"Samples of {month_named(month.start)} were dropped by retention, so its bill cannot be "
-                    "recomputed. None was issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
-                )
-            issue = latest.issue
-            changes = {"samples_dropped_at": func.coalesce(capacity_bills.c.samples_dropped_at, func.now())}
-        else:
-            issue = _store(connection, month, parameters, latest, _finality(latest, month, judged, clock))
-            changes = {"declared_state": text(DECLARED_STATE).bindparams(end=month.end), "samples_dropped_at": None}
-        is_issue = (capacity_bills.c.month == month.start, capacity_bills.c.issue == issue)
-        connection.execute(update(capacity_bills).where(*is_issue).values(changes))
-        return _issues(connection, month)[0]
-
-
-def _parameters(month: Window, keys: Sequence[str]) -> dict[str, Any]:
-    return {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
-
-
-def _compute(connection: Connection, parameters: dict[str, Any], latest: Bill | None) -> bool:
-    """Compute the lines of a month as temporary tables; return False where retention dropped samples of it."""
-    segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
-    make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
-    known = {
-        "is_marked": latest is not None and latest.samples_dropped_at is not None,
-        "billed_before": latest.measured_days if latest else 0,
-    }
-    if connection.execute(text(DROPPED), {**parameters, **known}).scalar():
-        return False
-    make_temporary_tables(connection, COMPUTED, parameters)
-    return True
-
-
-@dataclass(frozen=True)
-class BillChange:
-    """The total of a bill, and what it becomes; None: nothing has a price."""
-
-    month: date
-    before: Decimal | None
-    after: Decimal | None
-    before_currency: str | None
-    after_currency: str | None
-
-    @property
-    def text(self) -> str:
-        """The change as people read it."""
-        totals = ((self.before, self.before_currency), (self.after, self.after_currency))
-        before, after = ("no amount" if one is None else f"{one:,} {currency}" for one, currency in totals)
-        return f"{month_named(self.month)} ({before} becomes {after})"
-
-
-def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[str]) -> list[BillChange]:
-    """Compute the bills of months anew, and return those that differ from their newest issue; stores nothing.
-
-    A declaration of the same transaction is included. Raises DBAPIError.
-    """
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
-    changes = []
-    for start in months:
-        month = MONTHLY.window_of(start)
-        latest, parameters = _issues(connection, month)[0], _parameters(month, keys)
-        stored = {**parameters, "issue": latest.issue, "was_final": latest.is_final}
-        if _compute(connection, parameters, latest) and connection.execute(text(DIFFERS), stored).scalar():
-            total, currency = connection.execute(text(TOTAL)).one()
-            after = None if total is None else total.quantize(CENT, ROUND_HALF_UP)
-            changes.append(BillChange(month.start, latest.amount, after, latest.currency, currency))
-        for name in (*COMPUTED, *READ):
-            connection.execute(text(f"DROP TABLE IF EXISTS pg_temp.{name}"))
-    return changes
-
-
-def unfinished_months(engine: Engine, first: date) -> Sequence[date]:
-    """Return the months from the one of a day on whose bills are not final, newest first; raises DatabaseError."""
-    bills = capacity_bills.c
-    unfinished = select(bills.month).where(~bills.is_final, bills.month >= first.replace(day=1)).distinct()
-    with database_errors(doing="reading bills"), engine.connect() as connection:
-        return connection.execute(unfinished.order_by(bills.month.desc())).scalars().all()
-
-
-def month_named(first_day: date) -> str:
-    """Name the month that begins on a day: October 2026."""
-    return MONTHLY.name_of(MONTHLY.window_of(first_day))
-
-
-def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
-    """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
-    # Samples after a long pause may have been written by the wrong clock itself.
-    is_over = judged.pause is None and month.end < judged.certain_day
-    is_final = is_over or (latest is not None and latest.is_final)
-    seems_over = month.end < clock.today()
-    return {"is_final": is_final, "clock_doubt": judged.why_nothing_is_deleted if seems_over and not is_final else None}
-
-
-def _issues(connection: Connection, month: Window) -> list[Bill]:
-    """The issues of a month's bill, the newest first; columns of the table are those of a bill."""
-    columns = [column for column in capacity_bills.c if column is not capacity_bills.c.declared_state]
-    query = select(*columns).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
-    return [Bill(*row) for row in connection.execute(query)]
-
-
-def _store(
-    connection: Connection, month: Window, parameters: dict[str, Any], latest: Bill | None, finality: dict[str, object]
-) -> int:
-    """Store the computed lines if they differ from the latest issue; return the number of the now latest issue."""
-    issue, reason = 1, None
-    if latest is None:
-        if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
-            raise NotFoundError(f"Nothing was measured in {month_named(month.start)}: there is nothing to bill.")
-    else:
-        issue, reason = latest.issue, latest.reason
-        stored = {**parameters, "issue": issue, "was_final": latest.is_final}
-        differs = connection.execute(text(DIFFERS), stored).scalar()
-        if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
-            return issue
-        if latest.is_final and differs:
-            issue, reason = issue + 1, _reason(connection, parameters, latest)
-    days = connection.execute(text(DAYS), parameters).one()
-    values = {**parameters, "issue": issue, **finality, "reason": reason, **days._asdict()}
-    for statement in (*DELETE, STORE_LINES, STORE_BILL):
-        connection.execute(text(statement), {**values, "label_keys": json.dumps(parameters["keys"])})
-    store_groups(connection, month, issue)
-    return issue
-
-
-def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) -> str:
-    """Say why a bill differs from the one that was issued."""
-    since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
-    samples = connection.execute(text(SAMPLES_SINCE), since).one()
-    declared = connection.execute(with_parts(SINCE, declared=DECLARED_STATE), since).one()
-    differences = [
-        f"{counted(samples.added, 'sample')} came later" if samples.added else "",
-        f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
-        f"{counted(declared.fewer, 'sample')} deleted" if declared.fewer else "",
-        f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
-        f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
-    ]
-    if declared.before is not None:
-        numbers = ([int(number) for number in state.split()[:2]] for state in (declared.before, declared.now))
-        kinds = zip(("labels", "prices"), *numbers, strict=True)
-        differences += [f"{kind} removed" for kind, before, now in kinds if now < before]
-    named = "; ".join(filter(None, differences))
-    otherwise = (
-        "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
-        "were removed"
+_MONTH_AFTER = """
+SELECT month, issue FROM capacity_bills WHERE month = CAST(CAST(:start AS date) + interval '1 month' AS date)
+ORDER BY issue DESC LIMIT 1
+"""
+_WITHOUT_GROUPS = """
+SELECT b.month, b.issue FROM capacity_bills b
+WHERE NOT EXISTS (SELECT FROM capacity_bill_groups g WHERE g.month = b.month AND g.issue = b.issue)
+  AND EXISTS (SELECT FROM capacity_bill_lines l WHERE l.month = b.month AND l.issue = b.issue)
+ORDER BY b.month, b.issue
+"""
+# Whole months only, and amounts of one currency.
+_COMPARED_WITH = """
+SELECT b.month, b.issue
+FROM (SELECT * FROM capacity_bills WHERE month = CAST(CAST(:start AS date) - interval '1 month' AS date)
+      ORDER BY issue DESC LIMIT 1) AS b
+JOIN capacity_bills n ON n.month = :start AND n.issue = :issue
+WHERE b.is_final AND n.is_final AND b.currency = n.currency
+  AND n.issue = (SELECT max(issue) FROM capacity_bills WHERE month = :start)
+"""
+# What a line of the month before paid goes to the lines that its database has now, in proportion to their quantity.
+# The rest of what a line pays now is what a change of price adds to its quantity, and growth. Sums of parts of an
+# amount are rounded, and not the parts, so that these add up to it.
+_COMPARED_LINES = """
+    WITH lines AS MATERIALIZED (
+        SELECT month = CAST(:start AS date) AS is_now, instance_id, database_name, line, gib_months,
+               labels || jsonb_build_object('engine', engine, 'server', server) AS facets, coalesce(price, 0) AS price,
+               coalesce(amount, 0) AS amount, amount IS NOT NULL AS is_priced
+        FROM capacity_bill_lines
+        WHERE CAST(:before_issue AS integer) IS NOT NULL
+          AND (month, issue) IN ((:start, :issue), (CAST(:before_start AS date), CAST(:before_issue AS integer)))
+    ), before AS MATERIALIZED (
+        SELECT * FROM lines WHERE NOT is_now
+    ), database_before AS (
+        SELECT instance_id, database_name,
+               CASE WHEN min(price) = max(price) THEN min(price) ELSE sum(gib_months * price) / sum(gib_months) END
+                   AS price
+        FROM before GROUP BY instance_id, database_name HAVING sum(gib_months) > 0
+    ), now AS MATERIALIZED (
+        SELECT *, sum(gib_months) OVER (PARTITION BY instance_id, database_name ORDER BY line) AS until,
+               sum(gib_months) OVER (PARTITION BY instance_id, database_name) AS whole
+        FROM lines WHERE is_now
+    ), kept AS MATERIALIZED (
+        SELECT n.line, n.facets, b.facets AS from_facets,
+               round(b.amount * n.until / n.whole, 12) - round(b.amount * (n.until - n.gib_months) / n.whole, 12)
+                   AS amount
+        FROM now n JOIN before b USING (instance_id, database_name) WHERE n.whole > 0
+    ), caused AS (
+        SELECT n.facets, n.amount - coalesce(k.amount, 0) AS change,
+               coalesce(round(n.gib_months * (n.price - b.price), 12), 0) AS price
+        FROM now n LEFT JOIN database_before b USING (instance_id, database_name)
+        LEFT JOIN (SELECT line, sum(amount) AS amount FROM kept GROUP BY line) AS k USING (line)
+    ), parts AS (
+        SELECT facets, CAST(NULL AS jsonb) AS from_facets, CAST(NULL AS numeric) AS before, change - price AS growth,
+               price, CAST(0 AS numeric) AS moved
+        FROM caused
+        UNION ALL
+        SELECT b.facets, NULL, CASE WHEN b.is_priced THEN b.amount END,
+               CASE WHEN n.instance_id IS NULL THEN -b.amount ELSE 0 END, 0, 0
+        FROM before b LEFT JOIN (SELECT DISTINCT instance_id, database_name FROM now WHERE whole > 0) AS n
+            USING (instance_id, database_name)
+        UNION ALL
+        SELECT facets, from_facets, NULL, 0, 0, amount FROM kept WHERE facets <> from_facets
     )
-    return f"Since then: {named or otherwise}."
-
-
-def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
-    """Read an issue of a bill, by default the newest, by groups, with the one before.
-
-    Raises:
-        NotFoundError: there is no such issue.
-        ValidationError: the bill cannot be grouped so.
-        DatabaseError: the database failed.
-    """
-    with database_errors(doing="reading a bill"), engine.connect() as connection:
-        return read_bill_of(connection, month, by, issue)
-
-
-def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> IssuedBill:
-    """Read a bill within the caller's transaction; raises as `read_bill`, but for errors of the database."""
-    chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
-    if not chosen or (issue is not None and chosen[0].issue != issue):
-        if issue is not None:
-            raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}.")
-        raise NotFoundError(
-            f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."
-        )
-    now, *older = chosen
-    refuse_unknown_grouping(by, now.label_keys)
-    before = _issued(connection, older[0], by, None) if older else None
-    return _issued(connection, now, by, before)
-
-
-def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    databases, servers, compared_issue = whole_bill(connection, bill.month, bill.issue)
-    every = groups_of_bill(connection, MONTHLY.window_of(bill.month), bill.issue, by, bill.days_so_far)
-    groups, former = [one for one in every if one.databases], [one for one in every if not one.databases]
-    return IssuedBill(bill, by, groups, databases, before, servers, former, compared_issue)
+    SELECT facets, from_facets, sum(before) AS before, sum(growth) AS growth, sum(price) AS price, sum(moved) AS moved
+    FROM parts GROUP BY facets, from_facets"""
+_SUMMED_LINES = """
+    SELECT instance_id, database_name, labels || jsonb_build_object('engine', engine, 'server', server) AS facets,
+           sum(gib_months) AS gib_months,
+           coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0) AS unpriced_gib_months,
+           min(price) AS lowest_price, max(price) AS highest_price, sum(amount) AS amount
+    FROM capacity_bill_lines WHERE month = :start AND issue = :issue
+    GROUP BY instance_id, database_name, facets"""
+_GROUPINGS = """
+    SELECT key FROM unnest(CAST(:without_label AS text[])) AS key
+    UNION SELECT key FROM capacity_bills b CROSS JOIN LATERAL json_array_elements_text(b.label_keys) AS key
+    WHERE b.month = :start AND b.issue = :issue"""
+COMPARED = {"groupings": _GROUPINGS, "summed_lines": _SUMMED_LINES, "compared_lines": _COMPARED_LINES}
+"""What groups are made of, as temporary tables: the groupings of a bill, its lines by database, and the parts of the
+change. `facets` are labels with engine and server: what something is grouped by."""
+_DELETE_GROUPS = "DELETE FROM capacity_bill_groups WHERE month = :start AND issue = :issue"
+_STORE_GROUPS = """
+WITH databases AS (
+    SELECT k.key, coalesce(l.facets ->> k.key, '') AS group_name, l.instance_id, l.database_name,
+           sum(l.gib_months) AS gib_months, sum(l.unpriced_gib_months) AS unpriced_gib_months,
+           min(l.lowest_price) AS lowest_price, max(l.highest_price) AS highest_price, sum(l.amount) AS amount
+    FROM summed_lines l CROSS JOIN groupings k GROUP BY 1, 2, 3, 4
+), grouped AS (
+    SELECT key, group_name, count(*) AS databases, count(DISTINCT instance_id) AS servers,
+           sum(gib_months) AS gib_months, sum(unpriced_gib_months) AS unpriced_gib_months,
+           min(lowest_price) AS lowest_price, max(highest_price) AS highest_price, sum(amount) AS amount
+    FROM databases GROUP BY key, group_name
+), named AS (
+    SELECT k.key, coalesce(c.facets ->> k.key, '') AS group_name, coalesce(c.from_facets ->> k.key, '') AS from_name,
+           c.before, c.growth, c.price, c.moved
+    FROM compared_lines c CROSS JOIN groupings k
+), compared AS (
+    SELECT key, group_name, sum(before) AS before, sum(growth) AS growth, sum(price) AS price, sum(moved) AS moved
+    FROM (
+        SELECT key, group_name, before, growth, price, CASE WHEN group_name = from_name THEN 0 ELSE moved END AS moved
+        FROM named
+        UNION ALL
+        SELECT key, from_name, NULL, 0, 0, -moved FROM named WHERE group_name <> from_name AND moved <> 0
+    ) AS parts GROUP BY key, group_name
+)
+INSERT INTO capacity_bill_groups
+    (month, issue, grouped_by, group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
+     highest_price, amount, before_issue, amount_before, change_growth, change_price, change_moves)
+SELECT :start, :issue, key, group_name, coalesce(g.databases, 0), coalesce(g.servers, 0), coalesce(g.gib_months, 0),
+       coalesce(g.unpriced_gib_months, 0), g.lowest_price, g.highest_price,
+       CASE WHEN g.key IS NULL AND c.before IS NOT NULL THEN 0 ELSE g.amount END, CAST(:before_issue AS integer),
+       c.before, c.growth, c.price, c.moved
+FROM grouped g FULL JOIN compared c USING (key, group_name)
+"""
+# In whole cents: each amount rounded down, then one cent more for those that lost most, until those of a `total` add
+# up to it, rounded. What `is_last` comes after others that lost as much.
+_ROUNDED = """
+SELECT *, round((floor(cents) + CASE WHEN row_number() OVER (
+              of_total ORDER BY cents - floor(cents) DESC, cents DESC, is_last, nullif(name, '')
+          ) <= round(sum(cents) OVER of_total) - sum(floor(cents)) OVER of_total THEN 1 ELSE 0 END) / 100, 2) AS amount
+FROM exact WINDOW of_total AS (PARTITION BY total)
+"""
+_STORED_GROUPS = """
+SELECT group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
+       highest_price, amount, amount_before, change_price, change_moves,
+       change_price IS NOT NULL AND (coalesce(amount, amount_before) IS NOT NULL OR change_growth <> 0
+                                     OR change_price <> 0 OR change_moves <> 0) AS is_compared
+FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = :by
+"""
+_EXACT_AMOUNTS = """
+SELECT v.total, s.group_name AS name, false AS is_last, v.amount * 100 AS cents
+FROM stored s CROSS JOIN LATERAL (
+    VALUES ('amount', s.amount), ('projected', s.amount * :days / CAST(:days_so_far AS integer)),
+           ('before', s.amount_before), ('price', s.change_price), ('moves', s.change_moves)
+) AS v (total, amount)
+WHERE v.amount IS NOT NULL
+"""
+# Growth is the rest of the change in cents.
+_GROUPS = """
+SELECT nullif(s.group_name, '') AS name, s.databases, s.gib_months, s.unpriced_gib_months, f.amount AS amount,
+       s.amount AS exact_amount, s.servers, s.lowest_price, s.highest_price, f.projected AS projected_amount,
+       f.before AS amount_before,
+       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) END AS change,
+       CASE WHEN s.is_compared THEN coalesce(f.amount, 0) - coalesce(f.before, 0) - f.price - f.moves END
+           AS change_growth,
+       CASE WHEN s.is_compared THEN f.price END AS change_price,
+       CASE WHEN s.is_compared THEN f.moves END AS change_moves,
+       round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6) AS amount_per_gib,
+       round(s.amount / nullif(s.servers, 0), 2) AS amount_per_server
+FROM stored s LEFT JOIN (
+    SELECT name, max(amount) FILTER (WHERE total = 'amount') AS amount,
+           max(amount) FILTER (WHERE total = 'projected') AS projected,
+           max(amount) FILTER (WHERE total = 'before') AS before, max(amount) FILTER (WHERE total = 'price') AS price,
+           max(amount) FILTER (WHERE total = 'moves') AS moves
+    FROM rounded GROUP BY name
+) AS f ON f.name = s.group_name
+WHERE CAST(:only AS text) IS NULL OR s.group_name = :only
+ORDER BY s.databases = 0, coalesce(s.amount, 0) DESC, nullif(s.group_name, '') NULLS LAST
+"""
+_WHOLE = """
+SELECT CAST(coalesce(sum(databases), 0) AS integer), CAST(coalesce(sum(servers), 0) AS integer), max(before_issue)
+FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = 'server'
+"""
+_EXACT_OF_MONTHS = """
+SELECT g.month, g.group_name, g.amount
+FROM (SELECT DISTINCT ON (month) month, issue, currency, is_final FROM capacity_bills
+      WHERE month BETWEEN :first AND :last ORDER BY month, issue DESC) AS b
+JOIN capacity_bill_groups g ON g.month = b.month AND g.issue = b.issue AND g.grouped_by = :by
+WHERE b.is_final AND b.currency = :currency AND g.amount IS NOT NULL AND g.databases > 0
+"""
+_SHOWN_OF_MONTHS = """
+SELECT a.month AS total, CASE WHEN k.is_shown THEN a.group_name END AS name, NOT k.is_shown AS is_last,
+       min(k.place) AS place, sum(a.amount) * 100 AS cents
+FROM amounts a JOIN (
+    SELECT group_name, place, place < CAST(:most AS integer)
+                              OR number <= coalesce(CAST(:most AS integer), number) AS is_shown
+    FROM (SELECT group_name, row_number() OVER (ORDER BY sum(amount) DESC, nullif(group_name, '')) AS place,
+                 count(*) OVER () AS number
+          FROM amounts GROUP BY group_name) AS ranked
+) AS k USING (group_name)
+GROUP BY 1, 2, 3
+"""
+_MONTHLY_AMOUNTS = """
+SELECT total, nullif(name, ''), is_last, amount FROM rounded
+WHERE CAST(:only AS text) IS NULL OR name = :only ORDER BY total, place
+"""
+_OF_DATABASES = """
+SELECT l.instance_id, l.database_name, sum(l.amount) AS amount
+FROM capacity_bill_lines l
+WHERE l.month = :start AND l.issue = :issue AND l.instance_id = ANY (CAST(:servers AS integer[]))
+  AND (l.instance_id, l.database_name) IN (SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:names AS text[])))
+  AND coalesce((l.labels || jsonb_build_object('engine', l.engine, 'server', l.server)) ->> CAST(:by AS text), '')
+      = :name
+GROUP BY l.instance_id, l.database_name
+"""

@@ -1,8 +1,8 @@
 """Budgets: what groups will cost in the coming months, by their newest issued forecasts and the price list.
 
-A line is the group's own forecast times its prices, and the total is the sum of the lines. Everything is exact: sizes
-between two horizons lie on the line between them, prices are those of the lines of the last final bill, and amounts are
-rounded once, to the cent of a month. The rules are in docs/forecast.md, "Budgets".
+A line is the forecast of a group times its prices, and the total is the sum of the lines. Sizes between two horizons of
+a forecast lie on a straight line, prices are those of the lines of the last final bill, and amounts are exact until
+each month is rounded to the cent. The rules are in docs/forecast.md, "Budgets".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
-from math import ceil, floor
+from math import ceil, floor, lcm
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -23,13 +23,15 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
-from capacity_assets.database.group_days import ENGINE, FLEET
-from capacity_assets.database.labels import labels_of
+from capacity_assets.database.group_days import FLEET
+from capacity_assets.database.labels import LABELS_OF_SUBJECTS
+from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.history_statements import STALE_DAYS
 from capacity_assets.forecast.outlook import TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
-from capacity_assets.ownership.bills import PRICE_SPANS, money, month_named, price_on
+from capacity_assets.ownership.bills import PRICES_OF_MIX, money, month_named
 from capacity_assets.ownership.groups import refuse_unknown_grouping
+from capacity_assets.ownership.labels import SUBJECTS
 
 MONTHLY = PERIODS["monthly"]
 MOST_MONTHS = 12
@@ -37,74 +39,62 @@ MOST_MONTHS = 12
 CENTS = 100
 PLACES = 6
 SERVER = "server"
-
-Points = Mapping[int, int]
-"""Sizes in MiB by days after the last measured day, which is 0."""
+DAYS = (0, *HORIZONS_DAYS)
+SCALE = lcm(*(high - low for low, high in pairwise(DAYS)))
+"""Sizes on the lines between horizons are whole numbers of a MiB divided by this."""
 
 
 @dataclass(frozen=True)
 class GroupForecast:
-    """The newest forecast of a group; without a band, `lower` and `upper` are None: too little history."""
+    """The newest forecast of a group: its size on each day from the last measured one on, in MiB times `SCALE`.
+
+    The ends of its range are None with too little history.
+    """
 
     name: str | None
     last_day: date
-    middle: Points
-    lower: Points | None
-    upper: Points | None
+    middle: Sequence[int]
+    lower: Sequence[int] | None
+    upper: Sequence[int] | None
 
-    def on(self, day: date, points: Points) -> Fraction:
-        """Return the size on a day after the last measured one, MiB."""
-        return size_after((day - self.last_day).days, points)
+    @property
+    def size_mb(self) -> int:
+        """The size on the last measured day."""
+        return self.middle[0] // SCALE
 
-    def mean(self, first: date, last: date, points: Points) -> Fraction:
-        """Return the mean size over some days, MiB."""
+    def mean_mb(self, sizes: Sequence[int], first: date, last: date) -> Fraction:
+        """Return the mean of sizes over some days after the last measured one."""
         begins, ends = ((day - self.last_day).days for day in (first, last))
-        return sum(_sums(begins, ends, points), Fraction()) / (ends - begins + 1)
+        return Fraction(sum(sizes[begins : ends + 1]), SCALE * (ends - begins + 1))
 
 
-def size_after(days: int, points: Points) -> Fraction:
-    """Return the size after so many days: on the line between two horizons, or beyond the last; never below 0."""
-    ends = list(pairwise(sorted(points)))
-    low, high = next(((low, high) for low, high in ends if days <= high), ends[-1])
-    grown = Fraction((points[high] - points[low]) * (days - low), high - low)
-    return max(points[low] + grown, Fraction())
+def daily_sizes(points: Mapping[int, int], days: int) -> list[int]:
+    """Return the size on each of so many days and on the one before, MiB times `SCALE`, of sizes at the horizons.
 
-
-def _sums(first: int, last: int, points: Points) -> Iterator[Fraction]:
-    """Yield the sums of the sizes from one day to another, one for each line: days times the mean of its two ends."""
-    begins = first
-    for end in (*(one for one in _ends_of_lines(points) if first <= one < last), last):
-        if begins <= end:
-            yield (end - begins + 1) * (size_after(begins, points) + size_after(end, points)) / 2
-        begins = end + 1
-
-
-def _ends_of_lines(points: Points) -> Iterator[int]:
-    """Yield the days after which another line begins: horizons, and the last day on which a falling line is not 0."""
-    horizons = sorted(points)
-    yield from horizons[1:-1]
-    low, high = horizons[-2:]
-    fall = points[low] - points[high]
-    if fall > 0:
-        yield low + points[low] * (high - low) // fall
+    It lies on the line between two horizons, or on the continued last line, and is never below 0.
+    """
+    sizes: list[int] = []
+    for low, high in pairwise(DAYS):
+        change = (points[high] - points[low]) * SCALE // (high - low)
+        until = days + 1 if high == DAYS[-1] else high
+        sizes += [max(points[low] * SCALE + number * change, 0) for number in range(until - low)]
+    return sizes[: days + 1]
 
 
 @dataclass(frozen=True)
 class GroupPrice:
-    """What a GiB of a group costs per month, by its lines of the last final bill at the prices of each month.
-
-    `of_months` has exact prices; `is_mean` says that the group had no line, so that it is the mean of the fleet.
-    """
+    """What a GiB of a group costs in each month, exactly, by its lines of the last final bill."""
 
     of_months: Sequence[Fraction]
     is_mean: bool = False
+    """Whether the group has no line, so that this is the mean price of the fleet."""
 
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """What one group will have and cost, by its own forecast; sizes in MiB. `name` None: what has no such label.
+    """What one group will have and cost; `name` None: what has no such label.
 
-    Ends of ranges are None with too little history, amounts without a price.
+    Sizes are in MiB. Ends of ranges are None with too little history, amounts without a price.
     """
 
     name: str | None
@@ -122,7 +112,7 @@ class BudgetLine:
     price_per_gib: Decimal | None
     """Mean price per GiB and month, to six decimals."""
     is_mean_price: bool
-    """Whether the group is in no line of the bill, so that the mean price of the fleet counts."""
+    """Whether the group is in no line of the bill and has the mean price of the fleet."""
     monthly_amounts: Mapping[str, Decimal]
     """What each month costs, by month as 2026-10; these add up to the amount."""
 
@@ -143,15 +133,13 @@ class BudgetLine:
 
 @dataclass(frozen=True)
 class BudgetTotal:
-    """The sums of the lines, and beside them the forecast of the fleet as a whole, which is not their sum; MiB."""
+    """The sums of the lines, and the forecast of the fleet as a whole, which is another figure."""
 
     size_mb: int
     end_size_mb: int
     amount: Decimal | None
     price_per_gib: Decimal | None
-    """Mean price per GiB and month, to six decimals."""
     monthly_amounts: Mapping[str, Decimal]
-    """What each month costs, by month as 2026-10; these add up to the amount."""
     fleet_end_size_mb: int
     fleet_end_lower_mb: int | None
     fleet_end_upper_mb: int | None
@@ -159,7 +147,7 @@ class BudgetTotal:
 
 @dataclass(frozen=True)
 class Budget:
-    """What groups will cost in the coming months, the one that costs most first."""
+    """What groups will cost in the coming months, those that cost most first."""
 
     as_of: date
     """Day of the forecasts."""
@@ -170,7 +158,7 @@ class Budget:
     """Last day of the last of them."""
     currency: str | None
     bill_month: date | None
-    """Month of the bill whose lines are priced; None: no bill of a whole month was issued, so there are no amounts."""
+    """Month of the bill whose lines are priced; None: there are no amounts, for lack of such a bill or of prices."""
     bill_issue: int | None
     unpriced_gib_months: Decimal
     """GiB of that bill that have no price, and cost nothing here."""
@@ -179,7 +167,7 @@ class Budget:
 
     @property
     def notes(self) -> list[str]:
-        """Say what the lines rest on, and how they add up, one sentence each."""
+        """Say what the lines rest on and how they add up, one sentence each."""
         sentences = [
             f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
             "Ranges do not add up: what grows more in one group may grow less in another.",
@@ -248,10 +236,10 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
     refuse_unknown_grouping(by, keys)
     if by == SERVER:
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
-    as_of, forecasts = _forecasts(connection, by, today)
+    as_of, forecasts = _forecasts(connection, by, today, months[-1].end)
     fleet = forecasts.pop(FLEET)
     of_groups = list(_groups_of(connection, by, today, assumed)) if assumed else []
-    nothing = dict.fromkeys((0, *HORIZONS_DAYS), 0)
+    nothing = [0] * len(fleet.middle)
     for name, _ in of_groups:
         forecasts.setdefault(name, GroupForecast(name, fleet.last_day, nothing, nothing, nothing))
     bill = connection.execute(text(_LAST_BILL)).first()
@@ -260,37 +248,39 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
     unpriced = Decimal()
     if bill is not None and currency is not None:
         prices, unpriced = _prices(connection, by, months, bill, keys)
+    bill_month, bill_issue = (bill.month, bill.issue) if bill is not None and prices else (None, None)
     of_fleet = prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
     each_price = {name: prices.get(name, at_mean) for name in forecasts}
     lines = _lines(forecasts, months, each_price, of_groups)
     per_gib = _price_per_gib(forecasts.values(), months, each_price.values())
-    has_amounts = bool(prices)
     return Budget(
         as_of=as_of,
         grouped_by=by,
         months=[month.start for month in months],
         last_day=months[-1].end,
         currency=currency,
-        bill_month=bill.month if has_amounts and bill is not None else None,
-        bill_issue=bill.issue if has_amounts and bill is not None else None,
+        bill_month=bill_month,
+        bill_issue=bill_issue,
         unpriced_gib_months=unpriced,
         lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
         total=_total(lines, per_gib, fleet, months[-1].end),
     )
 
 
-def _forecasts(connection: Connection, by: str, today: date) -> tuple[date, dict[str | None, GroupForecast]]:
-    """Return the forecasts of the groups by name, and of the fleet; raises NotFoundError."""
+def _forecasts(
+    connection: Connection, by: str, today: date, last: date
+) -> tuple[date, dict[str | None, GroupForecast]]:
+    """Return the forecasts of the groups by name, and of the fleet, up to a day; raises NotFoundError."""
     asked = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
     rows = connection.execute(text(_FORECASTS), asked).all()
-    found = {row.group_name: _forecast(row) for row in rows}
+    found = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
     if FLEET not in found:
         raise NotFoundError(
             "There is no forecast of groups. `capacity runway --issue` issues them from the groups of each "
             "day, which `capacity aggregate --period daily` computes."
         )
-    # What another group took over within the last month has a forecast still, and counts once.
+    # What another group took over within the last month still has a forecast, and must count once.
     there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": found[FLEET].last_day, "by": by}).scalars()}
     found = {name: one for name, one in found.items() if name in there}
     if len(found) == 1:
@@ -304,18 +294,20 @@ def _groups_of(
 ) -> Iterator[tuple[str | None, Effect]]:
     """Yield the effects of a scenario, each with the group that its database is in."""
     names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
-    for row in connection.execute(text(_GROUPS_OF), {**names, "by": by, "day": today}):
+    query = with_parts(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
+    for row in connection.execute(query, {**names, "by": by, "day": today}):
         yield row.group_name, assumed[row.number - 1]
 
 
-def _forecast(row: Row[Any]) -> GroupForecast:
-    def points(name: str) -> Points | None:
-        values = {days: getattr(row, f"{name}_{days}_days_mb") for days in HORIZONS_DAYS}
-        return None if None in values.values() else {0: row.size_mb, **values}
+def _forecast(row: Row[Any], days: int) -> GroupForecast:
+    def sizes(name: str) -> list[int] | None:
+        values = {number: getattr(row, f"{name}_{number}_days_mb") for number in HORIZONS_DAYS}
+        return None if None in values.values() else daily_sizes({0: row.size_mb, **values}, days)
 
     # Without a band the forecast is that of the drift alone.
-    drifting = {days: max(round(row.size_mb + days * row.change_mb_per_day), 0) for days in (0, *HORIZONS_DAYS)}
-    return GroupForecast(row.group_name, row.last_day, points("forecast") or drifting, points("lower"), points("upper"))
+    drift = {number: max(round(row.size_mb + number * row.change_mb_per_day), 0) for number in DAYS}
+    middle = sizes("forecast") or daily_sizes(drift, days)
+    return GroupForecast(row.group_name, row.last_day, middle, sizes("lower"), sizes("upper"))
 
 
 def _prices(
@@ -324,7 +316,8 @@ def _prices(
     """Return the prices of the groups of a bill and, by the name of the fleet, of all; and its GiB without a price."""
     of_bill = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
     first, last = months[0].start, months[-1].end
-    rows = connection.execute(text(_PRICED), {**of_bill, "first": first, "last": last}).all()
+    query = with_parts(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX)
+    rows = connection.execute(query, {**of_bill, "first": first, "last": last}).all()
     days = sorted({row.day for row in rows})
     gib: dict[str | None, Fraction] = {}
     amounts: dict[tuple[str | None, date], Fraction] = {}
@@ -385,13 +378,13 @@ def _added(
     """
     if not assumed:
         return
-    left = {name: one.mean(first, last, one.middle) for name, one in groups.items()}
+    left = {name: one.mean_mb(one.middle, first, last) for name, one in groups.items()}
     growth: dict[str | None, Fraction] = {}
     for name, one in assumed:
         if isinstance(one.of, Growth):
             growth[name] = growth.get(name, Fraction()) + _mean_added(one, first, last)
     for name, changed in growth.items():
-        size = max(changed, -max(left[name] - groups[name].middle[0], Fraction()))
+        size = max(changed, -max(left[name] - groups[name].size_mb, Fraction()))
         left[name] += size
         yield name, size
     taken: dict[Move, Fraction] = {}
@@ -424,20 +417,21 @@ def _line(
     """Return the line of a group; what a scenario adds moves its ranges."""
     day, prices = months[-1].end, () if price is None else price.of_months
     exact = _amounts(one, months, prices, one.middle)
-    end_size_mb = max(_nearest(one.on(day, one.middle)) + added_mb, 0)
+    end_size_mb = max(_nearest(one.mean_mb(one.middle, day, day)) + added_mb, 0)
     cents = [max(_nearest(each * CENTS) + more, 0) for each, more in zip(exact, added_cents, strict=False)]
     amount = sum(cents)
-    lower, upper = (None if points is None else one.on(day, points) + added_mb for points in (one.lower, one.upper))
+    ends = (one.lower, one.upper)
+    lower, upper = (None if sizes is None else one.mean_mb(sizes, day, day) + added_mb for sizes in ends)
     lowest, highest = (
         None
-        if points is None or price is None
-        else sum(_amounts(one, months, prices, points), Fraction()) * CENTS + sum(added_cents)
-        for points in (one.lower, one.upper)
+        if sizes is None or price is None
+        else sum(_amounts(one, months, prices, sizes), Fraction()) * CENTS + sum(added_cents)
+        for sizes in ends
     )
     return BudgetLine(
         name=one.name,
         measured_day=one.last_day,
-        size_mb=one.middle[0],
+        size_mb=one.size_mb,
         end_size_mb=end_size_mb,
         # Rounding to a whole number must not leave the range.
         end_lower_mb=None if lower is None else max(min(floor(lower), end_size_mb), 0),
@@ -455,14 +449,14 @@ def _total(lines: Sequence[BudgetLine], per_gib: Decimal | None, fleet: GroupFor
     """Return the sums of the lines, and the forecast of the fleet for the last day."""
     amounts = [line.amount for line in lines]
     every = [line.monthly_amounts for line in lines]
-    lower, upper = (None if points is None else fleet.on(day, points) for points in (fleet.lower, fleet.upper))
+    lower, upper = (None if sizes is None else fleet.mean_mb(sizes, day, day) for sizes in (fleet.lower, fleet.upper))
     return BudgetTotal(
         size_mb=sum(line.size_mb for line in lines),
         end_size_mb=sum(line.end_size_mb for line in lines),
         amount=None if None in amounts else sum(filter(None, amounts), Decimal()),
         price_per_gib=per_gib,
         monthly_amounts={key: sum((one[key] for one in every), Decimal()) for key in every[0]},
-        fleet_end_size_mb=_nearest(fleet.on(day, fleet.middle)),
+        fleet_end_size_mb=_nearest(fleet.mean_mb(fleet.middle, day, day)),
         fleet_end_lower_mb=None if lower is None else floor(lower),
         fleet_end_upper_mb=None if upper is None else ceil(upper),
     )
@@ -476,16 +470,16 @@ def _price_per_gib(
     for one, price in zip(groups, prices, strict=True):
         if price is not None:
             amount += sum(_amounts(one, months, price.of_months, one.middle), Fraction())
-            gib += sum((one.mean(month.start, month.end, one.middle) for month in months), Fraction()) / MB_PER_GB
+            gib += sum((one.mean_mb(one.middle, month.start, month.end) for month in months), Fraction()) / MB_PER_GB
     return _decimal(amount / gib) if gib else None
 
 
 def _amounts(
-    one: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], points: Points
+    one: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], sizes: Sequence[int]
 ) -> list[Fraction]:
     """Return what each month costs at these sizes, exactly; nothing without prices."""
     return [
-        one.mean(month.start, month.end, points) / MB_PER_GB * price
+        one.mean_mb(sizes, month.start, month.end) / MB_PER_GB * price
         for month, price in zip(months, prices, strict=False)
     ]
 
@@ -513,30 +507,27 @@ SELECT group_name FROM capacity_groups
 WHERE period = 'daily' AND window_start = :day AND grouped_by = :by AND servers > 0
 """
 # Servers that another one counts are in no group.
-_GROUPS_OF = f"""
-SELECT g.number, CASE CAST(:by AS text) WHEN '{ENGINE}' THEN coalesce(i.db_type, 'unknown')
-       ELSE {labels_of("i.id", "g.database_name", "CAST(:day AS date)")} ->> CAST(:by AS text) END AS group_name
-FROM unnest(CAST(:servers AS text[]), CAST(:databases AS text[])) WITH ORDINALITY AS g (server, database_name, number)
-JOIN instances i ON i.name = g.server
-WHERE i.counted_by IS NULL ORDER BY g.number
-"""  # noqa: S608 -- the labels as everywhere
+_GROUPS_OF = """
+SELECT s.number,
+       CASE CAST(:by AS text) WHEN 'engine' THEN s.engine ELSE l.labels ->> CAST(:by AS text) END AS group_name
+FROM subjects s LEFT JOIN labels_held l USING (number) WHERE s.counted_by IS NULL ORDER BY s.number
+"""
 _LAST_BILL = """
 SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL ORDER BY month DESC, issue DESC LIMIT 1
 """
-# Prices change on some days only, so each is looked up once per engine, labels and stretch of days.
-_PRICED = f"""
-WITH spans AS MATERIALIZED ({PRICE_SPANS}), mix AS MATERIALIZED (
-    SELECT CASE CAST(:by AS text) WHEN '{ENGINE}' THEN l.engine ELSE l.labels ->> CAST(:by AS text) END AS group_name,
+# Prices change on some days only, so each is looked up once per stretch of days.
+_MIX = """
+SELECT of_bill.*, s.day
+FROM (
+    SELECT CASE CAST(:by AS text) WHEN 'engine' THEN l.engine ELSE l.labels ->> CAST(:by AS text) END AS group_name,
            l.engine, l.labels, sum(l.gib_months) AS gib
-    FROM capacity_bill_lines l WHERE l.month = :month AND l.issue = :issue
-    GROUP BY 1, l.engine, l.labels
-), segments AS (
+    FROM capacity_bill_lines l WHERE l.month = :month AND l.issue = :issue GROUP BY 1, l.engine, l.labels
+) AS of_bill CROSS JOIN (
     SELECT CAST(:first AS date) AS day
     UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :first AND :last
-)
-SELECT m.group_name, s.day, sum(m.gib) AS gib, sum(m.gib) FILTER (WHERE applied.price IS NULL) AS unpriced,
-       sum(m.gib * applied.price) AS amount
-FROM mix m CROSS JOIN segments s
-{price_on("s.day", "m.engine", "m.labels")}
-GROUP BY m.group_name, s.day
-"""  # noqa: S608 -- statements of our own
+) AS s
+"""
+_PRICED = """
+SELECT group_name, day, sum(gib) AS gib, sum(gib) FILTER (WHERE price IS NULL) AS unpriced, sum(gib * price) AS amount
+FROM mix JOIN prices_held USING (engine, labels, day) GROUP BY group_name, day
+"""

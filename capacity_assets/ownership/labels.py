@@ -1,7 +1,7 @@
 """Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
 
-Each is dated, so that last year's figures keep last year's owners. Which one holds for a database on a day is in
-`database.labels`; `database.group_days`, `ownership.groups` and `PLACED` here repeat its order.
+Each has a first day, so that last year's figures keep last year's owners. `database.labels` has the rule which one
+holds for a database on a day; `PLACED` here and `database.group_days` repeat its order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
@@ -21,7 +21,8 @@ from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
 from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import first_of, meant
-from capacity_assets.database.labels import labels_of
+from capacity_assets.database.labels import LABELS_OF_SUBJECTS
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 from capacity_assets.forecast.limits import (
     WHOLE_SERVER,
@@ -37,94 +38,10 @@ from capacity_assets.forecast.limits import (
     rows_of,
 )
 
-# The first day of each label, and the declarations for its subject by day. A label holds from today where another one
-# `l` gave a value to something that it takes over: the server, or one of its databases `d` that it matches by name or
-# by a pattern of higher precedence.
-PLACED = r"""
-WITH given AS (
-    SELECT *, replace(replace(replace(replace(replace(database_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'),
-                      '?', '_') AS database_like
-    FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:keys AS varchar[]),
-                CAST(:values AS varchar[]), CAST(:valid_froms AS date[])) WITH ORDINALITY
-        AS g (instance_id, database_pattern, key, value, valid_from, number)
-), named AS (
-    SELECT * FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[])) AS n (instance_id, name)
-)
-SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
-           SELECT FROM capacity_label_spans l
-           WHERE l.instance_id = g.instance_id AND l.key = g.key
-             AND (l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
-                 SELECT FROM (
-                     SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
-                     UNION ALL
-                     SELECT n.name FROM named n WHERE n.instance_id = g.instance_id AND n.name LIKE g.database_like
-                 ) AS d
-                 WHERE d.name LIKE l.database_like
-                   AND (g.database_pattern = d.name, g.database_pattern <> '',
-                        length(translate(g.database_pattern, '*?', '')), l.database_pattern)
-                     > (l.database_pattern = d.name, l.database_pattern <> '',
-                        length(translate(l.database_pattern, '*?', '')), g.database_pattern)))
-       ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
-FROM given g
-CROSS JOIN LATERAL (
-    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS held
-    FROM capacity_labels l
-    WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
-) AS history
-ORDER BY g.number
-"""
-# Databases of servers that already have pattern labels.
-NAMES = """
-SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
-UNION SELECT instance_id, database_name FROM database_size_aggregations
-WHERE instance_id = ANY (CAST(:ids AS integer[]))
-"""
-WITH_PATTERNS = """
-SELECT DISTINCT instance_id FROM capacity_labels
-WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:keys AS varchar[]))
-  AND database_pattern ~ '[*?]'
-"""
-LIST = """
-SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
-       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until, s.declared_at, s.declared_by
-FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
-WHERE CAST(:server AS text) IS NULL OR i.name = :server
-ORDER BY i.name, s.database_pattern, s.key, s.valid_from
-"""
-HELD = """
-SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
-WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
-"""
-MATCHING = r"""
-SELECT count(*) AS matched FROM database_size_stats d
-WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
-  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
-                          WHERE n.instance_id = (SELECT id FROM instances WHERE name = :server))
-  AND d.database_name LIKE replace(replace(replace(replace(replace(
-          CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
-"""
-# Where no database is named, only labels of the server match.
-LABELS_ON = f"""
-SELECT number, labels FROM (
-    SELECT g.number, {labels_of("i.id", "g.database", "CAST(:day AS date)")} AS labels
-    FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY
-        AS g (server, database, number)
-    JOIN instances i ON i.name = g.server
-    WHERE CAST(:engine_name AS text) IS NULL OR i.db_type = :engine_name
-) AS subjects
-WHERE CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value
-"""  # noqa: S608 -- the labels as everywhere
-KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
-ALIKE = """
-SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
-"""
-COLUMNS = """
-SELECT column_name FROM information_schema.columns
-WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
-"""
-
+Subject = TypeVar("Subject", bound=tuple[str, str | None])
 
 WILDCARDS = re.compile(r"[*?]")
+AS_LIKE = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_", "*": "%", "?": "_"})
 SUBJECT_COLUMNS = ("server", "database", "from")
 
 
@@ -204,7 +121,8 @@ def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today:
     """Return the first day of each label, and the declarations for its subject."""
     if not rows:
         return []
-    parameters = {**columns_of(rows), "today": today, "always": ALWAYS}
+    likes = [str(row["database_pattern"]).translate(AS_LIKE) for row in rows]
+    parameters = {**columns_of(rows), "database_likes": likes, "today": today, "always": ALWAYS}
     ids = connection.execute(text(WITH_PATTERNS), parameters).scalars().all()
     names = connection.execute(text(NAMES), {"ids": ids}).all() if ids else []
     parameters |= {"named_ids": [row.instance_id for row in names], "names": [row.database_name for row in names]}
@@ -224,7 +142,7 @@ def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
 
 
 @dataclass(frozen=True)
-class StoredLabel:
+class LabelSpan:
     """A declared label with the days on which it holds; `valid_until` None: it still does.
 
     It was declared by `declared_by`; None: not known.
@@ -241,47 +159,41 @@ class StoredLabel:
         return self.label.valid_from <= day and (self.valid_until is None or day < self.valid_until)
 
 
-def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel]:
+def stored_labels(engine: Engine, server: str | None = None) -> list[LabelSpan]:
     """Return labels by server, database and key, servers' first, of all or one; raises NotFoundError, DatabaseError."""
     if server is not None:
         with declaring(engine, "reading labels", dry_run=True) as connection:
             ids_of(connection, {server})
     return [
-        StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), *row[5:])
+        LabelSpan(Label(row.name, row.database or None, row.key, row.value, row.valid_from), *row[5:])
         for row in rows_of(engine, "labels", LIST, server=server)
     ]
 
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
     """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    return labels_of_each(engine, [(server, database)], day).get((server, database), {})
+    found = labels_of_each(engine, [(server, database)], day)
+    return next(iter(found.values()), {})
 
 
 def labels_of_each(
-    engine: Engine, subjects: Sequence[tuple[str, str | None]], day: date
-) -> dict[tuple[str, str | None], dict[str, str]]:
-    """Return the labels of registered servers (database None) and databases on a day; raises DatabaseError."""
-    servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
-    parameters = {"servers": servers, "databases": databases, "day": day, "engine_name": None}
-    found = rows_of(engine, "labels", LABELS_ON, **parameters, key=None, value=None)
-    return {subjects[row.number - 1]: dict(row.labels) for row in found}
-
-
-def having(
     engine: Engine,
-    subjects: Sequence[tuple[str, str | None]],
+    subjects: Sequence[Subject],
     day: date,
     *,
     label: tuple[str, str] | None = None,
     of_engine: str | None = None,
-) -> set[tuple[str, str | None]]:
-    """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
-    servers, databases = [server for server, _ in subjects], [database for _, database in subjects]
-    # Without a day, no label is looked up.
-    key, value, labelled_on = (None, None, None) if label is None else (*label, day)
-    parameters = {"servers": servers, "databases": databases, "day": labelled_on, "engine_name": of_engine}
-    labelled = rows_of(engine, "labels", LABELS_ON, **parameters, key=key, value=value)
-    return {subjects[row.number - 1] for row in labelled}
+) -> dict[Subject, dict[str, str]]:
+    """Return the labels of registered servers (database None) and databases on a day; raises DatabaseError.
+
+    If `label` (key and value) or `of_engine` is given, only of those that have it.
+    """
+    key, value = label or (None, None)
+    asked = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
+    wanted = {"day": day, "engine": of_engine, "key": key, "value": value}
+    query = with_parts(LABELLED, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
+    with database_errors(doing="reading labels"), engine.connect() as connection:
+        return {subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**asked, **wanted})}
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
@@ -306,7 +218,8 @@ def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
 
 def matching(engine: Engine, label: Label) -> int:
     """Count the databases of the newest samples of a server that a name or pattern matches; raises DatabaseError."""
-    [row] = rows_of(engine, "names", MATCHING, server=label.server, pattern=label.database)
+    like = (label.database or "").translate(AS_LIKE)
+    [row] = rows_of(engine, "names", MATCHING, server=label.server, like=like)
     return int(row.matched)
 
 
@@ -359,3 +272,90 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         for name, value in values.items()
         if value or name in held
     ]
+
+
+# The first day of each label, and the declarations for its subject by day. A label holds from today where another one
+# `l` gave a value to something that it takes over: the server, or one of its databases `d` that it matches by name or
+# by a pattern of higher precedence.
+PLACED = """
+WITH given AS (
+    SELECT * FROM unnest(
+        CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:database_likes AS varchar[]),
+        CAST(:keys AS varchar[]), CAST(:values AS varchar[]), CAST(:valid_froms AS date[])
+    ) WITH ORDINALITY AS g (instance_id, database_pattern, database_like, key, value, valid_from, number)
+), named AS (
+    SELECT * FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[])) AS n (instance_id, name)
+)
+SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
+           SELECT FROM capacity_label_spans l
+           WHERE l.instance_id = g.instance_id AND l.key = g.key
+             AND (l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
+                 SELECT FROM (
+                     SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
+                     UNION ALL
+                     SELECT n.name FROM named n WHERE n.instance_id = g.instance_id AND n.name LIKE g.database_like
+                 ) AS d
+                 WHERE d.name LIKE l.database_like
+                   AND (g.database_pattern = d.name, g.database_pattern <> '',
+                        length(translate(g.database_pattern, '*?', '')), l.database_pattern)
+                     > (l.database_pattern = d.name, l.database_pattern <> '',
+                        length(translate(l.database_pattern, '*?', '')), g.database_pattern)))
+       ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
+FROM given g
+CROSS JOIN LATERAL (
+    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS held
+    FROM capacity_labels l
+    WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
+) AS history
+ORDER BY g.number
+"""
+# Databases of servers that already have pattern labels.
+NAMES = """
+SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
+UNION SELECT instance_id, database_name FROM database_size_aggregations
+WHERE instance_id = ANY (CAST(:ids AS integer[]))
+"""
+WITH_PATTERNS = """
+SELECT DISTINCT instance_id FROM capacity_labels
+WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:keys AS varchar[]))
+  AND database_pattern ~ '[*?]'
+"""
+LIST = """
+SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
+       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until, s.declared_at, s.declared_by
+FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE CAST(:server AS text) IS NULL OR i.name = :server
+ORDER BY i.name, s.database_pattern, s.key, s.valid_from
+"""
+HELD = """
+SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
+"""
+MATCHING = """
+SELECT count(*) AS matched FROM database_size_stats d
+WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server) AND d.database_name LIKE :like
+  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
+                          WHERE n.instance_id = (SELECT id FROM instances WHERE name = :server))
+"""
+SUBJECTS = """
+SELECT g.number, i.id AS instance_id, g.database_name, CAST(:day AS date) AS day,
+       coalesce(i.db_type, 'unknown') AS engine, i.counted_by
+FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+    AS g (server, database_name, number)
+JOIN instances i ON i.name = g.server
+"""
+"""Registered servers (database null) and databases that are asked for by name, as `LABELS_OF_SUBJECTS` reads them."""
+LABELLED = """
+SELECT s.number, coalesce(l.labels, CAST('{}' AS jsonb)) AS labels
+FROM subjects s LEFT JOIN labels_held l USING (number)
+WHERE (CAST(:engine AS text) IS NULL OR s.engine = :engine)
+  AND (CAST(:key AS text) IS NULL OR l.labels ->> CAST(:key AS text) = :value)
+"""
+KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
+ALIKE = """
+SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
+"""
+COLUMNS = """
+SELECT column_name FROM information_schema.columns
+WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
+"""

@@ -1,16 +1,15 @@
-"""The result of a scenario: what differs from the base case in runways and budget; and those that were stored.
+"""What a scenario changes of runways and of the budget; the results that were stored by name.
 
-How assumptions change forecasts is in `forecast.scenarios`. A result is stored only when somebody asks for it, as it
-was computed, so that a page can show it without computing it again.
+How assumptions change forecasts is in `forecast.scenarios`. A result is stored only on request, as it was computed, so
+that a page can show it without computing it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from functools import partial
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -24,9 +23,9 @@ from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import capacity_scenarios
 from capacity_assets.forecast.history_statements import SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.outlook import FORECAST, Outlook, day_text, standing_for_themselves
-from capacity_assets.forecast.scenarios import Comparison, Scenario, Subject, compare
-from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
-from capacity_assets.ownership.labels import having
+from capacity_assets.forecast.scenarios import Comparison, Scenario, compare
+from capacity_assets.ownership.budgets import MOST_MONTHS, BudgetLine, BudgetTotal, coming_months, read_budget
+from capacity_assets.ownership.labels import labels_of_each
 
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
@@ -45,11 +44,11 @@ class RunwayFigures:
     """Probability of being full within so many days."""
     within_365_days: float | None
     range_text: str
-    """The range of 80 % of the middle day as people read it; empty where it is a single day or unknown."""
+    """The 80 % range of the middle day as people read it; empty if it is a single day or unknown."""
 
     @classmethod
     def of(cls, row: Outlook) -> RunwayFigures:
-        """Take them from an outlook."""
+        """Return those of an outlook."""
         within, longest = (row.probabilities.get(days) for days in (WITHIN_DAYS, LONGEST_HORIZON))
         beyond = row.last_day + timedelta(days=LONGEST_HORIZON)
         around = human_range(row.early_day, row.late_day, beyond) if row.state == FORECAST else ""
@@ -63,8 +62,8 @@ class RunwayFigures:
 
 
 @dataclass(frozen=True)
-class ChangedRunway:
-    """A server, database or volume whose runway is another one with the assumptions."""
+class RunwayChange:
+    """The runway of a server, database or volume that the assumptions change."""
 
     server: str
     subject: str
@@ -77,8 +76,8 @@ class ChangedRunway:
 
 
 @dataclass(frozen=True)
-class ChangedBudget:
-    """The budget of a group beside the base case; `name` None: what has no such label, or the fleet."""
+class BudgetChange:
+    """The budget of a group without and with the assumptions; `name` None: what has no such label, or the total."""
 
     name: str | None
     end_size_before_mb: int
@@ -94,29 +93,29 @@ class ScenarioResult:
 
     as_of: date
     assumptions: Sequence[str]
-    runways: Sequence[ChangedRunway]
-    """The greatest risk with the assumptions first."""
+    runways: Sequence[RunwayChange]
+    """Those with the greatest risk under the assumptions first."""
     unchanged: int
-    """Subjects with a known limit whose runway stays as it is."""
+    """Number of subjects with a known limit whose runway stays as it is."""
     notes: Sequence[str]
     grouped_by: str | None = None
     last_day: date | None = None
-    """Last day of the budget; None: there is no budget."""
+    """Last day of the budget; None: there is none."""
     currency: str | None = None
-    budget: Sequence[ChangedBudget] = ()
-    total: ChangedBudget | None = None
+    budget: Sequence[BudgetChange] = ()
+    total: BudgetChange | None = None
     without_budget: str | None = None
     """Why there is no budget."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a new database does to the runway of one server: its disk or limit that is full first then."""
+    """What a new database does to the runway of one server: to the disk or limit that is then full first."""
 
     server: str
     display_name: str
     headroom_mb: int
-    """What is left of that limit today."""
+    """What that limit leaves today."""
     before: RunwayFigures
     after: RunwayFigures
 
@@ -129,20 +128,17 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
         ValidationError: groups are not made by this key.
         DatabaseError: the database failed.
     """
-    found = compare(engine, today, scenario, partial(_having, engine, today))
+    found = compare(
+        engine, today, scenario, lambda subjects, label: labels_of_each(engine, subjects, today, label=label)
+    )
     if found.as_of is None:
         raise NotFoundError("Nothing was measured yet: there is nothing to forecast from.")
     named = _standing(found)
     changed = [
-        ChangedRunway(
-            before.server,
-            before.subject,
-            before.name,
-            before.display_name,
-            before.last_day,
-            before.size_mb,
-            RunwayFigures.of(before),
-            RunwayFigures.of(after),
+        RunwayChange(
+            *(before.server, before.subject, before.name, before.display_name, before.last_day, before.size_mb),
+            before=RunwayFigures.of(before),
+            after=RunwayFigures.of(after),
         )
         for before, after in found.pairs
         if before != after and (before.server, before.subject, before.name) in named
@@ -155,46 +151,33 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
             assumed = read_budget(connection, by, months, today, keys, found.effects)
     except NotFoundError as error:
         return ScenarioResult(*common, without_budget=str(error))
+    before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,
-        budget=_changed_lines(base, assumed),
-        total=_changed_budget(None, base.total, assumed.total),
+        budget=[_budget_change(line.name, before_by_name.get(line.name), line) for line in assumed.lines],
+        total=_budget_change(None, base.total, assumed.total),
     )
 
 
-def _having(engine: Engine, today: date, subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
-    found = having(engine, subjects, today, label=label)
-    return {(server, database) for server, database in found if database is not None}
-
-
 def _standing(found: Comparison) -> set[tuple[str, str, str]]:
-    """Name what stands for itself with the assumptions or without: a thousand databases may share one volume."""
+    """Name what stands for itself, with the assumptions or without: a thousand databases may share one volume."""
     every = [*standing_for_themselves(found.base.rows), *standing_for_themselves(found.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}
 
 
-def _changed_lines(base: Budget, assumed: Budget) -> list[ChangedBudget]:
-    before = {line.name: line for line in base.lines}
-    return [_changed_budget(line.name, before.get(line.name), line) for line in assumed.lines]
-
-
-def _changed_budget(
+def _budget_change(
     name: str | None, before: BudgetLine | BudgetTotal | None, after: BudgetLine | BudgetTotal
-) -> ChangedBudget:
+) -> BudgetChange:
     amount = None if after.amount is None else (before.amount if before else None) or Decimal()
     difference = None if after.amount is None or amount is None else after.amount - amount
-    size_mb = before.end_size_mb if before else 0
-    return ChangedBudget(name, size_mb, after.end_size_mb, amount, after.amount, difference)
+    return BudgetChange(name, before.end_size_mb if before else 0, after.end_size_mb, amount, after.amount, difference)
 
 
 def fits(found: Comparison) -> list[Fit]:
-    """Order servers by what a new database does to their runway: the one with the smallest risk first.
-
-    A server of which no risk is known, because there is too little history, comes last.
-    """
+    """Return the servers with the smallest risk after a new database first; those with too little history last."""
     riskiest: dict[str, tuple[Outlook, Outlook]] = {}
     for before, after in found.pairs:
         if after.subject in {SERVER_ROWS, VOLUME_ROWS} and after.headroom_mb is not None:
@@ -211,13 +194,13 @@ def fits(found: Comparison) -> list[Fit]:
 
 
 def _greatest_risk(row: Outlook) -> tuple[object, ...]:
-    """Sort the greatest known risk first, of equal ones that with the least space left."""
+    """Sort by the greatest known risk, then by the least space left."""
     return (not row.probabilities, *row.risk, row.headroom_mb)
 
 
 @dataclass(frozen=True)
-class StoredScenario:
-    """A result under the name by which it was stored."""
+class ScenarioRecord:
+    """A stored result and its name."""
 
     name: str
     stored_at: datetime
@@ -253,10 +236,10 @@ def stored_names(connection: Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def stored_scenario(connection: Connection, name: str) -> StoredScenario:
+def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
     """Return a stored result; raises NotFoundError where there is none, and DBAPIError."""
     query = sa.select(capacity_scenarios).where(capacity_scenarios.c.name == name)
     row = connection.execute(query).first()
     if row is None:
         raise NotFoundError(f"There is no stored scenario {name!r}.")
-    return StoredScenario(row.name, row.stored_at, _RESULTS.validate_python(row.content))
+    return ScenarioRecord(row.name, row.stored_at, _RESULTS.validate_python(row.content))

@@ -27,7 +27,7 @@ from capacity_assets.forecast.outlook import (
     display_name,
 )
 from capacity_assets.ownership.groups import Filling
-from capacity_assets.ownership.labels import having
+from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows
 
 
@@ -424,7 +424,7 @@ def fill_dates(
     dates = list(left_out)
     if label is not None:
         subjects = {one: (one.server, one.name if one.subject == "database" else None) for one in dates}
-        labelled = having(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
+        labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
         dates = [one for one, subject in subjects.items() if subject in labelled]
     decided = sum(left_out[one] for one in dates)
     dates = [one for one in dates if not left_out[one]]

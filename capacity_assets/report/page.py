@@ -21,7 +21,7 @@ from capacity_assets.base.units import (
 )
 from capacity_assets.charts.templates import STYLES, environment_of
 from capacity_assets.ownership import bills
-from capacity_assets.ownership.bills import IssuedBill
+from capacity_assets.ownership.bills import BillByGroup
 from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.charts import (
     RARE_STEPS,
@@ -84,7 +84,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
     )
 
 
-def render_bill(issued: IssuedBill) -> str:
+def render_bill(issued: BillByGroup) -> str:
     """Return a bill as one HTML document."""
     return (
         _environment()

@@ -37,8 +37,7 @@ from capacity_assets.charts.templates import environment_of
 from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.decisions import decide_command, is_left_out
 from capacity_assets.forecast.outlook import FORECAST, FULL
-from capacity_assets.ownership.bill_groups import BilledMonth
-from capacity_assets.ownership.bills import group_named
+from capacity_assets.ownership.bills import MonthlyAmount, group_named
 from capacity_assets.reading.filling import Runway, Severity, severity_of
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
@@ -251,9 +250,9 @@ def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
     return {key: value for key, value in labels[0].items() if all(one.get(key) == value for one in labels)}
 
 
-def billed_groups(history: Sequence[BilledMonth]) -> list[BilledMonth]:
+def billed_groups(history: Sequence[MonthlyAmount]) -> list[MonthlyAmount]:
     """Return one row of each group of a history of bills, those of the newest month first and all others last."""
-    columns: dict[tuple[bool, str | None], BilledMonth] = {}
+    columns: dict[tuple[bool, str | None], MonthlyAmount] = {}
     for one in sorted(history, key=lambda one: (one.is_others, -one.month.toordinal())):
         columns.setdefault((one.is_others, one.group), one)
     return list(columns.values())
@@ -329,7 +328,7 @@ def window_named(period: str, one: SizeInWindow) -> str:
 
 
 def amounts_chart(  # noqa: PLR0913 -- what a chart is of
-    title: str, months: Sequence[date], billed: Sequence[BilledMonth], *, currency: str, by: str, height: int = 230
+    title: str, months: Sequence[date], billed: Sequence[MonthlyAmount], *, currency: str, by: str, height: int = 230
 ) -> Markup:
     """Draw what groups had to pay by month, stacked; a month without an amount is a gap."""
     known = {one.month for one in billed}

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.ownership.bill_groups import groups_of_bill, store_groups
-from capacity_assets.ownership.bills import IssuedBill, issue_bill, read_bill
+from capacity_assets.ownership.bills import BillByGroup, groups_of_bill, issue_bill, read_bill, store_groups
 from tests.bills import GIB, fill_two_months_to_bill
 from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
@@ -37,13 +36,13 @@ def two_billed_months(today: None, engine: Engine) -> None:  # noqa: ARG001 -- m
     fill_two_months_to_bill(engine)
 
 
-def issued(engine: Engine, by: str = "team") -> IssuedBill:
+def issued(engine: Engine, by: str = "team") -> BillByGroup:
     for month in (MAY, JUNE):
         issue_bill(engine, month, fixed_clock(), KEYS)
     return read_bill(engine, JUNE, by)
 
 
-def changes(found: IssuedBill) -> dict[str | None, tuple[str, ...]]:
+def changes(found: BillByGroup) -> dict[str | None, tuple[str, ...]]:
     """The change of each group, and its parts: by growth, by prices and by moves."""
     return {
         group.name: tuple(

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.forecast.issuing import issue
-from capacity_assets.ownership.budgets import GroupForecast
+from capacity_assets.ownership.budgets import SCALE, daily_sizes
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
@@ -93,7 +93,8 @@ def rounded(value: Fraction) -> int:
 
 def on_the_line(points: list[tuple[int, int]], days: int) -> Fraction:
     """The size after so many days, on the line between the two horizons around."""
-    low, high = next((low, high) for low, high in pairwise(points) if days <= high[0])
+    lines = list(pairwise(points))
+    low, high = next((line for line in lines if days <= line[1][0]), lines[-1])
     return low[1] + Fraction((high[1] - low[1]) * (days - low[0]), high[0] - low[0])
 
 
@@ -160,16 +161,14 @@ def test_what_another_label_took_over_counts_once(engine: Engine, service: Aggre
     assert budget()["total"]["size_mb"] == before["total"]["size_mb"]
 
 
-@given(ahead=st.integers(1, 400), ends=st.lists(st.integers(0, 500), min_size=5, max_size=5))
-@example(ahead=350, ends=[300, 300, 300, 300, 5])  # 0 from the fifth day after the year on
-def test_the_mean_of_a_month_is_exact_also_where_a_forecast_falls_to_nothing(ahead: int, ends: list[int]) -> None:
-    month = PERIODS["monthly"].window_of(date(2025, 8, 1))
-    points = dict(zip((0, 7, 30, 90, 365), ends, strict=True))
-    group = GroupForecast("search", month.start - timedelta(days=ahead), points, None, None)
+@given(ends=st.lists(st.integers(0, 500), min_size=5, max_size=5), days=st.integers(0, 460))
+@example(ends=[300, 300, 300, 300, 5], days=372)  # 0 from the fifth day after the year on
+def test_the_sizes_of_days_lie_on_the_lines_between_horizons_and_never_below_zero(ends: list[int], days: int) -> None:
+    points = list(zip((0, 7, 30, 90, 365), ends, strict=True))
 
-    days = [group.on(month.start + timedelta(days=number), points) for number in range(month.days)]
+    sizes = [Fraction(size, SCALE) for size in daily_sizes(dict(points), days)]
 
-    assert group.mean(month.start, month.end, points) == sum(days, Fraction()) / month.days
+    assert sizes == [max(on_the_line(points, day), Fraction()) for day in range(days + 1)]
 
 
 @pytest.mark.usefixtures("today")

@@ -27,7 +27,7 @@ from capacity_assets.orchestration.documents import DigestConfig, bill_metadata,
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
-from capacity_assets.ownership.bills import Bill, IssuedBill
+from capacity_assets.ownership.bills import Bill, BillByGroup
 from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges
 from capacity_assets.reading.coverage import ServersInService, ServersWithoutRows
 from capacity_assets.reading.movers import WindowSizes
@@ -141,9 +141,9 @@ def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None
     one, nothing = Decimal(1), Decimal(0)
     issued = datetime(2025, 2, 1, tzinfo=UTC)
     bill = Bill(date(2025, 1, 1), 2, issued, True, "EUR", one, one, nothing, 1, 1, 0, ("team",), "")
-    before = IssuedBill(replace(bill, issue=1), "team", ())
+    before = BillByGroup(replace(bill, issue=1), "team", ())
 
-    assert first_cells("Metadata of showback") == set(bill_metadata(IssuedBill(bill, "team", (), 0, before)))
+    assert first_cells("Metadata of showback") == set(bill_metadata(BillByGroup(bill, "team", (), 0, before)))
 
 
 def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.charts.bars import MOST_SERIES
-from capacity_assets.ownership.bill_groups import BilledMonth
+from capacity_assets.ownership.bills import MonthlyAmount
 from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.web.addresses import PageQuery
@@ -35,7 +35,7 @@ class BudgetPage:
     lines: Sequence[BudgetLine] = ()
     total: BudgetTotal | None = None
     notes: Sequence[str] = ()
-    drawn: Sequence[BilledMonth] = ()
+    drawn: Sequence[MonthlyAmount] = ()
     """The amounts by month, of at most eight groups: those that cost most, then all others."""
 
 
@@ -68,18 +68,18 @@ def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_
     return reader.kept_of(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
 
 
-def _drawn(found: Budget) -> list[BilledMonth]:
+def _drawn(found: Budget) -> list[MonthlyAmount]:
     if found.total.amount is None:
         return []
     most = MOST_SERIES if len(found.lines) <= MOST_SERIES else MOST_SERIES - 1
     months = [(month, f"{month:%Y-%m}") for month in found.months]
     drawn = [
-        BilledMonth(month, line.name, is_others=False, amount=line.monthly_amounts[key])
+        MonthlyAmount(month, line.name, is_others=False, amount=line.monthly_amounts[key])
         for line in found.lines[:most]
         for month, key in months
     ]
     others = found.lines[most:]
     return drawn + [
-        BilledMonth(month, None, True, sum((line.monthly_amounts[key] for line in others), Decimal()))
+        MonthlyAmount(month, None, True, sum((line.monthly_amounts[key] for line in others), Decimal()))
         for month, key in (months if others else ())
     ]

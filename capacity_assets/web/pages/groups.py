@@ -17,15 +17,19 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.base.units import human_percent
 from capacity_assets.charts.bars import MOST_SERIES
-from capacity_assets.ownership.bill_groups import (
-    BilledMonth,
+from capacity_assets.ownership.bills import (
+    CENT,
+    BillByGroup,
     BillGroup,
+    MonthlyAmount,
     amounts_of_databases,
-    billed_months,
-    billed_months_of,
-    group_of_bill,
+    change_notes,
+    groups_of_bill,
+    monthly_amounts,
+    notes,
+    quantity_note,
+    read_bill_of,
 )
-from capacity_assets.ownership.bills import CENT, IssuedBill, change_notes, notes, quantity_note, read_bill_of
 from capacity_assets.ownership.budgets import BudgetLine
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
@@ -123,7 +127,7 @@ class GroupCost:
     compared_month: date | None
     """The month before; None where the two are not compared."""
     history_months: Sequence[date]
-    history: Sequence[BilledMonth]
+    history: Sequence[MonthlyAmount]
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class BillPage:
     notes: Sequence[str]
     is_outdated: bool = False
     """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
-    found: Annotated[IssuedBill | None, Field(exclude=True)] = None
+    found: Annotated[BillByGroup | None, Field(exclude=True)] = None
     """The whole bill, with groups of all pages; not in JSON."""
     is_final: bool = True
     total: BillGroup | None = None
@@ -186,7 +190,7 @@ class BillPage:
     compared_month: date | None = None
     """The month before; None where the two are not compared."""
     history_months: Sequence[date] = ()
-    history: Sequence[BilledMonth] = ()
+    history: Sequence[MonthlyAmount] = ()
     """Final bills of the year up to the month, by at most eight groups: those that cost most, then all others."""
     page: int = 1
     has_more: bool = False
@@ -361,11 +365,11 @@ def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None
     if last is None or last.currency is None:
         return None
     month = MONTHLY.window_of(last.month)
-    bill = group_of_bill(connection, month, last.issue, by, name)
+    bill = next(iter(groups_of_bill(connection, month, last.issue, by, only=name or "")), None)
     if bill is None:
         return None
     months = MONTHLY.back(month, HISTORY_MONTHS)
-    history = billed_months_of(connection, months, by, name, last.currency)
+    history = monthly_amounts(connection, months, by, last.currency, only=name or "")
     before = MONTHLY.previous(month).start if bill.change is not None else None
     starts = [one.start for one in months]
     return GroupCost(last.month, last.issue, last.currency, bill, before, starts, history)
@@ -420,7 +424,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         outdated = may_change and is_outdated(connection, of_month[-1], window)
         past = MONTHLY.back(window if bill.is_final else MONTHLY.previous(window), HISTORY_MONTHS)
         currency = bill.currency
-        history = [] if currency is None else billed_months(connection, past, by, currency, MOST_SERIES)
+        history = [] if currency is None else monthly_amounts(connection, past, by, currency, MOST_SERIES)
     groups, has_more = _page_of([*issued.groups, *issued.former_groups], query)
     is_newest = final is not None and (bill.month, bill.issue) == (final.month, final.issue)
     return BillPage(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from capacity_assets.ownership.scenario_results import (
-    ChangedRunway,
+    RunwayChange,
     ScenarioResult,
     stored_names,
     stored_scenario,
@@ -25,7 +25,7 @@ class ScenarioPage:
     name: str | None = None
     stored_at: datetime | None = None
     result: ScenarioResult | None = None
-    runways: Sequence[ChangedRunway] = ()
+    runways: Sequence[RunwayChange] = ()
     server_ids: Mapping[str, int] = field(default_factory=dict)
     """Those of the servers of `runways` that are still registered, by name."""
 
