@@ -22,8 +22,14 @@ from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, 
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.ownership.groups import ExplainedGroup, GroupPart, being_computed, explain_group, groups_changed_at
-from capacity_assets.ownership.labels import labels_on
+from capacity_assets.ownership.groups import (
+    GroupExplanation,
+    GroupPart,
+    being_computed,
+    explain_group,
+    groups_changed_at,
+)
+from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.subjects import SampleOrigin, origins_of
 from capacity_assets.runtime import open_task_runner
 
@@ -97,7 +103,8 @@ def explain(
             return _group(engine, settings, label, chosen, window, list_all=list_all)
         subject = _only(find_subjects(engine, database, server))
         explanation = explanation_of(engine, subject, chosen, window, today)
-        labels = labels_on(engine, subject.server, subject.database, window.end)
+        named = (subject.server, subject.database)
+        labels = labels_of_each(engine, [named], window.end).get(named, {})
         with database_errors(doing="reading imports"), engine.connect() as connection:
             origins = origins_of(connection, subject.instance_id, subject.database, window.start, window.end)
     document = {**_as_dict(explanation), "labels": labels, "imported": [asdict(one) for one in origins]}
@@ -153,7 +160,7 @@ def _part_cells(part: GroupPart, days: int) -> list[object]:
     return [part.server, database, part.days, human_mb(part.sum_mb // days), label]
 
 
-def _verdict(group: ExplainedGroup) -> str:
+def _verdict(group: GroupExplanation) -> str:
     total = f"Total: {group.sum_mb:,} MiB over {counted(group.days, 'measured day')}"
     if group.agrees:
         return f"{total}, {human_mb(group.size_mb)} per day. The stored row has the same."

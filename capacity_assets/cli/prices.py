@@ -40,7 +40,7 @@ from capacity_assets.ownership.prices import (
     NO_PRICE,
     Price,
     PriceChanges,
-    StoredPrice,
+    PriceEntry,
     declare_prices,
     forget_price,
     label_of,
@@ -182,7 +182,7 @@ def import_(registry: Registry, /, *, file: Path, restate: bool) -> DeclarationR
     return _report(changes, [registry.read_from(file, len(declared), "price")])
 
 
-def _cells(stored: StoredPrice) -> list[object]:
+def _cells(stored: PriceEntry) -> list[object]:
     price = stored.price
     first_day = since(price.valid_from).removeprefix("from ")
     return [price.display_name, _price_text(price), first_day, *declared_cells(stored)]
@@ -195,7 +195,7 @@ def _cells(stored: StoredPrice) -> list[object]:
     _cells,
     "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[tuple[StoredPrice, object]]:
+def list_(engine: Engine, /) -> list[tuple[PriceEntry, object]]:
     """Show all declared prices and their first days."""
     return [(stored, {**dated_json(stored.price), **declared_json(stored)}) for stored in stored_prices(engine)]
 

@@ -1,7 +1,7 @@
-"""Groups: the keys they are made by, the groups of a window, the first to fill in each, and the parts of a sum.
+"""Groups: what they are made by, the groups of a window, what of each fills first, and the parts of their sizes.
 
 Figures are those of the view `capacity_groups` (docs/semantics.md). To explain a group, its parts are added up from the
-samples, with the labels of each single row, and compared with the stored row.
+samples, with the labels of each row, and compared with the stored row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_day, human_percent, percent_of
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
+from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 
 WITHOUT_LABEL = ("engine", "server")
@@ -25,35 +26,29 @@ TENTHS = 1000
 
 
 @dataclass(frozen=True)
-class FillsFirst:
-    """What of a group is full first, and the day by which that is as likely as not."""
+class GroupFillDate:
+    """A database, volume or server of a group, and the day by which it is full as likely as not."""
 
     server: str
     name: str
+    """Database or volume; empty: the server as a whole."""
     day: date
-
-
-@dataclass(frozen=True)
-class Filling:
-    """A database, volume or server that fills, as part of a group."""
-
     server_id: int
     subject: str
-    first: FillsFirst
 
 
 @dataclass(frozen=True)
 class Group:
-    """One group of a window; `name` None: what has no such label. `change_mb` None: no change is known."""
+    """A group in a window; `name` None: what has no such label. `change_mb` None: no change is known."""
 
     name: str | None
     servers: int
     databases: int
     size_mb: int
     change_mb: int | None
-    fills_first: FillsFirst | None = None
+    fills_first: GroupFillDate | None = None
     change_percent: float | None = None
-    """The change in percent of the size before, to a tenth; None where it is not known, or nothing was there before."""
+    """The change in percent of the size before, to a tenth; None if it is not known or nothing was there before."""
     share_percent: float | None = None
     """Its part of what all groups have, to a tenth; these add up to 100."""
 
@@ -64,44 +59,38 @@ class Group:
 
 
 def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
-    """Refuse a grouping that is none; raises ValidationError."""
+    """Raise ValidationError unless groups are made by this."""
     known = (*WITHOUT_LABEL, *keys)
     if by not in known:
         raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
 
 
 def default_grouping(keys: Sequence[str]) -> str:
-    """Return what groups are made by where nobody says: the first key of labels, or engines."""
+    """Return what groups are made by unless asked otherwise: the first key of labels, or engines."""
     return next(iter(keys), WITHOUT_LABEL[0])
 
 
-def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
-    """Return what of each group fills first, if anything, at most so many, by newest forecasts; raises DBAPIError."""
-    grouped = _BY_COLUMN if by in WITHOUT_LABEL else _BY_LABEL
-    query = with_parts(_RANKED, filling=_FILLING, issued=_ISSUED, grouped=grouped)
-    groups: dict[str | None, list[Filling]] = {}
-    for row in connection.execute(query, {"by": by, "most": most}):
-        first = FillsFirst(row.server, row.name, row.full_middle)
-        groups.setdefault(row.group_name, []).append(Filling(row.server_id, row.subject, first))
+def fill_dates(connection: Connection, by: str, most: int) -> dict[str | None, list[GroupFillDate]]:
+    """Return what of each group fills first, at most so many of each, by the newest forecasts; raises DBAPIError."""
+    parts = {"filling": _FILLING, "issued": _ISSUED, "subjects": _SUBJECTS, "labels_held": LABELS_OF_SUBJECTS}
+    query = with_parts(_FILL_DATES, **parts)
+    groups: dict[str | None, list[GroupFillDate]] = {}
+    for name, *of_group in connection.execute(query, {"by": by, "most": most}):
+        groups.setdefault(name, []).append(GroupFillDate(*of_group))
     return groups
 
 
-def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]:
-    """Return what of each group is full first; as `filling_of_groups`."""
-    return first_of_each(filling_of_groups(connection, by, 1))
-
-
-def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str | None, FillsFirst]:
-    """Return the first of each group."""
-    return {name: subjects[0].first for name, subjects in filling.items()}
+def fills_first(connection: Connection, by: str) -> dict[str | None, GroupFillDate]:
+    """Return what of each group fills first; raises DBAPIError."""
+    return {name: dates[0] for name, dates in fill_dates(connection, by, 1).items()}
 
 
 def groups_of(
-    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
+    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, GroupFillDate]
 ) -> list[Group]:
-    """Return the groups of a window, the largest first, each with what `fills` has of it; raises DBAPIError.
+    """Return the groups of a window, the largest first, each with its entry in `fills`; raises DBAPIError.
 
-    None where no row is stored. Without any label of a key, everything is one group.
+    If no group is stored, there are none. Without any label of a key, everything is one group.
     """
     of_window = {"period": period.name, "start": window.start}
     rows = connection.execute(text(_GROUPS), {**of_window, "by": by}).all()
@@ -123,7 +112,7 @@ def _change_percent(group: Group) -> float | None:
 
 
 def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
-    """Return the part of each size in percent: cut to a tenth, then a tenth more where most was lost, up to 100."""
+    """Return the share of each size in percent, cut to a tenth; those that lost most get a tenth more, up to 100."""
     whole = sum(sizes_mb)
     if not whole:
         return [None] * len(sizes_mb)
@@ -135,7 +124,7 @@ def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
 
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
-    """Return when labels or samples changed that groups of these windows do not show yet; raises DBAPIError."""
+    """Return when the newest change was made that groups of these windows do not show yet; raises DBAPIError."""
     parameters = {"period": period.name, "starts": [window.start for window in windows]}
     changed_at: datetime | None = connection.execute(text(_NEWEST_CHANGE), parameters).scalar()
     return changed_at
@@ -170,37 +159,29 @@ WHERE full_middle IS NOT NULL AND stands_for_itself
 """
 # A group fills with the volume, or the server, that binds one of its databases.
 _ISSUED = """
-SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
+SELECT server_id, server, engine, subject, name, full_middle,
+       CASE subject WHEN 'database' THEN name END AS database_name
+FROM filling
 UNION ALL
-SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
+SELECT f.server_id, f.server, f.engine, f.subject, f.name, f.full_middle, d.name
 FROM filling f JOIN capacity_runway d ON d.server_id = f.server_id AND d.subject = 'database'
     AND d.binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
 WHERE f.subject <> 'database'
 """
-_BY_COLUMN = """
-SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine ELSE server END AS group_name, server_id, server, subject, name,
-       full_middle
-FROM issued
+_SUBJECTS = """
+SELECT row_number() OVER () AS number, i.*, i.server_id AS instance_id, newest.as_of AS day
+FROM issued i CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
 """
-# All labels at once, in the order of `database.labels`: one by one, as in the view, twenty thousand take a tenth of a
-# second.
-_BY_LABEL = """
-SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
-       l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
-FROM issued t
-CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
-LEFT JOIN capacity_label_spans l ON l.instance_id = t.server_id AND l.key = :by AND l.value IS NOT NULL
-    AND l.valid_from <= newest.as_of AND newest.as_of < l.valid_until
-    AND (l.database_pattern = '' OR t.of_subject = 'database'
-         AND (t.of_name = l.database_pattern OR t.of_name LIKE l.database_like))
-ORDER BY t.server_id, t.of_subject, t.of_name, t.subject, t.name, l.database_pattern = t.of_name DESC,
-         l.database_pattern <> '' DESC, length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern
-"""
-_RANKED = """
-SELECT group_name, server_id, server, subject, name, full_middle
+_FILL_DATES = """
+SELECT group_name, server, name, full_middle, server_id, subject
 FROM (
     SELECT *, row_number() OVER (PARTITION BY group_name ORDER BY full_middle, server, name, subject) AS place
-    FROM (SELECT DISTINCT group_name, server_id, server, subject, name, full_middle FROM grouped) AS each
+    FROM (
+        SELECT DISTINCT CASE CAST(:by AS text) WHEN 'engine' THEN s.engine WHEN 'server' THEN s.server
+                        ELSE l.labels ->> CAST(:by AS text) END AS group_name,
+               s.server_id, s.server, s.subject, s.name, s.full_middle
+        FROM subjects s LEFT JOIN labels_held l USING (number)
+    ) AS each
 ) AS ranked
 WHERE place <= :most ORDER BY group_name, place
 """
@@ -211,33 +192,33 @@ VALUES_NAMED = 8
 
 @dataclass(frozen=True)
 class GroupPart:
-    """A part of a group; `database` None: a server without the databases that belong to other groups.
-
-    `sum_mb` is added up over its `days` in the group. `label_of` is what its label was declared for on the last of
-    these: a database, a pattern, or None for the server; `valid_from` None: always.
-    """
+    """A part of a group; `database` None: a server without the databases that belong to other groups."""
 
     server: str
     database: str | None
     days: int
+    """Days on which it belonged to the group."""
     sum_mb: int
+    """Its sizes on these days, added up."""
     label_of: str | None
+    """What its label was declared for on the last of these days: a database or a pattern; None: the server."""
     valid_from: date | None
+    """First day of that label; None: always."""
 
 
 @dataclass(frozen=True)
-class ExplainedGroup:
-    """A group with its parts, the largest first, and what its row has; `row_...` None: there is no row.
-
-    `days` are those on which anything was measured, and `row_days` those that the row of the fleet rests on.
-    """
+class GroupExplanation:
+    """A group in a window: its parts, the largest first, and its stored row."""
 
     key: str
     value: str
     parts: Sequence[GroupPart]
     days: int
+    """Days on which anything was measured."""
     row_sum_mb: int | None
+    """None: there is no row."""
     row_days: int | None
+    """Days of the row of the fleet; None: there is no row."""
 
     @property
     def sum_mb(self) -> int:
@@ -251,16 +232,16 @@ class ExplainedGroup:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are samples of all days of the row."""
+        """Whether samples of all days of the row are left."""
         return self.row_days is None or self.days >= self.row_days
 
     @property
     def agrees(self) -> bool:
-        """Whether the row has the same."""
+        """Whether the row has the same sum."""
         return self.sum_mb == (self.row_sum_mb or 0)
 
 
-def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
+def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> GroupExplanation:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     days = asked_days(connection, window.dates)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
@@ -276,17 +257,21 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
     measured = with_parts(_DAYS, capacity_label_spans=_NO_LABELS, parts=GROUP_PARTS)
     measured_days = connection.execute(measured, days).scalar_one()
-    return ExplainedGroup(key, value, parts, measured_days, sum_mb, stored.days)
+    return GroupExplanation(key, value, parts, measured_days, sum_mb, stored.days)
 
 
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
 # `GROUP_PARTS` reads parts of the statement that are named like its tables instead of these.
 _ROWS_OF_SERVERS = {
-    name: f"SELECT * FROM {name} WHERE instance_id = ANY (CAST(:servers AS int[]))"  # noqa: S608 -- of this list
-    for name in (
-        "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",
-    )
-}  # fmt: skip
+    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "database_size_aggregations": (
+        "SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
+    ),
+    "instance_size_aggregations": (
+        "SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
+    ),
+}
 _PARTS = """
 SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),
        nullif(held.valid_from, DATE '0001-01-01')

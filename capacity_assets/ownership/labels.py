@@ -170,12 +170,6 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[LabelSpan]:
     ]
 
 
-def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
-    """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
-    found = labels_of_each(engine, [(server, database)], day)
-    return next(iter(found.values()), {})
-
-
 def labels_of_each(
     engine: Engine,
     subjects: Sequence[Subject],

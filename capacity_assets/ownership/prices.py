@@ -1,4 +1,7 @@
-"""Price lists: what a GiB costs per month, by engine and label, dated. Bills are made of them in `bills`."""
+"""Price lists: what a GiB costs per month, by engine and label, from a day on; and which bills a change of one changes.
+
+Which price holds for what is billed is in `bills`.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +42,22 @@ EVERYTHING = ""
 CURRENCY = re.compile(r"[A-Z]{3}")
 
 
+MONTHS_COMPUTED = 12
+
+
 @dataclass(frozen=True)
 class Price:
-    """The price of a GiB per month from a day on; `price` None ends the price.
-
-    `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: from the
-    current month on, or, if the same price holds then already, from its first day.
-    """
+    """The price of a GiB per month from a day on."""
 
     price: Decimal | None
+    """None ends the price."""
     currency: str
     engine: str = EVERYTHING
+    """Empty: every engine. Likewise the key and value of a label."""
     key: str = EVERYTHING
     value: str = EVERYTHING
     valid_from: date | None = None
+    """None: from the current month on, or, if the same price holds then already, from its first day."""
 
     @property
     def display_name(self) -> str:
@@ -61,16 +66,22 @@ class Price:
         return " with ".join(filter(None, parts)) or "everything else"
 
 
-MONTHS_COMPUTED = 12
+@dataclass(frozen=True)
+class PriceEntry:
+    """A declared price, when it was declared and by whom; None: not known."""
+
+    price: Price
+    declared_at: datetime
+    declared_by: str | None
 
 
 @dataclass(frozen=True)
 class PriceChanges:
-    """Prices that are declared or removed, with their first days, and what they change of final bills."""
+    """Prices that are declared or removed, with their first days, and the final bills that change by it."""
 
     prices: Sequence[Price]
     bills: Sequence[BillChange]
-    """The newest MONTHS_COMPUTED of the bills, the newest first."""
+    """Of the newest MONTHS_COMPUTED months, the newest first."""
     older_months: Sequence[date]
     """Further months whose bills have lines with another price."""
 
@@ -119,26 +130,17 @@ def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
     return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
 
 
-@dataclass(frozen=True)
-class StoredPrice:
-    """A declared price, when it was declared and by whom; None: not known."""
-
-    price: Price
-    declared_at: datetime
-    declared_by: str | None
-
-
 def declare_prices(
     engine: Engine, prices: Sequence[Price], today: date, *, by: str | None = None, restate: bool = False
 ) -> Sequence[Price]:
-    """Store all prices or none, as declared by `by`, and return them with their first days.
+    """Store all prices or none, as declared by `by`, and return them with their first days; computes no bills.
 
-    Each replaces an earlier price of the same subject and day; a price for all of history also replaces prices of the
-    same subject from later days. Bills are not recomputed.
+    Each replaces the price for the same engine, label and day. A price for all of history replaces every price for the
+    same engine and label.
 
     Raises:
-        ValidationError: two prices have the same subject and day, a currency is invalid or differs from that of the
-        price list, or bills of closed months would change without `restate`.
+        ValidationError: a price is given twice, a currency is invalid or differs from that of the price list, or bills
+        of closed months would change without `restate`.
         DatabaseError: the database failed; nothing was changed.
     """
     with declaring(engine, "storing prices") as connection:
@@ -148,7 +150,7 @@ def declare_prices(
 
 
 def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Sequence[str]) -> PriceChanges:
-    """Return what `declare_prices` would do, and how much final bills would change; stores nothing. Raises as it."""
+    """Return what `declare_prices` would change; stores nothing. Raises as it does."""
     with _tried(engine, "storing prices") as connection:
         dated, months = _store(connection, prices, today)
         return _changes(connection, dated, months, keys)
@@ -156,7 +158,7 @@ def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Se
 
 @contextmanager
 def _tried(engine: Engine, doing: str) -> Iterator[Connection]:
-    """Yield a connection whose price list is a copy of its own: bills are computed of it without locking the table."""
+    """Yield a connection with a copy of the price list in its place, so that bills are computed without its lock."""
     with declaring(engine, doing, dry_run=True) as connection:
         for statement in _COPY:
             connection.execute(text(statement))
@@ -210,19 +212,13 @@ def _refuse_currencies(currencies: set[str]) -> None:
 
 
 def forget_price(engine: Engine, price: Price, *, restate: bool = False) -> None:
-    """Delete a declared price of a subject and day.
-
-    Raises:
-        NotFoundError: there is no such price.
-        ValidationError: bills of closed months would change without `restate`.
-        DatabaseError: the database failed; nothing was changed.
-    """
+    """Delete the price for an engine, label and day; raises NotFoundError if there is none, and as `declare_prices`."""
     with declaring(engine, "removing a price") as connection:
         _refuse_restating(_forget(connection, price), restate=restate)
 
 
 def removal_changes(engine: Engine, price: Price, keys: Sequence[str]) -> PriceChanges:
-    """Return how much `forget_price` would change final bills; removes nothing. Raises as it does."""
+    """Return what `forget_price` would change; removes nothing. Raises as it does."""
     with _tried(engine, "removing a price") as connection:
         return _changes(connection, [price], _forget(connection, price), keys)
 
@@ -245,9 +241,9 @@ def _restated(connection: Connection, price: Price, removed: Decimal | None = No
     return connection.execute(text(_RESTATED), parameters).scalars().all()
 
 
-def stored_prices(engine: Engine) -> list[StoredPrice]:
-    """Return every declared price, the most general first; raises DatabaseError."""
-    return [StoredPrice(Price(*row[:6]), *row[6:]) for row in rows_of(engine, "prices", _LIST)]
+def stored_prices(engine: Engine) -> list[PriceEntry]:
+    """Return all declared prices, the most general first; raises DatabaseError."""
+    return [PriceEntry(Price(*row[:6]), *row[6:]) for row in rows_of(engine, "prices", _LIST)]
 
 
 # A temporary table hides the table of its name.

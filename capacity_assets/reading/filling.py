@@ -26,7 +26,7 @@ from capacity_assets.forecast.outlook import (
     PlannedOutlook,
     display_name,
 )
-from capacity_assets.ownership.groups import Filling
+from capacity_assets.ownership.groups import GroupFillDate
 from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows
 
@@ -136,9 +136,9 @@ def fills_first(connection: sa.Connection, *, shown: int, skipped: int = 0, serv
     return _runways(connection, in_order.limit(shown).offset(skipped))
 
 
-def runways_of(connection: sa.Connection, filling: Sequence[Filling]) -> list[Runway]:
+def runways_of(connection: sa.Connection, filling: Sequence[GroupFillDate]) -> list[Runway]:
     """Return the forecasts of the subjects that fill in a group."""
-    keys = [(one.server_id, one.subject, one.first.name) for one in filling]
+    keys = [(one.server_id, one.subject, one.name) for one in filling]
     chosen = _RUNWAYS.where(sa.tuple_(_R.server_id, _R.subject, _R.name).in_(keys))
     return _runways(connection, chosen.order_by(_R.full_middle, _R.server, _R.name)) if keys else []
 

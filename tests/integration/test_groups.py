@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.bills import issue_bill
-from capacity_assets.ownership.groups import ExplainedGroup, explain_group
+from capacity_assets.ownership.groups import GroupExplanation, explain_group
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
@@ -31,7 +31,7 @@ def groups(engine: Engine, by: str, start: date = MONTH) -> dict[str | None, tup
         return {row.group_name: (row.size_mb, row.change_mb) for row in rows}
 
 
-def explained(engine: Engine, key: str, value: str, start: date = MONTH) -> ExplainedGroup:
+def explained(engine: Engine, key: str, value: str, start: date = MONTH) -> GroupExplanation:
     period = PERIODS["monthly"]
     with engine.connect() as connection:
         return explain_group(connection, period, period.window_of(start), key, value)
@@ -115,7 +115,8 @@ def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engi
         (None, 1050, 0),
         ("payments", 295, 180),
     ]
-    assert found[1]["fills_first"] == {"server": "server-1", "name": "pay_a", "day": "2025-08-01"}
+    first = {"server": "server-1", "name": "pay_a", "day": "2025-08-01", "server_id": 1, "subject": "database"}
+    assert found[1]["fills_first"] == first
     assert "(no team)" in shown
     assert "2 Aug 2025 pay_a on server-2" in shown
     assert "Total: 1.3 GiB, +180 MiB where it is known." in shown

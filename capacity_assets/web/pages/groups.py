@@ -33,14 +33,12 @@ from capacity_assets.ownership.bills import (
 from capacity_assets.ownership.budgets import BudgetLine
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
-    Filling,
-    FillsFirst,
     Group,
+    GroupFillDate,
     being_computed,
     default_grouping,
-    filling_of_groups,
+    fill_dates,
     fills_first,
-    first_of_each,
     groups_changed_at,
     groups_of,
     refuse_unknown_grouping,
@@ -256,16 +254,16 @@ def _notice(connection: Connection, period: Period, windows: Sequence[Window], b
     return being_computed(changed_at) if changed_at else None
 
 
-def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
+def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
     if by == "server":
         # As many groups as servers, of which the others keep some names each.
         return reader.kept_of(("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS)
-    return first_of_each(_filling(reader, by))
+    return {name: dates[0] for name, dates in _filling(reader, by).items()}
 
 
-def _filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
+def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
     """Return what of each group fills first, for the page of all groups and those of each."""
-    read = partial(filling_of_groups, by=by, most=MEMBERS_SHOWN)
+    read = partial(fill_dates, by=by, most=MEMBERS_SHOWN)
     return reader.kept_of(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
 
 
