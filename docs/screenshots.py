@@ -17,10 +17,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Thresholds, load_settings
-from capacity_assets.messages.alerts import News, message_of
+from capacity_assets.messages.alerts import AlertUpdate, message_of
 from capacity_assets.messages.message import NEW, html_of
-from capacity_assets.messages.receivers import Receiver
-from capacity_assets.messages.sending import SendingSettings
+from capacity_assets.messages.sending import Receiver, SendingSettings
 from capacity_assets.reading.risks import read_risks
 from capacity_assets.runtime import open_engine
 
@@ -93,7 +92,7 @@ def picture_mail(browser: Browser, address: str) -> None:
         risks = read_risks(engine, clock.today(), thresholds, ())
     if risks is None or not risks.risks:
         sys.exit("Nothing of the demo fills.")
-    news = [News(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
+    news = [AlertUpdate(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
     sending = SendingSettings(pages_url=address, thresholds=thresholds)
     page = browser.new_page(viewport={"width": 700, "height": 100})
     page.set_content(html_of(message_of(Receiver("dba"), news, sending)))

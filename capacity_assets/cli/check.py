@@ -41,8 +41,7 @@ from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
 from capacity_assets.forecast.history import HistoryScope, reading
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import SendingSettings, unreachable
+from capacity_assets.messages.sending import SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.parts import slots_named_on

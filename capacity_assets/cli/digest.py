@@ -14,11 +14,8 @@ from capacity_assets.base.files import atomic_write, key_and_value
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import DAY, STANDARD_OUTPUT, Report, json_command, label_option, wants_json, writing
-from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.sending import send_digests
-from capacity_assets.digest.writing import as_html, as_text
-from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import SendingSettings
+from capacity_assets.digest import as_html, as_text, read_digest, send_digests
+from capacity_assets.messages.sending import SendingSettings, receivers_of
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.runtime import open_task_runner
 

@@ -1,1 +1,1 @@
-"""What people are told outside the pages: alerts of what fills, to whom they go, and in which form. No Dagster here."""
+"""Messages outside the pages: alerts, receivers, formats and delivery. No Dagster here."""

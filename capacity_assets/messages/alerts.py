@@ -1,7 +1,7 @@
-"""Alerts about what fills soon: sent once to each receiver concerned, again when it gets worse, once when resolved.
+"""Alerts about what fills soon: sent once to each receiver, again when the risk gets worse, and once when resolved.
 
-What a receiver was told is in `capacity_alerts`. A row is written when somebody has to act and updated when the message
-was handed over, so what a receiver that is away or has quiet hours did not get is sent by a later call.
+`capacity_alerts` stores what each receiver was sent. A row is inserted when a risk becomes an alert and updated after
+its message is delivered, so a later call sends what a receiver missed in quiet hours or while unreachable.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.history_statements import DATABASE_ROWS
 from capacity_assets.forecast.outlook import RECENT_DAYS, VOLUME
 from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Line, Message, Section
-from capacity_assets.messages.receivers import Receiver
 from capacity_assets.messages.sending import (
-    SENT_SIDE_BY_SIDE,
+    CONCURRENT_DELIVERIES,
+    Receiver,
     SendingError,
     SendingSettings,
-    channels_of,
     one_at_a_time,
     send,
 )
@@ -47,7 +46,7 @@ class Destination(NamedTuple):
 
 @dataclass(frozen=True)
 class SentAlert:
-    """What was sent about a subject by one channel; `sent_on` None: nothing yet."""
+    """The last message about a subject by one channel; `sent_on` None: none was delivered yet."""
 
     opened: date
     sent_on: date | None
@@ -55,8 +54,8 @@ class SentAlert:
 
 
 @dataclass(frozen=True)
-class News:
-    """Something that a receiver is to be told: a risk that is new or worse, or an alert that is resolved."""
+class AlertUpdate:
+    """What a receiver is to be sent: a new or worse risk, or a resolved alert."""
 
     kind: str
     key: RiskKey
@@ -70,7 +69,7 @@ class News:
 
 @dataclass(frozen=True)
 class AlertDeliveries:
-    """Receivers that were told something, the end of the first quiet hours, and who failed, with the reason."""
+    """Receivers that were sent something, the end of the first quiet hours, and failed receivers with the reason."""
 
     sent: Sequence[str] = ()
     quiet_until: datetime | None = None
@@ -80,10 +79,10 @@ class AlertDeliveries:
 def send_alerts(
     engine: Engine, clock: Clock, receivers: Sequence[Receiver], settings: SendingSettings, *, off_because: str = ""
 ) -> AlertDeliveries:
-    """Tell each receiver in one message what it does not know yet of what fills soon; raises DatabaseError.
+    """Send each receiver one message with all of its new updates; raises DatabaseError.
 
-    Receivers are reached side by side: one that fails or hangs concerns nobody else, and is told by a later call.
-    With `off_because`, no risk is told, and open alerts are resolved for this reason.
+    Receivers are sent to concurrently, so that one that fails or hangs delays no other; a later call tries it again.
+    With `off_because`, no risk is sent, and open alerts are resolved for this reason.
     """
     now = clock.local_now()
     with one_at_a_time(engine, "alerts"):
@@ -94,43 +93,43 @@ def send_alerts(
         risks = risks.all_resolved(off_because) if off_because else risks
         due, ends = [], []
         for receiver in receivers:
-            for channel in channels_of(receiver):
+            for channel in receiver.channels:
                 destination = Destination(receiver.name, channel)
-                news = list(news_of(receiver, risks, told.get(destination, {})))
-                unsent = _open_alerts_for(engine, destination, news)
+                updates = list(updates_for(receiver, risks, told.get(destination, {})))
+                unsent = _open_alerts_for(engine, destination, updates)
                 quiet_until = receiver.quiet_until(now)
                 if unsent and quiet_until is not None:
                     ends.append(quiet_until)
                 elif unsent:
                     due.append((receiver, channel, unsent))
 
-        def hand_over(delivery: tuple[Receiver, str, Sequence[News]]) -> tuple[str, str]:
+        def deliver(delivery: tuple[Receiver, str, Sequence[AlertUpdate]]) -> tuple[str, str]:
             receiver, channel, unsent = delivery
-            # PagerDuty gets an event for each anyway: what it took is not sent again because a later one failed.
+            # PagerDuty takes one event each: those it accepted are not sent again if a later one fails.
             parts = [[one] for one in unsent] if receiver.format == PAGERDUTY else [unsent]
-            for news in parts:
+            for updates in parts:
                 try:
-                    send(message_of(receiver, news, settings, risks.installation), receiver, channel, settings)
+                    send(message_of(receiver, updates, settings, risks.installation), receiver, channel, settings)
                 except SendingError as error:
                     return receiver.name, str(error)
-                _store(engine, Destination(receiver.name, channel), news, risks.as_of, now)
+                _store(engine, Destination(receiver.name, channel), updates, risks.as_of, now)
             return receiver.name, ""
 
-        with ThreadPoolExecutor(SENT_SIDE_BY_SIDE) as threads:
-            outcomes = list(threads.map(hand_over, due))
+        with ThreadPoolExecutor(CONCURRENT_DELIVERIES) as threads:
+            outcomes = list(threads.map(deliver, due))
     sent = tuple(dict.fromkeys(name for name, problem in outcomes if not problem))
     return AlertDeliveries(sent, min(ends, default=None), tuple(outcome for outcome in outcomes if outcome[1]))
 
 
-def news_of(receiver: Receiver, risks: Risks, told: Mapping[RiskKey, SentAlert]) -> Iterator[News]:
-    """Yield what a receiver must be told, given what it was told before; the greatest risk comes first."""
+def updates_for(receiver: Receiver, risks: Risks, told: Mapping[RiskKey, SentAlert]) -> Iterator[AlertUpdate]:
+    """Yield the updates that a receiver has not been sent yet, the greatest risk first."""
     concerning = {risk.key: risk for risk in risks.risks if receiver.has(risk.labels)}
     for key, risk in concerning.items():
         before = told.get(key)
         if before is None or before.sent_on is None:
-            yield News(NEW, key, before.opened if before else risks.as_of, before, risk)
+            yield AlertUpdate(NEW, key, before.opened if before else risks.as_of, before, risk)
         elif is_worse(before, risk):
-            yield News(WORSE, key, before.opened, before, risk)
+            yield AlertUpdate(WORSE, key, before.opened, before, risk)
     for key, before in sorted(told.items()):
         if key in concerning:
             continue
@@ -139,14 +138,14 @@ def news_of(receiver: Receiver, risks: Risks, told: Mapping[RiskKey, SentAlert])
         if reason is None and not receiver.has(alert.labels):
             reason = f"it no longer has the label {'='.join(receiver.label or ())}"
         if reason is not None:
-            yield News(RESOLVED, key, before.opened, before, alert=alert, reason=reason)
+            yield AlertUpdate(RESOLVED, key, before.opened, before, alert=alert, reason=reason)
 
 
 def is_worse(told: SentAlert, risk: AlertRisk) -> bool:
-    """Whether a risk has grown by a step since it was told: it is full now, or less than half of the time is left.
+    """Whether a risk is worth another message: it is full, has a fill date for the first time, or fills much sooner.
 
-    That is the time from the day of the message to the day on which it was to be full. Days that pass are no step:
-    the day on which it is full must have come nearer. A first day is a step too.
+    Much sooner: less than half of the time remains between the day of the last message and the fill date it gave. Only
+    a nearer fill date counts, not the passing of days.
     """
     if told.sent_on is None or risk.full_by is None:
         return False
@@ -155,10 +154,12 @@ def is_worse(told: SentAlert, risk: AlertRisk) -> bool:
     return told.full_by > told.sent_on and risk.full_by - told.sent_on < (told.full_by - told.sent_on) / 2
 
 
-def message_of(receiver: Receiver, news: Sequence[News], settings: SendingSettings, installation: str = "") -> Message:
-    """Return the message that tells a receiver its news, with links where `settings` has the address of the pages."""
+def message_of(
+    receiver: Receiver, updates: Sequence[AlertUpdate], settings: SendingSettings, installation: str = ""
+) -> Message:
+    """Return the message with these updates; it has links if `settings` has the address of the pages."""
     pages_url = settings.pages_url
-    sections = [_section(one, settings.thresholds.days, pages_url, installation) for one in news]
+    sections = [_section(one, settings.thresholds.days, pages_url, installation) for one in updates]
     headings = [section.heading for section in sections]
     title = f"{headings[0]}, and {len(headings) - 1} more" if len(headings) > 1 else headings[0]
     label = receiver.label
@@ -168,16 +169,17 @@ def message_of(receiver: Receiver, news: Sequence[News], settings: SendingSettin
     return Message(title, sections=sections, link=link)
 
 
-def _section(news: News, within_days: int, pages_url: str | None, installation: str) -> Section:
-    key = news.key
+def _section(update: AlertUpdate, within_days: int, pages_url: str | None, installation: str) -> Section:
+    key = update.key
     url = None if pages_url is None else page_url(pages_url, subject_address(key.subject, key.server_id, key.name))
     dedup = dedup_key(key, installation)
-    if news.risk is None:
-        assert news.alert is not None  # noqa: S101 -- news is about one or the other
-        return _resolved(news, news.alert, url, dedup)
-    lines, event = list(_lines(news, news.risk, within_days)), _event(news, news.risk, within_days, dedup)
-    command = printable(decide_command(news.risk.outlook.server, key.subject, key.name))
-    return Section(_heading(news.risk, within_days), lines, url=url, command=command, event=event)
+    risk = update.risk
+    if risk is None:
+        assert update.alert is not None  # noqa: S101 -- an update has a risk or an alert
+        return _resolved(update, update.alert, url, dedup)
+    lines, event = list(_lines(update, risk, within_days)), _event(update, risk, within_days, dedup)
+    command = printable(decide_command(risk.outlook.server, key.subject, key.name))
+    return Section(_heading(risk, within_days), lines, url=url, command=command, event=event)
 
 
 def _heading(risk: AlertRisk, within_days: int) -> str:
@@ -193,8 +195,8 @@ def _probability_text(risk: AlertRisk, within_days: int) -> str:
     return f"{100 * risk.probability:.0f} % within {within_days} days"
 
 
-def _lines(news: News, risk: AlertRisk, within_days: int) -> Iterator[Line]:
-    """Yield what a responder needs: size and limit, day, probability, growth, since when, whose it is."""
+def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[Line]:
+    """Yield what a responder needs: size and limit, fill date, probability, growth, age of the alert, labels."""
     outlook = risk.outlook
     binds = "disk" if outlook.binds == VOLUME else outlook.binds
     yield Line(
@@ -204,15 +206,15 @@ def _lines(news: News, risk: AlertRisk, within_days: int) -> Iterator[Line]:
         yield Line(risk.range_text, name="80 % range")
     if not risk.is_full:
         yield Line(_probability_text(risk, within_days), name="Probability")
-    if news.kind == WORSE and news.told is not None and news.told.sent_on:
-        before = "no day" if news.told.full_by is None else human_day(news.told.full_by)
-        yield Line(f"{before}, sent on {human_day(news.told.sent_on)}", name="Last message")
+    if update.kind == WORSE and update.told is not None and update.told.sent_on:
+        before = "no date" if update.told.full_by is None else human_day(update.told.full_by)
+        yield Line(f"{before}, sent on {human_day(update.told.sent_on)}", name="Last message")
     growth = f"{human_change_mb(round(outlook.change_mb_per_day))} per day"
     yield Line(growth + ("" if outlook.sooner_day is None else f". {outlook.remark}"), name="Forecast growth")
     if risk.growers:
         grown = ", ".join(f"{name} {human_change_mb(change)}" for name, change in risk.growers)
         yield Line(printable(grown), name=f"Grew most in {RECENT_DAYS} days")
-    yield Line(human_day(news.opened), name="Act since")
+    yield Line(human_day(update.opened), name="Act since")
     if outlook.planned is not None:
         yield Line(outlook.planned.sentence, name="Planned")
     if risk.decision is not None:
@@ -221,20 +223,20 @@ def _lines(news: News, risk: AlertRisk, within_days: int) -> Iterator[Line]:
     yield Line(printable(labels) or "none", name="Labels")
 
 
-def _resolved(news: News, alert: OpenAlert, url: str | None, dedup: str) -> Section:
-    named = printable(subject_of(news.key, alert.server))
-    lines = [Line(printable(news.reason), name="Why"), Line(human_day(news.opened), name="Act since")]
-    figures = {"server": alert.server, **_subject(news.key), "labels": dict(alert.labels), "reason": news.reason}
+def _resolved(update: AlertUpdate, alert: OpenAlert, url: str | None, dedup: str) -> Section:
+    named = printable(subject_of(update.key, alert.server))
+    lines = [Line(printable(update.reason), name="Why"), Line(human_day(update.opened), name="Act since")]
+    figures = {"server": alert.server, **_subject(update.key), "labels": dict(alert.labels), "reason": update.reason}
     event = Event(RESOLVED, dedup, "info", alert.server, figures)
     return Section(f"Resolved: {named}", lines, url=url, event=event)
 
 
-def _event(news: News, risk: AlertRisk, within_days: int, dedup: str) -> Event:
+def _event(update: AlertUpdate, risk: AlertRisk, within_days: int, dedup: str) -> Event:
     outlook = risk.outlook
     days = {"full_by": risk.full_by, "early": outlook.early_day, "late": outlook.late_day}
     figures = {
         "server": outlook.server,
-        **_subject(news.key),
+        **_subject(update.key),
         "size_mb": outlook.size_mb,
         "limit_mb": outlook.limit_mb,
         "binds": outlook.binds,
@@ -245,12 +247,12 @@ def _event(news: News, risk: AlertRisk, within_days: int, dedup: str) -> Event:
         "within_days": within_days,
         "change_mb_per_day": outlook.change_mb_per_day,
         "grew": [{"database": name, "change_mb": change} for name, change in risk.growers],
-        "since": news.opened.isoformat(),
+        "since": update.opened.isoformat(),
         "labels": dict(risk.labels),
         "decision": risk.decision and risk.decision.sentence,
     }
     severity = "critical" if risk.is_full else "error"
-    return Event(news.kind, dedup, severity, outlook.server, figures)
+    return Event(update.kind, dedup, severity, outlook.server, figures)
 
 
 def _subject(key: RiskKey) -> dict[str, object]:
@@ -258,9 +260,10 @@ def _subject(key: RiskKey) -> dict[str, object]:
 
 
 def dedup_key(key: RiskKey, installation: str) -> str:
-    """Return the key of an alert, the same in all its messages; names may be longer than PagerDuty takes.
+    """Return the key of an alert, the same in all of its messages.
 
-    Numbers of servers are the same in several installations, which may share a service of PagerDuty.
+    It is a hash because names may be longer than PagerDuty accepts, and includes the installation because several may
+    share a PagerDuty service and use the same server IDs.
     """
     return f"capacity-{sha256(repr((installation, *key)).encode()).hexdigest()[:32]}"
 
@@ -279,10 +282,10 @@ def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destin
     return told
 
 
-def _open_alerts_for(engine: Engine, destination: Destination, news: Sequence[News]) -> list[News]:
-    """Store alerts of new risks, and delete those resolved before anything was sent; return what is to be sent."""
-    new = [_row(destination, one.key) | {"opened": one.opened} for one in news if one.told is None]
-    unsaid = [one for one in news if one.kind == RESOLVED and one.told is not None and one.told.sent_on is None]
+def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence[AlertUpdate]) -> list[AlertUpdate]:
+    """Store alerts of new risks, delete those resolved before anything was sent, and return what is to be sent."""
+    new = [_row(destination, one.key) | {"opened": one.opened} for one in updates if one.told is None]
+    unsaid = [one for one in updates if one.kind == RESOLVED and one.told is not None and one.told.sent_on is None]
     again = {"sent_at": None, "probability": None, "full_by": None, "resolved": None}
     with database_errors(doing="storing what is to be sent", kept="No alert was sent."), engine.begin() as connection:
         if new:
@@ -291,14 +294,16 @@ def _open_alerts_for(engine: Engine, destination: Destination, news: Sequence[Ne
             connection.execute(entered.on_conflict_do_update(index_elements=KEY, set_=opened))
         for one in unsaid:
             connection.execute(delete(capacity_alerts).where(*_is(destination, one.key)))
-    return [one for one in news if one not in unsaid]
+    return [one for one in updates if one not in unsaid]
 
 
-def _store(engine: Engine, destination: Destination, news: Sequence[News], as_of: date, now: datetime) -> None:
-    """Store what a receiver was told."""
-    kept = f"{destination.receiver!r} was told and may be told again."
+def _store(
+    engine: Engine, destination: Destination, updates: Sequence[AlertUpdate], as_of: date, now: datetime
+) -> None:
+    """Store what was sent to a receiver."""
+    kept = f"{destination.receiver!r} got the alert and may get it again."
     with database_errors(doing="storing what was sent", kept=kept), engine.begin() as connection:
-        for one in news:
+        for one in updates:
             values: dict[str, object] = {"sent_at": now}
             if one.risk is None:
                 values["resolved"] = as_of

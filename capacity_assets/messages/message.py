@@ -1,7 +1,7 @@
-"""A message, and its form for each kind of receiver: text, mail, JSON, Slack, Microsoft Teams and PagerDuty.
+"""A message, and its formats: plain text, mail, JSON, Slack, Microsoft Teams and PagerDuty.
 
-Each form keeps to the limits that the receiver documents; what does not fit is counted in the message. Names come from
-servers, so they are escaped in every form that has markup.
+Each format keeps to the limits that its receiver documents; the message says how much was left out. Names come from
+servers, so they are escaped in every format with markup.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEW, WORSE, RESOLVED = "new", "worse", "resolved"
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence and the command at its end; each form shows commands in its own way."""
+    """A sentence with an optional command at its end, which formats show as code."""
 
     text: str
     command: str = ""
@@ -40,7 +40,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of text; `name` says what it is about, `url` is the page of it; None: neither."""
+    """A line of text with an optional name and page."""
 
     text: str
     url: str | None = None
@@ -53,21 +53,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Event:
-    """What programs need of a section: what happened, to what, how urgent it is, and the figures."""
+    """A section for programs: what happened to what, its severity and figures."""
 
     kind: str
     """new, worse or resolved."""
     key: str
-    """The same in every message about the same thing."""
+    """The same in all messages about the same subject."""
     severity: str
-    """critical or error, as PagerDuty has them."""
+    """critical, error or info, as in PagerDuty."""
     source: str
     figures: Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a message: its heading and lines, how many lines more there are, its page, and what to run."""
+    """A part of a message: heading, lines, the number of lines left out, its page, and a command to run."""
 
     heading: str
     lines: Sequence[Line] = ()
@@ -79,7 +79,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Message:
-    """A message; `link` is the page of the whole, `more` counts sections that were left out."""
+    """A message; `link` leads to the page of the whole, `more` is the number of sections left out."""
 
     title: str
     opening: Sequence[Sentence] = ()
@@ -87,7 +87,7 @@ class Message:
     link: Line | None = None
     more: int = 0
     event: Event | None = None
-    """Of a message that has no sections."""
+    """For a message without sections."""
 
     @property
     def url(self) -> str | None:
@@ -99,7 +99,7 @@ def text_of(message: Message) -> str:
     """Return the message as plain text, without its title."""
     lines = list(map(str, message.opening))
     for section in message.sections:
-        # A message about one thing has said what it is in its title.
+        # A message about a single subject has its heading as title.
         if section.heading != message.title:
             lines += [*([""] if lines else []), f"{section.heading}:"]
         lines += [f"- {line}" + (f"\n  {line.url}" if line.url else "") for line in section.lines]
@@ -112,7 +112,7 @@ def text_of(message: Message) -> str:
 
 
 def html_of(message: Message, **chart: object) -> str:
-    """Return the message as HTML; `chart` is what the template draws before the sections."""
+    """Return the message as HTML; `chart` has the values of the chart before the sections."""
     return _template().render(message=message, **{"chart": None, **chart})
 
 
@@ -130,7 +130,7 @@ def mail_of(message: Message, sender: str, to: Sequence[str], html: str | None =
     return mail
 
 
-@cache  # Reading it takes longer than filling it in.
+@cache  # Compiling it takes longer than rendering it.
 def _template() -> Template:
     return environment_of(PackageLoader("capacity_assets.messages", "templates")).get_template("message.html.j2")
 
@@ -157,7 +157,7 @@ def _json(message: Message) -> dict[str, Any]:
 
 
 def _slack(message: Message) -> dict[str, Any]:
-    """Return blocks of an incoming webhook; `text` is what notifications show."""
+    """Return the blocks of an incoming webhook; notifications show `text`."""
     shown = _cut(message, SLACK_SECTIONS)
     texts = [
         _escaped_for_slack(one.text) + (f" `{_escaped_for_slack(one.command)}`" if one.command else "")
@@ -184,12 +184,12 @@ def _line_of_slack(line: Line) -> str:
 
 
 def _escaped_for_slack(text: str) -> str:
-    """Escape the three characters that Slack reads as markup; links and mentions need the brackets."""
+    """Escape the three characters that are markup in Slack; links and mentions need the brackets."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _teams(message: Message) -> dict[str, Any]:
-    """Return an Adaptive Card as the workflow "When a Teams webhook request is received" takes it."""
+    """Return an Adaptive Card for the workflow "When a Teams webhook request is received"."""
     for shown in range(TEAMS_SECTIONS, -1, -1):
         card = _card(_cut(message, shown))
         if len(json.dumps(card)) <= TEAMS_BYTES:
@@ -234,12 +234,12 @@ def _line_of_teams(line: Line) -> str:
 
 
 def _escaped_for_teams(text: str) -> str:
-    """Escape what Markdown of a card reads as emphasis or a link."""
+    """Escape characters that are emphasis or links in the Markdown of cards."""
     return "".join(f"\\{sign}" if sign in "\\*[]`" else sign for sign in text)
 
 
 def pagerduty_events(message: Message, routing_key: str) -> list[dict[str, Any]]:
-    """Return the events of PagerDuty's Events API v2, one per section: an incident is about one thing."""
+    """Return events for PagerDuty's Events API v2, one per section, because an incident has one subject."""
     return [_pagerduty(message, section, event, routing_key) for section, event in _events(message)]
 
 
@@ -271,7 +271,7 @@ def _pagerduty(message: Message, section: Section, event: Event, routing_key: st
 
 
 def _linked_text(message: Message, section: Section) -> str:
-    """Return what the link of a section says: its heading, unless the title of the message has said it."""
+    """Return the text of a section's link: its heading, unless that is the title of the message."""
     if section.heading != message.title:
         return section.heading
     return "Open the page" if section.url else ""
@@ -291,4 +291,4 @@ def _shortened(text: str, longest: int) -> str:
 PAGERDUTY = "pagerduty"
 FORMS: dict[str, Callable[[Message], dict[str, Any]]] = {"text": _text, "json": _json, "slack": _slack, "teams": _teams}
 FORMATS = (*FORMS, PAGERDUTY)
-"""What the webhook of a receiver takes."""
+"""Formats of webhooks."""

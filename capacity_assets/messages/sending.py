@@ -1,40 +1,180 @@
-"""Hands messages over by mail or webhook, in bounded time; no address or password is in an error text."""
+"""Receivers of digests and alerts, read from the file CAPACITY_RECEIVERS, and delivery by mail or webhook.
+
+Every delivery has a time limit. Error texts contain no webhook address and no password.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import smtplib
 import ssl
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, time, timedelta
 from email.message import EmailMessage
 from functools import partial
 from pathlib import Path
+from time import monotonic
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
+from pydantic import BeforeValidator
 from sqlalchemy import Engine, text
 
-from capacity_assets.base.declarations import is_web_address
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, is_web_address
 from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.files import key_and_value, named_tables
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.network import Opened, WebhookError, post_json, within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
-from capacity_assets.collection.credentials import CredentialError, SecretFolders, password_of
+from capacity_assets.base.units import meant
+from capacity_assets.collection.credentials import CredentialError, SecretFolders, checked_reference, password_of
 from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
-from capacity_assets.messages.message import FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
-from capacity_assets.messages.receivers import Receiver
+from capacity_assets.messages.message import FORMATS, FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
 
-# Between two bytes, and for a whole mail from the greeting to the end.
+TABLE = "receivers"
+LONGEST_NAME = 255
+# One at sign, no blank and no line break: with these, an address could add mail headers.
+ADDRESS = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
+DIGEST, ALERTS = "digest", "alerts"
+DEFAULT = "default"
+"""The receiver of failed runs and checks: CAPACITY_ALERT_WEBHOOK_URL, unless the file has a receiver of this name."""
+HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+WEBHOOK, MAIL = "webhook", "mail"
+# Per network operation, and for a whole mail.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
-SENT_SIDE_BY_SIDE = 64
+CONCURRENT_DELIVERIES = 64
 PORTS = {"smtp": 587, "smtps": 465}
 PAGERDUTY_URL = "https://events.pagerduty.com/v2/enqueue"
-WEBHOOK, MAIL = "webhook", "mail"
 
 
 class SendingError(Exception):
-    """A message could not be handed over; the text says why, without any password."""
+    """A message could not be delivered. The text says why and contains no password."""
+
+
+def _label(written: object) -> tuple[str, str]:
+    return key_and_value(str(written))
+
+
+def _hours(written: object) -> tuple[time, time]:
+    found = HOURS.fullmatch(str(written))
+    if found is None:
+        raise ValidationError(f"quiet is {written!r}; write the hours without messages as 22:00-07:00.")
+    first_hour, first_minute, last_hour, last_minute = map(int, found.groups())
+    return time(first_hour, first_minute), time(last_hour, last_minute)
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A receiver of messages by mail, webhook or both. `label` None: about the whole fleet."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    name: str
+    to: Sequence[str] = ()
+    webhook: bool | str = False
+    """A reference to its webhook address (`env:NAME`, `file:/PATH` or `secret:NAME`); true: the alert webhook."""
+    format: str = "text"
+    """Format of the webhook, one of FORMATS."""
+    label: Annotated[tuple[str, str], BeforeValidator(_label)] | None = None
+    gets: Sequence[str] = (DIGEST,)
+    """digest, alerts or both."""
+    quiet: Annotated[tuple[time, time], BeforeValidator(_hours)] | None = None
+    """Start and end of the hours without messages, in CAPACITY_TIMEZONE."""
+    events_url: str | None = None
+    """Events endpoint of PagerDuty; None: that of its service in the United States."""
+
+    @property
+    def channels(self) -> list[str]:
+        """Webhook, mail or both."""
+        return [*([WEBHOOK] if self.webhook else []), *([MAIL] if self.to else [])]
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether messages about something with these labels go to this receiver."""
+        return self.label is None or labels.get(self.label[0]) == self.label[1]
+
+    def quiet_until(self, now: datetime) -> datetime | None:
+        """Return the end of the current quiet hours; None outside of them. `now` is in the configured zone."""
+        if self.quiet is None:
+            return None
+        first, last = self.quiet
+        moment = now.time()
+        is_quiet = first <= moment < last if first <= last else moment >= first or moment < last
+        if not is_quiet:
+            return None
+        day = now.date() if moment < last else now.date() + timedelta(days=1)
+        return datetime.combine(day, last, tzinfo=now.tzinfo)
+
+
+def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
+    """Read the file, one table `[[receivers]]` each; raises ValidationError with all problems."""
+    return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys))
+
+
+def receivers_of_alerts(path: Path | None, keys: Sequence[str], *, has_alert_webhook: bool) -> list[Receiver]:
+    """Return the receivers of alerts, the default one first if it exists; raises as `receivers_of`."""
+    declared = [] if path is None else receivers_of(path, keys)
+    alerted = [one for one in declared if ALERTS in one.gets]
+    if has_alert_webhook and all(one.name != DEFAULT for one in declared):
+        alerted.append(Receiver(DEFAULT, webhook=True, gets=(ALERTS,)))
+    return sorted(alerted, key=lambda one: one.name != DEFAULT)
+
+
+def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
+    receiver = declaration(Receiver, values)
+    gets, known = tuple(receiver.gets), ", ".join(FORMATS)
+    if isinstance(receiver.webhook, str):
+        _refuse_an_address(receiver.webhook)
+    problems = (
+        (
+            len(receiver.name) > LONGEST_NAME or not receiver.name.isprintable(),
+            f"name must have 1 to {LONGEST_NAME} printable characters.",
+        ),
+        (
+            not all(ADDRESS.fullmatch(address) for address in receiver.to),
+            'to is a list of mail addresses, as ["dba@example.com"].',
+        ),
+        (not receiver.channels, "nobody would get it: write to = [...], or webhook = true."),
+        (
+            receiver.format not in FORMATS,
+            f"format is {receiver.format!r}; write one of {known}.{meant(receiver.format, FORMATS)}",
+        ),
+        (not gets or not set(gets) <= {DIGEST, ALERTS}, f'gets is a list of "{DIGEST}" and "{ALERTS}".'),
+        (
+            receiver.name == DEFAULT and ALERTS not in gets,
+            f'the receiver {DEFAULT} gets failed runs and checks: write gets = ["{ALERTS}"].',
+        ),
+        (
+            receiver.format == PAGERDUTY and (DIGEST in gets or receiver.webhook is True),
+            'PagerDuty takes alerts only, and webhook refers to its routing key: write gets = ["alerts"] and '
+            'webhook = "env:NAME".',
+        ),
+        (
+            receiver.events_url is not None and not is_web_address(receiver.events_url),
+            "events_url is not a web address; write https://host/path.",
+        ),
+    )
+    for is_wrong, problem in problems:
+        if is_wrong:
+            raise ValidationError(problem)
+    key, value = checked(*receiver.label, keys) if receiver.label else (None, None)
+    label = None if key is None else (key, str(value))
+    return replace(receiver, to=tuple(receiver.to), gets=gets, label=label)
+
+
+def _refuse_an_address(reference: str) -> None:
+    try:
+        if checked_reference(reference) != "own":
+            return
+    except ValidationError:
+        pass
+    raise ValidationError(
+        "webhook is true or a reference to the address, which is a secret: write env:NAME, file:/PATH or secret:NAME. "
+        "The value is not repeated here."
+    )
 
 
 @dataclass(frozen=True)
@@ -48,11 +188,11 @@ class SendingSettings:
     secrets: SecretFolders | None = None
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     ends_at: float | None = None
-    """By when all sending ends, on the clock `time.monotonic`; None: each message has its own limit only."""
+    """When all sending must end, on the clock `time.monotonic`; None: only the limit of each message applies."""
 
     @classmethod
     def of(cls, settings: Settings) -> SendingSettings:
-        """Return what is configured. Whoever can write the file of receivers can have any variable or file read."""
+        """Return what is configured. A writer of the file of receivers can refer to any variable and file."""
         return cls(
             settings.smtp_url.get_secret_value() if settings.smtp_url else None,
             settings.mail_from,
@@ -63,34 +203,49 @@ class SendingSettings:
         )
 
     @property
+    def has_mail(self) -> bool:
+        """Whether mail can be sent."""
+        return self.smtp_url is not None and self.sender is not None
+
+    @property
     def seconds_left(self) -> float:
-        """How long sending may take; infinity without `ends_at`, not above 0 when the time is over."""
-        return math.inf if self.ends_at is None else self.ends_at - time.monotonic()
+        """Remaining time; infinite without `ends_at`, zero or negative when it is over."""
+        return math.inf if self.ends_at is None else self.ends_at - monotonic()
 
-
-def channels_of(receiver: Receiver) -> list[str]:
-    """Return by which channels a receiver gets messages: webhook, mail or both."""
-    return [*([WEBHOOK] if receiver.webhook else []), *([MAIL] if receiver.to else [])]
+    def webhook_of(self, receiver: Receiver) -> str:
+        """Return the webhook address of a receiver, or its routing key; raises SendingError."""
+        if not isinstance(receiver.webhook, str):
+            if self.webhook_url is None:
+                raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
+            return self.webhook_url
+        assert self.secrets is not None  # noqa: S101 -- configured wherever receivers have references
+        try:
+            secret = password_of(receiver.webhook, self.secrets)
+        except (CredentialError, ValidationError) as error:
+            raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
+        if receiver.format != PAGERDUTY and not is_web_address(secret):
+            raise SendingError(f"No webhook: the value of {receiver.webhook} is not a web address.")
+        return secret
 
 
 def send(
     message: Message, receiver: Receiver, channel: str, settings: SendingSettings, *, html: str | None = None
 ) -> str:
-    """Hand a message over; return which mail addresses were refused where others were not.
+    """Send a message to a receiver; return which mail addresses were refused while others were accepted.
 
     `html` replaces the HTML part of a mail; an empty one leaves plain text only.
 
     Raises:
-        SendingError: nobody got it.
+        SendingError: it was not delivered to anybody.
     """
     if settings.seconds_left <= 0:
-        raise SendingError("Other receivers took all the time there was.")
+        raise SendingError("No time was left after the other receivers.")
     if channel == MAIL:
         if settings.smtp_url is None or settings.sender is None:
             raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
         mail = mail_of(message, settings.sender, receiver.to, html)
-        return _mail(settings.smtp_url, mail, min(MAIL_SECONDS, settings.seconds_left))
-    address = _webhook_of(receiver, settings)
+        return _send_mail(settings.smtp_url, mail, min(MAIL_SECONDS, settings.seconds_left))
+    address = settings.webhook_of(receiver)
     if receiver.format == PAGERDUTY:
         url, payloads = receiver.events_url or PAGERDUTY_URL, pagerduty_events(message, address)
     else:
@@ -104,40 +259,24 @@ def send(
 
 
 def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
-    """Say what is missing to reach receivers."""
+    """Yield what is not configured for these receivers."""
     for receiver in receivers:
-        if receiver.to and (settings.smtp_url is None or settings.sender is None):
+        if receiver.to and not settings.has_mail:
             yield "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"
         if receiver.webhook is True and settings.webhook_url is None:
             yield "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"
         elif receiver.webhook:
             try:
-                _webhook_of(receiver, settings)
+                settings.webhook_of(receiver)
             except SendingError as error:
                 yield f"{receiver.name}: {error}"
 
 
-def _webhook_of(receiver: Receiver, settings: SendingSettings) -> str:
-    """Return the address of a receiver's webhook, or its routing key."""
-    if isinstance(receiver.webhook, str):
-        assert settings.secrets is not None  # noqa: S101 -- of channels that are configured
-        try:
-            secret = password_of(receiver.webhook, settings.secrets)
-        except (CredentialError, ValidationError) as error:
-            raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
-        if receiver.format != PAGERDUTY and not is_web_address(secret):
-            raise SendingError(f"No webhook: what {receiver.webhook} holds is not a web address.")
-        return secret
-    if settings.webhook_url is None:
-        raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
-    return settings.webhook_url
+def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
+    """Send a mail; return which addresses were refused while others were accepted.
 
-
-def _mail(url: str, mail: EmailMessage, seconds: float) -> str:
-    """Hand a mail over; return which addresses were refused where others were not.
-
-    smtps:// encrypts from the start, smtp:// as soon as the server offers it. A password is never
-    sent in clear: without encryption there is no login.
+    smtps:// encrypts from the start, smtp:// once the server offers it. A password is never sent in clear: without
+    encryption, sending fails instead of logging in.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
@@ -153,7 +292,7 @@ def _mail(url: str, mail: EmailMessage, seconds: float) -> str:
             if not is_encrypted and server.has_extn("starttls"):
                 server.starttls(context=context)
             elif not is_encrypted and parts.username:
-                raise SendingError(f"{host} offers no encryption: the password was not sent to it.")
+                raise SendingError(f"{host} offers no encryption: the password was not sent.")
             if parts.username:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
             return server.send_message(mail)
@@ -170,14 +309,14 @@ def _mail(url: str, mail: EmailMessage, seconds: float) -> str:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SendingError(f"{host}:{port} does not take the mail: {reason}.") from None
     except ValueError:
-        # Characters that do not go over the wire; the error's own text would show them.
+        # The original text would show the login.
         raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
     return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
 
 
 @contextmanager
 def one_at_a_time(engine: Engine, what: str) -> Iterator[None]:
-    """Keep others from sending the same, so that nobody gets it twice; the lock goes with its connection."""
+    """Hold a lock while sending, so that nobody gets a message twice; it ends with its connection."""
     with ExitStack() as stack:
         with database_errors(doing=f"locking the {what}", kept="Nothing was sent."):
             connection = stack.enter_context(engine.connect())

@@ -25,12 +25,19 @@ from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, printable
-from capacity_assets.digest.sending import send_digests
+from capacity_assets.digest import send_digests
 from capacity_assets.forecast.decisions import newest_decision
 from capacity_assets.messages.alerts import send_alerts
 from capacity_assets.messages.message import NEW, Event, Message, Sentence
-from capacity_assets.messages.receivers import DEFAULT, Receiver, receivers_of, receivers_of_alerts
-from capacity_assets.messages.sending import SendingError, SendingSettings, channels_of, send
+from capacity_assets.messages.sending import (
+    DEFAULT,
+    Receiver,
+    SendingError,
+    SendingSettings,
+    receivers_of,
+    receivers_of_alerts,
+    send,
+)
 from capacity_assets.orchestration.documents import DIGEST_PERIOD, DIGEST_SENT, WAITING_WEEK
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private.definitions import (
@@ -222,13 +229,13 @@ def _message(text: str, links: Links) -> Message:
 
 def _send(default: Receiver, message: Message, sending: SendingSettings) -> None:
     problems = []
-    for channel in channels_of(default):
+    for channel in default.channels:
         try:
             send(message, default, channel, sending)
         except SendingError as error:
             problems.append(str(error))
     # Who got it by one channel does not get it again because of the other.
-    if len(problems) == len(channels_of(default)):
+    if len(problems) == len(default.channels):
         raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
 
 

@@ -19,11 +19,8 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
-from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.digest.sending import Deliveries, send_digests
-from capacity_assets.digest.writing import opening, sections
-from capacity_assets.messages.receivers import receivers_of
-from capacity_assets.messages.sending import SendingSettings
+from capacity_assets.digest import Deliveries, Digest, opening, read_digest, sections, send_digests
+from capacity_assets.messages.sending import SendingSettings, receivers_of
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     bullets,

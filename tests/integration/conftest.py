@@ -17,7 +17,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.collection.servers import Server, register
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
-from capacity_assets.digest.content import Digest, read_digest
+from capacity_assets.digest import Digest, read_digest
 from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting

@@ -18,7 +18,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.collection.volumes import volumes_of_file
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.digest.content import read_digest
+from capacity_assets.digest import read_digest
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels

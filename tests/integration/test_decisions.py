@@ -14,8 +14,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import human_day
-from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.writing import as_text
+from capacity_assets.digest import as_text, read_digest
 from capacity_assets.forecast.decisions import (
     ACKNOWLEDGED,
     DECISION_KINDS,

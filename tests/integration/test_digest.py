@@ -15,8 +15,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_days, human_mb
-from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.digest.writing import as_html, as_text, sections, subject_of
+from capacity_assets.digest import Digest, as_html, as_text, read_digest, sections, subject_of
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text

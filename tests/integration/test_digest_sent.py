@@ -12,10 +12,10 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.digest.sending import Deliveries, send_digests
+from capacity_assets.digest import Deliveries, send_digests
 from capacity_assets.messages import sending
 from capacity_assets.messages.message import Message
-from capacity_assets.messages.receivers import Receiver as WantsDigest
+from capacity_assets.messages.sending import Receiver as WantsDigest
 from capacity_assets.messages.sending import SendingError, SendingSettings, send
 from tests.certificates import make_certificates
 from tests.command import capacity
@@ -72,7 +72,7 @@ def test_who_could_not_be_reached_in_the_time_there_is_waits_for_the_next_attemp
     receiver = WantsDigest("dba", webhook=True)
 
     assert send_digests(engine, WEEK, [receiver], over) == Deliveries([], [], waiting=("dba",))
-    with pytest.raises(SendingError, match="took all the time"):
+    with pytest.raises(SendingError, match="No time was left"):
         send(Message("title"), receiver, "webhook", over)
 
 

@@ -17,7 +17,7 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.cli.top import top_databases
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.digest.content import read_digest
+from capacity_assets.digest import read_digest
 from capacity_assets.ownership.groups import explain_group, groups_of
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import ChangeKind

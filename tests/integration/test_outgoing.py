@@ -24,10 +24,9 @@ from capacity_assets.collection.prometheus import SourceError, prometheus_source
 from capacity_assets.collection.volumes import volumes_of
 from capacity_assets.database import locks
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
-from capacity_assets.digest.sending import send_digests
+from capacity_assets.digest import send_digests
 from capacity_assets.messages import sending
-from capacity_assets.messages.receivers import Receiver
-from capacity_assets.messages.sending import SendingSettings
+from capacity_assets.messages.sending import Receiver, SendingSettings
 from tests.clocks import TODAY
 from tests.digests import WEEK, filled
 from tests.servers import free_port

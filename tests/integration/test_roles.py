@@ -25,8 +25,7 @@ from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
-from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.sending import Deliveries, SendingSettings, send_digests
+from capacity_assets.digest import Deliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.maintenance import TableMaintenance
 from capacity_assets.history.retention import Retention

@@ -17,7 +17,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import human_day
 from capacity_assets.database.tables import ALWAYS, wait_for_lock
-from capacity_assets.digest.content import read_digest
+from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issued import newest_issue
 from capacity_assets.forecast.issuing import issue, update_forecasts

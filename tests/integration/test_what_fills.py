@@ -12,8 +12,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.demo.sample_declarations import UNREAD_SLOT_OF, add_measured_limits
 from capacity_assets.demo.sample_fleet import load_sample_fleet
-from capacity_assets.digest.content import read_digest
-from capacity_assets.digest.writing import sections
+from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.collection import _slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.parts import LargeSlot, large_slots, slots_named_on, what_fills

@@ -28,7 +28,7 @@ from capacity_assets.charts.bars import (
 )
 from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.treemap import Area, Tile, squarified, treemap
-from capacity_assets.digest.writing import MARK_HEIGHT, ROW_HEIGHT, size_chart
+from capacity_assets.digest import MARK_HEIGHT, ROW_HEIGHT, size_chart
 
 DAY = date(2025, 3, 1)
 # Less than can be seen.

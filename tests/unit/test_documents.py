@@ -14,9 +14,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import CollectionSummary
-from capacity_assets.digest.content import Digest
-from capacity_assets.digest.sending import Deliveries
-from capacity_assets.digest.writing import _KINDS
+from capacity_assets.digest import KINDS, Deliveries, Digest
 from capacity_assets.forecast.issued import IssuedDay, Score
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.maintenance import MaintenanceReport
@@ -147,7 +145,7 @@ def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None
 
 
 def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
-    counts = dict.fromkeys([*_KINDS], 0)
+    counts = dict.fromkeys([*KINDS], 0)
     week = PERIODS["weekly"].window_of(date(2025, 1, 6))
     found = Digest(week, None, 0, None, (), (), (), (), (), (), counts)
 

@@ -14,10 +14,9 @@ import pytest
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.outlook import Outlook
-from capacity_assets.messages.alerts import News, SentAlert, dedup_key, is_worse, message_of
+from capacity_assets.messages.alerts import AlertUpdate, SentAlert, dedup_key, is_worse, message_of
 from capacity_assets.messages.message import FORMS, NEW, RESOLVED, Message, pagerduty_events, text_of
-from capacity_assets.messages.receivers import Receiver, receivers_of, receivers_of_alerts
-from capacity_assets.messages.sending import SendingSettings, unreachable
+from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, receivers_of_alerts, unreachable
 from capacity_assets.reading.risks import AlertRisk, OpenAlert, RiskKey
 from tests.alerted_fleet import KEY, sending_settings
 from tests.contracts import TEAMS_BYTES, PagerDutyEvent, SlackMessage, TeamsMessage
@@ -46,15 +45,15 @@ RISK = AlertRisk(RiskKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payment
 HOSTILE = "<!channel> *a* [b](http://c) & `d`\r\n" + "x" * 220
 
 
-def news(number: int = 1, name: str = "/data") -> list[News]:
+def news(number: int = 1, name: str = "/data") -> list[AlertUpdate]:
     """So many risks, and one alert that is over."""
     risks = [
         replace(RISK, key=RiskKey(one, "volume", name), outlook=replace(OUTLOOK, volume=name, server=f"db-{one}"))
         for one in range(1, number + 1)
     ]
     alert, reason = OpenAlert("db-1", {}, None), "it has no limit any more"
-    over = News(RESOLVED, RiskKey(1, "volume", name), DAY, alert=alert, reason=reason)
-    return [*(News(NEW, risk.key, DAY, risk=risk) for risk in risks), over]
+    over = AlertUpdate(RESOLVED, RiskKey(1, "volume", name), DAY, alert=alert, reason=reason)
+    return [*(AlertUpdate(NEW, risk.key, DAY, risk=risk) for risk in risks), over]
 
 
 def message(number: int = 1, name: str = "/data") -> Message:
@@ -182,7 +181,7 @@ def test_the_title_says_what_is_full_and_when_or_how_likely_it_is(
 ) -> None:
     risk = replace(RISK, key=key, outlook=replace(OUTLOOK, **change))  # type: ignore[arg-type]
 
-    assert message_of(Receiver("dba"), [News(NEW, key, DAY, risk=risk)], sending_settings()).title == title
+    assert message_of(Receiver("dba"), [AlertUpdate(NEW, key, DAY, risk=risk)], sending_settings()).title == title
 
 
 def test_two_installations_with_one_service_of_pagerduty_open_two_incidents() -> None:
@@ -242,14 +241,14 @@ def test_a_receiver_is_read_with_all_that_it_may_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ('webhook = "https://hooks.example/secret-path"', "webhook is true, or where the address is"),
-        ('webhook = "own"', "webhook is true, or where the address is"),
+        ('webhook = "https://hooks.example/secret-path"', "webhook is true or a reference to the address"),
+        ('webhook = "own"', "webhook is true or a reference to the address"),
         ('webhook = true\nformat = "slak"', "write one of text, json, slack, teams, pagerduty. Did you mean 'slack'?"),
         ('webhook = true\ngets = ["alert"]', 'gets is a list of "digest" and "alerts".'),
         ("webhook = true\ngets = []", 'gets is a list of "digest" and "alerts".'),
         ('webhook = true\nquiet = "10pm-7am"', "write the hours without messages as 22:00-07:00."),
         ('webhook = "env:KEY"\nformat = "pagerduty"', "PagerDuty takes alerts only"),
-        ('webhook = true\nformat = "pagerduty"\ngets = ["alerts"]', "webhook is where its routing key is"),
+        ('webhook = true\nformat = "pagerduty"\ngets = ["alerts"]', "webhook refers to its routing key"),
         ('webhook = "env:KEY"\nevents_url = "file:///etc"', "events_url is not a web address"),
         ('webhook = "env:KEY"\nevents_url = "http://[::1"', "events_url is not a web address"),
         ("webhook = 5", "receiver 1: webhook must be true or false or text, in quotes."),
@@ -279,7 +278,7 @@ def test_the_secret_of_a_webhook_must_be_an_address_that_can_be_asked(
 
     found = list(unreachable([Receiver("dba", webhook="env:CHANNEL")], settings))
 
-    assert found == ["dba: No webhook: what env:CHANNEL holds is not a web address."]
+    assert found == ["dba: No webhook: the value of env:CHANNEL is not a web address."]
 
 
 def test_the_alert_webhook_is_the_default_receiver_unless_the_file_has_one(tmp_path: Path) -> None:

@@ -1,1 +1,0 @@
-"""The weekly digest: what happened that people should know, sent to whom it concerns. No Dagster here."""
