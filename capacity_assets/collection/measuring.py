@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL
 
@@ -27,10 +29,10 @@ from capacity_assets.collection.credentials import OWN, SecretFolders, password_
 from capacity_assets.collection.engines.base import (
     FILES,
     NO_OBJECTS,
-    NOTHING_KNOWN,
     STATISTICS,
     TLS_VERIFY_FULL,
     Access,
+    DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
     FailureKind,
@@ -42,26 +44,25 @@ from capacity_assets.collection.engines.base import (
     ServerFacts,
     ServerPart,
     engine_named,
-    first_line,
 )
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.database.part_kinds import PART_KINDS
 
+Answer = TypeVar("Answer")
 LONGEST_NAME, LONGEST_DETAIL = 255, 500
+# Half a surrogate pair is no text in UTF-8.
+_NAME = re.compile(rf"[^\0\ud800-\udfff]{{1,{LONGEST_NAME}}}")
+# What an engine of someone else's may return.
+NOT_AS_DECLARED = (TypeError, ValueError, AttributeError)
+IMPOSSIBLE = Limits(unknown="it reported an impossible limit or name of a volume")
+IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of a table or index",))
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Raise MeasureError for impossible values, before they abort the transaction that other servers share."""
+    """Raise MeasureError for sizes that no table can hold, before they abort a transaction that others share."""
     names = [size.name for size in sizes]
-    wrong = [
-        size.name
-        for size in sizes
-        if not isinstance(size.name, str)
-        or not 0 <= size.size_mb <= LARGEST_MB
-        or len(size.name) > LONGEST_NAME
-        or "\0" in size.name
-    ]
+    wrong = [size.name for size in sizes if not (_are_names(size.name) and 0 <= size.size_mb <= LARGEST_MB)]
     # The total of the server has the same maximum as each database.
     if not wrong and sum(size.size_mb for size in sizes) > LARGEST_MB:
         wrong = names
@@ -71,83 +72,69 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         )
 
 
-IMPOSSIBLE = Limits(unknown="it reported an impossible limit or name of a volume")
-
-
 def possible(limits: object) -> Limits:
-    """Return limits, or why they are unknown where no table could hold them: sizes are stored all the same."""
+    """Return limits; if no table can hold them they are unknown, and sizes are stored all the same."""
     try:
-        return limits if isinstance(limits, Limits) and _fits(limits) else IMPOSSIBLE
-    except (TypeError, ValueError, AttributeError):
-        # An engine of someone else's may return anything.
+        return limits if isinstance(limits, Limits) and _limits_fit(limits) else IMPOSSIBLE
+    except NOT_AS_DECLARED:
         return IMPOSSIBLE
 
 
-def _fits(limits: Limits) -> bool:
-    volumes = [volume.name for volume in limits.volumes]
-    databases = [ceiling.database for ceiling in limits.ceilings]
-    places = [name for ceiling in limits.ceilings for name in ceiling.volumes or ()]
-    most = [ceiling.limit_bytes for ceiling in limits.ceilings if ceiling.limit_bytes is not None]
-    return (
-        all(map(_is_name, [*volumes, *databases, *places]))
-        and len(set(volumes)) == len(volumes)
-        and len(set(databases)) == len(databases)
-        and all(0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES for volume in limits.volumes)
-        and all(0 <= (volume.used_bytes or 0) <= volume.total_bytes for volume in limits.volumes)
-        and all(0 <= limit <= LARGEST_BYTES for limit in most)
-    )
-
-
-IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of a table or index",))
-
-
 def possible_objects(objects: object) -> Objects:
-    """Return objects, or why they are unknown where no table could hold them: sizes are stored all the same."""
+    """Return objects; if no table can hold them they are unknown, and sizes are stored all the same."""
     try:
-        return objects if isinstance(objects, Objects) and _objects_fit(objects) else IMPOSSIBLE_OBJECTS
-    except (TypeError, ValueError, AttributeError):
+        return objects if isinstance(objects, Objects) and all(map(_fit, objects.databases)) else IMPOSSIBLE_OBJECTS
+    except NOT_AS_DECLARED:
         return IMPOSSIBLE_OBJECTS
 
 
-def _objects_fit(objects: Objects) -> bool:
-    for database in objects.databases:
-        keys = {(one.kind, one.schema, one.table, one.name) for one in database.largest}
-        sizes = [database.other_bytes, *(one.size_bytes for one in database.largest)]
-        further = [size for one in database.largest for size in (one.index_bytes, one.free_bytes) if size is not None]
-        names = [name for one in database.largest for name in (one.schema, one.table) if name]
-        if not (
-            len(keys) == len(database.largest)
-            and all(map(_is_name, [database.database, *names, *(one.name for one in database.largest)]))
-            and min([*sizes, *further]) >= 0
-            and max(sum(sizes), *further, 0) <= LARGEST_BYTES
-        ):
-            return False
-    return True
-
-
-def _is_name(name: str) -> bool:
-    name.encode()
-    return 0 < len(name) <= LONGEST_NAME and "\0" not in name
-
-
 def possible_parts(parts: Sequence[ServerPart]) -> tuple[ServerPart, ...]:
-    """Return the parts; one that no table could hold has an unknown size, or none at all if its name is impossible."""
+    """Return the parts; one that no table can hold has an unknown size, or is left out if its name is impossible."""
     return tuple({(part.kind, part.name): part for part in map(_possible_part, parts) if part is not None}.values())
+
+
+def _limits_fit(limits: Limits) -> bool:
+    volumes = [volume.name for volume in limits.volumes]
+    databases = [ceiling.database for ceiling in limits.ceilings]
+    places = [name for ceiling in limits.ceilings for name in ceiling.volumes or ()]
+    within = [(size, one.total_bytes) for one in limits.volumes for size in (one.free_bytes, one.used_bytes or 0)]
+    return (
+        _are_names(*volumes, *databases, *places)
+        and len(set(volumes)) == len(volumes)
+        and len(set(databases)) == len(databases)
+        and all(0 <= size <= total <= LARGEST_BYTES for size, total in within)
+        and all(0 <= one.limit_bytes <= LARGEST_BYTES for one in limits.ceilings if one.limit_bytes is not None)
+    )
+
+
+def _fit(database: DatabaseObjects) -> bool:
+    keys = {(one.kind, one.schema, one.table, one.name) for one in database.largest}
+    sizes = [database.other_bytes, *(one.size_bytes for one in database.largest)]
+    further = [size for one in database.largest for size in (one.index_bytes, one.free_bytes) if size is not None]
+    names = [name for one in database.largest for name in (one.schema, one.table) if name]
+    return (
+        len(keys) == len(database.largest)
+        and _are_names(database.database, *names, *(one.name for one in database.largest))
+        and min([*sizes, *further]) >= 0
+        and max(sum(sizes), *further, 0) <= LARGEST_BYTES
+    )
 
 
 def _possible_part(part: ServerPart) -> ServerPart | None:
     try:
-        named = part.kind in PART_KINDS and (not part.name or _is_name(part.name))
-        placed = part.volume is None or _is_name(part.volume)
-        sized = part.size_bytes is None or 0 <= int(part.size_bytes) <= LARGEST_BYTES
+        is_named = part.kind in PART_KINDS and (not part.name or _are_names(part.name))
+        is_placed = part.volume is None or _are_names(part.volume)
+        is_sized = part.size_bytes is None or 0 <= int(part.size_bytes) <= LARGEST_BYTES
         detail = None if part.detail is None else printable(part.detail)[:LONGEST_DETAIL]
-    except (TypeError, ValueError, AttributeError):
+    except NOT_AS_DECLARED:
         return None
-    if not named:
-        return None
-    if not (placed and sized):
+    if is_named and not (is_placed and is_sized):
         return ServerPart(part.kind, part.name, detail="it reported an impossible size or volume")
-    return replace(part, detail=detail)
+    return replace(part, detail=detail) if is_named else None
+
+
+def _are_names(*names: object) -> bool:
+    return all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
 
 
 # What a driver may take beyond its own limits before it is left behind.
@@ -218,37 +205,91 @@ def _own_access(server: Server, url: URL) -> Access:
     )
 
 
-def _limits_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Limits:
-    """Ask for limits; whatever goes wrong, sizes are known already and stay."""
-    try:
-        return engine.limits(connection, access, names)
-    except Exception as error:  # noqa: BLE001 -- as in `_measure`
-        known = error if isinstance(error, MeasureError) else _explained(engine, error)
-        return Limits(unknown=str(known.without(access.password)))
+@dataclass
+class _Session:
+    """A connection to a server, and what to do where an answer does not come."""
 
+    engine: EngineAdapter
+    access: Access
+    connection: Any = None
 
-def _parts_of(engine: EngineAdapter, connection: Any, access: Access, scope: PartScope) -> Iterator[ServerPart]:
-    """Ask for what lies beside the databases, kind by kind; one that is not known says why."""
-    for kind, source in engine.part_sources.items():
+    def answer(self, ask: Callable[..., Answer], *arguments: object, seconds: float) -> Answer:
+        """Return what `ask(connection, ...)` returns; raises MeasureError, whatever goes wrong.
+
+        What takes too long is abandoned together with its connection, and the next question opens another one.
+        """
+        connection, self.connection = self.connection, None
+        asked: Future[tuple[Any, Answer | MeasureError]] = Future()
+
+        def work() -> None:
+            found: Answer | MeasureError
+            opened = connection
+            try:
+                opened = self.engine.connect(self.access) if opened is None else opened
+                found = ask(opened, *arguments)
+            except Exception as error:  # noqa: BLE001 -- as in `_measure`
+                found = self.engine.failure(error)
+            if asked.set_running_or_notify_cancel():
+                asked.set_result((opened, found))
+            else:
+                _close(opened)
+
+        threading.Thread(target=work, name=threading.current_thread().name, daemon=True).start()
         try:
-            yield from tuple(source.ask(connection, scope))
-        except Exception as error:  # noqa: BLE001 -- as in `_measure`
-            known = error if isinstance(error, MeasureError) else _explained(engine, error)
-            if known.kind is FailureKind.RIGHTS:
-                known = MeasureError(known.kind, f"its login may not see it: {source.right} is missing")
-            yield ServerPart(kind, detail=str(known.without(access.password)))
+            self.connection, found = asked.result(seconds)
+        except TimeoutError:
+            if asked.cancel():
+                raise MeasureError(FailureKind.TIMEOUT, f"no answer within {seconds:.0f} s") from None
+            self.connection, found = asked.result()
+        if not isinstance(found, MeasureError):
+            return found
+        if found.kind in {FailureKind.TIMEOUT, FailureKind.BROKEN_OFF}:
+            self.close()
+        raise found.without(self.access.password)
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another one."""
+        _close(self.connection)
+        self.connection = None
 
 
-def _objects_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Objects:
-    """Ask for tables and indexes; whatever goes wrong, sizes and limits are known already and stay."""
+def _close(connection: Any) -> None:
+    if connection is not None:
+        with contextlib.suppress(Exception):
+            connection.close()
+
+
+def _limits_of(session: _Session, names: Sequence[str]) -> Limits:
     try:
-        found = engine.objects(connection, access, names)
-        # What failed for one database is text already.
-        failed = [MeasureError(FailureKind.UNEXPECTED, reason) for reason in found.unknown]
-        return replace(found, unknown=tuple(one.without(access.password).reason for one in failed))
-    except Exception as error:  # noqa: BLE001 -- as in `_measure`
-        known = error if isinstance(error, MeasureError) else _explained(engine, error)
-        return Objects(unknown=(known.without(access.password).reason,))
+        return possible(session.answer(session.engine.limits, session.access, names, seconds=ANSWER_SECONDS))
+    except MeasureError as error:
+        return Limits(unknown=error.reason)
+
+
+def _parts_of(session: _Session, scope: PartScope) -> Iterator[ServerPart]:
+    """Yield what lies beside the databases; of a kind that is not known, why."""
+    deadline = time.monotonic() + PARTS_SECONDS
+    for kind, source in session.engine.part_sources.items():
+        seconds = min(ANSWER_SECONDS, deadline - time.monotonic())
+        if seconds <= 0:
+            yield ServerPart(kind, detail=f"not asked for: other kinds took {PARTS_SECONDS:.0f} s")
+            continue
+        try:
+            yield from session.answer(source.measure, scope, seconds=seconds)
+        except MeasureError as error:
+            is_refused = error.kind is FailureKind.RIGHTS
+            reason = f"its login may not see it: {source.right} is missing" if is_refused else error.reason
+            yield ServerPart(kind, detail=reason)
+
+
+def _objects_of(session: _Session, names: Sequence[str]) -> Objects:
+    try:
+        found = session.answer(session.engine.objects, session.access, names, seconds=OBJECTS_SECONDS)
+    except MeasureError as error:
+        return Objects(unknown=(error.reason,))
+    # What failed for one database is text already.
+    failed = (MeasureError(FailureKind.UNEXPECTED, reason) for reason in found.unknown)
+    return replace(found, unknown=tuple(one.without(session.access.password).reason for one in failed))
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
@@ -263,27 +304,16 @@ def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureErro
     return MeasureError(FailureKind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
 
 
-def _explained(engine: EngineAdapter, error: Exception) -> MeasureError:
-    known = engine.explained(error)
-    if known is not None:
-        return known
-    if isinstance(error, TimeoutError):
-        return MeasureError(FailureKind.TIMEOUT, first_line(error))
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return MeasureError(FailureKind.SETUP, f"a file of its certificates cannot be read: {first_line(error)}")
-    if isinstance(error, OSError):
-        return MeasureError(FailureKind.UNREACHABLE, first_line(error))
-    return MeasureError(FailureKind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
-
-
 # The default; a server that needed longer before, or failed, gets longer.
 CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
 # For a server that was never measured.
 STATEMENT_SECONDS = 300.0
-# For what is asked after the sizes: a file system that hangs would keep them waiting.
-LIMITS_SECONDS = 20.0
-# For what is asked after these, tables and indexes of every database.
+# For each question after the sizes, which wait for the answer: a file system that hangs gives none. The kinds of what
+# lies beside databases have a limit together too.
+ANSWER_SECONDS = 20.0
+PARTS_SECONDS = 60.0
+# For the tables and indexes of all databases.
 OBJECTS_SECONDS = 600.0
 # How much longer than ever before a server may take: this factor, and at least these seconds.
 SLOWER_BY = 5
@@ -356,9 +386,6 @@ class _MeasurementInProgress:
     facts: ServerFacts | None = None
     measuring: float | None = None
     sized: float | None = None
-    measurement: Measurement | None = None
-    """What is known already: what is still asked for, limits or objects, does not take the sizes away."""
-    limited: float | None = None
     ended: float | None = None
 
     @property
@@ -385,16 +412,6 @@ class _MeasurementInProgress:
             raise _day_over()
 
     @property
-    def limits_overdue(self) -> bool:
-        """Whether the sizes are known, and its limits take too long."""
-        return self.sized is not None and self.limited is None and time.monotonic() - self.sized > LIMITS_SECONDS
-
-    @property
-    def objects_overdue(self) -> bool:
-        """Whether sizes and limits are known, and its tables and indexes take too long."""
-        return self.limited is not None and time.monotonic() - self.limited > OBJECTS_SECONDS
-
-    @property
     def overdue(self) -> MeasureError | None:
         now = time.monotonic()
         if self.connected is None:
@@ -409,29 +426,26 @@ class _MeasurementInProgress:
 
 def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str], *, with_facts: bool) -> Measurement:
     """Connect, wait for a worker and measure every database; raises MeasureError: nothing is known of it then."""
-    connection = None
     engine = engine_named(one.task.server.engine)
+    session = _Session(engine, access)
     try:
-        connection = engine.connect(access)
+        session.connection = connection = engine.connect(access)
         one.connected = time.monotonic()
         if with_facts:
             one.facts = engine.facts(connection)
         one.wait()
         one.measuring = time.monotonic()
         measured = engine.sizes(connection, access, excluded)
-        one.measurement, one.sized = measured, time.monotonic()
+        one.sized = time.monotonic()
+        refuse_impossible(measured.sizes)
         names = tuple(size.name for size in measured.sizes)
-        limits = _limits_of(engine, connection, access, names)
-        one.measurement = measured = replace(measured, limits=limits)
-        scope = PartScope(names, possible(limits))
-        measured = replace(measured, parts=tuple(_parts_of(engine, connection, access, scope)))
-        one.measurement, one.limited = measured, time.monotonic()
-        if not one.task.with_objects:
-            return measured
-        return replace(measured, objects=_objects_of(engine, connection, access, names))
+        limits = _limits_of(session, names)
+        parts = possible_parts(tuple(_parts_of(session, PartScope(names, limits))))
+        objects = possible_objects(_objects_of(session, names)) if one.task.with_objects else NO_OBJECTS
+        return replace(measured, limits=limits, parts=parts, objects=objects)
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
-        known = error if isinstance(error, MeasureError) else _explained(engine, error)
+        known = engine.failure(error)
         if known.kind is FailureKind.TIMEOUT:
             connected = one.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
@@ -439,9 +453,7 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         raise known.without(access.password) from None
     finally:
         one.ended = time.monotonic()
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
+        session.close()
 
 
 @dataclass
@@ -514,25 +526,12 @@ class FleetMeasurement:
                 server, self.context, connect_seconds=one.connect_seconds, statement_seconds=history.statement_seconds
             )
             excluded = self.context.excluded.get(server.engine, ())
-            measurement = _measure(one, access, excluded, with_facts=self.with_facts)
-            return self._measured(one, measurement)
+            measured = _measure(one, access, excluded, with_facts=self.with_facts)
+            return replace(self._ended(one), **{name.name: getattr(measured, name.name) for name in fields(measured)})
         except MeasureError as error:
             return self._failed(one, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
             return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
-
-    def _measured(self, one: _MeasurementInProgress, measurement: Measurement) -> ProbeOutcome:
-        """Return the outcome; raises MeasureError as `refuse_impossible`."""
-        refuse_impossible(measurement.sizes)
-        return replace(
-            self._ended(one),
-            sizes=measurement.sizes,
-            limits=possible(measurement.limits),
-            parts=possible_parts(measurement.parts),
-            objects=possible_objects(measurement.objects),
-            not_counted=measurement.not_counted,
-            left_out=measurement.left_out,
-        )
 
     def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
         keeps_sample = one.task.measured_before
@@ -563,29 +562,9 @@ class FleetMeasurement:
                 yield outcome
         for instance_id, one in list(running.items()):
             error = one.overdue
-            if one.limits_overdue or one.objects_overdue or error is not None:
+            if error is not None:
                 del running[instance_id]
-                sized = one.measurement
-                if sized is not None:
-                    yield self._without_the_rest(one, sized)
-                elif error is not None:
-                    yield self._failed(one, error)
-
-    def _without_the_rest(self, one: _MeasurementInProgress, sized: Measurement) -> ProbeOutcome:
-        """Return what is known of a server whose limits, parts or objects take too long."""
-        if one.limited is None:
-            reason = f"no answer within {LIMITS_SECONDS:.0f} s"
-            # What is known of limits once parts are asked for stays.
-            limits = Limits(unknown=reason) if sized.limits is NOTHING_KNOWN else sized.limits
-            kinds = engine_named(one.task.server.engine).part_sources
-            sized = replace(sized, limits=limits, parts=tuple(ServerPart(kind, detail=reason) for kind in kinds))
-        else:
-            reason = f"no answer within {OBJECTS_SECONDS:.0f} s"
-        objects = Objects(unknown=(reason,)) if one.task.with_objects else NO_OBJECTS
-        try:
-            return self._measured(one, replace(sized, objects=objects))
-        except MeasureError as impossible:
-            return self._failed(one, impossible)
+                yield self._failed(one, error)
 
 
 def _day_over() -> MeasureError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from capacity_assets.collection import measuring
 from capacity_assets.collection.servers import register
 from tests.collecting import Collection, at, granting
 from tests.mysql_servers import MariaDBServer, MySQLServer, mariadb_server
@@ -94,16 +97,20 @@ def test_mariadb_reports_redo_undo_and_temporary_tablespaces_as_on_its_disk(
     }, "a server that writes no binary log has none"
 
 
-def test_mysql_reports_its_logs_as_on_its_disk(measured_mysql: MySQLServer, collection: Collection) -> None:
+@pytest.fixture(scope="module")
+def mysql(measured_mysql: MySQLServer) -> MySQLServer:
     measured_mysql.execute(*granting("mysql"), "GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%'")
-    key = str(measured_mysql.folder / "data" / "public_key.pem")
-    shop = at(measured_mysql, collection, "shop", "mysql", tls="off", server_public_key=key)
-    register(collection.engine, [shop])
+    return measured_mysql
+
+
+def test_mysql_reports_its_logs_as_on_its_disk(mysql: MySQLServer, collection: Collection) -> None:
+    ca = str(mysql.certificates.ca)
+    register(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
     # A channel has relay logs, whether its source answers or not.
-    measured_mysql.execute("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=1 FOR CHANNEL 'eu'")
+    mysql.execute("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=1 FOR CHANNEL 'eu'")
 
     done = collection.collect()
-    found, data = parts(collection), measured_mysql.folder / "data"
+    found, data = parts(collection), mysql.folder / "data"
 
     assert done.unknown_parts == ()
     assert found["binary_log", ""][0] == bytes_in(data, "binlog.0*")
@@ -111,3 +118,39 @@ def test_mysql_reports_its_logs_as_on_its_disk(measured_mysql: MySQLServer, coll
     assert found["redo", ""][0] == bytes_in(data / "#innodb_redo", "*")
     assert found["undo", ""] == (bytes_in(data, "undo_*"), "2 tablespaces")
     assert found["temporary", ""][0] == bytes_in(data, "ibtmp1") + bytes_in(data / "#innodb_temp", "*")
+
+
+@contextmanager
+def never_opened(file: Path) -> Iterator[None]:
+    """A file of which nobody gets to know the size: it becomes a pipe, which opens once somebody writes to it."""
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    file.chmod(0o666)
+    try:
+        yield
+    finally:
+        writer = os.open(file, os.O_WRONLY)
+        file.unlink()
+        file.write_bytes(content)
+        file.chmod(0o666)
+        os.close(writer)
+
+
+def test_one_kind_that_does_not_answer_leaves_the_others_known(
+    mysql: MySQLServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all kinds in one time limit, a long list of binary logs left redo, undo and the others unknown."""
+    mysql.execute("FLUSH BINARY LOGS")
+    ca = str(mysql.certificates.ca)
+    register(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
+    monkeypatch.setattr(measuring, "ANSWER_SECONDS", 2.0)
+
+    with never_opened(mysql.folder / "data" / "binlog.000001"):
+        done = collection.collect()
+    found, data = parts(collection), mysql.folder / "data"
+
+    assert done.unknown_parts == ("shop: Binary logs: no answer within 2 s",)
+    assert found["binary_log", ""] == (None, "no answer within 2 s")
+    assert found["redo", ""][0] == bytes_in(data / "#innodb_redo", "*")
+    assert {"undo", "temporary"} <= {kind for (kind, _), (size_bytes, _) in found.items() if size_bytes is not None}

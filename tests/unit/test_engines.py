@@ -345,13 +345,14 @@ class _Refusing:
         def read(name: str) -> DatabaseObjects:
             raise MeasureError(FailureKind.LOGIN, f"{name} with {access.password} {'x' * 2000}")
 
-        return objects_by_database(names, read, lambda _: None)
+        return objects_by_database(names, read, engine_named("mysql").failure)
 
 
 def test_reasons_for_unknown_objects_of_one_database_hide_the_password_and_are_cut() -> None:
     access = Access("db", 1, "probe", None, "S3cret-Pa55word")
 
-    found = measuring._objects_of(cast("EngineAdapter", _Refusing()), None, access, ["orders", "shop"])
+    session = measuring._Session(cast("EngineAdapter", _Refusing()), access, connection=object())
+    found = measuring._objects_of(session, ["orders", "shop"])
 
     assert [reason[:23] for reason in found.unknown] == ["orders: orders with ***", "shop: shop with *** xxx"]
     assert [len(reason) for reason in found.unknown] == [LONGEST_REASON + len(" ...")] * 2

@@ -246,7 +246,7 @@ def test_whatever_becomes_of_the_limits_sizes_are_kept(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch, engine: type[Simulated], message: str
 ) -> None:
     monkeypatch.setitem(engines(), "simulated", engine())
-    monkeypatch.setattr(measuring, "LIMITS_SECONDS", 0.3)
+    monkeypatch.setattr(measuring, "ANSWER_SECONDS", 0.3)
 
     [outcome] = measured(tasks(1, simulation.port), workers=1)
 

@@ -169,6 +169,10 @@ class PartSource:
     """Takes the connection; raises what the driver raises, or MeasureError."""
     right: str
 
+    def measure(self, connection: Any, scope: PartScope) -> tuple[ServerPart, ...]:
+        """Return the parts."""
+        return tuple(self.ask(connection, scope))
+
 
 def without_ceilings(names: Iterable[str], volumes: Iterable[str]) -> tuple[Ceiling, ...]:
     """Return the ceilings of an engine that has none: every database may fill the volumes it lies on."""
@@ -234,13 +238,11 @@ OBJECTS_BEGIN_SECONDS = 300.0
 
 
 def objects_by_database(
-    names: Iterable[str],
-    read: Callable[[str], DatabaseObjects | None],
-    explained: Callable[[Exception], MeasureError | None],
+    names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
     """Read the objects of one database after the other; None: it was dropped meanwhile.
 
-    One that fails is named with its reason and the others are read. Raises what is no error of the driver.
+    A database that fails is named with the reason, and the others are read.
     """
     found, unknown, began = [], [], time.monotonic()
     for name in names:
@@ -249,11 +251,8 @@ def objects_by_database(
             continue
         try:
             one = read(name)
-        except Exception as error:
-            known = error if isinstance(error, MeasureError) else explained(error)
-            if known is None:
-                raise
-            unknown.append(f"{name}: {known}")
+        except Exception as error:  # noqa: BLE001 -- as of a server
+            unknown.append(f"{name}: {failure(error)}")
         else:
             found += [one] if one is not None else []
     return Objects(tuple(found), tuple(unknown))
@@ -407,6 +406,23 @@ class EngineAdapter(ABC):
     @abstractmethod
     def explained(self, error: Exception) -> MeasureError | None:
         """Classify an error of the driver; None for errors of another kind."""
+
+    def failure(self, error: Exception) -> MeasureError:
+        """Return why a server was not measured, whatever was raised."""
+        known = error if isinstance(error, MeasureError) else self.explained(error)
+        if known is not None:
+            return known
+        if isinstance(error, TimeoutError):
+            return MeasureError(FailureKind.TIMEOUT, first_line(error))
+        if isinstance(error, FileNotFoundError | PermissionError):
+            return MeasureError(FailureKind.SETUP, f"a file of its certificates cannot be read: {first_line(error)}")
+        if isinstance(error, OSError):
+            return MeasureError(FailureKind.UNREACHABLE, first_line(error))
+        return MeasureError(FailureKind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
+
+    def is_refusal(self, error: Exception) -> bool:
+        """Whether an error means that the login lacks a right."""
+        return self.failure(error).kind is FailureKind.RIGHTS
 
 
 @dataclass

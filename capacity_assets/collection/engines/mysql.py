@@ -655,7 +655,7 @@ class MySQL(EngineAdapter):
                 found += _objects_of_other_engines(rows_of(connection, OTHER_ENGINES_TABLES, [name]))
             return _with_free_bytes(connection, objects_of(name, found))
 
-        measured = objects_by_database(names, read, self.explained)
+        measured = objects_by_database(names, read, self.failure)
         return replace(measured, unknown=(*unknown, *measured.unknown))
 
     def _innodb_tables(
@@ -680,8 +680,7 @@ class MySQL(EngineAdapter):
             asked = INDEX_STATS
             _add_indexes(tables, rows_of(connection, INDEX_STATISTICS))
         except Exception as error:
-            known = self.explained(error)
-            if known is None or known.kind is not FailureKind.RIGHTS:
+            if not self.is_refusal(error):
                 raise
             unknown = (*unknown, NO_STATISTICS.format(asked))
         return tables, unknown

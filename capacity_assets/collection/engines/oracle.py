@@ -229,8 +229,7 @@ class Oracle(EngineAdapter):
         try:
             groups = rows_of(connection, DISK_GROUPS) if any(group for _, group in places) else []
         except Exception as error:
-            known = self.explained(error)
-            if known is None or known.kind is not FailureKind.RIGHTS:
+            if not self.is_refusal(error):
                 raise
             groups, unknown = [], "its login may not see the disk groups: SELECT on v_$asm_diskgroup_stat is missing"
         return limits_from(ceilings, places, groups, names, unknown)

@@ -394,7 +394,7 @@ class PostgreSQL(EngineAdapter):
         return sizes
 
     def objects(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- each database needs its own
-        return objects_by_database(names, lambda name: self._objects_in(access, name), self.explained)
+        return objects_by_database(names, lambda name: self._objects_in(access, name), self.failure)
 
     def _objects_in(self, access: Access, name: str) -> DatabaseObjects | None:
         """Read the largest objects of a database; one that was dropped meanwhile is None."""

@@ -331,7 +331,7 @@ class SQLServer(EngineAdapter):
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
         [(edition, _)] = rows_of(connection, EDITION)
-        return limits_of(lambda query: rows_of(connection, query), int(edition), names, self._is_refusal)
+        return limits_of(lambda query: rows_of(connection, query), int(edition), names, self.is_refusal)
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- asked the same way
         [(edition, _)] = rows_of(connection, EDITION)
@@ -339,12 +339,8 @@ class SQLServer(EngineAdapter):
         return objects_by_database(
             names,
             lambda name: objects_from(name, rows_of(connection, objects_query(None if one_database else name))),
-            self.explained,
+            self.failure,
         )
-
-    def _is_refusal(self, error: Exception) -> bool:
-        known = self.explained(error)
-        return known is not None and known.kind is FailureKind.RIGHTS
 
     def facts(self, connection: Any) -> ServerFacts:
         """Read the version, and whether the connection is encrypted (visible with VIEW SERVER STATE only)."""
