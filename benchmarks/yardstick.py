@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.levels import SERVER_LEVELS, Further, Level, Measure
+from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.database.measures import Further, Measure
 
 
 def _percent(above: str, below: str) -> str:

@@ -20,8 +20,9 @@ from capacity_assets.aggregates.levels import GROUP, INSTANCE, SERVER_LEVELS, Le
 from capacity_assets.aggregates.results import RunSummary
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
 from capacity_assets.base.periods import Window, adjacent_spans
-from capacity_assets.base.units import LARGEST_MB, counted
+from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.tables import impossible_values
 
 # Statements return the first places by order, each with the number of all. What a statement says of a level is in
 # `level_parts`.
@@ -131,16 +132,13 @@ ORDER BY place LIMIT :listed
 
 def level_parts(level: Level) -> dict[str, str]:
     """Return what statements say of a level: its tables, columns and conditions, by name."""
-    sizes = [measure.maximum for measure in level.measures if measure.source.endswith("_mb")]
-    # Constants, as in the condition of the index.
-    impossible = [f"a.{measure.minimum} < 0" for measure in level.measures]
-    impossible += [f"a.{name} > {LARGEST_MB}" for name in sizes]
     return {
         "raw": level.source.name,
         "target": level.target.name,
         "is_live": f"NOT r.{level.void_flag}" if level.void_flag else "true",
         "database": "a.database_name" if "database_name" in level.keys else "'all databases'",
-        "is_impossible": " OR ".join(impossible),
+        # As in the condition of the index.
+        "is_impossible": impossible_values(level.measures),
         "percent": f"a.{level.headline.change_percent}",
         "change": f"a.{level.headline.change}",
     }

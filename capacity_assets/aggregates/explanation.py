@@ -16,11 +16,12 @@ from functools import cached_property
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level, Measure
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import counted, meant
 from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.database.measures import Measure
 
 Value = int | Decimal | str | date | None
 Arithmetic = tuple[str, Value]

@@ -65,10 +65,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, Insert, array, insert
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
-from capacity_assets.aggregates.levels import Level, Measure
+from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.periods import Period
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB
 from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION
+from capacity_assets.database.measures import Measure
 from capacity_assets.database.sql import DIALECT
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
@@ -508,8 +509,14 @@ def _yearly_rate(measure: Measure, state: Columns) -> Element:
     return case((mean_has_sign_of_base, _exact_two_decimals((above - below) * _whole(100), below)))
 
 
+def contradictory_trend(stored: FromClause) -> ColumnElement[bool]:
+    """Return the condition of stored rows whose trend cannot follow from their growth, whatever the threshold is."""
+    growth, trend = stored.c.growth_rate, stored.c.trend_direction
+    return or_(and_(growth < 0, trend == "growing"), and_(growth > 0, trend == "shrinking"))
+
+
 def _trend(percent: Element, total: Element, previous_total: Element) -> Element:
-    """Call a window growing, shrinking or stable; null without a window before."""
+    """Call a window growing, shrinking or stable; null without a window before. In words: `base.periods.trend_rule`."""
     grew_from_nothing = and_(previous_total == 0, total > 0)
     return case(
         (previous_total.is_(None), null()),

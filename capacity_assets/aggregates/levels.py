@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, Meta
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.group_days import GROUP_DAYS
-from capacity_assets.database.size_parts import PART_SIZES
+from capacity_assets.database.measures import Measure
 from capacity_assets.database.tables import (
     database_limit_stats,
     object_size_stats,
@@ -53,53 +53,6 @@ INSERT INTO {level.source.name} AS t ({", ".join(columns)}, created_at, updated_
 SELECT {", ".join(f"r.{name}" for name in columns)}, now(), now(){no_flag} FROM {source} AS r
 ON CONFLICT {_KEYS[level.name]} DO {update if replace else "NOTHING"}
 """  # noqa: S608 -- names from our own table definitions
-
-
-@dataclass(frozen=True)
-class Further:
-    """The aggregate columns of a measure's first and last values in the window, and of its year comparison."""
-
-    last: str
-    growth: str
-    year_change: str
-    year_change_percent: str
-    yearly_rate_percent: str
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        """Those that are made of the window's own samples alone."""
-        return (self.last, self.growth)
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """Those for which samples of other windows are needed."""
-        return (self.year_change, self.year_change_percent, self.yearly_rate_percent)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One raw column and the columns of the aggregate table that its samples end up in."""
-
-    source: str
-    average: str
-    maximum: str
-    minimum: str
-    change: str
-    change_percent: str
-    average_two_decimals: str | None = None
-    further: Further | None = None
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of the aggregate columns this measure fills."""
-        optional = (self.average_two_decimals,) if self.average_two_decimals else ()
-        further = self.further.own if self.further else ()
-        return (self.average, self.maximum, self.minimum, *optional, *further, *self.compared)
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """Names of those for which samples of other windows are needed."""
-        return (self.change, self.change_percent, *(self.further.compared if self.further else ()))
 
 
 class Comparison(NamedTuple):
@@ -183,22 +136,17 @@ class Level:
     @cached_property
     def added_later(self) -> frozenset[str]:
         """The figures that rows of older versions, and of the legacy application, may lack."""
-        further = [measure.further for measure in self.measures if measure.further]
-        return frozenset(self.sums).union(*((*one.own, *one.compared) for one in further))
+        return frozenset(self.sums).union(*(measure.added_later for measure in self.measures))
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """The comparisons of each measure: with the previous window and, where it exists, with that a year before."""
-        found = []
-        for measure in self.measures:
-            further = measure.further
-            rate = (further.yearly_rate_percent,) if further else ()
-            trend = ("growth_rate", "trend_direction") if measure is self.headline else ()
-            found.append(Comparison(measure, "previous", (measure.change, measure.change_percent, *rate, *trend)))
-            if further:
-                changes = (further.year_change, further.year_change_percent)
-                found.append(Comparison(measure, "year_before", changes))
-        return tuple(found)
+        trend = ("growth_rate", "trend_direction")
+        return tuple(
+            Comparison(measure, other, (*names, *(trend if measure is self.headline and other == "previous" else ())))
+            for measure in self.measures
+            for other, names in measure.comparisons.items()
+        )
 
     def own_figures(self, measure: Measure) -> tuple[str, ...]:
         """The figures built only from a measure's samples in the window; if there are none, the number of samples."""
@@ -221,49 +169,12 @@ class Level:
         return made_of | dict.fromkeys(("growth_rate", "trend_direction"), (self.headline.source,))
 
 
-def _further(stem: str, last: str) -> Further:
-    return Further(
-        last=last,
-        growth=f"{stem}_growth_in_window_mb",
-        year_change=f"{stem}_year_change_mb",
-        year_change_percent=f"{stem}_year_change_percent",
-        yearly_rate_percent=f"{stem}_yearly_rate_percent",
-    )
-
-
-def _size_measure(infix: str, further: Further | None = None) -> Measure:
-    return Measure(
-        source=f"{infix}_mb",
-        average=f"avg_{infix}_mb",
-        maximum=f"max_{infix}_mb",
-        minimum=f"min_{infix}_mb",
-        change=f"{infix}_change_mb",
-        change_percent=f"{infix}_change_percent",
-        further=further,
-    )
-
-
-def _count_measure(name: str, average_two_decimals: str | None = None) -> Measure:
-    return Measure(
-        source=name,
-        average=name,
-        maximum=f"max_{name}",
-        minimum=f"min_{name}",
-        change=f"{name}_change",
-        change_percent=f"{name}_change_percent",
-        average_two_decimals=average_two_decimals,
-    )
-
-
 DATABASE = Level(
     name="database",
     source=tables.database_size_stats,
     target=tables.database_size_aggregations,
     keys=("instance_id", "database_name"),
-    measures=(
-        _size_measure("size", _further("size", "last_size_mb")),
-        *(_size_measure(part.stem) for part in PART_SIZES),
-    ),
+    measures=tables.DATABASE_MEASURES,
 )
 
 INSTANCE = Level(
@@ -271,18 +182,7 @@ INSTANCE = Level(
     source=tables.instance_size_stats,
     target=tables.instance_size_aggregations,
     keys=("instance_id",),
-    measures=(
-        Measure(
-            source="total_size_mb",
-            average="total_size_mb",
-            maximum="max_size_mb",
-            minimum="min_size_mb",
-            change="total_size_change_mb",
-            change_percent="total_size_change_percent",
-            further=_further("total_size", "last_total_size_mb"),
-        ),
-        _count_measure("database_count", average_two_decimals="avg_database_count"),
-    ),
+    measures=tables.INSTANCE_MEASURES,
     ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
     void_flag="is_deleted",
     # The unique index allows one live row per day; a legacy table without it may hold several.
@@ -307,11 +207,7 @@ GROUP = Level(
     ),
     target=tables.group_size_aggregations,
     keys=("label_key", "label_value"),
-    measures=(
-        _size_measure("size", _further("size", "last_size_mb")),
-        _count_measure("server_count"),
-        _count_measure("database_count"),
-    ),
+    measures=tables.GROUP_MEASURES,
     made_of=(tables.database_size_stats, tables.instance_size_stats),
     rule=GROUP_DAYS,
 )

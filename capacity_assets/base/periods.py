@@ -243,6 +243,11 @@ def _month_start(months: int) -> date:
     return date(year, month + 1, 1)
 
 
+def trend_rule(threshold: str) -> str:
+    """Return the rule of the trend in words; `aggregates.figures` computes it, `aggregates.explanation` once more."""
+    return f"growing or shrinking by more than {threshold}, growing from 0, else stable"
+
+
 def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None) -> dict[str, Period]:
     """Return the registry with one trend threshold, in percent, for every period; None keeps each period's own."""
     if percent is None:

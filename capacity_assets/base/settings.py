@@ -35,6 +35,7 @@ from tzlocal import get_localzone_name
 
 from capacity_assets.base.declarations import LONGEST_DECLARER, is_web_address
 from capacity_assets.base.label_rules import NOT_KEYS, unfit_keys
+from capacity_assets.base.periods import TREND_PERCENT_PER_YEAR
 
 HORIZONS_DAYS = (7, 30, 90, 365)
 
@@ -424,8 +425,8 @@ class Variables(BaseSettings):
         le=1000,
         decimal_places=2,
         description="Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for "
-        "every period; 5 is what the legacy application used. Unset: 20 % per year, in proportion to the window's "
-        "length.",
+        f"every period; 5 is what the legacy application used. Unset: {TREND_PERCENT_PER_YEAR} % per year, in "
+        "proportion to the window's length.",
     )
     retention_days: str = Field(
         default=DEFAULT_RETENTION_DAYS,

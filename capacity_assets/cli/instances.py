@@ -42,7 +42,7 @@ from capacity_assets.collection.servers import (
     set_active,
 )
 from capacity_assets.collection.servers import remove as remove_servers
-from capacity_assets.database.part_kinds import PART_KINDS
+from capacity_assets.database.measures import PART_KINDS
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.ownership.labels import declare_labels

@@ -47,7 +47,7 @@ from capacity_assets.collection.engines.base import (
 )
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
-from capacity_assets.database.part_kinds import PART_KINDS
+from capacity_assets.database.measures import PART_KINDS
 
 Answer = TypeVar("Answer")
 LONGEST_NAME, LONGEST_DETAIL = 255, 500

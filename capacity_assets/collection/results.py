@@ -20,7 +20,7 @@ from capacity_assets.collection.engines.base import (
     ServerFacts,
     ServerPart,
 )
-from capacity_assets.database.part_kinds import PART_KINDS
+from capacity_assets.database.measures import PART_KINDS
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ or holds until they declare something else. A further size of a database is one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from typing import Any
@@ -53,16 +54,17 @@ from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.database.part_kinds import PART_KINDS
-from capacity_assets.database.size_parts import PART_SIZES
+from capacity_assets.database.measures import (
+    PART_KINDS,
+    PART_SIZES,
+    Measure,
+    count_measure,
+    figure_columns,
+    further_of,
+    size_measure,
+)
 
-# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
-# 28 digits before the point hold every value that can occur.
-PERCENT = Numeric(30, 2)
-# The same to the power of twelve has no such bound.
-COMPOUND_PERCENT = Numeric()
 _Type = TypeEngine[Any] | type[TypeEngine[Any]]
-_THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
 
 
 def optional(name: str, kind: _Type, comment: str) -> Column[object]:
@@ -97,76 +99,6 @@ def exact_bytes(stem: str) -> Column[object]:
     return optional(f"{stem}_bytes", BigInteger, f"What {stem}_mb was made of, exact, bytes; null: not known")
 
 
-def change_columns(
-    stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb"
-) -> list[Column[object]]:
-    """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
-    of_means = f"difference of the exact mean {what} to the window before"
-    absolute = f"{of_means.capitalize()}, cut toward zero{', MiB' if unit else ''}; null: unknown"
-    percent = f"{of_means.capitalize()}, in percent of the latter; null: unknown, or from 0"
-    return [
-        optional(f"{stem}_change{unit}", kind, absolute),
-        optional(f"{stem}_change_percent", PERCENT, percent),
-    ]
-
-
-def further_columns(stem: str, last: str, what: str) -> list[Column[object]]:
-    """Columns of the measure that growth follows: its ends within the window, and a year as the yardstick."""
-    of_means = f"the exact mean {what} to the same window a year before"
-    return [
-        optional(last, BigInteger, f"{what.capitalize()} on the last measured day of the window, MiB"),
-        optional(
-            f"{stem}_growth_in_window_mb",
-            BigInteger,
-            f"{what.capitalize()} on the last measured day less that on the first, MiB; "
-            "null: fewer than two measured days",
-        ),
-        optional(
-            f"{stem}_year_change_mb", BigInteger, f"Difference of {of_means}, cut toward zero, MiB; null: unknown"
-        ),
-        optional(
-            f"{stem}_year_change_percent",
-            PERCENT,
-            f"Difference of {of_means}, in percent of the latter; null: unknown, or from 0",
-        ),
-        optional(
-            f"{stem}_yearly_rate_percent",
-            COMPOUND_PERCENT,
-            f"Growth of the exact mean {what} since the window before, compounded to a year, in percent; "
-            "null: unknown, from 0, or the window is not a whole number of months",
-        ),
-    ]
-
-
-def sum_columns(source: str, what: str, *, counted: bool = False) -> list[Column[object]]:
-    """Return the exact state of a measure, of which longer windows are made without reading their days again."""
-    daily = "; null: the window is one day, or an older version wrote the row"
-    columns: list[Column[object]] = [
-        optional(f"sum_{source}", Numeric, f"Exact sum of the {what} over the samples of the window{daily}")
-    ]
-    if counted:
-        columns.append(optional(f"count_{source}", Integer, f"Samples of the window with a {what}{daily}"))
-    return columns
-
-
-def size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object]]:
-    """Return mean and extremes of a size."""
-    return [
-        megabytes(f"avg_{infix}_mb", f"Mean {what}, rounded down", nullable=nullable),
-        megabytes(f"max_{infix}_mb", f"Largest {what}", nullable=nullable),
-        megabytes(f"min_{infix}_mb", f"Smallest {what}", nullable=nullable),
-    ]
-
-
-def count_columns(name: str, what: str) -> list[Column[object]]:
-    """Return mean and extremes of a number per day."""
-    return [
-        required(name, BigInteger, f"Mean number of {what} per day, rounded down"),
-        required(f"max_{name}", BigInteger, f"Largest number of {what} on a day"),
-        required(f"min_{name}", BigInteger, f"Smallest number of {what} on a day"),
-    ]
-
-
 def window_columns() -> list[Column[object]]:
     """Return period and days of a window."""
     return [
@@ -176,16 +108,9 @@ def window_columns() -> list[Column[object]]:
     ]
 
 
-def verdict_columns() -> list[Column[object]]:
-    """Return growth, trend and the times of a row."""
+def times_of_figures() -> list[Column[object]]:
+    """Return the times of a row of aggregates."""
     return [
-        optional("growth_rate", PERCENT, "Change of the exact mean total in percent; null: unknown, or from 0"),
-        optional(
-            "trend_direction",
-            String(20),
-            f"growing or shrinking by more than the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT "
-            "sets another), growing from 0, else stable; null: nothing to compare with",
-        ),
         timestamp("calculated_at", "When the figures last changed"),
         timestamp("created_at", "When the row was first written"),
     ]
@@ -237,12 +162,16 @@ def table(name: str, comment: str, *items: SchemaItem, **options: Any) -> Table:
     return Table(name, metadata, *items, comment=comment, **options)
 
 
-def _impossible_index(table: str, *measured: str) -> Index:
+def impossible_values(measures: Sequence[Measure]) -> str:
+    """Return the condition of rows with an impossible value, in the form that PostgreSQL displays."""
+    below = [f"{measure.minimum} < 0" for measure in measures]
+    above = [f"{measure.maximum} > '{LARGEST_MB}'::bigint" for measure in measures if measure.source.endswith("_mb")]
+    return " OR ".join([*below, *above])
+
+
+def _impossible_index(table: str, measures: Sequence[Measure]) -> Index:
     """Return the index of rows with an impossible value, for the check of the whole history; it is normally empty."""
-    arms = [f"min_{name} < 0" for name in measured]
-    # In the form PostgreSQL displays, so that the comparison recognises it.
-    arms += [f"max_{name} > '{LARGEST_MB}'::bigint" for name in measured if name.endswith("_mb")]
-    condition = text(" OR ".join(arms))
+    condition = text(impossible_values(measures))
     return Index(f"ix_{table}_impossible", "period_type", "period_start", postgresql_where=condition)
 
 
@@ -317,6 +246,10 @@ instance_size_stats = table(
     postgresql_partition_by=BY_DAY,
 )
 
+DATABASE_MEASURES = (
+    size_measure("size", "total size", last="last_size_mb"),
+    *(size_measure(part.stem, part.what, is_optional=True) for part in PART_SIZES),
+)
 database_size_aggregations = table(
     "database_size_aggregations",
     "Size, change, growth and trend of each database in each window.",
@@ -324,50 +257,58 @@ database_size_aggregations = table(
     instance_id(),
     database_name(),
     *window_columns(),
-    *size_columns("size", "total size", nullable=False),
-    required("data_count", Integer, "Samples in the window"),
-    *(column for part in PART_SIZES for column in size_columns(part.stem, part.what, nullable=True)),
-    *change_columns("size", "total size", BigInteger),
-    *(column for part in PART_SIZES for column in change_columns(part.stem, part.what, BigInteger)),
-    *further_columns("size", "last_size_mb", "total size"),
-    *sum_columns("size_mb", "total size"),
-    *(column for part in PART_SIZES for column in sum_columns(f"{part.stem}_mb", part.what, counted=True)),
-    *verdict_columns(),
+    *figure_columns(DATABASE_MEASURES, "Samples in the window"),
+    *times_of_figures(),
     PrimaryKeyConstraint(
         "period_type", "period_start", "instance_id", "database_name", name="uq_database_size_aggregation"
     ),
     _sorted_index("database_size_aggregations", "change", "size_change_mb"),
     _sorted_index("database_size_aggregations", "size", "avg_size_mb"),
-    _impossible_index("database_size_aggregations", "size_mb", *(f"{part.stem}_mb" for part in PART_SIZES)),
+    _impossible_index("database_size_aggregations", DATABASE_MEASURES),
     postgresql_partition_by=BY_WINDOW,
 )
 
+INSTANCE_MEASURES = (
+    Measure(
+        source="total_size_mb",
+        average="total_size_mb",
+        maximum="max_size_mb",
+        minimum="min_size_mb",
+        change="total_size_change_mb",
+        change_percent="total_size_change_percent",
+        further=further_of("total_size", "last_total_size_mb"),
+        what="daily total",
+    ),
+    count_measure(
+        "database_count",
+        "daily number of databases",
+        average_two_decimals="avg_database_count",
+        type=Integer,
+        optional=("max_database_count", "min_database_count"),
+    ),
+)
 instance_size_aggregations = table(
     "instance_size_aggregations",
     "Total size, number of databases, change, growth and trend of each server in each window.",
     row_number(),
     instance_id(),
     *window_columns(),
-    megabytes("total_size_mb", "Mean daily total of the server, rounded down"),
-    megabytes("avg_size_mb", "Mean size of one of its databases, rounded down; 0 without databases"),
-    megabytes("max_size_mb", "Largest daily total"),
-    megabytes("min_size_mb", "Smallest daily total"),
-    required("data_count", Integer, "Days with samples in the window"),
-    required("database_count", Integer, "Mean number of databases, rounded down"),
-    optional("avg_database_count", PERCENT, "Mean number of databases, two decimals"),
-    optional("max_database_count", Integer, "Largest daily number of databases"),
-    optional("min_database_count", Integer, "Smallest daily number of databases"),
-    *change_columns("total_size", "daily total", BigInteger),
-    *change_columns("database_count", "number of databases", Integer, unit=""),
-    *further_columns("total_size", "last_total_size_mb", "daily total"),
-    *sum_columns("total_size_mb", "daily total"),
-    *sum_columns("database_count", "daily number of databases"),
-    *verdict_columns(),
+    *figure_columns(
+        INSTANCE_MEASURES,
+        "Days with samples in the window",
+        megabytes("avg_size_mb", "Mean size of one of its databases, rounded down; 0 without databases"),
+    ),
+    *times_of_figures(),
     PrimaryKeyConstraint("period_type", "period_start", "instance_id", name="uq_instance_size_aggregation"),
-    _impossible_index("instance_size_aggregations", "size_mb", "database_count"),
+    _impossible_index("instance_size_aggregations", INSTANCE_MEASURES),
     postgresql_partition_by=BY_WINDOW,
 )
 
+GROUP_MEASURES = (
+    size_measure("size", "daily size of the group", last="last_size_mb"),
+    count_measure("server_count", "daily number of servers with a part in the group"),
+    count_measure("database_count", "daily number of databases"),
+)
 group_size_aggregations = table(
     "group_size_aggregations",
     "Size, change, growth and trend of each group in each window: the fleet by engine and by each label.",
@@ -382,18 +323,8 @@ group_size_aggregations = table(
         "Value of the label, or engine; empty: what has no such label; of (total): measured or derived",
     ),
     *window_columns(),
-    *size_columns("size", "size of the group per day", nullable=False),
-    required("data_count", Integer, "Days on which something belonged to the group"),
-    *count_columns("server_count", "servers with a part in the group"),
-    *count_columns("database_count", "databases"),
-    *change_columns("size", "size of the group per day", BigInteger),
-    *change_columns("server_count", "number of servers", BigInteger, unit=""),
-    *change_columns("database_count", "number of databases", BigInteger, unit=""),
-    *further_columns("size", "last_size_mb", "size of the group"),
-    *sum_columns("size_mb", "daily size"),
-    *sum_columns("server_count", "daily number of servers"),
-    *sum_columns("database_count", "daily number of databases"),
-    *verdict_columns(),
+    *figure_columns(GROUP_MEASURES, "Days on which something belonged to the group"),
+    *times_of_figures(),
     PrimaryKeyConstraint(
         "period_type", "period_start", "label_key", "label_value", name="group_size_aggregations_pkey"
     ),

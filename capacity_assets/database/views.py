@@ -20,8 +20,8 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_of
+from capacity_assets.database.measures import PART_SIZES, PartSize
 from capacity_assets.database.partitions import PARTITIONED
-from capacity_assets.database.size_parts import PART_SIZES, PartSize
 from capacity_assets.database.sql import SERVER_SIZES, View, execute, literal, quoted, text_of, views_in
 from capacity_assets.database.tables import database_size_aggregations, group_size_aggregations
 

@@ -18,7 +18,7 @@ from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.aggregates.results import RunSummary
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
-from capacity_assets.base.periods import Period
+from capacity_assets.base.periods import Period, trend_rule
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import (
     aggregate_metadata,
@@ -169,8 +169,8 @@ def _description(period: Period, level: Level) -> str:
         the first day. {figures}
 
         - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
-        - *Trend*: growing above +{period.trend_percent} % or from 0, shrinking below -{period.trend_percent} %, else
-          stable (`CAPACITY_TREND_PERCENT` sets another threshold).
+        - *Trend*: {trend_rule(f"{period.trend_percent} %")}
+          (`CAPACITY_TREND_PERCENT` sets another threshold).
         - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
           raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
         - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;

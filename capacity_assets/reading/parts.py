@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection
 
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
-from capacity_assets.database.part_kinds import PART_KINDS, SLOT
+from capacity_assets.database.measures import PART_KINDS, SLOT
 from capacity_assets.reading.access import rows
 from capacity_assets.reading.subjects import ServerVolume
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import product
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, func, select
 
+from capacity_assets.aggregates.figures import contradictory_trend
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.engine import TODAY
@@ -194,13 +195,9 @@ def wrong_trends(connection: Connection) -> list[WrongTrends]:
     """Return the tables with rows of the last thirteen months whose trend another application did not update."""
     tables = []
     for level in SERVER_LEVELS.values():
-        columns = level.target.c
-        contradicts = or_(
-            and_(columns.growth_rate < 0, columns.trend_direction == "growing"),
-            and_(columns.growth_rate > 0, columns.trend_direction == "shrinking"),
-        )
-        recent = columns.period_start >= func.current_date() - TREND_DAYS
-        counts = select(func.count(), func.min(columns.period_start)).where(recent, contradicts)
+        start = level.target.c.period_start
+        recent = start >= func.current_date() - TREND_DAYS
+        counts = select(func.count(), func.min(start)).where(recent, contradictory_trend(level.target))
         count, first_day = connection.execute(counts).one()
         if count:
             tables.append(WrongTrends(level.target.name, count, first_day))

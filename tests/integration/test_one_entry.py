@@ -17,7 +17,7 @@ from tests.forked import COMMAND, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = """
-import capacity_assets.database.size_parts as parts
+import capacity_assets.database.measures as parts
 parts.PART_SIZES = (*parts.PART_SIZES, parts.PartSize("temp_size", "the temporary files"))
 """
 PERIOD = """

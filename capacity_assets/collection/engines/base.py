@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of
-from capacity_assets.database.size_parts import PART_SIZES
+from capacity_assets.database.measures import PART_SIZES
 
 LONGEST_REASON = 1000
 HIDDEN = "***"

@@ -59,7 +59,7 @@ from capacity_assets.collection.engines.base import (
     volume_of,
     without_ceilings,
 )
-from capacity_assets.database.part_kinds import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
+from capacity_assets.database.measures import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
 
 if TYPE_CHECKING:
     import pymysql

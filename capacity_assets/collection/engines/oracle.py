@@ -37,7 +37,7 @@ from capacity_assets.collection.engines.base import (
     rows_of,
     without_driver,
 )
-from capacity_assets.database.part_kinds import ARCHIVED_LOG, RECOVERY_AREA, REDO, TEMPORARY
+from capacity_assets.database.measures import ARCHIVED_LOG, RECOVERY_AREA, REDO, TEMPORARY
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"

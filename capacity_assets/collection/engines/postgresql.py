@@ -60,7 +60,7 @@ from capacity_assets.collection.engines.base import (
     too_much,
     volume_of,
 )
-from capacity_assets.database.part_kinds import SLOT, TEMPORARY, WAL
+from capacity_assets.database.measures import SLOT, TEMPORARY, WAL
 from capacity_assets.database.sql import quoted
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from capacity_assets.collection.engines.base import (
     rows_of,
     without_driver,
 )
-from capacity_assets.database.part_kinds import TEMPORARY, TRANSACTION_LOG
+from capacity_assets.database.measures import TEMPORARY, TRANSACTION_LOG
 
 EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
 EXPRESS_GB = {17: 50}

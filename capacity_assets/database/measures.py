@@ -1,0 +1,262 @@
+"""What is measured, and the figures made of it: the registries that tables, statements, views and the reference follow.
+
+- A further size of a database is an entry of `PART_SIZES`: columns of samples and aggregates, figures, imports and
+  views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`.
+- A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
+  measures a kind. Parts are never added to the size of a database or server.
+- A further figure is a field of `Measure` or `Further`, with its column. Its computation is in `aggregates.figures`, a
+  second one in `aggregates.explanation`. Which measures a table of aggregates has is in `tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Integer, Numeric, String
+
+from capacity_assets.base.periods import PERIODS, trend_rule
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """A part of a database's size: `{stem}_mb` and `{stem}_bytes` of a sample; null where the engine reports none."""
+
+    stem: str
+    files: str
+    """What is measured, as in "Size of the data files"."""
+
+    @property
+    def what(self) -> str:
+        """The stem in words, as in "Mean data size"."""
+        return self.stem.replace("_", " ")
+
+
+PART_SIZES = (
+    PartSize("data_size", "the data files"),
+    PartSize("log_size", "the log files"),
+)
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """A kind of server parts: what `server_part_stats` calls it, and what people read."""
+
+    name: str
+    title: str
+    held_by: str | None = None
+    """The kind whose bytes these are part of; None: bytes of their own, which sums count."""
+
+
+WAL, SLOT, TEMPORARY = "wal", "slot", "temporary"
+BINARY_LOG, RELAY_LOG, UNDO, REDO = "binary_log", "relay_log", "undo", "redo"
+TRANSACTION_LOG, ARCHIVED_LOG, RECOVERY_AREA = "transaction_log", "archived_log", "recovery_area"
+PART_KINDS = {
+    kind.name: kind
+    for kind in (
+        PartKind(WAL, "WAL"),
+        PartKind(SLOT, "Replication slot", held_by=WAL),
+        PartKind(BINARY_LOG, "Binary logs"),
+        PartKind(RELAY_LOG, "Relay logs"),
+        PartKind(TRANSACTION_LOG, "Transaction logs"),
+        PartKind(REDO, "Redo logs"),
+        PartKind(UNDO, "Undo logs"),
+        PartKind(ARCHIVED_LOG, "Archived logs"),
+        PartKind(RECOVERY_AREA, "Recovery area"),
+        PartKind(TEMPORARY, "Temporary files"),
+    )
+}
+
+# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
+# 28 digits before the point hold every value that can occur.
+PERCENT = Numeric(30, 2)
+# The same to the power of twelve has no such bound.
+COMPOUND_PERCENT = Numeric()
+
+
+@dataclass(frozen=True)
+class Further:
+    """The columns of a measure's first and last values in the window, and of its comparison with the year before."""
+
+    last: str
+    growth: str
+    year_change: str
+    year_change_percent: str
+    yearly_rate_percent: str
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those made of the window's own samples alone."""
+        return (self.last, self.growth)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Those for which samples of other windows are needed."""
+        return (self.year_change, self.year_change_percent, self.yearly_rate_percent)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One raw column, and the columns of the aggregate table that are made of it.
+
+    `what` is the measured value in the comments of the columns. `optional` names the columns of the mean and the
+    extremes that may be null. The representation is part of the fingerprint of computed windows.
+    """
+
+    source: str
+    average: str
+    maximum: str
+    minimum: str
+    change: str
+    change_percent: str
+    average_two_decimals: str | None = None
+    further: Further | None = None
+    _: KW_ONLY
+    what: str = field(repr=False)
+    type: type[Integer] = field(default=BigInteger, repr=False)
+    optional: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        two_decimals = (self.average_two_decimals,) if self.average_two_decimals else ()
+        further = self.further.own if self.further else ()
+        return (self.average, self.maximum, self.minimum, *two_decimals, *further, *self.compared)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The names of those for which samples of other windows are needed."""
+        return (self.change, self.change_percent, *(self.further.compared if self.further else ()))
+
+    @property
+    def added_later(self) -> tuple[str, ...]:
+        """The names of those that rows of older versions, and of the legacy application, may lack."""
+        return (*self.further.own, *self.further.compared) if self.further else ()
+
+    @property
+    def comparisons(self) -> dict[str, tuple[str, ...]]:
+        """The same by the other window, `previous` or `year_before`: first the change, then its percentage."""
+        if self.further is None:
+            return {"previous": self.compared}
+        change, percent, rate = self.further.compared
+        return {"previous": (self.change, self.change_percent, rate), "year_before": (change, percent)}
+
+    @property
+    def _unit(self) -> str:
+        return ", MiB" if self.source.endswith("_mb") else ""
+
+    def mean_columns(self) -> Iterator[Column[Any]]:
+        """The mean and the extremes."""
+        comments = {self.average: f"Mean {self.what}, rounded down{self._unit}"}
+        if self.average_two_decimals:
+            comments[self.average_two_decimals] = f"Mean {self.what}, two decimals"
+        comments |= {
+            self.maximum: f"Largest {self.what}{self._unit}",
+            self.minimum: f"Smallest {self.what}{self._unit}",
+        }
+        for name, comment in comments.items():
+            if name == self.average_two_decimals:
+                yield Column(name, PERCENT, comment=comment)
+            else:
+                unknown = "; null: not measured" if self.average in self.optional else ""
+                yield Column(name, self.type, nullable=name in self.optional, comment=f"{comment}{unknown}")
+
+    def change_columns(self) -> Iterator[Column[Any]]:
+        """The change against the window before."""
+        yield from self._changes(self.change, self.change_percent, "the window before")
+
+    def _changes(self, name: str, name_in_percent: str, other: str) -> Iterator[Column[Any]]:
+        change = f"Change of the exact mean {self.what} against {other}"
+        yield Column(name, self.type, comment=f"{change}, cut toward zero{self._unit}; null: unknown")
+        yield Column(name_in_percent, PERCENT, comment=f"{change}, in percent; null: unknown, or from 0")
+
+    def further_columns(self) -> Iterator[Column[Any]]:
+        """The last value, the growth within the window, and the comparison with the year before."""
+        if self.further is None:
+            return
+        on_last_day = f"{self.what.capitalize()} on the last measured day of the window"
+        growth = f"{on_last_day}, less that on the first{self._unit}; null: fewer than two measured days"
+        rate = f"Change of the exact mean {self.what} against the window before, compounded to a year, in percent"
+        yield Column(self.further.last, self.type, comment=f"{on_last_day}{self._unit}")
+        yield Column(self.further.growth, self.type, comment=growth)
+        year_change = (self.further.year_change, self.further.year_change_percent)
+        yield from self._changes(*year_change, "the same window a year before")
+        yield Column(
+            self.further.yearly_rate_percent,
+            COMPOUND_PERCENT,
+            comment=f"{rate}; null: unknown, from 0, or the window is not a whole number of months",
+        )
+
+    def sum_columns(self) -> Iterator[Column[Any]]:
+        """The exact state of which longer windows are made, without reading their days again."""
+        daily = "; null: the window is one day, or an older version wrote the row"
+        comment = f"Exact sum of the {self.what} over the samples of the window{daily}"
+        yield Column(f"sum_{self.source}", Numeric, comment=comment)
+        if self.average in self.optional:
+            yield Column(f"count_{self.source}", Integer, comment=f"Samples of the window with a {self.what}{daily}")
+
+
+_THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
+_THRESHOLDS = f"the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT sets another)"
+
+
+def figure_columns(measures: Sequence[Measure], samples: str, *ratios: Column[Any]) -> list[Column[Any]]:
+    """Return the columns of figures of an aggregate table; growth and trend follow the first measure.
+
+    `samples` says what its `data_count` counts; `ratios` stand after the first mean.
+    """
+    average, *extremes = measures[0].mean_columns()
+    return [
+        average,
+        *ratios,
+        *extremes,
+        Column("data_count", Integer, nullable=False, comment=samples),
+        *(column for measure in measures[1:] for column in measure.mean_columns()),
+        *(column for measure in measures for column in measure.change_columns()),
+        *(column for measure in measures for column in measure.further_columns()),
+        *(column for measure in measures for column in measure.sum_columns()),
+        Column("growth_rate", PERCENT, comment=f"Equals {measures[0].change_percent}"),
+        Column("trend_direction", String(20), comment=f"{trend_rule(_THRESHOLDS)}; null: nothing to compare with"),
+    ]
+
+
+def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: bool = False) -> Measure:
+    """Return the measure of a size, with the further figures where its last value has a column, `last`."""
+    average, maximum, minimum = (f"{kind}_{stem}_mb" for kind in ("avg", "max", "min"))
+    return Measure(
+        source=f"{stem}_mb",
+        average=average,
+        maximum=maximum,
+        minimum=minimum,
+        change=f"{stem}_change_mb",
+        change_percent=f"{stem}_change_percent",
+        further=further_of(stem, last) if last else None,
+        what=what,
+        optional=(average, maximum, minimum) if is_optional else (),
+    )
+
+
+def further_of(stem: str, last: str) -> Further:
+    """Return the further columns of a size, which are named after its stem."""
+    return Further(
+        last=last,
+        growth=f"{stem}_growth_in_window_mb",
+        year_change=f"{stem}_year_change_mb",
+        year_change_percent=f"{stem}_year_change_percent",
+        yearly_rate_percent=f"{stem}_yearly_rate_percent",
+    )
+
+
+def count_measure(name: str, what: str, **options: Any) -> Measure:
+    """Return the measure of a number, whose mean has its name."""
+    return Measure(
+        source=name,
+        average=name,
+        maximum=f"max_{name}",
+        minimum=f"min_{name}",
+        change=f"{name}_change",
+        change_percent=f"{name}_change_percent",
+        what=what,
+        **options,
+    )
