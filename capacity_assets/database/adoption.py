@@ -1,26 +1,110 @@
-"""Bringing tables to a wanted shape by adding and widening only, whatever is there already.
+"""Bringing existing tables to their definitions by adding and widening only, whatever is there already.
 
-`table_steps` compares one existing table with the wanted one and returns the steps, each with a reason a person can
-read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a column; they drop checks
-that refuse registered periods, and keys and indexes that another one replaces. What no step can fix (duplicate keys,
-for example) is one of the `table_problems`, which say what to do. Which tables are wanted is decided by the callers.
+`present_tables` reads the tables as they are. `table_steps` compares one with its definition and returns the steps,
+each with a reason a person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row
+or a column; they drop checks that refuse registered periods, and keys and indexes that another one replaces. What no
+step can fix (duplicate keys, for example) is one of the `table_problems`, which say what to do.
+
+The key of a capacity table begins with the day or the window: it serves every look at some days, upserts (which name
+columns in any order), and the history of one database, whose windows are listed. Where a table has another key,
+`build_ahead` builds the index of the new one beside the running work, partition by partition, and the steps of
+`index_steps` put it in the old one's place, which changes the catalogue only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, text
+import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.database.catalogue import PresentTable
-from capacity_assets.database.indexes import index_steps, key_problems
-from capacity_assets.database.sql import DIALECT, SchemaStep, free_name, literal, quoted
+from capacity_assets.base.units import counted
+from capacity_assets.database.sql import DIALECT, SchemaStep, free_name, literal, quoted, text_of
+
+Index = sa.Row[Any]
+"""An index in the database, see `_INDEXES`."""
 
 
-def table_steps(connection: Connection, present: PresentTable) -> list[SchemaStep]:
+@dataclass(frozen=True)
+class PresentTable:
+    """An existing table, and the definition that it is to have."""
+
+    wanted: sa.Table
+    columns: Mapping[str, ReflectedColumn]
+    indexes: Sequence[Index]
+    facts: sa.Row[Any]
+    """Its comment, whether it lacks_default_partition, its partition_triggers and period_checks, see `_FACTS`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the table."""
+        return self.wanted.name
+
+
+def present_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> list[PresentTable]:
+    """Return those of the tables that exist, in the given order."""
+    inspector = sa.inspect(connection)
+    there = set(inspector.get_table_names())
+    tables = [table for table in wanted if table.name in there]
+    names = [table.name for table in tables]
+    # Without a name, it would read those of all tables.
+    reflected = inspector.get_multi_columns(filter_names=names) if names else {}
+    columns = {name: found for (_, name), found in reflected.items()}
+    facts = {row.name: row for row in connection.execute(sa.text(_FACTS), {"names": names})}
+    indexes = indexes_of(connection, names)
+    return [
+        PresentTable(table, {one["name"]: one for one in columns[table.name]}, indexes[table.name], facts[table.name])
+        for table in tables
+    ]
+
+
+def indexes_of(connection: sa.Connection, relations: Sequence[str]) -> dict[str, list[Index]]:
+    """Return the indexes of tables or partitions, by their name, with what decides whether they serve."""
+    found: dict[str, list[Index]] = {relation: [] for relation in relations}
+    for index in connection.execute(sa.text(_INDEXES), {"relations": relations}):
+        found[index.relation].append(index)
+    return found
+
+
+# Triggers for each row, before an insert, by which the legacy application makes partitions in mid-insert. Checks are
+# those on `period_type` alone, with their definitions.
+_FACTS = """
+SELECT t.name, obj_description(c.oid, 'pg_class') AS comment,
+       coalesce(p.partdefid = 0, false) AS lacks_default_partition,
+       ARRAY(SELECT CAST(g.tgname AS text) FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+             WHERE g.tgrelid = p.partrelid AND NOT g.tgisinternal AND g.tgenabled <> 'D' AND g.tgtype & 7 = 7
+               AND f.prosrc ~* '(PARTITION\\s+OF|create_\\w*partition)' ORDER BY 1) AS partition_triggers,
+       coalesce((SELECT json_object_agg(k.conname, pg_get_constraintdef(k.oid) ORDER BY k.conname)
+                 FROM pg_constraint k JOIN pg_attribute a ON a.attrelid = k.conrelid AND k.conkey = ARRAY[a.attnum]
+                 WHERE k.conrelid = c.oid AND k.contype = 'c' AND a.attname = 'period_type'), '{}') AS period_checks
+FROM unnest(CAST(:names AS text[])) AS t (name) JOIN pg_class c ON c.oid = to_regclass(t.name)
+LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
+"""
+_INDEXES = """
+SELECT r.relation, c.relname AS name, i.indexrelid::regclass::text AS identifier, i.indisunique AS is_unique,
+       i.indisprimary AS is_primary, i.indisvalid AS is_valid,
+       c.relispartition AS is_attached, pg_get_indexdef(i.indexrelid) AS definition,
+       pg_get_expr(i.indpred, i.indrelid) AS condition,
+       EXISTS (SELECT FROM pg_constraint k
+               WHERE k.conindid = i.indexrelid AND k.conrelid = i.indrelid) AS is_constraint,
+       EXISTS (SELECT FROM pg_constraint k
+               WHERE k.conindid = i.indexrelid AND k.contype = 'f') AS is_referred_to,
+       ARRAY(SELECT coalesce(a.attname, '(expression)')::text
+             FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
+             LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND a.attnum > 0
+             WHERE place <= i.indnkeyatts ORDER BY place) AS columns
+FROM unnest(CAST(:relations AS text[])) AS r (relation) JOIN pg_index i ON i.indrelid = to_regclass(r.relation)
+JOIN pg_class c ON c.oid = i.indexrelid
+ORDER BY c.relname
+"""
+
+
+def table_steps(connection: sa.Connection, present: PresentTable) -> list[SchemaStep]:
     """Compare an existing table with the wanted one."""
     return [
         *_column_steps(present.wanted, present.columns),
@@ -31,12 +115,12 @@ def table_steps(connection: Connection, present: PresentTable) -> list[SchemaSte
     ]
 
 
-def table_problems(connection: Connection, present: PresentTable) -> list[str]:
+def table_problems(connection: sa.Connection, present: PresentTable) -> list[str]:
     """Say what keeps the steps from being carried out, or rows from being inserted afterwards."""
     return [*_column_problems(present.wanted, present.columns)] or [*key_problems(connection, present)]
 
 
-def _column_steps(wanted: Table, present: Mapping[str, ReflectedColumn]) -> Iterator[SchemaStep]:
+def _column_steps(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -> Iterator[SchemaStep]:
     for column in wanted.columns:
         name = f"{wanted.name}.{column.name}"
         alter = f"ALTER TABLE {quoted(wanted.name)} ALTER COLUMN {quoted(column.name)}"
@@ -54,7 +138,7 @@ def _column_steps(wanted: Table, present: Mapping[str, ReflectedColumn]) -> Iter
             yield SchemaStep(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
 
-def _column_problems(wanted: Table, present: Mapping[str, ReflectedColumn]) -> Iterator[str]:
+def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -> Iterator[str]:
     for name, stored in present.items():
         filled = stored["nullable"] or stored.get("default") or stored.get("identity")
         if name not in wanted.columns and "period_type" in wanted.columns and not filled:
@@ -84,16 +168,16 @@ def widened_columns(present: PresentTable) -> list[str]:
     return [wanted.name for stored, wanted in both if _is_widened(stored, wanted)]
 
 
-def _is_widened(stored: ReflectedColumn, wanted: Column[object]) -> bool:
+def _is_widened(stored: ReflectedColumn, wanted: sa.Column[object]) -> bool:
     """Whether values of the wanted type may not fit the type that is there; a row number of others stays as it is."""
     there, here = stored["type"], wanted.type
     if wanted.name == "id":
         return False
-    if isinstance(here, BigInteger):
-        return isinstance(there, Integer) and not isinstance(there, BigInteger)
-    if isinstance(here, Numeric) and isinstance(there, Numeric):
+    if isinstance(here, sa.BigInteger):
+        return isinstance(there, sa.Integer) and not isinstance(there, sa.BigInteger)
+    if isinstance(here, sa.Numeric) and isinstance(there, sa.Numeric):
         return there.precision is not None and there.precision < (here.precision or 0)
-    if isinstance(here, String) and isinstance(there, String):
+    if isinstance(here, sa.String) and isinstance(there, sa.String):
         return there.length is not None and there.length < (here.length or 0)
     return False
 
@@ -109,7 +193,7 @@ def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
             )
 
 
-def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
+def default_partition_steps(connection: sa.Connection, wanted: sa.Table) -> Iterator[SchemaStep]:
     """A range-partitioned table without a default partition refuses rows outside its partitions."""
     name = free_name(connection, f"{wanted.name}_default")
     yield SchemaStep(
@@ -136,9 +220,9 @@ def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
         )
 
 
-def other_owner(connection: Connection, table: str) -> str | None:
+def other_owner(connection: sa.Connection, table: str) -> str | None:
     """Return the owner of a table unless that is the current role: what is added should have the same owner."""
-    return connection.execute(text(_OTHER_OWNER), {"table": table}).scalar()
+    return connection.execute(sa.text(_OTHER_OWNER), {"table": table}).scalar()
 
 
 _OTHER_OWNER = """
@@ -157,3 +241,262 @@ def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
             if column.comment and present.get(column.name) != column.comment:
                 named = f"{quoted(table.name)}.{quoted(column.name)}"
                 yield f"COMMENT ON COLUMN {named} IS {literal(column.comment)}"
+
+
+@dataclass(frozen=True)
+class WantedIndex:
+    """An index of a definition; a primary key is called as the unique key that older versions had in its place."""
+
+    name: str
+    columns: tuple[str, ...]
+    is_primary: bool = False
+    is_unique: bool = False
+    condition: str | None = None
+
+    def is_like(self, index: Index) -> bool:
+        """Whether an index is of the same columns in the same order, under the same condition."""
+        same = tuple(index.columns) == self.columns and _compact(index.condition) == _compact(self.condition)
+        return same and index.is_unique == self.is_unique
+
+    def is_served_by(self, index: Index) -> bool:
+        """Whether an index does what this one is for."""
+        if not index.is_valid:
+            return False
+        if self.is_unique and not self.is_primary:
+            # Upserts name the columns in any order; an unconditional key does for samples that are not void.
+            conditions = (_compact(self.condition), "")
+            return index.is_unique and self.has_columns_of(index) and _compact(index.condition) in conditions
+        return self.is_like(index) and (index.is_constraint or not self.is_primary)
+
+    def has_columns_of(self, index: Index) -> bool:
+        """Whether an index is of the same columns, in any order."""
+        return set(index.columns) == set(self.columns) and len(index.columns) == len(self.columns)
+
+    @property
+    def listed(self) -> str:
+        """Columns and condition, for people and for PostgreSQL."""
+        where = f" WHERE {self.condition}" if self.condition else ""
+        return f"({', '.join(map(quoted, self.columns))}){where}"
+
+
+def wanted_indexes(table: sa.Table) -> Iterator[WantedIndex]:
+    """List primary key, unique keys and further indexes of a definition."""
+    key = table.primary_key
+    if key.columns:
+        name = str(key.name or f"{table.name}_pkey")
+        yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint):
+            columns = tuple(constraint.columns.keys())
+            yield WantedIndex(f"uq_{table.name}_{'_'.join(columns)}", columns, is_unique=True)
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        where = index.dialect_options["postgresql"]["where"]
+        condition, columns = None if where is None else str(where), tuple(index.columns.keys())
+        yield WantedIndex(str(index.name), columns, is_unique=index.unique, condition=condition)
+
+
+def is_by_number(index: Index) -> bool:
+    """Whether an index is a primary key that begins with the row number: the legacy application made it."""
+    return bool(index.is_primary and index.columns[0] == "id")
+
+
+def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[SchemaStep]:
+    """Yield the steps that give a table its keys and indexes, and take away those that they replace."""
+    table, indexes = present.wanted, present.indexes
+    for wanted in wanted_indexes(table):
+        there = next((index for index in indexes if wanted.is_served_by(index)), None)
+        if wanted.is_primary:
+            if there is None:
+                yield from _key_steps(connection, table, wanted, indexes)
+        elif there is None or (there.name != wanted.name and any(index.name == wanted.name for index in indexes)):
+            yield from _further_steps(connection, table, wanted, indexes, there)
+    first = next(iter(table.primary_key.columns.keys()), None)
+    former = (f"ix_{table.name}_{first}_instance_id", f"{table.name}_partitioned_pkey")
+    for index in indexes:
+        if index.name in former and not index.is_constraint:
+            reason = f"{table.name} has the index {index.name}, which its key makes superfluous"
+            yield SchemaStep(reason, _drop(table, index))
+
+
+def key_problems(connection: sa.Connection, present: PresentTable) -> Iterator[str]:
+    """Say which rows keep a unique key from being added."""
+    for wanted in wanted_indexes(present.wanted):
+        if wanted.is_unique and not _is_unique(wanted, present.indexes):
+            yield from _duplicates(connection, present.wanted, wanted)
+
+
+def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable[[str], None]) -> None:
+    """Build indexes of tables that have others, without keeping anyone out; what was built half is built again.
+
+    Raises DBAPIError: indexes that were built stay, and serve the next call.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            connection.execute(sa.text("SET statement_timeout = 0"))
+            # It waits for every transaction that is older, a dump or a report.
+            connection.execute(sa.text("SET lock_timeout = 0"))
+            for present in present_tables(connection, tables):
+                for leaf, wanted in list(lacking(connection, present)):
+                    _build(connection, present.wanted, leaf, wanted, on_step)
+        finally:
+            connection.invalidate()  # it carries settings of its own
+
+
+def lacking(connection: sa.Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
+    """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
+
+    A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
+    columns that are still to be added.
+    """
+    table, indexes = present.wanted, present.indexes
+    to_come = {column.name for column in table.columns} - present.columns.keys()
+    for wanted in wanted_indexes(table):
+        missing = not any(wanted.is_served_by(index) for index in indexes)
+        named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
+        if indexes and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, indexes)):
+            leaves = _leaves(connection, table) or [quoted(table.name)]
+            for leaf, of_leaf in indexes_of(connection, leaves).items():
+                if _built(of_leaf, wanted) is None:
+                    yield leaf, wanted
+
+
+def _build(
+    connection: sa.Connection, table: sa.Table, leaf: str, wanted: WantedIndex, on_step: Callable[[str], None]
+) -> None:
+    for index in indexes_of(connection, [leaf])[leaf]:
+        if not index.is_valid and wanted.is_like(index):
+            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.identifier}")
+    on_step(f"{leaf}: building an index on {wanted.listed}, beside whatever is at work")
+    # PostgreSQL names those of partitions, and a key gets the name of the one that it replaces.
+    is_whole = leaf == quoted(table.name) and not wanted.is_primary
+    name = f"{quoted(free_name(connection, wanted.name))} " if is_whole else ""
+    unique = "UNIQUE " if wanted.is_unique else ""
+    connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name}ON {leaf} {wanted.listed}")
+
+
+def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
+    """Whether a valid unique index sees to it that no two rows have the same values in these columns, or in fewer."""
+    return any(
+        index.is_valid
+        and index.is_unique
+        and set(index.columns) <= set(wanted.columns)
+        and _compact(index.condition) in ("", _compact(wanted.condition))
+        for index in indexes
+    )
+
+
+def _key_steps(
+    connection: sa.Connection, table: sa.Table, wanted: WantedIndex, indexes: Sequence[Index]
+) -> Iterator[SchemaStep]:
+    """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
+
+    What a foreign key of others refers to stays, and so does the primary key of the legacy application, which looks
+    rows up by their number as long as it is at work.
+    """
+    reason = f"{table.name} has no key on {wanted.listed}"
+    leaves = _leaves(connection, table)
+    # Of a table without partitions, the index of the new key may be there.
+    others = [
+        index for index in indexes if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
+    ]
+    former = [index for index in others if index.is_primary or wanted.has_columns_of(index)]
+    staying = [index for index in former if index.is_referred_to or is_by_number(index)]
+    replaced = [index for index in former if index not in staying]
+    for index in replaced:
+        yield SchemaStep(reason, _drop(table, index))
+    by_name = [index.name for index in replaced if wanted.has_columns_of(index) and index.is_constraint]
+    by_name += [index.name for index in replaced if wanted.has_columns_of(index) or index.name == wanted.name]
+    name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))
+    kind = "UNIQUE" if any(index.is_primary for index in staying) else "PRIMARY KEY"
+    for leaf, of_leaf in indexes_of(connection, leaves or [quoted(table.name)]).items():
+        built = _built(of_leaf, wanted)
+        if built is not None:
+            called = "" if leaves else f"CONSTRAINT {name} "
+            yield SchemaStep(reason, f"ALTER TABLE {leaf} ADD {called}{kind} USING INDEX {quoted(built.name)}")
+            if not leaves:
+                return
+    # Of each partition it takes the key that is there, and builds one where there is none.
+    columns = ", ".join(map(quoted, wanted.columns))
+    yield SchemaStep(reason, f"ALTER TABLE {quoted(table.name)} ADD CONSTRAINT {name} {kind} ({columns})")
+
+
+def _further_steps(
+    connection: sa.Connection, table: sa.Table, wanted: WantedIndex, indexes: Sequence[Index], built: Index | None
+) -> Iterator[SchemaStep]:
+    """Add an index other than the primary key, in the place of one of the same name."""
+    reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.listed}"
+    former = next((index for index in indexes if index.name == wanted.name), None)
+    if former is not None:
+        yield SchemaStep(reason, _drop(table, former))
+    name = quoted(wanted.name if former is not None else free_name(connection, wanted.name))
+    if built is not None:
+        yield SchemaStep(reason, f"ALTER INDEX {built.identifier} RENAME TO {name}")
+        return
+    unique = "UNIQUE " if wanted.is_unique else ""
+    yield SchemaStep(reason, f"CREATE {unique}INDEX {name} ON {quoted(table.name)} {wanted.listed}")
+
+
+def _leaves(connection: sa.Connection, table: sa.Table) -> list[str]:
+    """Name the partitions that hold rows; none where the table is not partitioned."""
+    return list(connection.execute(sa.text(_LEAVES), {"table": table.name}).scalars())
+
+
+def _built(of_leaf: Iterable[Index], wanted: WantedIndex) -> Index | None:
+    """Return the index of a partition that `build_ahead` built, or one like it of somebody else."""
+    return next((i for i in of_leaf if i.is_valid and not i.is_attached and wanted.is_like(i)), None)
+
+
+def _drop(table: sa.Table, index: Index) -> str:
+    if index.is_constraint:
+        return f"ALTER TABLE {quoted(table.name)} DROP CONSTRAINT {quoted(index.name)}"
+    return f"DROP INDEX {index.identifier}"
+
+
+def _compact(condition: str | None) -> str:
+    """Return the condition of an index in normalised form; empty if it covers all rows."""
+    compact = re.sub(r"[()\s]", "", condition or "")
+    return "is_deleted=false" if compact == "NOTis_deleted" else compact
+
+
+def _duplicates(connection: sa.Connection, wanted: sa.Table, key: WantedIndex) -> Iterator[str]:
+    """Say which rows keep a unique key from being added, and how to look at and remove them."""
+    # By their bare names, since people read these statements.
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in key.columns]
+    rows = sa.table(wanted.name)
+    condition = [sa.text(key.condition)] if key.condition else []
+    copies = sa.select(*columns, sa.func.count().label("copies")).select_from(rows).where(*condition)
+    copies = copies.group_by(*columns).having(sa.func.count() > 1)
+    duplicated = copies.subquery("duplicated")
+    too_many = sa.func.coalesce(sa.func.sum(duplicated.c.copies - 1), 0)
+    keys, superfluous = connection.execute(sa.select(sa.func.count(), too_many).select_from(duplicated)).one()
+    if not keys:
+        return
+    duplicates = (
+        f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
+        f"{counted(superfluous, 'row')} too many; a unique key cannot be added. No row was removed. See them: "
+        f"{_in_one_line(copies)}; -- "
+    )
+    if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
+        # Rows that others refer to: deleting one would orphan its history.
+        yield f"{duplicates}Rename or merge them by hand, then run `capacity init` again."
+        return
+    written = "calculated_at" if "calculated_at" in wanted.columns else "updated_at"
+    newest_first: list[sa.ColumnElement[Any]] = [sa.literal_column(name).desc() for name in (written, "id")]
+    rank = sa.func.row_number().over(partition_by=columns, order_by=newest_first).label("rank")
+    # A ctid is unique only within one partition, hence the tableoid.
+    places: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
+    ranked = sa.select(*places, rank).select_from(rows).where(*condition).subquery("ranked")
+    older = sa.select(ranked.c.tableoid, ranked.c.ctid).where(ranked.c.rank > 1)
+    yield (
+        f"{duplicates}After a backup, keep the newest row of each key: "
+        f"{_in_one_line(sa.delete(rows).where(sa.tuple_(*places).in_(older)))}; -- Then run `capacity init` again."
+    )
+
+
+def _in_one_line(statement: sa.ClauseElement) -> str:
+    return " ".join(text_of(statement).split())
+
+
+_LEAVES = """
+SELECT CAST(relid::regclass AS text) FROM pg_partition_tree(to_regclass(:table)) WHERE isleaf ORDER BY 1
+"""

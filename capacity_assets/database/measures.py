@@ -142,25 +142,21 @@ class Measure:
         change, percent, rate = self.further.compared
         return {"previous": (self.change, self.change_percent, rate), "year_before": (change, percent)}
 
+    def mean_columns(self) -> Iterator[Column[Any]]:
+        """The mean and the extremes."""
+        yield self._column(self.average, f"Mean {self.what}, rounded down")
+        if self.average_two_decimals:
+            yield Column(self.average_two_decimals, PERCENT, comment=f"Mean {self.what}, two decimals")
+        yield self._column(self.maximum, f"Largest {self.what}")
+        yield self._column(self.minimum, f"Smallest {self.what}")
+
+    def _column(self, name: str, comment: str) -> Column[Any]:
+        unknown = "; null: not measured" if self.average in self.optional else ""
+        return Column(name, self.type, nullable=name in self.optional, comment=f"{comment}{self._unit}{unknown}")
+
     @property
     def _unit(self) -> str:
         return ", MiB" if self.source.endswith("_mb") else ""
-
-    def mean_columns(self) -> Iterator[Column[Any]]:
-        """The mean and the extremes."""
-        comments = {self.average: f"Mean {self.what}, rounded down{self._unit}"}
-        if self.average_two_decimals:
-            comments[self.average_two_decimals] = f"Mean {self.what}, two decimals"
-        comments |= {
-            self.maximum: f"Largest {self.what}{self._unit}",
-            self.minimum: f"Smallest {self.what}{self._unit}",
-        }
-        for name, comment in comments.items():
-            if name == self.average_two_decimals:
-                yield Column(name, PERCENT, comment=comment)
-            else:
-                unknown = "; null: not measured" if self.average in self.optional else ""
-                yield Column(name, self.type, nullable=name in self.optional, comment=f"{comment}{unknown}")
 
     def change_columns(self) -> Iterator[Column[Any]]:
         """The change against the window before."""
@@ -175,18 +171,17 @@ class Measure:
         """The last value, the growth within the window, and the comparison with the year before."""
         if self.further is None:
             return
-        on_last_day = f"{self.what.capitalize()} on the last measured day of the window"
-        growth = f"{on_last_day}, less that on the first{self._unit}; null: fewer than two measured days"
-        rate = f"Change of the exact mean {self.what} against the window before, compounded to a year, in percent"
-        yield Column(self.further.last, self.type, comment=f"{on_last_day}{self._unit}")
-        yield Column(self.further.growth, self.type, comment=growth)
-        year_change = (self.further.year_change, self.further.year_change_percent)
-        yield from self._changes(*year_change, "the same window a year before")
-        yield Column(
-            self.further.yearly_rate_percent,
-            COMPOUND_PERCENT,
-            comment=f"{rate}; null: unknown, from 0, or the window is not a whole number of months",
+        last = f"{self.what.capitalize()} on the last measured day of the window"
+        growth = f"{last}, less that on the first{self._unit}; null: fewer than two measured days"
+        rate = (
+            f"{self.change_percent} compounded to a year; null: unknown, from 0, or the window is not a whole number "
+            "of months"
         )
+        yield Column(self.further.last, self.type, comment=f"{last}{self._unit}")
+        yield Column(self.further.growth, self.type, comment=growth)
+        change, in_percent = self.comparisons["year_before"]
+        yield from self._changes(change, in_percent, "the same window a year before")
+        yield Column(self.further.yearly_rate_percent, COMPOUND_PERCENT, comment=rate)
 
     def sum_columns(self) -> Iterator[Column[Any]]:
         """The exact state of which longer windows are made, without reading their days again."""

@@ -9,8 +9,6 @@ A legacy table that is cut by month already is used as it is. `history.maintenan
 and which may go.
 """
 
-# ruff: noqa: S608 -- names come from the definitions or the catalogue
-
 from __future__ import annotations
 
 import re
@@ -20,9 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql.elements import quoted_name
 
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.database.adoption import other_owner
@@ -116,17 +115,17 @@ def spans_between(first: date, last: date, period: Period | None = None) -> list
     return spans
 
 
-def partition_name(table: Table, span: Span) -> str:
+def partition_name(table: sa.Table, span: Span) -> str:
     """Return the name that the partition for `span` gets."""
     whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
     when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
     return "_".join(part for part in (table.name, span.period_type, when) if part)
 
 
-def layout_of(connection: Connection, table: Table) -> PartitionLayout:
+def layout_of(connection: sa.Connection, table: sa.Table) -> PartitionLayout:
     """Read how `table`, which must exist, is stored."""
-    key = connection.execute(text(_KEY), {"table": table.name}).scalar()
-    rows = connection.execute(text(_PARTITIONS), {"table": table.name})
+    key = connection.execute(sa.text(_KEY), {"table": table.name}).scalar()
+    rows = connection.execute(sa.text(_PARTITIONS), {"table": table.name})
     partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
     return PartitionLayout(table, key, tuple(partitions))
 
@@ -149,7 +148,7 @@ class PartitionLayout:
     What it adds and drops is done in the caller's transaction; it stays what it was read as.
     """
 
-    table: Table
+    table: sa.Table
     key: str | None
     partitions: tuple[Partition, ...]
 
@@ -181,19 +180,20 @@ class PartitionLayout:
             one.period_type == span.period_type and one.first < span.after and span.first < one.after for one in spans
         )
 
-    def rows_in_default(self, connection: Connection, today: date) -> DefaultRows:
+    def rows_in_default(self, connection: sa.Connection, today: date) -> DefaultRows:
         """Scan the whole default partition. Rows from far ahead stay there: their days are hardly meant."""
-        if self.default is None or not _has_rows(connection, self.default):
+        if self.default is None or not self._has_rows(connection, self.default):
             return DefaultRows()
-        rows = connection.exec_driver_sql(
-            f"SELECT DISTINCT {'period_type' if self.by_period else 'CAST(NULL AS text)'} AS period_type, "
-            f"CASE WHEN {self._day} >= '{FIRST_PLAUSIBLE}' AND {self._day} < '{AFTER_PLAUSIBLE}' "
-            f"THEN CAST(date_trunc('month', {self._day}) AS date) END AS month FROM {self.default.name}"
-        )
+        rows = self._rows_of(self.default)
+        day = rows.c[self._day]
+        period = rows.c.period_type if self.by_period else sa.cast(sa.null(), sa.Text)
+        is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
+        month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
+        found = sa.select(period.label("period_type"), month.label("month")).distinct()
         spans: set[Span] = set()
         ahead: set[Span] = set()
         staying: set[str] = set()
-        for row in rows:
+        for row in connection.execute(found):
             if row.period_type is not None and row.period_type not in PERIODS:
                 staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
             elif row.month is None:
@@ -209,12 +209,13 @@ class PartitionLayout:
             sentences.append(f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,")
         return DefaultRows(tuple(sorted(spans, key=str)), tuple(sentences))
 
-    def count(self, connection: Connection, partition: Partition, span: Span | None = None) -> int:
+    def count(self, connection: sa.Connection, partition: Partition, span: Span | None = None) -> int:
         """Count the rows of a partition, or those of a span in it."""
-        where = f" WHERE {self._is_in(span)}" if span else ""
-        return connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}{where}").scalar_one()  # type: ignore[no-any-return]
+        rows = self._rows_of(partition)
+        counted = sa.select(sa.func.count()).select_from(rows).where(*self._is_in(rows, span) if span else ())
+        return connection.execute(counted).scalar_one()
 
-    def add(self, connection: Connection, span: Span) -> int:
+    def add(self, connection: sa.Connection, span: Span) -> int:
         """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
 
         Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table,
@@ -237,18 +238,16 @@ class PartitionLayout:
         self._attach(connection, f"ALTER TABLE {table} ATTACH PARTITION {quoted(name)} FOR VALUES {bounds}")
         return moved
 
-    def _move(self, connection: Connection, default: Partition, span: Span, name: str) -> int:
+    def _move(self, connection: sa.Connection, default: Partition, span: Span, name: str) -> int:
         # By name: the columns of the default partition may stand in another order, and some are computed.
-        stored = connection.execute(text(_STORED_COLUMNS), {"table": self.table.name}).scalars()
-        columns = ", ".join(map(quoted, stored))
+        stored = connection.execute(sa.text(_STORED_COLUMNS), {"table": self.table.name}).scalars().all()
+        rows = self._rows_of(default)
+        moved = sa.delete(rows).where(*self._is_in(rows, span)).returning(*map(sa.column, stored)).cte("moved")
+        statement = sa.insert(sa.table(name, *map(sa.column, stored))).from_select(stored, sa.select(moved))
         with _row_triggers_off(connection, default):
-            return connection.exec_driver_sql(
-                f"WITH moved AS (DELETE FROM {default.name} WHERE {self._is_in(span)} RETURNING {columns}) "
-                f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved",
-                execution_options={"preserve_rowcount": True},
-            ).rowcount
+            return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
 
-    def _attach(self, connection: Connection, statement: str) -> None:
+    def _attach(self, connection: sa.Connection, statement: str) -> None:
         """Attach a partition in short tries, because no session may be using the default partition.
 
         A transaction that has read the default partition and then writes waits for this one, which waits for it:
@@ -259,30 +258,30 @@ class PartitionLayout:
         while True:
             try:
                 with connection.begin_nested():
-                    connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
+                    connection.execute(sa.text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
                     connection.exec_driver_sql(statement)
             except OperationalError as error:
-                gives_way = connection.execute(text(_WAITS_FOR_US), names).scalar()
+                gives_way = connection.execute(sa.text(_WAITS_FOR_US), names).scalar()
                 if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:
                     raise
             else:
                 return
 
-    def lock(self, connection: Connection, partition: Partition) -> None:
+    def lock(self, connection: sa.Connection, partition: Partition) -> None:
         """Lock a partition until the transaction ends, after its table, in the order of readers."""
         connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(self.table.name)} IN ACCESS EXCLUSIVE MODE")
         connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
 
-    def drop(self, connection: Connection, partition: Partition) -> None:
+    def drop(self, connection: sa.Connection, partition: Partition) -> None:
         """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
         connection.exec_driver_sql(f"ALTER TABLE {quoted(self.table.name)} DETACH PARTITION {partition.name}")
         connection.exec_driver_sql(f"DROP TABLE {partition.name}")
 
-    def empty_default(self, connection: Connection) -> None:
+    def empty_default(self, connection: sa.Connection) -> None:
         """Truncate the default partition if it holds no row any more."""
         if self.default:
             connection.exec_driver_sql(f"LOCK TABLE {self.default.name} IN ACCESS EXCLUSIVE MODE")
-            if not _has_rows(connection, self.default):
+            if not self._has_rows(connection, self.default):
                 connection.exec_driver_sql(f"TRUNCATE {self.default.name}")
 
     @property
@@ -291,20 +290,26 @@ class PartitionLayout:
             return "period_start"
         return "as_of" if self.table is capacity_runways else "collected_date"
 
-    def _is_in(self, span: Span) -> str:
-        """Return the condition for rows of `span`."""
-        period = f"period_type = '{span.period_type}' AND " if span.period_type else ""
-        return f"{period}{self._day} >= '{span.first}' AND {self._day} < '{span.after}'"
+    def _rows_of(self, partition: Partition) -> sa.TableClause:
+        """Return a partition as what statements read, by the name that the catalogue gives, which is quoted."""
+        columns = (sa.column(one.name, one.type) for one in self.table.columns)
+        return sa.table(quoted_name(partition.name, quote=False), *columns)
 
+    def _is_in(self, rows: sa.TableClause, span: Span) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions for rows of `span`."""
+        day = rows.c[self._day]
+        period = [rows.c.period_type == span.period_type] if span.period_type else []
+        return [*period, day >= span.first, day < span.after]
 
-def _has_rows(connection: Connection, partition: Partition) -> bool:
-    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM {partition.name})").scalar_one())
+    def _has_rows(self, connection: sa.Connection, partition: Partition) -> bool:
+        row = sa.select(sa.literal_column("1", sa.Integer)).select_from(self._rows_of(partition))
+        return connection.execute(sa.select(row.exists())).scalar_one()
 
 
 @contextmanager
-def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[None]:
+def _row_triggers_off(connection: sa.Connection, partition: Partition) -> Iterator[None]:
     """Disable inherited row triggers, which would take moved rows for deleted ones."""
-    triggers = connection.execute(text(_ROW_TRIGGERS), {"partition": partition.name}).all()
+    triggers = connection.execute(sa.text(_ROW_TRIGGERS), {"partition": partition.name}).all()
     for trigger in triggers:
         connection.exec_driver_sql(f"ALTER TABLE {partition.name} DISABLE TRIGGER {quoted(trigger.name)}")
     yield

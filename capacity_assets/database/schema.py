@@ -16,16 +16,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.database.adoption import (
+    build_ahead,
     comment_statements,
     default_partition_steps,
+    lacking,
+    present_tables,
     table_problems,
     table_steps,
     widened_columns,
 )
-from capacity_assets.database.catalogue import present_tables
 from capacity_assets.database.changes import distrust_windows, prepare_nodes
 from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
-from capacity_assets.database.indexes import build_ahead, lacking
 from capacity_assets.database.migrations import STEPS
 from capacity_assets.database.sql import carry_out, execute
 from capacity_assets.database.tables import NO_TIME_LIMIT, capacity_locks, metadata, try_lock

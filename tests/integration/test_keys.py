@@ -17,8 +17,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, inspect, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.database.catalogue import present_tables
-from capacity_assets.database.indexes import index_steps
+from capacity_assets.database.adoption import index_steps, present_tables
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES
 from tests.clocks import TODAY, fixed_clock

@@ -11,8 +11,7 @@ from sqlalchemy import Engine, inspect, select
 
 from capacity_assets.aggregates.ledger import Ledger
 from capacity_assets.aggregates.levels import SERVER_LEVELS
-from capacity_assets.database.catalogue import indexes_of
-from capacity_assets.database.indexes import is_by_number, wanted_indexes
+from capacity_assets.database.adoption import indexes_of, is_by_number, wanted_indexes
 from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import (
     NOT_RECORDED_MEANWHILE,
@@ -108,7 +107,7 @@ def test_a_legacy_database_gets_the_indexes_that_looks_rely_on(empty_engine: Eng
 
     with empty_engine.connect() as connection:
         for table in CAPACITY_TABLES:
-            found = [index for index in indexes_of(connection, table.name) if not is_by_number(index)]
+            found = [index for index in indexes_of(connection, [table.name])[table.name] if not is_by_number(index)]
             assert len(found) == len([wanted for wanted in wanted_indexes(table) if any(map(wanted.is_like, found))])
     assert initialise(empty_engine) == ()
 
