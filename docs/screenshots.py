@@ -90,7 +90,7 @@ def picture_mail(browser: Browser, address: str) -> None:
     clock, thresholds = Clock(settings.zone), Thresholds(90, 1, 1)
     with open_engine(settings) as engine:
         risks = read_risks(engine, clock.today(), thresholds, ())
-    if risks is None or not risks.risks:
+    if not risks.risks:
         sys.exit("Nothing of the demo fills.")
     news = [AlertUpdate(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
     sending = SendingSettings(pages_url=address, thresholds=thresholds)

@@ -88,8 +88,6 @@ def send_alerts(
     with one_at_a_time(engine, "alerts"):
         told = _told(engine, [one.name for one in receivers], clock)
         risks = read_risks(engine, clock.today(), settings.thresholds, {key for sent in told.values() for key in sent})
-        if risks is None:
-            return AlertDeliveries()
         risks = risks.all_resolved(off_because) if off_because else risks
         due, ends = [], []
         for receiver in receivers:

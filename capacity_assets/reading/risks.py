@@ -91,6 +91,7 @@ class Risks:
     """What fills soon by the newest forecasts, the greatest risk first, and what became of alerts that are open."""
 
     as_of: date
+    """Day of the newest forecasts; without recent ones, today."""
     risks: Sequence[AlertRisk]
     open_alerts: Mapping[RiskKey, OpenAlert]
     installation: str
@@ -102,8 +103,10 @@ class Risks:
         return replace(self, risks=(), open_alerts=resolved)
 
 
-def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[RiskKey]) -> Risks | None:
-    """Return what fills soon, and what became of the alerts `opened`; None: there is no recent forecast.
+def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[RiskKey]) -> Risks:
+    """Return what fills soon, and what became of the alerts `opened`.
+
+    Without a recent forecast nothing fills soon, and an alert ends only if its server is out of service.
 
     Raises:
         DatabaseError: the database failed.
@@ -111,9 +114,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
     with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
         first = today - timedelta(days=STALE_DAYS)
         newest = newest_risks(connection, first, today, shown=RISKS_HANDED_ON, decided_on=today)
-        if newest is None:
-            return None
-        as_of, risks = newest
+        as_of, risks = newest or (today, [])
         # A server may have been taken out of service after the forecasts were issued.
         in_service = {row.id for row in rows(connection, SERVERS_IN_SERVICE)}
         soon = {

@@ -168,6 +168,23 @@ def test_a_server_that_is_taken_out_of_service_is_no_risk_even_before_the_next_f
     assert message.startswith("Resolved: orders on server-1\n- Why: its server is no longer in service\n")
 
 
+def test_a_server_out_of_service_resolves_its_alert_although_no_forecast_is_issued_any_more(
+    engine: Engine, chat: Receiver
+) -> None:
+    issue(engine, orders=20, disk=20)
+    tell(engine, chat)
+    told(chat)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 1"))
+
+    tell(engine, chat, day=40)
+
+    [message] = chat.texts
+    assert message.startswith("Resolved: orders on server-1\n- Why: its server is no longer in service\n")
+    assert "server-2" not in message, "nothing is known of a server in service without a recent forecast"
+    assert tell(engine, chat, day=41) == AlertDeliveries()
+
+
 def test_what_was_decided_resolves_an_alert_until_its_risk_grows_past_that(engine: Engine, chat: Receiver) -> None:
     issue(engine, orders=(20, 0.6))
     tell(engine, chat)
