@@ -48,7 +48,7 @@ from capacity_assets.reading.changes import (
     unusual_changes,
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
-from capacity_assets.reading.filling import FillDate, fill_dates
+from capacity_assets.reading.forecasts import FillDate, fill_dates
 from capacity_assets.reading.groups import group_sizes, partial_windows_of_group
 from capacity_assets.reading.links import address, page_url, subject_address
 from capacity_assets.reading.parts import LargeSlot, large_slots
@@ -110,20 +110,30 @@ class Digest:
 
 
 def read_digest(
-    engine: Engine, week: Window, label: tuple[str, str] | None = None, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    engine: Engine,
+    week: Window,
+    label: tuple[str, str] | None = None,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    *,
+    today: date | None = None,
 ) -> Digest:
-    """Read the digest of a week; raises DatabaseError."""
+    """Read the digest of a week, with the decisions that are open today; raises DatabaseError.
+
+    `today` None: the day after the week.
+    """
     with database_errors(doing="reading the digest", kept="Nothing was sent."), snapshot(engine) as connection:
-        return _read(connection, week, label, thresholds)
+        return _read(connection, week, label, thresholds, today or week.end + timedelta(days=1))
 
 
-def _read(connection: Connection, week: Window, label: tuple[str, str] | None, thresholds: Thresholds) -> Digest:
+def _read(
+    connection: Connection, week: Window, label: tuple[str, str] | None, thresholds: Thresholds, today: date
+) -> Digest:
     before, windows = WEEKLY.previous(week), WEEKLY.back(week, WEEKS_DRAWN)
     sizes = _sizes(connection, windows, label)
     unmeasured = SizeInWindow(week.start, week.end, None)
     newest = next((size for size in sizes if size.window_start == week.start), unmeasured)
     unusual = unusual_changes(connection, WEEKLY, week, label)
-    dates = fill_dates(connection, week.start, week.end, label, thresholds)
+    dates = fill_dates(connection, week.start, week.end, label, thresholds, today)
     has_shrunk = not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
     named = {(one.server_id, one.database) for one in shrinkers}
@@ -361,6 +371,7 @@ def send_digests(  # noqa: PLR0913 -- the options of sending
     receivers: Sequence[Receiver],
     settings: SendingSettings,
     *,
+    today: date | None = None,
     again: bool = False,
     now: datetime | None = None,
 ) -> Deliveries:
@@ -383,7 +394,7 @@ def send_digests(  # noqa: PLR0913 -- the options of sending
             remaining = [channel for channel in receiver.channels if channel not in delivered]
             deliveries[receiver.name] = None
             if remaining:
-                digest = read_digest(engine, week, receiver.label, settings.thresholds)
+                digest = read_digest(engine, week, receiver.label, settings.thresholds, today=today)
                 deliveries[receiver.name] = threads.submit(_send_to, engine, digest, receiver, remaining, settings)
     problems = {name: delivery and delivery.result() for name, delivery in deliveries.items()}
     return Deliveries(

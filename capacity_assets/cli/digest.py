@@ -7,8 +7,8 @@ from datetime import date
 from pathlib import Path
 
 import click
-from sqlalchemy import Engine
 
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import atomic_write, key_and_value
 from capacity_assets.base.periods import PERIODS, Window
@@ -51,8 +51,9 @@ def digest(
     with open_task_runner(settings, existing=True) as runner:
         week = runner.service.partitions.window_holding(WEEKLY, day)
         if send:
-            return _sent(settings, runner.service.engine, week, again=again)
-        content = read_digest(runner.service.engine, week, chosen, settings.thresholds)
+            return _sent(settings, runner.service, week, again=again)
+        today = runner.service.clock.today()
+        content = read_digest(runner.service.engine, week, chosen, settings.thresholds, today=today)
         if chosen is not None and not content.history:
             refuse_unknown_label(runner.service.engine, *chosen)
             raise NotFoundError(
@@ -66,11 +67,13 @@ def digest(
     return Report(asdict(content), [f"Digest written to {output}"])
 
 
-def _sent(settings: Settings, engine: Engine, week: Window, *, again: bool) -> Report:
+def _sent(settings: Settings, service: AggregationService, week: Window, *, again: bool) -> Report:
     if settings.receivers is None:
         raise ValidationError("CAPACITY_RECEIVERS is unset: set it to the file that lists the receivers.")
     receivers = receivers_of(settings.receivers, settings.label_keys)
-    result = send_digests(engine, week, receivers, SendingSettings.of(settings), again=again)
+    result = send_digests(
+        service.engine, week, receivers, SendingSettings.of(settings), today=service.clock.today(), again=again
+    )
     lines = [
         *(f"Sent to {name}." for name in result.sent),
         *(f"{name} has already received it; --again sends it once more." for name in result.earlier),

@@ -21,7 +21,6 @@ from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.collection.servers import registered
 from capacity_assets.forecast.decisions import open_decisions
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.issued import EarlierForecast, earlier_forecasts
 from capacity_assets.forecast.limits import SizeStep, stored_steps
 from capacity_assets.forecast.model import RISE_DAYS, Forecasts, forecast, without_steps
 from capacity_assets.forecast.outlook import FORECAST, FULL, SHARES, TOO_LITTLE_HISTORY, Outlook, day_text
@@ -34,6 +33,7 @@ from capacity_assets.forecast.runway import (
     outlook_with_sizes,
     runways,
 )
+from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts
 from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
 
 TOLERANCE = 1e-6

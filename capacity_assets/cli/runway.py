@@ -36,6 +36,7 @@ from capacity_assets.forecast.outlook import (
 from capacity_assets.forecast.runway import outlooks
 from capacity_assets.forecast.scenarios import compare, higher_limits, no_label
 from capacity_assets.ownership.labels import labels_of_each, refuse_unknown_label
+from capacity_assets.reading.forecasts import figures_of, issue_of
 from capacity_assets.runtime import open_engine
 
 NAMED = 5
@@ -91,6 +92,7 @@ def runway(
             registered(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)
         issued = RunwayService(opened, clock).issue(clock.today()) if issue else None
+        figures = figures_of(issue_of(opened, clock.today(), clock.today())) if issue else {}
         if add_gb:
             higher = higher_limits(add_gb)
             forecasts = compare(opened, clock.today(), higher, no_label, (server, database)).changed
@@ -112,7 +114,7 @@ def runway(
     ]
     document = {**asdict(forecasts), "rows": rows, "add_gb": float(add_gb)}
     if issued is not None:
-        document["issued"] = issued.to_dict()
+        document["issued"] = issued.to_dict() | figures
         lines.append(f"{counted(sum(issued.states.values()), 'forecast')} of {human_day(issued.as_of)} stored.")
     return Report(document, lines)
 

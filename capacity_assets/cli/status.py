@@ -29,9 +29,9 @@ from capacity_assets.collection.servers import Standing, standing
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, untracked_changes
-from capacity_assets.forecast.issued import IssuedDay, recent_issue
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
+from capacity_assets.reading.forecasts import ForecastIssue, Runway, recent_issue
 from capacity_assets.reading.windows import StoredWindows, sampled_days, stored_windows
 from capacity_assets.runtime import open_engine, task_runner
 
@@ -247,7 +247,7 @@ def status(settings: Settings, /) -> Report:
         "stale": None if stale is None else list(map(asdict, stale)),
         "untracked_changes": untracked,
         "collection": collecting and asdict(collecting),
-        "runways": runways and asdict(runways),
+        "runways": runways and _issue_json(runways),
         "distribution": distribution,
     }
     lines: list[Line] = [
@@ -347,7 +347,22 @@ def _window_row(stored: StoredWindows, today: date) -> dict[str, object]:
     }
 
 
-def _runway_lines(issue: IssuedDay | None) -> Iterator[Line]:
+def _issue_json(issue: ForecastIssue) -> dict[str, object]:
+    figures = asdict(issue)
+    del figures["histories"]
+    return {**figures, "risks": list(map(_risk_json, issue.risks))}
+
+
+def _risk_json(risk: Runway) -> dict[str, object]:
+    bands = {
+        (one.day - risk.last_day).days: {"lower_mb": one.lower_mb, "middle_mb": one.size_mb, "upper_mb": one.upper_mb}
+        for one in risk.ahead
+    }
+    decision = risk.decision and asdict(risk.decision)
+    return {"instance_id": risk.server_id, "outlook": asdict(risk.outlook), "bands": bands, "decision": decision}
+
+
+def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
     if issue is None:
         yield (
             "Fills first: no runway was issued within the last month. `capacity runway --issue` issues them now, "

@@ -133,18 +133,6 @@ A server that its volumes limit is the same space as these: one of them stands f
 """
 
 
-def headroom(rows: str) -> str:
-    """Return the query for the free capacity in MiB, given rows with server_id, subject, headroom_mb and counted.
-
-    It adds up volumes and, for servers without volumes, their own limit. A full one counts as 0; one without a known
-    limit is left out. Null: no limit is known.
-    """
-    return f"""
-    SELECT sum(greatest(l.headroom_mb, 0)) AS headroom_mb FROM {rows} AS l
-    WHERE l.counted AND l.headroom_mb IS NOT NULL AND (l.subject = 'volume' OR l.subject = 'server' AND NOT EXISTS (
-        SELECT FROM {rows} AS v WHERE v.server_id = l.server_id AND v.subject = 'volume'))"""  # noqa: S608 -- names of our own
-
-
 DECLARED_FOR_FORECASTS = """
 SELECT instance_id, declared_at FROM capacity_limits
 UNION ALL SELECT instance_id, declared_at FROM capacity_steps
@@ -152,12 +140,12 @@ UNION ALL SELECT instance_id, coalesce(closed_at, declared_at) FROM capacity_dec
 """
 """The servers for which something was declared that a forecast includes, and when."""
 
-UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
-"""Number of databases without a known limit, including replicas, because their disks fill as well."""
+_NEWEST_RUNWAYS = """(SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
+JOIN capacity_runways r ON r.as_of = newest.as_of"""
 
 
-def _runway(labels_of_database: str, labels_of_server: str, join: str = "") -> str:
-    """Return the query of the newest runways."""
+def _runway(labels_of_database: str, labels_of_server: str, join: str = "", runways: str = _NEWEST_RUNWAYS) -> str:
+    """Return the query of runways: the newest, or the rows `r` of other ones."""
     horizons = "".join(
         f"""
        r.probability_{days} AS probability_{days}_days,
@@ -202,8 +190,7 @@ SELECT r.as_of,  -- Day up to which samples were looked at
        r.planned_early_day AS planned_full_early,  -- As full_early, with that limit
        r.planned_middle_day AS planned_full_middle,  -- As full_middle, with that limit
        r.planned_late_day AS planned_full_late  -- As full_late, with that limit
-FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
-JOIN capacity_runways r ON r.as_of = newest.as_of
+FROM {runways}
 LEFT JOIN instances i ON i.id = r.instance_id
 LEFT JOIN (
     SELECT d.instance_id, max(d.declared_at) AS last_at FROM ({DECLARED_FOR_FORECASTS}) AS d GROUP BY d.instance_id
@@ -233,17 +220,21 @@ _GROUP_HORIZONS = "".join(
     for days in HORIZONS_DAYS
 ).rstrip()
 
-RUNWAY_VIEWS = (
-    View(
-        "capacity_runway",
-        "When each server, database and volume is full, by the newest runways that were issued.",
-        _runway(labels_of("r.instance_id", "r.name", "r.as_of"), labels_of("r.instance_id", None, "r.as_of")),
-        query_on_nodes=_runway(
-            labels_in("labelled", "r.name", "r.as_of"),
-            labels_in("labelled", None, "r.as_of"),
-            f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
-        ),
+RUNWAY_VIEW = View(
+    "capacity_runway",
+    "When each server, database and volume is full, by the newest runways that were issued.",
+    _runway(labels_of("r.instance_id", "r.name", "r.as_of"), labels_of("r.instance_id", None, "r.as_of")),
+    query_on_nodes=_runway(
+        labels_in("labelled", "r.name", "r.as_of"),
+        labels_in("labelled", None, "r.as_of"),
+        f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
     ),
+)
+RUNWAYS_OF_DAY = f"{_runway('NULL', 'NULL', runways='capacity_runways r')} AND r.as_of = :as_of"
+"""What the view has of the newest runways, of the day `as_of`; without labels."""
+
+RUNWAY_VIEWS = (
+    RUNWAY_VIEW,
     *views_in(f"""
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS

@@ -30,10 +30,10 @@ from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
 from capacity_assets.forecast.decisions import coming_plans
 from capacity_assets.forecast.history_statements import GROUP_ROWS, KINDS
-from capacity_assets.forecast.issued import RISKS_HANDED_ON, IssuedDay, newest_issue, recent_issue, score
 from capacity_assets.forecast.model import Forecasts
 from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.forecast.runway import of_batch
+from capacity_assets.forecast.scores import score
 
 logger = logging.getLogger("capacity_assets")
 
@@ -64,8 +64,6 @@ class IssuedRunways:
     """What is stored of a day once it was issued, by this run or in time by an earlier one."""
 
     as_of: date
-    issue: IssuedDay | None
-    """None: there was nothing to look at."""
     written: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
     """How many servers, databases and volumes there are in each state."""
@@ -73,19 +71,14 @@ class IssuedRunways:
     """Servers with an impossible size or limit: the subjects concerned have no runway."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return the counts as plain values, flat, as the metadata of a partition has them."""
-        scores = self.issue.scores if self.issue else ()
-        headroom = self.issue.headroom_mb if self.issue else None
+        """Return the counts as plain values, as metadata has them beside the figures of the day's issue."""
         return {
             "as_of": self.as_of.isoformat(),
             "subjects": sum(self.states.values()),
             "forecasts": self.states.get(FORECAST, 0),
             "full": self.states.get(FULL, 0),
-            "unknown_limits": self.issue.unknown_limits if self.issue else 0,
             "too_little_history": self.states.get(TOO_LITTLE_HISTORY, 0),
-            **({} if headroom is None else {"headroom_mb": headroom}),
             "written_records": self.written,
-            **{key: value for one in scores for key, value in one.to_dict().items()},
         }
 
 
@@ -117,9 +110,7 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
     written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
     score(connection, as_of, today)
     states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
-    # What is told is what is stored: another run may have issued it.
-    issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON, decided_on=today)
-    return IssuedRunways(as_of, issued, written, states, left_out)
+    return IssuedRunways(as_of, written, states, left_out)
 
 
 @dataclass(frozen=True)
@@ -356,10 +347,6 @@ class RunwayService:
         if apart and is_in_time(as_of, today):
             raise ValidationError(f"{apart} No forecast is issued while the date is in doubt.")
         return issue(self.engine, as_of, today, overwrite=overwrite)
-
-    def newest(self) -> IssuedDay | None:
-        """Return the newest issue of the last month; None: there is none. Raises DatabaseError."""
-        return recent_issue(self.engine, self.clock.today(), shown=RISKS_HANDED_ON)
 
     def is_in_time(self, as_of: date) -> bool:
         """Whether runways of that day, issued now, are issued in time."""

@@ -33,8 +33,9 @@ from capacity_assets.messages.sending import (
     one_at_a_time,
     send,
 )
+from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.links import address, page_url, subject_address
-from capacity_assets.reading.risks import AlertRisk, OpenAlert, RiskKey, Risks, read_risks, subject_of
+from capacity_assets.reading.risks import AlertRisk, OpenAlert, Risks, read_risks, subject_of
 
 
 class Destination(NamedTuple):
@@ -58,7 +59,7 @@ class AlertUpdate:
     """What a receiver is to be sent: a new or worse risk, or a resolved alert."""
 
     kind: str
-    key: RiskKey
+    key: SubjectKey
     opened: date
     told: SentAlert | None = None
     risk: AlertRisk | None = None
@@ -119,7 +120,7 @@ def send_alerts(
     return AlertDeliveries(sent, min(ends, default=None), tuple(outcome for outcome in outcomes if outcome[1]))
 
 
-def updates_for(receiver: Receiver, risks: Risks, told: Mapping[RiskKey, SentAlert]) -> Iterator[AlertUpdate]:
+def updates_for(receiver: Receiver, risks: Risks, told: Mapping[SubjectKey, SentAlert]) -> Iterator[AlertUpdate]:
     """Yield the updates that a receiver has not been sent yet, the greatest risk first."""
     concerning = {risk.key: risk for risk in risks.risks if receiver.has(risk.labels)}
     for key, risk in concerning.items():
@@ -253,11 +254,11 @@ def _event(update: AlertUpdate, risk: AlertRisk, within_days: int, dedup: str) -
     return Event(update.kind, dedup, severity, outlook.server, figures)
 
 
-def _subject(key: RiskKey) -> dict[str, object]:
+def _subject(key: SubjectKey) -> dict[str, object]:
     return {"server_id": key.server_id, "subject": key.subject, "name": key.name}
 
 
-def dedup_key(key: RiskKey, installation: str) -> str:
+def dedup_key(key: SubjectKey, installation: str) -> str:
     """Return the key of an alert, the same in all of its messages.
 
     It is a hash because names may be longer than PagerDuty accepts, and includes the installation because several may
@@ -266,16 +267,16 @@ def dedup_key(key: RiskKey, installation: str) -> str:
     return f"capacity-{sha256(repr((installation, *key)).encode()).hexdigest()[:32]}"
 
 
-def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destination, dict[RiskKey, SentAlert]]:
+def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destination, dict[SubjectKey, SentAlert]]:
     """Return the open alerts by receiver and channel."""
-    told: dict[Destination, dict[RiskKey, SentAlert]] = {}
+    told: dict[Destination, dict[SubjectKey, SentAlert]] = {}
     alerts = capacity_alerts.c
     open_ones = select(capacity_alerts).where(alerts.receiver.in_(receivers), alerts.resolved.is_(None))
     with database_errors(doing="reading what was sent", kept="No alert was sent."), engine.connect() as connection:
         for row in connection.execute(open_ones):
             sent_on = None if row.sent_at is None else row.sent_at.astimezone(clock.zone).date()
             of_destination = told.setdefault(Destination(row.receiver, row.channel), {})
-            key = RiskKey(row.instance_id, row.subject, row.name)
+            key = SubjectKey(row.instance_id, row.subject, row.name)
             of_destination[key] = SentAlert(row.opened, sent_on, row.full_by)
     return told
 
@@ -313,9 +314,9 @@ def _store(
 KEY = [column.name for column in capacity_alerts.primary_key.columns]
 
 
-def _row(destination: Destination, key: RiskKey) -> dict[str, object]:
+def _row(destination: Destination, key: SubjectKey) -> dict[str, object]:
     return dict(zip(KEY, (*destination, *key), strict=True))
 
 
-def _is(destination: Destination, key: RiskKey) -> Iterator[ColumnElement[bool]]:
+def _is(destination: Destination, key: SubjectKey) -> Iterator[ColumnElement[bool]]:
     return (capacity_alerts.c[name] == value for name, value in _row(destination, key).items())

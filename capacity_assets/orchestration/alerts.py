@@ -182,7 +182,7 @@ def _send_digest(
         return []
     now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(state.digest_week))
     receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
-    waiting = send_digests(engine, week, receivers, sending, now=now).waiting
+    waiting = send_digests(engine, week, receivers, sending, today=clock.today(), now=now).waiting
     state.digest_week = state.digest_week if waiting else None
     return [one.quiet_until(now) or now for one in receivers if one.name in waiting]
 

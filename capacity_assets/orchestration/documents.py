@@ -311,14 +311,17 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
         def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
             service, deliveries, path = runner.service, Deliveries(), settings.receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
-            if week == period.last(service.clock.today()):
+            today = service.clock.today()
+            if week == period.last(today):
                 sending, now = SendingSettings.of(settings), service.clock.local_now()
-                deliveries = send_digests(service.engine, week, receivers, sending, again=config.again, now=now)
+                deliveries = send_digests(
+                    service.engine, week, receivers, sending, today=today, again=config.again, now=now
+                )
                 failed.extend(deliveries.failed)
                 if deliveries.waiting:
                     # The alert sensor sends it when their quiet hours end.
                     waiting.update({WAITING_WEEK: week.key, "waiting": ", ".join(deliveries.waiting)})
-            digest = read_digest(service.engine, week, thresholds=settings.thresholds)
+            digest = read_digest(service.engine, week, thresholds=settings.thresholds, today=today)
             return digest_metadata(digest, deliveries, settings.pages_url)
 
         make_each(context, period, make)

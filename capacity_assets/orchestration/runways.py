@@ -30,11 +30,12 @@ from capacity_assets.orchestration.metadata import (
 from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
 from capacity_assets.orchestration.resources import RUNWAY_RESOURCE, dagster_failures
 from capacity_assets.orchestration.schedules import RUNWAY_POOL
+from capacity_assets.reading.forecasts import figures_of, issue_of, needs_action, recent_issue
 from capacity_assets.reading.links import subject_address
 
 if TYPE_CHECKING:
-    from capacity_assets.forecast.issued import IssuedDay, Risk
     from capacity_assets.forecast.issuing import IssuedRunways, RunwayService
+    from capacity_assets.reading.forecasts import ForecastIssue, Runway
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
@@ -95,29 +96,32 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefini
     def make_runway(context: dg.AssetExecutionContext, config: RunwayConfig) -> Iterator[dg.MaterializeResult[None]]:
         service: RunwayService = getattr(context.resources, RUNWAY_RESOURCE)
         with dagster_failures():
+            today = service.clock.today()
             for key in context.partition_keys:
                 issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
-                context.add_asset_metadata(runway_metadata(issued, settings), partition_key=key)
+                # What is told is what is stored: another run may have issued it.
+                shown = issue_of(service.engine, issued.as_of, today)
+                context.add_asset_metadata(runway_metadata(issued, shown, settings), partition_key=key)
             # Whatever day was asked for, the check speaks of the newest one: a backfill changes no verdict on today.
-            newest = service.newest()
+            newest = recent_issue(service.engine, today)
             in_time = newest is not None and service.is_in_time(newest.as_of)
         yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
 
     return make_runway
 
 
-def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapping:
+def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", settings: Settings) -> MetadataMapping:
     """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
-    risks = [_risk_cells(risk) for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
+    risks = [_risk_cells(risk) for risk in issue.risks[:SHOWN]] if issue else []
     columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days", "Decision"]
     return {
         "Fills first": markdown(markdown_table(columns, risks) if risks else "nothing within a year"),
-        "Fills soon": len(_soon(issued.issue, settings)),
-        **plain(issued.to_dict()),
+        "Fills soon": len(_soon(issue, settings)),
+        **plain(issued.to_dict() | figures_of(issue)),
     }
 
 
-def _risk_cells(risk: "Risk") -> list[str]:
+def _risk_cells(risk: "Runway") -> list[str]:
     row = risk.outlook
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
     mark = risk.decision.mark if risk.decision else ""
@@ -125,17 +129,17 @@ def _risk_cells(risk: "Risk") -> list[str]:
     return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}", mark]
 
 
-def _soon(issue: "IssuedDay | None", settings: Settings, *, decided: bool = False) -> "Sequence[Risk]":
+def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[Runway]":
     """Return what fills soon and nobody decided on or, `decided`, what is left out because somebody did."""
-    risks = issue.within(settings.fills_soon_days, settings.act_percent / 100) if issue else ()
-    return [risk for risk in risks if is_left_out(risk.decision) == decided]
+    risks = issue.risks if issue else ()
+    return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
 
 
-def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
+def _check_result(issue: "ForecastIssue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon, decided = _soon(issue, settings), _soon(issue, settings, decided=True)
     listed = first_bullets([_risk_text(risk, settings) for risk in soon])
     left_out = first_bullets([f"{_named(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
-    pages = {_named(risk): subject_address(risk.outlook.subject, risk.instance_id, risk.outlook.name) for risk in soon}
+    pages = {_named(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
     text = "No recent forecast."
     if issue is not None:
         as_of = f"As of {human_day(issue.as_of)}:"
@@ -152,11 +156,11 @@ def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: boo
     )
 
 
-def _named(risk: "Risk") -> str:
-    return f"{risk.outlook.display_name} on {risk.outlook.server}"
+def _named(risk: "Runway") -> str:
+    return f"{risk.display_name} on {risk.server}"
 
 
-def _risk_text(risk: "Risk", settings: Settings) -> str:
+def _risk_text(risk: "Runway", settings: Settings) -> str:
     """Say when it is full and, where its risk has grown past a decision, what was decided."""
     text = risk.outlook.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"

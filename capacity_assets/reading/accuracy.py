@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import Connection, TextualSelect
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
-from capacity_assets.forecast.issued import SCORED
+from capacity_assets.database.tables import capacity_runways, instances
+from capacity_assets.forecast.history_statements import GROUP_ROWS
 from capacity_assets.forecast.outlook import display_name
+from capacity_assets.forecast.scores import is_due
 from capacity_assets.reading.access import records, rows
 
 LATELY_DAYS = 90
@@ -63,6 +67,36 @@ class Accuracy:
     def is_judged(self) -> bool:
         """Whether there are enough forecasts to judge."""
         return self.forecasts >= LEAST_CASES
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what is known as plain values, each with the horizon in its name, as metadata has them."""
+        days = self.horizon_days
+        values = {
+            f"scored_{days}_days": self.forecasts,
+            f"error_{days}_days_percent": self.error_percent,
+            f"relative_error_{days}_days": self.relative_error,
+            f"covered_{days}_days_percent": self.covered_percent,
+            f"above_{days}_days_percent": self.above_percent,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> list[Accuracy]:
+    """Return how good the forecasts were that came due from `first` to `last`, by horizon, however few; DBAPIError."""
+    runways = capacity_runways.c
+    measured = []
+    for days in HORIZONS_DAYS:
+        ends = (runways[f"{name}_{days}_mb"].label(f"{name}_mb") for name in ("actual", "forecast", "lower", "upper"))
+        is_scored = sa.and_(is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None))
+        own = (runways.subject, runways.as_of, runways.size_mb, runways.in_time)
+        due = sa.select(sa.literal(days).label("horizon_days"), *own, *ends)
+        due = due.where(is_scored, runways.subject != GROUP_ROWS)
+        if server is not None:
+            number = sa.select(instances.c.id).where(instances.c.name == server).scalar_subquery()
+            due = due.where(runways.instance_id == number)
+        measured.append(due)
+    statement = sa.text(_ACCURACY).columns().add_cte(sa.union_all(*measured).cte("due"))
+    return [one for one in records(Accuracy, connection, statement, by_month=False) if one.subject is None]
 
 
 @dataclass(frozen=True)
@@ -208,9 +242,8 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
     oldest = rows(connection, _OLDEST)
     lately = _Sample.of(connection, today, LATELY_DAYS)
     issued = _Sample.of(connection, today, MONTHS_DAYS)
-    by_kind = [_judged(one) for one in records(Accuracy, connection, _of_due(_LATELY), **lately.parameters)]
+    by_kind = _judged(connection, lately, by_month=False)
     of_outcomes = {**lately.parameters, "first_issued": min(lately.days, default=today), "least": LEAST_CASES}
-    months = [_judged(one) for one in records(Accuracy, connection, _of_due(_MONTHS), **issued.parameters)]
     return FleetAccuracy(
         last_measured=oldest[0].last_measured if oldest else None,
         horizons=[one for one in by_kind if one.subject is None],
@@ -226,7 +259,7 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
         ),
         fill_dates=records(FillDateErrors, connection, _of_outcomes(_FILL_DATES), **of_outcomes),
         misses=records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
-        months=months,
+        months=_judged(connection, issued, by_month=True),
         sampled=lately.text,
         sampled_months=issued.text,
     )
@@ -303,11 +336,13 @@ def _of_outcomes(statement: str) -> TextualSelect:
     )
 
 
-def _judged(one: Accuracy) -> Accuracy:
-    if one.is_judged:
-        return one
-    errors = replace(one, median_error_percent=None, unchanged_error_percent=None, error_percent=None)
-    return replace(errors, relative_error=None, covered_percent=None, above_percent=None)
+def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
+    """Return how good a sample of forecasts was; of fewer than LEAST_CASES only how many there are."""
+    unknown: dict[str, Any] = dict.fromkeys(
+        name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))
+    )
+    every = records(Accuracy, connection, _of_due(_ACCURACY), **sample.parameters, by_month=by_month)
+    return [one if one.is_judged else replace(one, **unknown) for one in every]
 
 
 def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
@@ -359,22 +394,28 @@ WHERE f.as_of = ANY (CAST(:days AS date[])) AND f.as_of + f.horizon_days BETWEEN
   AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[]))
        OR f.subject = 'group')
 """
-_FIGURES = f"""
+# Without groups, which are sums of the others; by kind with them. The same rules as in `capacity_forecast_errors`.
+_ACCURACY = """
+SELECT horizon_days, kind AS subject, month, count(actual_mb) AS forecasts,
        count(*) FILTER (WHERE actual_mb IS NULL) AS not_measured,
+       count(actual_mb) FILTER (WHERE NOT in_time) AS in_hindsight,
        CAST(percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(actual_mb - forecast_mb) * 100.0 / nullif(actual_mb, 0))
             AS float8) AS median_error_percent,
        CAST(percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(actual_mb - size_mb) * 100.0 / nullif(actual_mb, 0))
-            AS float8) AS unchanged_error_percent,{SCORED}"""
-_LATELY = f"""
-SELECT horizon_days, kind AS subject, CAST(NULL AS date) AS month,{_FIGURES}
-FROM (SELECT due.*, CAST(NULL AS varchar) AS kind FROM due WHERE subject <> 'group'
-      UNION ALL SELECT due.*, subject FROM due) AS each
-GROUP BY horizon_days, kind ORDER BY horizon_days, kind
-"""  # noqa: S608 -- columns of our own
-_MONTHS = f"""
-SELECT horizon_days, CAST(NULL AS varchar) AS subject, CAST(date_trunc('month', as_of) AS date) AS month,{_FIGURES}
-FROM due WHERE subject <> 'group' GROUP BY 1, 3 ORDER BY horizon_days, month DESC
-"""  # noqa: S608 -- columns of our own
+            AS float8) AS unchanged_error_percent,
+       CAST(round(avg(abs(actual_mb - forecast_mb) * 100.0 / nullif(actual_mb, 0)), 2) AS float8) AS error_percent,
+       CAST(round(sum(abs(actual_mb - forecast_mb)) / nullif(sum(abs(actual_mb - size_mb)), 0), 3) AS float8)
+           AS relative_error,
+       CAST(round(avg(100 * CAST(actual_mb BETWEEN lower_mb AND upper_mb AS integer)), 1) AS float8) AS covered_percent,
+       CAST(round(avg(100 * CAST(actual_mb > upper_mb AS integer)), 1) AS float8) AS above_percent
+FROM (
+    SELECT due.*, CAST(NULL AS varchar) AS kind,
+           CASE WHEN CAST(:by_month AS boolean) THEN CAST(date_trunc('month', as_of) AS date) END AS month
+    FROM due WHERE subject <> 'group'
+    UNION ALL SELECT due.*, subject, CAST(NULL AS date) FROM due WHERE NOT CAST(:by_month AS boolean)
+) AS each
+GROUP BY horizon_days, kind, month ORDER BY horizon_days, kind, month DESC
+"""
 # The first day on which the limit of a forecast was reached, by the sizes of later forecasts, for those that ever did.
 _REACHED = """
 SELECT d.as_of, d.horizon_days, d.server_id, d.subject, d.name, min(o.due_day - o.horizon_days) AS full_on

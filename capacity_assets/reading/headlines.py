@@ -12,7 +12,7 @@ from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
-from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.forecasts import Runway, Severity, severity_of
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -16,7 +16,7 @@ from capacity_assets.base.settings import Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer
-from capacity_assets.reading.filling import Severity, Usage, usages_of
+from capacity_assets.reading.forecasts import Usage, usages_of
 from capacity_assets.reading.holes import partial_servers
 
 UNKNOWN_ENGINE = "unknown"
@@ -40,34 +40,8 @@ class DatabaseRow:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """What a list shows beside a row: its sizes of late, MiB, and the limit that it meets first."""
-
-    recent: Sequence[int | None] = ()
-    """Sizes of the last RECENT_WINDOWS windows up to this one, oldest first; None where it was not measured."""
-    limit_mb: int | None = None
-    """The limit that binds first: its own, or that of a volume or server that it shares; None: unknown."""
-    limit_used_mb: int | None = None
-    """What is used of that limit, by it and by whatever shares it."""
-    limit_used_percent: float | None = None
-    limit_subject: str | None = None
-    """Whose limit it is: database, server or volume."""
-    limit_name: str | None = None
-    full_by: date | None = None
-    """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
-    forecast_state: str | None = None
-    """State of its newest forecast; None: there is none."""
-    full_subject: str | None = None
-    """Whose date it is: database, server or volume; of a server, databases with their own limits are not looked at."""
-    full_name: str | None = None
-    severity: Severity | None = None
-    decision: str | None = None
-    """What was decided about what fills, in a few words; None: no decision leaves it out of check and alerts."""
-
-
 @dataclass(frozen=True)
-class ListedDatabase(Listed, DatabaseRow):
+class ListedDatabase(Usage, DatabaseRow):
     """A database in a list."""
 
 
@@ -99,7 +73,7 @@ class ServerRow:
 
 
 @dataclass(frozen=True)
-class ListedServer(Listed, ServerRow):
+class ListedServer(Usage, ServerRow):
     """A server in a list."""
 
 
@@ -223,19 +197,20 @@ def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> 
     return [percent if name == "change_percent" else view[name] for name in names]
 
 
-def with_usage_of_databases(
+def with_usage_of_databases(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
     connection: sa.Connection,
     period: Period,
     window: Window | None,
     listed: Sequence[DatabaseRow],
     thresholds: Thresholds,
+    today: date,
 ) -> list[ListedDatabase]:
     """Return the rows of a list with their sizes of late and the limit that each meets first."""
     subjects = [(row.server_id, row.database) for row in listed]
     recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
-    usages = usages_of(connection, subjects, thresholds) if subjects else {}
+    usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
     return [
-        ListedDatabase(**vars(row), **_beside(recent.get(subject, ()), usages.get(subject)))
+        ListedDatabase(**vars(row), **vars(replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))))
         for row, subject in zip(listed, subjects, strict=True)
     ]
 
@@ -247,11 +222,12 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
     listed: Sequence[ServerRow | UnmeasuredServer],
     unmeasured: Mapping[int, UnmeasuredServer],
     thresholds: Thresholds,
+    today: date,
 ) -> list[ListedServer]:
     """Return the rows of a list as `with_usage_of_databases`; `unmeasured` are those not measured on the newest day."""
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
-    usages = usages_of(connection, subjects, thresholds) if subjects else {}
+    usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
     partial: set[int] = set()
     before: set[int] = set()
     if window is not None:
@@ -267,28 +243,9 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
             "is_partial": row.server_id in partial,
             "is_change_partial": row.server_id in partial | before,
         }
-        servers_listed.append(ListedServer(**values, **_beside(recent.get(subject, ()), usages.get(subject))))
+        usage = replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))
+        servers_listed.append(ListedServer(**values, **vars(usage)))
     return servers_listed
-
-
-def _beside(recent: Sequence[int | None], usage: Usage | None) -> dict[str, Any]:
-    if usage is None:
-        return {"recent": recent}
-    is_known = usage.limit_mb and usage.used_mb is not None
-    return {
-        "recent": recent,
-        "limit_mb": usage.limit_mb,
-        "limit_used_mb": usage.used_mb,
-        "limit_used_percent": round(100 * (usage.used_mb or 0) / (usage.limit_mb or 1), 1) if is_known else None,
-        "limit_subject": usage.subject,
-        "limit_name": usage.name,
-        "full_by": usage.full_by,
-        "forecast_state": usage.state,
-        "full_subject": usage.full_subject,
-        "full_name": usage.full_name,
-        "severity": usage.severity,
-        "decision": usage.decision,
-    }
 
 
 def _recent_sizes(

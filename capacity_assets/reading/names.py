@@ -10,7 +10,8 @@ from itertools import accumulate, islice
 
 from sqlalchemy import Connection
 
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import records
+from capacity_assets.reading.forecasts import SubjectKey, fill_days
 
 SEPARATOR = "\n"
 
@@ -84,10 +85,10 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         UNION ALL
         SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
         WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
-    dates = {(row.subject, row.name, row.server_id): row.full_middle for row in rows(connection, _FILL_DATES)}
+    days = fill_days(connection)
     names = records(NameMatch, connection, statement, today=today)
     for number, match in enumerate(names):
-        full_by = dates.get((match.kind, "" if match.kind == "server" else match.name, match.server_id))
+        full_by = days.get(SubjectKey(match.server_id, match.kind, "" if match.kind == "server" else match.name))
         if full_by is not None:
             names[number] = replace(match, full_by=full_by)
     lines = [_line(one).replace(SEPARATOR, " ") for one in names]
@@ -96,12 +97,6 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         (one for one in names if one.full_by is not None), key=lambda one: (one.full_by, one.name, one.server)
     )
     return NameIndex(names, SEPARATOR.join(lines), list(starts), filling)
-
-
-# What a shared disk or server limits is found by that disk or server.
-_FILL_DATES = """
-    SELECT server_id, subject, name, full_middle FROM capacity_runway
-    WHERE full_middle IS NOT NULL AND stands_for_itself"""
 
 
 def _line(match: NameMatch) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
@@ -13,10 +13,8 @@ from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
 from capacity_assets.database.engine import snapshot
-from capacity_assets.database.tables import SERVERS_IN_SERVICE
-from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
+from capacity_assets.forecast.decisions import StoredDecision, is_left_out
 from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS
-from capacity_assets.forecast.issued import RISKS_HANDED_ON, newest_risks
 from capacity_assets.forecast.outlook import (
     FORECAST,
     FULL,
@@ -28,19 +26,21 @@ from capacity_assets.forecast.outlook import (
 )
 from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows
+from capacity_assets.reading.forecasts import (
+    MOST_RISKS,
+    Runway,
+    SubjectKey,
+    greatest_risks,
+    needs_action,
+    newest_day_of_issue,
+    runways_of,
+    severity_of,
+)
 
 GROWERS_SHOWN = 3
 
 
-class RiskKey(NamedTuple):
-    """A server, database or volume; `name` is empty for a server."""
-
-    server_id: int
-    subject: str
-    name: str
-
-
-def subject_of(key: RiskKey, server: str) -> str:
+def subject_of(key: SubjectKey, server: str) -> str:
     """Name a server, or a database or volume with its server, as people read it."""
     return f"server {server}" if key.subject == SERVER_ROWS else f"{display_name(key.subject, key.name)} on {server}"
 
@@ -49,7 +49,7 @@ def subject_of(key: RiskKey, server: str) -> str:
 class AlertRisk:
     """Something that fills soon."""
 
-    key: RiskKey
+    key: SubjectKey
     outlook: Outlook
     probability: float
     """Probability of being full within the days of the thresholds."""
@@ -93,7 +93,7 @@ class Risks:
     as_of: date
     """Day of the newest forecasts; without recent ones, today."""
     risks: Sequence[AlertRisk]
-    open_alerts: Mapping[RiskKey, OpenAlert]
+    open_alerts: Mapping[SubjectKey, OpenAlert]
     installation: str
     """Which database this is: server numbers are the same in several."""
 
@@ -103,7 +103,7 @@ class Risks:
         return replace(self, risks=(), open_alerts=resolved)
 
 
-def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[RiskKey]) -> Risks:
+def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[SubjectKey]) -> Risks:
     """Return what fills soon, and what became of the alerts `opened`.
 
     Without a recent forecast nothing fills soon, and an alert ends only if its server is out of service.
@@ -112,37 +112,43 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
-        first = today - timedelta(days=STALE_DAYS)
-        newest = newest_risks(connection, first, today, shown=RISKS_HANDED_ON, decided_on=today)
-        as_of, risks = newest or (today, [])
+        as_of = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today) or today
+        risks = greatest_risks(connection, as_of, today, shown=MOST_RISKS)
+        urgent = [one for one in risks if needs_action(one, thresholds) and not is_left_out(one.decision)]
+        servers = _servers(connection, as_of, {key.server_id for key in (*opened, *(one.key for one in urgent))})
         # A server may have been taken out of service after the forecasts were issued.
-        in_service = {row.id for row in rows(connection, SERVERS_IN_SERVICE)}
-        soon = {
-            RiskKey(risk.instance_id, risk.outlook.subject, risk.outlook.name): risk
-            for risk in risks
-            if risk.is_full_within(thresholds.days, thresholds.act_percent / 100)
-            and not is_left_out(risk.decision)
-            and risk.instance_id in in_service
-        }
-        growers = _growers(connection, [key for key in soon if key.subject != DATABASE_ROWS])
-        found = _open_alerts(connection, as_of, today, thresholds, opened)
+        soon = [one for one in urgent if one.server_id in servers and servers[one.server_id].is_in_service]
+        growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE_ROWS])
+        known = {one.key: one for one in runways_of(connection, today, opened, as_of)}
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
-    named = {key: one.outlook.server for key, one in soon.items()} | {key: one.server for key, one in found.items()}
-    subjects = {key: (server, key.name if key.subject == DATABASE_ROWS else None) for key, server in named.items()}
+    keys = [*opened, *(one.key for one in soon)]
+    named = {number: row.name for number, row in servers.items()}
+    names = {key: named.get(key.server_id, f"server {key.server_id}") for key in keys}
+    subjects = {key: (name, key.name if key.subject == DATABASE_ROWS else None) for key, name in names.items()}
     labels = labels_of_each(engine, list(dict.fromkeys(subjects.values())), as_of) if subjects else {}
-    known = [
-        AlertRisk(
-            key,
-            one.outlook,
-            one.outlook.probabilities[thresholds.days],
-            labels.get(subjects[key], {}),
-            growers.get(key, ()),
-            one.decision,
-        )
-        for key, one in soon.items()
-    ]
-    of_open = {key: OpenAlert(one.server, labels.get(subjects[key], {}), one.reason) for key, one in found.items()}
-    return Risks(as_of, known, of_open, installation)
+    return Risks(
+        as_of,
+        [
+            AlertRisk(
+                one.key,
+                one.outlook,
+                one.probability_within(thresholds.days) or 0.0,
+                labels.get(subjects[one.key], {}),
+                growers.get(one.key, ()),
+                one.decision,
+            )
+            for one in soon
+        ],
+        {
+            key: OpenAlert(
+                names[key],
+                labels.get(subjects[key], {}),
+                _reason(known.get(key), servers.get(key.server_id), thresholds),
+            )
+            for key in opened
+        },
+        installation,
+    )
 
 
 # Of a cluster and of a database in it; a standby that takes over has the same.
@@ -152,7 +158,25 @@ FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_da
 """
 
 
-def _growers(connection: Connection, keys: Sequence[RiskKey]) -> dict[RiskKey, list[tuple[str, int]]]:
+def _servers(connection: Connection, as_of: date, server_ids: Collection[int]) -> dict[int, Row[Any]]:
+    """Return the registered ones of some servers: name, whether each is in service, and has forecasts of a day."""
+    found = rows(connection, _SERVERS, as_of=as_of, server_ids=sorted(server_ids))
+    return {row.id: row for row in found}
+
+
+# Forecasts apart from the registry, which nodes of a cluster do not have.
+_SERVERS = """
+WITH measured AS (
+    SELECT DISTINCT instance_id FROM capacity_runways
+    WHERE as_of = :as_of AND instance_id = ANY (CAST(:server_ids AS integer[]))
+)
+SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS is_in_service, m.instance_id IS NOT NULL AS is_measured
+FROM instances i LEFT JOIN measured m ON m.instance_id = i.id
+WHERE i.id = ANY (CAST(:server_ids AS integer[]))
+"""
+
+
+def _growers(connection: Connection, keys: Sequence[SubjectKey]) -> dict[SubjectKey, list[tuple[str, int]]]:
     """Return what grew most on servers and volumes; a database whose volumes are unknown may lie on each."""
     grown = rows(connection, _GROWN, servers=[key.server_id for key in keys], days=RECENT_DAYS) if keys else ()
     return {
@@ -176,57 +200,24 @@ ORDER BY change_mb DESC, d.name
 """
 
 
-def _open_alerts(
-    connection: Connection, as_of: date, today: date, thresholds: Thresholds, opened: Collection[RiskKey]
-) -> dict[RiskKey, OpenAlert]:
-    columns = {name: [getattr(key, name) for key in opened] for name in RiskKey._fields}
-    found = rows(connection, _OPEN, as_of=as_of, days=thresholds.days, **columns) if opened else ()
-    decisions = open_decisions(connection, today)
-    return {
-        RiskKey(row.server_id, row.subject, row.name): OpenAlert(
-            row.server, {}, _reason(row, thresholds, decisions.on(row))
-        )
-        for row in found
-    }
-
-
-_OPEN = """
-WITH opened AS (
-    SELECT * FROM unnest(CAST(:server_id AS integer[]), CAST(:subject AS varchar[]), CAST(:name AS varchar[]))
-        AS o (server_id, subject, name)
-), forecast AS (
-    SELECT DISTINCT instance_id FROM capacity_runways
-    WHERE as_of = :as_of AND instance_id = ANY (CAST(:server_id AS integer[]))
-)
-SELECT o.*, coalesce(i.name, concat('server ', o.server_id)) AS server, r.state, r.middle_day, r.binds, r.volumes,
-       CASE CAST(:days AS integer) WHEN 7 THEN r.probability_7 WHEN 30 THEN r.probability_30
-            WHEN 90 THEN r.probability_90 ELSE r.probability_365 END AS probability,
-       coalesce(i.is_active AND i.deleted_at IS NULL, false) AS is_in_service, f.instance_id IS NOT NULL AS is_measured
-FROM opened o
-LEFT JOIN instances i ON i.id = o.server_id
-LEFT JOIN forecast f ON f.instance_id = o.server_id
-LEFT JOIN capacity_runways r ON r.as_of = :as_of AND r.instance_id = o.server_id
-    AND r.subject = o.subject AND r.name = o.name
-"""
-
-
-def _reason(row: Row[Any], thresholds: Thresholds, decision: StoredDecision | None) -> str | None:
+def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Thresholds) -> str | None:
     """Say why an alert is resolved; None: it stays open.
 
     It does while its risk is watched. That a server was not measured resolves nothing.
     """
-    if not row.is_in_service:
+    if server is None or not server.is_in_service:
         return "its server is no longer in service"
-    if row.state is None:
-        return "it is no longer there" if row.is_measured else None
-    if row.state in _WITHOUT_A_DATE:
-        return _WITHOUT_A_DATE[row.state]
-    if decision is not None and is_left_out(decision):
-        return decision.sentence
-    if row.state != FORECAST or row.probability is None or row.probability >= thresholds.watch_percent / 100:
+    if runway is None:
+        return "it is no longer there" if server.is_measured else None
+    if runway.state in _WITHOUT_A_DATE:
+        return _WITHOUT_A_DATE[runway.state]
+    if runway.decision is not None and is_left_out(runway.decision):
+        return runway.decision.sentence
+    probability = runway.probability_within(thresholds.days)
+    if runway.state != FORECAST or probability is None or severity_of(runway, thresholds):
         return None
-    day = "not full within a year" if row.middle_day is None else f"full on {human_day(row.middle_day)}"
-    return f"{day}, within {thresholds.days} days with a probability of {100 * row.probability:.0f} %"
+    day = "not full within a year" if runway.full_middle is None else f"full on {human_day(runway.full_middle)}"
+    return f"{day}, within {thresholds.days} days with a probability of {100 * probability:.0f} %"
 
 
 _WITHOUT_A_DATE = {NO_LIMIT: "it has no limit any more", LIMIT_UNKNOWN: "its limit is no longer known"}

@@ -6,7 +6,7 @@ each: sizes so far, the band of the forecast and the limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 from markupsafe import Markup
@@ -24,8 +24,8 @@ from capacity_assets.charts.bars import (
     waterfall_chart,
 )
 from capacity_assets.charts.history import Ahead, Full, History, Point, history_chart
-from capacity_assets.forecast.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
 from capacity_assets.reading.changes import NOT_COMPARABLE, ChangeKind
+from capacity_assets.reading.forecasts import HISTORY_SHOWN_DAYS, ForecastIssue, Runway
 from capacity_assets.report.data import OTHER, Report
 
 STEP_NAMES = {
@@ -114,39 +114,33 @@ DRAWN_DAYS = 90
 YEAR_DAYS = HORIZONS_DAYS[-1]
 
 
-def fan_charts(issue: IssuedDay) -> list[tuple[str, Markup]]:
+def fan_charts(issue: ForecastIssue) -> list[tuple[str, Markup]]:
     """Draw each risk, in the order of the table: its name, and its history with band and limit as SVG."""
     return [
-        (f"{risk.outlook.display_name} on {risk.outlook.server}", history_chart(_fan(risk))) for risk in issue.risks
+        (f"{risk.display_name} on {risk.server}", history_chart(_fan(risk, dict(issue.histories.get(risk.key, ())))))
+        for risk in issue.risks
     ]
 
 
-def _fan(risk: Risk) -> History:
-    outlook = risk.outlook
-    sizes = dict(risk.history)
-    first = min(sizes, default=outlook.last_day)
-    days = [first + timedelta(days=number) for number in range((outlook.last_day - first).days + 1)]
-    ahead = [Ahead(outlook.last_day, outlook.size_mb, outlook.size_mb, outlook.size_mb)]
-    ahead += [
-        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.middle_mb, band.upper_mb)
-        for days, band in sorted(risk.bands.items())
-        if days <= DRAWN_DAYS
-    ]
+def _fan(risk: Runway, sizes: Mapping[date, int]) -> History:
+    first, drawn_until = min(sizes, default=risk.last_day), risk.last_day + timedelta(days=DRAWN_DAYS)
+    days = [first + timedelta(days=number) for number in range((risk.last_day - first).days + 1)]
+    ahead = [Ahead(risk.last_day, risk.size_mb, risk.size_mb, risk.size_mb)]
+    ahead += [Ahead(one.day, one.lower_mb, one.size_mb, one.upper_mb) for one in risk.ahead if one.day <= drawn_until]
     return History(
-        f"{outlook.display_name} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
+        f"{risk.display_name} on {risk.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
         [Point(day, sizes.get(day)) for day in days],
         ahead,
-        full=Full(outlook.early_day, outlook.middle_day, outlook.late_day),
-        limit_mb=outlook.limit_mb,
+        full=Full(risk.full_early, risk.full_middle, risk.full_late),
+        limit_mb=risk.limit_mb,
         height=HEIGHT,
     )
 
 
-def band_bar(risk: Risk) -> Markup:
+def band_bar(risk: Runway) -> Markup:
     """Draw the early, middle and late day on a year from the last measured day, as a bar; beyond it, to the edge."""
-    outlook = risk.outlook
-    early, late = (_share_of_year(day, outlook.last_day) for day in (outlook.early_day, outlook.late_day))
-    middle = None if outlook.middle_day is None else _share_of_year(outlook.middle_day, outlook.last_day)
+    early, late = (_share_of_year(day, risk.last_day) for day in (risk.full_early, risk.full_late))
+    middle = None if risk.full_middle is None else _share_of_year(risk.full_middle, risk.last_day)
     return span_bar(early, late, middle)
 
 
@@ -162,7 +156,7 @@ def in_words(probability: float) -> str:
     return next(word for least, word in WORDS if probability >= least)
 
 
-def score_sentences(issue: IssuedDay) -> Sequence[str]:
+def score_sentences(issue: ForecastIssue) -> Sequence[str]:
     """Describe the errors of the forecasts that came due."""
     return [
         f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "

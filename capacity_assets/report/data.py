@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.engine import snapshot
-from capacity_assets.forecast.issued import IssuedDay, newest_issue, with_histories
 from capacity_assets.ownership.groups import Group, fills_first, groups_of
 from capacity_assets.reading.access import plan_with_loops
 from capacity_assets.reading.changes import (
@@ -36,6 +35,7 @@ from capacity_assets.reading.coverage import (
     servers_in_service,
     servers_without_rows,
 )
+from capacity_assets.reading.forecasts import ForecastIssue, newest_issue, with_histories
 from capacity_assets.reading.sizes import FleetSize, SeriesSize, database_shares, engine_sizes, fleet_sizes
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.windows import WindowFacts, window_facts
@@ -72,7 +72,7 @@ class Report:
     in_service: ServersInService
     without_rows: ServersWithoutRows
     today: date | None = None
-    runways: IssuedDay | None = None
+    runways: ForecastIssue | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
     """Groups of the window; none where it is of one server, or nothing has such a label."""
@@ -171,7 +171,9 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         report = replace(_read(connection, period, window, server), today=today)
         # Loops are faster where a few subjects and labels are looked up among many rows.
         plan_with_loops(connection, allowed=True)
-        issued = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)
+        issued = newest_issue(
+            connection, window.start, window.end, server, shown=RISKS_LISTED, today=today or window.end
+        )
         report = replace(report, runways=with_histories(connection, issued) if issued else None)
         if by is None or server is not None:
             return report

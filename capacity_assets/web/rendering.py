@@ -38,11 +38,10 @@ from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.decisions import decide_command, is_left_out
 from capacity_assets.forecast.outlook import FORECAST, FULL
 from capacity_assets.ownership.bills import MonthlyAmount, group_named
-from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.forecasts import Runway, Severity, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.links import address, subject_address
-from capacity_assets.reading.lists import Listed
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.subjects import StepRow
 from capacity_assets.web.addresses import PageQuery
@@ -115,7 +114,7 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 """Names of the severities, as people read them."""
 
 
-def full_by(row: Listed) -> Markup | str:
+def full_by(row: Usage) -> Markup | str:
     """Render the day on which a row of a list is full, or a dash where none is known."""
     if row.severity is Severity.FULL:
         return "full"
@@ -242,7 +241,7 @@ def is_past(sizes: Sequence[SizeInWindow], runway: Runway) -> bool:
     return (runway.last_day - sizes[-1].window_end).days > PAST_DAYS
 
 
-def shared_labels(rows: Sequence[Listed]) -> dict[str, str]:
+def shared_labels(rows: Sequence[Usage]) -> dict[str, str]:
     """Return the labels that all rows of a list have; none for a single row."""
     if len(rows) < 2:  # noqa: PLR2004 -- what is shared is shared by two
         return {}

@@ -22,6 +22,7 @@ from capacity_assets.digest import read_digest
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.forecasts import issue_of
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
@@ -103,8 +104,9 @@ def test_a_sample_that_no_engine_can_hold_fails_its_own_server_alone(
         assert all("server-2" in error and "8 EiB" in error for error in errors), name
     assert issued.left_out == ["server-2"]
     assert "server-2" in caplog.text
-    assert issued.issue is not None
-    assert {risk.outlook.server for risk in issued.issue.risks} == {"server-1"}
+    stored = issue_of(fleet, TODAY, TODAY)
+    assert stored is not None
+    assert {risk.server for risk in stored.risks} == {"server-1"}
     assert_everything_answers(fleet, database)
     with fleet.connect() as connection:
         newest = text("SELECT size_mb FROM capacity_fleet WHERE period = 'daily' AND window_start = :day")

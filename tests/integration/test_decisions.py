@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import human_day
 from capacity_assets.digest import as_text, read_digest
@@ -28,11 +29,12 @@ from capacity_assets.forecast.decisions import (
     stored_decisions,
     withdraw,
 )
-from capacity_assets.forecast.issued import Risk, newest_issue, recent_issue
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
-from tests.clocks import TODAY
+from capacity_assets.reading.forecasts import Runway, newest_issue, recent_issue
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
+from tests.computing import compute_windows
 from tests.databases import rows
 from tests.pages import served_pages
 from tests.runways import add_ceiling, add_day, add_volume, stored_runways
@@ -46,11 +48,11 @@ def decision(database: str | None = "orders", kind: str = ACKNOWLEDGED, **values
     return Decision("server-1", database, kind=kind, **given)  # type: ignore[arg-type]  # a test's own values
 
 
-def risks(engine: Engine) -> dict[str, Risk]:
+def risks(engine: Engine, today: date = TODAY) -> dict[str, Runway]:
     with engine.connect() as connection:
-        issued = newest_issue(connection, TODAY, TODAY + timedelta(days=60), shown=10)
+        issued = newest_issue(connection, TODAY, TODAY + timedelta(days=60), shown=10, today=today)
     assert issued is not None
-    return {risk.outlook.name: risk for risk in issued.risks}
+    return {risk.name: risk for risk in issued.risks}
 
 
 def only(engine: Engine) -> StoredDecision:
@@ -65,9 +67,9 @@ def test_a_decision_leaves_its_subject_out_through_its_last_day_and_no_longer(en
     for day in (1, 2):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
     issue(engine, TODAY + timedelta(days=1), TODAY + timedelta(days=1))
-    on_its_day = risks(engine)["orders"]
+    on_its_day = risks(engine, TODAY + timedelta(days=1))["orders"]
     issue(engine, TODAY + timedelta(days=2), TODAY + timedelta(days=2))
-    after = risks(engine)["orders"]
+    after = risks(engine, TODAY + timedelta(days=2))["orders"]
 
     assert today.decision is not None
     assert (today.decision.declared_by, today.decision.state(TODAY)) == ("anna", "in force")
@@ -103,7 +105,7 @@ def test_a_plan_gives_a_second_date_with_the_raised_limit_and_leaves_the_first_a
     decide(engine, [decision(kind=PLANNED, added_mb=1000)])
     issue(engine, TODAY, TODAY)
     planned = stored_runways(engine)["orders"]
-    full = risks(engine)["orders"].outlook.planned
+    full = risks(engine)["orders"].planned
     declare(engine, [Limit("server-1", "orders", 4214)])
     withdraw(engine, decision())
     issue(engine, TODAY, TODAY)
@@ -340,7 +342,7 @@ def test_invalid_decisions_are_refused_in_a_sentence() -> None:
 def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mark_it(engine: Engine) -> None:
     issue(engine, TODAY, TODAY)
     week = PERIODS["weekly"].window_of(TODAY)
-    before = read_digest(engine, week)
+    before = read_digest(engine, week, today=TODAY)
     with served_pages(engine.url) as pages:
         undecided = pages.ask("/database?server=1&name=orders").text
     made = decision(kind=PLANNED, added_mb=1024, note="new <disk>", ticket="https://tickets.example/1?a=1&b=2")
@@ -351,7 +353,7 @@ def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mar
         page = pages.ask("/database?server=1&name=orders").text
         listed = pages.ask("/filling").text
         document = pages.document("/filling")
-    after = read_digest(engine, week)
+    after = read_digest(engine, week, today=TODAY)
     runway, explained = printed("runway"), printed("explain", "orders", "--server", "server-1", "--runway")
     [row] = [one for one in json.loads(capacity("runway", "--json").output)["rows"] if one["database"] == "orders"]
 
@@ -408,13 +410,30 @@ def test_a_file_of_decisions_names_the_lines_that_cannot_be_declared(engine: Eng
 
 
 def test_decisions_are_those_of_today_and_not_of_the_day_of_the_forecast(engine: Engine) -> None:
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", TODAY, TODAY)
     issue(engine, TODAY, TODAY)
     decide(engine, [decision(until=TODAY + timedelta(days=1))])
+    week = PERIODS["weekly"].window_of(TODAY)
 
-    after = recent_issue(engine, TODAY + timedelta(days=2), shown=10)
+    def judged_on(today: date) -> list[bool]:
+        issued = recent_issue(engine, today, shown=10)
+        assert issued is not None
+        with served_pages(engine.url, clock=fixed_clock(today)) as pages:
+            [listed] = pages.document("/filling")["runways"]
+            [row] = [
+                one for one in pages.document("/databases?period=weekly")["databases"] if one["database"] == "orders"
+            ]
+            said = pages.ask("/database?server=1&name=orders").text
+        return [
+            issued.risks[0].decision is not None,
+            listed["decision"] is not None,
+            row["decision"] is not None,
+            "cknowledged until" in said,
+            read_digest(engine, week, today=today).decided == 1,
+        ]
 
-    assert after is not None
-    assert (after.as_of, [risk.decision for risk in after.risks]) == (TODAY, [None] * len(after.risks))
+    assert judged_on(TODAY + timedelta(days=1)) == [True] * 5
+    assert judged_on(TODAY + timedelta(days=2)) == [False] * 5
 
 
 def test_a_plan_beyond_the_end_of_the_forecast_says_nothing_of_a_date(engine: Engine) -> None:

@@ -220,7 +220,7 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     assert '99 % <span class="under">of /data</span>' in html
     assert '</time> <span class="chip act">Act</span></td>' in html
     assert '</time> <span class="chip watch">Watch</span> <span class="under">disk /data</span></td>' in html
-    for module in ("lists", "filling"):
+    for module in ("lists", "forecasts"):
         monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
     with served_pages(engine.url) as on_nodes:
         assert [on_nodes.document("/databases")["databases"], on_nodes.document("/servers")["servers"]] == lists

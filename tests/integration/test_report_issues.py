@@ -12,9 +12,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Window
-from capacity_assets.forecast.issued import Band
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.reading.forecasts import ForecastDay
 from capacity_assets.report.charts import DRAWN_DAYS, fan_charts
 from capacity_assets.report.data import read_report
 from capacity_assets.report.issues import issue_of, next_edition
@@ -153,9 +153,10 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     issued = report.runways
     assert issued is not None
     [risk] = issued.risks
-    assert (risk.outlook.display_name, risk.outlook.size_mb, risk.outlook.limit_mb) == ("orders", 2524, 2724)
-    assert risk.bands[30] == Band(2824, 2824, 2824)
-    assert (risk.history[0], risk.history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
+    assert (risk.display_name, risk.size_mb, risk.limit_mb) == ("orders", 2524, 2724)
+    assert risk.ahead[1] == ForecastDay(date(2025, 3, 30), 2824, 2824, 2824)
+    history = issued.histories[risk.key]
+    assert (history[0], history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
     assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
     scores = [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores]
     assert scores == [(7, 3, 0.0), (30, 3, 0.0)]
@@ -185,15 +186,15 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
 
     chart = dict(fan_charts(issued))["disk /data on server-1"]
 
-    [risk] = [risk for risk in issued.risks if risk.outlook.volume]
-    assert risk.outlook.change_mb_per_day == 0
+    [risk] = [risk for risk in issued.risks if risk.subject == "volume"]
+    assert risk.change_mb_per_day == 0
     [line] = re.findall(r'<polyline class="middle" points="([^"]+)"', chart)
     (first_x, first_y), *_, (_, last_y) = (tuple(map(float, point.split(","))) for point in line.split())
     assert first_y == last_y, "no change is forecast"
     [x] = re.findall(r'<circle class="fills" cx="([^"]+)%"', chart)
-    drawn_days = (last - risk.history[0][0]).days + DRAWN_DAYS
-    assert risk.outlook.middle_day is not None
-    assert round((10 * float(x) - first_x) / 1000 * drawn_days) == (risk.outlook.middle_day - last).days > 0
+    drawn_days = (last - issued.histories[risk.key][0][0]).days + DRAWN_DAYS
+    assert risk.full_middle is not None
+    assert round((10 * float(x) - first_x) / 1000 * drawn_days) == (risk.full_middle - last).days > 0
 
 
 def test_the_page_of_a_month_keeps_the_runways_that_were_issued_in_it(filling: Engine) -> None:
@@ -221,5 +222,5 @@ def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engin
     assert fleet is not None
     assert one is not None
     assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
-    assert [risk.outlook.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
-    assert [risk.outlook.display_name for risk in one.risks] == ["whole server"]
+    assert [risk.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
+    assert [risk.display_name for risk in one.risks] == ["whole server"]

@@ -17,6 +17,7 @@ from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.runways import RUNWAY_JOB
 from capacity_assets.orchestration.schedules import range_tags
+from capacity_assets.reading.forecasts import issue_of
 from tests.clocks import TODAY, fixed_clock
 from tests.runs import QUICK_RETRIES, QUIET
 from tests.runways import stored_runways
@@ -44,9 +45,10 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
     assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0.044, 0.802, 0.917, 0.971]
     assert (rows["still"]["forecast_30_mb"], rows["still"]["probability_30"]) == (500, None)
     assert (rows["young"]["forecast_7_mb"], rows["young"]["middle_day"]) == (None, None)
-    assert issued.issue is not None
-    assert (issued.written, issued.issue.unknown_limits, issued.states["too little history"]) == (4, 1, 1)
-    assert [risk.outlook.database for risk in issued.issue.risks] == ["orders"]
+    stored = issue_of(engine, TODAY, TODAY)
+    assert stored is not None
+    assert (issued.written, stored.unknown_limits, issued.states["too little history"]) == (4, 1, 1)
+    assert [risk.key for risk in stored.risks] == [(1, "database", "orders")]
 
 
 def test_the_same_again_writes_nothing_and_a_changed_day_is_replaced_while_it_lasts(engine: Engine) -> None:
@@ -163,7 +165,7 @@ def test_a_day_without_any_sample_issues_nothing(engine: Engine) -> None:
 
     issued = service(engine).issue(TODAY)
 
-    assert (issued.issue, issued.to_dict()["subjects"], issued.to_dict()["written_records"]) == (None, 0, 0)
+    assert (issue_of(engine, TODAY, TODAY), issued.to_dict()["subjects"], issued.written) == (None, 0, 0)
 
 
 def test_a_past_day_that_is_materialised_again_shows_what_is_stored_and_changes_no_verdict_on_today(

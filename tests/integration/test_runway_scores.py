@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issued import changed_spans
 from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.scores import changed_spans
+from capacity_assets.reading.forecasts import figures_of, issue_of
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -44,7 +45,7 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
     with engine.begin() as connection:
         connection.execute(add_day_volume, {"day": due})
 
-    issued = issue(engine, due, due)
+    issue(engine, due, due)
 
     rows = stored_runways(engine)
     assert {name: row["actual_7_mb"] for name, row in rows.items()} == {
@@ -54,13 +55,14 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
         "young": None,
     }
     assert rows["orders"]["actual_30_mb"] is None
-    assert issued.issue is not None
-    [score] = issued.issue.scores
+    stored = issue_of(engine, due, due)
+    assert stored is not None
+    [score] = stored.scores
     # `still` was forecast at 500: 100 of 600 MiB, or a third of a sixth over the three; the last size would have been
     # off by 70, 70 and 100.
     assert (score.horizon_days, score.forecasts) == (7, 3)
     assert (score.error_percent, score.relative_error, score.covered_percent) == (5.56, round(100 / 240, 3), 66.7)
-    assert issued.to_dict()["error_7_days_percent"] == 5.56
+    assert figures_of(stored)["error_7_days_percent"] == 5.56
 
 
 def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
@@ -69,12 +71,13 @@ def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_on
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
 
     late = TODAY + timedelta(days=60)
-    issued = issue(engine, late, late)
+    issue(engine, late, late)
 
     orders = stored_runways(engine)["orders"]
     assert (orders["actual_7_mb"], orders["actual_30_mb"], orders["actual_90_mb"]) == (3084, 3314, None)
-    assert issued.issue is not None
-    assert issued.issue.scores == []
+    stored = issue_of(engine, late, late)
+    assert stored is not None
+    assert stored.scores == []
 
 
 def test_past_days_that_are_issued_in_hindsight_are_scored_at_once_in_whatever_order(engine: Engine) -> None:
@@ -90,10 +93,10 @@ def test_samples_that_lag_behind_the_day_of_the_issue_are_scored_too(engine: Eng
     for day in range(9):
         if day:
             add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
-        last = issue(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
+        issue(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
 
     assert stored_runways(engine, TODAY + timedelta(days=1))["orders"]["actual_7_mb"] == 3084
-    assert last.issue is not None
+    assert issue_of(engine, TODAY + timedelta(days=9), TODAY + timedelta(days=9)) is not None
 
 
 def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured_for_the_former(engine: Engine) -> None:

@@ -19,11 +19,11 @@ from capacity_assets.base.units import human_day
 from capacity_assets.database.tables import ALWAYS, wait_for_lock
 from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
-from capacity_assets.forecast.issued import newest_issue
 from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.ownership.groups import fills_first
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.forecasts import ForecastIssue, figures_of, issue_of, newest_issue
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
@@ -33,6 +33,14 @@ from tests.pages import served_pages
 from tests.runways import FIRST, GROWING, add_ceiling, add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
+
+
+def issued(engine: Engine) -> ForecastIssue:
+    """What is stored of today once its forecasts are issued."""
+    issue(engine, TODAY, TODAY)
+    stored = issue_of(engine, TODAY, TODAY)
+    assert stored is not None
+    return stored
 
 
 def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:
@@ -58,10 +66,10 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
     issue(engine, TODAY, TODAY)
 
     with engine.connect() as connection:
-        shown = newest_issue(connection, TODAY, TODAY, shown=5)
+        shown = newest_issue(connection, TODAY, TODAY, shown=5, today=TODAY)
 
     assert shown is not None
-    assert [(risk.outlook.server, risk.outlook.display_name) for risk in shown.risks] == [
+    assert [(risk.server, risk.display_name) for risk in shown.risks] == [
         ("server-2", "disk /full"),
         ("server-1", "orders"),
     ]
@@ -99,7 +107,7 @@ def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engi
 
 def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured(engine: Engine) -> None:
     declare(engine, [Limit("server-1", None, 9999)])
-    declared = issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]
+    declared = issued(engine).headroom_mb
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -109,7 +117,7 @@ def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured
             {"day": TODAY},
         )
 
-    assert (declared, issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]) == (9999 - 3514, 340)
+    assert (declared, issued(engine).headroom_mb) == (9999 - 3514, 340)
 
 
 @pytest.mark.usefixtures("today")
@@ -306,8 +314,8 @@ def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_the
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
 
     assert f"4 forecasts of {human_day(TODAY)} stored." in printed("runway", "--issue")
-    issued = shown(engine, "orders")
-    assert (issued.as_of, issued.limit_mb, issued.is_outdated) == (TODAY, 3072, False)
+    renewed = shown(engine, "orders")
+    assert (renewed.as_of, renewed.limit_mb, renewed.is_outdated) == (TODAY, 3072, False)
 
 
 @pytest.mark.usefixtures("today")
@@ -406,10 +414,10 @@ def test_where_no_limit_is_known_what_is_left_is_unknown_everywhere(engine: Engi
     add_database_sizes(engine, sizes(7, "free", (TODAY - timedelta(days=40)).isoformat(), [10] * 41))
     add_instance_sizes(engine, totals(7, (TODAY - timedelta(days=40)).isoformat(), [(10, 1)] * 41))
     execute(engine, "DELETE FROM capacity_limits")
-    summary = issue(engine, TODAY, TODAY)
+    summary = issued(engine)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", TODAY, TODAY)
 
-    assert "headroom_mb" not in summary.to_dict()
+    assert "headroom_mb" not in figures_of(summary)
     with served_pages(database) as pages:
         assert pages.document("/")["headroom"]["headroom_mb"] is None
         left = pages.ask("/").text.partition("Free capacity")[2].partition("</div>")[0]
@@ -433,22 +441,21 @@ def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no
         add_volume(engine, server, "/data", TODAY, 5000, free_mb)
     declare(engine, [Limit("server-2", "copy", 1000)])
 
-    summary = issue(engine, TODAY, TODAY)
+    summary = issued(engine)
 
-    assert summary.issue is not None
-    first_risk = summary.issue.risks[0].outlook
+    first_risk = summary.risks[0]
     assert (first_risk.server, first_risk.name, first_risk.state) == ("server-2", "copy", "full")
-    assert summary.issue.headroom_mb == 100
+    assert summary.headroom_mb == 100
     with served_pages(database) as pages:
         page = pages.document("/")
         assert page["fills_first"][0]["name"] == "copy"
-        assert page["headroom"]["unknown_limits"] == summary.issue.unknown_limits == 2
-        assert page["headroom"]["headroom_mb"] == summary.issue.headroom_mb
+        assert page["headroom"]["unknown_limits"] == summary.unknown_limits == 2
+        assert page["headroom"]["headroom_mb"] == summary.headroom_mb
         assert page["headroom"]["fills_soon"] == 2, "and orders on server-1"
         assert pages.document("/filling")["runways"][0]["name"] == "copy"
         assert pages.document("/group?by=team&name=red")["fills_first"][0]["name"] == "copy"
     with engine.connect() as connection:
         assert fills_first(connection, "team")["red"].name == "copy"
-    digest = read_digest(engine, week)
+    digest = read_digest(engine, week, today=TODAY)
     assert [(one.server, one.display_name) for one in digest.soon] == [("server-2", "copy"), ("server-1", "orders")]
-    assert read_digest(engine, week, ("team", "red")).soon == digest.soon
+    assert read_digest(engine, week, ("team", "red"), today=TODAY).soon == digest.soon

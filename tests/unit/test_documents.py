@@ -15,7 +15,6 @@ from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_name
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.digest import KINDS, Deliveries, Digest
-from capacity_assets.forecast.issued import IssuedDay, Score
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.maintenance import MaintenanceReport
 from capacity_assets.orchestration.assets import AggregationConfig
@@ -26,8 +25,10 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, BillByGroup
+from capacity_assets.reading.accuracy import Accuracy
 from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges
 from capacity_assets.reading.coverage import ServersInService, ServersWithoutRows
+from capacity_assets.reading.forecasts import ForecastIssue
 from capacity_assets.reading.movers import WindowSizes
 from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
@@ -126,10 +127,10 @@ def test_every_metadata_key_of_maintenance_and_collection_is_documented_and_no_o
 
 
 def test_every_metadata_key_of_the_runway_is_documented_and_no_other() -> None:
-    scores = [Score(days, 1, 1.0, 1.0, 80.0, 10.0, 0) for days in HORIZONS_DAYS]
+    scores = [Accuracy(days, None, None, 1, 0, 0, 1.0, 1.0, 1.0, 1.0, 80.0, 10.0) for days in HORIZONS_DAYS]
     day = date(2025, 1, 1)
-    issued = IssuedDay(day, datetime(2025, 1, 1, tzinfo=UTC), False, (), 1, 0, scores)
-    shown = set(runway_metadata(IssuedRunways(day, issued), Settings()))
+    issue = ForecastIssue(day, datetime(2025, 1, 1, tzinfo=UTC), False, (), 1, 0, scores)
+    shown = set(runway_metadata(IssuedRunways(day), issue, Settings()))
     listed = first_cells("Metadata of runway")
 
     assert {key.format(days=days) for key in listed for days in HORIZONS_DAYS} == shown

@@ -10,7 +10,7 @@ import pytest
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
-from capacity_assets.reading.filling import Runway, Severity, severity_of
+from capacity_assets.reading.forecasts import Runway, Severity, severity_of
 from capacity_assets.reading.headlines import Subject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
@@ -40,6 +40,7 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> R
         "probability_90_days": 0.0,
         "probability_365_days": 0.0,
         "change_mb_per_day": 1.0,
+        "recent_mb_per_day": None,
         "history_days": 400,
         "is_outdated": False,
         "volumes": None,
@@ -173,6 +174,13 @@ def test_severity_follows_the_probability_by_the_thresholds(probability: float |
     assert severity_of(one, DEFAULT_THRESHOLDS) == severity
     assert severity_of(one, Thresholds(days=90, watch_percent=10, act_percent=30)) == "act"
     assert severity_of(replace(one, state="full"), DEFAULT_THRESHOLDS) == "full"
+
+
+def test_a_threshold_is_reached_by_a_probability_that_is_equal_to_it() -> None:
+    for percent in range(1, 101):
+        thresholds = Thresholds(watch_percent=1, act_percent=percent)
+
+        assert severity_of(runway(probability_30_days=round(percent / 100, 3)), thresholds) == "act", percent
 
 
 def test_the_least_history_is_what_the_documents_say() -> None:

@@ -17,7 +17,8 @@ from capacity_assets.forecast.outlook import Outlook
 from capacity_assets.messages.alerts import AlertUpdate, SentAlert, dedup_key, is_worse, message_of
 from capacity_assets.messages.message import FORMS, NEW, RESOLVED, Message, pagerduty_events, text_of
 from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, receivers_of_alerts, unreachable
-from capacity_assets.reading.risks import AlertRisk, OpenAlert, RiskKey
+from capacity_assets.reading.forecasts import SubjectKey
+from capacity_assets.reading.risks import AlertRisk, OpenAlert
 from tests.alerted_fleet import KEY, sending_settings
 from tests.contracts import TEAMS_BYTES, PagerDutyEvent, SlackMessage, TeamsMessage
 
@@ -41,18 +42,18 @@ OUTLOOK = Outlook(
     late_day=None,
     probabilities={7: 0.1, 30: 0.74, 90: 0.9, 365: 0.99},
 )
-RISK = AlertRisk(RiskKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
+RISK = AlertRisk(SubjectKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
 HOSTILE = "<!channel> *a* [b](http://c) & `d`\r\n" + "x" * 220
 
 
 def news(number: int = 1, name: str = "/data") -> list[AlertUpdate]:
     """So many risks, and one alert that is over."""
     risks = [
-        replace(RISK, key=RiskKey(one, "volume", name), outlook=replace(OUTLOOK, volume=name, server=f"db-{one}"))
+        replace(RISK, key=SubjectKey(one, "volume", name), outlook=replace(OUTLOOK, volume=name, server=f"db-{one}"))
         for one in range(1, number + 1)
     ]
     alert, reason = OpenAlert("db-1", {}, None), "it has no limit any more"
-    over = AlertUpdate(RESOLVED, RiskKey(1, "volume", name), DAY, alert=alert, reason=reason)
+    over = AlertUpdate(RESOLVED, SubjectKey(1, "volume", name), DAY, alert=alert, reason=reason)
     return [*(AlertUpdate(NEW, risk.key, DAY, risk=risk) for risk in risks), over]
 
 
@@ -172,12 +173,12 @@ def test_a_risk_that_was_told_without_a_day_is_worse_when_it_has_one_or_is_full(
     ("key", "change", "title"),
     [
         (RISK.key, {}, "Disk /data on db-1 is likely full by 9 Aug 2025"),
-        (RiskKey(1, "database", "orders"), {"middle_day": None}, "orders on db-1: 74 % within 30 days"),
-        (RiskKey(1, "server", ""), {"state": "full"}, "Server db-1 is full"),
+        (SubjectKey(1, "database", "orders"), {"middle_day": None}, "orders on db-1: 74 % within 30 days"),
+        (SubjectKey(1, "server", ""), {"state": "full"}, "Server db-1 is full"),
     ],
 )
 def test_the_title_says_what_is_full_and_when_or_how_likely_it_is(
-    key: RiskKey, change: dict[str, object], title: str
+    key: SubjectKey, change: dict[str, object], title: str
 ) -> None:
     risk = replace(RISK, key=key, outlook=replace(OUTLOOK, **change))  # type: ignore[arg-type]
 

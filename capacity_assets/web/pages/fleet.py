@@ -20,8 +20,8 @@ from capacity_assets.reading.coverage import (
     servers_in_service,
     unmeasured_servers,
 )
-from capacity_assets.reading.filling import FreeCapacity, Runway, free_capacity
-from capacity_assets.reading.filling import fills_first as runways_by_day
+from capacity_assets.reading.forecasts import FreeCapacity, Runway, free_capacity
+from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import GroupSpace, ListedGroup, marked_groups, space_of_groups
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
@@ -175,7 +175,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
     coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
         coverage = coverage_of(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
-    fills, free = runways_by_day(connection, shown=FILLING_SHOWN), free_capacity(connection, thresholds)
+    fills, free = runways_by_day(connection, today, shown=FILLING_SHOWN), free_capacity(connection, thresholds)
     first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
         period="",

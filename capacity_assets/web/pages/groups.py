@@ -43,8 +43,8 @@ from capacity_assets.ownership.groups import (
     groups_of,
     refuse_unknown_grouping,
 )
-from capacity_assets.reading.filling import Runway, forecast_day, runways_of
-from capacity_assets.reading.filling import fills_first as runways_by_day
+from capacity_assets.reading.forecasts import Runway, forecast_day, runways_of
+from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import (
     UNKNOWN_CHANGE,
     GroupSpace,
@@ -284,10 +284,11 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         earlier = group_sizes(connection, period, earlier_windows(shown, windows), by, name)
         if by == "server":
             # The name of a server is the name of its group.
-            ahead = runways_by_day(connection, shown=MEMBERS_SHOWN, server=name)
+            ahead = runways_by_day(connection, query.today, shown=MEMBERS_SHOWN, server=name)
         else:
-            ahead = runways_of(connection, filling)
-        listed, more = _members(connection, period, window, by, name, reader.thresholds)
+            keys = [(one.server_id, one.subject, one.name) for one in filling]
+            ahead = runways_of(connection, query.today, keys)
+        listed, more = _members(connection, query, period, window, by, name, reader.thresholds)
         cost = _cost(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
         is_known = bool(members) or any(one.size_mb is not None for one in sizes)
@@ -374,7 +375,13 @@ def _cost(connection: Connection, by: str, name: str | None) -> GroupCost | None
 
 
 def _members(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
-    connection: Connection, period: Period, window: Window | None, by: str, name: str | None, thresholds: Thresholds
+    connection: Connection,
+    query: PageQuery,
+    period: Period,
+    window: Window | None,
+    by: str,
+    name: str | None,
+    thresholds: Thresholds,
 ) -> tuple[list[ListedDatabase], bool]:
     members = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
     if by == "engine":
@@ -383,7 +390,7 @@ def _members(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked
         listed, more = members(server_id=server_id_of(connection, str(name)) or 0)
     else:
         listed, more = members(label=(by, name or ""))
-    return with_usage_of_databases(connection, period, window, listed, thresholds), more
+    return with_usage_of_databases(connection, period, window, listed, thresholds, query.today), more
 
 
 def _with_cost(

@@ -10,7 +10,7 @@ from typing import Any
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.reading.coverage import UnmeasuredServer, servers_missing_in
-from capacity_assets.reading.filling import Runway, fills_first, free_capacity
+from capacity_assets.reading.forecasts import Runway, fills_first, free_capacity
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import (
     ORDERS,
@@ -116,7 +116,7 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             shown=shown - len(listed_first),
         )
         listed = with_usage_of_servers(
-            connection, period, window, [*listed_first, *measured], unmeasured, reader.thresholds
+            connection, period, window, [*listed_first, *measured], unmeasured, reader.thresholds, query.today
         )
     has_more = has_more or len(first) > skipped + shown
     return ServersPage(servers=listed, has_more=has_more, **_around(reader, query, period, window, order))
@@ -152,7 +152,7 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             page=query.page,
             shown=query.rows_shown,
         )
-        beside = with_usage_of_databases(connection, period, window, listed, reader.thresholds)
+        beside = with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today)
     return DatabasesPage(
         databases=beside,
         has_more=has_more,
@@ -192,8 +192,8 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     shown = query.rows_shown
     with reader.transaction() as connection:
-        filling = fills_first(connection, shown=shown + 1, skipped=(query.page - 1) * shown)
-        first = next(iter(filling if query.page == 1 else fills_first(connection, shown=1)), None)
+        filling = fills_first(connection, query.today, shown=shown + 1, skipped=(query.page - 1) * shown)
+        first = next(iter(filling if query.page == 1 else fills_first(connection, query.today, shown=1)), None)
         free = None if first else free_capacity(connection, reader.thresholds)
     issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
     headline = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)

@@ -13,7 +13,7 @@ from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.reading import subjects
 from capacity_assets.reading.coverage import newest_measured_days
-from capacity_assets.reading.filling import (
+from capacity_assets.reading.forecasts import (
     Runway,
     binding_of,
     bound_by_volume,
@@ -132,8 +132,8 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         listed, more = databases(
             connection, period, window, order=order, server_id=number, page=query.page, shown=ROWS_PER_PAGE
         )
-        runway = runway_of(connection, number, "server", "")
-        first, also = first_on_server(connection, number)
+        runway = runway_of(connection, query.today, number, "server", "")
+        first, also = first_on_server(connection, query.today, number)
         volumes = subjects.volumes_of(connection, number, query.today)
         return ServerPage(
             server=server,
@@ -151,7 +151,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             origins=subjects.origins_of(connection, number, None),
             volumes=volumes,
             fills=what_fills(connection, number, volumes, None, query.today),
-            databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds),
+            databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today),
             has_more_databases=more,
             order=order,
             attempts=subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
@@ -175,8 +175,8 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         neighbours, _ = databases(
             connection, period, window, order="size", server_id=number, shown=NEIGHBOURS_SHOWN + 1
         )
-        runway = runway_of(connection, number, "database", name)
-        binding = binding_of(connection, runway)
+        runway = runway_of(connection, query.today, number, "database", name)
+        binding = binding_of(connection, query.today, runway)
         others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
         return DatabasePage(
             server=server,
@@ -195,7 +195,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             limits=subjects.declared_limits_of(connection, number, name),
             origins=subjects.origins_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
-            neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds),
+            neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds, query.today),
             inside=inside(connection, number, name, *_days_inside(query, shown, period)),
         )
 
@@ -215,7 +215,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             shown = replace(shown, first=max(shown.first, volume.day - timedelta(days=LONGEST_DAYS)))
         newest = PERIODS["daily"].window_of(volume.day)
         days = windows_in(shown, newest) if shown.name else PERIODS["daily"].back(newest, VOLUME_DAYS)
-        runway = runway_of(connection, number, "volume", name)
+        runway = runway_of(connection, query.today, number, "volume", name)
         return VolumePage(
             server=server,
             headline=_headline(connection, query, reader.thresholds, server, "volume", name, runway),
@@ -226,7 +226,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             sizes=volume_history(connection, days, number, name),
             earlier=volume_history(connection, earlier_windows(shown, days), number, name),
             runway=runway,
-            databases=bound_by_volume(connection, number, name, shown=ON_VOLUME_SHOWN),
+            databases=bound_by_volume(connection, query.today, number, name, shown=ON_VOLUME_SHOWN),
         )
 
 

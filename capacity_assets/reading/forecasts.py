@@ -1,0 +1,716 @@
+"""The stored forecasts: what fills and when, how urgent that is, how much is free, and what was forecast before.
+
+They are rows of the view `capacity_runway`, which has the newest ones, and of its query for any other day. Whether a
+decision still holds is judged by today everywhere, whatever the day of the forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from math import inf
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from capacity_assets.base.errors import database_errors
+from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
+from capacity_assets.database.cluster import tables_are_distributed
+from capacity_assets.database.tables import capacity_runways, instances
+from capacity_assets.database.views import RUNWAY_VIEW, RUNWAYS_OF_DAY
+from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
+from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
+from capacity_assets.forecast.outlook import (
+    FORECAST,
+    FULL,
+    LIMIT_UNKNOWN,
+    NO_LIMIT,
+    OWN,
+    RISK_DAYS,
+    SERVER,
+    VOLUME,
+    Outlook,
+    PlannedOutlook,
+    display_name,
+)
+from capacity_assets.ownership.labels import labels_of_each
+from capacity_assets.reading.access import rows
+from capacity_assets.reading.accuracy import Accuracy, scores_of
+
+MOST_RISKS = 1_000
+"""Risks of an issue that are looked at; who shows them shows fewer."""
+
+
+class SubjectKey(NamedTuple):
+    """A server, database or volume; `name` is empty for a server."""
+
+    server_id: int
+    subject: str
+    name: str
+
+
+class Severity(StrEnum):
+    """How urgent it is that something fills, by the thresholds; growth alone is not."""
+
+    FULL = "full"
+    ACT = "act"
+    """An alert is sent."""
+    WATCH = "watch"
+    """The digest lists it."""
+
+
+@dataclass(frozen=True)
+class ForecastDay:
+    """The forecast for a day, MiB, with its 80 % range."""
+
+    day: date
+    lower_mb: int
+    size_mb: int
+    upper_mb: int
+
+
+@dataclass(frozen=True)
+class Runway:
+    """A stored forecast: when something is full; a day is None if it is beyond a year, or unknown.
+
+    Its fields are named as the columns of the view.
+    """
+
+    server_id: int
+    server: str
+    subject: str
+    name: str
+    state: str
+    last_day: date
+    size_mb: int
+    limit_mb: int | None
+    headroom_mb: int | None
+    binds: str | None
+    limit_source: str | None
+    full_early: date | None
+    full_middle: date | None
+    full_late: date | None
+    probability_7_days: float | None
+    probability_30_days: float | None
+    probability_90_days: float | None
+    probability_365_days: float | None
+    change_mb_per_day: float
+    recent_mb_per_day: float | None
+    history_days: int
+    is_outdated: bool
+    """Whether limits, steps or plans of its server were declared after the forecast."""
+    volumes: list[str] | None
+    """Volumes on which it grows; None if unknown."""
+    ahead: Sequence[ForecastDay] = field(default=())
+    planned: PlannedOutlook | None = None
+    """With the limit that is planned; None: no plan raises it, or no day is known."""
+    decision: StoredDecision | None = None
+    """What was decided about it, or about the volume or server that binds it; None: nothing that is still open."""
+
+    @property
+    def key(self) -> SubjectKey:
+        """What it is about."""
+        return _key(self)
+
+    @property
+    def display_name(self) -> str:
+        """The name as people read it."""
+        return display_name(self.subject, self.name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its limit is what a disk or server has left that others fill too, as if they did not grow."""
+        return self.subject != VOLUME_ROWS and self.binds in {VOLUME, SERVER}
+
+    def probability_within(self, days: int) -> float | None:
+        """Return the probability of being full within a horizon; None: unknown."""
+        probability: float | None = getattr(self, f"probability_{days}_days")
+        return probability
+
+    @property
+    def outlook(self) -> Outlook:
+        """The same as it was computed, which says it in sentences."""
+        known = {days: self.probability_within(days) for days in HORIZONS_DAYS}
+        return Outlook(
+            **{one.name: getattr(self, one.name) for one in fields(Outlook) if hasattr(self, one.name)},
+            database=self.name if self.subject == DATABASE_ROWS else None,
+            volume=self.name if self.subject == VOLUME_ROWS else None,
+            source=self.limit_source,
+            early_day=self.full_early,
+            middle_day=self.full_middle,
+            late_day=self.full_late,
+            probabilities={days: share for days, share in known.items() if share is not None},
+        )
+
+
+def _key(row: Any) -> SubjectKey:
+    return SubjectKey(row.server_id, row.subject, row.name)
+
+
+def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
+    """Return how urgent a forecast is; None: it is not, or its probability is not known."""
+    probability = runway.probability_within(thresholds.days)
+    if runway.state == FULL:
+        return Severity.FULL
+    if probability is None or probability < thresholds.watch_percent / 100:
+        return None
+    return Severity.ACT if probability >= thresholds.act_percent / 100 else Severity.WATCH
+
+
+def needs_action(runway: Runway, thresholds: Thresholds) -> bool:
+    """Whether somebody has to act, unless a decision leaves it out: it is full, or likely to be soon."""
+    return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
+
+
+_COLUMNS = [
+    sa.column(one.name, sa.ARRAY(sa.Text) if one.name == "volumes" else None)  # the others as the driver has them
+    for one in RUNWAY_VIEW.columns
+]
+_NEWEST = sa.table(RUNWAY_VIEW.name, *_COLUMNS).alias("r")
+_PLANNED = ("planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late")
+_ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS}
+_OWN = [one.name for one in fields(Runway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
+
+
+def _issued_on(day: date) -> sa.Subquery:
+    """Return the forecasts of a day, as the view has the newest ones."""
+    return sa.text(RUNWAYS_OF_DAY).bindparams(as_of=day).columns(*_COLUMNS).subquery("r")
+
+
+def _select(source: sa.FromClause) -> sa.Select[Any]:
+    names = (*_OWN, *_PLANNED, *(name for ends in _ENDS.values() for name in ends))
+    return sa.select(*(source.c[name] for name in names))
+
+
+def _runways(connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa.CompoundSelect[Any]) -> list[Runway]:
+    found = rows(connection, chosen)
+    decisions = open_decisions(connection, today) if found else None
+    runways = []
+    for row in found:
+        values = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name
+        bands = {days: [values[name] for name in ends] for days, ends in _ENDS.items()}
+        runways.append(
+            Runway(
+                **{name: values[name] for name in _OWN},
+                ahead=[
+                    ForecastDay(row.last_day + timedelta(days=days), *band)
+                    for days, band in bands.items()
+                    if None not in band
+                ],
+                planned=PlannedOutlook(*(values[name] for name in _PLANNED)) if row.planned_from else None,
+                decision=decisions.on(row) if decisions else None,
+            )
+        )
+    return runways
+
+
+_R = _NEWEST.c
+
+
+def fills_first(
+    connection: sa.Connection, today: date, *, shown: int, skipped: int = 0, server: str | None = None
+) -> list[Runway]:
+    """Return what fills within a year, of all servers or of one, earliest first.
+
+    Databases limited by a volume or server are listed as that.
+    """
+    chosen = _select(_NEWEST).where(_R.stands_for_itself, _R.full_middle.is_not(None))
+    if server is not None:
+        chosen = chosen.where(_R.server == server)
+    in_order = chosen.order_by(_R.full_middle, _R.server, _R.name, _R.subject)
+    return _runways(connection, today, in_order.limit(shown).offset(skipped))
+
+
+def runways_of(
+    connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]], as_of: date | None = None
+) -> list[Runway]:
+    """Return the forecasts of subjects on a day (None: the newest), earliest first; those without one are left out."""
+    if not keys:
+        return []
+    source = _NEWEST if as_of is None else _issued_on(as_of)
+    of_key = sa.tuple_(*(source.c[name] for name in SubjectKey._fields))
+    order = (source.c.full_middle, source.c.server, source.c.name)
+    return _runways(connection, today, _select(source).where(of_key.in_(list(keys))).order_by(*order))
+
+
+def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> Runway | None:
+    """Return the newest forecast of a server, database or volume; None where none was issued."""
+    return next(iter(runways_of(connection, today, [(server_id, subject, name)])), None)
+
+
+def binding_of(connection: sa.Connection, today: date, runway: Runway | None) -> Runway | None:
+    """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
+    if runway is None:
+        return None
+    chosen = _select(_NEWEST).where(_R.server_id == runway.server_id, _R.subject != DATABASE_ROWS)
+    return _earliest(_binding(runway, _runways(connection, today, chosen.order_by(_R.subject, _R.name))))
+
+
+def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
+    """Return a forecast and those of what it shares: of a database its server and volumes, of a server its volumes."""
+    if runway.subject == SERVER_ROWS:
+        return [runway, *(one for one in shared if one.subject == VOLUME_ROWS)]
+    own = [one for one in shared if one.subject == SERVER_ROWS and one.binds == OWN]
+    volumes = [one for one in shared if one.subject == VOLUME_ROWS and one.name in (runway.volumes or ())]
+    return [runway, *own, *volumes]
+
+
+def _earliest(runways: Sequence[Runway]) -> Runway | None:
+    dated = [one for one in runways if one.full_middle is not None]
+    return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
+
+
+def first_on_server(connection: sa.Connection, today: date, server_id: int) -> tuple[Runway | None, Runway | None]:
+    """Return what of a server fills first, and where that is a database, what of its disks and own limit does."""
+    dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
+    # A volume comes first, so it wins if another one is full on the same day.
+    order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
+    first = next(iter(_runways(connection, today, dated.order_by(*order).limit(1))), None)
+    if first is None or first.subject != DATABASE_ROWS:
+        return first, None
+    shared = dated.where(_R.subject != DATABASE_ROWS).order_by(*order).limit(1)
+    return first, next(iter(_runways(connection, today, shared)), None)
+
+
+def bound_by_volume(connection: sa.Connection, today: date, server_id: int, volume: str, *, shown: int) -> list[Runway]:
+    """Return the databases that a volume limits, the largest first."""
+    on_it = sa.or_(_R.volumes.is_(None), sa.literal(volume) == sa.any_(_R.volumes))
+    of_server = _select(_NEWEST).where(_R.server_id == server_id, _R.subject == DATABASE_ROWS, _R.binds == VOLUME)
+    return _runways(connection, today, of_server.where(on_it).order_by(_R.size_mb.desc(), _R.name).limit(shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a list shows beside a server or database: its sizes of late, MiB, and the limit that it meets first.
+
+    The space of a volume or server is shared: what is used of it is what all databases on it use.
+    """
+
+    recent: Sequence[int | None] = ()
+    """Its sizes in the last windows up to the one of the list, oldest first; None where it was not measured."""
+    limit_mb: int | None = None
+    """The limit that binds first: its own, or that of a volume or server that it shares; None: unknown."""
+    limit_used_mb: int | None = None
+    """What is used of that limit, by it and by whatever shares it."""
+    limit_used_percent: float | None = None
+    limit_subject: str | None = None
+    """Whose limit it is: database, server or volume."""
+    limit_name: str | None = None
+    full_by: date | None = None
+    """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
+    forecast_state: str | None = None
+    """State of its newest forecast; None: there is none."""
+    full_subject: str | None = None
+    """Whose date it is: database, server or volume; of a server, databases with their own limits are not looked at."""
+    full_name: str | None = None
+    severity: Severity | None = None
+    decision: str | None = None
+    """What was decided about what fills, in a few words; None: no decision leaves it out of check and alerts."""
+
+
+def usages_of(
+    connection: sa.Connection, today: date, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
+) -> dict[tuple[int, str], Usage]:
+    """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
+    named = [(server, name) for server, name in subjects if name]
+    servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
+    of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER_ROWS, VOLUME_ROWS]))
+    of_databases = _of_databases(named, on_nodes=tables_are_distributed(connection))
+    shared: dict[int, list[Runway]] = {}
+    own: dict[tuple[int, str], Runway] = {}
+    for one in _runways(connection, today, of_servers.union_all(of_databases)):
+        if one.subject != VOLUME_ROWS:
+            own[one.server_id, one.name] = one
+        if one.subject != DATABASE_ROWS:
+            shared.setdefault(one.server_id, []).append(one)
+    return {
+        subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())), thresholds)
+        for subject in subjects
+        if subject in own
+    }
+
+
+def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Select[Any]:
+    """Return the query of the forecasts of databases; each is looked up by the key."""
+    servers = sa.literal([server for server, _ in named], sa.ARRAY(sa.Integer))
+    names = sa.literal([name for _, name in named], sa.ARRAY(sa.Text))
+    of_database = _select(_NEWEST).where(_R.subject == DATABASE_ROWS)
+    if on_nodes:
+        # There a subquery must not depend on the outer query; names of other servers are dropped by the caller.
+        return of_database.where(_R.server_id == sa.any_(servers), _R.name == sa.any_(names))
+    keys = sa.func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
+    of_key = of_database.where(_R.server_id == keys.c.server_id, _R.name == keys.c.name).limit(1)
+    return sa.select(of_key.lateral("of_key")).select_from(keys)
+
+
+def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Usage:
+    # A limit that assumes that the others stand still is none to measure use by: the shared space is.
+    limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
+    by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
+    first = _earliest(binding)
+    shown = first if first in limited else by_use
+    usage = Usage(forecast_state=own.state)
+    if shown is not None and shown.limit_mb is not None:
+        used = round(100 * shown.size_mb / shown.limit_mb, 1) if shown.limit_mb else None
+        usage = replace(usage, limit_mb=shown.limit_mb, limit_used_mb=shown.size_mb, limit_used_percent=used)
+        usage = replace(usage, limit_subject=shown.subject, limit_name=shown.name)
+    if first is not None:
+        severity = severity_of(first, thresholds)
+        usage = replace(usage, full_by=first.full_middle, full_subject=first.subject, full_name=first.name)
+        mark = first.decision.mark if first.decision and is_left_out(first.decision) else None
+        usage = replace(usage, severity=severity, decision=mark)
+    return usage
+
+
+def fill_days(connection: sa.Connection) -> dict[SubjectKey, date]:
+    """Return the day by which each subject is full; what a shared disk or server limits is found by that."""
+    dated = sa.select(_R.server_id, _R.subject, _R.name, _R.full_middle)
+    dated = dated.where(_R.stands_for_itself, _R.full_middle.is_not(None))
+    return {_key(row): row.full_middle for row in rows(connection, dated)}
+
+
+def outdated_servers(connection: sa.Connection) -> list[str]:
+    """Return the servers whose limits, steps or plans changed after the newest forecast was issued."""
+    chosen = sa.select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
+    return [row.server for row in rows(connection, chosen)]
+
+
+def forecast_day(connection: sa.Connection) -> date | None:
+    """Return the day of the newest forecasts; None: none was issued."""
+    # Not max(): all rows are of one day, and it would read all of them.
+    day: date | None = connection.execute(sa.select(_R.as_of).limit(1)).scalar()
+    return day
+
+
+def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
+    """Return values that change whenever a forecast is issued or a price or decision is declared or removed."""
+    forecasts = "SELECT count(*) AS number, max(issued_at) AS newest FROM capacity_runway"
+    prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
+    decisions = """
+        SELECT count(*) AS number, max(greatest(declared_at, closed_at)) AS newest FROM capacity_declared_decisions"""
+    return tuple(value for statement in (forecasts, prices, decisions) for value in rows(connection, statement)[0])
+
+
+@dataclass(frozen=True)
+class FreeCapacity:
+    """Free space of volumes, and of servers without known volumes, MiB; None: no limit is known."""
+
+    headroom_mb: int | None
+    unknown_limits: int
+    """Databases without a known limit."""
+    fills_soon: int
+    """What is full within the days of the thresholds with the probability from which on somebody has to act."""
+    as_of: date | None
+    """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
+
+
+def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapacity:
+    """Return the free capacity by the newest forecasts."""
+    probability = _R[f"probability_{thresholds.days}_days"]
+    is_soon = sa.and_(probability >= thresholds.act_percent / 100, _R.stands_for_itself)
+    fills_soon, as_of = sa.func.count().filter(is_soon).label("fills_soon"), sa.func.max(_R.as_of).label("as_of")
+    [counts] = rows(connection, sa.select(_unknown_limits(_NEWEST), fills_soon, as_of))
+    return FreeCapacity(_headroom(connection, _NEWEST), **counts._mapping)  # noqa: SLF001 -- SQLAlchemy's public name
+
+
+def _unknown_limits(source: sa.FromClause, server: str | None = None) -> sa.Label[int]:
+    """Count databases without a known limit, including replicas, because their disks fill as well."""
+    of = source.c
+    is_asked = sa.true() if server is None else of.server == server
+    number = sa.func.count().filter(of.subject == DATABASE_ROWS, of.state == LIMIT_UNKNOWN, is_asked)
+    return number.label("unknown_limits")
+
+
+def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | None = None) -> int | None:
+    """Return what volumes have left and, where a server has none, its own limit, MiB; None: no limit is known.
+
+    A full one counts as 0; one without a known limit is left out.
+    """
+    of = source.c
+    is_asked = of.counted if server is None else of.server == server
+    chosen = sa.select(of.server_id, of.subject, of.headroom_mb).where(of.subject != DATABASE_ROWS, is_asked)
+    left_over = chosen.cte("left_over")
+    own, volume = left_over.alias("l"), left_over.alias("v")
+    has_volumes = sa.exists().where(volume.c.server_id == own.c.server_id, volume.c.subject == VOLUME_ROWS)
+    total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
+        own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME_ROWS, ~has_volumes)
+    )
+    # Apart from other figures: where rows are distributed, no subquery may stand beside an aggregate of them.
+    headroom_mb = connection.execute(total).scalar()
+    return None if headroom_mb is None else int(headroom_mb)
+
+
+@dataclass(frozen=True)
+class ForecastIssue:
+    """The forecasts that were issued on a day."""
+
+    as_of: date
+    issued_at: datetime
+    """When the newest of them was computed."""
+    is_outdated: bool
+    """Whether limits, steps or plans were declared or removed since."""
+    risks: Sequence[Runway]
+    """What may be full within a year with 10 % or more, the greatest risk first; what is shared is named once."""
+    headroom_mb: int | None
+    """What the volumes have left, and servers without measured volumes by their declared limit; None: none is known."""
+    unknown_limits: int
+    """Databases without a known limit."""
+    scores: Sequence[Accuracy]
+    """How good the forecasts were that came due in the chosen days, by horizon."""
+    histories: Mapping[SubjectKey, Sequence[tuple[date, int]]] = field(default_factory=dict)
+    """Sizes of the risks in the last HISTORY_SHOWN_DAYS, by day; `with_histories` adds them."""
+
+
+def newest_issue(  # noqa: PLR0913 -- which issue, and which part of it
+    connection: sa.Connection, first: date, last: date, server: str | None = None, *, shown: int, today: date
+) -> ForecastIssue | None:
+    """Return the newest issue from `first` to `last`, of all servers or one; None: there is none. Raises DBAPIError."""
+    as_of = newest_day_of_issue(connection, first, last)
+    if as_of is None:
+        return None
+    source = _issued_on(as_of)
+    issued_at, is_outdated = sa.func.max(source.c.issued_at), sa.func.bool_or(source.c.is_outdated)
+    facts = sa.select(issued_at.label("issued_at"), is_outdated.label("is_outdated"), _unknown_limits(source, server))
+    return ForecastIssue(
+        as_of=as_of,
+        **rows(connection, facts)[0]._mapping,  # noqa: SLF001 -- SQLAlchemy's public name
+        risks=greatest_risks(connection, as_of, today, server, shown=shown),
+        headroom_mb=_headroom(connection, source, server),
+        scores=scores_of(connection, first, last, server),
+    )
+
+
+def recent_issue(engine: sa.Engine, today: date, *, shown: int = MOST_RISKS) -> ForecastIssue | None:
+    """Return the newest issue of the last month, of all servers; None: there is none. Raises DatabaseError."""
+    with database_errors(doing="reading runways"), engine.connect() as connection:
+        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown, today=today)
+
+
+def issue_of(engine: sa.Engine, as_of: date, today: date) -> ForecastIssue | None:
+    """Return what was issued of a day; None: nothing. Raises DatabaseError."""
+    with database_errors(doing="reading runways"), engine.connect() as connection:
+        return newest_issue(connection, as_of, as_of, shown=MOST_RISKS, today=today)
+
+
+def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
+    """Return the figures of an issue as plain values, flat, as the metadata of a partition has them."""
+    if issue is None:
+        return {"unknown_limits": 0}
+    headroom = {} if issue.headroom_mb is None else {"headroom_mb": issue.headroom_mb}
+    scores = {key: value for one in issue.scores for key, value in one.to_dict().items()}
+    return {"unknown_limits": issue.unknown_limits, **headroom, **scores}
+
+
+def newest_day_of_issue(connection: sa.Connection, first: date, last: date) -> date | None:
+    """Return the newest day in a range of days of which forecasts were issued; None: there is none."""
+    issued = capacity_runways.c.as_of
+    newest: date | None = connection.execute(sa.select(sa.func.max(issued)).where(issued.between(first, last))).scalar()
+    return newest
+
+
+def greatest_risks(
+    connection: sa.Connection, as_of: date, today: date, server: str | None = None, *, shown: int
+) -> list[Runway]:
+    """Return what may be full within a year with 10 % or more, by the forecasts of a day, the greatest risk first."""
+    source = _issued_on(as_of)
+    chosen = _select(source).where(source.c.full_early.is_not(None), source.c.stands_for_itself)
+    if server is not None:
+        chosen = chosen.where(source.c.server == server)
+    probabilities = (source.c[f"probability_{days}_days"].desc() for days in RISK_DAYS)
+    in_order = chosen.order_by(*probabilities, source.c.full_early, source.c.server, source.c.name)
+    return _runways(connection, today, in_order.limit(shown))
+
+
+WITHIN_DAYS, MOVED_DAYS = 180, 14
+"""A fill date has moved if it is MOVED_DAYS or more from that of a week ago, and one of them within WITHIN_DAYS.
+
+A date that is new moved to be sooner, and one that is no longer within a year, later.
+"""
+
+
+@dataclass(frozen=True)
+class FillDate:
+    """When something is full, by the forecasts of a week, and by those of the week before; None: not within a year."""
+
+    server_id: int
+    server: str
+    subject: str
+    name: str
+    display_name: str
+    day: date | None
+    before: date | None
+    probability: float
+    """Probability of being full within the days of the thresholds."""
+    severity: Severity | None
+
+    @property
+    def days_moved(self) -> float:
+        """How many days later it is full than forecast before; infinitely many from or to beyond a year."""
+        if self.day is None:
+            return inf
+        return -inf if self.before is None else (self.day - self.before).days
+
+
+@dataclass(frozen=True)
+class FillDates:
+    """What fills soon, and what fills sooner or later than forecast a week earlier; without a forecast, all unknown."""
+
+    has_forecast: bool
+    soon: Sequence[FillDate] = ()
+    """What is to be watched or acted on, the most probable first."""
+    sooner: Sequence[FillDate] = ()
+    later: Sequence[FillDate] = ()
+    decided: int = 0
+    """Fill dates that decisions leave out."""
+
+
+def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
+    connection: sa.Connection,
+    first: date,
+    last: date,
+    label: tuple[str, str] | None,
+    thresholds: Thresholds,
+    today: date,
+) -> FillDates:
+    """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it.
+
+    What a decision leaves out is not among them.
+    """
+    newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
+    if newest is None:
+        return FillDates(has_forecast=False)
+    older = newest_day_of_issue(connection, first - timedelta(days=7), first)
+    before = _full_days(connection, older) if older is not None else {}
+    latest = newest + timedelta(days=WITHIN_DAYS)
+    runways = _to_be_named(connection, newest, today, thresholds, {key for key in before if before[key] <= latest})
+    if label is not None:
+        subjects = {one.key: (one.server, one.name if one.subject == DATABASE_ROWS else None) for one in runways}
+        labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
+        runways = [one for one in runways if subjects[one.key] in labelled]
+    dates = [
+        FillDate(
+            *(one.server_id, one.server, one.subject, one.name, one.display_name, one.full_middle, before.get(one.key)),
+            probability=one.probability_within(thresholds.days) or 0.0,
+            severity=severity_of(one, thresholds),
+        )
+        for one in runways
+        if not is_left_out(one.decision)
+    ]
+    compared = dates if older is not None and older < newest else []
+    return FillDates(
+        True,
+        sorted((one for one in dates if one.severity), key=lambda one: -one.probability),
+        [one for one in compared if one.day is not None and one.day <= latest and one.days_moved <= -MOVED_DAYS],
+        [one for one in compared if one.before is not None and one.days_moved >= MOVED_DAYS],
+        len(runways) - len(dates),
+    )
+
+
+def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]:
+    """Return the fill dates of everything by the forecasts of a day, also of what does not stand for itself."""
+    stored = capacity_runways.c
+    dated = sa.select(stored.instance_id.label("server_id"), stored.subject, stored.name, stored.middle_day)
+    dated = dated.where(stored.as_of == as_of, stored.middle_day.is_not(None))
+    return {_key(row): row.middle_day for row in rows(connection, dated)}
+
+
+def _to_be_named(
+    connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds, before: Collection[SubjectKey]
+) -> list[Runway]:
+    """Return what fills within WITHIN_DAYS or is to be watched, and what of `before` is not known to fill any more."""
+    source, latest = _issued_on(as_of), as_of + timedelta(days=WITHIN_DAYS)
+    of = source.c
+    probability = of[f"probability_{thresholds.days}_days"]
+    is_near = sa.or_(probability >= thresholds.watch_percent / 100, of.full_middle <= latest)
+    servers = sa.literal(sorted({key.server_id for key in before}), sa.ARRAY(sa.Integer))
+    names = sa.literal(sorted({key.name for key in before}), sa.ARRAY(sa.Text))
+    was_near = sa.and_(of.server_id == sa.any_(servers), of.name == sa.any_(names))
+    # Without a date, only what is known not to fill within a year fills later.
+    is_dated = sa.or_(of.full_middle.is_not(None), of.state.in_([FORECAST, NO_LIMIT]))
+    chosen = _select(source).where(of.stands_for_itself, is_dated, sa.or_(is_near, was_near))
+    found = _runways(connection, today, chosen.order_by(of.full_middle, of.server, of.name))
+    return [
+        one
+        for one in found
+        if one.key in before
+        or severity_of(one, thresholds)
+        or (one.full_middle is not None and one.full_middle <= latest)
+    ]
+
+
+HISTORY_SHOWN_DAYS = 180
+
+
+def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
+    """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises DBAPIError."""
+    keys = [risk.key for risk in issue.risks]
+    of_risks = {f"{name}s": [getattr(key, name) for key in keys] for name in SubjectKey._fields}
+    days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
+    histories: dict[SubjectKey, list[tuple[date, int]]] = {}
+    for row in rows(connection, _HISTORY, **of_risks, days=days):
+        histories.setdefault(_key(row), []).append((row.day, row.size_mb))
+    return replace(issue, histories=histories)
+
+
+# Samples, and where retention has dropped them, the daily aggregates.
+_HISTORY = """
+WITH risks AS (
+    SELECT * FROM unnest(CAST(:server_ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
+        AS g (server_id, subject, name)
+)
+SELECT DISTINCT ON (server_id, subject, name, day) server_id, subject, name, day, size_mb FROM (
+    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM risks g
+    JOIN database_size_stats s ON s.instance_id = g.server_id AND s.database_name = g.name
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM risks g
+    JOIN database_size_aggregations a ON a.instance_id = g.server_id AND a.database_name = g.name
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM risks g
+    JOIN instance_size_stats s ON s.instance_id = g.server_id AND NOT s.is_deleted
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM risks g
+    JOIN instance_size_aggregations a ON a.instance_id = g.server_id
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM risks g
+    JOIN volume_size_stats s ON s.instance_id = g.server_id AND s.volume_name = g.name
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
+) AS sizes ORDER BY server_id, subject, name, day, rank
+"""
+
+
+@dataclass(frozen=True)
+class EarlierForecast:
+    """What was issued of one subject a horizon ago, and what was measured since."""
+
+    horizon_days: int
+    as_of: date
+    state: str
+    middle_day: date | None
+    forecast_mb: int | None
+    actual_mb: int | None
+
+
+def earlier_forecasts(connection: sa.Connection, outlook: Outlook) -> list[EarlierForecast]:
+    """Return the newest forecasts of a subject that are a horizon old, by horizon. Raises DBAPIError."""
+    runways, issues = capacity_runways.c, capacity_runways.alias("issues").c
+    number = sa.select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
+    forecasts = []
+    for days in HORIZONS_DAYS:
+        until = outlook.last_day - timedelta(days=days)
+        is_recent = sa.and_(issues.as_of <= until, issues.as_of > until - timedelta(days=STALE_DAYS))
+        sizes = (runways[f"forecast_{days}_mb"], runways[f"actual_{days}_mb"])
+        forecasts.append(
+            sa.select(sa.literal(days), runways.as_of, runways.state, runways.middle_day, *sizes).where(
+                runways.instance_id == number,
+                runways.subject == outlook.subject,
+                runways.name == outlook.name,
+                runways.as_of == sa.select(sa.func.max(issues.as_of)).where(is_recent).scalar_subquery(),
+            )
+        )
+    return [EarlierForecast(*row) for row in connection.execute(sa.union_all(*forecasts))]
