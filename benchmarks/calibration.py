@@ -2,7 +2,7 @@
 
 A *case* is a series, a past day of it, and a made-up limit: the size of that day and a bit more, from 1 to 100 percent.
 It *fills* if the largest size within the horizon reaches the limit; what is known of it is the `evidence` of
-`forecast.runway`. The weights are those of a logistic regression in which every source weighs the same, however many
+`forecast.model`. The weights are those of a logistic regression in which every source weighs the same, however many
 series it has. The command prints them for `WEIGHTS`; files are those of `benchmarks.forecast`, which judges them.
 """
 
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.series import Series, histories, origins, read
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.forecast.model import RISE_DAYS, Sizes, forecast
-from capacity_assets.forecast.runway import PIECES, evidence, runways
+from capacity_assets.forecast.model import PIECES, RISE_DAYS, Sizes, evidence, forecast, runways
 
 LIMITS_ABOVE_PERCENT = (1, 2, 5, 10, 20, 50, 100)
 STEP_SHARE = 0.5

@@ -32,8 +32,7 @@ from benchmarks.calibration import Cases, cases_of, from_others, watermark
 from benchmarks.series import Series, histories, origins, read
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.history import BATCH
-from capacity_assets.forecast.model import Sizes, forecast
-from capacity_assets.forecast.runway import runways
+from capacity_assets.forecast.model import Sizes, forecast, runways
 
 JUDGED_DAYS = (30, 90)
 THRESHOLDS_PERCENT = (10, 20, 30, 50)

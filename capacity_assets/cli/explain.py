@@ -21,7 +21,7 @@ from capacity_assets.cli.declaring import since
 from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, label_option, period_option
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.guards import refuse_an_unfit_database
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME
 from capacity_assets.ownership.groups import (
     GroupExplanation,
     GroupPart,
@@ -94,7 +94,7 @@ def explain(
         if period is None:
             from capacity_assets.cli.explain_runway import explain_runway
 
-            kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
+            kind = VOLUME if volume else DATABASE if database is not None else SERVER
             return explain_runway(engine, settings, kind, volume or database, server)
         chosen = service.period(period)
         today = Clock(settings.zone).today()

@@ -20,19 +20,29 @@ from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.collection.servers import registered
 from capacity_assets.forecast.decisions import open_decisions
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, VOLUME_ROWS
 from capacity_assets.forecast.limits import SizeStep, stored_steps
-from capacity_assets.forecast.model import RISE_DAYS, Forecasts, forecast, without_steps
-from capacity_assets.forecast.outlook import FORECAST, FULL, SHARES, TOO_LITTLE_HISTORY, Outlook, day_text
-from capacity_assets.forecast.reference import Reference, reference
-from capacity_assets.forecast.runway import (
+from capacity_assets.forecast.model import (
     NOT_WITHIN_HORIZON,
     PIECES,
+    RISE_DAYS,
     WEIGHTS,
-    SeriesOutlook,
-    outlook_with_sizes,
+    Forecasts,
+    forecast,
     runways,
+    without_steps,
 )
+from capacity_assets.forecast.outlook import (
+    DATABASE,
+    FORECAST,
+    FULL,
+    SHARES,
+    TOO_LITTLE_HISTORY,
+    VOLUME,
+    Outlook,
+    day_text,
+)
+from capacity_assets.forecast.reference import Reference, reference
+from capacity_assets.forecast.runway import SeriesOutlook, outlook_with_sizes
 from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts
 from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
 
@@ -70,7 +80,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         decision = open_decisions(connection, today).on(outlook)
         imported = _imported(connection, series, kind, name)
     # A step of a database is also a step of its server's total.
-    declared = stored_steps(engine, outlook.server, name if kind == DATABASE_ROWS else None)
+    declared = stored_steps(engine, outlook.server, name if kind == DATABASE else None)
     steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
     first = forecast(series.smooth[None, :], series.sizes[None, :])
     measured, smooth = (
@@ -121,7 +131,7 @@ def _imported(connection: Connection, series: SeriesOutlook, kind: str, name: st
     """Return which of the sizes that the forecast rests on were imported."""
     outlook = series.outlook
     number = server_id_of(connection, outlook.server)
-    if kind == VOLUME_ROWS or number is None:
+    if kind == VOLUME or number is None:
         return []
     first = outlook.last_day - timedelta(days=len(series.sizes) - 1)
     return origins_of(connection, number, name, first, outlook.last_day)

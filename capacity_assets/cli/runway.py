@@ -26,9 +26,9 @@ from capacity_assets.forecast.outlook import (
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
-    SERVER,
+    SERVER_LIMIT,
     TOO_LITTLE_HISTORY,
-    VOLUME,
+    VOLUME_LIMIT,
     Outlook,
     Outlooks,
     standing_for_themselves,
@@ -142,7 +142,7 @@ def _only(
         row
         for row in forecasts.rows
         if (row.server, row.database) in kept
-        or (row.database is None and (row.server, VOLUME if row.volume else SERVER) in bound)
+        or (row.database is None and (row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT) in bound)
     ]
     if label is not None and not rows:
         refuse_unknown_label(engine, *label)
@@ -178,7 +178,7 @@ def outlook_lines(
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:
         servers = (f"{server} ({databases:,})" for server, databases in forecasts.unknown_on.items())
-        lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")
+        lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER_LIMIT` lists them.")
     if forecasts.unknown_limits:
         lines.append(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
     return lines

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -34,7 +33,6 @@ from capacity_assets.base.files import declarations
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, meant, printable
 from capacity_assets.database.tables import capacity_decisions, wait_for_lock
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.limits import (
     UnknownSubjectError,
     declaring,
@@ -45,7 +43,18 @@ from capacity_assets.forecast.limits import (
     refuse_repeated,
     rows_of,
 )
-from capacity_assets.forecast.outlook import FORECAST, FULL, SERVER, SHARES, VOLUME, PlannedOutlook
+from capacity_assets.forecast.outlook import (
+    DATABASE,
+    FORECAST,
+    FULL,
+    SERVER,
+    SERVER_LIMIT,
+    SHARES,
+    STALE_DAYS,
+    VOLUME,
+    VOLUME_LIMIT,
+    PlannedOutlook,
+)
 
 ACKNOWLEDGED, PLANNED, EXCLUDED = "acknowledged", "planned", "excluded"
 DECISION_KINDS = (ACKNOWLEDGED, PLANNED, EXCLUDED)
@@ -105,8 +114,8 @@ class DecisionSubject:
     def subject(self) -> str:
         """What it is: server, database or volume."""
         if self.volume is not None:
-            return VOLUME_ROWS
-        return SERVER_ROWS if self.database is None else DATABASE_ROWS
+            return VOLUME
+        return SERVER if self.database is None else DATABASE
 
     @property
     def name(self) -> str:
@@ -332,7 +341,7 @@ def subject_decided_on(engine: Engine, server: str, name: str | None, *, is_volu
     if name is None:
         return DecisionSubject(server, None, None)
     subjects = {row.subject for row in rows_of(engine, "decisions", _DECIDED_ON, server=server, name=name)}
-    if is_volume or subjects == {VOLUME_ROWS}:
+    if is_volume or subjects == {VOLUME}:
         return DecisionSubject(server, None, name)
     return DecisionSubject(server, name, None)
 
@@ -402,7 +411,7 @@ def decide_command(server: str, subject: str, name: str) -> str:
     `name` is that of a database or volume; empty: the server as a whole.
     """
     subject_names = [server, name] if name else [server]
-    volume = " --volume" if subject == VOLUME_ROWS else ""
+    volume = " --volume" if subject == VOLUME else ""
     return f"capacity decide {shlex.join(subject_names)} acknowledged --until DAY --note TEXT{volume}"
 
 
@@ -423,10 +432,10 @@ class OpenDecisions:
         """
         decisions = self._by_server.get(forecast.server, {})
         subjects = [(forecast.subject, forecast.name)]
-        if forecast.subject != VOLUME_ROWS and forecast.binds == VOLUME:
-            subjects += [(VOLUME_ROWS, name) for name in forecast.volumes or ()]
-        if forecast.binds in {VOLUME, SERVER}:
-            subjects.append((SERVER_ROWS, ""))
+        if forecast.subject != VOLUME and forecast.binds == VOLUME_LIMIT:
+            subjects += [(VOLUME, name) for name in forecast.volumes or ()]
+        if forecast.binds in {VOLUME_LIMIT, SERVER_LIMIT}:
+            subjects.append((SERVER, ""))
         return next((decisions[subject] for subject in subjects if subject in decisions), None)
 
 
@@ -459,7 +468,7 @@ def _stored(connection: Connection, day: date | None = None) -> list[StoredDecis
 
 
 def _decision(row: Row[Any]) -> StoredDecision:
-    names = {DATABASE_ROWS: (row.name, None), VOLUME_ROWS: (None, row.name), SERVER_ROWS: (None, None)}
+    names = {DATABASE: (row.name, None), VOLUME: (None, row.name), SERVER: (None, None)}
     database, volume = names[row.subject]
     values = row._asdict()
     del values["subject"], values["name"]
@@ -535,69 +544,3 @@ def probability_by(runway: Row[Any], day: date) -> float | None:
         if first <= ahead < last:
             return float(round(low + (high - low) * (ahead - first) / (last - first), PROBABILITY_PLACES))
     return shares[-1][1] if ahead > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A plan that raises the limit of a subject on a day."""
-
-    subject: str
-    name: str
-    day: date
-    added_mb: int
-
-
-class Plans:
-    """The plans of servers whose day is still to come, by number of the server."""
-
-    def __init__(self, plans: Mapping[int, Sequence[Plan]]) -> None:
-        """Keep the plans."""
-        self._plans = plans
-
-    def __bool__(self) -> bool:
-        """Whether there is any."""
-        return bool(self._plans)
-
-    def raised(self, row: Any) -> tuple[date, Any] | None:
-        """Return the limits of a subject once every plan that concerns it is carried out, and the day of the last.
-
-        `row` has the limits as `history_statements` reads them. None: no plan concerns it.
-        """
-        limits = SimpleNamespace(**row._asdict())
-        days = []
-        for plan in self._plans.get(row.instance_id, ()):
-            raised = [name for name in _limits_of(plan, row) if getattr(row, name) is not None]
-            for name in raised:
-                setattr(limits, name, getattr(limits, name) + plan.added_mb)
-            days += [plan.day] if raised else []
-        return (max(days), limits) if days else None
-
-
-def _limits_of(plan: Plan, row: Any) -> Sequence[str]:
-    """Name the limits of a subject that a plan raises: its own, or what it shares with others."""
-    if (plan.subject, plan.name) == (row.subject, row.name or ""):
-        # A server without a limit of its own has what its volumes have.
-        return ("own_mb", "ceiling_mb") if plan.subject != SERVER_ROWS or row.own_mb is not None else ("free_mb",)
-    if plan.subject == VOLUME_ROWS and row.subject != VOLUME_ROWS and plan.name in (row.volumes or ()):
-        return ("free_mb",)
-    if plan.subject == SERVER_ROWS and row.subject == DATABASE_ROWS:
-        return ("server_mb",) if row.server_mb is not None else ("free_mb",)
-    return ()
-
-
-def coming_plans(connection: Connection, as_of: date) -> Plans:
-    """Return the plans after a day, up to the end of its forecasts; raises DBAPIError.
-
-    From its day on, a plan is what is measured or declared.
-    """
-    plans: dict[int, list[Plan]] = {}
-    for row in connection.execute(text(_PLANS), {"as_of": as_of, "days": HORIZONS_DAYS[-1]}):
-        plans.setdefault(row.instance_id, []).append(Plan(row.subject, row.name, row.until_day, row.added_mb))
-    return Plans(plans)
-
-
-_PLANS = """
-SELECT instance_id, subject, name, until_day, added_mb FROM capacity_decisions
-WHERE added_mb IS NOT NULL AND closed_at IS NULL AND until_day > :as_of
-  AND until_day <= CAST(:as_of AS date) + CAST(:days AS integer)
-"""

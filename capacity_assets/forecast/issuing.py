@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -24,16 +25,34 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB, first_of
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
-from capacity_assets.database.sql import temporary_table
-from capacity_assets.database.tables import capacity_runways, instances, try_lock, wait_for_lock
+from capacity_assets.database.sql import temporary_table, with_parts
+from capacity_assets.database.tables import (
+    capacity_runways,
+    instances,
+    is_active,
+    try_lock,
+    volume_size_stats,
+    wait_for_lock,
+)
 from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
-from capacity_assets.forecast.decisions import coming_plans
-from capacity_assets.forecast.history_statements import GROUP_ROWS, KINDS
+from capacity_assets.forecast.history import COMPLETE_GROUP_DAYS, KINDS, LAST_MEASURED, OF_NO_SERVER
 from capacity_assets.forecast.model import Forecasts
-from capacity_assets.forecast.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
-from capacity_assets.forecast.runway import of_batch
-from capacity_assets.forecast.scores import score
+from capacity_assets.forecast.outlook import (
+    DATABASE,
+    FORECAST,
+    FULL,
+    GROUP,
+    SERVER,
+    STALE_DAYS,
+    STORED,
+    STORED_PLANS,
+    TOO_LITTLE_HISTORY,
+    VOLUME,
+    Outlook,
+    is_due,
+)
+from capacity_assets.forecast.runway import coming_plans, of_batch
 
 logger = logging.getLogger("capacity_assets")
 
@@ -54,7 +73,12 @@ IMPOSSIBLE = (
 )
 _KEYS = [column.name for column in capacity_runways.primary_key]
 _SCORED = [f"actual_{days}_mb" for days in HORIZONS_DAYS]
-_COLUMNS = [column.name for column in capacity_runways.columns if column.name not in {"issued_at", "in_time", *_SCORED}]
+_BANDS = [
+    name
+    for days in HORIZONS_DAYS
+    for name in (f"forecast_{days}_mb", f"lower_{days}_mb", f"upper_{days}_mb", f"probability_{days}")
+]
+_COLUMNS = [*_KEYS, *STORED, *_BANDS, *STORED_PLANS]
 _STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS))
 """The runways of a run, before they are stored."""
 
@@ -223,8 +247,8 @@ def _store(
         ids = None if scope.servers is None else _ids_of(connection, scope.servers)
         written += _remove_subjects_gone(connection, scope.as_of, ids)
         # An unchanged row was also computed with the declaration.
-        of_servers = {"as_of": scope.as_of, "instance_ids": ids}
-        declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
+        query = with_parts(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
+        declared = connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars().all()
         is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
         confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
         connection.execute(confirm.values(issued_at=issued_at))
@@ -255,7 +279,7 @@ def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     left_out: set[str] = set()
     plans = coming_plans(connection, scope.as_of)
     # A declaration for some servers changes no group.
-    kinds = (*KINDS, GROUP_ROWS) if scope.servers is None else KINDS
+    kinds = (*KINDS, GROUP) if scope.servers is None else KINDS
     with history.reading(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):
@@ -268,7 +292,7 @@ def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
 def _rows(
     as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
-    """Turn outlooks into rows of the table, in the order of its columns; ends of bands are rounded outwards.
+    """Turn outlooks into rows with _COLUMNS; ends of bands are rounded outwards.
 
     Other programs may have stored an impossible size or limit: its server is added to `left_out`.
     """
@@ -284,19 +308,11 @@ def _rows(
             middle, lower, upper = (size[place, number] for size in (every_middle, made.lower, made.upper))
             sizes = (round(float(middle)), int(lower), -int(-upper // 1)) if has_band else (None, None, None)
             forecasts += [*sizes, row.probabilities.get(days)]
-        key = (as_of, subject.instance_id, subject.subject, subject.name or "")
-        planned = _PLANNED(row.planned) if row.planned else [None] * len(_PLANNED_FIGURES)
-        yield *key, *_FIGURES(row), *forecasts, subject.volumes, *planned
+        planned = _PLANNED(row.planned) if row.planned else [None] * len(STORED_PLANS)
+        yield as_of, subject.instance_id, subject.subject, subject.name, *_FIGURES(row), *forecasts, *planned
 
 
-_FIGURES = attrgetter(
-    *("state", "last_day", "size_mb", "limit_mb", "binds", "source", "change_mb_per_day", "recent_mb_per_day"),
-    *("history_days", "early_day", "middle_day", "late_day"),
-)
-"""The columns of the table that an outlook has, in order."""
-_PLANNED_FIGURES = ("day", "limit_mb", "early_day", "middle_day", "late_day")
-_PLANNED = attrgetter(*_PLANNED_FIGURES)
-"""The same of what is planned."""
+_FIGURES, _PLANNED = attrgetter(*STORED.values()), attrgetter(*STORED_PLANS.values())
 _STATES = """
 SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of AND subject <> 'group' GROUP BY state
 """
@@ -313,12 +329,130 @@ _SAMPLED = """
 SELECT count(*) AS every, count(*) FILTER (WHERE instance_id = ANY (CAST(:instance_ids AS integer[]))) AS some
 FROM database_size_stats WHERE collected_date = :day
 """
-_DECLARED_SINCE = f"""
-SELECT DISTINCT d.instance_id
-FROM ({DECLARED_FOR_FORECASTS}) AS d
+_DECLARED_SINCE = """
+SELECT DISTINCT d.instance_id FROM declared AS d
 WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
   AND d.declared_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
-"""  # noqa: S608 -- a query of our own
+"""
+
+
+def score(connection: Connection, as_of: date, today: date) -> None:
+    """Store the measured sizes with the forecasts that came due since the previous issue, and with those of this issue.
+
+    Forecasts due on other days whose samples arrived or changed since are scored as well: a forecast is scored by the
+    sample of its due day, whenever that arrives. Forecasts of a past day issued in hindsight may have come due long
+    ago.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    runways = capacity_runways.c
+    spans = changed_spans(connection, as_of, today)
+    in_service = connection.execute(sa.select(instances.c.id).where(is_active())).scalars().all()
+    for days in HORIZONS_DAYS:
+        is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
+        is_own = sa.and_(runways.as_of == as_of, runways.last_day + days <= today, is_forecast)
+        for subject in _MEASURED:
+            for span in spans:
+                connection.execute(_scoring(subject, days, span, is_due(days, *span), in_service))
+            connection.execute(_scoring(subject, days, (as_of, today), is_own, in_service))
+
+
+def _scoring(
+    subject: str, days: int, span: tuple[date, date], is_due: sa.ColumnElement[bool], in_service: Sequence[int]
+) -> sa.Update:
+    """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
+    first, last = span
+    runways, volumes = capacity_runways.c, volume_size_stats.c
+    query = _group_days(first, last, in_service) if subject == GROUP else _MEASURED[subject].columns(*_MEASURED_COLUMNS)
+    measured = query.subquery("measured")
+    actual_mb = runways[f"actual_{days}_mb"]
+    scoring = sa.update(capacity_runways).where(
+        runways.subject == subject,
+        measured.c.instance_id == runways.instance_id,
+        measured.c.name == runways.name,
+        measured.c.collected_date.between(first - timedelta(days=STALE_DAYS), last),
+        measured.c.collected_date == runways.last_day + days,
+        actual_mb.is_distinct_from(measured.c.size_mb),
+        is_due,
+    )
+    if subject == VOLUME:
+        # A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
+        of_forecast = sa.select(volumes.used_mb).where(
+            volumes.instance_id == runways.instance_id,
+            volumes.volume_name == runways.name,
+            volumes.collected_date == runways.last_day,
+            volumes.used_mb.is_(None) != measured.c.used_mb.is_(None),
+        )
+        scoring = scoring.where(~of_forecast.correlate(capacity_runways, measured).exists())
+    return scoring.values({actual_mb: measured.c.size_mb})
+
+
+def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.TextualSelect:
+    """Return the query of the complete days of groups, with enough days around to judge which are complete."""
+    until = last + timedelta(days=14)
+    recent_days = [until - timedelta(days=back) for back in range(STALE_DAYS + 14)]
+    last_measured = text(LAST_MEASURED).bindparams(recent_days=recent_days, instance_ids=in_service)
+    complete_days = text(COMPLETE_GROUP_DAYS).bindparams(
+        before_first=first - timedelta(days=STALE_DAYS + 15), as_of=until
+    )
+    parts = (
+        last_measured.columns().cte("last_measured").prefix_with("MATERIALIZED"),
+        complete_days.columns().cte("complete_group_days"),
+    )
+    query = _MEASURED[GROUP].bindparams(of_no_server=OF_NO_SERVER).columns(*_MEASURED_COLUMNS)
+    return query.add_cte(*parts, nest_here=True)
+
+
+def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
+    """Return spans of days with samples that are new since the issue before a day; raises like `score`.
+
+    Neighbouring days are merged into one span: few statements matter more than few rows.
+    """
+    before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
+    # An issue is computed on its day or the next one, and days begin earlier in other time zones.
+    spans = [(before - timedelta(days=1), as_of)]
+    is_past = as_of < today - timedelta(days=1)
+    # Issuing a past day scores that day only.
+    since = {"since": spans[0][0], "as_of": as_of}
+    changed = () if is_past else connection.execute(text(_CHANGED_DAYS), since).scalars()
+    for day in changed:
+        first, last = spans[0]
+        if first - day > timedelta(days=STALE_DAYS):
+            spans.insert(0, (day, day))
+        else:
+            spans[0] = (min(day, first), last)
+    return spans
+
+
+_MEASURED = {
+    DATABASE: text("SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats"),
+    # A void total has no size: a size stored before is removed.
+    SERVER: text("""
+SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb
+FROM instance_size_stats GROUP BY instance_id, collected_date"""),
+    VOLUME: text("""
+SELECT instance_id, volume_name AS name, collected_date, used_mb, coalesce(used_mb, total_mb - free_mb) AS size_mb
+FROM volume_size_stats"""),
+    GROUP: text("""
+SELECT CAST(:of_no_server AS integer) AS instance_id, label_key || '=' || label_value AS name, day AS collected_date,
+       size_mb
+FROM complete_group_days"""),
+}
+_MEASURED_COLUMNS: list[sa.ColumnClause[Any]] = [
+    sa.column(name) for name in ("instance_id", "name", "collected_date", "used_mb", "size_mb")
+]
+_ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
+# Days of late and corrected samples: those a window has not followed yet, and those it followed since.
+_CHANGED_DAYS = """
+SELECT day FROM (
+    SELECT period_start AS day FROM capacity_stale_windows
+          WHERE period_type = 'daily' AND newest_change IS NOT NULL AND NOT has_its_sums
+    UNION SELECT period_start FROM capacity_computed_windows
+          WHERE period_type = 'daily' AND computed_at >= CAST(:since AS date)
+    UNION SELECT collected_date FROM volume_size_stats WHERE collected_at >= CAST(:since AS date)
+) AS changed WHERE day < :as_of ORDER BY day DESC
+"""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""How sizes continue: a robust drift, or the last value where it was the better forecast, and bands from past errors.
+"""The arithmetic of forecasts: how sizes continue, and when they reach a limit; arrays in, arrays out.
 
-Everything is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in
-the batch, in which order, and on how many processors. Declared steps, changes that will not repeat, are taken out of a
-series first. The method and its measured error are in docs/forecast.md; what a limit makes of a forecast is in
-`runway`.
+Sizes continue with a robust drift, or stay where that was the better forecast, with bands from past errors. Everything
+is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in the batch, in
+which order, and on how many processors. Declared steps, changes that will not repeat, are taken out of a series first.
+The method and its measured error are in docs/forecast.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.forecast.outlook import SHARES
 
 
 def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
@@ -272,3 +273,192 @@ def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:
     independent = np.maximum(count * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
     tail: Sizes = np.maximum((1 - BAND) / 2 - 0.5 / independent, 0.0)
     return tail
+
+
+NOT_WITHIN_HORIZON = -1
+
+
+@dataclass(frozen=True)
+class Runways:
+    """When each series of a batch reaches its limit; every array has one row per series.
+
+    Days count from the last known size, 0: reached already. NOT_WITHIN_HORIZON also stands where the limit is unknown
+    (NaN), or where there is no band; `is_known` and `has_band` tell these apart.
+    """
+
+    early_days: NDArray[np.int64]
+    """P10: reached by then with a probability of a tenth."""
+    middle_days: NDArray[np.int64]
+    """P50."""
+    late_days: NDArray[np.int64]
+    """P90."""
+    probability: Sizes
+    """Probability of being full within each of HORIZONS_DAYS; NaN without limit or band."""
+    is_known: NDArray[np.bool_]
+    has_band: NDArray[np.bool_]
+
+
+def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
+    """Compare forecasts with limits, in the unit of the sizes: NaN is an unknown limit, infinity means unlimited.
+
+    The days follow from the probabilities: a day lies within a horizon if and only if the probability there is at least
+    its share. Raising a limit never makes its day earlier, and a longer horizon never has a smaller probability.
+    """
+    known = ~np.isnan(limits)
+    has_band = ~np.isnan(forecasts.upper[:, 0])
+    goal = np.where(known, limits, np.inf)
+    probability = _probabilities(forecasts, goal)
+    is_full = forecasts.last >= goal
+    early, middle, late = (
+        np.where(has_band, np.where(is_full, 0, days), NOT_WITHIN_HORIZON)
+        for days in _reached(forecasts, goal, probability).T
+    )
+    within = [RISE_DAYS.index(days) for days in HORIZONS_DAYS]
+    at_horizons = np.where((known & has_band)[:, None], probability[:, within], np.nan)
+    return Runways(early, middle, late, at_horizons, known, has_band)
+
+
+PIECES = ("constant", "small free share", "drift", "last week", "spread", "fallen", "past rises")
+WEIGHTS = {
+    7: (-2.74, 0.08, 0.38, 0.53, 0.66, 0.07, 0.60),
+    30: (-2.84, 0.16, 0.72, 0.46, 0.61, 0.19, 0.45),
+    90: (-2.45, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
+    365: (-1.55, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
+}
+"""Of the PIECES by days: fitted once, by `benchmarks.calibration`, so that probabilities hold; never to a fleet."""
+MOST_USED = 4.0
+SMALLEST_FREE, LARGEST_FREE = 0.01, 100.0
+MOST_PROBABLE = 0.99
+"""No forecast is more certain; what is full already has the probability 1."""
+
+
+def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
+    """What speaks for reaching limits that are not reached, series by RISE_DAYS by PIECES; a higher limit has less."""
+    free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
+    last, grown, count, days = _known(forecasts)
+    rises = _rises_piece(np.sum(forecasts.rises >= free[:, :, None], axis=2), count, days)
+    return np.stack([np.ones_like(rises), *_size_pieces(free, last, grown), rises], axis=2)
+
+
+def _known(forecasts: Forecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
+    """The last size, what is compared with the free space, the number of rises, and the days: series by RISE_DAYS."""
+    days = np.broadcast_to(np.asarray(RISE_DAYS, dtype=np.float64), forecasts.rises.shape[:2])
+    columns = (forecasts.last, forecasts.drift, forecasts.pace, forecasts.spread, forecasts.fallen)
+    last, drift, pace, spread, fallen = (np.broadcast_to(column[:, None], days.shape) for column in columns)
+    return last, [drift * days, pace * days, spread, fallen], np.sum(~np.isnan(forecasts.rises), axis=2), days
+
+
+def _size_pieces(free: Sizes, last: Sizes, grown: Sequence[Sizes]) -> list[Sizes]:
+    """The PIECES from the free share on, up to what has fallen."""
+    with np.errstate(divide="ignore", over="ignore"):
+        used = [np.sqrt(np.clip(size / free, 0.0, MOST_USED)) for size in grown]
+        return [-np.log(np.clip(free / last, SMALLEST_FREE, LARGEST_FREE)), *used]
+
+
+def _rises_piece(reached: NDArray[np.int64], count: Sizes, days: Sizes) -> Sizes:
+    """The last of PIECES: so many of the rises within so many days reach the free space."""
+    share = reached / np.maximum(count, 1)
+    # Days a week apart see the same rises: over more days they count as fewer independent ones.
+    independent = count * ORIGIN_STEP_DAYS / days
+    return np.log((independent * share + 0.5) / (independent * (1 - share) + 0.5))
+
+
+_WEIGHTS_BY_DAYS = np.stack(
+    [np.interp(np.log(RISE_DAYS), np.log(list(WEIGHTS)), column) for column in zip(*WEIGHTS.values(), strict=True)],
+    axis=1,
+)
+
+
+def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
+    """Probability of having reached the goal within each of RISE_DAYS."""
+    odds = np.sum(evidence(forecasts, goal) * _WEIGHTS_BY_DAYS, axis=2)
+    probability = np.minimum(np.maximum.accumulate(1 / (1 + np.exp(-odds)), axis=1), MOST_PROBABLE)
+    probability = np.where(np.isinf(goal)[:, None], 0.0, probability)
+    return np.where((forecasts.last >= goal)[:, None], 1.0, probability)
+
+
+LEAST_FREE, MOST_FREE = 1e-6, 1e4
+"""Times the largest size of the last year: free space that is looked at; less is none, more is without bounds."""
+HALVINGS = 26
+"""Of the logarithm of these bounds: to the seventh digit."""
+ROUNDING_DAYS = 1e-6
+"""A day is not rounded up for less than this, which is an error of rounding."""
+
+
+def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
+    """The first day by which the goal is reached with each of SHARES, series by share.
+
+    Between two of RISE_DAYS, and from 0 to the first, days are interpolated by free space, not by probability: that
+    jumps where the free space is what the series rose in the past.
+    """
+    days = np.array([0, *RISE_DAYS])
+    first = np.sum(probability[:, :, None] < np.array(SHARES), axis=1)
+    is_ahead = (forecasts.last < goal) & ~np.isnan(forecasts.upper[:, 0])
+    series, share = np.nonzero(is_ahead[:, None] & (first < len(RISE_DAYS)))
+    after = first[series, share] + 1
+    ends = _free_by_days(forecasts, series, share, after)
+    low, high = (np.take_along_axis(ends, place[:, None], axis=1)[:, 0] for place in (after - 1, after))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        grown = (goal[series] - forecasts.last[series] - low) / (high - low)
+    width = days[after] - days[after - 1]
+    # Without bounds nothing tells where between the two it is: the day after the first of them.
+    steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
+    found = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
+    found[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
+    return found
+
+
+def _free_by_days(
+    forecasts: Forecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
+) -> Sizes:
+    """The largest free space with which each share is reached within 0 and each of RISE_DAYS, up to the `until`th."""
+    ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
+    case, column = np.nonzero(np.arange(len(RISE_DAYS)) < until[:, None])
+    odds = np.log(np.array(SHARES) / (1 - np.array(SHARES)))
+    ends[case, column + 1] = _largest_free(forecasts, series[case], column, odds[share[case]])
+    return np.maximum.accumulate(ends, axis=1)
+
+
+def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArray[np.int64], needed: Sizes) -> Sizes:
+    """The largest free space with which each series has the odds within the day count of the column; 0: there is none.
+
+    Between two neighbouring rises of its past, the number of rises that reach the free space is the same. So these two
+    are found first, and then the free space between them.
+    """
+    of = (series, column)
+    last, grown, count, days = _known(forecasts)
+    last, grown, count, days = last[of], [size[of] for size in grown], count[of], days[of]
+    constant, *by_size, by_rises = _WEIGHTS_BY_DAYS[column].T
+
+    def odds(free: Sizes) -> Sizes:
+        total: Sizes = constant
+        for weight, piece in zip(by_size, _size_pieces(free, last, grown), strict=True):
+            total = total + weight * piece
+        return total
+
+    every, reaching = _levels(forecasts)
+    levels, reaching = every.shape[2], reaching[of]
+    missed, found = np.full_like(column, -1), np.full_like(column, levels)
+    for _ in range(levels.bit_length()):
+        place = np.maximum((missed + found) // 2, 0)
+        rises = by_rises * _rises_piece(np.minimum(place, reaching), count, days)
+        holds = odds(every[(*of, place)]) + rises >= needed
+        missed, found = np.where(holds, missed, place), np.where(holds, place, found)
+    low, high = (every[(*of, np.clip(place, 0, levels - 1))] for place in (found, found - 1))
+    rises = by_rises * _rises_piece(np.clip(found - 1, 0, reaching), count, days)
+    for _ in range(HALVINGS):
+        between = np.sqrt(low * high)
+        holds = odds(between) + rises >= needed
+        low, high = np.where(holds, between, low), np.where(holds, high, between)
+    return np.select([found == 0, found < levels], [np.inf, low])
+
+
+def _levels(forecasts: Forecasts) -> tuple[Sizes, NDArray[np.int64]]:
+    """The bounds of free space and the past rises between them, the largest first, and the number of these rises.
+
+    As many rises reach a level as its place says, but no more than their number.
+    """
+    largest = np.maximum(forecasts.last + forecasts.fallen, 1.0)[:, None, None] * np.ones((1, len(RISE_DAYS), 1))
+    least, most = LEAST_FREE * largest, MOST_FREE * largest
+    rises = -np.sort(-np.clip(np.nan_to_num(forecasts.rises), least, most), axis=2)
+    return np.concatenate([most, rises, least], axis=2), np.sum(forecasts.rises >= least, axis=2)

@@ -1,65 +1,28 @@
-"""The outlook of a server, database or volume: size, limit, and when it is reached; greatest risk first.
+"""The outlook of a server, database or volume: size, limit, and when it is reached; and which columns store it.
 
-The limit that binds is the smallest that is known. How an outlook is computed is in `runway`.
+How an outlook is computed is in `runway`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
-from typing import Any
 
-from sqlalchemy import Row
+import sqlalchemy as sa
 
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_range
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.limits import DECLARED
+from capacity_assets.database.tables import capacity_runways
 
-OWN, CEILING, SERVER, VOLUME = "own limit", "own ceiling", "server limit", "volume"
+SERVER, DATABASE, VOLUME, GROUP = "server", "database", "volume", "group"
+"""What a forecast is about."""
+STALE_DAYS = 31
+"""Servers that were not measured for so long have no forecast."""
 
-
-@dataclass(frozen=True)
-class Binding:
-    """The limit that binds: MiB, whose it is and where it comes from; `limit_mb` None: unlimited, or unknown."""
-
-    limit_mb: float | None
-    binds: str | None
-    source: str | None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is a limit, or somebody said that there is none."""
-        return self.binds is not None
-
-
-UNKNOWN = Binding(None, None, None)
-
-
-def binding_limit(row: Row[Any], size_mb: float, size_then_mb: float) -> Binding:
-    """Return the smallest of a subject's limits; `size_then_mb` is its size on the day its volumes were measured.
-
-    An engine's "no ceiling of its own" is no limit and no lack of one: the volumes decide, and where these are not
-    known, the limit is unknown. Only people say unlimited.
-    """
-    known: list[tuple[float, str, str]] = []
-    if row.own_mb is not None:
-        known.append((float(row.own_mb), VOLUME if row.subject == "volume" else OWN, row.own_source))
-    if row.ceiling_mb is not None:
-        known.append((float(row.ceiling_mb), CEILING, row.ceiling_source))
-    if row.server_mb is not None and row.total_mb is not None:
-        known.append((size_mb + row.server_mb - row.total_mb, SERVER, row.server_source))
-    if row.free_mb is not None:
-        known.append((size_then_mb + float(row.free_mb), VOLUME, row.free_source))
-    if known:
-        return Binding(*min(known))
-    if row.own_source == DECLARED:
-        return Binding(None, OWN, DECLARED)
-    return Binding(None, SERVER, DECLARED) if row.server_source == DECLARED else UNKNOWN
-
-
+OWN_LIMIT, OWN_CEILING, SERVER_LIMIT, VOLUME_LIMIT = "own limit", "own ceiling", "server limit", "volume"
+"""Whose limit binds."""
 FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
     "forecast",
     "full",
@@ -85,7 +48,7 @@ def day_text(day: date | None) -> str:
 
 def display_name(subject: str, name: str) -> str:
     """Name a server, database or volume as people read it."""
-    return {VOLUME_ROWS: f"disk {name}", SERVER_ROWS: "whole server"}.get(subject, name)
+    return {VOLUME: f"disk {name}", SERVER: "whole server"}.get(subject, name)
 
 
 @dataclass(frozen=True)
@@ -160,8 +123,8 @@ class Outlook:
     def subject(self) -> str:
         """What it is: server, database or volume."""
         if self.database is not None:
-            return DATABASE_ROWS
-        return SERVER_ROWS if self.volume is None else VOLUME_ROWS
+            return DATABASE
+        return SERVER if self.volume is None else VOLUME
 
     @property
     def display_name(self) -> str:
@@ -180,7 +143,7 @@ class Outlook:
 
     def sentence(self, within_days: int) -> str:
         """Say when it is full, how sure that is, by which limit, and what growth is forecast."""
-        binds = "disk" if self.binds == VOLUME else self.binds
+        binds = "disk" if self.binds == VOLUME_LIMIT else self.binds
         holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({binds}, {self.source})."
         if self.state == FULL:
             return f"{self.display_name} on {self.server}: full. {holds}"
@@ -212,6 +175,31 @@ class Outlook:
         return (*(-self.probabilities.get(days, -1.0) for days in RISK_DAYS), self.early_day or date.max)
 
 
+_STORED_AS = {"source": "limit_source"}
+STORED = {
+    column: one.name
+    for one in fields(Outlook)
+    if (column := _STORED_AS.get(one.name, one.name)) in capacity_runways.columns
+}
+"""The fields of an outlook that are stored, by column: a new column needs a field of its name, and nothing else."""
+STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedOutlook)}
+"""The same of what is planned."""
+
+
+def is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
+    """Return the condition that a stored forecast of a horizon came due from `first` to `last`.
+
+    A forecast begins at its last sample, which may be older than its issue, but not stale.
+    """
+    runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
+    return sa.and_(
+        runways.as_of.between(first - ahead, last - ahead + stale),
+        # With this sum, PostgreSQL looks up the samples of the due days; with other bounds instead, it reads them all.
+        (runways.last_day + days).between(first, last),
+        runways[f"forecast_{days}_mb"].is_not(None),
+    )
+
+
 @dataclass(frozen=True)
 class Outlooks:
     """Every server and database with a limit, greatest risk first, and how many databases have none that is known."""
@@ -232,7 +220,7 @@ def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
     greatest: dict[tuple[str, str], tuple[object, ...]] = {}
     earliest: dict[str, date] = {}
     for row in rows:
-        stands_for = {VOLUME_ROWS: VOLUME, SERVER_ROWS: SERVER if row.binds == OWN else None}.get(row.subject)
+        stands_for = {VOLUME: VOLUME_LIMIT, SERVER: SERVER_LIMIT if row.binds == OWN_LIMIT else None}.get(row.subject)
         if stands_for:
             key = (row.server, stands_for)
             greatest[key] = min(greatest.get(key, row.risk), row.risk)
@@ -246,8 +234,8 @@ def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
         or (
             greatest.get((row.server, row.binds), (math.inf,)) > row.risk
             and not (
-                row.subject == SERVER_ROWS
-                and row.binds == VOLUME
+                row.subject == SERVER
+                and row.binds == VOLUME_LIMIT
                 and row.server in earliest
                 and earliest[row.server] <= (row.late_day or date.max)
             )

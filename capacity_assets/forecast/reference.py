@@ -1,6 +1,6 @@
 """The forecast of one series computed a second way: value by value, without arrays. For `explain` and for tests.
 
-It follows docs/forecast.md, not `model` and `runway`, from which it takes nothing but the constants.
+It follows docs/forecast.md, not `model`, from which it takes nothing but the constants.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from capacity_assets.forecast.model import (
     GROWTH_OF_ERRORS,
     HISTORY_DAYS,
     JUDGED_BY_DAYS,
+    LARGEST_FREE,
     LEAST_CHANGES,
     LEAST_ERRORS,
+    LEAST_FREE,
+    MOST_FREE,
     MOST_ORIGINS,
+    MOST_PROBABLE,
+    MOST_USED,
     ORIGIN_STEP_DAYS,
     PEAK_DAYS,
     RISE_DAYS,
-    SPREAD_DAYS,
-    WEEK_DAYS,
-    WINSORISED_SHARE,
-)
-from capacity_assets.forecast.runway import (
-    LARGEST_FREE,
-    LEAST_FREE,
-    MOST_FREE,
-    MOST_PROBABLE,
-    MOST_USED,
     ROUNDING_DAYS,
     SMALLEST_FREE,
+    SPREAD_DAYS,
+    WEEK_DAYS,
     WEIGHTS,
+    WINSORISED_SHARE,
 )
 
 SAME_FREE = 1e-9

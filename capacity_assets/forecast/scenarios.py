@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -26,20 +25,19 @@ from capacity_assets.base.files import key_and_value, toml_document
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, meant
 from capacity_assets.forecast import history
-from capacity_assets.forecast.decisions import Plans, coming_plans
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.model import Forecasts, Sizes, forecast
-from capacity_assets.forecast.outlook import Binding, Outlook, Outlooks
+from capacity_assets.forecast.history import LimitedSubject
+from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, Forecasts, Runways, Sizes, forecast, runways
+from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME, Outlook, Outlooks
 from capacity_assets.forecast.runway import (
-    NOT_WITHIN_HORIZON,
     BatchOutlooks,
-    Runways,
+    Binding,
+    Plans,
     bindings,
+    coming_plans,
     limits_of,
     of_batch,
     outlook_rows,
     raised_by,
-    runways,
     with_plans,
 )
 
@@ -309,9 +307,7 @@ def compare(
         reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database or names_servers)
         servers = None if server is None or reads_all else (server,)
         scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
-        kinds = (
-            (DATABASE_ROWS,) if database is not None and not reads_all else (VOLUME_ROWS, DATABASE_ROWS, SERVER_ROWS)
-        )
+        kinds = (DATABASE,) if database is not None and not reads_all else (VOLUME, DATABASE, SERVER)
         return _compared(connection, scope, kinds, scenario, having, shown)
 
 
@@ -383,20 +379,20 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
     databases: dict[Subject, _MeasuredDatabase] = {}
     volumes: dict[str, dict[str, float]] = {}
     servers: set[str] = set()
-    if VOLUME_ROWS in kinds:
-        for batch in reader.series(VOLUME_ROWS):
+    if VOLUME in kinds:
+        for batch in reader.series(VOLUME):
             for row in batch.subjects:
-                volumes.setdefault(row.server, {})[row.name] = float(row.own_mb)
+                volumes.setdefault(row.server, {})[row.name] = row.own_mb or 0.0
     new_databases = any(one.server for one in scenario.new_database)
     limits = any(one.database for one in scenario.limit)
     if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
-        for batch in reader.series(DATABASE_ROWS):
+        for batch in reader.series(DATABASE):
             made = forecast(batch.smooth, batch.sizes)
             for place, row in enumerate(batch.subjects):
                 figures = (float(made.last[place]), float(made.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
     if scenario.new_database or scenario.move or any(one.server for one in scenario.limit):
-        servers = {row.server for batch in reader.series(SERVER_ROWS) for row in batch.subjects}
+        servers = {row.server for batch in reader.series(SERVER) for row in batch.subjects}
     return _Measurements(databases, volumes, servers)
 
 
@@ -518,13 +514,6 @@ def _only(names: Iterable[str] | None) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-class _ChangedRow(SimpleNamespace):
-    """A row of a series with other limits."""
-
-    def _asdict(self) -> dict[str, Any]:
-        return vars(self)
-
-
 @dataclass(frozen=True)
 class _Interval:
     """What holds from some day on: the series with their limits, their forecasts, and the limits that bind."""
@@ -607,46 +596,42 @@ class _Changes:
             if one.server in {None, server} and (one.day or date.min) <= day and one.add_mb != 0
         ]
 
-    def _limited(self, row: Any, every: Sequence[Effect], own: Sequence[Effect], day: date) -> Any:
-        """Return a row with the limits that hold from a day on, or as it is."""
-        named = [one for one in self._limits_on(row.server, day) if one.server is not None]
-        others = [one for one in every if one not in own] if row.subject == DATABASE_ROWS else []
-        if not named and not others:
-            return row
-        values = dict(row._mapping)  # noqa: SLF001 -- SQLAlchemy's public name
+    def _limited(
+        self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date
+    ) -> LimitedSubject:
+        """Return a subject with the limits that hold from a day on."""
+        others = [one for one in every if one not in own] if row.subject == DATABASE else []
         # What others take of a shared limit; a volume that is not known may be any.
         on_disk = [one for one in others if not one.volume or not row.volumes or one.volume in row.volumes]
-        for column, taking in (("server_mb", others), ("free_mb", on_disk)):
-            if values[column] is not None:
-                values[column] = float(values[column]) - sum(one.size_mb for one in taking)
-        for one in named:
-            self._set(values, one)
-        return _ChangedRow(**values)
+        if row.server_mb is not None:
+            row = replace(row, server_mb=row.server_mb - sum(one.size_mb for one in others))
+        if row.free_mb is not None:
+            row = replace(row, free_mb=row.free_mb - sum(one.size_mb for one in on_disk))
+        for one in self._limits_on(row.server, day):
+            row = row if one.server is None else self._with_limit(row, one)
+        return row
 
-    def _set(self, values: dict[str, Any], one: LimitChange) -> None:
-        """Change the columns of a row that a limit is in."""
+    def _with_limit(self, row: LimitedSubject, one: LimitChange) -> LimitedSubject:
+        """Return a subject with a changed limit, where that is one of its own."""
         if one.volume is not None:
             before_mb = self._measured.volumes[str(one.server)][one.volume]
-            more_mb = one.add_mb if one.limit_mb is None else one.limit_mb - before_mb
-            holds = one.volume == values["name"] if values["subject"] == VOLUME_ROWS else self._grows_on(values, one)
-            column = "own_mb" if values["subject"] == VOLUME_ROWS else "free_mb"
-            if holds and values[column] is not None:
-                values[column] = float(values[column]) + float(more_mb or 0)
-            return
-        is_own = values["subject"] == (DATABASE_ROWS if one.database else SERVER_ROWS) and one.database in {
-            None,
-            values["name"],
-        }
-        column = "own" if is_own else "server"
-        if is_own or (one.database is None and values["subject"] == DATABASE_ROWS):
-            known_mb = values[f"{column}_mb"]
-            if one.limit_mb is not None:
-                values[f"{column}_mb"], values[f"{column}_source"] = one.limit_mb, ASSUMED
-            elif known_mb is not None:
-                values[f"{column}_mb"] = float(known_mb) + (one.add_mb or 0)
-
-    def _grows_on(self, values: Mapping[str, Any], one: LimitChange) -> bool:
-        return one.volume in (values["volumes"] or ())
+            more_mb = float(one.add_mb or 0) if one.limit_mb is None else one.limit_mb - before_mb
+            if row.subject == VOLUME:
+                is_it = row.name == one.volume and row.own_mb is not None
+                return replace(row, own_mb=(row.own_mb or 0) + more_mb) if is_it else row
+            is_on_it = one.volume in (row.volumes or ()) and row.free_mb is not None
+            return replace(row, free_mb=(row.free_mb or 0) + more_mb) if is_on_it else row
+        known_mb, limit = row.own_mb, "own"
+        if row.subject != (DATABASE if one.database else SERVER) or one.database not in {None, row.name}:
+            if one.database is not None or row.subject != DATABASE:
+                return row
+            known_mb, limit = row.server_mb, "server"
+        changes: dict[str, Any] = {}
+        if one.limit_mb is not None:
+            changes = {f"{limit}_mb": one.limit_mb, f"{limit}_source": ASSUMED}
+        elif known_mb is not None:
+            changes = {f"{limit}_mb": known_mb + (one.add_mb or 0)}
+        return replace(row, **changes)
 
 
 def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
@@ -655,11 +640,11 @@ def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
     return min(max(drift, 0.0) / less, 1.0) if less > 0 else 1.0
 
 
-def _is_of(effect: Effect, row: Any) -> bool:
+def _is_of(effect: Effect, row: LimitedSubject) -> bool:
     """Whether a server, database or volume of the effect's server holds what it adds."""
-    if row.subject == DATABASE_ROWS:
-        return bool(effect.database == row.name)
-    return bool(row.subject == SERVER_ROWS or effect.volume == row.name)
+    if row.subject == DATABASE:
+        return effect.database == row.name
+    return row.subject == SERVER or effect.volume == row.name
 
 
 ASSUMED = "assumed"

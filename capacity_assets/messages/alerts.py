@@ -22,8 +22,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, printable
 from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
-from capacity_assets.forecast.history_statements import DATABASE_ROWS
-from capacity_assets.forecast.outlook import RECENT_DAYS, VOLUME
+from capacity_assets.forecast.outlook import DATABASE, RECENT_DAYS, VOLUME_LIMIT
 from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Line, Message, Section
 from capacity_assets.messages.sending import (
     CONCURRENT_DELIVERIES,
@@ -183,7 +182,7 @@ def _section(update: AlertUpdate, within_days: int, pages_url: str | None, insta
 
 def _heading(risk: AlertRisk, within_days: int) -> str:
     named = printable(subject_of(risk.key, risk.outlook.server))
-    if risk.key.subject != DATABASE_ROWS:
+    if risk.key.subject != DATABASE:
         named = f"{named[0].upper()}{named[1:]}"
     if risk.full_by is None:
         return f"{named}: {_probability_text(risk, within_days)}"
@@ -197,7 +196,7 @@ def _probability_text(risk: AlertRisk, within_days: int) -> str:
 def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[Line]:
     """Yield what a responder needs: size and limit, fill date, probability, growth, age of the alert, labels."""
     outlook = risk.outlook
-    binds = "disk" if outlook.binds == VOLUME else outlook.binds
+    binds = "disk" if outlook.binds == VOLUME_LIMIT else outlook.binds
     yield Line(
         f"{human_mb(outlook.size_mb)} of {human_mb(outlook.limit_mb or 0)} ({binds}, {outlook.source})", name="Used"
     )

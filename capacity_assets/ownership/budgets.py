@@ -26,8 +26,7 @@ from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
 from capacity_assets.database.group_days import FLEET
 from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
-from capacity_assets.forecast.history_statements import STALE_DAYS
-from capacity_assets.forecast.outlook import TOO_LITTLE_HISTORY
+from capacity_assets.forecast.outlook import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import PRICES_OF_MIX, money, month_named
 from capacity_assets.ownership.groups import refuse_unknown_grouping

@@ -21,8 +21,7 @@ from capacity_assets.base.label_rules import LONGEST_VALUE
 from capacity_assets.base.units import human_range, natural_key
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import capacity_scenarios
-from capacity_assets.forecast.history_statements import SERVER_ROWS, VOLUME_ROWS
-from capacity_assets.forecast.outlook import FORECAST, Outlook, day_text, standing_for_themselves
+from capacity_assets.forecast.outlook import FORECAST, SERVER, VOLUME, Outlook, day_text, standing_for_themselves
 from capacity_assets.forecast.scenarios import Comparison, Scenario, compare
 from capacity_assets.ownership.budgets import MOST_MONTHS, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import labels_of_each
@@ -180,7 +179,7 @@ def fits(found: Comparison) -> list[Fit]:
     """Return the servers with the smallest risk after a new database first; those with too little history last."""
     riskiest: dict[str, tuple[Outlook, Outlook]] = {}
     for before, after in found.pairs:
-        if after.subject in {SERVER_ROWS, VOLUME_ROWS} and after.headroom_mb is not None:
+        if after.subject in {SERVER, VOLUME} and after.headroom_mb is not None:
             other = riskiest.get(after.server)
             if other is None or _greatest_risk(after) < _greatest_risk(other[1]):
                 riskiest[after.server] = (before, after)

@@ -15,9 +15,7 @@ from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_runways, instances
-from capacity_assets.forecast.history_statements import GROUP_ROWS
-from capacity_assets.forecast.outlook import display_name
-from capacity_assets.forecast.scores import is_due
+from capacity_assets.forecast.outlook import GROUP, display_name, is_due
 from capacity_assets.reading.access import records, rows
 
 LATELY_DAYS = 90
@@ -90,7 +88,7 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
         is_scored = sa.and_(is_due(days, first, last), runways[f"actual_{days}_mb"].is_not(None))
         own = (runways.subject, runways.as_of, runways.size_mb, runways.in_time)
         due = sa.select(sa.literal(days).label("horizon_days"), *own, *ends)
-        due = due.where(is_scored, runways.subject != GROUP_ROWS)
+        due = due.where(is_scored, runways.subject != GROUP)
         if server is not None:
             number = sa.select(instances.c.id).where(instances.c.name == server).scalar_subquery()
             due = due.where(runways.instance_id == number)

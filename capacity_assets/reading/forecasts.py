@@ -21,16 +21,19 @@ from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import RUNWAY_VIEW, RUNWAYS_OF_DAY
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.outlook import (
+    DATABASE,
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
     NO_LIMIT,
-    OWN,
+    OWN_LIMIT,
     RISK_DAYS,
     SERVER,
+    SERVER_LIMIT,
+    STALE_DAYS,
     VOLUME,
+    VOLUME_LIMIT,
     Outlook,
     PlannedOutlook,
     display_name,
@@ -122,7 +125,7 @@ class Runway:
     @property
     def is_shared(self) -> bool:
         """Whether its limit is what a disk or server has left that others fill too, as if they did not grow."""
-        return self.subject != VOLUME_ROWS and self.binds in {VOLUME, SERVER}
+        return self.subject != VOLUME and self.binds in {VOLUME_LIMIT, SERVER_LIMIT}
 
     def probability_within(self, days: int) -> float | None:
         """Return the probability of being full within a horizon; None: unknown."""
@@ -135,8 +138,8 @@ class Runway:
         known = {days: self.probability_within(days) for days in HORIZONS_DAYS}
         return Outlook(
             **{one.name: getattr(self, one.name) for one in fields(Outlook) if hasattr(self, one.name)},
-            database=self.name if self.subject == DATABASE_ROWS else None,
-            volume=self.name if self.subject == VOLUME_ROWS else None,
+            database=self.name if self.subject == DATABASE else None,
+            volume=self.name if self.subject == VOLUME else None,
             source=self.limit_source,
             early_day=self.full_early,
             middle_day=self.full_middle,
@@ -244,16 +247,16 @@ def binding_of(connection: sa.Connection, today: date, runway: Runway | None) ->
     """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
     if runway is None:
         return None
-    chosen = _select(_NEWEST).where(_R.server_id == runway.server_id, _R.subject != DATABASE_ROWS)
+    chosen = _select(_NEWEST).where(_R.server_id == runway.server_id, _R.subject != DATABASE)
     return _earliest(_binding(runway, _runways(connection, today, chosen.order_by(_R.subject, _R.name))))
 
 
 def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
     """Return a forecast and those of what it shares: of a database its server and volumes, of a server its volumes."""
-    if runway.subject == SERVER_ROWS:
-        return [runway, *(one for one in shared if one.subject == VOLUME_ROWS)]
-    own = [one for one in shared if one.subject == SERVER_ROWS and one.binds == OWN]
-    volumes = [one for one in shared if one.subject == VOLUME_ROWS and one.name in (runway.volumes or ())]
+    if runway.subject == SERVER:
+        return [runway, *(one for one in shared if one.subject == VOLUME)]
+    own = [one for one in shared if one.subject == SERVER and one.binds == OWN_LIMIT]
+    volumes = [one for one in shared if one.subject == VOLUME and one.name in (runway.volumes or ())]
     return [runway, *own, *volumes]
 
 
@@ -268,16 +271,16 @@ def first_on_server(connection: sa.Connection, today: date, server_id: int) -> t
     # A volume comes first, so it wins if another one is full on the same day.
     order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
     first = next(iter(_runways(connection, today, dated.order_by(*order).limit(1))), None)
-    if first is None or first.subject != DATABASE_ROWS:
+    if first is None or first.subject != DATABASE:
         return first, None
-    shared = dated.where(_R.subject != DATABASE_ROWS).order_by(*order).limit(1)
+    shared = dated.where(_R.subject != DATABASE).order_by(*order).limit(1)
     return first, next(iter(_runways(connection, today, shared)), None)
 
 
 def bound_by_volume(connection: sa.Connection, today: date, server_id: int, volume: str, *, shown: int) -> list[Runway]:
     """Return the databases that a volume limits, the largest first."""
     on_it = sa.or_(_R.volumes.is_(None), sa.literal(volume) == sa.any_(_R.volumes))
-    of_server = _select(_NEWEST).where(_R.server_id == server_id, _R.subject == DATABASE_ROWS, _R.binds == VOLUME)
+    of_server = _select(_NEWEST).where(_R.server_id == server_id, _R.subject == DATABASE, _R.binds == VOLUME_LIMIT)
     return _runways(connection, today, of_server.where(on_it).order_by(_R.size_mb.desc(), _R.name).limit(shown))
 
 
@@ -316,14 +319,14 @@ def usages_of(
     """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
     named = [(server, name) for server, name in subjects if name]
     servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
-    of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER_ROWS, VOLUME_ROWS]))
+    of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER, VOLUME]))
     of_databases = _of_databases(named, on_nodes=tables_are_distributed(connection))
     shared: dict[int, list[Runway]] = {}
     own: dict[tuple[int, str], Runway] = {}
     for one in _runways(connection, today, of_servers.union_all(of_databases)):
-        if one.subject != VOLUME_ROWS:
+        if one.subject != VOLUME:
             own[one.server_id, one.name] = one
-        if one.subject != DATABASE_ROWS:
+        if one.subject != DATABASE:
             shared.setdefault(one.server_id, []).append(one)
     return {
         subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())), thresholds)
@@ -336,7 +339,7 @@ def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Sel
     """Return the query of the forecasts of databases; each is looked up by the key."""
     servers = sa.literal([server for server, _ in named], sa.ARRAY(sa.Integer))
     names = sa.literal([name for _, name in named], sa.ARRAY(sa.Text))
-    of_database = _select(_NEWEST).where(_R.subject == DATABASE_ROWS)
+    of_database = _select(_NEWEST).where(_R.subject == DATABASE)
     if on_nodes:
         # There a subquery must not depend on the outer query; names of other servers are dropped by the caller.
         return of_database.where(_R.server_id == sa.any_(servers), _R.name == sa.any_(names))
@@ -419,7 +422,7 @@ def _unknown_limits(source: sa.FromClause, server: str | None = None) -> sa.Labe
     """Count databases without a known limit, including replicas, because their disks fill as well."""
     of = source.c
     is_asked = sa.true() if server is None else of.server == server
-    number = sa.func.count().filter(of.subject == DATABASE_ROWS, of.state == LIMIT_UNKNOWN, is_asked)
+    number = sa.func.count().filter(of.subject == DATABASE, of.state == LIMIT_UNKNOWN, is_asked)
     return number.label("unknown_limits")
 
 
@@ -430,12 +433,12 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     """
     of = source.c
     is_asked = of.counted if server is None else of.server == server
-    chosen = sa.select(of.server_id, of.subject, of.headroom_mb).where(of.subject != DATABASE_ROWS, is_asked)
+    chosen = sa.select(of.server_id, of.subject, of.headroom_mb).where(of.subject != DATABASE, is_asked)
     left_over = chosen.cte("left_over")
     own, volume = left_over.alias("l"), left_over.alias("v")
-    has_volumes = sa.exists().where(volume.c.server_id == own.c.server_id, volume.c.subject == VOLUME_ROWS)
+    has_volumes = sa.exists().where(volume.c.server_id == own.c.server_id, volume.c.subject == VOLUME)
     total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
-        own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME_ROWS, ~has_volumes)
+        own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes)
     )
     # Apart from other figures: where rows are distributed, no subquery may stand beside an aggregate of them.
     headroom_mb = connection.execute(total).scalar()
@@ -586,7 +589,7 @@ def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
     latest = newest + timedelta(days=WITHIN_DAYS)
     runways = _to_be_named(connection, newest, today, thresholds, {key for key in before if before[key] <= latest})
     if label is not None:
-        subjects = {one.key: (one.server, one.name if one.subject == DATABASE_ROWS else None) for one in runways}
+        subjects = {one.key: (one.server, one.name if one.subject == DATABASE else None) for one in runways}
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
         runways = [one for one in runways if subjects[one.key] in labelled]
     dates = [

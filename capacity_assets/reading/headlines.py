@@ -9,9 +9,18 @@ from datetime import date, timedelta
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
 from capacity_assets.forecast.decisions import is_left_out
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS, VOLUME_ROWS
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
-from capacity_assets.forecast.outlook import FORECAST, FULL, LIMIT_UNKNOWN, NO_LIMIT, TOO_LITTLE_HISTORY
+from capacity_assets.forecast.outlook import (
+    DATABASE,
+    FORECAST,
+    FULL,
+    LIMIT_UNKNOWN,
+    NO_LIMIT,
+    SERVER,
+    STALE_DAYS,
+    TOO_LITTLE_HISTORY,
+    VOLUME,
+)
 from capacity_assets.reading.forecasts import Runway, Severity, severity_of
 
 
@@ -92,7 +101,7 @@ def next_to_fill(
 
 def limit_command(about: Subject) -> str:
     """Return the command that declares a limit, to be completed with a number of GiB; a volume's is measured."""
-    named = [about.server, about.name] if about.subject == DATABASE_ROWS else [about.server]
+    named = [about.server, about.name] if about.subject == DATABASE else [about.server]
     return f"capacity limits set {shlex.join(named)} --gb GIB"
 
 
@@ -130,7 +139,7 @@ def range_of(runway: Runway) -> str:
 
 def _named(runway: Runway) -> str:
     """Name what fills, at the beginning of a sentence."""
-    names = {VOLUME_ROWS: f"Disk {runway.name}", SERVER_ROWS: "Whole server", DATABASE_ROWS: f"Database {runway.name}"}
+    names = {VOLUME: f"Disk {runway.name}", SERVER: "Whole server", DATABASE: f"Database {runway.name}"}
     return printable(names[runway.subject])
 
 
@@ -140,7 +149,7 @@ def _is(runway: Runway, about: Subject) -> bool:
 
 def _alone(about: Subject, own: Runway | None) -> list[str]:
     """Say when a database would be full if nothing beside it grew."""
-    if about.subject != DATABASE_ROWS or own is None or own.state not in {FORECAST, FULL}:
+    if about.subject != DATABASE or own is None or own.state not in {FORECAST, FULL}:
         return []
     if own.full_middle is None:
         return ["On its own it would not fill within a year."]

@@ -14,13 +14,15 @@ from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out
-from capacity_assets.forecast.history_statements import DATABASE_ROWS, SERVER_ROWS, STALE_DAYS
 from capacity_assets.forecast.outlook import (
+    DATABASE,
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
     NO_LIMIT,
     RECENT_DAYS,
+    SERVER,
+    STALE_DAYS,
     Outlook,
     display_name,
 )
@@ -42,7 +44,7 @@ GROWERS_SHOWN = 3
 
 def subject_of(key: SubjectKey, server: str) -> str:
     """Name a server, or a database or volume with its server, as people read it."""
-    return f"server {server}" if key.subject == SERVER_ROWS else f"{display_name(key.subject, key.name)} on {server}"
+    return f"server {server}" if key.subject == SERVER else f"{display_name(key.subject, key.name)} on {server}"
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,13 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         servers = _servers(connection, as_of, {key.server_id for key in (*opened, *(one.key for one in urgent))})
         # A server may have been taken out of service after the forecasts were issued.
         soon = [one for one in urgent if one.server_id in servers and servers[one.server_id].is_in_service]
-        growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE_ROWS])
+        growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE])
         known = {one.key: one for one in runways_of(connection, today, opened, as_of)}
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
     keys = [*opened, *(one.key for one in soon)]
     named = {number: row.name for number, row in servers.items()}
     names = {key: named.get(key.server_id, f"server {key.server_id}") for key in keys}
-    subjects = {key: (name, key.name if key.subject == DATABASE_ROWS else None) for key, name in names.items()}
+    subjects = {key: (name, key.name if key.subject == DATABASE else None) for key, name in names.items()}
     labels = labels_of_each(engine, list(dict.fromkeys(subjects.values())), as_of) if subjects else {}
     return Risks(
         as_of,
@@ -184,7 +186,7 @@ def _growers(connection: Connection, keys: Sequence[SubjectKey]) -> dict[Subject
             (row.name, row.change_mb)
             for row in grown
             if row.server_id == key.server_id
-            and (key.subject == SERVER_ROWS or row.volumes is None or key.name in row.volumes)
+            and (key.subject == SERVER or row.volumes is None or key.name in row.volumes)
         ][:GROWERS_SHOWN]
         for key in keys
     }

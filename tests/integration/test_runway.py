@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.outlook import CEILING, OWN, SERVER, VOLUME
+from capacity_assets.forecast.outlook import OWN_CEILING, OWN_LIMIT, SERVER_LIMIT, VOLUME_LIMIT
 from capacity_assets.forecast.runway import outlooks
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -26,7 +26,7 @@ def test_a_limit_of_its_own_gives_a_growing_database_a_day_and_a_still_one_none(
     rows = found(engine)
 
     orders, still = rows["server-1", "orders"], rows["server-1", "still"]
-    assert (orders.size_mb, orders.limit_mb, orders.headroom_mb, orders.binds) == (3014, 3584, 570, OWN)
+    assert (orders.size_mb, orders.limit_mb, orders.headroom_mb, orders.binds) == (3014, 3584, 570, OWN_LIMIT)
     assert orders.change_mb_per_day == 10
     assert [orders.early_day, orders.middle_day, orders.late_day] == ORDERS_DAYS
     assert orders.probabilities == {7: 0.02, 30: 0.11, 90: 0.688, 365: 0.944}
@@ -42,7 +42,7 @@ def test_the_smaller_of_its_own_limit_and_what_the_server_has_left_binds(engine:
 
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
     # 4,096 MiB less the server's 3,514 are left.
-    assert (orders.binds, orders.limit_mb, orders.headroom_mb) == (SERVER, 3014 + 582, 582)
+    assert (orders.binds, orders.limit_mb, orders.headroom_mb) == (SERVER_LIMIT, 3014 + 582, 582)
     assert (whole.size_mb, whole.limit_mb, whole.middle_day) == (3514, 4096, TODAY + timedelta(days=59))
     assert rows["server-1", "still"].limit_mb == 500 + 582
 
@@ -151,7 +151,7 @@ def test_a_database_fills_the_volumes_it_grows_on_and_so_does_its_server(engine:
     rows = found(engine)
 
     orders, still, whole = rows["server-1", "orders"], rows["server-1", "still"], rows["server-1", None]
-    assert (orders.limit_mb, orders.binds, orders.source) == (3014 + 570, VOLUME, "measured")
+    assert (orders.limit_mb, orders.binds, orders.source) == (3014 + 570, VOLUME_LIMIT, "measured")
     assert orders.middle_day == ORDERS_FULL
     assert still.limit_mb == 900
     assert (whole.limit_mb, whole.middle_day) == (3514 + 570, ORDERS_FULL)
@@ -176,8 +176,8 @@ def test_the_smallest_of_all_limits_binds_wherever_it_comes_from(engine: Engine)
     declared("server-1", "orders", "--gb", "3.5")
     own = found(engine)["server-1", "orders"]
 
-    assert (ceiling.binds, ceiling.limit_mb, ceiling.source) == (CEILING, 3590, "measured")
-    assert (own.binds, own.limit_mb, own.source) == (OWN, 3584, "declared")
+    assert (ceiling.binds, ceiling.limit_mb, ceiling.source) == (OWN_CEILING, 3590, "measured")
+    assert (own.binds, own.limit_mb, own.source) == (OWN_LIMIT, 3584, "declared")
 
 
 @pytest.mark.parametrize("volumes", [None, ["/data", "/gone"]], ids=["not reported", "one of them not measured"])
@@ -202,7 +202,7 @@ def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Eng
     shown = capacity("runway", columns=200).output
 
     [volume] = [row for row in every if row.volume]
-    assert (volume.volume, volume.size_mb, volume.limit_mb, volume.binds) == ("/data", 9430, 10_000, VOLUME)
+    assert (volume.volume, volume.size_mb, volume.limit_mb, volume.binds) == ("/data", 9430, 10_000, VOLUME_LIMIT)
     assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=19))
     assert "disk /data" in shown
     assert "orders" not in shown, "the volume stands for it"

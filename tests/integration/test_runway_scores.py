@@ -8,8 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.scores import changed_spans
+from capacity_assets.forecast.issuing import changed_spans, issue
 from capacity_assets.reading.forecasts import figures_of, issue_of
 from tests.clocks import TODAY
 from tests.computing import compute_windows

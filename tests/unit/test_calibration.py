@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.calibration import LIMITS_ABOVE_PERCENT, Cases, cases_of, fitted, from_others, watermark
 from benchmarks.forecast import probability_lines, skill
-from capacity_assets.forecast.runway import PIECES
+from capacity_assets.forecast.model import PIECES
 
 SOURCES = ("a", "b", "c")
 

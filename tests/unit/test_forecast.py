@@ -15,27 +15,25 @@ from capacity_assets.forecast.model import (
     GROWTH_OF_ERRORS,
     HISTORY_DAYS,
     JUDGED_BY_DAYS,
+    LARGEST_FREE,
     LEAST_CHANGES,
     LEAST_ERRORS,
     MOST_ORIGINS,
+    MOST_PROBABLE,
+    MOST_USED,
+    NOT_WITHIN_HORIZON,
     ORIGIN_STEP_DAYS,
     RISE_DAYS,
+    SMALLEST_FREE,
+    WEIGHTS,
     WINSORISED_SHARE,
     Forecasts,
     Sizes,
     forecast,
+    runways,
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
-from capacity_assets.forecast.runway import (
-    LARGEST_FREE,
-    MOST_PROBABLE,
-    MOST_USED,
-    NOT_WITHIN_HORIZON,
-    SMALLEST_FREE,
-    WEIGHTS,
-    runways,
-)
 from tests.documents import ROOT
 
 MANY_DAYS = 500

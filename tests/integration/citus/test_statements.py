@@ -14,8 +14,7 @@ from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.cluster import copied_for_reading
-from capacity_assets.forecast.history import HistoryScope
-from capacity_assets.forecast.history_statements import SOURCES
+from capacity_assets.forecast.history import SOURCES, HistoryScope
 from capacity_assets.ownership.bills import READ
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
