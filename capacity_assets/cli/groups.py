@@ -14,14 +14,13 @@ from capacity_assets.base.units import human_change_mb, human_day, human_mb
 from capacity_assets.cli.options import Line, Report, Table, json_command, window_options
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.groups import (
-    Group,
     being_computed,
     default_grouping,
     fills_first,
     groups_changed_at,
-    groups_of,
     refuse_unknown_grouping,
 )
+from capacity_assets.reading.groups import Group, groups_of, measured_notes
 from capacity_assets.runtime import open_task_runner
 
 HEADINGS = (">Servers", ">Databases", ">Mean size", ">Change", ">Change in %", "Fills first")
@@ -67,6 +66,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         Table(title, headings, [_cells(group, by) for group in rows]),
         f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
     ]
+    lines += measured_notes(rows, by)
     if changed_at:
         lines.append(being_computed(changed_at))
     if [group.name for group in rows] == [None]:

@@ -1,28 +1,26 @@
-"""Groups: what they are made by, the groups of a window, what of each fills first, and the parts of their sizes.
+"""Groups: what they are made by, what of each fills first, when they are outdated, and the parts of their sizes.
 
-Figures are those of the view `capacity_groups` (docs/semantics.md). To explain a group, its parts are added up from the
-samples, with the labels of each row, and compared with the stored row.
+To explain a group, its parts are added up from the samples, with the labels of each row, and compared with the stored
+row. The figures of groups are in `reading.groups`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from sqlalchemy import Connection, text
 
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import first_of, human_day, human_percent, percent_of
+from capacity_assets.base.units import first_of, human_day
 from capacity_assets.database.group_days import GROUP_PARTS, asked_days
 from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 
 WITHOUT_LABEL = ("engine", "server")
 """What groups are made by without any label."""
-TENTHS = 1000
-"""Tenths of a percent of a whole."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +33,6 @@ class GroupFillDate:
     day: date
     server_id: int
     subject: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """A group in a window; `name` None: what has no such label. `change_mb` None: no change is known."""
-
-    name: str | None
-    servers: int
-    databases: int
-    size_mb: int
-    change_mb: int | None
-    fills_first: GroupFillDate | None = None
-    change_percent: float | None = None
-    """The change in percent of the size before, to a tenth; None if it is not known or nothing was there before."""
-    share_percent: float | None = None
-    """Its part of what all groups have, to a tenth; these add up to 100."""
-
-    @property
-    def growth(self) -> str:
-        """The change in percent of the size before."""
-        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
 
 
 def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
@@ -85,44 +62,6 @@ def fills_first(connection: Connection, by: str) -> dict[str | None, GroupFillDa
     return {name: dates[0] for name, dates in fill_dates(connection, by, 1).items()}
 
 
-def groups_of(
-    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, GroupFillDate]
-) -> list[Group]:
-    """Return the groups of a window, the largest first, each with its entry in `fills`; raises DBAPIError.
-
-    If no group is stored, there are none. Without any label of a key, everything is one group.
-    """
-    of_window = {"period": period.name, "start": window.start}
-    rows = connection.execute(text(_GROUPS), {**of_window, "by": by}).all()
-    if not rows and by not in WITHOUT_LABEL:
-        rows = connection.execute(text(_WITHOUT_LABELS), of_window).all()
-    groups = [Group(*row) for row in rows]
-    shares = _shares([group.size_mb for group in groups])
-    return [
-        replace(
-            group, fills_first=fills.get(group.name), change_percent=_change_percent(group), share_percent=share_percent
-        )
-        for group, share_percent in zip(groups, shares, strict=True)
-    ]
-
-
-def _change_percent(group: Group) -> float | None:
-    share = None if group.change_mb is None else percent_of(group.change_mb, group.size_mb - group.change_mb)
-    return None if share is None else float(share)
-
-
-def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
-    """Return the share of each size in percent, cut to a tenth; those that lost most get a tenth more, up to 100."""
-    whole = sum(sizes_mb)
-    if not whole:
-        return [None] * len(sizes_mb)
-    tenths = [size * TENTHS // whole for size in sizes_mb]
-    lost = sorted(range(len(sizes_mb)), key=lambda number: sizes_mb[number] * TENTHS % whole, reverse=True)
-    for number in lost[: TENTHS - sum(tenths)]:
-        tenths[number] += 1
-    return [share / 10 for share in tenths]
-
-
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
     """Return when the newest change was made that groups of these windows do not show yet; raises DBAPIError."""
     parameters = {"period": period.name, "starts": [window.start for window in windows]}
@@ -139,16 +78,6 @@ def being_computed(changed_at: datetime) -> str:
     )
 
 
-_GROUPS = """
-SELECT group_name, servers, databases, CAST(size_mb AS bigint), CAST(change_mb AS bigint) FROM capacity_groups
-WHERE period = :period AND window_start = :start AND grouped_by = :by
-ORDER BY size_mb DESC, group_name NULLS LAST
-"""
-_WITHOUT_LABELS = """
-SELECT CAST(NULL AS text) AS group_name, CAST(sum(servers) AS bigint), CAST(sum(databases) AS bigint),
-       CAST(sum(size_mb) AS bigint), CAST(sum(change_mb) AS bigint)
-FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
-"""
 _NEWEST_CHANGE = """
 SELECT max(newest_change) FROM capacity_stale_windows
 WHERE level = 'group' AND period_type = :period AND period_start = ANY (CAST(:starts AS date[]))

@@ -1,20 +1,27 @@
-"""Groups: their sizes over time, which of them were partly measured, and what uses their space."""
+"""Groups: their sizes in a window and over time, which were partly measured, and what uses their space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from operator import attrgetter
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import percent_of
-from capacity_assets.ownership.groups import Group
+from capacity_assets.base.units import first_of, percent_of
+from capacity_assets.ownership.bills import group_named
+from capacity_assets.ownership.groups import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.holes import NOTICEABLE
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
+
+TENTHS = 1000
+"""Tenths of a percent of a whole."""
+GROUPS_NAMED = 10
 
 
 def group_sizes(
@@ -46,40 +53,122 @@ def group_sizes(
 
 
 @dataclass(frozen=True)
-class ListedGroup(Group):
-    """A group in a list."""
+class Group:
+    """A group in a window; `name` None: what has no such label. `change_mb` None: no change is known."""
 
+    name: str | None
+    servers: int
+    databases: int
+    size_mb: int
+    change_mb: int | None
+    fills_first: GroupFillDate | None = None
+    change_percent: float | None = None
+    """The change in percent of the size before, to a tenth; None if it is not known or nothing was there before."""
+    share_percent: float | None = None
+    """Its part of what all groups have, to a tenth; these add up to 100."""
     is_partial: bool = False
     """Whether a server of it was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
-    """Whether that holds for this window or the one before, so that the change is that of its databases."""
+    """Whether that holds for this window or the one before, so that the change is like for like."""
 
     @property
     def growth(self) -> str:
-        """The change in percent of the size before; like for like, of the sizes of the same databases before."""
-        if not self.is_change_partial:
-            return super().growth
-        return "unknown" if self.change_percent is None else f"{self.change_percent:+,.1f} %"
+        """The change in percent, as people read it."""
+        if self.change_percent is None:
+            return "unknown"
+        return f"{self.change_percent:+,.1f} %" if self.change_percent else "0.0 %"
 
 
-def marked_groups(
-    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
-) -> list[ListedGroup]:
-    """Return groups with those marked of which a server was not measured in the window, or in the one before.
+def groups_of(
+    connection: Connection,
+    period: Period,
+    window: Window,
+    by: str,
+    fills: Mapping[str | None, GroupFillDate] = MappingProxyType({}),
+) -> list[Group]:
+    """Return the groups of a window, the largest first, each with its entry in `fills`; raises DBAPIError.
 
-    Their change is that of the databases with a known change.
+    Of those that were partly measured, in the window or the one before, the change is like for like. If no group is
+    stored, there are none. Without any label of a key, everything is one group.
     """
-    found = partial_groups(connection, period, window, by, {one.name: one.size_mb for one in groups})
-    now, before = found[window.start], found[period.previous(window).start]
-    changes = changes_of_databases(connection, period, window, by) if now | before else {}
-    listed = []
-    for one in groups:
-        values = {**vars(one), "is_partial": one.name in now, "is_change_partial": one.name in now | before}
-        if values["is_change_partial"]:
-            known = changes.get(one.name, UNKNOWN_CHANGE)
-            values |= {"change_mb": known.change_mb, "change_percent": known.percent}
-        listed.append(ListedGroup(**values))
-    return listed
+    of_window = {"period": period.name, "start": window.start}
+    stored = rows(connection, _GROUPS, **of_window, by=by)
+    if not stored and by not in WITHOUT_LABEL:
+        stored = rows(connection, _WITHOUT_LABELS, **of_window)
+    found = partial_groups(connection, period, window, by, {row.name: row.size_mb for row in stored})
+    now, either = found[window.start], set().union(*found.values())
+    known = changes_of_databases(connection, period, window, by) if either else {}
+    changes = {
+        row.name: known.get(row.name, (None, 0)) if row.name in either else (row.change_mb, row.size_mb)
+        for row in stored
+    }
+    return [
+        Group(
+            row.name,
+            row.servers,
+            row.databases,
+            row.size_mb,
+            change_mb,
+            fills.get(row.name),
+            _percent(change_mb, size_mb),
+            share_percent,
+            is_partial=row.name in now,
+            is_change_partial=row.name in either,
+        )
+        for row, (change_mb, size_mb), share_percent in zip(
+            stored, changes.values(), _shares([row.size_mb for row in stored]), strict=True
+        )
+    ]
+
+
+def _percent(change_mb: int | None, size_mb: int) -> float | None:
+    """Return a change in percent of the size before."""
+    percent = None if change_mb is None else percent_of(change_mb, size_mb - change_mb)
+    return None if percent is None else float(percent)
+
+
+def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
+    """Return the share of each size in percent, cut to a tenth; those that lost most get a tenth more, up to 100."""
+    whole = sum(sizes_mb)
+    if not whole:
+        return [None] * len(sizes_mb)
+    tenths = [size * TENTHS // whole for size in sizes_mb]
+    lost = sorted(range(len(sizes_mb)), key=lambda number: sizes_mb[number] * TENTHS % whole, reverse=True)
+    for number in lost[: TENTHS - sum(tenths)]:
+        tenths[number] += 1
+    return [share / 10 for share in tenths]
+
+
+def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
+    """Say which groups were partly measured, and what their change is then."""
+    partial, compared = (
+        first_of((group_named(one.name, by) for one in groups if is_so(one)), GROUPS_NAMED)
+        for is_so in (attrgetter("is_partial"), attrgetter("is_change_partial"))
+    )
+    return [
+        *([f"Partly measured: {partial}. Their mean size is too low."] if partial else []),
+        *(
+            [
+                "Not every server was measured on every day, so changes are like for like: the change of the databases "
+                f"measured in both windows, for {compared}."
+            ]
+            if compared
+            else []
+        ),
+    ]
+
+
+_GROUPS = """
+SELECT group_name AS name, servers, databases, CAST(size_mb AS bigint) AS size_mb,
+       CAST(change_mb AS bigint) AS change_mb
+FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = :by
+ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+_WITHOUT_LABELS = """
+SELECT CAST(NULL AS text) AS name, CAST(sum(servers) AS bigint) AS servers, CAST(sum(databases) AS bigint) AS databases,
+       CAST(sum(size_mb) AS bigint) AS size_mb, CAST(sum(change_mb) AS bigint) AS change_mb
+FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
+"""
 
 
 def partial_groups(
@@ -203,32 +292,30 @@ def partial_windows_of_group(
     return {row.window_start for row in found}
 
 
-@dataclass(frozen=True)
-class KnownChange:
-    """The sum of the known changes of databases, MiB, and in percent of their sizes before, to a tenth."""
-
-    change_mb: int | None
-    percent: float | None
-    """None where nothing was there before."""
-
-
-UNKNOWN_CHANGE = KnownChange(None, None)
-
-
 def changes_of_databases(
     connection: Connection, period: Period, window: Window, grouped_by: str
-) -> dict[str | None, KnownChange]:
-    """Return the known changes of databases by engine or label: like for like, whatever was not measured."""
+) -> dict[str | None, tuple[int, int]]:
+    """Return the changes by engine or label like for like: known changes of databases, and sizes of these; MiB."""
     statement = """
         SELECT CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
-               sum(change_mb) AS change_mb, sum(size_mb - change_mb) AS before_mb
+               CAST(sum(change_mb) AS bigint) AS change_mb, CAST(sum(size_mb) AS bigint) AS size_mb
         FROM capacity_growth
         WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL GROUP BY 1"""
-    changes = {}
-    for row in rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by):
-        percent = percent_of(int(row.change_mb), int(row.before_mb))
-        changes[row.name] = KnownChange(int(row.change_mb), None if percent is None else float(percent))
-    return changes
+    found = rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by)
+    return {row.name: (row.change_mb, row.size_mb) for row in found}
+
+
+def like_for_like(
+    connection: Connection, period: Period, sizes: Sequence[SizeInWindow], grouped_by: str, name: str | None
+) -> list[SizeInWindow]:
+    """Return sizes of a group; if the newest or the one before it is partial, its change is that of its databases."""
+    place = next((place for place in reversed(range(len(sizes))) if sizes[place].size_mb is not None), None)
+    if place is None or not sizes[place].is_change_partial or grouped_by == "server":
+        return list(sizes)
+    window = period.window_of(sizes[place].window_start)
+    change_mb, size_mb = changes_of_databases(connection, period, window, grouped_by).get(name, (None, 0))
+    newest = replace(sizes[place], change_mb=change_mb, change_percent=_percent(change_mb, size_mb))
+    return [*sizes[:place], newest, *sizes[place + 1 :]]
 
 
 MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002
@@ -252,7 +339,7 @@ class GroupSpace:
 
 
 def space_of_groups(
-    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[ListedGroup]
+    connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
 ) -> list[GroupSpace]:
     """Return the largest groups of a window with those of the largest databases of the fleet that belong to them.
 
@@ -276,7 +363,7 @@ def _group_of(row: DatabaseRow, by: str) -> str | None:
     return {"engine": row.engine, "server": row.server}.get(by, row.labels.get(by))
 
 
-def _space_of(group: ListedGroup, listed: Sequence[DatabaseRow]) -> GroupSpace:
+def _space_of(group: Group, listed: Sequence[DatabaseRow]) -> GroupSpace:
     # A database that existed on some days, or moved, counts in its group with those days only.
     other_mb = max(group.size_mb - sum(row.size_mb for row in listed), 0)
     return GroupSpace(

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.engine import snapshot
-from capacity_assets.ownership.groups import Group, fills_first, groups_of
+from capacity_assets.ownership.groups import fills_first
 from capacity_assets.reading.access import plan_with_loops
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,
@@ -36,6 +36,7 @@ from capacity_assets.reading.coverage import (
     servers_without_rows,
 )
 from capacity_assets.reading.forecasts import ForecastIssue, newest_issue, with_histories
+from capacity_assets.reading.groups import Group, groups_of
 from capacity_assets.reading.sizes import FleetSize, SeriesSize, database_shares, engine_sizes, fleet_sizes
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.windows import WindowFacts, window_facts

@@ -23,6 +23,7 @@ from capacity_assets.charts.templates import STYLES, environment_of
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup
 from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.groups import measured_notes
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
@@ -75,6 +76,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
             kinds_listed=KINDS_LISTED,
             series=stacked_series(report),
             notes=notes(report),
+            group_notes=measured_notes(report.groups, report.grouped_by or ""),
             history_chart=fleet_history_chart(report),
             waterfall_chart=growth_chart(report) if report.size_before.servers else "",
             coverage_chart=coverage_chart(report),

@@ -18,9 +18,10 @@ from capacity_assets.cli.top import top_databases
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest
-from capacity_assets.ownership.groups import explain_group, groups_of
+from capacity_assets.ownership.groups import explain_group
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.groups import groups_of
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import TODAY, fixed_clock
@@ -119,11 +120,14 @@ def sums_of(engine: Engine, period: Period, window: Window) -> dict[str, Sums]:
     asked = {"period": period.name, "start": window.start}
     found = {name: add_up(rows(engine, query, **asked)) for name, query in FROM_VIEWS.items()}
     with engine.connect() as connection:
-        groups = {by: groups_of(connection, period, window, by, {}) for by in ("engine", "server", "team")}
+        groups = {by: groups_of(connection, period, window, by) for by in ("engine", "server", "team")}
     found["groups by server"] = add_up([vars(group) for group in groups["server"]])
     # Means per day of what was measured on it, which are other ones where a server was not measured on each.
-    by_engine, by_team = (add_up([vars(group) for group in groups[by]])[1:] for by in ("engine", "team"))
+    of_groups = "SELECT * FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = :by"
+    by_engine, by_team = (add_up(rows(engine, of_groups, **asked, by=by))[1:] for by in ("engine", "team"))
     assert by_engine == by_team
+    # Changes are like for like where a server was not measured on each day.
+    assert {add_up([vars(group) for group in groups[by]])[1:3] for by in ("engine", "team")} == {by_team[:2]}
     report = read_report(engine, period, window, by="team")
     assert sum(group.size_mb for group in report.groups) == by_team[1]
     assert report.start_mb + sum(change for _, change in report.steps) == report.end_mb

@@ -565,7 +565,8 @@ def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, en
     first = {group["name"]: group["fills_first"] for group in pages.document("/groups?by=team")["groups"]}
     archive = pages.document("/group?by=team&name=archive")
 
-    assert first["archive"] == {"server": "server-1", "name": "/data", "day": str(TODAY + timedelta(days=5))}
+    disk = {"server": "server-1", "name": "/data", "day": str(TODAY + timedelta(days=5))}
+    assert first["archive"] == {**disk, "server_id": 1, "subject": "volume"}
     assert [one["name"] for one in archive["fills_first"]] == ["/data"]
     assert first[None] is None
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
@@ -10,6 +13,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
+from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import Pages, served_pages
@@ -179,6 +183,28 @@ def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_database
         assert "like for like" in pages.ask(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}").text
         group = pages.document(f"/group?by=team&name=two&period=monthly&window={TODAY.replace(day=1)}")
         assert (group["sizes"][-1]["change_mb"], group["sizes"][-1]["is_change_partial"]) == (0, True)
+
+
+@pytest.mark.usefixtures("settings", "today")
+def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_have(
+    engine: Engine, tmp_path: Path
+) -> None:
+    fill(engine)
+    month, file = f"{TODAY.replace(day=1)}", tmp_path / "report.html"
+
+    listed = json.loads(printed("groups", "--window", month, "--json"))
+    shown = " ".join(printed("groups", "--window", month).split())
+    printed("report", "--window", month, "--output", str(file))
+
+    [two] = [one for one in listed if one["name"] == "two"]
+    assert (two["size_mb"], two["change_mb"], two["is_partial"], two["is_change_partial"]) == (475, 0, True, True)
+    row = re.search(r"two 1 . 475 MiB 0 MiB 0.0 %", shown)
+    note = "like for like: the change of the databases measured in both windows, for two"
+    assert row, shown
+    assert note in shown
+    report = " ".join(re.sub("<[^>]+>", " ", file.read_text()).split())
+    assert re.search(r"two . 475 MiB 0 MiB 0.0 %", report), report
+    assert note in report
 
 
 def test_a_group_without_members_is_empty_and_not_the_fleet(engine: Engine) -> None:

@@ -109,8 +109,7 @@ def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, se
     assert none.groups == ()
     assert {group.name for group in report.groups} == {"payments", "search", None}
     assert sum(group.size_mb for group in report.groups) == report.end_mb
-    come, gone = 500, 60
-    assert sum(group.change_mb or 0 for group in report.groups) == report.known_change_mb + come - gone
+    assert None in {group.name for group in report.groups if group.is_partial}, "server-4 is missing in February"
     shown = [int(size) for size in re.findall(r'data-group-mb="(\d+)"', page)]
     assert sum(shown) == report.end_mb
     assert ">By team<" in page

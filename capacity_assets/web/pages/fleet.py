@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Thresholds
-from capacity_assets.ownership.groups import default_grouping, fills_first, groups_of
+from capacity_assets.ownership.groups import default_grouping, fills_first
 from capacity_assets.reading.coverage import (
     Coverage,
     MissedDays,
@@ -22,7 +22,7 @@ from capacity_assets.reading.coverage import (
 )
 from capacity_assets.reading.forecasts import FreeCapacity, Runway, free_capacity
 from capacity_assets.reading.forecasts import fills_first as runways_by_day
-from capacity_assets.reading.groups import GroupSpace, ListedGroup, marked_groups, space_of_groups
+from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.sizes import (
@@ -111,7 +111,7 @@ class FleetPage:
     """Servers in service that missed days of the last TRUST_DAYS, those that missed most first."""
     missed_servers: int
     grouped_by: str
-    groups: Sequence[ListedGroup]
+    groups: Sequence[Group]
     space: Sequence[GroupSpace]
     """What uses the space in the last complete month, by group."""
     hidden_groups: int
@@ -165,11 +165,11 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         for name, window in complete.items()
     ]
     unmeasured = unmeasured_servers(connection, today)
-    groups: list[ListedGroup] = []
+    groups: list[Group] = []
     space: list[GroupSpace] = []
     if "monthly" in complete:
         month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
-        groups = marked_groups(*month, groups_of(*month, fills_first(connection, grouped_by)))
+        groups = groups_of(*month, fills_first(connection, grouped_by))
         space = space_of_groups(*month, groups)
     active = servers_in_service(connection).active
     coverage = Coverage(None, [], 0)

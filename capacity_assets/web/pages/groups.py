@@ -33,25 +33,22 @@ from capacity_assets.ownership.bills import (
 from capacity_assets.ownership.budgets import BudgetLine
 from capacity_assets.ownership.groups import (
     WITHOUT_LABEL,
-    Group,
     GroupFillDate,
     being_computed,
     default_grouping,
     fill_dates,
     fills_first,
     groups_changed_at,
-    groups_of,
     refuse_unknown_grouping,
 )
 from capacity_assets.reading.forecasts import Runway, forecast_day, runways_of
 from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import (
-    UNKNOWN_CHANGE,
+    Group,
     GroupSpace,
-    ListedGroup,
-    changes_of_databases,
     group_sizes,
-    marked_groups,
+    groups_of,
+    like_for_like,
     partial_windows_of_group,
     space_of_groups,
 )
@@ -86,7 +83,7 @@ class GroupsPage:
     window_start: date | None
     window_end: date | None
     order: str
-    groups: Sequence[ListedGroup]
+    groups: Sequence[Group]
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
     size_mb: int = 0
@@ -214,11 +211,10 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
     fills = _fills_first(reader, by)
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
-        groups: list[ListedGroup] = []
+        groups: list[Group] = []
         space: list[GroupSpace] = []
         if window:
-            stored = groups_of(connection, period, window, by, fills)
-            groups = sorted(marked_groups(connection, period, window, by, stored), key=GROUP_ORDERS[order])
+            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
             if query.page == 1:
                 space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
@@ -300,6 +296,8 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
     sizes = marked(sizes, reader.kept_of(key, incomplete, PARTIAL_SECONDS))
+    with reader.transaction() as connection:
+        sizes = like_for_like(connection, period, sizes, by, name)
     return GroupPage(
         grouped_by=by,
         name=name,
@@ -307,7 +305,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         window_start=window.start if window else None,
         window_end=window.end if window else None,
         shown=shown,
-        sizes=_like_for_like(reader, period, sizes, by, name),
+        sizes=sizes,
         earlier=earlier,
         members=members,
         has_more_members=more,
@@ -334,20 +332,6 @@ def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict
         return {}
     line = next((line for line in found.lines if line.name == name), None)
     return {"budget": line, "budget_last_day": found.last_day, "budget_currency": found.currency}
-
-
-def _like_for_like(
-    reader: Reader, period: Period, sizes: Sequence[SizeInWindow], by: str, name: str | None
-) -> list[SizeInWindow]:
-    """Replace the change of the newest measured window, if not everything was measured, by that of its databases."""
-    place = next((place for place in reversed(range(len(sizes))) if sizes[place].size_mb is not None), None)
-    if place is None or not sizes[place].is_change_partial or by == "server":
-        return list(sizes)
-    with reader.transaction() as connection:
-        window = period.window_of(sizes[place].window_start)
-        known = changes_of_databases(connection, period, window, by).get(name, UNKNOWN_CHANGE)
-    newest = replace(sizes[place], change_mb=known.change_mb, change_percent=known.percent)
-    return [*sizes[:place], newest, *sizes[place + 1 :]]
 
 
 def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:
