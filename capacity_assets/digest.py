@@ -49,7 +49,7 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDate, fill_dates
-from capacity_assets.reading.groups import group_sizes, partial_windows_of_group
+from capacity_assets.reading.groups import group_sizes, short_servers
 from capacity_assets.reading.links import address, page_url, subject_address
 from capacity_assets.reading.parts import LargeSlot, large_slots
 from capacity_assets.reading.sizes import SizeInWindow, fleet_history, marked, partial_windows
@@ -171,7 +171,7 @@ def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, 
         sizes = fleet_history(connection, WEEKLY, windows)
         return marked(sizes, partial_windows(connection, WEEKLY, sizes))
     sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
-    return marked(sizes, partial_windows_of_group(connection, WEEKLY, windows, *label))
+    return marked(sizes, {one.window_start for one in short_servers(connection, WEEKLY, windows, *label)})
 
 
 def subject_of(digest: Digest) -> str:

@@ -220,21 +220,34 @@ def partial_groups(
     return groups
 
 
-def partial_windows_of_group(
-    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
-) -> set[date]:
-    """Return the windows in which a server of a group is missing, or missed days enough to change its mean noticeably.
+@dataclass(frozen=True)
+class ShortServer:
+    """A server of a group that was measured on fewer days of a window than others, so that the group lacks a part."""
 
-    A group is a mean over days, so a day without a server lowers it by a part of the server's size.
+    window_start: date
+    server_id: int
+    server: str
+    measured_days: int
+    days: int
+    """Days of the window on which anything was measured."""
+
+
+def short_servers(
+    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
+) -> list[ShortServer]:
+    """Return the servers that make windows of a group partly measured, by window and name.
+
+    Each is missing in its window, or missed days enough to change the mean of the group noticeably: a group is a mean
+    over days, so a day without a server lowers it by a part of the server's size.
     """
     # A server in service is expected from its first window shown on, another one to its last.
     statement = """
         WITH members AS MATERIALIZED (
-            SELECT s.server_id, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
+            SELECT s.server_id, s.server, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
             JOIN capacity_label_spans l ON l.instance_id = s.server_id AND l.key = :grouped_by AND l.value = :name
             WHERE s.counted_by IS NULL
             UNION ALL
-            SELECT s.server_id, s.is_active, CAST('-infinity' AS date), CAST('infinity' AS date)
+            SELECT s.server_id, s.server, s.is_active, CAST('-infinity' AS date), CAST('infinity' AS date)
             FROM capacity_servers s
             WHERE s.counted_by IS NULL AND (
                 :grouped_by = 'engine' AND s.engine = CAST(:name AS text)
@@ -255,41 +268,35 @@ def partial_windows_of_group(
               AND window_start = ANY (CAST(:starts AS date[])) AND counted
             GROUP BY window_start
         ), spans AS MATERIALIZED (
-            SELECT m.server_id, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
+            SELECT m.server_id, m.server, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
                    CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
                    m.valid_until
             FROM shown z JOIN members m ON m.server_id = z.server_id
-            GROUP BY m.server_id, m.is_active, m.valid_from, m.valid_until
-        ), expected AS (
-            SELECT w.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT DISTINCT window_start FROM shown) AS w JOIN spans s ON s.first_start <= w.window_start
-                AND w.window_start < s.last_start AND w.window_start < s.valid_until
-            GROUP BY w.window_start
-        ), present AS (
-            SELECT z.window_start, count(DISTINCT s.server_id) AS servers
-            FROM (SELECT shown.*, best.days, sum(size_mb) OVER (PARTITION BY window_start) AS total_mb
-                  FROM shown JOIN best USING (window_start)) AS z
-            JOIN spans s ON s.server_id = z.server_id AND s.first_start <= z.window_start
-                AND z.window_start < s.last_start AND z.window_start < s.valid_until
-            WHERE z.size_mb * (z.days - z.measured_days) <= CAST(:noticeable AS numeric) * z.days * z.total_mb
-            GROUP BY z.window_start
+            GROUP BY m.server_id, m.server, m.is_active, m.valid_from, m.valid_until
         )
-        SELECT e.window_start FROM expected e LEFT JOIN present p ON p.window_start = e.window_start
-        WHERE coalesce(p.servers, 0) < e.servers"""
+        SELECT DISTINCT w.window_start, s.server_id, s.server, coalesce(z.measured_days, 0) AS measured_days, best.days
+        FROM (SELECT window_start, sum(size_mb) AS total_mb FROM shown GROUP BY window_start) AS w
+        JOIN best USING (window_start)
+        JOIN spans s ON s.first_start <= w.window_start AND w.window_start < s.last_start
+            AND w.window_start < s.valid_until
+        LEFT JOIN shown z ON z.window_start = w.window_start AND z.server_id = s.server_id
+        WHERE z.server_id IS NULL
+           OR z.size_mb * (best.days - z.measured_days) > CAST(:noticeable AS numeric) * best.days * w.total_mb
+        ORDER BY w.window_start, s.server"""
+    asked = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
     # How many rows a part of a statement has is not known to the planner.
     plan_with_loops(connection, allowed=False)
-    found = rows(
+    found = records(
+        ShortServer,
         connection,
         statement,
+        **asked,
         period=period.name,
-        starts=[window.start for window in windows],
-        grouped_by=grouped_by,
-        name=name,
         noticeable=1 - NOTICEABLE,
         is_daily=period.days == 1,
     )
     plan_with_loops(connection, allowed=True)
-    return {row.window_start for row in found}
+    return found
 
 
 def changes_of_databases(

@@ -143,9 +143,17 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
         assert partial(pages, address) == [day(LOST)]
         assert partial(pages, "/group?by=engine&name=postgresql&period=daily&window=" + day(LOST + 2)) == [day(LOST)]
         html = pages.ask(address).text
+        whole = pages.ask("/group?by=team&name=one&period=daily&window=" + day(LOST - 3)).text
+        missed = pages.document(address)["missed"]
+        july = f"{TODAY.replace(day=1)}"
+        [of_month] = pages.document(f"/group?by=team&name=one&period=monthly&window={july}")["missed"]
 
     assert ">partly measured</span>" in html
-    assert "not comparable" in html
+    assert html.count('href="#not-comparable">not comparable</a>') == 2, "that day and the next one"
+    assert "A change from it or to it would not be growth" in html
+    assert missed == [{"window_start": day(LOST), "server_id": 2, "server": "server-2", "measured_days": 0, "days": 1}]
+    assert (of_month["server"], of_month["measured_days"], of_month["days"]) == ("server-2", 19, 20)
+    assert 'id="not-comparable"' not in whole
 
 
 def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engine: Engine) -> None:

@@ -46,10 +46,11 @@ from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import (
     Group,
     GroupSpace,
+    ShortServer,
     group_sizes,
     groups_of,
     like_for_like,
-    partial_windows_of_group,
+    short_servers,
     space_of_groups,
 )
 from capacity_assets.reading.headlines import Headline, next_to_fill
@@ -138,6 +139,8 @@ class GroupPage:
     sizes: Sequence[SizeInWindow]
     earlier: Sequence[SizeInWindow]
     """Sizes of a year before, where they are compared."""
+    missed: Sequence[ShortServer]
+    """Servers that make windows partly measured."""
     members: Sequence[Member]
     has_more_members: bool
     fills_first: Sequence[Runway]
@@ -292,10 +295,11 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
-    incomplete = partial(partial_windows_of_group, period=period, windows=windows, grouped_by=by, name=name)
+    short = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
-    sizes = marked(sizes, reader.kept_of(key, incomplete, PARTIAL_SECONDS))
+    missed = reader.kept_of(key, short, PARTIAL_SECONDS)
+    sizes = marked(sizes, {one.window_start for one in missed})
     with reader.transaction() as connection:
         sizes = like_for_like(connection, period, sizes, by, name)
     return GroupPage(
@@ -307,6 +311,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         shown=shown,
         sizes=sizes,
         earlier=earlier,
+        missed=missed,
         members=members,
         has_more_members=more,
         fills_first=ahead,
