@@ -24,9 +24,8 @@ from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.database.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.database.engine import capacity_engine, disposed, ensure_reachable, record_zone
-from capacity_assets.database.guards import refuse_a_newer_schema
 from capacity_assets.database.locks import CapacityLockManager
-from capacity_assets.database.schema import initialise
+from capacity_assets.database.schema import initialise, refuse_a_newer_schema
 from capacity_assets.database.views import ensure_reader_role
 from capacity_assets.history.maintenance import RetentionService, TableMaintenance
 from capacity_assets.history.retention import parse_retention

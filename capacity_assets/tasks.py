@@ -15,8 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
 from capacity_assets.aggregates.levels import DATABASE, LEVELS
-from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, combine
-from capacity_assets.aggregates.runs import SCOPE_ALL, InstanceRef, RunOptions
+from capacity_assets.aggregates.runs import (
+    SCOPE_ALL,
+    InstanceRef,
+    InstanceSummary,
+    PeriodSummary,
+    RunOptions,
+    RunSummary,
+    combine,
+)
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import AggregationStatus, CapacityError
 from capacity_assets.base.periods import Period, Window

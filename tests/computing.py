@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions
+from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions, RunSummary
 from capacity_assets.aggregates.service import AggregationService
 
 

@@ -7,7 +7,7 @@ from datetime import date
 from sqlalchemy import Engine, delete
 
 from capacity_assets.aggregates.levels import DATABASE
-from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import RunSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals

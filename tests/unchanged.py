@@ -5,8 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, event
 
 from capacity_assets.aggregates.levels import SERVER_LEVELS
-from capacity_assets.aggregates.results import PeriodSummary
-from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.runs import PeriodSummary, RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from tests.ledger import FIRST, LAST

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.ledger import IncompleteWindow
 from capacity_assets.aggregates.levels import GROUP, INSTANCE, SERVER_LEVELS, Level
-from capacity_assets.aggregates.results import RunSummary
+from capacity_assets.aggregates.runs import RunSummary
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
 from capacity_assets.base.periods import Window, adjacent_spans
 from capacity_assets.base.units import counted

@@ -20,13 +20,17 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.aggregates.levels import Level
-from capacity_assets.aggregates.results import PeriodSummary
-from capacity_assets.aggregates.runs import Part
+from capacity_assets.aggregates.runs import Part, PeriodSummary
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.database.changes import STALE_WHEN_GATHERED, NodeError, gather_changes, gather_records
+from capacity_assets.database.changes import (
+    STALE_WHEN_GATHERED,
+    TRACKING_IS_ON,
+    NodeError,
+    gather_changes,
+    gather_records,
+)
 from capacity_assets.database.cluster import ask_again, is_distributed
-from capacity_assets.database.triggers import TRACKING_IS_ON
 
 PATIENCE_SECONDS = 3600
 NODE_SQLSTATE = "58000"

@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, Meta
 
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
-from capacity_assets.database.group_days import GROUP_DAYS
+from capacity_assets.database.labels import GROUP_DAYS
 from capacity_assets.database.measures import Measure
 from capacity_assets.database.tables import (
     database_limit_stats,

@@ -1,4 +1,4 @@
-"""Write the aggregates of windows, one level at a time: what is read for them, in slices and transactions.
+"""Write the aggregates of windows, one level at a time: what is read for them, in slices, and what a run reports.
 
 A quarter is made of its months: stored shorter windows are read in place of samples where they are current by the
 ledger. A window that is only compared with is read from its stored rows, or from samples where these rows are not
@@ -8,22 +8,40 @@ in `database.group_days`.
 Servers are processed in bounded slices, each its own transaction, so that an interrupted run keeps what was written and
 the next one continues. When the rows of a slice cause an error, the slice is halved until the failing server, and then
 its failing windows, are alone; everything else is written. `service` chooses the servers and windows.
+
+In a summary, `total = processed + failed + skipped` and `records = written + unchanged + protected` hold by
+construction, because the totals are derived. How it becomes Dagster metadata or terminal text is not decided here.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, timedelta
 from functools import cached_property
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Date,
+    Engine,
+    Row,
+    Select,
+    Table,
+    any_,
+    func,
+    literal,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -35,8 +53,9 @@ from capacity_assets.aggregates.figures import (
     stored_windows,
 )
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
-from capacity_assets.aggregates.results import InstanceError, PeriodSummary, combine
 from capacity_assets.base.errors import (
+    MAXIMUM_LISTED_ERRORS,
+    AggregationStatus,
     DatabaseFailure,
     database_error,
     database_errors,
@@ -46,9 +65,10 @@ from capacity_assets.base.errors import (
 )
 from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
+from capacity_assets.base.units import counted
+from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
-from capacity_assets.database.group_days import GROUP_DAYS, asked_days
-from capacity_assets.database.triggers import WRITER_SETTING
+from capacity_assets.database.labels import GROUP_DAYS, asked_days
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
@@ -536,3 +556,292 @@ class AggregationRunner:
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
         kept = "What was committed before was kept; the slice at work was rolled back whole."
         return database_error(error, doing=doing, kept=kept)
+
+
+@dataclass(frozen=True)
+class InstanceError:
+    """One instance that failed in one window, and the reason."""
+
+    instance_id: int
+    instance_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Read as one line of a report."""
+        return f"server {self.instance_id} ({self.instance_name}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a window its figures rest on: days with samples, days up to and including today, all days."""
+
+    measured_days: int
+    elapsed_days: int
+    window_days: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether days of the window are still to come."""
+        return self.elapsed_days < self.window_days
+
+    @property
+    def percent(self) -> float:
+        """Measured days in percent of all days of the window, one decimal."""
+        return round(self.measured_days * 100 / self.window_days, 1)
+
+    @property
+    def message(self) -> str:
+        """The days in one sentence."""
+        if self.is_open:
+            return (
+                f"The window is open: samples on {self.measured_days} of {counted(self.elapsed_days, 'day')} so far, "
+                f"of {self.window_days} days in all."
+            )
+        return f"Samples on {self.measured_days} of {counted(self.window_days, 'day')}."
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the published keys."""
+        return {**asdict(self), "coverage_percent": self.percent, "is_open": self.is_open}
+
+
+@dataclass(frozen=True)
+class PeriodSummary:
+    """Outcome of one window at one level; summaries of disjoint instances of one window can be added.
+
+    `unsampled_records` are stored rows, kept although no sample of them is left; they are no part of `total_records`.
+    `coverage` is None where it was not looked up.
+    """
+
+    period_type: str
+    level: str
+    period_start: date
+    period_end: date
+    processed_instances: int = 0
+    failed_instances: int = 0
+    skipped_instances: int = 0
+    written_records: int = 0
+    unchanged_records: int = 0
+    protected_records: int = 0
+    removed_records: int = 0
+    unsampled_records: int = 0
+    errors: tuple[InstanceError, ...] = ()
+    duration_seconds: float = 0.0
+    coverage: Coverage | None = None
+
+    @property
+    def total_instances(self) -> int:
+        """Active instances in scope: processed, failed and skipped."""
+        return self.processed_instances + self.failed_instances + self.skipped_instances
+
+    @property
+    def total_records(self) -> int:
+        """Rows the raw data supports: written, unchanged and protected."""
+        return self.written_records + self.unchanged_records + self.protected_records
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Failed if any instance failed, else skipped if none was processed, else completed."""
+        return _status(self.failed_instances, self.processed_instances)
+
+    @property
+    def message(self) -> str:
+        """One sentence that a person can act on."""
+        window = f"{self.period_type} {self.level} aggregates {self.period_start} to {self.period_end}"
+        if self.status is AggregationStatus.FAILED:
+            return (
+                f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed; "
+                f"the rows of the other {self.processed_instances} are stored, "
+                "those of the failed ones were kept as they were."
+            )
+        if self.status is AggregationStatus.SKIPPED:
+            reason = "no active server" if not self.total_instances else "no server has samples in this window"
+            return f"{window}: nothing to do, {reason}."
+        return (
+            f"{window}: {self.processed_instances} of {counted(self.total_instances, 'server')} processed, "
+            f"{counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
+            f"{self.protected_records} protected{_kept(self.unsampled_records)}."
+            + (f" {self.coverage.message}" if self.coverage else "")
+        )
+
+    def __add__(self, other: PeriodSummary) -> PeriodSummary:
+        """Add the outcome of further instances in the same window."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS}
+        errors = (self.errors + other.errors)[:MAXIMUM_LISTED_ERRORS]
+        return replace(self, **sums, errors=errors, duration_seconds=self.duration_seconds + other.duration_seconds)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the summary under the published keys (docs/semantics.md, "Summaries"), plain JSON values."""
+        return {
+            "status": self.status.value,
+            "period_type": self.period_type,
+            "level": self.level,
+            "period_start": self.period_start.isoformat(),
+            "period_end": self.period_end.isoformat(),
+            **{name: getattr(self, name) for name in _PUBLISHED_COUNTS},
+            **({} if self.coverage is None else self.coverage.to_dict()),
+            "error_count": self.failed_instances,
+            "errors": [str(error) for error in self.errors],
+            "message": self.message,
+            "duration_seconds": round(self.duration_seconds, 3),
+        }
+
+
+_OF_INSTANCES = tuple(each.name for each in fields(PeriodSummary) if each.name.endswith("_instances"))
+_OF_RECORDS = tuple(each.name for each in fields(PeriodSummary) if each.name.endswith("_records"))
+COUNT_FIELDS = (*_OF_INSTANCES, *_OF_RECORDS)
+_PUBLISHED_COUNTS = ("total_instances", *_OF_INSTANCES, "total_records", *_OF_RECORDS)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Outcome of a run over any number of windows, periods and levels."""
+
+    parts: tuple[PeriodSummary, ...] = ()
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Failed if any part failed, skipped only if all are, else completed."""
+        return _status(self.total("failed_instances"), self.total("processed_instances"))
+
+    @property
+    def everything_failed(self) -> bool:
+        """Whether servers failed and not one was processed: such a run has done nothing."""
+        return self.total("failed_instances") > 0 and self.total("processed_instances") == 0
+
+    @property
+    def errors(self) -> tuple[InstanceError, ...]:
+        """The first failures of the run, at most twenty; `total("failed_instances")` is the exact count."""
+        return tuple(error for part in self.parts for error in part.errors)[:MAXIMUM_LISTED_ERRORS]
+
+    @property
+    def message(self) -> str:
+        """One sentence on the whole run."""
+        windows = len({(part.period_type, part.period_start) for part in self.parts})
+        what = counted(windows, "window")
+        if self.status is AggregationStatus.FAILED:
+            return (
+                f"{what}: {counted(self.total('failed_instances'), 'server computation')} failed, "
+                f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
+            )
+        if self.status is AggregationStatus.SKIPPED:
+            reason = "has samples there" if self.total("total_instances") else "is in scope"
+            span = f" from {min(part.period_start for part in self.parts)}" if self.parts else ""
+            return f"{what}{span}: nothing to do, no active server {reason}."
+        removed = self.total("removed_records")
+        return (
+            f"{what}: {counted(self.total('written_records'), 'row')} written, "
+            f"{self.total('unchanged_records')} unchanged, {self.total('protected_records')} protected"
+            f"{f', {removed} removed' if removed else ''}{_kept(self.total('unsampled_records'))}."
+        )
+
+    def total(self, name: str) -> int:
+        """Add up one count of `PeriodSummary` over all parts."""
+        return sum(getattr(part, name) for part in self.parts)
+
+    def of_period(self, period_type: str) -> RunSummary:
+        """Return the parts that belong to one period."""
+        return RunSummary(tuple(part for part in self.parts if part.period_type == period_type))
+
+    def of_level(self, level: str) -> RunSummary:
+        """Return the parts that belong to one level."""
+        return RunSummary(tuple(part for part in self.parts if part.level == level))
+
+    def __add__(self, other: RunSummary) -> RunSummary:
+        """Put two runs side by side."""
+        return RunSummary(self.parts + other.parts)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return status, message, totals and one entry per part; plain JSON values."""
+        return {
+            "status": self.status.value,
+            "message": self.message,
+            "metrics": self.metrics(),
+            "windows": [part.to_dict() for part in self.parts],
+        }
+
+    def metrics(self) -> dict[str, int]:
+        """Return the run's counts; an instance counts once for each window and level it took part in."""
+        return {name: self.total(name) for name in ("total_instances", "total_records", *COUNT_FIELDS)}
+
+
+@dataclass(frozen=True)
+class InstanceSummary:
+    """Outcome for one instance that was given by id; `active` is False for an instance that is not aggregated."""
+
+    instance_id: int
+    instance_name: str
+    active: bool
+    run: RunSummary = field(default_factory=RunSummary)
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Skipped for an inactive instance, else the status of its run."""
+        return self.run.status if self.active else AggregationStatus.SKIPPED
+
+    @property
+    def message(self) -> str:
+        """One sentence on the instance."""
+        name = f"server {self.instance_id} ({self.instance_name})"
+        if not self.active:
+            return f"{name} is inactive or deleted and is not aggregated; its stored rows were kept."
+        return f"{name}: {self.run.message}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the run's keys together with the instance they speak of."""
+        own = {"instance_id": self.instance_id, "instance_name": self.instance_name}
+        return {**self.run.to_dict(), **own, "status": self.status.value, "message": self.message}
+
+
+def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
+    """Add up partial summaries window by window and return them in order of period, level and start."""
+    by_window: dict[tuple[str, str, date], PeriodSummary] = {}
+    for part in parts:
+        key = (part.period_type, part.level, part.period_start)
+        by_window[key] = by_window[key] + part if key in by_window else part
+    return tuple(by_window.values())
+
+
+def _kept(unsampled: int) -> str:
+    return f", {counted(unsampled, 'row')} kept without samples" if unsampled else ""
+
+
+def _status(failed: int, processed: int) -> AggregationStatus:
+    if failed:
+        return AggregationStatus.FAILED
+    return AggregationStatus.COMPLETED if processed else AggregationStatus.SKIPPED
+
+
+def coverage_of(
+    engine: Engine, levels: Sequence[Level], windows: Sequence[Window], today: date
+) -> dict[str, dict[date, Coverage]]:
+    """Count the days with a sample of any server, by level and first day of each window; raises DatabaseError."""
+    days = [day for window in windows for day in window.dates if day <= today]
+    sampled: dict[Table, set[date]] = {}
+    with (
+        database_errors(doing="counting measured days", kept="What was computed is kept."),
+        engine.connect() as connection,
+    ):
+        for raw in {raw for level in levels for raw in level.raw_tables}:
+            asked = _sampled_days(raw, days, on_nodes=is_distributed(engine))
+            sampled[raw] = set(connection.execute(asked).scalars())
+    found: dict[str, dict[date, Coverage]] = {}
+    for level in levels:
+        measured = set().union(*(sampled[raw] for raw in level.raw_tables))
+        found[level.name] = {
+            window.start: Coverage(len(measured.intersection(window.dates)), window.elapsed_days(today), window.days)
+            for window in windows
+        }
+    return found
+
+
+def _sampled_days(raw: Table, days: Sequence[date], *, on_nodes: bool) -> Select[date]:
+    """Select those of some days that have a sample which counts."""
+    asked = literal(days, ARRAY(Date))
+    is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
+    if on_nodes:
+        # Where rows are distributed, a subquery must not depend on the row of the outer query.
+        return select(raw.c.collected_date).distinct().where(raw.c.collected_date == any_(asked), *is_live)
+    day: ColumnElement[date] = func.unnest(asked).column_valued("day")
+    # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
+    probe = select(true()).where(raw.c.collected_date == day, *is_live).limit(1)
+    return select(day).where(probe.scalar_subquery())

@@ -21,7 +21,6 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.figures import fingerprint, sums_fingerprint
 from capacity_assets.aggregates.ledger import KnownWindow, Ledger
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.aggregates.results import InstanceSummary, PeriodSummary, RunSummary, coverage_of
 from capacity_assets.aggregates.runs import (
     ALL_LEVELS,
     DEFAULT_OPTIONS,
@@ -29,17 +28,21 @@ from capacity_assets.aggregates.runs import (
     SCOPE_ALL,
     AggregationRunner,
     InstanceRef,
+    InstanceSummary,
     Part,
+    PeriodSummary,
     RunOptions,
+    RunSummary,
     Work,
     candidates,
+    coverage_of,
     shorter_periods,
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window, in_order
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES, DEFAULT_SCHEDULE_HOUR
-from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import CapacityLockManager
+from capacity_assets.database.schema import refuse_an_unfit_database
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,14 @@ from datetime import datetime
 from capacity_assets.aggregates.checks import CheckOutcome, CheckScope, run_checks, servers_stored
 from capacity_assets.aggregates.ledger import PATIENCE_SECONDS, ComputedWindow, IncompleteWindow, Ledger, StaleWindow
 from capacity_assets.aggregates.levels import GROUP, LEVELS
-from capacity_assets.aggregates.results import PeriodSummary, RunSummary
-from capacity_assets.aggregates.runs import DEFAULT_OPTIONS, RunOptions
+from capacity_assets.aggregates.runs import DEFAULT_OPTIONS, PeriodSummary, RunOptions, RunSummary
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import AggregationStatus, CapacityError, DatabaseError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_JUMP_PERCENT
-from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.legacy_tables import record_legacy_run
 from capacity_assets.database.locks import LockHeldError
+from capacity_assets.database.schema import refuse_an_unfit_database
 
 logger = logging.getLogger("capacity_assets")
 

@@ -2,7 +2,8 @@
 
 `PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
 made. In the package, a further period is one entry here. Whatever needs today's date takes a `Clock`; tests pass a
-fixed one. `database.guards` decides whether the date is reliable enough to delete something or to make it final.
+fixed one. Whether the date is reliable enough to delete something or to make it final, `judged_day` in
+`database.engine` says.
 Everything else in this module is pure: no environment, no database, no Dagster.
 """
 

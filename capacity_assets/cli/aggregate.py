@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from capacity_assets.aggregates.levels import LEVELS
-from capacity_assets.aggregates.results import PeriodSummary, RunSummary
-from capacity_assets.aggregates.runs import SCOPE_ALL, RunOptions
+from capacity_assets.aggregates.runs import SCOPE_ALL, PeriodSummary, RunOptions, RunSummary
 from capacity_assets.base.errors import AggregationStatus, CapacityError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings

@@ -35,8 +35,14 @@ from capacity_assets.collection.servers import Registered, registered, standing
 from capacity_assets.database.changes import lost_nodes
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.embedded import EmbeddedServerError, others_can_write
-from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, another_zone, disposed, safe_url
-from capacity_assets.database.guards import judged_day
+from capacity_assets.database.engine import (
+    CONNECT_TIMEOUT_SECONDS,
+    UnreachableError,
+    another_zone,
+    disposed,
+    judged_day,
+    safe_url,
+)
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
 from capacity_assets.forecast.history import HistoryScope, reading

@@ -20,7 +20,7 @@ from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server, register, registered
 from capacity_assets.collection.service import share_named
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 

@@ -9,7 +9,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
 from capacity_assets.cli.options import CommandFailedError, Report, json_command, password_option, say
 from capacity_assets.database.engine import capacity_engine, disposed, ensure_reachable, safe_url
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.history.copying import KEPT, copy_database
 from capacity_assets.history.legacy import address_of
 from capacity_assets.runtime import open_engine, prepare_database

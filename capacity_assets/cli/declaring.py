@@ -35,7 +35,7 @@ from capacity_assets.cli.options import (
     say,
     wants_json,
 )
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership.bills import MONTHLY, issue_bill, month_named
 from capacity_assets.ownership.labels import Label

@@ -13,8 +13,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import LEVELS
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import Guard, RunOptions
+from capacity_assets.aggregates.runs import Guard, RunOptions, RunSummary
 from capacity_assets.base.errors import AggregationStatus
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
@@ -22,7 +21,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
 from capacity_assets.cli.runway import outlook_lines
 from capacity_assets.cli.top import top_databases, top_table
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_declarations import (
     PLANNED_ON,
     add_measured_beside_sizes,

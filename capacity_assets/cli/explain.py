@@ -20,7 +20,7 @@ from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.declaring import since
 from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, label_option, period_option
 from capacity_assets.database.engine import snapshot
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME
 from capacity_assets.ownership.groups import (
     GroupExplanation,

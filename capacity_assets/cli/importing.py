@@ -38,8 +38,8 @@ from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.prometheus import VARIABLE, SourceError, login, prometheus_sources
 from capacity_assets.database.engine import safe_url
-from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, HeldLock
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.history import monitoring
 from capacity_assets.history.conventions import (

@@ -18,7 +18,7 @@ from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import GIGABYTES, Line, Report, Table, filter_options, json_command, number_listed
 from capacity_assets.collection.servers import registered
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.forecast.model import LEAST_CHANGES

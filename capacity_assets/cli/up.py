@@ -36,11 +36,17 @@ from capacity_assets.cli.status import (
     late_windows,
     silent_location,
 )
-from capacity_assets.database.embedded import CAPACITY_DATABASE, EmbeddedServerError, start_again
+from capacity_assets.database.embedded import (
+    CAPACITY_DATABASE,
+    EmbeddedServerError,
+    let_reader_log_in,
+    lock_reader_out,
+    sql_password,
+    start_again,
+)
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
-from capacity_assets.database.sql_login import let_reader_log_in, lock_reader_out, sql_password
 from capacity_assets.database.views import READER_ROLE
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage

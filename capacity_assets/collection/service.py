@@ -30,8 +30,8 @@ from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Registered, registered
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
-from capacity_assets.database.guards import refuse_an_unfit_database
 from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import SERVERS_IN_SERVICE
 

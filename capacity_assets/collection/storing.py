@@ -23,8 +23,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.collection.engines.base import FailureKind, Limits, Objects
 from capacity_assets.collection.results import ProbeOutcome
-from capacity_assets.database.engine import copy_rows
-from capacity_assets.database.guards import judged_day
+from capacity_assets.database.engine import copy_rows, judged_day
 from capacity_assets.database.legacy_tables import record_measured
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import database_limit_stats, server_part_stats, volume_size_stats

@@ -8,6 +8,8 @@ asked for also on 127.0.0.1, for one role and database.
 As root the package runs the server as the system user `pgserver`, created under a lock. The mode of an existing
 folder is never loosened for it: where that user cannot pass through the folders above, or the path is too long for a
 socket, data and programs lie in a folder of their own, and the configured one is a link to it.
+
+While the port is open, BI tools log in as a role that reads the views, with a password; see `let_reader_log_in`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -35,9 +38,9 @@ from pathlib import Path
 from pwd import getpwnam, struct_passwd
 from typing import IO, TYPE_CHECKING
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine, text
 
-from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.errors import CapacityError, database_errors
 from capacity_assets.database.views import READER_ROLE
 
 if TYPE_CHECKING:
@@ -456,3 +459,84 @@ def _create_databases(server: EmbeddedServer, data: Path) -> None:
             # history, never a figure.
             history = sql.Identifier(DAGSTER_DATABASE)
             connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(history))
+
+
+PASSWORD_FILE, PASSWORD_BYTES = "sql-password", 24
+MOST_CONNECTIONS = 20
+IDLE_IN_TRANSACTION_SECONDS = 600
+_NEW, _READABLE_BY_OTHERS = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o077
+_LARGE_OBJECTS = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
+# Of the port alone: the pages take the role on without a login.
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = :role AND client_addr IS NOT NULL"
+)
+
+
+@dataclass(frozen=True)
+class SqlPassword:
+    """The password, and where a person finds it."""
+
+    value: str
+    found_in: str
+
+    def __repr__(self) -> str:
+        """Name where it is, never what it is."""
+        return f"SqlPassword(found_in={self.found_in!r})"
+
+
+def sql_password(home: Path, given: str | None) -> SqlPassword:
+    """Return the given password, or that of a file in the folder `home`, which is made once.
+
+    Raises CapacityError if the file cannot be used.
+    """
+    if given is not None:
+        return SqlPassword(given, "CAPACITY_SQL_PASSWORD")
+    path = home / PASSWORD_FILE
+    try:
+        with suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
+            file.write(f"{secrets.token_urlsafe(PASSWORD_BYTES)}\n")
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            raise CapacityError(
+                f"The port was not opened. {path} belongs to another user, who may know the password. Remove it, and "
+                "a new password is made."
+            )
+        if found.st_mode & _READABLE_BY_OTHERS:
+            raise CapacityError(
+                f"The port was not opened. {path} can be read by others. Remove it, and a new password is made."
+            )
+        value = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise CapacityError(f"The port was not opened. {path} cannot be used: {reason}.") from None
+    if not value:
+        raise CapacityError(f"The port was not opened. {path} is empty. Remove it, and a new password is made.")
+    return SqlPassword(value, str(path))
+
+
+def let_reader_log_in(engine: Engine, password: str) -> None:
+    """Let the role log in with a password, and read only; raises DatabaseError."""
+    with database_errors(doing="opening the port for SQL"), engine.begin() as connection:
+        driver: PsycopgConnection = connection.connection.driver_connection  # type: ignore[assignment]
+        # The server gets no password that it could write into its log.
+        secret = driver.pgconn.encrypt_password(password.encode(), READER_ROLE.encode(), b"scram-sha-256").decode()
+        connection.exec_driver_sql(
+            f"ALTER ROLE {READER_ROLE} LOGIN CONNECTION LIMIT {MOST_CONNECTIONS} PASSWORD '{secret}'"
+        )
+        # A role may change its own settings, which would hold for all further logins.
+        for scope in ("", f" IN DATABASE {CAPACITY_DATABASE}"):
+            connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE}{scope} RESET ALL")
+        connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET default_transaction_read_only = on")
+        # A forgotten transaction would hold up work that needs tables for itself.
+        idle = f"{IDLE_IN_TRANSACTION_SECONDS}s"
+        connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET idle_in_transaction_session_timeout = '{idle}'")
+        connection.exec_driver_sql(f"REVOKE TEMPORARY ON DATABASE {CAPACITY_DATABASE} FROM PUBLIC")
+        # Everybody may make large objects, and so fill the disk.
+        connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {', '.join(_LARGE_OBJECTS)} FROM PUBLIC")
+
+
+def lock_reader_out(engine: Engine) -> None:
+    """Take the login back and end its sessions; raises DatabaseError."""
+    with database_errors(doing="closing the port for SQL"), engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} NOLOGIN PASSWORD NULL")
+        connection.execute(text(_END_SESSIONS), {"role": READER_ROLE})

@@ -1,21 +1,27 @@
-"""Engines for the capacity tables, and the time zone whose days a database holds.
+"""Engines for the capacity tables, the time zone whose days a database holds, and whether today's date is reliable.
 
 Engines have a small pool, a pre-ping and bounded waits, and name their sessions. The zone is recorded when the database
 is prepared, and every writer compares it with its own: samples carry a day, not a moment, and days of two zones in one
 history would not be comparable.
+
+A wrong clock must not delete samples or close a month, so one rule (`judged_day`) serves all that is deleted, issued or
+made final by date: the local clock is compared with PostgreSQL's and with the days of the samples. If both clocks are
+wrong, as on a single machine, the samples end long before "today".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
+from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 
 APPLICATION_NAME = "capacity_assets"
@@ -186,4 +192,78 @@ SELECT EXISTS (SELECT 1 FROM database_size_stats) OR EXISTS (SELECT 1 FROM insta
 _RECORD = """
 INSERT INTO capacity_settings (name, value) VALUES (:name, :value)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
+"""
+
+
+MOST_APART = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=45)
+
+
+@dataclass(frozen=True)
+class JudgedDay:
+    """Today's date, and the reasons why it may be wrong."""
+
+    today: date
+    """The earlier of the two clocks' dates."""
+    newest: date | None
+    """Day of the newest sample up to today; None: there is none."""
+    apart: str | None
+    """A sentence with both times if the clocks differ; None if they agree."""
+    stale: str | None
+    """A sentence with both dates if the samples end long before today; else None."""
+    pause: str | None
+    """A sentence if the recent samples follow such a gap, because their dates may be wrong; else None."""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the date may be wrong; None if it is reliable."""
+        return self.apart or self.stale
+
+    @property
+    def certain_day(self) -> date:
+        """A day that has certainly begun: today, or the day of the newest sample if the date is in doubt."""
+        return self.today if self.doubt is None else min(self.today, self.newest or self.today)
+
+    @property
+    def why_nothing_is_deleted(self) -> str | None:
+        """Why nothing may be deleted by age, which cannot be undone; None if deleting is allowed."""
+        return self.doubt or self.pause
+
+
+def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
+    """Compare the clocks with each other and with the samples; raises DBAPIError."""
+    database_now = clock.local_database_now(connection)
+    today = min(clock.today(), database_now.date())
+    days = connection.execute(text(_SAMPLE_DAYS), {"since": today - LONGEST_PAUSE, "today": today}).one()
+    stale = pause = None
+    if days.before is not None and days.after is None:
+        stale = (
+            f"The newest sample is from {days.before}, {(today - days.before).days:,} days before today ({today}): the "
+            "clock may be wrong."
+        )
+    elif days.before is not None and days.after - days.before > LONGEST_PAUSE:
+        pause = (
+            f"There are no samples between {days.before} and {days.after}; today is {today}: the clock may be wrong."
+        )
+    return JudgedDay(today, days.newest or days.before, _apart(clock.local_now(), database_now), stale, pause)
+
+
+def _apart(local: datetime, database: datetime) -> str | None:
+    if abs(local - database) <= MOST_APART:
+        return None
+    moments = [f"{moment:%Y-%m-%d %H:%M}" for moment in (local, database)]
+    return f"This machine's clock shows {moments[0]}, PostgreSQL's shows {moments[1]}: one of them is wrong."
+
+
+# Implausible days, such as -infinity, are ignored.
+_SAMPLE_DAYS = """
+SELECT greatest(d.before, i.before) AS before, least(d.after, i.after) AS after, greatest(d.newest, i.newest) AS newest
+FROM (SELECT max(collected_date) FILTER (WHERE collected_date < :since) AS before,
+             min(collected_date) FILTER (WHERE collected_date >= :since) AS after,
+             max(collected_date) FILTER (WHERE collected_date >= :since) AS newest
+      FROM database_size_stats WHERE collected_date BETWEEN DATE '1900-01-01' AND :today) AS d
+CROSS JOIN (SELECT max(collected_date) FILTER (WHERE collected_date < :since) AS before,
+                   min(collected_date) FILTER (WHERE collected_date >= :since) AS after,
+                   max(collected_date) FILTER (WHERE collected_date >= :since) AS newest
+            FROM instance_size_stats WHERE collected_date BETWEEN DATE '1900-01-01' AND :today) AS i
 """

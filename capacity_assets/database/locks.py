@@ -1,10 +1,11 @@
-"""`CapacityLockManager`: one writer per period, also among writers that the run coordinator does not see.
+"""Locks: `CapacityLockManager` sees to one writer per period, also among writers beside the run coordinator.
 
 The command line, a second deployment, the legacy scheduler during a migration: every writer of a period's aggregates
 holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed by a thread while the
 work lasts; if the process dies, the key expires. Without Redis it is a row of `capacity_locks`, locked in a transaction
 of a connection of its own, which the server ends when the process dies; a role that may not write to it cannot hold it.
-The work asks `ensure_held` before each commit, so that it stops when the lock was lost.
+The work asks `ensure_held` before each commit, so that it stops when the lock was lost. Work in a single transaction,
+such as an upgrade, holds a locked row in that one (`wait_for_lock`, `try_lock`).
 
 Queueing inside Dagster belongs to the pools, retrying to the callers.
 """
@@ -26,7 +27,6 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from capacity_assets.base.errors import CapacityError, database_errors
 from capacity_assets.base.network import within
-from capacity_assets.database.tables import ENTER, TAKE
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -251,10 +251,12 @@ class CapacityLockManager:
         Raises LockHeldError, whose text says who holds it and since when; LockUnavailableError or DatabaseError if
         Redis or PostgreSQL cannot be asked.
         """
-        if self.redis_url is None:
-            held = _row_lock(self.engine, period)
-        else:
-            held = _redis_lock(self.redis_url, period, self.time_to_live_seconds)
+        redis = self.redis_url
+        held = (
+            _redis_lock(redis, period, self.time_to_live_seconds)
+            if redis is not None
+            else _row_lock(self.engine, period)
+        )
         with held as lock:
             yield lock
 
@@ -269,7 +271,7 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
             taken = _take_row(connection, parameters)
             if not taken:
                 # The first lock of a period has no row yet.
-                connection.execute(text(ENTER), parameters)
+                connection.execute(text(_ENTER), parameters)
                 connection.commit()
                 taken = _take_row(connection, parameters)
             holder = None if taken else connection.execute(text(_HOLDER), parameters).first()
@@ -293,7 +295,7 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
 
 def _take_row(connection: Connection, parameters: dict[str, str]) -> bool:
     connection.execute(text(_SESSION), parameters)
-    return connection.execute(text(TAKE), parameters).first() is not None
+    return connection.execute(text(_TAKE), parameters).first() is not None
 
 
 # The session is idle in this transaction while the work goes on in others, so its name says why.
@@ -317,3 +319,33 @@ def _readable_holder(holder: Row[Any]) -> str:
     name = holder.name or "a session without a name"
     since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder.since else ""
     return f"{name} (backend {holder.pid}){since}"
+
+
+# The locks of single transactions: schema, maintenance, forecasts, bills.
+
+
+def wait_for_lock(connection: Connection, name: str) -> None:
+    """Hold a lock until the transaction of `connection` ends; waits as long as its `lock_timeout` allows."""
+    connection.execute(text(_WAIT), {"name": name})
+
+
+def try_lock(connection: Connection, name: str) -> bool:
+    """Hold a lock until the transaction of `connection` ends; return False where another session holds it."""
+    connection.execute(text(_ENTER), {"name": name})
+    return connection.execute(text(_TAKE), {"name": name}).first() is not None
+
+
+# Insert the row only if it is missing: inserting an existing row waits for the session that updated it.
+_ENTER = """
+INSERT INTO capacity_locks (name)
+SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING
+"""
+_TAKE = "SELECT name FROM capacity_locks WHERE name = :name FOR UPDATE SKIP LOCKED"
+_WAIT = """
+INSERT INTO capacity_locks (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name
+"""
+# For a session that is idle in its transaction while the work goes on elsewhere.
+NO_TIME_LIMIT = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""

@@ -1,20 +1,28 @@
-"""The schema as a whole: creating and upgrading it, and saying whether a database has it.
+"""The schema as a whole: creating and upgrading it, and refusing a database that does not have it.
 
-How an existing table is brought to the wanted shape is in `adoption`; what comparing tables cannot do, in `migrations`.
-The revision is kept in a table of our own, because the legacy application keeps its own in the same database.
+How an existing table is brought to its definition is in `adoption`; what comparing tables cannot do is a step in
+`STEPS`, by the revision that it leads to. The revision is kept in a table of our own, because the legacy application
+keeps its own in the same database.
+
+A legacy database, one of release 0.3.0 (revision 0013) and later ones are upgraded. Older programs refuse a revision
+number that they do not know; a revision without a step is there for that.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, Table, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.adoption import (
     build_ahead,
     comment_statements,
@@ -25,12 +33,17 @@ from capacity_assets.database.adoption import (
     table_steps,
     widened_columns,
 )
-from capacity_assets.database.changes import distrust_windows, prepare_nodes
+from capacity_assets.database.changes import change_tracking_steps, distrust_windows, prepare_nodes
 from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
-from capacity_assets.database.migrations import STEPS
-from capacity_assets.database.sql import carry_out, execute
-from capacity_assets.database.tables import NO_TIME_LIMIT, capacity_locks, metadata, try_lock
-from capacity_assets.database.triggers import change_tracking_steps
+from capacity_assets.database.engine import another_zone
+from capacity_assets.database.locks import NO_TIME_LIMIT, try_lock
+from capacity_assets.database.sql import carry_out, current_schema, execute, quoted
+from capacity_assets.database.tables import (
+    capacity_locks,
+    database_size_aggregations,
+    instance_size_aggregations,
+    metadata,
+)
 from capacity_assets.database.views import (
     VIEWS,
     Reader,
@@ -396,3 +409,217 @@ def _revision(connection: Connection) -> str | None:
         return None
     revision = connection.execute(text("SELECT version_num FROM capacity_alembic_version")).scalar()
     return None if revision is None else str(revision)
+
+
+def refuse_a_newer_schema(engine: Engine) -> Engine:
+    """Make each new connection of an engine raise DatabaseError if a newer version created the schema.
+
+    Data stored by that version may have another meaning, so it is not read either.
+    """
+
+    @event.listens_for(engine, "connect")
+    def look(connection: Any, _record: object) -> None:
+        newer = newer_schema(connection)
+        connection.rollback()
+        if newer:
+            connection.close()
+            raise DatabaseError(newer)
+
+    return engine
+
+
+def newer_schema(connection: Any) -> str | None:
+    """Return the message if a newer version created the schema, else None; `connection` is psycopg's."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT has_table_privilege(to_regclass('capacity_alembic_version'), 'SELECT')")
+        if cursor.fetchone() != (True,):
+            return None
+        newer = "SELECT version_num FROM capacity_alembic_version WHERE version_num > %s"
+        cursor.execute(newer, (SCHEMA_REVISION,))
+        row = cursor.fetchone()
+    return newer_schema_text(row[0]) if row else None
+
+
+def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str = "") -> None:
+    """Refuse a database without this version's schema, or, with `zone`, with days of another zone.
+
+    `kept` is a sentence about what was not done, for the error's text. Raises DatabaseError, also where the database
+    does not answer; ValidationError for days of another zone.
+    """
+    with database_errors(doing="reading the schema version", kept=kept):
+        revision = schema_revision(engine)
+        problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
+    kept = kept and f" {kept}"
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise DatabaseError(f"{newer_schema_text(revision)}{kept}")
+    if revision != SCHEMA_REVISION:
+        state = f"at revision {revision}" if revision else "missing"
+        raise DatabaseError(
+            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}.{kept} "
+            "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
+        )
+    if problem:
+        raise ValidationError(f"{problem}{kept}")
+
+
+_REGISTER = """
+INSERT INTO capacity_computed_windows
+    (period_type, level, period_start, period_end, reads_from, wanted, changed, computed)
+SELECT w.period_type, w.level, w.period_start, w.period_end, w.reads_from, 1, 1, 0
+FROM unnest(CAST(:names AS varchar[]), CAST(:levels AS varchar[]), CAST(:starts AS date[]), CAST(:ends AS date[]),
+            CAST(:reads_from AS date[])) AS w (period_type, level, period_start, period_end, reads_from)
+WHERE w.level = 'database' AND EXISTS (SELECT FROM database_size_aggregations a
+                                       WHERE a.period_type = w.period_type AND a.period_start = w.period_start)
+   OR w.level = 'instance' AND EXISTS (SELECT FROM instance_size_aggregations a
+                                       WHERE a.period_type = w.period_type AND a.period_start = w.period_start)
+ON CONFLICT DO NOTHING
+"""
+
+
+def _enter_legacy_windows(connection: Connection) -> None:
+    """Enter the windows that have rows as computed; what changed before there were triggers is not known.
+
+    Each is looked up by its key: listing those that occur would read every row.
+    """
+    windows = [
+        (level, period.name, window.start, window.end, period.previous(window).start)
+        for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations))
+        for period in PERIODS.values()
+        for window in _windows_of(connection, table, period)
+    ]
+    if windows:
+        names = ("levels", "names", "starts", "ends", "reads_from")
+        connection.execute(text(_REGISTER), dict(zip(names, map(list, zip(*windows, strict=True)), strict=True)))
+
+
+def _windows_of(connection: Connection, table: Table, period: Period) -> tuple[Window, ...]:
+    ends = select(func.min(table.c.period_start), func.max(table.c.period_start))
+    first, last = connection.execute(ends.where(table.c.period_type == period.name)).one()
+    return () if first is None else period.windows_between(first, last)
+
+
+# How 0.3.0 marked the way in which stored sums were made, which is the same today.
+_SUMS = """
+UPDATE capacity_computed_windows w SET fingerprint = left(w.fingerprint, 32) || s.today
+FROM (VALUES ('database', 'f03ca3e05c7b819ea3e27b9d6080bba7', '10d57029dc97f2e55bd1c294f4b2853f'),
+             ('instance', 'fc52ff51aa9a93534a33c35ed5ecb577', 'b41180f13b200b7e2f44ae9393fedeed'))
+    AS s (level, former, today)
+WHERE w.level = s.level AND right(w.fingerprint, 32) = s.former
+"""
+_CONVERT = """
+WITH here AS (
+    SELECT (SELECT CAST(system_identifier AS text) FROM pg_control_system()) AS server,
+           (SELECT CAST(oid AS text) FROM pg_database WHERE datname = current_database()) AS database,
+           pg_snapshot_xmax(pg_current_snapshot()) AS next
+), windows AS (
+    SELECT w.*, CAST(w.snapshot AS pg_snapshot) AS seen,
+           CAST(w.system_identifier AS text) <> here.server OR CAST(w.database_oid AS text) <> here.database
+           OR pg_snapshot_xmax(CAST(w.snapshot AS pg_snapshot)) > here.next AS is_foreign,
+           w.level || '_size_stats' AS raw_table, w.level || '_size_aggregations' AS target_table
+    FROM capacity_computed_windows w CROSS JOIN here WHERE w.snapshot IS NOT NULL
+), changed AS (
+    SELECT table_name, collected_date AS day, changed_at, CAST(CAST(transaction_id AS text) AS xid8) AS transaction
+    FROM capacity_sample_changes
+), from_elsewhere AS (
+    SELECT EXISTS (SELECT FROM windows WHERE is_foreign)
+        OR EXISTS (SELECT FROM changed CROSS JOIN here WHERE changed.transaction >= here.next) AS is_so
+), unseen AS (
+    SELECT w.period_type, w.level, w.period_start, min(c.changed_at) AS oldest, max(c.changed_at) AS newest
+    FROM windows w CROSS JOIN from_elsewhere JOIN changed c ON c.table_name = w.raw_table
+        AND (c.day BETWEEN w.reads_from AND w.period_end OR c.day BETWEEN w.year_before_start AND w.year_before_end)
+        AND (from_elsewhere.is_so OR NOT pg_visible_in_snapshot(c.transaction, w.seen))
+    GROUP BY w.period_type, w.level, w.period_start
+), distrusted AS (
+    SELECT w.period_type, w.level, w.period_start FROM windows w CROSS JOIN from_elsewhere
+    WHERE from_elsewhere.is_so OR w.fingerprint IS NULL OR EXISTS (
+        SELECT FROM capacity_invalidations d WHERE d.table_name IN (w.raw_table, w.target_table)
+          AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), w.seen))
+)
+UPDATE capacity_computed_windows w
+SET computed = 0, oldest_change = u.oldest, newest_change = u.newest,
+    wanted = CAST(u.period_start IS NOT NULL OR d.period_start IS NOT NULL AS integer),
+    changed = CAST(u.period_start IS NOT NULL OR d.period_start IS NOT NULL AS integer)
+FROM windows k LEFT JOIN unseen u USING (period_type, level, period_start)
+LEFT JOIN distrusted d USING (period_type, level, period_start)
+WHERE w.period_type = k.period_type AND w.level = k.level AND w.period_start = k.period_start
+"""
+_SERVERS = """
+INSERT INTO capacity_changes (table_name, kind, instance_id, changed_at)
+SELECT 'instances', 'server', instance_id, min(changed_at) FROM capacity_activations GROUP BY instance_id
+"""
+# Not dropped there: a node does so at once, and not with this transaction.
+_OF_NODES = """
+INSERT INTO capacity_changes (table_name, kind, days, changed_at)
+SELECT table_name, coalesce(kind, 'samples'), coalesce(daterange(day, day, '[]'), '(,)'), changed_at
+FROM json_to_recordset(CAST(:records AS json)) AS r (table_name text, kind text, day date, changed_at timestamptz)
+"""
+_ON_NODE = """
+SELECT coalesce(json_agg(r), '[]') FROM (
+    SELECT table_name, NULL AS kind, collected_date AS day, changed_at FROM {schema}.capacity_sample_changes
+    UNION ALL
+    SELECT table_name, CASE WHEN table_name LIKE '%_stats' THEN 'deleted' ELSE 'written' END, NULL, changed_at
+    FROM {schema}.capacity_invalidations) r
+"""
+# With its triggers, those on shards too, where DROP TRIGGER does not reach.
+_FORMER_FUNCTION = "DROP FUNCTION IF EXISTS capacity_track_invalidation() CASCADE"
+_FORMER_TABLES = (
+    "DROP TABLE IF EXISTS capacity_sample_changes, capacity_activations, capacity_invalidations",
+    "ALTER TABLE capacity_computed_windows DROP COLUMN IF EXISTS snapshot, "
+    "DROP COLUMN IF EXISTS system_identifier, DROP COLUMN IF EXISTS database_oid",
+)
+
+
+def _convert_to_the_queue(connection: Connection) -> None:
+    """Move the changes of 0.3.0's logs, which were compared with transaction snapshots, to the queue and the windows.
+
+    Windows that had seen every change stay up to date, the others stay stale; servers whose days were not looked up yet
+    go to the queue. Numbers of transactions from another server or database mean nothing: then every change counts as
+    unseen.
+    """
+    if "snapshot" not in {column["name"] for column in inspect(connection).get_columns("capacity_computed_windows")}:
+        return
+    execute(connection, [_FORMER_FUNCTION, _CONVERT, _SERVERS, _SUMS])
+    if distributed_tables(connection):
+        _take_over_from_nodes(connection)
+    execute(connection, _FORMER_TABLES)
+
+
+def _take_over_from_nodes(connection: Connection) -> None:
+    schema = quoted(current_schema(connection))
+    asked = text("SELECT success, result FROM run_command_on_workers(:command)")
+    for row in connection.execute(asked, {"command": _ON_NODE.format(schema=schema)}):
+        # A node that was never prepared has no such tables.
+        if row.success or "does not exist" not in row.result:
+            connection.execute(text(_OF_NODES), {"records": json.dumps(json.loads(row.result))})
+
+
+_GONE = (
+    "DROP VIEW IF EXISTS capacity_stored_groups, capacity_outdated_groups",
+    "DROP FUNCTION IF EXISTS capacity_track_groups_database_size_aggregations() CASCADE",
+    "DROP FUNCTION IF EXISTS capacity_track_groups_instance_size_aggregations() CASCADE",
+    "DROP TABLE IF EXISTS capacity_group_sums, capacity_group_changes, capacity_group_windows",
+)
+# Touched once and computed before that: so it is stale, and a run is requested.
+_STILL_TO_COMPUTE = """
+INSERT INTO capacity_computed_windows
+    (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end, wanted, computed,
+     changed, oldest_change, newest_change, processed_instances, total_records, protected_records, unsampled_records)
+SELECT DISTINCT ON (period_type, period_start)
+       period_type, 'group', period_start, period_end, reads_from, year_before_start, year_before_end, 1, 0, 1, now(),
+       now(), 0, 0, 0, 0
+FROM capacity_computed_windows WHERE computed IS NOT NULL AND level <> 'group'
+ORDER BY period_type, period_start, level
+ON CONFLICT DO NOTHING
+"""
+
+
+def _enter_groups(connection: Connection) -> None:
+    """Drop what stored sums of groups, and enter every computed window as one whose groups are still to be computed.
+
+    History is not computed here: the next evaluation of the sensor of late data requests the runs, and `capacity groups
+    --now` computes what is left at once.
+    """
+    execute(connection, [*_GONE, _STILL_TO_COMPUTE])
+
+
+STEPS = {"0012": _enter_legacy_windows, "0015": _convert_to_the_queue, "0016": _enter_groups}

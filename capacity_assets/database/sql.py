@@ -84,6 +84,11 @@ def execute(connection: Connection, statements: Iterable[str]) -> None:
         connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
+def current_schema(connection: Connection) -> str:
+    """Return the schema of the tables: what is sent to nodes names it, wherever they look for tables themselves."""
+    return str(connection.execute(text("SELECT current_schema()")).scalar_one())
+
+
 def free_name(connection: Connection, name: str) -> str:
     """Return a name for a table or index: the wanted one, or a longer one where it is taken."""
     taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()

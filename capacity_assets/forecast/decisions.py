@@ -32,7 +32,8 @@ from capacity_assets.base.errors import NotFoundError, ValidationError, database
 from capacity_assets.base.files import declarations
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, meant, printable
-from capacity_assets.database.tables import capacity_decisions, wait_for_lock
+from capacity_assets.database.locks import wait_for_lock
+from capacity_assets.database.tables import capacity_decisions
 from capacity_assets.forecast.limits import (
     UnknownSubjectError,
     declaring,

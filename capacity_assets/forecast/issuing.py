@@ -23,17 +23,11 @@ from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB, first_of
-from capacity_assets.database.engine import copy_rows
-from capacity_assets.database.guards import judged_day, refuse_an_unfit_database
+from capacity_assets.database.engine import copy_rows, judged_day
+from capacity_assets.database.locks import try_lock, wait_for_lock
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import temporary_table, with_parts
-from capacity_assets.database.tables import (
-    capacity_runways,
-    instances,
-    is_active,
-    try_lock,
-    volume_size_stats,
-    wait_for_lock,
-)
+from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
 from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import COMPLETE_GROUP_DAYS, KINDS, LAST_MEASURED, OF_NO_SERVER

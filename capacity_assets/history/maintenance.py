@@ -23,7 +23,8 @@ from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period
 from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.database.cluster import size_of_table
-from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
+from capacity_assets.database.engine import JudgedDay, judged_day
+from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.partitions import (
     AHEAD_DAYS,
     PARTITIONED,
@@ -34,7 +35,8 @@ from capacity_assets.database.partitions import (
     layout_of,
     partition_name,
 )
-from capacity_assets.database.tables import SAMPLES, wait_for_lock
+from capacity_assets.database.schema import refuse_an_unfit_database
+from capacity_assets.database.tables import SAMPLES
 from capacity_assets.history.retention import Retention, RetentionPlan
 
 logger = logging.getLogger("capacity_assets")

@@ -31,7 +31,7 @@ from capacity_assets.base.network import Opened, WebhookError, post_json, within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
 from capacity_assets.base.units import meant
 from capacity_assets.collection.credentials import CredentialError, SecretFolders, checked_reference, password_of
-from capacity_assets.database.tables import NO_TIME_LIMIT, wait_for_lock
+from capacity_assets.database.locks import NO_TIME_LIMIT, wait_for_lock
 from capacity_assets.messages.message import FORMATS, FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
 
 TABLE = "receivers"

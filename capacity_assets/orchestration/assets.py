@@ -15,8 +15,7 @@ from pydantic import Field
 
 from capacity_assets.aggregates.figures import fingerprint
 from capacity_assets.aggregates.levels import INSTANCE, SERVER_LEVELS, Level
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import Period, trend_rule
 from capacity_assets.base.settings import Settings

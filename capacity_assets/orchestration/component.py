@@ -11,7 +11,7 @@ import dagster as dg
 
 from capacity_assets.base.settings import load_settings
 from capacity_assets.collection.servers import declared_servers, register
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.orchestration.assets import RETRIES

@@ -25,7 +25,7 @@ from capacity_assets.aggregates.checks import (
     partitions_complete,
 )
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
-from capacity_assets.aggregates.results import PeriodSummary, RunSummary
+from capacity_assets.aggregates.runs import PeriodSummary, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS, Period, Window

@@ -12,8 +12,7 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import LEVELS
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import Guard
+from capacity_assets.aggregates.runs import Guard, RunSummary
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings

@@ -21,10 +21,12 @@ from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import make_temporary_tables
-from capacity_assets.database.guards import JudgedDay, judged_day, refuse_an_unfit_database
+from capacity_assets.database.engine import JudgedDay, judged_day
 from capacity_assets.database.labels import LABELS_OF_SUBJECTS
+from capacity_assets.database.locks import wait_for_lock
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import with_parts
-from capacity_assets.database.tables import capacity_bills, wait_for_lock
+from capacity_assets.database.tables import capacity_bills
 from capacity_assets.ownership.groups import WITHOUT_LABEL, refuse_unknown_grouping
 
 MONTHLY = PERIODS["monthly"]

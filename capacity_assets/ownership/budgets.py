@@ -23,8 +23,7 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
-from capacity_assets.database.group_days import FLEET
-from capacity_assets.database.labels import LABELS_OF_SUBJECTS
+from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 from capacity_assets.forecast.outlook import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move

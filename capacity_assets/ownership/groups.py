@@ -15,8 +15,7 @@ from sqlalchemy import Connection, text
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_day
-from capacity_assets.database.group_days import GROUP_PARTS, asked_days
-from capacity_assets.database.labels import LABELS_OF_SUBJECTS
+from capacity_assets.database.labels import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days
 from capacity_assets.database.sql import with_parts
 
 WITHOUT_LABEL = ("engine", "server")

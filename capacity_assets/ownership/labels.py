@@ -1,7 +1,7 @@
 """Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
 
 Each has a first day, so that last year's figures keep last year's owners. `database.labels` has the rule which one
-holds for a database on a day; `PLACED` here and `database.group_days` repeat its order.
+holds for a database on a day; `PLACED` here and `GROUP_PARTS` there repeat its order.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.database.group_days import ENGINE, FLEET, TOTAL, WITHOUT
+from capacity_assets.database.labels import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.sizes import fleet_sizes

@@ -20,7 +20,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.engine import snapshot
-from capacity_assets.database.guards import newer_schema
+from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers

@@ -11,13 +11,13 @@ from sqlalchemy import URL, Engine, create_engine
 from capacity_assets.aggregates.checks import CheckScope, run_checks
 from capacity_assets.aggregates.explanation import find_subjects
 from capacity_assets.aggregates.levels import DATABASE, RAW_TABLES
-from capacity_assets.aggregates.results import coverage_of
+from capacity_assets.aggregates.runs import coverage_of
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.servers import registered, standing
-from capacity_assets.database.guards import refuse_an_unfit_database
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.history.legacy import legacy_tables
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report

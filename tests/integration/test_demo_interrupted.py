@@ -14,8 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.sample_runs import Chunk, OpenWork, materialise

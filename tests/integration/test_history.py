@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import Engine, text, update
 
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, Level
-from capacity_assets.aggregates.results import RunSummary
-from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import database_size_stats

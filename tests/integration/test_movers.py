@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS
-from capacity_assets.aggregates.results import InstanceError, PeriodSummary
+from capacity_assets.aggregates.runs import InstanceError, PeriodSummary
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings

@@ -16,7 +16,8 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import human_day
-from capacity_assets.database.tables import ALWAYS, wait_for_lock
+from capacity_assets.database.locks import wait_for_lock
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue, update_forecasts

@@ -18,8 +18,7 @@ import pytest
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.up import _opened_to_sql
-from capacity_assets.database.embedded import EmbeddedServerError, embedded_server, start_again
-from capacity_assets.database.sql_login import sql_password
+from capacity_assets.database.embedded import EmbeddedServerError, embedded_server, sql_password, start_again
 from capacity_assets.runtime import open_engine, prepare_database
 from tests.command import capacity
 from tests.servers import free_port

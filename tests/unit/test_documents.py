@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from capacity_assets.aggregates.results import Coverage, PeriodSummary
+from capacity_assets.aggregates.runs import Coverage, PeriodSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind

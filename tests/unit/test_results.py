@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregates.results import Coverage, InstanceError, PeriodSummary, RunSummary
+from capacity_assets.aggregates.runs import Coverage, InstanceError, PeriodSummary, RunSummary
 from capacity_assets.base.errors import AggregationStatus
 
 DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
