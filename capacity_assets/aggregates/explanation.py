@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import ARRAY, ColumnElement, Connection, Date, Engine, Table, any_, func, literal, select, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
 from capacity_assets.base.errors import NotFoundError, database_errors
@@ -360,29 +360,23 @@ LIMIT :most
 
 def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
     """Read the samples and the stored row of one window; raises DatabaseError."""
-    level = subject.level
-    is_subject = " AND ".join(f"{name} = :{name}" for name in level.keys)
-    row = text(f"""
-SELECT {", ".join(level.figures)} FROM {level.target.name}
-WHERE {is_subject} AND period_type = :period_type AND period_start = :start
-""")  # noqa: S608 -- names from our own table definitions
-    samples = text(f"""
-SELECT collected_date, {", ".join(f"sum({name}) AS {name}" for name in level.values)}
-FROM {level.source.name}
--- Listed, because the key begins with the day.
-WHERE {is_subject} AND collected_date = ANY (CAST(:days AS date[]))
-  AND {f"NOT {level.void_flag}" if level.void_flag else "true"}
-GROUP BY 1 ORDER BY 1
-""")  # noqa: S608 -- as above
+    level, target, raw = subject.level, subject.level.target, subject.level.source
+    day, sums = raw.c.collected_date, [func.sum(raw.c[name]) for name in level.values]
+
+    def of_subject(table: Table) -> list[ColumnElement[bool]]:
+        return [table.c[name] == value for name, value in subject.key.items()]
 
     def samples_of(connection: Connection, some: Window) -> tuple[Sample, ...]:
-        rows = connection.execute(samples, {**subject.key, "days": some.dates})
-        values = ((day, [None if one is None else int(one) for one in sums]) for day, *sums in rows)
+        # Listed, because the key begins with the day.
+        days = day == any_(literal(some.dates, ARRAY(Date)))
+        rows = select(day, *sums).where(*of_subject(raw), days, *level.live()).group_by(day).order_by(day)
+        values = ((day, [None if one is None else int(one) for one in sums]) for day, *sums in connection.execute(rows))
         return tuple(Sample(day, dict(zip(level.values, some, strict=True))) for day, some in values)
 
+    is_window = (target.c.period_type == period.name, target.c.period_start == window.start)
+    row = select(*(target.c[name] for name in level.figures)).where(*of_subject(target), *is_window)
     with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
         windows = (window, period.previous(window), period.year_before(window))
         read = WindowSamples(*(samples_of(connection, some) for some in windows))
-        asked = {**subject.key, "period_type": period.name, "start": window.start}
-        stored = connection.execute(row, asked).mappings().one_or_none()
+        stored = connection.execute(row).mappings().one_or_none()
     return Explanation(subject, period, window, read, None if stored is None else dict(stored), today)

@@ -23,14 +23,9 @@ from capacity_assets.aggregates.levels import Level
 from capacity_assets.aggregates.runs import Part, PeriodSummary
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.database.changes import (
-    STALE_WHEN_GATHERED,
-    TRACKING_IS_ON,
-    NodeError,
-    gather_changes,
-    gather_records,
-)
+from capacity_assets.database.changes import STALE_WHEN_GATHERED, TRACKING, NodeError, gather_changes, gather_records
 from capacity_assets.database.cluster import ask_again, is_distributed
+from capacity_assets.database.sql import with_parts
 
 PATIENCE_SECONDS = 3600
 NODE_SQLSTATE = "58000"
@@ -153,11 +148,13 @@ class Ledger:
         }
         stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
-            rows = connection.execute(text(_KNOWN.format(stored=f"CASE w.level {stored} END")), parameters).all()
-        known: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+            known = _KNOWN.format(stored=f"CASE w.level {stored} END")
+            query = with_parts(known, materialized=["stale"], stale=STALE_WHEN_GATHERED, tracking=TRACKING)
+            rows = connection.execute(query, parameters).all()
+        found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
         for name, start, end, *rest in rows:
-            known[name].append(KnownWindow(Window(start, end), *rest))
-        return {level: known[level.name] for level in parts}
+            found[name].append(KnownWindow(Window(start, end), *rest))
+        return {level: found[level.name] for level in parts}
 
     def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Enter that the windows of `parts` were computed over the changes before they were `begun`."""
@@ -233,7 +230,7 @@ class Ledger:
 
     def undecided(self, connection: Connection) -> str | None:
         """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
-        row = connection.execute(text(_UNDECIDED)).one()
+        row = connection.execute(with_parts(_UNDECIDED, tracking=TRACKING)).one()
         if not row.tracking_is_on:
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
         return "a server was put into service just now" if row.servers_are_unread else None
@@ -327,18 +324,17 @@ _DISTRIBUTED_LOOKUPS = {
 }
 # Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but then the
 # window has no row.
-_KNOWN = f"""
-WITH stale AS MATERIALIZED (SELECT * FROM {STALE_WHEN_GATHERED} AS s)
+_KNOWN = """
 SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,
        w.protected_records, w.unsampled_records,
-       w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}}) AND {TRACKING_IS_ON},
+       w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {stored}) AND tracking.is_on,
        stale.level IS NOT NULL, coalesce(stale.has_its_sums, true)
 FROM unnest(CAST(:levels AS text[]), CAST(:asked_types AS text[]), CAST(:starts AS date[]))
     AS asked (level, period_type, period_start)
 JOIN capacity_computed_windows w USING (level, period_type, period_start)
-LEFT JOIN stale USING (level, period_type, period_start)
+LEFT JOIN stale USING (level, period_type, period_start) CROSS JOIN tracking
 WHERE w.processed_instances IS NOT NULL
-"""  # noqa: S608 -- as above
+"""
 
 # Entered by a version that did not compare with a year before, or as a period of another length, it is as new.
 _BEGIN = """
@@ -437,10 +433,10 @@ WHERE period_type = ANY (:periods) AND (newest_change IS NOT NULL OR NOT CAST(:o
 ORDER BY period_type, level, period_start
 """
 
-_UNDECIDED = f"""
-SELECT {TRACKING_IS_ON} AS tracking_is_on,
-       EXISTS (SELECT FROM capacity_changes WHERE days IS NULL) AS servers_are_unread
-"""  # noqa: S608 -- as above
+_UNDECIDED = """
+SELECT is_on AS tracking_is_on, EXISTS (SELECT FROM capacity_changes WHERE days IS NULL) AS servers_are_unread
+FROM tracking
+"""
 
 # Stale windows are looked up once, not for each window.
 _LEFT = """

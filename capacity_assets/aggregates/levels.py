@@ -12,23 +12,35 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Date,
+    FromClause,
+    MetaData,
+    String,
+    Table,
+    false,
+    func,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.labels import GROUP_DAYS
 from capacity_assets.database.measures import Measure
+from capacity_assets.database.sql import text_of
 from capacity_assets.database.tables import (
     database_limit_stats,
     object_size_stats,
     server_part_stats,
     volume_size_stats,
 )
-
-_KEYS = {
-    "database": "(instance_id, database_name, collected_date)",
-    "instance": "(instance_id, collected_date) WHERE is_deleted = false",
-}
 
 
 def staging_columns(level: Level, *more: str) -> str:
@@ -42,17 +54,21 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
 
     With `replace` a row of the same key takes the new values, else it stays as it is.
     """
-    values = (*level.values, *level.exact)
-    columns = (*level.keys, "collected_date", *values, "collected_at")
-    flag, no_flag = (f", {level.void_flag}", ", false") if level.void_flag else ("", "")
-    changes = ", ".join(f"{name} = excluded.{name}" for name in (*values, "collected_at"))
-    stored, new = (", ".join(f"{side}.{name}" for name in values) for side in ("t", "excluded"))
-    update = f"UPDATE SET {changes}, updated_at = excluded.updated_at WHERE ({stored}) IS DISTINCT FROM ({new})"
-    return f"""
-INSERT INTO {level.source.name} AS t ({", ".join(columns)}, created_at, updated_at{flag})
-SELECT {", ".join(f"r.{name}" for name in columns)}, now(), now(){no_flag} FROM {source} AS r
-ON CONFLICT {_KEYS[level.name]} DO {update if replace else "NOTHING"}
-"""  # noqa: S608 -- names from our own table definitions
+    raw, key, values = level.source, [*level.keys, "collected_date"], (*level.values, *level.exact)
+    given: dict[str, Any] = {name: literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
+    given |= {"created_at": func.now(), "updated_at": func.now()}
+    given |= {level.void_flag: false()} if level.void_flag else {}
+    # Escaped, the parameters of the source stay parameters of the text.
+    rows = select(*given.values()).select_from(text(f"{source} AS r".replace(":", r"\:")))
+    insertion = insert(raw).from_select(list(given), rows, include_defaults=False)
+    condition = text(f"{level.void_flag} = false") if level.void_flag else None
+    of_key: dict[str, Any] = {"index_elements": key, "index_where": condition}
+    if not replace:
+        return text_of(insertion.on_conflict_do_nothing(**of_key))
+    new = insertion.excluded
+    differs = tuple_(*(raw.c[name] for name in values)).is_distinct_from(tuple_(*(new[name] for name in values)))
+    taken = {name: new[name] for name in (*values, "collected_at", "updated_at")}
+    return text_of(insertion.on_conflict_do_update(**of_key, set_=taken, where=differs))
 
 
 class Comparison(NamedTuple):

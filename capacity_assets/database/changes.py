@@ -283,11 +283,11 @@ _WANTED = values(column("table_name", Text), column("trigger_name", Text), name=
     [(one.table, f"{one.function}_{event}") for one in _every_tracking() for event in one.events]
 )
 _ALL_FIRE = """
-SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) FROM wanted
+SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) AS is_on FROM wanted
 LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
 """
-TRACKING_IS_ON = f"({text_of(text(_ALL_FIRE).columns().add_cte(select(_WANTED).cte('wanted')))})"
-"""The condition that every trigger exists and fires."""
+TRACKING = text_of(text(_ALL_FIRE).columns().add_cte(select(_WANTED).cte("wanted")))
+"""Whether every trigger exists and fires."""
 
 
 STALE_WINDOWS = "capacity_stale_windows"
@@ -419,8 +419,8 @@ UNION ALL
 SELECT period_type, level, period_start, false FROM capacity_computed_windows
 WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL)
 """
-STALE_WHEN_GATHERED = (
-    f"({text_of(with_parts(_GATHERED, materialized=['changed'], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE))})"
+STALE_WHEN_GATHERED = text_of(
+    with_parts(_GATHERED, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE)
 )
 """The rows of the view for a run, which has just gathered, without planning for the samples of servers put into
 service. While such a server is unread, every window counts as stale. `true` is selected because Citus needs a

@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, cast, func, select, text, union_all
+from sqlalchemy import (
+    Connection,
+    Row,
+    Text,
+    cast,
+    func,
+    select,
+    text,
+    union_all,
+)
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
