@@ -27,17 +27,23 @@ class ViewColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """A view: in its query, each column is followed by the comment that it gets in the database."""
+    """A view: in its query, each column is followed by the comment that it gets in the database.
+
+    Where the query is not written by hand, its columns are `described` instead.
+    """
 
     name: str
     comment: str
     query: str
     query_on_nodes: str | None = None
     """The query for distributed tables, if it differs."""
+    described: tuple[ViewColumn, ...] = ()
 
     @cached_property
     def columns(self) -> tuple[ViewColumn, ...]:
         """Its columns, as the query lists them."""
+        if self.described:
+            return self.described
         named = _COLUMN.findall(self.query)
         return tuple(ViewColumn(name, " ".join(_LINE_OF_COMMENT.findall(lines))) for name, lines in named)
 
@@ -49,7 +55,8 @@ class View:
     @property
     def marked_comment(self) -> str:
         """The comment with a mark of the definition, by which an outdated view is known."""
-        return f"{self.comment} (definition {hashlib.sha256(self.query.encode()).hexdigest()[:12]})"
+        made_of = self.query + "".join(comment for _, comment in self.described)
+        return f"{self.comment} (definition {hashlib.sha256(made_of.encode()).hexdigest()[:12]})"
 
 
 def views_in(statements: str) -> tuple[View, ...]:

@@ -10,29 +10,20 @@ What cannot be restored from its definition alone (a materialised view, a rule o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    Text,
-    cast,
-    func,
-    select,
-    text,
-    union_all,
-)
+import sqlalchemy as sa
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.database import tables
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.database.measures import PART_SIZES, PartSize
 from capacity_assets.database.partitions import PARTITIONED
-from capacity_assets.database.sql import SERVER_SIZES, View, execute, literal, quoted, text_of, views_in
-from capacity_assets.database.tables import database_size_aggregations, group_size_aggregations
+from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, text_of, views_in
 
 GROUP_VIEWS = views_in(r"""
 -- Labels of servers and databases, each with the days on which it holds.
@@ -457,11 +448,11 @@ FROM capacity_server_sizes a {register}"""
 _LABELS = labels_of("a.instance_id", "a.database_name", "a.period_end")
 _LABELS_ON_NODES = labels_in("labelled", "a.database_name", "a.period_end")
 
-_WINDOWS = database_size_aggregations.c
+_WINDOWS = tables.database_size_aggregations.c
 # Found period by period, by the first columns of the key, whatever the size of the history.
-_NEWEST_WINDOWS = union_all(
+_NEWEST_WINDOWS = sa.union_all(
     *(
-        select(cast(name, Text).label("name"), func.max(_WINDOWS.period_start).label("period_start")).where(
+        sa.select(sa.cast(name, sa.Text).label("name"), sa.func.max(_WINDOWS.period_start).label("period_start")).where(
             _WINDOWS.period_type == name
         )
         for name in PERIODS
@@ -516,8 +507,37 @@ WHERE NOT s.is_deleted
 GROUP BY 1;
 """)
 
-# By these, readers reach what figures are made of without a right on any table.
-READER_VIEWS = views_in("""
+
+def _beside_servers(name: str, comment: str, rows: sa.Table, *columns: str | tuple[str, str, str]) -> View:
+    """Return the view of a table with the names of its servers.
+
+    Columns are those of the table, some under other names, with their comments; or an expression, name and comment.
+    """
+    day = ("collected_date AS day",) if "collected_date" in rows.c else ()
+    number = ("s.instance_id", "server_id", "Number of the server")
+    server = ("coalesce(i.name, 'server ' || s.instance_id)", "server", "Name of the server")
+    listed = [one for column in (*day, number, server, *columns) for one in _listed(rows, column)]
+    chosen: list[sa.Label[Any]] = [sa.literal_column(expression).label(name) for expression, name, _ in listed]
+    query = sa.select(*chosen).select_from(sa.text(f"{rows.name} s LEFT JOIN instances i ON i.id = s.instance_id"))
+    if "is_deleted" in rows.c:
+        query = query.where(sa.text("NOT s.is_deleted"))
+    described = tuple(ViewColumn(name, comment) for _, name, comment in listed)
+    return View(name, comment, text_of(query), described=described)
+
+
+def _listed(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(columns, str):
+        yield columns
+        return
+    for column in columns.split(", "):
+        source, _, name = column.partition(" AS ")
+        yield f"s.{source}", name or source, str(rows.c[source].comment)
+
+
+# By these, readers reach what figures are made of without a right on any table. Who declared a server is apart from the
+# servers, so that distributed tables are joined with these without a right on how they are reached.
+READER_VIEWS = (
+    *views_in("""
 -- The registered servers.
 CREATE VIEW capacity_servers AS
 SELECT i.id AS server_id,  -- Number of the server
@@ -531,38 +551,12 @@ SELECT i.id AS server_id,  -- Number of the server
           -- Its labels of today, as JSON
 FROM instances i LEFT JOIN instances c ON c.id = i.counted_by;
 
--- Who registered the servers that are measured from here. Apart from capacity_servers, so that distributed tables are
--- joined with servers without a right on how these are reached.
+-- Who registered the servers that are measured from here.
 CREATE VIEW capacity_declared_servers AS
 SELECT instance_id AS server_id,  -- Number of the server
        updated_at AS declared_at,  -- When it was registered or changed last
        declared_by  -- Who did that; null: not known
 FROM capacity_collection_targets;
-
--- The samples of databases.
-CREATE VIEW capacity_samples AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.database_name AS database,  -- Name of the database
-       s.size_mb,  -- Total size, MiB
-       s.collected_at,  -- When it was taken
-       s.created_at,  -- When it was first written
-       s.updated_at  -- When it was last changed
-FROM database_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- The samples of whole servers.
-CREATE VIEW capacity_server_samples AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.total_size_mb AS size_mb,  -- Total size of its databases, MiB
-       s.database_count AS databases,  -- Number of its databases
-       s.collected_at,  -- When it was taken
-       s.created_at,  -- When it was first written
-       s.updated_at  -- When it was last changed
-FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
-WHERE NOT s.is_deleted;
 
 -- Which samples of databases and servers were imported, by days that follow one another; all others were measured.
 CREATE VIEW capacity_sample_origins AS
@@ -577,116 +571,74 @@ FROM capacity_imported_days d
 JOIN capacity_imports c ON c.fingerprint = d.fingerprint
 CROSS JOIN LATERAL unnest(d.days) AS r (days)
 LEFT JOIN instances i ON i.id = d.instance_id;
-
--- The samples of volumes.
-CREATE VIEW capacity_volumes AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.volume_name AS volume,  -- File system, disk group or pool
-       s.total_mb,  -- How much it holds, MiB
-       s.free_mb,  -- How much of that is free, MiB
-       coalesce(s.used_mb, s.total_mb - s.free_mb) AS used_mb,  -- Used space, MiB
-       s.source,  -- Where the figures come from: measured or imported
-       s.collected_at,  -- When it was taken
-       s.declared_by  -- Who imported it from a file; null: measured, or fetched
-FROM volume_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- What databases consist of: the samples of tables and indexes, of all others, and of what no object explains.
-CREATE VIEW capacity_objects AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.database_name AS database,  -- Name of the database
-       s.kind,  -- table, index, others: those not listed, or unexplained: the rest of the database
-       s.schema_name,  -- Schema or owner; empty: none
-       s.table_name,  -- Table of an index; empty: it is no index
-       s.object_name,  -- Table or index; empty: a row of a sum
-       s.size_bytes,  -- Size, bytes, counted once: of a table without its indexes
-       s.index_bytes,  -- Size of all indexes of a table, bytes; null: not known
-       s.free_bytes,  -- Dead rows or free pages within its size, bytes; null: not known
-       s.estimated_rows,  -- Rows as the server estimates them; null: not known
-       s.is_exact,  -- Whether its size was measured; false: an estimate
-       s.object_count,  -- How many objects a row of others stands for; null: another row
-       s.collected_at  -- When the sample was taken
-FROM object_size_stats s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- What each database may hold, and the volumes it grows on, as servers report it.
-CREATE VIEW capacity_ceilings AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.database_name AS database,  -- Name of the database
-       s.limit_mb,  -- Its own ceiling, MiB; null: unlimited, or unknown
-       s.is_unlimited,  -- Whether it has no ceiling of its own
-       s.volumes,  -- Volumes on which it grows; null: unknown
-       s.source  -- Where the figures come from: measured or imported
-FROM database_limit_stats s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- What lies on servers beside their databases. Bytes of slots are bytes of the WAL.
-CREATE VIEW capacity_server_parts AS
-SELECT s.collected_date AS day,  -- Day of the sample
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.part_kind AS kind,  -- Kind, for example wal, slot or binary_log
-       s.part_name AS part,  -- Which one of its kind; empty: all of its kind
-       s.size_bytes,  -- Size, bytes; null: not known
-       s.volume_name AS volume,  -- Volume it lies on; null: not known
-       s.detail,  -- What the server says of it, or why its size is not known; null: nothing
-       s.collected_at  -- When it was taken
-FROM server_part_stats s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- What became of each server on each day of the last months.
-CREATE VIEW capacity_attempts AS
-SELECT s.collected_date AS day,  -- Day that was measured
-       s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       s.status,  -- collected or failed
-       s.failure,  -- Kind of the failure; null: none
-       s.reason,  -- Why it failed, and what to do; null: it did not
-       s.attempted_at  -- When the last attempt ended
-FROM capacity_collection_attempts s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- Limits that people declared.
-CREATE VIEW capacity_declared_limits AS
-SELECT l.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || l.instance_id) AS server,  -- Name of the server
-       nullif(l.database_name, '') AS database,  -- Database; null: the server as a whole
-       l.limit_mb,  -- How much it can hold, MiB; null: unlimited
-       l.note,  -- What whoever declared it wrote; null: nothing
-       l.declared_at,  -- When it was declared
-       l.declared_by  -- Who declared it; null: not known
-FROM capacity_limits l LEFT JOIN instances i ON i.id = l.instance_id;
-
--- Changes of size that people declared, which no forecast takes for a trend.
-CREATE VIEW capacity_declared_steps AS
-SELECT s.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || s.instance_id) AS server,  -- Name of the server
-       nullif(s.database_name, '') AS database,  -- Database; null: all databases of the server
-       s.step_date AS day,  -- First day with the new size
-       s.note,  -- What happened
-       s.declared_at,  -- When it was declared
-       s.declared_by  -- Who declared it; null: not known
-FROM capacity_steps s LEFT JOIN instances i ON i.id = s.instance_id;
-
--- What people decided about what may fill; also decisions that are past or closed.
-CREATE VIEW capacity_declared_decisions AS
-SELECT d.instance_id AS server_id,  -- Number of the server
-       coalesce(i.name, 'server ' || d.instance_id) AS server,  -- Name of the server
-       d.subject,  -- server, database or volume
-       d.name,  -- Database or volume; empty: the server as a whole
-       d.kind,  -- acknowledged, planned or excluded
-       d.until_day,  -- Last day on which it holds; of a plan, the day of the change
-       d.note,  -- What whoever decided it wrote
-       d.ticket,  -- Address of its ticket; null: none
-       d.added_mb,  -- By how much the limit is raised on that day, MiB; null: by nothing that is known
-       d.probability,  -- Probability of being full by that day, 0 to 1, when it was decided; null: unknown
-       d.declared_at,  -- When it was decided
-       d.declared_by,  -- Who decided it; null: not known
-       d.closed_at,  -- When it was removed or another took its place; null: neither
-       d.closed_by  -- Who did that; null: nobody, or not known
-FROM capacity_decisions d LEFT JOIN instances i ON i.id = d.instance_id;
-""")
+"""),
+    _beside_servers(
+        "capacity_samples",
+        "The samples of databases.",
+        tables.database_size_stats,
+        "database_name AS database, size_mb, collected_at, created_at, updated_at",
+    ),
+    _beside_servers(
+        "capacity_server_samples",
+        "The samples of whole servers.",
+        tables.instance_size_stats,
+        "total_size_mb AS size_mb, database_count AS databases, collected_at, created_at, updated_at",
+    ),
+    _beside_servers(
+        "capacity_volumes",
+        "The samples of volumes.",
+        tables.volume_size_stats,
+        "volume_name AS volume, total_mb, free_mb",
+        ("coalesce(s.used_mb, s.total_mb - s.free_mb)", "used_mb", "Used space, MiB"),
+        "source, collected_at, declared_by",
+    ),
+    _beside_servers(
+        "capacity_objects",
+        "What databases consist of: the samples of tables and indexes, of all others, and of what no object explains.",
+        tables.object_size_stats,
+        "database_name AS database, kind, schema_name, table_name, object_name, size_bytes, index_bytes",
+        "free_bytes, estimated_rows, is_exact, object_count, collected_at",
+    ),
+    _beside_servers(
+        "capacity_ceilings",
+        "What each database may hold, and the volumes it grows on, as servers report it.",
+        tables.database_limit_stats,
+        "database_name AS database, limit_mb, is_unlimited, volumes, source",
+    ),
+    _beside_servers(
+        "capacity_server_parts",
+        "What lies on servers beside their databases. Bytes of slots are bytes of the WAL.",
+        tables.server_part_stats,
+        "part_kind AS kind, part_name AS part, size_bytes, volume_name AS volume, detail, collected_at",
+    ),
+    _beside_servers(
+        "capacity_attempts",
+        "What became of each server on each day of the last months.",
+        tables.collection_attempts,
+        "status, failure, reason, attempted_at",
+    ),
+    _beside_servers(
+        "capacity_declared_limits",
+        "Limits that people declared.",
+        tables.capacity_limits,
+        ("nullif(s.database_name, '')", "database", "Database; null: the server as a whole"),
+        "limit_mb, note, declared_at, declared_by",
+    ),
+    _beside_servers(
+        "capacity_declared_steps",
+        "Changes of size that people declared, which no forecast takes for a trend.",
+        tables.capacity_steps,
+        ("nullif(s.database_name, '')", "database", "Database; null: all databases of the server"),
+        "step_date AS day, note, declared_at, declared_by",
+    ),
+    _beside_servers(
+        "capacity_declared_decisions",
+        "What people decided about what may fill; also decisions that are past or closed.",
+        tables.capacity_decisions,
+        "subject, name, kind, until_day, note, ticket, added_mb, probability",
+        "declared_at, declared_by, closed_at, closed_by",
+    ),
+)
 
 VIEWS = (
     View(
@@ -723,22 +675,22 @@ VIEWS = (
 
 _NAMES = [view.name for view in VIEWS]
 
-Reader = Row[Any]
+Reader = sa.Row[Any]
 """An object that reads a column or a view, see `in_the_way`."""
 
 
-def names_taken(connection: Connection) -> list[str]:
+def names_taken(connection: sa.Connection) -> list[str]:
     """Return what to do about objects that have the name of one of our views."""
     return [
         f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
         "`capacity init` again."
-        for name in connection.execute(text(_NOT_OURS), {"views": _NAMES}).scalars()
+        for name in connection.execute(sa.text(_NOT_OURS), {"views": _NAMES}).scalars()
     ]
 
 
-def outdated_views(connection: Connection) -> list[View]:
+def outdated_views(connection: sa.Connection) -> list[View]:
     """Return the views that are missing or of another definition."""
-    comments = {row.name: row.comment for row in connection.execute(text(_COMMENTS), {"views": _NAMES})}
+    comments = {row.name: row.comment for row in connection.execute(sa.text(_COMMENTS), {"views": _NAMES})}
     views = [view.on_nodes for view in VIEWS] if tables_are_distributed(connection) else VIEWS
     return [view for view in views if comments[view.name] != view.marked_comment]
 
@@ -748,7 +700,7 @@ SELECT name, obj_description(to_regclass(name), 'pg_class') AS comment FROM unne
 """
 
 
-def create_views(connection: Connection, views: Iterable[View]) -> None:
+def create_views(connection: sa.Connection, views: Iterable[View]) -> None:
     """Create views, or replace them in place, which keeps grants and the objects that read them."""
     for view in views:
         comments = [(f"{view.name}.{quoted(column.name)}", column.comment) for column in view.columns]
@@ -757,7 +709,9 @@ def create_views(connection: Connection, views: Iterable[View]) -> None:
         execute(connection, (f"COMMENT ON COLUMN {name} IS {literal(comment)}" for name, comment in comments))
 
 
-def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> Sequence[Reader]:
+def in_the_way(
+    connection: sa.Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False
+) -> Sequence[Reader]:
     """Find the objects that read one of the columns (table, column) or, with `ours`, our views, also through a view.
 
     They come in an order in which they can be dropped. Those that are not `movable` cannot be restored.
@@ -768,14 +722,14 @@ def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ou
         "again": _NAMES if ours else [],
         "ours": _NAMES,
     }
-    return connection.execute(text(_READERS), parameters).all()
+    return connection.execute(sa.text(_READERS), parameters).all()
 
 
-def take_away(connection: Connection, readers: Iterable[Reader]) -> list[str]:
+def take_away(connection: sa.Connection, readers: Iterable[Reader]) -> list[str]:
     """Drop views; return the statements that restore them, and of ours the grants, once they are created again."""
     back: list[str] = []
     for view in readers:
-        back = [*connection.execute(text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
+        back = [*connection.execute(sa.text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
         execute(connection, [f"DROP VIEW {view.name}"])
     return back
 
@@ -866,7 +820,7 @@ ORDER BY depth DESC, name DESC
 
 
 READER_ROLE = "capacity_reader"
-READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not group_size_aggregations)
+READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not tables.group_size_aggregations)
 """What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
 READABLE = (
     *(view.name for view in VIEWS),
@@ -878,7 +832,7 @@ READABLE = (
 )
 
 
-def ensure_reader_role(connection: Connection) -> None:
+def ensure_reader_role(connection: sa.Connection) -> None:
     """Create the role, without a login, and grant it what it reads; for a server that is ours alone."""
     connection.exec_driver_sql(
         f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
