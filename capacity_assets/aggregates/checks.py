@@ -24,126 +24,6 @@ from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.tables import impossible_values
 
-# Statements return the first places by order, each with the number of all. What a statement says of a level is in
-# `level_parts`.
-DAYS_MISSING = """
-SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
-       count(*) OVER () AS places
-FROM (
-    SELECT i.name, w.period_start,
-           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
-           (SELECT count(DISTINCT r.collected_date) FROM {raw} r
-            WHERE r.collected_date BETWEEN w.period_start AND least(w.period_end, CAST(:today AS date))
-              AND r.instance_id = i.id AND {is_live}) AS measured
-    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
-    CROSS JOIN instances i
-    CROSS JOIN LATERAL (
-        SELECT min(r.collected_date) AS first_day FROM {raw} r WHERE r.instance_id = i.id AND {is_live}
-    ) AS f
-    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
-) AS days
-WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
-"""
-"""Servers with fewer measured days than days, counted from their first sample on and up to today."""
-
-DAYS_MISSING_ON_NODES = """
-SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
-       count(*) OVER () AS places
-FROM (
-    SELECT i.name, w.period_start, coalesce(m.measured, 0) AS measured,
-           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected
-    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
-    CROSS JOIN instances i
-    JOIN (
-        SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r WHERE {is_live} GROUP BY r.instance_id
-    ) AS f ON f.instance_id = i.id
-    LEFT JOIN (
-        SELECT r.instance_id, v.period_start, count(DISTINCT r.collected_date) AS measured
-        FROM {raw} r JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS v (period_start, period_end)
-            ON r.collected_date BETWEEN v.period_start AND v.period_end
-        WHERE r.collected_date BETWEEN :first_day AND :last_day AND {is_live} GROUP BY 1, 2
-    ) AS m ON m.instance_id = i.id AND m.period_start = w.period_start
-    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
-) AS days
-WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
-"""
-"""The same where rows are distributed: counted per server on the nodes, compared here."""
-
-VALUES_IMPOSSIBLE = """
-SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start) AS place,
-       count(*) OVER () AS places
-FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
-WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({is_impossible})
-ORDER BY i.name, a.period_start LIMIT :listed
-"""
-"""Stored rows with impossible values. A partial index of these rows finds them in a history of any length."""
-
-JUMPS = """
-SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),
-              {change}, a.period_start) AS place,
-       count(*) OVER () AS places
-FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
-WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
-  AND (abs({percent}) > :jump_percent OR {percent} IS NULL AND {change} >= :jump_from_zero_mb)
-ORDER BY coalesce(abs({percent}), 'infinity') DESC, place LIMIT :listed
-"""
-"""Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
-
-LEVELS_DIFFER = """
-SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)
-           AS place,
-       count(*) OVER () AS places
-FROM (SELECT instance_id, collected_date, sum(total_size_mb) AS total FROM instance_size_stats
-      WHERE collected_date BETWEEN :first_day AND :last_day AND NOT is_deleted GROUP BY 1, 2) AS t
-JOIN instances i ON i.id = t.instance_id AND i.is_active AND i.deleted_at IS NULL
-LEFT JOIN (SELECT instance_id, collected_date,
-                  div(sum(coalesce(size_bytes, size_mb * CAST(1048576 AS numeric))), 1048576) AS total
-           FROM database_size_stats
-           WHERE collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
-  ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
-WHERE EXISTS (SELECT FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
-              WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
-  AND abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)
-ORDER BY abs(t.total - coalesce(d.total, 0)) DESC, place LIMIT :listed
-"""
-"""Days on which the databases of a server do not add up to its total."""
-
-GROUPS_DIFFER = """
-SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over its days',
-              label_key, period_start, size, databases, fleet_size, fleet_databases) AS place,
-       count(*) OVER () AS places
-FROM (
-    SELECT period_start, label_key, sum(coalesce(sum_size_mb, avg_size_mb)) AS size,
-           sum(coalesce(sum_database_count, database_count)) AS databases
-    FROM group_size_aggregations
-    WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) GROUP BY 1, 2
-) AS g
-LEFT JOIN (
-    SELECT period_start, coalesce(sum_size_mb, avg_size_mb) AS fleet_size,
-           coalesce(sum_database_count, database_count) AS fleet_databases
-    FROM group_size_aggregations
-    WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) AND label_key = '(fleet)'
-) AS f USING (period_start)
-WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)
-ORDER BY place LIMIT :listed
-"""
-"""Label keys whose groups do not add up to the fleet in a window, by exact sums, in all windows."""
-
-
-def level_parts(level: Level) -> dict[str, str]:
-    """Return what statements say of a level: its tables, columns and conditions, by name."""
-    return {
-        "raw": level.source.name,
-        "target": level.target.name,
-        "is_live": f"NOT r.{level.void_flag}" if level.void_flag else "true",
-        "database": "a.database_name" if "database_name" in level.keys else "'all databases'",
-        # As in the condition of the index.
-        "is_impossible": impossible_values(level.measures),
-        "percent": f"a.{level.headline.change_percent}",
-        "change": f"a.{level.headline.change}",
-    }
-
-
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
 # Growth from 0 has no percent: it is named from this size on.
@@ -216,7 +96,10 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: which levels it looks at, its statement, and what to do about what it finds."""
+    """One check: which levels it looks at, its statement, and what to do about what it finds.
+
+    The statement returns the first places by order, each with the number of all. Names in braces are in `level_parts`.
+    """
 
     name: str
     description: str
@@ -228,12 +111,150 @@ class Check:
     levels: tuple[str, ...] = tuple(SERVER_LEVELS)
 
 
+CHECKS: tuple[Check, ...] = (
+    Check(
+        name="samples_complete",
+        description="Every server was measured on every day of the window, counted from its first sample on.",
+        severity=Severity.WARN,
+        advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
+        statement="""
+SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
+       count(*) OVER () AS places
+FROM (
+    SELECT i.name, w.period_start,
+           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
+           (SELECT count(DISTINCT r.collected_date) FROM {raw} r
+            WHERE r.collected_date BETWEEN w.period_start AND least(w.period_end, CAST(:today AS date))
+              AND r.instance_id = i.id AND {is_live}) AS measured
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+    CROSS JOIN instances i
+    CROSS JOIN LATERAL (
+        SELECT min(r.collected_date) AS first_day FROM {raw} r WHERE r.instance_id = i.id AND {is_live}
+    ) AS f
+    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
+) AS days
+WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+""",
+        on_nodes="""
+SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
+       count(*) OVER () AS places
+FROM (
+    SELECT i.name, w.period_start, coalesce(m.measured, 0) AS measured,
+           least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+    CROSS JOIN instances i
+    JOIN (
+        SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r WHERE {is_live} GROUP BY r.instance_id
+    ) AS f ON f.instance_id = i.id
+    LEFT JOIN (
+        SELECT r.instance_id, v.period_start, count(DISTINCT r.collected_date) AS measured
+        FROM {raw} r JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS v (period_start, period_end)
+            ON r.collected_date BETWEEN v.period_start AND v.period_end
+        WHERE r.collected_date BETWEEN :first_day AND :last_day AND {is_live} GROUP BY 1, 2
+    ) AS m ON m.instance_id = i.id AND m.period_start = w.period_start
+    WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
+) AS days
+WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+""",
+    ),
+    Check(
+        name="values_possible",
+        description="No stored size or count is negative, and no size is above 8 EiB.",
+        severity=Severity.ERROR,
+        advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
+        statement="""
+SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start) AS place,
+       count(*) OVER () AS places
+FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
+WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({is_impossible})
+ORDER BY i.name, a.period_start LIMIT :listed
+""",
+    ),
+    Check(
+        name="jumps_named",
+        description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
+        f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
+        severity=Severity.WARN,
+        advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
+        statement="""
+SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),
+              {change}, a.period_start) AS place,
+       count(*) OVER () AS places
+FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
+WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
+  AND (abs({percent}) > :jump_percent OR {percent} IS NULL AND {change} >= :jump_from_zero_mb)
+ORDER BY coalesce(abs({percent}), 'infinity') DESC, place LIMIT :listed
+""",
+    ),
+    Check(
+        name="levels_agree",
+        description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
+        f"and {LEVELS_TOLERANCE_MB:,} MiB.",
+        severity=Severity.WARN,
+        advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
+        statement="""
+SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)
+           AS place,
+       count(*) OVER () AS places
+FROM (SELECT instance_id, collected_date, sum(total_size_mb) AS total FROM instance_size_stats
+      WHERE collected_date BETWEEN :first_day AND :last_day AND NOT is_deleted GROUP BY 1, 2) AS t
+JOIN instances i ON i.id = t.instance_id AND i.is_active AND i.deleted_at IS NULL
+LEFT JOIN (SELECT instance_id, collected_date,
+                  div(sum(coalesce(size_bytes, size_mb * CAST(1048576 AS numeric))), 1048576) AS total
+           FROM database_size_stats
+           WHERE collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
+  ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
+WHERE EXISTS (SELECT FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+              WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
+  AND abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)
+ORDER BY abs(t.total - coalesce(d.total, 0)) DESC, place LIMIT :listed
+""",
+        levels=(INSTANCE.name,),
+    ),
+    Check(
+        name="groups_add_up",
+        description="Engines and the groups of each label add up to the fleet, to the MiB.",
+        severity=Severity.ERROR,
+        advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
+        statement="""
+SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over its days',
+              label_key, period_start, size, databases, fleet_size, fleet_databases) AS place,
+       count(*) OVER () AS places
+FROM (
+    SELECT period_start, label_key, size, databases,
+           max(size) FILTER (WHERE label_key = '(fleet)') OVER of_window AS fleet_size,
+           max(databases) FILTER (WHERE label_key = '(fleet)') OVER of_window AS fleet_databases
+    FROM (
+        SELECT period_start, label_key, sum(coalesce(sum_size_mb, avg_size_mb)) AS size,
+               sum(coalesce(sum_database_count, database_count)) AS databases
+        FROM group_size_aggregations
+        WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) GROUP BY 1, 2
+    ) AS keys WINDOW of_window AS (PARTITION BY period_start)
+) AS compared
+WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)
+ORDER BY place LIMIT :listed
+""",
+        levels=(GROUP.name,),
+    ),
+)
+
+
+def level_parts(level: Level) -> dict[str, str]:
+    """Return what statements say of a level: its tables, columns and conditions, by name."""
+    return {
+        "raw": level.source.name,
+        "target": level.target.name,
+        "is_live": f"NOT r.{level.void_flag}" if level.void_flag else "true",
+        "database": "a.database_name" if "database_name" in level.keys else "'all databases'",
+        # As in the condition of the index.
+        "is_impossible": impossible_values(level.measures),
+        "percent": f"a.{level.headline.change_percent}",
+        "change": f"a.{level.headline.change}",
+    }
+
+
 SERVERS_STORED = "servers_stored"
 SERVERS_STORED_DESCRIPTION = "The rows of every server with samples in a computed window are stored."
-SERVERS_STORED_ADVICE = (
-    "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. "
-    "The metadata of a partition names its servers."
-)
 
 
 def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
@@ -249,7 +270,8 @@ def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutc
         Severity.ERROR,
         sum(every.values()),
         tuple([*here, *elsewhere][:MAXIMUM_LISTED_ERRORS]),
-        SERVERS_STORED_ADVICE,
+        "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. The metadata "
+        "of a partition names its servers.",
         incident="\n".join(f"{start}: {servers}" for start, servers in every.items()),
     )
 
@@ -257,10 +279,6 @@ def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutc
 PARTITIONS_COMPLETE = "partitions_complete"
 PARTITIONS_COMPLETE_DESCRIPTION = (
     "Every window that is due and has samples was computed, for every server, over the samples as they are."
-)
-PARTITIONS_COMPLETE_ADVICE = (
-    "Fix the samples of servers that failed, then materialise these partitions. Changed samples are followed by the "
-    "late data sensor by itself, unless it is off or its run failed."
 )
 
 
@@ -271,14 +289,15 @@ def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) ->
         for reason in dict.fromkeys(window.reason for window in left)
         for span in adjacent_spans(sorted(window.window for window in left if window.reason == reason))
     ]
-    listed = tuple(_stretch(span, reason) for reason, span in stretches[:MAXIMUM_LISTED_ERRORS])
-    return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)
-
-
-def _stretch(span: Sequence[Window], reason: str) -> str:
-    if len(span) == 1:
-        return f"{span[0].key}: {reason}"
-    return f"{span[0].key} to {span[-1].key}, {len(span)} windows: {reason}"
+    listed = []
+    for reason, span in stretches[:MAXIMUM_LISTED_ERRORS]:
+        several = f" to {span[-1].key}, {len(span)} windows" if len(span) > 1 else ""
+        listed.append(f"{span[0].key}{several}: {reason}")
+    advice = (
+        "Fix the samples of servers that failed, then materialise these partitions. Changed samples are followed by "
+        "the late data sensor by itself, unless it is off or its run failed."
+    )
+    return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), tuple(listed), advice)
 
 
 def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
@@ -303,47 +322,3 @@ def checks_of(level: Level) -> list[tuple[str, str]]:
     """Return name and description of every check that looks at a level, the one of the run itself first."""
     named = [(check.name, check.description) for check in CHECKS if level.name in check.levels]
     return [(SERVERS_STORED, SERVERS_STORED_DESCRIPTION), *named]
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(
-        name="samples_complete",
-        description="Every server was measured on every day of the window, counted from its first sample on.",
-        severity=Severity.WARN,
-        advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
-        statement=DAYS_MISSING,
-        on_nodes=DAYS_MISSING_ON_NODES,
-    ),
-    Check(
-        name="values_possible",
-        description="No stored size or count is negative, and no size is above 8 EiB.",
-        severity=Severity.ERROR,
-        advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
-        statement=VALUES_IMPOSSIBLE,
-    ),
-    Check(
-        name="jumps_named",
-        description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
-        f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
-        severity=Severity.WARN,
-        advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
-        statement=JUMPS,
-    ),
-    Check(
-        name="levels_agree",
-        description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
-        f"and {LEVELS_TOLERANCE_MB:,} MiB.",
-        severity=Severity.WARN,
-        advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
-        statement=LEVELS_DIFFER,
-        levels=(INSTANCE.name,),
-    ),
-    Check(
-        name="groups_add_up",
-        description="Engines and the groups of each label add up to the fleet, to the MiB.",
-        severity=Severity.ERROR,
-        advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
-        statement=GROUPS_DIFFER,
-        levels=(GROUP.name,),
-    ),
-)

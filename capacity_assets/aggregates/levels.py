@@ -12,22 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Date,
-    FromClause,
-    MetaData,
-    String,
-    Table,
-    false,
-    func,
-    literal_column,
-    select,
-    text,
-    tuple_,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
@@ -55,18 +40,18 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     With `replace` a row of the same key takes the new values, else it stays as it is.
     """
     raw, key, values = level.source, [*level.keys, "collected_date"], (*level.values, *level.exact)
-    given: dict[str, Any] = {name: literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
-    given |= {"created_at": func.now(), "updated_at": func.now()}
-    given |= {level.void_flag: false()} if level.void_flag else {}
+    given: dict[str, Any] = {name: sa.literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
+    given |= {"created_at": sa.func.now(), "updated_at": sa.func.now()}
+    given |= {level.void_flag: sa.false()} if level.void_flag else {}
     # Escaped, the parameters of the source stay parameters of the text.
-    rows = select(*given.values()).select_from(text(f"{source} AS r".replace(":", r"\:")))
+    rows = sa.select(*given.values()).select_from(sa.text(f"{source} AS r".replace(":", r"\:")))
     insertion = insert(raw).from_select(list(given), rows, include_defaults=False)
-    condition = text(f"{level.void_flag} = false") if level.void_flag else None
+    condition = sa.text(f"{level.void_flag} = false") if level.void_flag else None
     of_key: dict[str, Any] = {"index_elements": key, "index_where": condition}
     if not replace:
         return text_of(insertion.on_conflict_do_nothing(**of_key))
     new = insertion.excluded
-    differs = tuple_(*(raw.c[name] for name in values)).is_distinct_from(tuple_(*(new[name] for name in values)))
+    differs = sa.tuple_(*(raw.c[name] for name in values)).is_distinct_from(sa.tuple_(*(new[name] for name in values)))
     taken = {name: new[name] for name in (*values, "collected_at", "updated_at")}
     return text_of(insertion.on_conflict_do_update(**of_key, set_=taken, where=differs))
 
@@ -96,20 +81,20 @@ class Level:
     """Everything that sets one level apart; the first measure is the one that growth and trend follow."""
 
     name: str
-    source: Table
-    target: Table
+    source: sa.Table
+    target: sa.Table
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
     ratios: tuple[Ratio, ...] = ()
     void_flag: str | None = None
     sum_per_day: bool = False
-    made_of: tuple[Table, ...] = ()
+    made_of: tuple[sa.Table, ...] = ()
     """The raw tables, where `source` is not one itself but is added up from these before each computation."""
     rule: str = ""
     """How `source` is added up, as a text that changes with it."""
 
     @property
-    def raw_tables(self) -> tuple[Table, ...]:
+    def raw_tables(self) -> tuple[sa.Table, ...]:
         """The tables whose samples its figures rest on."""
         return self.made_of or (self.source,)
 
@@ -118,9 +103,11 @@ class Level:
         """Whether its rows are those of single servers, which can be computed and can fail one by one."""
         return "instance_id" in self.keys
 
-    def of_servers(self, table: FromClause, instance_ids: ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
+    def of_servers(
+        self, table: sa.FromClause, instance_ids: sa.ColumnElement[Any]
+    ) -> tuple[sa.ColumnElement[bool], ...]:
         """The condition that rows are those of some servers; none where a row is of many."""
-        return (table.c.instance_id == func.any(instance_ids),) if self.has_servers else ()
+        return (table.c.instance_id == sa.func.any(instance_ids),) if self.has_servers else ()
 
     @cached_property
     def values(self) -> tuple[str, ...]:
@@ -170,7 +157,7 @@ class Level:
         count = () if f"count_{measure.source}" in states else ("data_count",)
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
-    def live(self, rows: FromClause | None = None) -> Iterator[ColumnElement[bool]]:
+    def live(self, rows: sa.FromClause | None = None) -> Iterator[sa.ColumnElement[bool]]:
         """Conditions that a raw row must meet to count; `rows` is an alias of the raw table."""
         if self.void_flag:
             yield (self.source if rows is None else rows).c[self.void_flag].is_(False)
@@ -209,15 +196,15 @@ INSTANCE = Level(
 GROUP = Level(
     name="group",
     # A row per day and group, added up by `database.group_days` for the days that a computation reads.
-    source=Table(
+    source=sa.Table(
         "capacity_group_days",
-        MetaData(),
-        Column("collected_date", Date, nullable=False),
-        Column("label_key", String(LONGEST_KEY), nullable=False),
-        Column("label_value", String(LONGEST_VALUE), nullable=False),
-        Column("size_mb", BigInteger, nullable=False),
-        Column("server_count", BigInteger, nullable=False),
-        Column("database_count", BigInteger, nullable=False),
+        sa.MetaData(),
+        sa.Column("collected_date", sa.Date, nullable=False),
+        sa.Column("label_key", sa.String(LONGEST_KEY), nullable=False),
+        sa.Column("label_value", sa.String(LONGEST_VALUE), nullable=False),
+        sa.Column("size_mb", sa.BigInteger, nullable=False),
+        sa.Column("server_count", sa.BigInteger, nullable=False),
+        sa.Column("database_count", sa.BigInteger, nullable=False),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     ),
@@ -242,7 +229,7 @@ def aggregates_name(period: str, level: Level) -> str:
 class RawTable:
     """One raw table, which is one asset: what a row of a day is about, and by which columns a change of it shows."""
 
-    table: Table
+    table: sa.Table
     row: str
     summed: str
     changed: str

@@ -26,32 +26,11 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Date,
-    Engine,
-    Row,
-    Select,
-    Table,
-    any_,
-    func,
-    literal,
-    select,
-    text,
-    true,
-)
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregates.figures import (
-    Sources,
-    aggregation_statement,
-    execute,
-    node_statements,
-    stored_windows,
-)
+from capacity_assets.aggregates.figures import Sources, aggregation_statement, execute, node_statements, stored_windows
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
 from capacity_assets.base.errors import (
     MAXIMUM_LISTED_ERRORS,
@@ -277,7 +256,7 @@ SERVER_DAYS_PER_STATEMENT = 100_000
 """Bounds what one statement sorts, whatever the size of the fleet."""
 
 
-def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
+def prepare_group_days(connection: sa.Connection, work: Work) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
     Return the windows whose stored rows hold more days than are left, with the number of these rows. The rows are kept,
@@ -290,11 +269,11 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
         days_to_add = asked_days(connection, days[first : first + step])
-        connection.execute(text(_ADD_UP), days_to_add)
+        connection.execute(sa.text(_ADD_UP), days_to_add)
         unsampled = [set(some) for name, some in days_to_add.items() if name != "days"]
         dropped = sorted(set.intersection(*unsampled))
         if dropped:
-            connection.execute(text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
+            connection.execute(sa.text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
     windows = {window.start: window for window in (*work.windows, *compared(work.period, work.windows))}
     parameters = {
         "period_type": work.period.name,
@@ -302,7 +281,7 @@ def prepare_group_days(connection: Connection, work: Work) -> dict[Window, int]:
         "part_types": [name for name, _ in parts],
         "part_starts": [window.start for _, window in parts],
     }
-    return {windows[row.period_start]: row.rows for row in connection.execute(text(_GONE), parameters)}
+    return {windows[row.period_start]: row.rows for row in connection.execute(sa.text(_GONE), parameters)}
 
 
 _ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
@@ -340,7 +319,7 @@ what it sorts and keeps stays in memory."""
 SMALLEST_SLICE = 500
 """Instances times days; to split less work costs more than slices side by side save."""
 
-SESSION_OF_A_SLICE = text(
+SESSION_OF_A_SLICE = sa.text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true), "
     f"set_config('plan_cache_mode', 'force_custom_plan', true), set_config('{WRITER_SETTING}', 'on', true), "
     "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 65536) AS text), true)"
@@ -350,7 +329,7 @@ merges by the day alone, which compares each row with every one of its window. F
 for no window in particular, which takes three times as long over a quarter. What this transaction writes is our own
 computation, not a foreign change. What it sorts stays in memory."""
 
-READ_ONLY = text("SET TRANSACTION READ ONLY")
+READ_ONLY = sa.text("SET TRANSACTION READ ONLY")
 """PostgreSQL enforces that a dry run writes nothing."""
 
 SECONDS_BETWEEN_LINES = 10
@@ -369,7 +348,7 @@ class AggregationRunner:
     """Computes and writes one level, in transactions of at most `instances_per_slice` instances, some side by side."""
 
     level: Level
-    engine: Engine
+    engine: sa.Engine
     instances_per_slice: int = INSTANCES_PER_SLICE
     parallel_slices: int = DEFAULT_PARALLEL_SLICES
     # The guard asks on a connection of its own, which two threads must not use at once.
@@ -410,7 +389,7 @@ class AggregationRunner:
             # Days before the first sample, such as those of the year before, must not make slices smaller.
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
                 with self.engine.connect() as connection:
-                    first_day = connection.execute(select(func.min(self.level.source.c.collected_date))).scalar()
+                    first_day = connection.execute(sa.select(sa.func.min(self.level.source.c.collected_date))).scalar()
                 whole = replace(whole, since=first_day or date.min)
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
         worthwhile = max(1, len(whole.instances) * whole.rows_read // SMALLEST_SLICE)
@@ -464,7 +443,7 @@ class AggregationRunner:
                     options.guard()
         return [self._counted(work, window, counts.get(window.start)) for window in work.windows]
 
-    def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
+    def _counted(self, work: Work, window: Window, row: sa.Row[Any] | None) -> PeriodSummary:
         """Summarise a window from its row of counts; without one it has no samples, or its rows were kept."""
         empty = self._empty(work.period, window)
         if row is None:
@@ -481,7 +460,7 @@ class AggregationRunner:
             unsampled_records=row.unsampled,
         )
 
-    def _at_once(self, connection: Connection, work: Work) -> dict[date, Any]:
+    def _at_once(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than now is not kept for that.
         overwrite = work.options.overwrite or not self.level.has_servers
@@ -491,7 +470,7 @@ class AggregationRunner:
         connection.execute(SESSION_OF_A_SLICE)
         return {row.period_start: row for row in execute(connection, statement, parameters)}
 
-    def _sources(self, connection: Connection, work: Work, parameters: Mapping[str, object]) -> Sources:
+    def _sources(self, connection: sa.Connection, work: Work, parameters: Mapping[str, object]) -> Sources:
         """Return the sources to read; windows that were all computed before have rows, so none is looked up."""
         parts, days = work.reading
         read = Sources(samples=bool(days), shorter_windows=bool(parts))
@@ -512,7 +491,7 @@ class AggregationRunner:
             are_disjoint=not (parts or is_read_twice or is_stored_twice),
         )
 
-    def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
+    def _on_nodes(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
         """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
@@ -525,7 +504,7 @@ class AggregationRunner:
         if to_write:
             parameters |= {
                 "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
-                "written_at": connection.execute(select(func.now())).scalar_one(),
+                "written_at": connection.execute(sa.select(sa.func.now())).scalar_one(),
             }
             counted = {"preserve_rowcount": True}
             inserted = connection.execute(statements.insert, parameters, execution_options=counted)
@@ -812,11 +791,11 @@ def _status(failed: int, processed: int) -> AggregationStatus:
 
 
 def coverage_of(
-    engine: Engine, levels: Sequence[Level], windows: Sequence[Window], today: date
+    engine: sa.Engine, levels: Sequence[Level], windows: Sequence[Window], today: date
 ) -> dict[str, dict[date, Coverage]]:
     """Count the days with a sample of any server, by level and first day of each window; raises DatabaseError."""
     days = [day for window in windows for day in window.dates if day <= today]
-    sampled: dict[Table, set[date]] = {}
+    sampled: dict[sa.Table, set[date]] = {}
     with (
         database_errors(doing="counting measured days", kept="What was computed is kept."),
         engine.connect() as connection,
@@ -834,14 +813,14 @@ def coverage_of(
     return found
 
 
-def _sampled_days(raw: Table, days: Sequence[date], *, on_nodes: bool) -> Select[date]:
+def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:
     """Select those of some days that have a sample which counts."""
-    asked = literal(days, ARRAY(Date))
+    asked = sa.literal(days, sa.ARRAY(sa.Date))
     is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
     if on_nodes:
         # Where rows are distributed, a subquery must not depend on the row of the outer query.
-        return select(raw.c.collected_date).distinct().where(raw.c.collected_date == any_(asked), *is_live)
-    day: ColumnElement[date] = func.unnest(asked).column_valued("day")
+        return sa.select(raw.c.collected_date).distinct().where(raw.c.collected_date == sa.any_(asked), *is_live)
+    day: sa.ColumnElement[date] = sa.func.unnest(asked).column_valued("day")
     # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
-    probe = select(true()).where(raw.c.collected_date == day, *is_live).limit(1)
-    return select(day).where(probe.scalar_subquery())
+    probe = sa.select(sa.true()).where(raw.c.collected_date == day, *is_live).limit(1)
+    return sa.select(day).where(probe.scalar_subquery())

@@ -13,12 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import prepare_nodes
-from capacity_assets.database.cluster import (
-    ROW_NUMBER_FUNCTION,
-    ask_again,
-    change_shards_in_turn,
-    distributed_tables,
-)
+from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION, ask_again, change_shards_in_turn, distributed_tables
 from capacity_assets.database.partitions import UNREAD, layout_of
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.database.sql import execute
