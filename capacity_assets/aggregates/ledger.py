@@ -21,15 +21,13 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.aggregates.runs import Part, PeriodSummary
-from capacity_assets.base.errors import DatabaseError, database_errors
+from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.database.changes import STALE_WHEN_GATHERED, TRACKING, NodeError, gather_changes, gather_records
+from capacity_assets.database.changes import STALE_WHEN_GATHERED, TRACKING, gather_changes, gather_records
 from capacity_assets.database.cluster import ask_again, is_distributed
 from capacity_assets.database.sql import with_parts
 
 PATIENCE_SECONDS = 3600
-NODE_SQLSTATE = "58000"
-"""PostgreSQL's code of what is outside of it: the coordinator answers, so that other work goes on."""
 
 
 @dataclass(frozen=True)
@@ -281,12 +279,8 @@ class Ledger:
         if within_seconds is not None:
             # Another process may have distributed the tables just now.
             ask_again(self.engine)
-        try:
-            with database_errors(doing="reading the changes of the nodes", kept=kept):
-                gather_records(self.engine, within_seconds)
-        except NodeError as error:
-            message = f"{error} {kept}"
-            raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
+        with database_errors(doing="reading the changes of the nodes", kept=kept):
+            gather_records(self.engine, within_seconds, kept=kept)
 
     def _lookup(self, what: str, level: Level) -> str:
         """Return the condition that a window of a level has rows that are `stored`, or days that are `sampled`."""

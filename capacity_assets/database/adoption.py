@@ -47,12 +47,12 @@ class PresentTable:
 
 
 def present_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> list[PresentTable]:
-    """Return those of the tables that exist, in the given order."""
+    """Return the tables that exist, in the given order."""
     inspector = sa.inspect(connection)
     there = set(inspector.get_table_names())
     tables = [table for table in wanted if table.name in there]
     names = [table.name for table in tables]
-    # Without a name, it would read those of all tables.
+    # Without names, it would read all tables.
     reflected = inspector.get_multi_columns(filter_names=names) if names else {}
     columns = {name: found for (_, name), found in reflected.items()}
     facts = {row.name: row for row in connection.execute(sa.text(_FACTS), {"names": names})}
@@ -71,8 +71,8 @@ def indexes_of(connection: sa.Connection, relations: Sequence[str]) -> dict[str,
     return found
 
 
-# Triggers for each row, before an insert, by which the legacy application makes partitions in mid-insert. Checks are
-# those on `period_type` alone, with their definitions.
+# Partition triggers are row triggers of the legacy application that create partitions during an insert. Period checks
+# are those on `period_type` alone, with their definitions.
 _FACTS = """
 SELECT t.name, obj_description(c.oid, 'pg_class') AS comment,
        coalesce(p.partdefid = 0, false) AS lacks_default_partition,
@@ -105,7 +105,7 @@ ORDER BY c.relname
 
 
 def table_steps(connection: sa.Connection, present: PresentTable) -> list[SchemaStep]:
-    """Compare an existing table with the wanted one."""
+    """Compare an existing table with its definition."""
     return [
         *_column_steps(present.wanted, present.columns),
         *_period_check_steps(present),
@@ -116,7 +116,7 @@ def table_steps(connection: sa.Connection, present: PresentTable) -> list[Schema
 
 
 def table_problems(connection: sa.Connection, present: PresentTable) -> list[str]:
-    """Say what keeps the steps from being carried out, or rows from being inserted afterwards."""
+    """Return what prevents the steps, or inserts after them, in words."""
     return [*_column_problems(present.wanted, present.columns)] or [*key_problems(connection, present)]
 
 
@@ -183,7 +183,7 @@ def _is_widened(stored: ReflectedColumn, wanted: sa.Column[object]) -> bool:
 
 
 def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
-    """A legacy check on period_type alone that lists four periods; which ones exist is decided by the registry."""
+    """Drop a legacy check on period_type alone that lists fewer periods than are registered."""
     for name, definition in present.facts.period_checks.items():
         listed = [period for period in PERIODS if f"'{period}'" in definition]
         if listed and len(listed) < len(PERIODS):
@@ -194,7 +194,7 @@ def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
 
 
 def default_partition_steps(connection: sa.Connection, wanted: sa.Table) -> Iterator[SchemaStep]:
-    """A range-partitioned table without a default partition refuses rows outside its partitions."""
+    """Add a default partition; without one, a table refuses rows outside its partitions."""
     name = free_name(connection, f"{wanted.name}_default")
     yield SchemaStep(
         f"{wanted.name} is partitioned and refuses rows outside its partitions",
@@ -208,9 +208,9 @@ def default_partition_steps(connection: sa.Connection, wanted: sa.Table) -> Iter
 
 
 def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
-    """A row trigger of the legacy application makes partitions in mid-insert.
+    """Disable a row trigger of the legacy application that creates partitions during an insert.
 
-    PostgreSQL refuses that as soon as the row goes to a partition, a default one too; partitions are made ahead here.
+    PostgreSQL refuses that once the row belongs to a partition, even the default one. Here, partitions are added ahead.
     """
     for name in present.facts.partition_triggers:
         yield SchemaStep(
@@ -221,7 +221,7 @@ def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
 
 
 def other_owner(connection: sa.Connection, table: str) -> str | None:
-    """Return the owner of a table unless that is the current role: what is added should have the same owner."""
+    """Return the owner of a table if it is another role: what is added to it should have the same owner."""
     return connection.execute(sa.text(_OTHER_OWNER), {"table": table}).scalar()
 
 
@@ -232,7 +232,7 @@ WHERE c.oid = to_regclass(:table) AND r.rolname <> current_user
 
 
 def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
-    """Yield what gives tables and columns their comments, where these are missing or differ."""
+    """Yield statements for the comments of tables and columns that are missing or differ."""
     for table in tables:
         if table.wanted.comment and table.facts.comment != table.wanted.comment:
             yield f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.wanted.comment)}"
@@ -245,7 +245,7 @@ def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class WantedIndex:
-    """An index of a definition; a primary key is called as the unique key that older versions had in its place."""
+    """An index of a definition; a primary key has the name of the unique key that older versions had in its place."""
 
     name: str
     columns: tuple[str, ...]
@@ -254,7 +254,7 @@ class WantedIndex:
     condition: str | None = None
 
     def is_like(self, index: Index) -> bool:
-        """Whether an index is of the same columns in the same order, under the same condition."""
+        """Whether an index has the same columns in the same order, and the same condition."""
         same = tuple(index.columns) == self.columns and _compact(index.condition) == _compact(self.condition)
         return same and index.is_unique == self.is_unique
 
@@ -269,7 +269,7 @@ class WantedIndex:
         return self.is_like(index) and (index.is_constraint or not self.is_primary)
 
     def has_columns_of(self, index: Index) -> bool:
-        """Whether an index is of the same columns, in any order."""
+        """Whether an index has the same columns, in any order."""
         return set(index.columns) == set(self.columns) and len(index.columns) == len(self.columns)
 
     @property
@@ -280,7 +280,7 @@ class WantedIndex:
 
 
 def wanted_indexes(table: sa.Table) -> Iterator[WantedIndex]:
-    """List primary key, unique keys and further indexes of a definition."""
+    """Yield primary key, unique keys and further indexes of a definition."""
     key = table.primary_key
     if key.columns:
         name = str(key.name or f"{table.name}_pkey")
@@ -296,12 +296,12 @@ def wanted_indexes(table: sa.Table) -> Iterator[WantedIndex]:
 
 
 def is_by_number(index: Index) -> bool:
-    """Whether an index is a primary key that begins with the row number: the legacy application made it."""
+    """Whether an index is the primary key of the legacy application, which begins with the row number."""
     return bool(index.is_primary and index.columns[0] == "id")
 
 
 def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[SchemaStep]:
-    """Yield the steps that give a table its keys and indexes, and take away those that they replace."""
+    """Yield the steps that add the keys and indexes of a table, and drop those that they replace."""
     table, indexes = present.wanted, present.indexes
     for wanted in wanted_indexes(table):
         there = next((index for index in indexes if wanted.is_served_by(index)), None)
@@ -319,21 +319,21 @@ def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[Sc
 
 
 def key_problems(connection: sa.Connection, present: PresentTable) -> Iterator[str]:
-    """Say which rows keep a unique key from being added."""
+    """Yield messages on rows that prevent a unique key."""
     for wanted in wanted_indexes(present.wanted):
         if wanted.is_unique and not _is_unique(wanted, present.indexes):
             yield from _duplicates(connection, present.wanted, wanted)
 
 
 def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable[[str], None]) -> None:
-    """Build indexes of tables that have others, without keeping anyone out; what was built half is built again.
+    """Build missing indexes without locking out readers or writers; an index left invalid is built again.
 
-    Raises DBAPIError: indexes that were built stay, and serve the next call.
+    Raises DBAPIError: indexes that were built stay, and the next call uses them.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             connection.execute(sa.text("SET statement_timeout = 0"))
-            # It waits for every transaction that is older, a dump or a report.
+            # It waits for every older transaction, such as a dump or a report.
             connection.execute(sa.text("SET lock_timeout = 0"))
             for present in present_tables(connection, tables):
                 for leaf, wanted in list(lacking(connection, present)):
@@ -345,7 +345,7 @@ def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable
 def lacking(connection: sa.Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
     """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
 
-    A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
+    A table without a unique key may have duplicates, which are looked for before one is added. No index is built on
     columns that are still to be added.
     """
     table, indexes = present.wanted, present.indexes
@@ -367,7 +367,7 @@ def _build(
         if not index.is_valid and wanted.is_like(index):
             connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.identifier}")
     on_step(f"{leaf}: building an index on {wanted.listed}, beside whatever is at work")
-    # PostgreSQL names those of partitions, and a key gets the name of the one that it replaces.
+    # PostgreSQL names indexes of partitions, and a key gets the name of the one that it replaces.
     is_whole = leaf == quoted(table.name) and not wanted.is_primary
     name = f"{quoted(free_name(connection, wanted.name))} " if is_whole else ""
     unique = "UNIQUE " if wanted.is_unique else ""
@@ -375,7 +375,7 @@ def _build(
 
 
 def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
-    """Whether a valid unique index sees to it that no two rows have the same values in these columns, or in fewer."""
+    """Whether a valid unique index on these columns, or on some of them, excludes duplicates."""
     return any(
         index.is_valid
         and index.is_unique
@@ -390,12 +390,12 @@ def _key_steps(
 ) -> Iterator[SchemaStep]:
     """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
 
-    What a foreign key of others refers to stays, and so does the primary key of the legacy application, which looks
-    rows up by their number as long as it is at work.
+    A key that foreign keys of others refer to stays, and so does the primary key of the legacy application, which looks
+    rows up by their number.
     """
     reason = f"{table.name} has no key on {wanted.listed}"
     leaves = _leaves(connection, table)
-    # Of a table without partitions, the index of the new key may be there.
+    # The index of the new key itself may exist, of a table without partitions.
     others = [
         index for index in indexes if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
     ]
@@ -415,7 +415,7 @@ def _key_steps(
             yield SchemaStep(reason, f"ALTER TABLE {leaf} ADD {called}{kind} USING INDEX {quoted(built.name)}")
             if not leaves:
                 return
-    # Of each partition it takes the key that is there, and builds one where there is none.
+    # It uses the keys that partitions have, and builds those that are missing.
     columns = ", ".join(map(quoted, wanted.columns))
     yield SchemaStep(reason, f"ALTER TABLE {quoted(table.name)} ADD CONSTRAINT {name} {kind} ({columns})")
 
@@ -437,12 +437,12 @@ def _further_steps(
 
 
 def _leaves(connection: sa.Connection, table: sa.Table) -> list[str]:
-    """Name the partitions that hold rows; none where the table is not partitioned."""
+    """Return the names of the partitions that hold rows; none if the table is not partitioned."""
     return list(connection.execute(sa.text(_LEAVES), {"table": table.name}).scalars())
 
 
 def _built(of_leaf: Iterable[Index], wanted: WantedIndex) -> Index | None:
-    """Return the index of a partition that `build_ahead` built, or one like it of somebody else."""
+    """Return the index of a partition that `build_ahead` built, or an equal one of others."""
     return next((i for i in of_leaf if i.is_valid and not i.is_attached and wanted.is_like(i)), None)
 
 
@@ -453,13 +453,13 @@ def _drop(table: sa.Table, index: Index) -> str:
 
 
 def _compact(condition: str | None) -> str:
-    """Return the condition of an index in normalised form; empty if it covers all rows."""
+    """Return the condition of an index in a normalised form; empty if it covers all rows."""
     compact = re.sub(r"[()\s]", "", condition or "")
     return "is_deleted=false" if compact == "NOTis_deleted" else compact
 
 
 def _duplicates(connection: sa.Connection, wanted: sa.Table, key: WantedIndex) -> Iterator[str]:
-    """Say which rows keep a unique key from being added, and how to look at and remove them."""
+    """Yield a message if duplicates prevent a unique key: how many, and how to see and remove them."""
     # By their bare names, since people read these statements.
     columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in key.columns]
     rows = sa.table(wanted.name)

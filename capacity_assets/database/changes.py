@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, DateTime, Engine, MetaData, Row, Table, Text, column, select, text, values
 from sqlalchemy.schema import CreateTable
 
-from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.errors import CapacityError, DatabaseError
 from capacity_assets.database.cluster import number_distributed
 from capacity_assets.database.sql import DIALECT, SchemaStep, View, current_schema, literal, quoted, text_of, with_parts
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, changes, instances
@@ -167,9 +167,9 @@ def _every_tracking() -> Iterator[TrackingFunction]:
         yield TrackingFunction(name, "capacity_track_writes", _WRITES_BODY, "writes", dict.fromkeys(EVENTS, ""), names)
 
 
-# What the session that computes says of itself, so that its own writes are no change.
+# Set by a session that computes, so that its own writes are not recorded.
 WRITER_SETTING = "capacity.writer"
-# All windows of the table: rows of a statement would be kept for the trigger, those of each computation too.
+# For all windows of the table: to find out which, triggers would need the rows of every statement, computations too.
 _WRITES_BODY = """
 BEGIN
     IF current_setting('capacity.writer', true) IS DISTINCT FROM 'on' THEN
@@ -179,8 +179,8 @@ BEGIN
     RETURN NULL;
 END
 """
-# Windows that were computed without the server lack its samples. Its days are looked up when the row is read: a trigger
-# cannot see samples that another transaction is about to commit.
+# Windows that were computed without the server lack its samples. Its days are looked up when the row is read, because a
+# trigger does not see samples that another transaction is about to commit.
 _INSTANCES_BODY = """
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -194,7 +194,7 @@ BEGIN
     RETURN NULL;
 END
 """
-# The days of new and deleted rows, and the old and new days of corrected ones; nothing where no row changed.
+# The days of new and deleted rows, and the old and new days of corrected rows; nothing if no row changed.
 _SAMPLES_BODY = """
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -217,8 +217,8 @@ BEGIN
     RETURN NULL;
 END
 """
-# From which day on groups changed: with labels, from the first of their days; with the first or the last label of a
-# key, by which every window is grouped, from the beginning.
+# The day from which groups changed: the first day of the labels; or the beginning for the first or the last label of a
+# key, because every window is grouped by every key.
 _LABELS_BODY = """
 DECLARE
     first_day date := DATE '0001-01-01';
@@ -243,8 +243,8 @@ BEGIN
     RETURN NULL;
 END
 """
-# A server that comes is in no group yet, unless it has samples from before. These are asked for by number, in a query
-# of its own: they may lie on other nodes than the server.
+# A new server changes groups only if it has samples already. These are looked up by number, in a query of their own:
+# they may lie on another node than the server.
 _GROUPED_BODY = """
 DECLARE
     came integer[];
@@ -273,7 +273,7 @@ END
 
 
 def _samples_body(table: Table) -> str:
-    """Return the body for a table of samples; times of writing are no figures and not compared."""
+    """Return the body for a table of samples; times of writing are not compared."""
     measured = [column for column in table.columns if column.name != "id" and not isinstance(column.type, DateTime)]
     old, new = (", ".join(f"{side}.{quoted(column.name)}" for column in measured) for side in ("o", "n"))
     return _SAMPLES_BODY.format(schema=SCHEMA_MARK, table=table.name, old=old, new=new)
@@ -296,8 +296,8 @@ STALE_WINDOWS = "capacity_stale_windows"
 def gather_changes(connection: Connection) -> None:
     """Read the queue: raise `wanted` of the windows that its rows touch, and delete these rows.
 
-    Other gatherings wait for the rows that this one has taken, until its transaction ends; rows and windows are locked
-    in order. A server's days are looked up now: its trigger did not see samples that others were about to commit.
+    Others wait for the rows that this one deletes, until its transaction ends; rows and windows are locked in order.
+    The days of a server are looked up now, because its trigger did not see samples that others were about to commit.
     """
     unread = connection.execute(text(_UNREAD_KINDS)).scalars().all()
     if not unread:
@@ -312,7 +312,7 @@ def gather_changes(connection: Connection) -> None:
 
 
 def distrust_windows(connection: Connection) -> None:
-    """Have no window skipped as unchanged, or read as stored sums, before it is computed again."""
+    """Record that any window may be wrong: none is skipped as unchanged or read as stored sums until it is computed."""
     connection.execute(text(_DISTRUST))
 
 
@@ -321,7 +321,7 @@ INSERT INTO capacity_changes (table_name, kind, days)
 SELECT name, 'written', '(,)'
 FROM unnest(ARRAY['database_size_aggregations', 'instance_size_aggregations', 'group_size_aggregations']) AS name
 """
-# Nearly always there is nothing to read, or no server among it.
+# Usually there is nothing to read, or no server among it.
 _UNREAD_KINDS = "SELECT DISTINCT CASE WHEN days IS NULL THEN 'server' ELSE 'days' END FROM capacity_changes"
 _TAKE_SERVERS = """
 DELETE FROM capacity_changes c
@@ -339,9 +339,9 @@ FROM (
     WHERE instance_id = ANY (CAST(:servers AS integer[]))
 ) AS days GROUP BY table_name
 """
-# Every computed window, and how the rows `changed` touch it: not at all where `own` is null. A window reads its own
-# days, those of the window before and of the one a year before. Looked up window by window, because the planner does
-# not know how many windows there are until the table has statistics.
+# Every computed window, and how the rows of `changed` touch it; if `own` is null, they do not. A window reads its own
+# days, those of the window before and those of the window a year before. Windows are looked up one by one, because the
+# planner does not know how many there are until the table has statistics.
 _TOUCHED = """
 SELECT w.period_type, w.level, w.period_start, w.period_end, w.wanted, w.changed, w.computed, w.oldest_change,
        w.newest_change, t.own, t.oldest, t.newest
@@ -429,12 +429,12 @@ STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
     text_of(with_parts(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)),
-    # Nodes are not asked by a view: what they recorded, and servers put into service, count once they are gathered.
+    # A view does not ask nodes: what they recorded, and servers put into service, count once they are gathered.
     query_on_nodes=text_of(with_parts(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
 )
 
 
-# The nodes that were removed since they were last known.
+# The nodes that were removed since the nodes were last recorded.
 LOST_NODES = """
 SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
 WHERE s.name = 'nodes' AND known.node NOT IN (SELECT CAST(groupid AS text) FROM pg_dist_node)
@@ -442,13 +442,14 @@ WHERE s.name = 'nodes' AND known.node NOT IN (SELECT CAST(groupid AS text) FROM 
 
 
 class NodeRefusedError(CapacityError):
-    """A node refused what it has to keep for itself."""
+    """A node refused the table for its changes."""
 
 
 def prepare_nodes(connection: Connection, *, kept: str) -> None:
-    """Give each node the tables that its triggers write to, with grants. If one refuses, `kept` is in the error.
+    """Create the table on each node that its triggers write to, with grants, and record which nodes there are.
 
-    Keeps which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts.
+    The changes that a removed node had recorded are lost, so every window may be wrong then. `kept` says in an error
+    what was not done.
 
     Raises NodeRefusedError; DBAPIError if the database failed.
     """
@@ -461,7 +462,7 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
             raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
     if connection.execute(text(LOST_NODES)).first():
         distrust_windows(connection)
-    connection.execute(text(_KNOW_THE_NODES))
+    connection.execute(text(_RECORD_NODES))
 
 
 def lost_nodes(engine: Engine) -> list[str]:
@@ -470,41 +471,38 @@ def lost_nodes(engine: Engine) -> list[str]:
         return [*connection.execute(text(LOST_NODES)).scalars()]
 
 
-class NodeError(Exception):
-    """A node did not do what it was asked; the text says which and why. What is `refused` stays so by itself."""
-
-    def __init__(self, message: str, *, refused: bool) -> None:
-        """Keep both."""
-        super().__init__(message)
-        self.refused = refused
+NODE_SQLSTATE = "58000"
+"""PostgreSQL's code for a failure outside of it: the coordinator answers, so that other work goes on."""
 
 
-def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
+def gather_records(engine: Engine, within_seconds: int | None = None, *, kept: str = "") -> None:
     """Take over what the nodes recorded; a record is deleted there once it is kept here, so none is lost.
 
-    Also where an interrupted distribution has left some tables on the coordinator. Raises NodeError; DBAPIError, also
-    where a node takes longer than `within_seconds`.
+    Also where an interrupted distribution has left some tables on the coordinator.
+
+    Raises DatabaseError if a node refused or failed, with `kept` in its text; DBAPIError, also if a node takes longer
+    than `within_seconds`.
     """
     if not number_distributed(engine):
         return
-    with _begun(engine, within_seconds) as connection:
+    with _transaction(engine, within_seconds) as connection:
         named = f"{quoted(current_schema(connection))}.{changes.name}"
-        answers = _asked_of_nodes(connection, _RECORDED.format(named=named))
+        answers = _ask_nodes(connection, _RECORDED.format(named=named), kept)
         records = [record for answer in answers for record in json.loads(answer)]
         if not records:
             return
         connection.execute(text(_KEEP), {"records": json.dumps(records)})
-    with _begun(engine, within_seconds) as connection:
+    with _transaction(engine, within_seconds) as connection:
         for node in sorted({int(record["node"]) for record in records}):
             ids = ", ".join(str(record["change_id"]) for record in records if record["node"] == node)
-            _asked_of_nodes(connection, _FORGET.format(named=named, node=node, ids=ids))
+            _ask_nodes(connection, _FORGET.format(named=named, node=node, ids=ids), kept)
 
 
 _RECORDED = """
 SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', (SELECT groupid FROM pg_dist_local_group))), '[]')
 FROM {named} n
 """
-# Under a new number of the coordinator.
+# The coordinator gives them numbers of its own.
 _KEEP = """
 INSERT INTO capacity_changes (table_name, kind, days, instance_id, changed_at)
 SELECT DISTINCT table_name, kind, days, instance_id, changed_at
@@ -516,30 +514,28 @@ DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND
 
 
 @contextmanager
-def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection]:
+def _transaction(engine: Engine, statement_seconds: int | None) -> Iterator[Connection]:
     with engine.begin() as connection:
         if statement_seconds is not None:
             connection.execute(text(f"SET LOCAL statement_timeout = '{statement_seconds}s'"))
         yield connection
 
 
-def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
-    """Run a command on every worker; a failure is raised by the coordinator, with the node and what it said."""
+def _ask_nodes(connection: Connection, command: str, kept: str) -> list[str]:
+    """Run a command on every worker, and return what each answered."""
     on_workers = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
     rows = connection.execute(text(on_workers), {"command": command}).all()
     for row in rows:
         if not row.success:
-            # Refused, it stays refused; anything else may pass.
+            # What a node refuses stays refused; anything else may pass.
             refused = any(part in row.result for part in ("does not exist", "permission denied"))
-            message = (
-                f"Node {row.nodename}:{row.nodeport} did not report its changes: {row.result.rstrip('.')}"
-                f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}."
-            )
-            raise NodeError(message, refused=refused)
+            advice = "; run `capacity distribute`, which prepares nodes that were added" if refused else ""
+            failed = f"Node {row.nodename}:{row.nodeport} did not report its changes: {row.result.rstrip('.')}{advice}."
+            raise DatabaseError(f"{failed} {kept}".rstrip(), sqlstate=NODE_SQLSTATE, transient=not refused)
     return [str(row.result) for row in rows]
 
 
-_KNOW_THE_NODES = """
+_RECORD_NODES = """
 INSERT INTO capacity_settings (name, value)
 SELECT 'nodes', coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE capacity_settings.value <> excluded.value
@@ -558,5 +554,5 @@ FROM (
       AND (a.grantee = 0 OR r.rolname IS NOT NULL)
     GROUP BY n.nspname, c.relname, r.rolname) AS granted
 """
-"""The rights of roles on a table, as statements, because each node has a table of its own: Citus copies only the rights
-of its own tables. A role that does not exist on a node is skipped."""
+"""The rights of roles on a table, as statements for its copies on the nodes: Citus copies rights of distributed tables
+only. A role that does not exist on a node is skipped."""

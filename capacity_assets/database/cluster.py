@@ -25,9 +25,9 @@ NAMES = tuple(table.name for table in CAPACITY_TABLES)
 ROW_NUMBER_FUNCTION = "capacity_row_number"
 
 SETTINGS_OF_A_SLICE = (
-    # One copy of each shard: several periods, and slices side by side, need not wait for each other's upserts.
+    # Each shard has one copy, so periods and slices need not wait for each other's upserts.
     "SET LOCAL citus.all_modifications_commutative = on",
-    # What the session says of itself must reach the nodes.
+    # Settings of the session must reach the nodes.
     "SET LOCAL citus.propagate_set_commands = 'local'",
     "SET LOCAL enable_nestloop = off",
     "SET LOCAL plan_cache_mode = force_custom_plan",
@@ -39,12 +39,12 @@ _known: WeakKeyDictionary[Engine, tuple[int, float]] = WeakKeyDictionary()
 
 
 def is_distributed(engine: Engine) -> bool:
-    """Whether the tables of a database are distributed; where they are not, a process asks again after a minute."""
+    """Whether the tables of a database are distributed; if they are not, a process asks again after a minute."""
     return number_distributed(engine) == len(NAMES)
 
 
 def ask_again(engine: Engine) -> None:
-    """Forget what is known of an engine: its tables were just distributed, or may have been."""
+    """Forget what is known of a database: its tables may just have been distributed."""
     _known.pop(engine, None)
 
 
@@ -59,12 +59,12 @@ def number_distributed(engine: Engine) -> int:
 
 
 def tables_are_distributed(connection: Connection) -> bool:
-    """Whether the tables of a connection's database are distributed, all of them."""
+    """Whether all of the tables are distributed."""
     return len(distributed_tables(connection)) == len(NAMES)
 
 
 def distributed_tables(connection: Connection, names: Iterable[str] = NAMES) -> list[str]:
-    """Name those of the tables that are distributed."""
+    """Return the names of those tables that are distributed."""
     if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
         return []
     query = text(
@@ -99,8 +99,8 @@ def copied_for_reading(
 ) -> Iterator[bool]:
     """Keep the result of each query as a temporary table of its name until the block ends, if tables are distributed.
 
-    A query named like the table that it reads hides that table: what then writes finds the tables once the block has
-    ended. Yields whether tables are distributed; where they are not, nothing is copied.
+    A query named like the table that it reads hides that table, so write to it after the block only. Yields whether
+    tables are distributed; if they are not, nothing is copied.
 
     Raises DBAPIError: the database failed, or the transaction may not write, not even temporary tables.
     """

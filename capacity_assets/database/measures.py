@@ -3,7 +3,7 @@
 - A further size of a database is an entry of `PART_SIZES`: columns of samples and aggregates, figures, imports and
   views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`.
 - A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
-  measures a kind. Parts are never added to the size of a database or server.
+  measures a kind. These sizes are not part of the size of a database or server.
 - A further figure is a field of `Measure` or `Further`, with its column. Its computation is in `aggregates.figures`, a
   second one in `aggregates.explanation`. Which measures a table of aggregates has is in `tables`.
 """
@@ -21,7 +21,7 @@ from capacity_assets.base.periods import PERIODS, trend_rule
 
 @dataclass(frozen=True)
 class PartSize:
-    """A part of a database's size: `{stem}_mb` and `{stem}_bytes` of a sample; null where the engine reports none."""
+    """A part of a database's size, `{stem}_mb` and `{stem}_bytes` of a sample; null if the engine reports none."""
 
     stem: str
     files: str
@@ -41,12 +41,12 @@ PART_SIZES = (
 
 @dataclass(frozen=True)
 class PartKind:
-    """A kind of server parts: what `server_part_stats` calls it, and what people read."""
+    """A kind of what lies beside databases: its name in `server_part_stats`, and its title for people."""
 
     name: str
     title: str
     held_by: str | None = None
-    """The kind whose bytes these are part of; None: bytes of their own, which sums count."""
+    """The kind whose bytes include these; None: no other kind does, so sums count them."""
 
 
 WAL, SLOT, TEMPORARY = "wal", "slot", "temporary"

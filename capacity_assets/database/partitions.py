@@ -1,12 +1,12 @@
-"""Partitions of the tables that are cut by time: which there are, adding, filling and dropping one.
+"""Partitions of the tables: which there are, and how one is added, filled and dropped.
 
-Samples and forecasts are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old
-rows can go while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few
-and of like size. A default partition takes the rows that belong to no other, so no row is refused; adding a partition
-moves its rows out of the default one.
+Samples and forecasts are partitioned by calendar month. Aggregates are partitioned by period and then by time, so that
+old rows of one period can be dropped while those of another stay: windows of a day by calendar month, longer ones by
+year, which keeps partitions few and of similar size. A default partition takes all other rows, so that none is refused;
+adding a partition moves its rows out of the default one.
 
-A legacy table that is cut by month already is used as it is. `history.maintenance` decides which partitions are wanted
-and which may go.
+A legacy table that is partitioned by month is used as it is. `history.maintenance` decides which partitions are added
+and which are dropped.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ from capacity_assets.database.tables import (
 )
 
 AHEAD_DAYS = 62
-"""Partitions exist this long before their first row: two months, or the next year from November on."""
+"""Partitions are added so long ahead: two months, or the next year from November on."""
 UNREAD = (volume_size_stats, database_limit_stats, server_part_stats, object_size_stats, capacity_runways)
-"""Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
+"""Tables without aggregates: their rows are dropped by age alone."""
 PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
 
-# Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a
-# partition must not have.
+# What a partition must share with its table, except keys, which attaching it creates, and identity, which it must not
+# have.
 LIKE_PARENT = " ".join(
     f"INCLUDING {what}" for what in ("DEFAULTS", "CONSTRAINTS", "GENERATED", "STORAGE", "COMPRESSION", "COMMENTS")
 )
 BY_START = "RANGE (period_start)"  # legacy aggregates: all periods of a month together
 
 FIRST_PLAUSIBLE, AFTER_PLAUSIBLE = date(1900, 1, 1), date(9000, 1, 1)
-"""A mistyped day, or infinity, stays in the default partition."""
+"""Other days, such as mistyped ones or infinity, stay in the default partition."""
 
 _MONTH = Period("month", months=1)
 YEAR = Period("year", months=12)
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 ATTACH_SECONDS = 10
-_MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks for a deadlock and ends someone's work
+_MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks for deadlocks
 
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """What one partition holds: the days from `first` to before `after`, of one period or (None) of all."""
+    """What one partition holds: the days from `first` to the day before `after`, of one period or (None) of all."""
 
     period_type: str | None
     first: date
@@ -85,7 +85,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition in the catalogue; `span` is None for the default one, and for bounds of another kind."""
+    """An existing partition; `span` is None for the default one, and for bounds of another kind."""
 
     name: str
     span: Span | None
@@ -94,7 +94,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class DefaultRows:
-    """What lies in a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
+    """The rows of a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
 
     spans: tuple[Span, ...] = ()
     staying: tuple[str, ...] = ()
@@ -116,14 +116,14 @@ def spans_between(first: date, last: date, period: Period | None = None) -> list
 
 
 def partition_name(table: sa.Table, span: Span) -> str:
-    """Return the name that the partition for `span` gets."""
+    """Return the name for the partition of `span`."""
     whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
     when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
     return "_".join(part for part in (table.name, span.period_type, when) if part)
 
 
 def layout_of(connection: sa.Connection, table: sa.Table) -> PartitionLayout:
-    """Read how `table`, which must exist, is stored."""
+    """Read how an existing table is stored."""
     key = connection.execute(sa.text(_KEY), {"table": table.name}).scalar()
     rows = connection.execute(sa.text(_PARTITIONS), {"table": table.name})
     partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
@@ -131,7 +131,7 @@ def layout_of(connection: sa.Connection, table: sa.Table) -> PartitionLayout:
 
 
 def _span(bound: str) -> Span | None:
-    """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
+    """Read `FOR VALUES FROM (...) TO (...)`; None unless it is of whole days, of one period or of all."""
     with suppress(ValueError):
         match _QUOTED.findall(bound):
             case [first, after]:
@@ -143,9 +143,9 @@ def _span(bound: str) -> Span | None:
 
 @dataclass(frozen=True)
 class PartitionLayout:
-    """How one table is stored now; a plain table has no key and no partitions.
+    """How one table is stored; a plain table has no key and no partitions.
 
-    What it adds and drops is done in the caller's transaction; it stays what it was read as.
+    Partitions are added and dropped in the caller's transaction; the layout itself does not change.
     """
 
     table: sa.Table
@@ -154,12 +154,12 @@ class PartitionLayout:
 
     @property
     def is_partitioned(self) -> bool:
-        """Whether rows can leave as whole partitions."""
+        """Whether it has partitions."""
         return self.key is not None
 
     @property
     def is_served(self) -> bool:
-        """Whether it is cut by days of the calendar, so that partitions can be added to those it has."""
+        """Whether it is partitioned by days, so that partitions can be added."""
         known = self.key in {BY_DAY, BY_FORECAST_DAY, BY_WINDOW, BY_START}
         return known and all(partition.span or partition.is_default for partition in self.partitions)
 
@@ -181,7 +181,7 @@ class PartitionLayout:
         )
 
     def rows_in_default(self, connection: sa.Connection, today: date) -> DefaultRows:
-        """Scan the whole default partition. Rows from far ahead stay there: their days are hardly meant."""
+        """Scan the whole default partition. Rows of days far ahead stay there: their dates are probably wrong."""
         if self.default is None or not self._has_rows(connection, self.default):
             return DefaultRows()
         rows = self._rows_of(self.default)
@@ -218,16 +218,16 @@ class PartitionLayout:
     def add(self, connection: sa.Connection, span: Span) -> int:
         """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
 
-        Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table,
-        not for its default partition: who waits there has chosen it for a row that it then refuses.
+        Readers are blocked only at the end; writers wait until the caller's transaction ends. They wait for the table,
+        not for its default partition, which would then refuse the row for which they wait.
 
-        Raises OperationalError where the default partition is in use; the caller rolls back, and may try again.
+        Raises OperationalError if the default partition is in use; the caller rolls back, and may try again.
         """
         change_shards_in_turn(connection)
         table = quoted(self.table.name)
         connection.exec_driver_sql(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE")
         name = free_name(connection, partition_name(self.table, span))
-        # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
+        # A partition needs no grants and no triggers; attaching it creates keys and indexes, after the rows.
         connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {table} {LIKE_PARENT})")
         owner = other_owner(connection, self.table.name)
         if owner:
@@ -239,7 +239,7 @@ class PartitionLayout:
         return moved
 
     def _move(self, connection: sa.Connection, default: Partition, span: Span, name: str) -> int:
-        # By name: the columns of the default partition may stand in another order, and some are computed.
+        # By name: the columns of the default partition may be in another order, and some are generated.
         stored = connection.execute(sa.text(_STORED_COLUMNS), {"table": self.table.name}).scalars().all()
         rows = self._rows_of(default)
         moved = sa.delete(rows).where(*self._is_in(rows, span)).returning(*map(sa.column, stored)).cte("moved")
@@ -250,8 +250,8 @@ class PartitionLayout:
     def _attach(self, connection: sa.Connection, statement: str) -> None:
         """Attach a partition in short tries, because no session may be using the default partition.
 
-        A transaction that has read the default partition and then writes waits for this one, which waits for it:
-        PostgreSQL would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
+        A transaction that has read the default partition and then writes waits for this one, which waits for it.
+        PostgreSQL would end one of the two, most likely the other, so this one gives way.
         """
         deadline = time.monotonic() + ATTACH_SECONDS
         names = {"table": self.table.name, "default": self.default.name if self.default else None}
@@ -273,12 +273,12 @@ class PartitionLayout:
         connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
 
     def drop(self, connection: sa.Connection, partition: Partition) -> None:
-        """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
+        """Detach a partition and drop it; the caller has locked it and checked that it may be dropped."""
         connection.exec_driver_sql(f"ALTER TABLE {quoted(self.table.name)} DETACH PARTITION {partition.name}")
         connection.exec_driver_sql(f"DROP TABLE {partition.name}")
 
     def empty_default(self, connection: sa.Connection) -> None:
-        """Truncate the default partition if it holds no row any more."""
+        """Truncate the default partition if it has no rows left."""
         if self.default:
             connection.exec_driver_sql(f"LOCK TABLE {self.default.name} IN ACCESS EXCLUSIVE MODE")
             if not self._has_rows(connection, self.default):
@@ -291,7 +291,7 @@ class PartitionLayout:
         return "as_of" if self.table is capacity_runways else "collected_date"
 
     def _rows_of(self, partition: Partition) -> sa.TableClause:
-        """Return a partition as what statements read, by the name that the catalogue gives, which is quoted."""
+        """Return a partition for use in statements; its name is quoted already."""
         columns = (sa.column(one.name, one.type) for one in self.table.columns)
         return sa.table(quoted_name(partition.name, quote=False), *columns)
 
@@ -308,7 +308,7 @@ class PartitionLayout:
 
 @contextmanager
 def _row_triggers_off(connection: sa.Connection, partition: Partition) -> Iterator[None]:
-    """Disable inherited row triggers, which would take moved rows for deleted ones."""
+    """Disable row triggers, which would treat moved rows as deleted ones."""
     triggers = connection.execute(sa.text(_ROW_TRIGGERS), {"partition": partition.name}).all()
     for trigger in triggers:
         connection.exec_driver_sql(f"ALTER TABLE {partition.name} DISABLE TRIGGER {quoted(trigger.name)}")

@@ -76,17 +76,17 @@ def untracked_changes(engine: Engine) -> tuple[str, ...]:
 
 
 class SchemaProblemsError(CapacityError):
-    """The upgrade needs a person's decision; nothing was changed."""
+    """The upgrade needs a decision by a person; nothing was changed."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Keep the problems; the text lists them all."""
+        """Keep the problems, all of which are in the text."""
         self.problems = problems
         super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
 
 
 @dataclass(frozen=True)
 class SchemaState:
-    """What a database holds: its revision, and what is still to be done to the tables that exist."""
+    """The state of a database: its revision, missing tables, and what is to be done to existing tables."""
 
     revision: str | None
     missing_tables: tuple[str, ...]
@@ -99,13 +99,13 @@ class SchemaState:
 
 
 def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: None) -> tuple[str, ...]:
-    """Create the tables, or upgrade or fix those that are there, in one transaction; return what was done.
+    """Create the tables, or upgrade or fix existing ones, in one transaction; return what was done.
 
-    Indexes that filled tables lack are built before it, each beside the running work: that may take hours, and the
-    transaction, in which nobody else reads or writes the tables, then takes seconds.
+    Missing indexes of tables with rows are built before that, without locking out readers and writers. That may take
+    hours, while the transaction, which locks the tables, takes seconds.
 
-    Raises SchemaProblemsError if duplicates or missing columns stand in the way or the schema is newer, DBAPIError if
-    the database refused a step; nothing was changed then.
+    Raises SchemaProblemsError if duplicates or missing columns prevent the upgrade or the schema is newer, DBAPIError
+    if the database refused a step; nothing was changed then.
     """
     locks = _build_indexes_ahead(engine, on_step)
     with _keeping_other_upgrades_out(engine) as (connection, created):
@@ -145,8 +145,8 @@ _NOTE_NO_REVISION = (
 def _track_changes(connection: Connection, revision: str | None) -> list[str]:
     """Create functions and triggers that are missing, old or disabled; return what was fixed.
 
-    Changes that were written without them are unknown. An older schema does not have them yet; the migration to
-    `QUEUE_REVISION` enters the changes that it recorded.
+    Changes made without them are unknown. A schema before `QUEUE_REVISION` does not have them; the step to that
+    revision enters the changes that it recorded.
     """
     missing = change_tracking_steps(connection)
     carry_out(connection, missing)
@@ -159,16 +159,16 @@ def _track_changes(connection: Connection, revision: str | None) -> list[str]:
 
 
 def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
-    """Build missing indexes beside the running work, one upgrade at a time; return the other steps that were done.
+    """Build missing indexes ahead of the upgrade, one upgrade at a time; return the other steps that were done.
 
-    On a cluster none is built: there a key cannot take over an existing index.
+    Not on a cluster, where a key cannot take over an existing index.
     """
     with engine.connect() as connection:
         present = present_tables(connection, metadata.sorted_tables)
         tables = [table.wanted for table in present if any(lacking(connection, table))]
         if not tables or distributed_tables(connection):
             return []
-    # The first one creates the table of locks, for which other upgrades wait.
+    # The first upgrade creates the table of locks.
     with _keeping_other_upgrades_out(engine) as (_, done):
         pass
     with _keeping_other_upgrades_out(engine, is_checked=True):
@@ -178,11 +178,11 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
 
 @contextmanager
 def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
-    """Yield a transaction that holds the schema lock, whose table is created first if missing, and what was done.
+    """Yield a transaction that holds the schema lock, and what was done: the table of locks is created if missing.
 
-    Building an index beside the running work waits for each transaction that has a snapshot. So a waiting upgrade polls
-    the lock, each time in a new transaction, and the holder has no snapshot. With `is_checked` no table is read,
-    because dropping such an index waits for its readers.
+    Building an index concurrently waits for every transaction that has a snapshot. So a waiting upgrade polls the lock,
+    each time in a new transaction, and the holder has no snapshot. With `is_checked` no table is read, because dropping
+    such an index waits for readers of its table.
 
     Raises SchemaProblemsError: the database must not be written to, or something prevents the upgrade.
     """
@@ -192,7 +192,7 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             change_shards_in_turn(connection)
-            # Before the first write, because it would run triggers of other roles.
+            # Before the first write, which could run triggers of other roles.
             if not is_checked:
                 _refuse(_cells(connection) or _open_doors(connection, is_init=True))
             done = _create_locks(connection)
@@ -202,7 +202,7 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
                     problems = (problem for table in present for problem in table_problems(connection, table))
                     _refuse(_another_schema(connection) or names_taken(connection) or [*problems])
                 connection.execute(text(NO_TIME_LIMIT))
-                # As the last statement: the snapshot of a SELECT lasts until the next one.
+                # The last statement, because the snapshot of a SELECT lasts until the next statement.
                 connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
                 yield connection, done
                 return
@@ -225,16 +225,16 @@ def _create_locks(connection: Connection) -> list[str]:
 
 
 def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
-    """Find what reads columns that are to be widened, or our views if these are to be made again."""
+    """Find what reads columns that are to be widened, or with `ours` our views, which are created again."""
     tables = present_tables(connection, metadata.sorted_tables)
     widened = [(table.name, column) for table in tables for column in widened_columns(table)]
     return in_the_way(connection, widened, ours=ours)
 
 
 def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
-    """Drop views of others that prevent the upgrade, and with `ours` our own; return how to restore them, and names.
+    """Drop views that prevent the upgrade, and with `ours` our own; return statements that restore them, and names.
 
-    Raises SchemaProblemsError: an object that prevents it cannot be restored.
+    Raises SchemaProblemsError if such an object cannot be restored.
     """
     readers = _in_the_way(connection, ours=ours)
     _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in readers if not reader.movable])
@@ -244,7 +244,7 @@ def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], 
 def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
     """Create our missing and outdated views, and restore those of others; return the steps.
 
-    Raises SchemaProblemsError: an object that reads one of our views cannot be restored.
+    Raises SchemaProblemsError if an object that reads one of our views cannot be restored.
     """
     outdated = outdated_views(connection)
     names: list[str] = []
@@ -252,7 +252,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
         with connection.begin_nested():
             create_views(connection, outdated)
     except DBAPIError:
-        # A view in place can get another column, but no column another type.
+        # Replacing a view can add columns, but not change the type of one.
         further, names = _take_views_away(connection, ours=True)
         create_views(connection, outdated_views(connection))
         back = [*further, *back]
@@ -265,7 +265,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
 
 
 def _adopt(connection: Connection) -> list[str]:
-    """Create missing tables, and bring the others to the wanted shape; return the steps."""
+    """Create missing tables, and bring the others to their definitions; return the steps."""
     present = {table.name: table for table in present_tables(connection, metadata.sorted_tables)}
     done: list[str] = []
     for table in metadata.sorted_tables:
@@ -300,7 +300,7 @@ def newer_schema_text(revision: str) -> str:
 
 
 def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
-    """List objects through which another role could run code in statements of the owner, and what to do.
+    """Return how other roles could run code in statements of the owner, and what to do.
 
     Objects of this project must belong to a role that could replace them anyway (the owner of the schema or database, a
     superuser) or to the role that runs `capacity init`; later, to the owner of the version table.
@@ -376,7 +376,7 @@ FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
 
 
 def schema_state(engine: Engine) -> SchemaState:
-    """Inspect the database without changing it."""
+    """Return the state of the database."""
     with engine.connect() as connection:
         present = present_tables(connection, metadata.sorted_tables)
         there = {table.name for table in present}
@@ -399,7 +399,7 @@ def schema_state(engine: Engine) -> SchemaState:
 
 
 def schema_revision(engine: Engine) -> str | None:
-    """Return the revision the database is at, or None where `capacity init` never ran."""
+    """Return the revision of the database; None if `capacity init` never ran."""
     with engine.connect() as connection:
         return _revision(connection)
 
@@ -441,10 +441,10 @@ def newer_schema(connection: Any) -> str | None:
 
 
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str = "") -> None:
-    """Refuse a database without this version's schema, or, with `zone`, with days of another zone.
+    """Refuse a database without this version's schema or, if `zone` is given, with days of another zone.
 
-    `kept` is a sentence about what was not done, for the error's text. Raises DatabaseError, also where the database
-    does not answer; ValidationError for days of another zone.
+    `kept` is a sentence for the error's text about what was not done. Raises DatabaseError, also if the database does
+    not answer; ValidationError for days of another zone.
     """
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
@@ -477,9 +477,9 @@ ON CONFLICT DO NOTHING
 
 
 def _enter_legacy_windows(connection: Connection) -> None:
-    """Enter the windows that have rows as computed; what changed before there were triggers is not known.
+    """Enter the windows that have rows as computed and stale, because earlier changes were not recorded.
 
-    Each is looked up by its key: listing those that occur would read every row.
+    Each is looked up by its key: a list of those that exist would read every row.
     """
     windows = [
         (level, period.name, window.start, window.end, period.previous(window).start)
@@ -498,7 +498,7 @@ def _windows_of(connection: Connection, table: Table, period: Period) -> tuple[W
     return () if first is None else period.windows_between(first, last)
 
 
-# How 0.3.0 marked the way in which stored sums were made, which is the same today.
+# Fingerprints of stored sums in 0.3.0, and those of the same sums today.
 _SUMS = """
 UPDATE capacity_computed_windows w SET fingerprint = left(w.fingerprint, 32) || s.today
 FROM (VALUES ('database', 'f03ca3e05c7b819ea3e27b9d6080bba7', '10d57029dc97f2e55bd1c294f4b2853f'),
@@ -547,7 +547,7 @@ _SERVERS = """
 INSERT INTO capacity_changes (table_name, kind, instance_id, changed_at)
 SELECT 'instances', 'server', instance_id, min(changed_at) FROM capacity_activations GROUP BY instance_id
 """
-# Not dropped there: a node does so at once, and not with this transaction.
+# The tables of nodes are not dropped: a node would commit that at once, and not with this transaction.
 _OF_NODES = """
 INSERT INTO capacity_changes (table_name, kind, days, changed_at)
 SELECT table_name, coalesce(kind, 'samples'), coalesce(daterange(day, day, '[]'), '(,)'), changed_at
@@ -560,7 +560,7 @@ SELECT coalesce(json_agg(r), '[]') FROM (
     SELECT table_name, CASE WHEN table_name LIKE '%_stats' THEN 'deleted' ELSE 'written' END, NULL, changed_at
     FROM {schema}.capacity_invalidations) r
 """
-# With its triggers, those on shards too, where DROP TRIGGER does not reach.
+# With its triggers, also those on shards, which DROP TRIGGER does not reach.
 _FORMER_FUNCTION = "DROP FUNCTION IF EXISTS capacity_track_invalidation() CASCADE"
 _FORMER_TABLES = (
     "DROP TABLE IF EXISTS capacity_sample_changes, capacity_activations, capacity_invalidations",
@@ -570,11 +570,10 @@ _FORMER_TABLES = (
 
 
 def _convert_to_the_queue(connection: Connection) -> None:
-    """Move the changes of 0.3.0's logs, which were compared with transaction snapshots, to the queue and the windows.
+    """Move the changes that 0.3.0 logged, and compared with transaction snapshots, to the queue and the windows.
 
-    Windows that had seen every change stay up to date, the others stay stale; servers whose days were not looked up yet
-    go to the queue. Numbers of transactions from another server or database mean nothing: then every change counts as
-    unseen.
+    Windows that include every change stay up to date, the others stale; servers whose days were not looked up yet go to
+    the queue. If transaction numbers are from another server or database, every change counts as not included.
     """
     if "snapshot" not in {column["name"] for column in inspect(connection).get_columns("capacity_computed_windows")}:
         return
@@ -599,7 +598,7 @@ _GONE = (
     "DROP FUNCTION IF EXISTS capacity_track_groups_instance_size_aggregations() CASCADE",
     "DROP TABLE IF EXISTS capacity_group_sums, capacity_group_changes, capacity_group_windows",
 )
-# Touched once and computed before that: so it is stale, and a run is requested.
+# Changed once since it was computed, so it is stale and a run is requested.
 _STILL_TO_COMPUTE = """
 INSERT INTO capacity_computed_windows
     (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end, wanted, computed,
@@ -614,10 +613,9 @@ ON CONFLICT DO NOTHING
 
 
 def _enter_groups(connection: Connection) -> None:
-    """Drop what stored sums of groups, and enter every computed window as one whose groups are still to be computed.
+    """Drop the former sums of groups, and enter every computed window as one whose groups are stale.
 
-    History is not computed here: the next evaluation of the sensor of late data requests the runs, and `capacity groups
-    --now` computes what is left at once.
+    The next evaluation of the sensor of late data requests the runs; `capacity groups --now` computes them at once.
     """
     execute(connection, [*_GONE, _STILL_TO_COMPUTE])
 

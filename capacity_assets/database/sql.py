@@ -65,14 +65,14 @@ def views_in(statements: str) -> tuple[View, ...]:
 
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves this constructor untyped
-_NAMED_DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # where a percent sign is itself
+_NAMED_DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # where a percent sign stands for itself
 
 
 @dataclass(frozen=True)
 class SchemaStep:
     """One statement that brings a table closer to the wanted shape, and why.
 
-    It `is_lossy` where writes may have gone unrecorded before it.
+    It `is_lossy` if changes may not have been recorded before it.
     """
 
     reason: str
@@ -86,18 +86,18 @@ def carry_out(connection: Connection, steps: Iterable[SchemaStep]) -> None:
 
 
 def execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Execute statements of our own; they hold no parameters, so a percent sign in them is itself."""
+    """Execute statements without parameters; a percent sign in them stands for itself."""
     for statement in statements:
         connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
 def current_schema(connection: Connection) -> str:
-    """Return the schema of the tables: what is sent to nodes names it, wherever they look for tables themselves."""
+    """Return the schema of the tables, for statements that are sent to nodes: these may have another search path."""
     return str(connection.execute(text("SELECT current_schema()")).scalar_one())
 
 
 def free_name(connection: Connection, name: str) -> str:
-    """Return a name for a table or index: the wanted one, or a longer one where it is taken."""
+    """Return the name for a table or index, or a longer one if it is taken."""
     taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
     return f"{name}_capacity" if taken else name
 
@@ -108,7 +108,7 @@ def quoted(name: str) -> str:
 
 
 def literal(value: str) -> str:
-    """Write a text as SQL does, also where a server reads backslashes as escapes."""
+    """Return a text as an SQL literal, also for a server that reads backslashes as escapes."""
     doubled = value.replace("'", "''")
     return f"'{doubled}'" if "\\" not in value else "E'" + doubled.replace("\\", "\\\\") + "'"
 

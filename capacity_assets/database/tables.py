@@ -1,15 +1,15 @@
-"""The capacity tables: the one source of truth for names, types and what each column means.
+"""The capacity tables: names, types, and what each column means.
 
-Names and columns are those of the legacy application, so an existing database keeps working. Column comments are what
-the Dagster UI and the reference show. How an old database reaches this shape is decided in `adoption` and `schema`.
+Tables and columns have the names of the legacy application, so an existing database keeps working. The Dagster UI and
+the reference show the comments of columns. `adoption` and `schema` bring an older database to these definitions.
 
-Samples, aggregates and forecasts are partitioned by time, so that old rows leave as whole partitions (`partitions`). A
-primary key begins with the day or window: it identifies rows and serves every query for some days or windows. It bears
-the name that the unique key of these columns has in the legacy application, whose own migrations call it so.
+Samples, aggregates and forecasts are partitioned by time, so that old rows are dropped as whole partitions
+(`partitions`). A primary key begins with the day or window: it identifies rows and serves every query for some days or
+windows. Where the legacy application has a unique key of these columns, the primary key has its name.
 
 There are no foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
 Measured limits are samples like sizes, one row per day. What people declare (limits, steps, labels, prices) is dated
-or holds until they declare something else. A further size of a database is one entry of `size_parts`.
+or holds until they declare something else. Figures, and a further size of a database, are defined in `measures`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _Type = TypeEngine[Any] | type[TypeEngine[Any]]
 
 
 def optional(name: str, kind: _Type, comment: str) -> Column[object]:
-    """Return a column that may be null, which is never zero."""
+    """Return a column that may be null: unknown is not zero."""
     return Column(name, kind, comment=comment)
 
 
@@ -95,7 +95,7 @@ def megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[obje
 
 def exact_bytes(stem: str) -> Column[object]:
     """Return the column with the exact bytes of a size."""
-    return optional(f"{stem}_bytes", BigInteger, f"What {stem}_mb was made of, exact, bytes; null: not known")
+    return optional(f"{stem}_bytes", BigInteger, f"Exact size from which {stem}_mb was rounded, bytes; null: not known")
 
 
 def window_columns() -> list[Column[object]]:
@@ -116,12 +116,12 @@ def times_of_figures() -> list[Column[object]]:
 
 
 class _Numbered(BigInteger):
-    """An integer that a sequence of the table's own fills in, also where it is no part of the primary key."""
+    """An integer filled by a sequence of the table, also where it is not part of the primary key."""
 
 
 @compiles(_Numbered, "postgresql")
 def _numbered(_type: _Numbered, _compiler: object, *, type_expression: object = None, **_options: object) -> str:
-    """Name the type: that of a column being made, which makes the sequence, or that of its values."""
+    """Return the type of a new column, which creates the sequence, or the type of its values."""
     return "BIGINT" if type_expression is None else "BIGSERIAL"
 
 
@@ -198,7 +198,7 @@ instances = table(
     optional(
         "counted_by",
         Integer,
-        "Server that counts in its place: its primary, or whose storage it shares; null: it counts itself",
+        "Server that is counted in its place: its primary, or the one whose storage it shares; null: none",
     ),
 )
 
@@ -338,18 +338,18 @@ CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
 
 changes = table(
     "capacity_changes",
-    "Changes that nobody has read yet, in no order; emptied by itself.",
+    "Changes that were not read yet, in no order. Rows are deleted as they are read.",
     Column(
-        "change_id", BigInteger, Identity(always=True), nullable=False, comment="Names the row where it was written"
+        "change_id", BigInteger, Identity(always=True), nullable=False, comment="Number of the row where it was written"
     ),
     required("table_name", String(63), "Table that was written to"),
     required(
         "kind",
         String(20),
-        "samples: added or corrected; deleted: samples deleted; written: aggregates, by another than a run; "
-        "server: put into service; groups: labels, engines or which servers count changed",
+        "samples: added or corrected; deleted: samples deleted; written: aggregates, outside of a run; server: put "
+        "into service; groups: labels, engines or which servers count changed",
     ),
-    optional("days", DATERANGE, "Days that it touches; null: those on which the server has samples"),
+    optional("days", DATERANGE, "Days that it affects; null: those on which the server has samples"),
     optional("instance_id", Integer, "Server that was put into service"),
     timestamp("changed_at", "When its transaction began"),
     # A publication of all tables refuses to delete rows without an identity, and a key could refuse to add one.
@@ -358,7 +358,7 @@ changes = table(
 
 computed_windows = table(
     "capacity_computed_windows",
-    "Windows that were computed for all servers; a window is up to date where nothing touched it since.",
+    "Windows that were computed for all servers. A window is up to date if no change has affected it since.",
     key("period_type", String(20), "Name of the period, such as daily or monthly"),
     key("level", String(20), "database, instance or group"),
     key("period_start", Date, "First day of the window"),
@@ -366,19 +366,19 @@ computed_windows = table(
     required("reads_from", Date, "First day of the window before, with which its change compares"),
     optional("year_before_start", Date, "First day of the window a year before; null: not compared with it"),
     optional("year_before_end", Date, "Last day of that window, included"),
-    required("wanted", BigInteger, "How often a change has touched it", server_default=text("0")),
-    optional("computed", BigInteger, "What `wanted` was before its samples were read; null: begun and never finished"),
+    required("wanted", BigInteger, "How many changes have affected it", server_default=text("0")),
+    optional("computed", BigInteger, "`wanted` as it was before its samples were read; null: begun and never finished"),
     required(
         "changed",
         BigInteger,
-        "What `wanted` became when its own days changed last, not only those that it compares with",
+        "`wanted` as of the last change of its own days, not only of days that it is compared with",
         server_default=text("0"),
     ),
-    timestamp("oldest_change", "When the first change of samples began that it has not followed", nullable=True),
-    timestamp("newest_change", "When the last one began; null: no run is requested", nullable=True),
+    timestamp("oldest_change", "When the first change of samples began that it does not include yet", nullable=True),
+    timestamp("newest_change", "When the last such change began; null: no run is requested", nullable=True),
     required("failed_instances", Integer, "Servers that failed in it", server_default=text("0")),
     timestamp("computed_at", "When it was last computed over samples that were new to it"),
-    optional("fingerprint", String(64), "What computed it, for which servers; null: not known"),
+    optional("fingerprint", String(64), "Fingerprint of what computed it, and for which servers; null: not known"),
     optional("processed_instances", Integer, "Servers with samples in it"),
     optional("total_records", BigInteger, "Rows its samples supported"),
     optional("protected_records", BigInteger, "Those of them that were kept because samples are gone"),
@@ -387,11 +387,11 @@ computed_windows = table(
 
 collection_targets = table(
     "capacity_collection_targets",
-    "How to reach the servers that are measured here. Holds no secret, only where each one lies.",
+    "How to reach the servers that are measured here. It holds no secrets, only where to find them.",
     instance_key(),
-    optional("username", String(255), "Login; null: the driver's own choice"),
+    optional("username", String(255), "Login; null: the driver's default"),
     optional("password_from", Text, "Where the password is: env:NAME, file:PATH, secret:NAME; null: none needed"),
-    optional("connect_database", String(255), "Database or service to connect to; null: the engine's usual one"),
+    optional("connect_database", String(255), "Database or service to connect to; null: the engine's default"),
     required("tls", String(20), "off, require, verify-ca or verify-full"),
     optional("tls_ca", Text, "File of the certificate authority"),
     optional("tls_certificate", Text, "File of the client's certificate"),
@@ -405,7 +405,7 @@ collection_targets = table(
 
 collection_attempts = table(
     "capacity_collection_attempts",
-    "What became of each server on each day of the last months: collected, or failed and why.",
+    "The outcome for each server on each day of the last months: collected, or failed and why.",
     key("collected_date", Date, "Day that was measured"),
     instance_key(),
     required("status", String(20), "collected or failed"),
@@ -420,19 +420,19 @@ collection_attempts = table(
 capacity_settings = table(
     "capacity_settings",
     "What must stay the same as long as the database holds figures.",
-    key("name", String(63), "timezone: in which days of the samples begin and end"),
-    required("value", Text, "What holds for this database"),
+    key("name", String(63), "timezone: the zone in which the days of samples begin and end"),
+    required("value", Text, "Its value"),
     timestamp("set_at", "When it was set"),
 )
 
 imports = table(
     "capacity_imports",
-    "Imports of history, and how far each one came.",
-    key("fingerprint", String(64), "Of the source and of how it is read"),
+    "Imports of history, and how far each has come.",
+    key("fingerprint", String(64), "Fingerprint of the source and of how it is read"),
     required("source", Text, "File or database it came from, without any password"),
     required("target", String(63), "Table it was read into"),
     required("position", BigInteger, "Last row that was read and committed"),
-    required("counts", JSON, "What became of them"),
+    required("counts", JSON, "Numbers of rows by outcome"),
     timestamp("started_at", "When it was begun"),
     timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
     optional("origin", String(40), "What measured the samples: file, legacy, prometheus, ...; null: not known"),
@@ -440,10 +440,10 @@ imports = table(
 
 imported_days = table(
     "capacity_imported_days",
-    "Which stored samples were imported, and by which import. Rows of measured samples know nothing of it.",
+    "Which stored samples were imported, and by which import.",
     instance_key(),
     key("database_name", String(255), "Database; empty: the totals of the server"),
-    key("fingerprint", String(64), "Of the import, capacity_imports.fingerprint"),
+    key("fingerprint", String(64), "Fingerprint of the import, capacity_imports.fingerprint"),
     required("days", DATEMULTIRANGE, "Days whose samples are those of the import"),
 )
 
@@ -456,8 +456,8 @@ volume_size_stats = table(
     collected_date(),
     instance_id(),
     required("volume_name", String(255), "File system, disk group or pool, as the server says"),
-    megabytes("total_mb", "How much it holds"),
-    megabytes("free_mb", "How much of that the server can still use"),
+    megabytes("total_mb", "Capacity"),
+    megabytes("free_mb", "Space that the server can still use"),
     optional("used_mb", BigInteger, "Used space, MiB; null: all that is not free"),
     limit_source(),
     timestamp("collected_at", "When the sample was taken"),
@@ -498,11 +498,13 @@ server_part_stats = table(
 
 object_size_stats = table(
     "object_size_stats",
-    "Raw samples: what a database consists of, one row per listed table or index, which add up to it with two more.",
+    "Raw samples: what a database consists of, one row per listed table or index, and two rows for the rest.",
     collected_date(),
     instance_id(),
     database_name(),
-    required("kind", String(20), "table, index, others: those not listed, or unexplained: the rest of the database"),
+    required(
+        "kind", String(20), "table; index; others: tables and indexes not listed; unexplained: the rest of the database"
+    ),
     required("schema_name", String(255), "Schema or owner; empty: the engine has none within a database"),
     required("table_name", String(255), "Table of an index; empty: it is no index"),
     required("object_name", String(255), "Table or index, partitions under their parent; empty: a row of a sum"),
@@ -526,7 +528,7 @@ object_size_stats = table(
 
 capacity_object_sizes = table(
     "capacity_object_sizes",
-    "Sizes of the largest tables and indexes as last measured, by which the fastest growing are found.",
+    "The last sizes of the largest tables and indexes, from which those that grow fastest are found.",
     instance_key(),
     key("database_name", String(255), "Database, exactly as the server spells it"),
     key("collected_date", Date, "Day on which they were measured"),
@@ -548,7 +550,7 @@ capacity_limits = table(
 
 capacity_steps = table(
     "capacity_steps",
-    "Changes of size that will not repeat: no forecast takes them for a trend.",
+    "Changes of size that happen once: forecasts do not take them for a trend.",
     instance_key(),
     key("database_name", String(255), "Database; empty: all databases of the server"),
     key("step_date", Date, "First day with the new size"),
@@ -569,7 +571,7 @@ capacity_decisions = table(
     required("until_day", Date, "Last day on which it holds; of a plan, the day of the change"),
     required("note", Text, "What whoever decided it wrote"),
     optional("ticket", Text, "Address of its ticket; null: none"),
-    optional("added_mb", BigInteger, "By how much the limit is raised on that day, MiB; null: by nothing known"),
+    optional("added_mb", BigInteger, "By how much the limit is raised on that day, MiB; null: unknown"),
     optional("probability", Double, "Probability of being full by that day, when it was decided; null: unknown"),
     timestamp("closed_at", "When it was removed or another took its place; null: neither", nullable=True),
     optional("closed_by", String(LONGEST_DECLARER), "Who did that; null: nobody, or not known"),
@@ -598,7 +600,7 @@ capacity_runways = table(
     ),
     *(column for days in HORIZONS_DAYS for column in forecast_columns(days)),
     timestamp("issued_at", "When it was computed"),
-    required("in_time", Boolean, "Whether that was on its day or the next one"),
+    required("in_time", Boolean, "Whether it was computed on its day or the day after; false: in hindsight"),
     optional("volumes", ARRAY(String(255)), "Volumes on which a database grows; null: unknown"),
     optional("planned_day", Date, "Day from which planned limits hold; null: none is planned that raises it"),
     optional("planned_limit_mb", BigInteger, "Binding limit from that day on, MiB"),
@@ -620,15 +622,8 @@ PRICE = Numeric(20, 6)
 # Twelve decimals: the cents of a million lines are not moved by how each was rounded.
 EXACT = Numeric(30, 12)
 CURRENCY = String(3)
-
-
-def _valid_from(what: str) -> Column[object]:
-    return key("valid_from", Date, f"First day of the {what}; 0001-01-01: always")
-
-
-def _key_of_group(comment: str) -> Column[object]:
-    return key("key", String(LONGEST_KEY), comment)
-
+label_key = partial(key, "key", String(LONGEST_KEY))
+valid_from = partial(key, "valid_from", Date)
 
 capacity_labels = table(
     "capacity_labels",
@@ -639,8 +634,8 @@ capacity_labels = table(
         String(255),
         "Database, or a pattern with * and ?; empty: the server, and what has no label of its own on it",
     ),
-    _key_of_group("Key of the label, such as team"),
-    _valid_from("label"),
+    label_key("Key of the label, such as team"),
+    valid_from("First day of the label; 0001-01-01: always"),
     optional("value", String(LONGEST_VALUE), "Value from that day on; null: none from that day on"),
     timestamp("declared_at", "When it was declared"),
     declared_by(),
@@ -651,9 +646,9 @@ capacity_prices = table(
     "capacity_prices",
     "What a GiB costs per month, by engine and label.",
     key("engine", String(50), "Engine that it holds for; empty: every engine"),
-    _key_of_group("Key of the label that it holds for; empty: whatever the labels are"),
+    label_key("Key of the label that it holds for; empty: any labels"),
     key("value", String(LONGEST_VALUE), "Value of that label; empty: as above"),
-    _valid_from("price"),
+    valid_from("First day of the price; 0001-01-01: always"),
     optional("price", PRICE, "Currency per GiB and month; null: no price from that day on"),
     required("currency", CURRENCY, "ISO 4217 code"),
     timestamp("declared_at", "When it was declared"),
@@ -662,7 +657,7 @@ capacity_prices = table(
 
 capacity_scenarios = table(
     "capacity_scenarios",
-    "Scenarios that were stored to be compared on a page; none changes a forecast.",
+    "Scenarios that were stored for comparison on a page; they change no forecast.",
     key("name", String(LONGEST_VALUE), "Name under which it was stored"),
     timestamp("stored_at", "When it was computed and stored"),
     required("content", JSONB, "Its assumptions, runways and budget beside the base case"),
@@ -670,7 +665,7 @@ capacity_scenarios = table(
 
 capacity_bills = table(
     "capacity_bills",
-    "Bills per month, each issue of them.",
+    "Bills by month, with every issue.",
     key("month", Date, "First day of the month"),
     key("issue", Integer, "1: as first issued; more: restated"),
     timestamp("issued_at", "When it was computed"),
@@ -684,7 +679,7 @@ capacity_bills = table(
     required("unbilled_servers", Integer, "Servers with totals and no sizes of databases"),
     required("label_keys", JSON, "Keys of labels by which it can be split"),
     optional("reason", Text, "Why it differs from the issue before; null: it is the first"),
-    optional("declared_state", Text, "Numbers and newest times of labels and prices that were looked at last"),
+    optional("declared_state", Text, "Numbers and newest times of the labels and prices that were last looked at"),
     timestamp("samples_dropped_at", "When dropped samples of the month were detected; null: none", nullable=True),
     optional("clock_doubt", Text, "Why the bill is not final although the month seems over; null: no doubt"),
     optional("billed_until", Date, "Last day of the month with samples; null: a former version computed it"),
@@ -730,7 +725,7 @@ capacity_bill_groups = table(
 
 capacity_digests = table(
     "capacity_digests",
-    "Who got the digest of which week.",
+    "Which receiver got the digest of which week.",
     key("week", Date, "First day of the week"),
     key("receiver", String(255), "Name of the receiver in CAPACITY_RECEIVERS"),
     key("channel", String(20), "mail or webhook"),
@@ -739,7 +734,7 @@ capacity_digests = table(
 
 capacity_alerts = table(
     "capacity_alerts",
-    "What receivers of alerts were told: the newest alert of each server, database and volume.",
+    "What receivers of alerts were told: the newest alert for each server, database and volume.",
     key("receiver", String(255), "Name of the receiver in CAPACITY_RECEIVERS, or default"),
     key("channel", String(20), "mail or webhook"),
     key("instance_id", Integer, "Number of the server"),
@@ -761,7 +756,7 @@ capacity_locks = table(
 
 
 def is_active() -> ColumnElement[bool]:
-    """Return the condition on `instances`."""
+    """Return the condition that servers are in service."""
     return and_(instances.c.is_active, instances.c.deleted_at.is_(None))
 
 

@@ -1,11 +1,11 @@
-"""The views that reports, BI tools and Grafana read: names people use, units in them, stable.
+"""The views that reports, BI tools and Grafana read, with names that people use, and units in the names.
 
-They hide how the tables are keyed and partitioned, nothing else: every figure is a stored one. Columns are only ever
-added, at the end, so that what is built on a view keeps working. `capacity init` creates and renews them.
+They hide keys and partitions of the tables, and nothing else: every figure is a stored one. Columns are only added, at
+the end, so that what is built on a view keeps working. `capacity init` creates and renews the views.
 
-PostgreSQL refuses to widen a column that a view reads, and to drop a view that another one reads. Such views of others
-are removed and restored, with owner, grants, options, comments, triggers and rules, in the transaction of the upgrade.
-What cannot be restored from its definition alone (a materialised view, a rule on a table) is named.
+PostgreSQL does not widen a column that a view reads, or drop a view that another one reads. So views of others are
+dropped and restored in the transaction of the upgrade, with owner, grants, options, comments, triggers and rules.
+Objects that cannot be restored from their definition (a materialised view, a rule on a table) are named in an error.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ LEFT JOIN (
 LEFT JOIN capacity_limits own ON own.instance_id = r.instance_id
     AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END
 {join}
-WHERE r.subject <> 'group'"""  # noqa: S608 -- labels are looked up in another way on nodes
+WHERE r.subject <> 'group'"""  # noqa: S608 -- labels are looked up differently on nodes
 
 
 _DUE = """CROSS JOIN LATERAL (VALUES
@@ -330,9 +330,10 @@ SELECT instance_id,  -- Server, instances.id
        false AS is_derived
           -- Whether the server has no total in the window; its size and change are then those of its databases
 FROM instance_size_aggregations"""
-# Windows with days on which a server has databases but no total, as the level of groups found. Sizes of databases are
-# weighted by their days, so that renaming a database changes no sum. Both parts have the same types; otherwise
-# PostgreSQL pushes no condition down into them. Earlier versions stored any value: what is impossible is left out.
+# Windows with days on which a server has databases but no total, which the level of groups finds. Sizes of databases
+# are weighted by their days, so that renaming a database changes no sum. Both parts have the same types, because
+# otherwise PostgreSQL does not push conditions down into them. Impossible values, which earlier versions stored, are
+# left out.
 _POSSIBLE_TOTALS = """
 WHERE total_size_mb <= 8796093022207
   AND (total_size_change_mb IS NULL OR total_size_change_mb BETWEEN -8796093022207 AND 8796093022207)
@@ -392,7 +393,7 @@ _SAMPLED = """a.data_count AS measured_days,  -- Days of the window with a sampl
 
 
 def _further(stem: str, last: str) -> str:
-    """Return columns on the ends of a window and on a year, of the measure that growth follows."""
+    """Return the last size, the growth within the window, and the comparison with the year before."""
     return f"""
        a.{last} AS last_size_mb,  -- Size on the last measured day of the window, MiB
        a.{stem}_growth_in_window_mb AS growth_in_window_mb,
@@ -413,7 +414,7 @@ def _parts(parts: Sequence[PartSize]) -> str:
 
 
 def _growth(rows: str, labels: str) -> str:
-    """Return the query of the growth of databases; the first two parts of a size are older than other columns."""
+    """Return the query of the growth of databases; the first two parts of a size come before other columns."""
     return f"""{_WINDOW_AND_SERVER}
        a.database_name AS database,  -- Name of the database
        a.avg_size_mb AS size_mb,  -- Mean total size, rounded down, MiB
@@ -449,7 +450,7 @@ _LABELS = labels_of("a.instance_id", "a.database_name", "a.period_end")
 _LABELS_ON_NODES = labels_in("labelled", "a.database_name", "a.period_end")
 
 _WINDOWS = tables.database_size_aggregations.c
-# Found period by period, by the first columns of the key, whatever the size of the history.
+# Period by period, by the first columns of the key: as fast in a long history.
 _NEWEST_WINDOWS = sa.union_all(
     *(
         sa.select(sa.cast(name, sa.Text).label("name"), sa.func.max(_WINDOWS.period_start).label("period_start")).where(
@@ -460,7 +461,7 @@ _NEWEST_WINDOWS = sa.union_all(
 )
 _OF_NEWEST_WINDOWS = f"""({text_of(_NEWEST_WINDOWS)}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
-# The rows of a window, and those of the window before whose server has none in it.
+# The rows of a window, and the rows of the window before of servers that have none in it.
 _FLEET_AND_COVERAGE = views_in("""
 -- Size of the fleet by engine in each window. Servers that are counted by another one are left out.
 CREATE VIEW capacity_fleet AS
@@ -534,8 +535,8 @@ def _listed(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tup
         yield f"s.{source}", name or source, str(rows.c[source].comment)
 
 
-# By these, readers reach what figures are made of without a right on any table. Who declared a server is apart from the
-# servers, so that distributed tables are joined with these without a right on how they are reached.
+# What figures are made of, for readers without rights on tables. Who declared servers is a view of its own, so that
+# distributed tables can be joined with the servers without rights on `capacity_collection_targets`.
 READER_VIEWS = (
     *views_in("""
 -- The registered servers.
@@ -613,7 +614,7 @@ LEFT JOIN instances i ON i.id = d.instance_id;
     ),
     _beside_servers(
         "capacity_attempts",
-        "What became of each server on each day of the last months.",
+        "The outcome for each server on each day of the last months.",
         tables.collection_attempts,
         "status, failure, reason, attempted_at",
     ),
@@ -680,7 +681,7 @@ Reader = sa.Row[Any]
 
 
 def names_taken(connection: sa.Connection) -> list[str]:
-    """Return what to do about objects that have the name of one of our views."""
+    """Return messages on other objects that have the name of one of our views."""
     return [
         f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
         "`capacity init` again."
@@ -689,7 +690,7 @@ def names_taken(connection: sa.Connection) -> list[str]:
 
 
 def outdated_views(connection: sa.Connection) -> list[View]:
-    """Return the views that are missing or of another definition."""
+    """Return the views that are missing or have another definition."""
     comments = {row.name: row.comment for row in connection.execute(sa.text(_COMMENTS), {"views": _NAMES})}
     views = [view.on_nodes for view in VIEWS] if tables_are_distributed(connection) else VIEWS
     return [view for view in views if comments[view.name] != view.marked_comment]
@@ -714,7 +715,7 @@ def in_the_way(
 ) -> Sequence[Reader]:
     """Find the objects that read one of the columns (table, column) or, with `ours`, our views, also through a view.
 
-    They come in an order in which they can be dropped. Those that are not `movable` cannot be restored.
+    They are in an order in which they can be dropped. Those that are not `movable` cannot be restored.
     """
     parameters = {
         "tables": [table for table, _ in columns],
@@ -726,7 +727,7 @@ def in_the_way(
 
 
 def take_away(connection: sa.Connection, readers: Iterable[Reader]) -> list[str]:
-    """Drop views; return the statements that restore them, and of ours the grants, once they are created again."""
+    """Drop views; return the statements that restore them, or after ours are created again, their grants."""
     back: list[str] = []
     for view in readers:
         back = [*connection.execute(sa.text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
@@ -786,7 +787,7 @@ WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS 
 ORDER BY 1
 """
 
-# A rule on a table and a materialised view's contents are more than a definition.
+# Rules on tables and materialised views cannot be restored from a definition.
 _READERS = """
 WITH RECURSIVE wanted AS (
     SELECT a.attrelid, a.attnum
@@ -821,7 +822,7 @@ ORDER BY depth DESC, name DESC
 
 READER_ROLE = "capacity_reader"
 READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not tables.group_size_aggregations)
-"""What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
+"""What readers need rights on, besides the views, where tables are distributed: Citus checks rights on shards."""
 READABLE = (
     *(view.name for view in VIEWS),
     "capacity_bills",
@@ -833,7 +834,7 @@ READABLE = (
 
 
 def ensure_reader_role(connection: sa.Connection) -> None:
-    """Create the role, without a login, and grant it what it reads; for a server that is ours alone."""
+    """Create the role without a login, and grant it what it reads; for the embedded server."""
     connection.exec_driver_sql(
         f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     )
