@@ -3,20 +3,19 @@
 A *state* is what figures are made of: counts, exact sums, extremes, and the values of the first and last measured days.
 
 1. `states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows themselves,
-   per key and window, and puts the window before and that of a year before beside each window. The steps are the same
-   for one window and for many, for days and for years. Where a stored row rests on more samples than are left, other
-   windows are compared with that row. Sources that are known to be empty are not read (`Sources`).
+   per key and window, and puts the window before and the one a year before beside each window. The steps are the same
+   for one window and for many, for days and for years. Windows are compared with the stored row of another window if
+   it was built from more samples than are left. Sources that are known to be empty are not read (`Sources`).
 2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
    once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
    denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
    impossible sizes makes its server fail.
-3. `aggregation_statement` inserts each computed row, puts it in place of its stored row, or leaves that alone, and
-   counts. A row is never replaced by one of fewer samples. The stored comparison of a row is kept if the other window
-   has no sample and no row left, and the row's own figures of that measure did not change. Windows without stored rows
-   are inserted without any of this.
+3. `aggregation_statement` inserts each computed row, updates its stored row, or leaves that alone, and counts. A row is
+   never replaced by one of fewer samples. The stored comparison of a row is kept if the other window has no sample and
+   no row left, and the row's own figures of that measure did not change. Windows without stored rows skip all this.
 
 Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus does not push down a step that is
-read twice, so `NodeStatements` does the third part in several statements, on each node over its own servers.
+read twice, so `NodeStatements` does the third part in several statements, on each node for its own servers.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION
 from capacity_assets.database.measures import Measure
 from capacity_assets.database.sql import DIALECT
 
-# Expressions over columns whose Python type never matters here: no figure travels through Python.
+# The Python types of columns do not matter here, because no figure passes through Python.
 Element: TypeAlias = ColumnElement[Any]
 
 
@@ -80,16 +79,16 @@ class Parameters:
     """The parameters of the statement.
 
     `starts`, `ends` and `wanted` describe the windows that are read, in order; only the `wanted` ones are written. The
-    others are compared with, so the window before a wanted one is always the one before it in the list.
+    others are compared with, so the window before a wanted one always precedes it in the list.
 
-    `cuts` are pairs of days: samples are read from the first of a pair to the day before the second. All lie in the two
-    spans of `read_...`. `part_types` and `part_starts` name stored shorter windows, pair by pair. With `overwrite`,
-    history may be replaced. A growth is raised to `windows_per_year` for its yearly rate; null: there is none.
-    `computed_starts` are the wanted windows that were computed before, `unread_starts` the windows that are compared
-    with by their stored rows alone.
+    `cuts` are pairs of days: samples are read from the first day of a pair to the day before the second. All of them
+    are in the two spans of `read_...`. `part_types` and `part_starts` name stored shorter windows, pair by pair. With
+    `overwrite`, history may be replaced. Growth is raised to `windows_per_year` for its yearly rate; null: there is
+    none. `computed_starts` are the wanted windows that were computed before; of `unread_starts` only the stored rows
+    are read.
     """
 
-    # Not named as a column: SQLAlchemy would take it for a value of the update.
+    # Not named like a column, which SQLAlchemy would take for a value of the update.
     period_type = bindparam("period", type_=String)
     instance_ids = bindparam("instance_ids", type_=ARRAY(Integer))
     starts = bindparam("starts", type_=ARRAY(Date))
@@ -116,13 +115,13 @@ class Parameters:
     overwrite = bindparam("overwrite", type_=Boolean)
 
 
-# A day and its value in one number, so that the smallest is the first value and the largest the last: the value takes
-# the lower 44 bits, which hold every possible size and its negative.
+# A day and its value are combined in one number, so that the smallest is the first value and the largest the last. The
+# value takes the lower 44 bits, which are enough for every possible size and its negative.
 _DAY_BITS = 2 * (LARGEST_MB + 1)
 
 
 def states(level: Level, sources: Sources) -> Subquery:
-    """Return the states of each key and wanted window, with those of the windows it compares with, from `sources`.
+    """Return the states of each key and wanted window, with those of the windows that it is compared with.
 
     Columns: the keys, `bucket`, `period_start`, `data_count` (null: only a stored row is left), per measure what
     `named` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`; the
@@ -157,18 +156,18 @@ def _element(values: Element, place: int) -> Element:
 
 
 def named(kind: str, measure: Measure) -> str:
-    """Name a part of the state of a measure."""
+    """Return the name of a part of the state of a measure."""
     return f"{kind}_{measure.source}"
 
 
 def window_of(windows: Element, bucket: Element) -> Element:
-    """Return what an array of the windows says of the one with a number."""
+    """Return the element of an array for the window with a number."""
     parenthesised: Element = Grouping(windows)
     return parenthesised[bucket]
 
 
 def _compared_names(level: Level, *, further: bool = False) -> Iterator[str]:
-    """Name what of a state other windows compare with; with `further`, what those a year later do."""
+    """Name the parts of a state that other windows are compared with, or with `further`, those a year later."""
     yield "data_count"
     for measure in level.measures:
         if measure.further or not further:
@@ -195,7 +194,7 @@ def _united(level: Level, sources: Sources) -> Subquery:
     if sources.shorter_windows:
         selects.append(_of_shorter_windows(level))
     if sources.rows or not selects:
-        # In two: PostgreSQL prunes partitions by one span, not by one of two.
+        # In two SELECTs, because PostgreSQL prunes partitions by one span, not by alternatives.
         selects.append(_of_stored_rows(level, Parameters.before_first, Parameters.wanted_last))
         selects.append(_of_stored_rows(level, Parameters.year_first, Parameters.year_last))
     rows = union_all(*selects).subquery("rows")
@@ -211,16 +210,16 @@ def _united(level: Level, sources: Sources) -> Subquery:
     own = array([columns["bucket"], *(columns[name] for name in names)])
     columns["valid"] = own
     if sources.rows:
-        # One row each, or twice the same.
+        # One row, or the same row twice.
         stored = {
             name: rows.c[name] if sources.are_disjoint else func.max(rows.c[name]) for name in _stored_names(level)
         }
         is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
         if not level.has_servers:
-            # Days of a group come and go with the labels.
+            # Days of a group appear and disappear with the labels.
             is_stored = and_(is_stored, rows.c.period_start == func.any(Parameters.unread_starts))
-        # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
-        # because each look at another row costs as much as reading it.
+        # What others are compared with: the stored row if it was built from more samples than there are. In one array,
+        # because each access to another row costs as much as reading it.
         kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
         columns["valid"] = case((is_stored, kept), else_=own)
     united = select(*keys, *(column.label(name) for name, column in columns.items()))
@@ -228,7 +227,7 @@ def _united(level: Level, sources: Sources) -> Subquery:
 
 
 def _of_samples(level: Level) -> Any:
-    """Select the samples as states of their days: those that count, of the servers and days that are read."""
+    """Select the samples that count, as states of their days."""
     samples = _samples(level)
     day = samples.c.collected_date
     columns: dict[str, Element] = {"data_count": literal_column("1", Integer)}
@@ -249,7 +248,7 @@ def _samples(level: Level) -> FromClause:
             day.between(Parameters.read_first, Parameters.read_last),
             day.between(Parameters.read_year_first, Parameters.read_year_last),
         ),
-        # Not `= 1`, which PostgreSQL expects to hold for one row in two hundred: it would sort where it should hash.
+        # Not `= 1`, which PostgreSQL estimates to hold for one row in two hundred, and would sort instead of hashing.
         func.width_bucket(day, Parameters.cuts) % 2 != 0,
         *level.of_servers(raw, Parameters.instance_ids),
         *level.live(),
@@ -275,10 +274,10 @@ def _of_shorter_windows(level: Level) -> Any:
             start = target.c.period_start
             columns[named("first", measure)] = _dated(start, last - func.coalesce(growth, 0))
             columns[named("last", measure)] = _dated(start, last)
-    # Parts do not overlap, so the first days are unique.
+    # Parts do not overlap, so their first days are unique.
     place = func.array_position(Parameters.part_starts, target.c.period_start)
     return _found(level, target, target.c.period_start, columns).where(
-        # It decides; the two arrays are what an index and the choice of partitions understand.
+        # The two arrays beside it are for the index and for pruning partitions.
         window_of(Parameters.part_types, place) == target.c.period_type,
         target.c.period_type == func.any(Parameters.part_types),
         target.c.period_start == func.any(Parameters.part_starts),
@@ -307,9 +306,9 @@ EVERY_SOURCE = Sources()
 
 
 def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
-    """Select what the stored rows of the windows keep that begin between two days.
+    """Select the states of stored rows of windows that begin between two days.
 
-    A row of an older version that keeps no sums counts its samples alone: nothing can be compared with it.
+    Of a row without sums, which an older version wrote, only its number of samples counts: nothing is compared with it.
     """
     target = level.target
     keeps_sums = or_(_is_day(level), target.c[named("sum", level.headline)].is_not(None))
@@ -328,10 +327,10 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
 
 
 def _found(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
-    """Select what was found, in the columns that all sources have, with the window that it lies in."""
+    """Select rows in the columns that all sources have, with their window."""
     bucket = func.width_bucket(day, Parameters.starts)
     columns_of_keys = {key: source.c[key] for key in level.keys}
-    # Texts are sorted by their bytes, which is several times faster than by a language.
+    # Texts are sorted by bytes, which is several times faster than by a language.
     keys = [
         (column.collate("C") if isinstance(column.type, String) else column).label(key)
         for key, column in columns_of_keys.items()
@@ -342,13 +341,13 @@ def _found(level: Level, source: FromClause, day: Element, columns: dict[str, El
 
 
 def _nothing(name: str) -> Element:
-    """Null of the type of a column: a sum of integers is fast, one of 64-bit integers is not."""
+    """Return null of the type of a column: sums of integers are faster than those of 64-bit integers."""
     is_count = name.removeprefix("stored_").split("_")[0] in ("data", "count", "samples")
     return cast(null(), Integer if is_count else BigInteger)
 
 
 def _stored_names(level: Level) -> Iterator[str]:
-    """Name what is kept of the stored row of the window: how many samples it holds, and what others compare with."""
+    """Name what is read of stored rows: the number of samples, and what other windows are compared with."""
     yield "samples"
     yield from (f"stored_{name}" for name in _compared_names(level))
 
@@ -356,7 +355,7 @@ def _stored_names(level: Level) -> Iterator[str]:
 def _kept(level: Level, measure: Measure) -> dict[str, Element]:
     """Return the number of values and the sum that a stored row keeps of a measure; for a day that is the value.
 
-    Every sample has the value where no count of its own is kept.
+    Without a count of its own, every sample has the value.
     """
     columns, is_day, count = level.target.c, _is_day(level), named("count", measure)
     value, of_several = columns[measure.average], columns[count if count in level.sums else "data_count"]
@@ -383,14 +382,13 @@ def _undated(dated: Element) -> Element:
 Columns: TypeAlias = Mapping[str, Element]
 
 LARGEST_FAST = 10**14
-"""Up to this numerator, 20,000 times it and a denominator fit 64 bits; beyond, percentages are computed in numerics."""
+"""Up to this numerator, 20,000 times it plus a denominator fit in 64 bits; above it, percentages use numerics."""
 
 
 def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     """Compute one row of figures for each key and wanted window that has a sample or a stored row.
 
-    `fenced` keeps PostgreSQL from
-    computing a figure anew wherever it is named; a distributed table does not take that.
+    `fenced` keeps PostgreSQL from computing a figure again wherever it is named; Citus does not support that.
 
     Columns: the keys, `period_start`, every column of `level.figures` (all null where only a stored row is left), and
     `previous_data_count` and `year_before_data_count`, null where there is nothing to compare with.
@@ -417,7 +415,7 @@ def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
 
 
 def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
-    """Compute the figures of each measure, each once: the next step names them several times."""
+    """Compute the figures of each measure once; the next step names them several times."""
     compared = _compared(level, sources, fenced=fenced)
     state = dict(compared.c.items())
     columns: dict[str, Element] = {}
@@ -434,10 +432,9 @@ def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
 
 
 def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
-    """Put beside each state its difference to the others, as one fraction per measure and window.
+    """Add to each state its differences to the others, as one fraction per measure and window.
 
-    The difference of two means is `difference_` / (`count_` times the other count), and in parts of the other mean it
-    is `difference_` / `base_`.
+    The difference of two means is `difference_` / `counts_`, and relative to the other mean `difference_` / `base_`.
     """
     own = states(level, sources)
     columns: list[Element] = []
@@ -453,7 +450,7 @@ def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
 
 
 def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
-    """Exact mean, extremes and changes of one measure, and its ends within the window."""
+    """Return the figures of one measure."""
     total, count = state[named("sum", measure)], func.nullif(state[named("count", measure)], _whole(0))
     change, change_percent = _difference(measure, state, "previous_")
     figures: dict[str, Element] = {
@@ -489,17 +486,17 @@ def _possible(measure: Measure, size_mb: Element) -> Element:
 
 
 def _difference(measure: Measure, state: Columns, other: str) -> tuple[Element, Element]:
-    """Difference of the exact means to another window, cut toward zero, and in percent of the other one."""
+    """Return the change of the exact mean against another window, cut toward zero, and in percent."""
     difference, counts = state[named(f"{other}difference", measure)], state[named(f"{other}counts", measure)]
     base = func.nullif(state[named(f"{other}base", measure)], _whole(0))
     return _div(difference, counts), _two_decimals(difference, base, percent=True)
 
 
 def _yearly_rate(measure: Measure, state: Columns) -> Element:
-    """The factor by which the mean grew, to the power of the windows in a year, less one, in percent.
+    """Return the factor by which the mean grew, to the power of the windows in a year, less one, in percent.
 
-    Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. A factor below
-    zero, of sizes that cannot be, says nothing.
+    Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. There is no rate
+    for a factor below zero, which impossible sizes have.
     """
     difference, base = (state[named(f"previous_{kind}", measure)] for kind in ("difference", "base"))
     above, below = (func.power(cast(each, Numeric), Parameters.windows_per_year) for each in (difference + base, base))
@@ -536,14 +533,14 @@ def _div(numerator: Element, denominator: Element) -> Element:
 
 
 def _floor(numerator: Element, denominator: Element) -> Element:
-    """Divide whole numbers, rounded down; the remainder has the numerator's sign."""
+    """Divide whole numbers, rounded down; in SQL, the remainder has the sign of the numerator."""
     remainder = numerator % denominator
     below_zero = and_(remainder != _whole(0), (remainder < _whole(0)) != (denominator < _whole(0)))
     return _div(numerator, denominator) - cast(below_zero, Integer)
 
 
 def _two_decimals(numerator: Element, denominator: Element, *, percent: bool = False) -> Element:
-    """Divide to two decimals, half away from zero, by one exact integer division; `percent`: a hundred times it."""
+    """Divide to two decimals, half away from zero, by one exact integer division; with `percent`, times a hundred."""
     above, below = func.abs(numerator), func.abs(denominator)
     hundredths = _div(above * _whole(20_000 if percent else 200) + below, below * _whole(2))
     signed = case(((numerator < _whole(0)) != (denominator < _whole(0)), -hundredths), else_=hundredths)
@@ -552,7 +549,7 @@ def _two_decimals(numerator: Element, denominator: Element, *, percent: bool = F
 
 
 def _exact_two_decimals(numerator: Element, denominator: Element) -> Element:
-    """Do the same with numerics of any size."""
+    """Divide to two decimals as well, for numerics of any size."""
     hundredths = func.div(func.abs(numerator) * _whole(200) + func.abs(denominator), func.abs(denominator) * _whole(2))
     return hundredths * func.sign(numerator) * func.sign(denominator) * literal_column("0.01")
 
@@ -570,11 +567,11 @@ def aggregation_statement(
 ) -> Compiled:
     """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
-    `overwrite` is that of the parameters, for which the statement is built. With `dry_run` it only reads, and counts
-    what would be written and removed. It is compiled once per process: SQLAlchemy takes longer for it than PostgreSQL.
+    `overwrite` must be that of the parameters. With `dry_run` the statement only reads, and counts what would be
+    written and removed. It is compiled once per process, because SQLAlchemy takes longer for that than PostgreSQL.
 
-    Returns one row per window in which anything was found: `period_start`, `instances` (with samples), `records`,
-    `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
+    The statement returns one row per window in which anything was found: `period_start`, `instances` (with samples),
+    `records`, `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
     """
     if sources.wanted_rows:
         rows: FromClause = _classified(level, sources, fenced=True).cte("classified")
@@ -609,7 +606,7 @@ def aggregation_statement(
 def stored_windows(level: Level) -> Compiled:
     """Select the first days of the windows that are read and have a stored row of a server of the slice.
 
-    Each window is looked up by itself: no plan reads all of its rows.
+    Each window is looked up on its own, so that no plan reads all of its rows.
     """
     target = level.target
     window: Any = func.unnest(Parameters.starts).column_valued("window_start")
@@ -628,7 +625,7 @@ def execute(connection: Connection, statement: Compiled, parameters: Mapping[str
 
 @dataclass(frozen=True)
 class NodeStatements:
-    """The statements of one slice where tables are distributed, in their order; parameters as in `Parameters`.
+    """The statements of one slice where tables are distributed, in order; parameters as in `Parameters`.
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
     - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`.
@@ -653,7 +650,7 @@ def node_statements(level: Level) -> NodeStatements:
 
     rows = classified("classified")
     written_at = bindparam("written_at", type_=DateTime(timezone=True))
-    # The default of the column is volatile, which would bring all rows to the coordinator.
+    # The default of the column is volatile, so all rows would pass through the coordinator.
     number = getattr(func, ROW_NUMBER_FUNCTION)(bindparam("row_numbers", type_=String), rows.c.instance_id)
     written = _stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
     return NodeStatements(
@@ -671,13 +668,13 @@ def _per_window(rows: Rows, start: Element) -> Rows:
 
 
 ARITHMETIC = 1
-"""To be raised when the same samples give other figures. A test fails when the statement changes."""
+"""Raise it when the same samples give other figures. A test fails when the statement changes."""
 
 
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
     """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
-    It changes with the measures and the trend threshold. The last half is the fingerprint of the sums.
+    It changes with the measures and the trend threshold. Its second half is the fingerprint of the sums.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
     made_of = f"{ARITHMETIC} {level.measures} {level.ratios} {level.figures}"
@@ -686,7 +683,7 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
 
 @cache
 def sums_fingerprint(level: Level) -> str:
-    """Return a fingerprint of what stored sums are made of: 32 digits. A new meaning of theirs takes a new number."""
+    """Return a fingerprint of what stored sums are made of: 32 digits. If their meaning changes, raise the number."""
     return _digest(f"1 {level.source.name} {level.values} {level.void_flag} {sorted(level.sums)}{level.rule}")
 
 
@@ -695,10 +692,10 @@ def _digest(text: str) -> str:
 
 
 def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) -> Rows:
-    """Decide for each row what happens to it, before anything is written, and give it the comparisons that are kept.
+    """Decide what happens to each row, before anything is written, and insert the comparisons that are kept.
 
-    Sorting out unchanged rows here, not in the upsert, is what makes a repetition free of writes: an upsert whose WHERE
-    is false still locks the row on its page.
+    Unchanged rows are sorted out here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
+    false still locks the row on its page.
     """
     joined = _beside_stored(level, sources, fenced=fenced)
     taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
@@ -712,7 +709,7 @@ def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) 
         (joined.c.stored_data_count.is_(None), INSERT),
         (~computed.is_distinct_from(as_stored), UNCHANGED),
         (and_(joined.c.stored_data_count > joined.c.data_count, ~Parameters.overwrite), PROTECTED),
-        # Nothing but what is kept would have changed.
+        # Only what is kept would have changed.
         (~tuple_(*taken.values()).is_distinct_from(as_stored), PROTECTED),
         else_=UPDATE,
     ).label("action")
@@ -721,7 +718,7 @@ def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) 
 
 
 def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
-    """Join the stored row to each computed one, and say which of its comparisons are kept."""
+    """Join the stored row to each computed row, with which of its comparisons are kept."""
     figures = window_figures(level, sources, fenced=fenced)
     stored = _stored(level).subquery("stored_rows")
     keeps: list[Element] = []
@@ -751,7 +748,7 @@ def _stored(level: Level) -> Rows:
 
 
 def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
-    """Whether a stored row is of the slice, by what PostgreSQL knows before any figure is computed."""
+    """Whether a stored row belongs to the slice, by conditions that do not depend on computed figures."""
     return and_(
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(Parameters.wanted_first, Parameters.wanted_last),
@@ -761,7 +758,7 @@ def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
 
 
 def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
-    """Whether a measure's own figures are equal; figures that an older version did not store count as equal."""
+    """Whether a measure's own figures are equal; those that an older version did not store count as equal."""
     own, added = level.own_figures(measure), level.added_later
     older = [name for name in own if name not in added]
     newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in own if name in added]
@@ -774,15 +771,15 @@ def _same_row(level: Level, one: FromClause, other: FromClause) -> ColumnElement
 
 
 def _is_row_of(level: Level, target: FromClause, rows: FromClause) -> ColumnElement[bool]:
-    """Whether a row of the table is the one that a classified row is about."""
+    """Whether a row of the table is that of a classified row."""
     return and_(_same_row(level, target, rows), _is_wanted(level, target))
 
 
 def _insert(level: Level, rows: FromClause, own: Mapping[str, Element] | None = None) -> Insert:
-    """Insert the rows that were not stored; `own` has columns that are given in place of their defaults.
+    """Insert the rows that were not stored; `own` replaces defaults of columns.
 
-    Where another session inserted one of them meanwhile, PostgreSQL refuses, and the slice is written again: an upsert
-    of each row would cost half as much again. In the order of the key, so that the index grows at one place.
+    If another session inserted one of them meanwhile, PostgreSQL refuses, and the slice is written again: upserts would
+    take half as long again. Rows are in the order of the key, so that the index grows at one place.
     """
     given: dict[str, Element] = {name: rows.c[name] for name in (*level.keys, "period_start", *level.figures)}
     given |= {"period_type": cast(Parameters.period_type, String)}
@@ -796,7 +793,7 @@ def _update(level: Level, rows: FromClause, at: Element | None = None) -> Update
     """Update the rows that change; id and created_at stay."""
     target = level.target
     values = {name: rows.c[name] for name in level.figures}
-    # Repeated here for a row that another session updated between this statement's reading and its writing.
+    # Repeated, because another session may update a row between reading and writing.
     still_wanted = or_(Parameters.overwrite, target.c.data_count <= rows.c.data_count)
     return (
         update(target)
@@ -806,14 +803,14 @@ def _update(level: Level, rows: FromClause, at: Element | None = None) -> Update
 
 
 def _fits(level: Level, rows: FromClause) -> ColumnElement[bool]:
-    """Try every value of a row that is to be written whether its column can hold it, as writing would."""
+    """Cast every value of a row that is to be written to the type of its column, which fails as writing would."""
     tried = (cast(rows.c[name], level.target.c[name].type) for name in level.figures)
-    # Always true where it is looked at, but PostgreSQL does not know that, and so computes every value there.
+    # Always true, but PostgreSQL does not know that, and so computes every value.
     return case((or_(rows.c.action == INSERT, rows.c.action == UPDATE), func.num_nonnulls(*tried) > 0), else_=False)
 
 
 def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
-    """Whether a row goes: nothing supports it, but others of its server, if any, in the window; history is replaced."""
+    """Whether a row is removed: no sample supports it, but samples support others of its server in the window."""
     other = others.alias("sampled")
     names = [name for name in ("instance_id", "period_start") if name in rows.c]
     is_sampled = exists().where(other.c.action != UNSAMPLED, *(other.c[name] == rows.c[name] for name in names))
@@ -821,11 +818,11 @@ def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
 
 
 def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
-    """Count what there is to do: per server, as nodes do it, and then per window.
+    """Count the rows by what happens to them: per server, which nodes do on their own, and then per window.
 
-    `written` counts what is inserted, or all that is to be written, each value of which `fits` tries. Rows that no
-    sample supports are `removed` with `overwrite`, if others of their server are in the window, else `unsampled`. Where
-    rows are of many servers, there are as many as the largest had on a day: the fleet.
+    `written` counts what is inserted, or with `fits` all that is to be written. With `overwrite`, rows without samples
+    are `removed` if samples support others of their server in the window, else they are `unsampled`. If rows are of
+    many servers, the number of servers is the largest of any group on a day: that of the fleet.
     """
     actions = {
         "records": rows.c.action != UNSAMPLED,

@@ -1,8 +1,7 @@
 """The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
-A further size of a database is an entry of `database.size_parts`. A measure of another kind is a `Measure` here, its
-columns in `database.tables`, and its computation in `figures`. The raw tables and the one statement
-that writes samples, behind the collection, imports and the demo, are here too.
+Measures and their columns are defined in `database.measures` and `database.tables`. The raw tables, and the statement
+by which collection, imports and the demo write samples, are here too.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     given: dict[str, Any] = {name: sa.literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
     given |= {"created_at": sa.func.now(), "updated_at": sa.func.now()}
     given |= {level.void_flag: sa.false()} if level.void_flag else {}
-    # Escaped, the parameters of the source stay parameters of the text.
+    # Escaped, so that parameters of the source stay parameters.
     rows = sa.select(*given.values()).select_from(sa.text(f"{source} AS r".replace(":", r"\:")))
     insertion = insert(raw).from_select(list(given), rows, include_defaults=False)
     condition = sa.text(f"{level.void_flag} = false") if level.void_flag else None
@@ -57,10 +56,7 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
 
 
 class Comparison(NamedTuple):
-    """The figures of a measure that need the samples of another window, `previous` or `year_before`.
-
-    First is the change, then its percentage.
-    """
+    """The figures of a measure that need samples of another window, `previous` or `year_before`, the change first."""
 
     measure: Measure
     other: str
@@ -78,7 +74,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Level:
-    """Everything that sets one level apart; the first measure is the one that growth and trend follow."""
+    """What distinguishes a level; growth and trend follow its first measure."""
 
     name: str
     source: sa.Table
@@ -100,13 +96,13 @@ class Level:
 
     @property
     def has_servers(self) -> bool:
-        """Whether its rows are those of single servers, which can be computed and can fail one by one."""
+        """Whether each row is of one server, so that servers can be computed, and can fail, one by one."""
         return "instance_id" in self.keys
 
     def of_servers(
         self, table: sa.FromClause, instance_ids: sa.ColumnElement[Any]
     ) -> tuple[sa.ColumnElement[bool], ...]:
-        """The condition that rows are those of some servers; none where a row is of many."""
+        """The condition that rows are of some servers; none if a row is of many."""
         return (table.c.instance_id == sa.func.any(instance_ids),) if self.has_servers else ()
 
     @cached_property
@@ -116,7 +112,7 @@ class Level:
 
     @cached_property
     def exact(self) -> tuple[str, ...]:
-        """The columns of the raw table that keep the bytes of the sizes, where they are known."""
+        """The columns of the raw table for the exact bytes of sizes."""
         return tuple(f"{name.removesuffix('_mb')}_bytes" for name in self.values if name.endswith("_mb"))
 
     @property
@@ -126,13 +122,13 @@ class Level:
 
     @cached_property
     def figures(self) -> tuple[str, ...]:
-        """Every computed column of the aggregate table, in table order: all but id, keys and timestamps."""
+        """Every computed column of the aggregate table, in the order of the table: all but id, keys and times."""
         fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
         return tuple(column.name for column in self.target.columns if column.name not in fixed)
 
     @cached_property
     def sums(self) -> dict[str, str]:
-        """The columns that keep exact sums and counts, of which longer windows are made, with what each is made of."""
+        """The columns with exact sums and counts, of which longer windows are made, with the raw column of each."""
         states = {f"{kind}_{m.source}": m.source for m in self.measures for kind in ("sum", "count")}
         return {name: source for name, source in states.items() if name in self.target.columns}
 
@@ -143,7 +139,7 @@ class Level:
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """The comparisons of each measure: with the previous window and, where it exists, with that a year before."""
+        """The comparisons of each measure: with the previous window and, if it has them, with the year before."""
         trend = ("growth_rate", "trend_direction")
         return tuple(
             Comparison(measure, other, (*names, *(trend if measure is self.headline and other == "previous" else ())))
@@ -158,7 +154,7 @@ class Level:
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
     def live(self, rows: sa.FromClause | None = None) -> Iterator[sa.ColumnElement[bool]]:
-        """Conditions that a raw row must meet to count; `rows` is an alias of the raw table."""
+        """The conditions that a raw row must meet to count; `rows` is an alias of the raw table."""
         if self.void_flag:
             yield (self.source if rows is None else rows).c[self.void_flag].is_(False)
 
@@ -195,7 +191,7 @@ INSTANCE = Level(
 
 GROUP = Level(
     name="group",
-    # A row per day and group, added up by `database.group_days` for the days that a computation reads.
+    # A row per day and group, added up by `GROUP_DAYS` for the days that a computation reads.
     source=sa.Table(
         "capacity_group_days",
         sa.MetaData(),
@@ -221,13 +217,13 @@ LEVELS: dict[str, Level] = {**SERVER_LEVELS, GROUP.name: GROUP}
 
 
 def aggregates_name(period: str, level: Level) -> str:
-    """Return what the aggregates of a period and level are called, for example `daily_database_aggregations`."""
+    """Return the name of the aggregates of a period and level, for example `daily_database_aggregations`."""
     return f"{period}_{level.name}_aggregations"
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """One raw table, which is one asset: what a row of a day is about, and by which columns a change of it shows."""
+    """One raw table, which is one asset: what a row is about, and which columns show that a day changed."""
 
     table: sa.Table
     row: str

@@ -1,13 +1,12 @@
 """Write the aggregates of windows, one level at a time: what is read for them, in slices, and what a run reports.
 
-A quarter is made of its months: stored shorter windows are read in place of samples where they are current by the
-ledger. A window that is only compared with is read from its stored rows, or from samples where these rows are not
-current. For the level of groups, days that are not stored are added up from samples into a temporary table, by the rule
-in `database.group_days`.
+A quarter is made of its months: stored shorter windows are read instead of samples if they are current by the ledger. A
+window that is only compared with is read from its stored rows if these are current, else from samples. For the level of
+groups, days that are not stored are added up from samples into a temporary table, by `database.labels.GROUP_DAYS`.
 
-Servers are processed in bounded slices, each its own transaction, so that an interrupted run keeps what was written and
-the next one continues. When the rows of a slice cause an error, the slice is halved until the failing server, and then
-its failing windows, are alone; everything else is written. `service` chooses the servers and windows.
+Servers are processed in bounded slices, each in its own transaction, so that an interrupted run keeps what was written
+and the next one continues. If the rows of a slice cause an error, the slice is halved until the failing server, and
+then its failing windows, are isolated; everything else is written. `service` chooses the servers and windows.
 
 In a summary, `total = processed + failed + skipped` and `records = written + unchanged + protected` hold by
 construction, because the totals are derived. How it becomes Dagster metadata or terminal text is not decided here.
@@ -63,8 +62,8 @@ Guard = Callable[[], None]
 class RunOptions:
     """At which levels and for which instances to compute, and whether stored history may be replaced.
 
-    With `recompute`, windows that are unchanged since they were computed are computed too. With
-    `dry_run` nothing is written anywhere, and the summary says what would be. The service adds its lock to `guard`.
+    With `recompute`, windows that are unchanged since they were computed are computed too. With `dry_run` nothing is
+    written, and the summary says what would be. The service adds its lock to `guard`.
     """
 
     levels: Sequence[str] = ALL_LEVELS
@@ -85,7 +84,7 @@ Part = tuple[str, Window]
 
 @dataclass(frozen=True)
 class InstanceRef:
-    """A registered server as far as aggregation cares."""
+    """A registered server."""
 
     id: int
     name: str
@@ -133,7 +132,7 @@ class Work:
         return {one for one in others if (self.period.name, one) in self.usable or one in self.gone}
 
     def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
-        """Cover a window by its own stored row if only a compared window has changed. Days have no sums."""
+        """Cover a window by its own stored row, if only a compared window has changed. Days have no sums."""
         own = (self.period.name, window)
         is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
         return None if is_asked_for or own not in self.usable else ([own], [])
@@ -215,7 +214,7 @@ class Work:
 
 
 def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[Part]:
-    """Return every stored window that could stand for days of `windows` or of those they are compared with."""
+    """Return every stored window that could replace days of `windows` or of windows that they are compared with."""
     others = compared(period, windows)
     return {(period.name, window) for window in others} | {
         (other.name, piece) for window in {*windows, *others} for other in shorter for piece in _cut(other, window)
@@ -225,7 +224,7 @@ def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Wind
 def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level) -> list[Period]:
     """Return the registered periods whose windows a window of `period` may be made of, the longest first.
 
-    Days only for groups: a day of a server is read no faster than its sample.
+    Days only for groups, because a stored day of a server is not read faster than its sample.
     """
     with_days = not level.has_servers and period.days != 1
     shorter = (
@@ -240,14 +239,14 @@ def compared(period: Period, windows: Sequence[Window]) -> set[Window]:
 
 
 def _cut(period: Period, window: Window) -> tuple[Window, ...]:
-    """Return the windows of `period` that make up `window`; none where they do not fit."""
+    """Return the windows of `period` that make up `window`; none if they do not fit."""
     pieces = period.windows_between(window.start, window.end)
     fits = pieces[0].start == window.start and pieces[-1].end == window.end
     return pieces if fits else ()
 
 
 def _span(name: str, spans: Sequence[Window], nothing: date) -> dict[str, date]:
-    """Name the first and last day of spans; of none, a day and the one before it."""
+    """Return parameters for the first and last day of spans; without spans, an empty range."""
     first, last = (spans[0].start, spans[-1].end) if spans else (nothing, nothing - timedelta(days=1))
     return {f"{name}_first": first, f"{name}_last": last}
 
@@ -259,9 +258,9 @@ SERVER_DAYS_PER_STATEMENT = 100_000
 def prepare_group_days(connection: sa.Connection, work: Work) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
-    Return the windows whose stored rows hold more days than are left, with the number of these rows. The rows are kept,
-    or compared with. A day whose samples were dropped is left if its daily aggregates are of as many servers as its
-    stored row.
+    Return the windows whose stored rows were built from more days than are left, with the number of these rows, which
+    are kept or compared with. A day whose samples were dropped is left if its daily aggregates are of as many servers
+    as its stored row.
     """
     GROUP.source.create(connection, checkfirst=False)
     parts, spans = work.reading
@@ -285,7 +284,7 @@ def prepare_group_days(connection: sa.Connection, work: Work) -> dict[Window, in
 
 
 _ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
-# A server that is out of service has no daily aggregates that could stand for its dropped samples.
+# A server out of service has no daily aggregates that could replace its dropped samples.
 _FORGET_DAYS_SHORT_OF_SERVERS = """
 DELETE FROM capacity_group_days AS d USING capacity_group_days AS f, group_size_aggregations AS g
 WHERE d.collected_date = f.collected_date AND f.collected_date = ANY (CAST(:dropped AS date[]))
@@ -317,28 +316,28 @@ INSTANCE_DAYS_PER_SLICE = 10_000
 what it sorts and keeps stays in memory."""
 
 SMALLEST_SLICE = 500
-"""Instances times days; to split less work costs more than slices side by side save."""
+"""Servers times days; splitting less work costs more than parallel slices save."""
 
 SESSION_OF_A_SLICE = sa.text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true), "
     f"set_config('plan_cache_mode', 'force_custom_plan', true), set_config('{WRITER_SETTING}', 'on', true), "
     "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 65536) AS text), true)"
 )
-"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops, or
-merges by the day alone, which compares each row with every one of its window. From the eleventh slice on it would plan
-for no window in particular, which takes three times as long over a quarter. What this transaction writes is our own
-computation, not a foreign change. What it sorts stays in memory."""
+"""Right after a load, the statistics do not include the new windows: the planner then expects one row and uses nested
+loops, or merges by the day alone, which compares each row with every row of its window. From the eleventh slice on it
+would use a generic plan, which takes three times as long for a quarter. What this transaction writes is not recorded as
+a change. What it sorts stays in memory."""
 
 READ_ONLY = sa.text("SET TRANSACTION READ ONLY")
 """PostgreSQL enforces that a dry run writes nothing."""
 
 SECONDS_BETWEEN_LINES = 10
-"""Between lines of progress in the log; shorter runs have none."""
+"""Seconds between lines of progress in the log; shorter runs have none."""
 
 OUT_OF_RANGE = "22003"
 UNIQUE_VIOLATION = "23505"
 TURNS = 3
-"""How often a slice is written while another session inserts the same rows."""
+"""How often a slice is tried while another session inserts the same rows."""
 
 logger = logging.getLogger("capacity_assets")
 
@@ -351,7 +350,7 @@ class AggregationRunner:
     engine: sa.Engine
     instances_per_slice: int = INSTANCES_PER_SLICE
     parallel_slices: int = DEFAULT_PARALLEL_SLICES
-    # The guard asks on a connection of its own, which two threads must not use at once.
+    # The guard uses a connection of its own, which two threads must not use at once.
     _guarding: Lock = field(default_factory=Lock)
     _distributed: bool = False
 
@@ -386,12 +385,12 @@ class AggregationRunner:
             yield whole
             return
         if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
-            # Days before the first sample, such as those of the year before, must not make slices smaller.
+            # Days before the first sample, such as those of the year before, do not count.
             with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
                 with self.engine.connect() as connection:
                     first_day = connection.execute(sa.select(sa.func.min(self.level.source.c.collected_date))).scalar()
                 whole = replace(whole, since=first_day or date.min)
-        # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
+        # A fleet smaller than a slice is divided as well, so that slices run in parallel.
         worthwhile = max(1, len(whole.instances) * whole.rows_read // SMALLEST_SLICE)
         share = -(-len(whole.instances) // min(self.parallel_slices, worthwhile))
         size = max(1, min(self.instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
@@ -401,7 +400,7 @@ class AggregationRunner:
     def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
-        After an error no further slice is begun; those at work are finished first, and kept.
+        After an error no further slice is begun; running slices are finished, and kept.
         """
         if self.parallel_slices == 1 or len(slices) == 1:
             yield from map(self._aggregate_slice, slices)
@@ -412,7 +411,7 @@ class AggregationRunner:
     def _aggregate_slice(self, work: Work, turn: int = 1) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead.
 
-        Where another session inserted one of its rows meanwhile, it is written once more, over that row.
+        If another session inserted one of its rows meanwhile, it is written again, over that row.
         """
         try:
             return self._write(work)
@@ -451,7 +450,7 @@ class AggregationRunner:
         return replace(
             empty,
             processed_instances=row.instances,
-            # Groups also count servers that are not active.
+            # Groups also include servers that are not active.
             skipped_instances=max(0, len(work.instances) - row.instances),
             written_records=row.written,
             unchanged_records=row.unchanged,
@@ -462,7 +461,7 @@ class AggregationRunner:
 
     def _at_once(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
-        # Rows of groups follow the labels, so a row with more days than now is not kept for that.
+        # Rows of groups follow the labels, so a row with more days than there are now is replaced.
         overwrite = work.options.overwrite or not self.level.has_servers
         parameters = {**work.parameters(), "overwrite": overwrite}
         sources = self._sources(connection, work, parameters)
@@ -471,7 +470,7 @@ class AggregationRunner:
         return {row.period_start: row for row in execute(connection, statement, parameters)}
 
     def _sources(self, connection: sa.Connection, work: Work, parameters: Mapping[str, object]) -> Sources:
-        """Return the sources to read; windows that were all computed before have rows, so none is looked up."""
+        """Return the sources to read; if all windows were computed before, they have rows, and none is looked up."""
         parts, days = work.reading
         read = Sources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}
@@ -480,7 +479,7 @@ class AggregationRunner:
         stored = {row.window_start for row in execute(connection, stored_windows(self.level), parameters)}
         are_days = all(window.start == window.end for window in work.windows)
         is_read_twice = any(day in stored for span in days for day in span.dates) if are_days else True
-        # Over more than a year, both SELECTs of stored rows find a row that lies in both of their spans.
+        # Over more than a year, both SELECTs of stored rows find rows in both of their spans.
         first, last = work.period.previous(work.windows[0]), work.period.year_before(work.windows[-1])
         is_stored_twice = bool(stored) and first.start <= last.start
         return replace(
@@ -492,7 +491,7 @@ class AggregationRunner:
         )
 
     def _on_nodes(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
-        """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
+        """Do the same with several statements that run on the nodes: count, and write if there is anything to write."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
         statements, parameters = node_statements(self.level), work.parameters()
@@ -510,7 +509,7 @@ class AggregationRunner:
             inserted = connection.execute(statements.insert, parameters, execution_options=counted)
             updated = connection.execute(statements.update, parameters, execution_options=counted)
             if inserted.rowcount + updated.rowcount != to_write:
-                # Another session came in between.
+                # Another session wrote in between.
                 written = {row.period_start: row.rows for row in connection.execute(statements.written, parameters)}
                 for start, row in counts.items():
                     row.written = written.get(start, 0)
@@ -539,20 +538,20 @@ class AggregationRunner:
 
 @dataclass(frozen=True)
 class InstanceError:
-    """One instance that failed in one window, and the reason."""
+    """A server that failed in a window, with the reason."""
 
     instance_id: int
     instance_name: str
     reason: str
 
     def __str__(self) -> str:
-        """Read as one line of a report."""
+        """Return one line of a report."""
         return f"server {self.instance_id} ({self.instance_name}): {self.reason}"
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a window its figures rest on: days with samples, days up to and including today, all days."""
+    """The coverage of a window: days with samples, days up to and including today, all days."""
 
     measured_days: int
     elapsed_days: int
@@ -684,7 +683,7 @@ class RunSummary:
 
     @property
     def everything_failed(self) -> bool:
-        """Whether servers failed and not one was processed: such a run has done nothing."""
+        """Whether servers failed and none was processed."""
         return self.total("failed_instances") > 0 and self.total("processed_instances") == 0
 
     @property
@@ -726,7 +725,7 @@ class RunSummary:
         return RunSummary(tuple(part for part in self.parts if part.level == level))
 
     def __add__(self, other: RunSummary) -> RunSummary:
-        """Put two runs side by side."""
+        """Combine two runs."""
         return RunSummary(self.parts + other.parts)
 
     def to_dict(self) -> dict[str, object]:
@@ -766,7 +765,7 @@ class InstanceSummary:
         return f"{name}: {self.run.message}"
 
     def to_dict(self) -> dict[str, object]:
-        """Return the run's keys together with the instance they speak of."""
+        """Return the keys of the run and of the instance."""
         own = {"instance_id": self.instance_id, "instance_name": self.instance_name}
         return {**self.run.to_dict(), **own, "status": self.status.value, "message": self.message}
 
@@ -814,7 +813,7 @@ def coverage_of(
 
 
 def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:
-    """Select those of some days that have a sample which counts."""
+    """Select the days, of those given, that have a sample that counts."""
     asked = sa.literal(days, sa.ARRAY(sa.Date))
     is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
     if on_nodes:
