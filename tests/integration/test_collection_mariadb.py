@@ -13,7 +13,7 @@ from capacity_assets.collection.servers import Server, register
 from tests import collecting
 from tests.clocks import TODAY
 from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
-from tests.mysql_servers import MariaDBServer, mariadb_server
+from tests.mysql_servers import MARIADB_PLUGINS, MariaDBServer, mariadb_server
 
 HOSTILE = "a-b/c.d @ä日'"
 
@@ -158,6 +158,21 @@ def test_tls_is_used_verified_and_refused_as_registered(
         "missing-ca": "setup",
     }
     assert collection.total("verified") is not None
+
+
+@pytest.mark.skipif(not MARIADB_PLUGINS.exists(), reason="no plugin of MariaDB here; see tests/install_servers.sh")
+def test_an_account_that_proves_its_password_by_ed25519_needs_no_tls(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    pytest.importorskip("nacl")
+    measured_mariadb.execute(
+        "INSTALL SONAME 'auth_ed25519'",
+        f"CREATE OR REPLACE USER 'modern'@'%' IDENTIFIED VIA ed25519 USING PASSWORD('{PASSWORD}')",
+        "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'modern'@'%'",
+    )
+    register(collection.engine, [at(measured_mariadb, collection, username="modern", tls="off")])
+
+    assert failures(collection.collect()) == {}
 
 
 def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:

@@ -180,6 +180,28 @@ def test_a_password_itself_goes_to_a_known_server_only(
     assert bool(afterwards) == (method == "sha256_password"), "by now the proof is enough, where there is one"
 
 
+def test_only_a_public_key_takes_the_extra_and_a_missing_one_is_named_with_the_other_way(
+    measured_mysql: MySQLServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pymysql._auth._have_cryptography", False)
+    ways = {
+        "pinned": {},
+        "socket": {"server_public_key": None, "host": str(measured_mysql.folder / "socket")},
+        "verified": {"server_public_key": None, "tls": "verify-full", "tls_ca": str(measured_mysql.certificates.ca)},
+    }
+    found = {}
+    for name, way in ways.items():
+        measured_mysql.execute("FLUSH PRIVILEGES")
+        register(collection.engine, [at(measured_mysql, collection, **way)])
+        found[name] = failures(collection.collect(again=True))
+
+    assert (found["socket"], found["verified"]) == ({}, {})
+    kind, reason = found["pinned"]["shop"]
+    assert kind == "setup"
+    assert "pip install 'capacity_assets[mysql]'" in reason
+    assert "`tls = verify-full`" in reason
+
+
 # The former query of the collection on INNODB_TABLES, which opens every table.
 BY_TABLES = """
 SELECT CONVERT(SUBSTRING_INDEX(s.NAME, '/', 1 + (LENGTH(e.folder) - LENGTH(REPLACE(e.folder, '@002f', ''))) DIV 5)

@@ -78,6 +78,10 @@ def version_of(connection: Connection[Any]) -> str:
     return str(version)
 
 
+NO_PACKAGE = (
+    "its login method takes a package that is not installed: pip install 'capacity_assets[mysql]'. Over verified TLS "
+    "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do without it"
+)
 CANNOT_CONNECT, LOST = 2003, 2013
 # https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; 2003 and above are the client's.
 KINDS = {
@@ -738,6 +742,8 @@ class MySQL(EngineAdapter):
         import pymysql
 
         if not isinstance(error, pymysql.err.Error):
+            if isinstance(error, RuntimeError) and "package is required" in str(error):
+                return MeasureError(FailureKind.SETUP, NO_PACKAGE)
             # The driver lets these escape when a server names a way to log in that it does not know.
             if isinstance(error, RuntimeError | UnicodeDecodeError | AttributeError):
                 return MeasureError(FailureKind.LOGIN, f"it asks for a way to log in that is not known: {error}")
