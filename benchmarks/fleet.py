@@ -13,8 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import database_size_stats, instance_size_stats
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import Retention
+from capacity_assets.history.retention import Retention, TableMaintenance
 
 
 @dataclass(frozen=True)

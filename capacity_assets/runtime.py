@@ -27,8 +27,7 @@ from capacity_assets.database.engine import capacity_engine, disposed, ensure_re
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise, refuse_a_newer_schema
 from capacity_assets.database.views import ensure_reader_role
-from capacity_assets.history.maintenance import RetentionService, TableMaintenance
-from capacity_assets.history.retention import parse_retention
+from capacity_assets.history.retention import RetentionService, TableMaintenance, parse_retention
 from capacity_assets.ownership.bills import store_missing_groups
 
 logger = logging.getLogger("capacity_assets")

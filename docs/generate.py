@@ -24,7 +24,7 @@ from capacity_assets.collection.engines.base import engines
 from capacity_assets.database.locks import SAMPLES, redis_key
 from capacity_assets.database.tables import metadata
 from capacity_assets.database.views import VIEWS
-from capacity_assets.history.queries import QUERIES
+from capacity_assets.history.origins import ORIGINS
 from capacity_assets.orchestration.partitions import asset_name, job_name, pool_name, schedule_name
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -132,9 +132,9 @@ def grants() -> str:
 def history_queries() -> str:
     """Each query for history, and how its result is imported."""
     return "\n\n".join(
-        f"{program}, `--origin {origin}`:\n\n```sql\n{query.strip()}\n```"
-        for origin, programs in QUERIES.items()
-        for program, (_, query) in programs.items()
+        f"{program}, `--origin {origin.name}`:\n\n```sql\n{query.strip()}\n```"
+        for origin in ORIGINS.values()
+        for program, (_, query) in origin.queries.items()
     )
 
 

@@ -22,8 +22,7 @@ from capacity_assets.database.embedded import EmbeddedServer, embedded_server
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import READER_ROLE, ensure_reader_role
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import Retention
+from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import (
     citus,
     other_postgres,

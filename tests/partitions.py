@@ -11,8 +11,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.database.partitions import layout_of
 from capacity_assets.database.tables import CAPACITY_TABLES
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import parse_retention
+from capacity_assets.history.retention import TableMaintenance, parse_retention
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

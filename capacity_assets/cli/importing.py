@@ -42,15 +42,6 @@ from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.history import monitoring
-from capacity_assets.history.conventions import (
-    COMMA,
-    ISO,
-    WRITTEN_AS_ISO,
-    Conventions,
-    Survey,
-    Surveyor,
-    checked_date_format,
-)
 from capacity_assets.history.legacy import (
     LegacyServers,
     add_servers,
@@ -65,8 +56,19 @@ from capacity_assets.history.legacy import (
 from capacity_assets.history.loading import COUNTS, SLICE_ROWS, Loader, LoadReport
 from capacity_assets.history.monitoring import Days, PrometheusHistory, import_volumes, place_of, zabbix_history
 from capacity_assets.history.origins import FILE, LEGACY, ORIGINS, ORIGINS_OF_FILES, PROMETHEUS, ZABBIX, Origin
-from capacity_assets.history.rows import BYTES, INSTANCE_ID, SERVER, RowReader, layout_of
-from capacity_assets.history.rows import DAY as DAY_COLUMN
+from capacity_assets.history.rows import (
+    BYTES,
+    COMMA,
+    INSTANCE_ID,
+    ISO,
+    SERVER,
+    Conventions,
+    RowReader,
+    Survey,
+    Surveyor,
+    checked_date_format,
+    layout_of,
+)
 from capacity_assets.history.sources import FileOptions, FileSource, PositionedRow, Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
 
@@ -90,7 +92,7 @@ OF_MONITORING = {"on_conflict", "register_as", "first", "last", "dry_run"}
 OF_ZABBIX = {*OF_MONITORING, "origin", "password_from"}
 OF_LEGACY_DATABASES = {"on_conflict", "password_from", "dry_run"}
 OPTION_NAMES = {"mapping": "map", "first": "from", "last": "to"}
-NOT_SURVEYED = Survey(WRITTEN_AS_ISO)
+NOT_SURVEYED = Survey()
 
 
 @dataclass(frozen=True)
@@ -352,13 +354,10 @@ class _Import:
             self._say_next_steps(report)
 
     def _survey(self, source: FileSource, level: Level) -> Survey:
-        layout, chosen = layout_of(level), self.options
+        chosen = self.options
         date_format = None if chosen.date_format is None else checked_date_format(chosen.date_format)
         surveyor = Surveyor(
-            columns=layout.columns,
-            day=DAY_COLUMN,
-            sizes=(*layout.sizes, *layout.optional_sizes),
-            servers=(SERVER, INSTANCE_ID),
+            layout_of(level),
             server=chosen.server,
             date_format=date_format,
             decimal=chosen.decimal,

@@ -9,7 +9,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
 from capacity_assets.cli.options import NOTHING_CHANGED, Report, dry_run_option, json_command, print_report
 from capacity_assets.database.engine import UnreachableError
-from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport
+from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.runtime import open_engine, retention_service
 

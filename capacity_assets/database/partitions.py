@@ -5,7 +5,7 @@ old rows of one period can be dropped while those of another stay: windows of a 
 year, which keeps partitions few and of similar size. A default partition takes all other rows, so that none is refused;
 adding a partition moves its rows out of the default one.
 
-A legacy table that is partitioned by month is used as it is. `history.maintenance` decides which partitions are added
+A legacy table that is partitioned by month is used as it is. `history.retention` decides which partitions are added
 and which are dropped.
 """
 

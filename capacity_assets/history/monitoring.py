@@ -24,7 +24,7 @@ from capacity_assets.collection.prometheus import (
 )
 from capacity_assets.collection.volumes import store_volumes, volumes_from
 from capacity_assets.database.engine import safe_url
-from capacity_assets.history.queries import ZABBIX_POSTGRESQL
+from capacity_assets.history.origins import ZABBIX_POSTGRESQL
 from capacity_assets.history.rows import DATABASE_NAME, DAY, SERVER, ImportColumns
 from capacity_assets.history.sources import PositionedRow, QuerySource
 

@@ -1,23 +1,50 @@
-"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, and which old samples are still needed.
+"""How long rows are kept, and the maintenance of the table partitions that hold them.
 
-Samples of a day may be dropped when every window that contains the day or compares with it is over, computed from the
-current samples without a failed server, and stored. `maintenance` drops them.
+Maintenance adds partitions ahead, moves rows out of default partitions, and drops partitions that are older than
+CAPACITY_RETENTION_DAYS allows. Samples of a day are dropped once every window that contains the day or compares with it
+is over, computed from the current samples without a failed server, and stored.
+
+Each partition is a transaction of its own, decided and done under its lock: an interruption keeps what was done, and an
+error in one table does not keep the others from being maintained. How partitions are made is in `database.partitions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Engine, Table, text
 
 from capacity_assets.aggregates.ledger import IncompleteWindow, Ledger
 from capacity_assets.aggregates.levels import LEVELS, Level, aggregates_name
-from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.errors import DatabaseError, database_errors
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
-from capacity_assets.database.partitions import UNREAD, PartitionLayout, Span, span_of, spans_between
+from capacity_assets.base.units import BYTES_PER_MB, counted
+from capacity_assets.database.cluster import size_of_table
+from capacity_assets.database.engine import JudgedDay, judged_day
+from capacity_assets.database.locks import wait_for_lock
+from capacity_assets.database.partitions import (
+    AHEAD_DAYS,
+    PARTITIONED,
+    UNREAD,
+    DefaultRows,
+    Partition,
+    PartitionLayout,
+    Span,
+    layout_of,
+    partition_name,
+    span_of,
+    spans_between,
+)
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways
+
+logger = logging.getLogger("capacity_assets")
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -27,24 +54,23 @@ LONGEST_DAYS = 100_000
 
 @dataclass(frozen=True)
 class Retention:
-    """Days by name; None for ever. A name that is missing is kept for ever too."""
+    """The days that rows are kept, by name; None, and a name that is missing: for ever."""
 
     days: Mapping[str, int | None]
 
     def of(self, table: Table, period: str | None = None) -> int | None:
-        """How many days the rows of a table, or its aggregates of a period, are kept, or None.
+        """Return how many days the rows of a table, or its aggregates of a period, are kept; None: for ever.
 
-        A rule for the table goes before that of its kind; limits are kept as samples are.
+        A rule for a table takes precedence over that of its kind; limits are kept as samples are.
         """
         if period is not None:
-            names = [aggregates_name(period, level_of(table)), period]
+            names = [aggregates_name(period, _level_of(table)), period]
         else:
             names = [table.name] if table is capacity_runways else [table.name, RAW]
         return next((self.days[name] for name in names if name in self.days), None)
 
 
-def level_of(table: Table) -> Level:
-    """Return the level whose samples or aggregates `table` holds."""
+def _level_of(table: Table) -> Level:
     return next(level for level in LEVELS.values() if table in (level.source, level.target))
 
 
@@ -126,7 +152,7 @@ class RetentionPlan:
         """
         if table not in SAMPLES:
             return None
-        level = level_of(table)
+        level = _level_of(table)
         ask = self.ledger.take_over if is_locked else self.ledger.gather
         ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
         undecided = self.ledger.undecided(connection)
@@ -170,3 +196,290 @@ def _reading(period: Period, span: Span) -> Sequence[Window]:
     later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
     comparing = [window for window in later if period.year_before(window).start <= span.last]
     return sorted({*windows, period.following(windows[-1]), *comparing})
+
+
+LOCK_TIMEOUT_SECONDS = 10
+"""A lock request that waits blocks those that come after it, so maintenance gives up after this time and retries."""
+
+TRIES = 3
+"""How often adding a partition is tried while another session is in the way."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+HOW_TO_PARTITION = "`capacity copy` to an empty database makes it so there"
+
+# The bills of these months are frozen: the remaining samples no longer support them.
+_MARK_BILLS = """
+UPDATE capacity_bills SET samples_dropped_at = now()
+WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
+"""
+
+
+@dataclass
+class MaintenanceReport:
+    """What was done, or, in a dry run, would be; `kept` and `notes` say why something was not."""
+
+    dry_run: bool
+    created: list[str] = field(default_factory=list)
+    moved_records: int = 0
+    dropped: list[str] = field(default_factory=list)
+    dropped_records: int = 0
+    freed_mb: int = 0
+    purged_check_records: int = 0
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values, for scripts and metadata."""
+        counts = {f"{name}_partitions": len(getattr(self, name)) for name in ("created", "dropped", "kept")}
+        return {**asdict(self), **counts}
+
+
+class MaintenanceError(DatabaseError):
+    """Some of the work could not be done; `report` says what was."""
+
+    def __init__(self, troubles: list[DatabaseError], report: MaintenanceReport) -> None:
+        """List each error once; the whole is transient if all of them are."""
+        message = "\n".join(dict.fromkeys(map(str, troubles)))
+        transient = all(trouble.transient for trouble in troubles)
+        super().__init__(message, sqlstate=troubles[0].sqlstate, transient=transient)
+        self.report = report
+
+
+class TableMaintenance:
+    """Maintains the partitions of one capacity database."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        first_day: date,
+        retention: Retention,
+        periods: Mapping[str, Period] = PERIODS,
+        on_step: Callable[[str], None] = logger.info,
+    ) -> None:
+        """Work through `engine`; `first_day` is the first with samples; `on_step` is called with each finished step."""
+        self._on_step = on_step
+        self._engine = engine
+        self._plan = RetentionPlan(Ledger(engine, periods), first_day, retention, periods)
+
+    def run(
+        self, today: date, *, dry_run: bool = False, certain_day: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
+        """Add partitions, move rows, and apply retention as of `today`; a dry run only reports what would be done.
+
+        If today may be wrong, partitions are added ahead of `certain_day`, and `keeping` is the reason why none is
+        dropped.
+
+        Raises MaintenanceError: earlier steps are kept, and a repeated call continues. Also raised if partitions that
+        are old as of `today` were kept because of `keeping`.
+        """
+        report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
+        if keeping is not None and report.kept:
+            advice = f"Set the clock that is wrong. If {today} is right, run `capacity maintain --despite-clock`."
+            raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
+        return report
+
+    def prepare(self, today: date) -> MaintenanceReport:
+        """Add the partitions wanted as of `today`, and those of rows in the default ones; raises as `run`."""
+        return self._each_table(today, MaintenanceReport(dry_run=False))
+
+    def _each_table(
+        self, today: date, report: MaintenanceReport, *, retire_as_of: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
+        troubles = []
+        for table in PARTITIONED:
+            try:
+                planned = self._prepare(self._layout(table), today, report)
+                if retire_as_of is not None:
+                    self._retire(self._layout(table), planned, retire_as_of, report, keeping)
+            except DatabaseError as error:
+                troubles.append(error)
+                if error.sqlstate is None:
+                    break  # nobody answers
+        if troubles:
+            raise MaintenanceError(troubles, report)
+        return report
+
+    def shortcomings(self, today: date) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
+        sentences = []
+        next_month = today + timedelta(days=AHEAD_DAYS // 2)
+        for table in PARTITIONED:
+            layout = self._layout(table)
+            in_default = self._rows_in_default(layout, today)
+            if not layout.is_partitioned:
+                sentences.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
+            if not layout.is_served:
+                continue
+            sentences += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
+            if in_default.spans:
+                sentences.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
+            elif any(not layout.covers(span) for span in self._plan.wanted(layout, today, next_month)):
+                sentences.append(
+                    f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
+                    "`capacity maintain` adds it"
+                )
+        return sentences
+
+    def _prepare(self, layout: PartitionLayout, today: date, report: MaintenanceReport) -> dict[Partition, int]:
+        """Add partitions and move rows; return the partitions that a dry run would have added, with their rows."""
+        table = layout.table
+        if not layout.is_served:
+            how = f"partitioned in a way of its own ({layout.key}): left alone"
+            plain = f"not partitioned: nothing leaves it; {HOW_TO_PARTITION}"
+            report.notes.append(f"{table.name} is {how if layout.is_partitioned else plain}")
+            return {}
+        in_default = self._rows_in_default(layout, today)
+        ahead = self._plan.wanted(layout, today, today + timedelta(days=AHEAD_DAYS))
+        wanted = {*in_default.spans, *(span for span in ahead if not layout.covers(span))}
+        if layout.default:
+            report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]
+        planned: dict[Partition, int] = {}
+        moved: int | None
+        for span in sorted(wanted, key=str):
+            if report.dry_run:
+                with self._transaction(f"reading {table.name}") as connection:
+                    moved = layout.count(connection, layout.default, span) if layout.default else 0
+                planned[Partition(partition_name(table, span), span, is_default=False)] = moved
+            else:
+                moved = self._add(table, span)
+            if moved is not None:
+                report.moved_records += moved
+                report.created.append(f"{table.name}: {span}")
+        if in_default.spans and not in_default.staying and not report.dry_run:
+            with self._work(f"giving back the space of moved rows of {table.name}") as connection:
+                layout.empty_default(connection)
+        return planned
+
+    def _add(self, table: Table, span: Span) -> int | None:
+        """Add a partition, retrying while another session is in the way; return the rows moved; None: it is there."""
+        for pause_seconds in range(1, TRIES + 1):
+            try:
+                with self._work(f"adding the partition of {table.name} for {span}") as connection:
+                    layout = layout_of(connection, table)
+                    if layout.covers(span):
+                        return None
+                    moved = layout.add(connection, span)
+                break
+            except DatabaseError as error:
+                if error.sqlstate != LOCK_NOT_AVAILABLE or pause_seconds == TRIES:
+                    raise
+                time.sleep(pause_seconds)
+        if moved:
+            self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
+        return moved
+
+    def _retire(
+        self,
+        layout: PartitionLayout,
+        planned: Mapping[Partition, int],
+        today: date,
+        report: MaintenanceReport,
+        keeping: str | None,
+    ) -> None:
+        partitions = (*layout.partitions, *planned) if layout.is_served else ()
+        for partition in sorted(partitions, key=lambda partition: partition.name):
+            span = partition.span
+            if span is None or not self._plan.is_old(layout.table, span, today):
+                continue
+            if keeping is None:
+                records = planned.get(partition)
+                self._retire_one(layout, partition, span, today, report, planned_records=records)
+            else:
+                report.kept.append(f"{partition.name}: today's date may be wrong")
+
+    def _retire_one(  # noqa: PLR0913 -- what one decision is made of
+        self,
+        layout: PartitionLayout,
+        partition: Partition,
+        span: Span,
+        today: date,
+        report: MaintenanceReport,
+        *,
+        planned_records: int | None,
+    ) -> None:
+        """Drop a partition, or say what keeps it; the rows of one that is only planned are still in the default one."""
+        table, records, size_bytes, is_done = layout.table, planned_records or 0, 0, not report.dry_run
+        with self._work(f"retiring {partition.name}") as connection:
+            reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=False)
+            if reason is None and planned_records is None:
+                size_bytes = size_of_table(connection, partition.name)
+                if is_done:
+                    layout.lock(connection, partition)
+                records = layout.count(connection, partition)
+            if reason is None and is_done:
+                # Locked, nothing can arrive any more.
+                reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=True)
+            if reason is not None:
+                report.kept.append(f"{partition.name}: {reason}")
+                return
+            if is_done:
+                if table in SAMPLES and records:
+                    connection.execute(text(_MARK_BILLS), {"first": span.first, "after": span.after})
+                layout.drop(connection, partition)
+        what = f"{counted(records, 'row')}, {span}"
+        report.dropped.append(f"{partition.name}: {what}")
+        if is_done:
+            self._on_step(f"{partition.name}: dropped with {what}")
+        report.dropped_records += records
+        report.freed_mb += size_bytes // BYTES_PER_MB
+
+    def _layout(self, table: Table) -> PartitionLayout:
+        with self._transaction(f"reading {table.name}") as connection:
+            return layout_of(connection, table)
+
+    def _rows_in_default(self, layout: PartitionLayout, today: date) -> DefaultRows:
+        with self._transaction(f"reading {layout.table.name}") as connection:
+            return layout.rows_in_default(connection, today)
+
+    @contextmanager
+    def _work(self, doing: str) -> Iterator[Connection]:
+        """Open a transaction that other maintenances wait for."""
+        with self._transaction(doing) as connection:
+            wait_for_lock(connection, "maintenance")
+            yield connection
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[Connection]:
+        with (
+            database_errors(doing=doing, kept="What was done before was kept; no row was lost."),
+            self._engine.begin() as connection,
+        ):
+            # A month of a large fleet takes longer to move than a statement may otherwise take.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+            yield connection
+
+
+@dataclass(frozen=True)
+class RetentionService:
+    """Maintains the tables of one capacity database as of today; raises as `TableMaintenance`."""
+
+    engine: Engine
+    clock: Clock
+    tables: TableMaintenance
+
+    def maintain(self, *, dry_run: bool = False, despite_clock: bool = False) -> MaintenanceReport:
+        """Add future partitions and apply retention; a dry run only reports what would be done.
+
+        If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
+        `despite_clock` confirms the date.
+        """
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
+        today = self.clock.today()
+        if despite_clock:
+            return self.tables.run(today, dry_run=dry_run)
+        judged = self._judged_day()
+        keeping = judged.why_nothing_is_deleted
+        return self.tables.run(today, dry_run=dry_run, certain_day=judged.certain_day, keeping=keeping)
+
+    def prepare(self) -> MaintenanceReport:
+        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
+        return self.tables.prepare(self._judged_day().certain_day)
+
+    def shortcomings(self) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing."""
+        return self.tables.shortcomings(self._judged_day().certain_day)
+
+    def _judged_day(self) -> JudgedDay:
+        with database_errors(doing="reading the clock"), self.engine.connect() as connection:
+            return judged_day(connection, self.clock)

@@ -1,30 +1,28 @@
-"""What a row of history is: its columns by level, and how their texts become values, or a problem with a reason."""
+"""Rows of history: their columns by level, how a file writes days and numbers, and how texts become values.
+
+A file is read once before anything is loaded, for the order of day and month and for the decimal mark of each column.
+Where it does not tell, it is refused with both readings; nothing is guessed. The same pass finds days that it lacks.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from zoneinfo import ZoneInfo
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import FIRST_YEAR
-from capacity_assets.base.units import LARGEST_MB, printable
-from capacity_assets.history.conventions import (
-    DAY_FIRST,
-    ISO,
-    MONTH_FIRST,
-    ORDERS,
-    WRITTEN_AS_ISO,
-    Conventions,
-)
+from capacity_assets.base.units import LARGEST_MB, human_day, printable
 
-# How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
+"""How many MiB a unit is, as a fraction."""
+BYTES = "bytes"
 SERVER, INSTANCE_ID, DATABASE_NAME, DAY, COLLECTED_AT = "server", "instance_id", "database", "day", "collected_at"
 # Names the legacy tables have for ours.
 ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
@@ -33,13 +31,11 @@ LONGEST_NAME = 255
 MOST_DIGITS = 30
 LARGEST_EXPONENT = 20
 """Of ten; more than that of the maximum size in bytes."""
-# As much of a source's headings is shown.
 MOST_LISTED, BEGINNING = 20, 4
+"""How many headings of a source are shown, and how much of one that may be a secret."""
 _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
-BYTES = "bytes"
-# Other alphabets' digits and `1_000` are none.
+# Digits of other alphabets and `1_000` are not numbers here.
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
-_AS_WRITTEN = {ISO: "YYYY-MM-DD", DAY_FIRST: "as 31/01/2025, day first", MONTH_FIRST: "as 01/31/2025, month first"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,303 @@ def layout_of(level: Level) -> ImportColumns:
     )
 
 
+def column_positions(
+    headings: Sequence[str], layout: ImportColumns, mapping: Mapping[str, str], server: str | None
+) -> dict[str, int]:
+    """Find our columns among the headings; raises ValidationError: one is missing, mapped to nothing, or twice."""
+    unknown = sorted(set(mapping) - set(layout.columns))
+    if unknown:
+        raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")
+    places: dict[str, int] = {}
+    # Spreadsheets and databases write headings in capitals.
+    lowered = {name.lower(): name for name in reversed(headings)}
+    for ours in layout.columns:
+        theirs = mapping.get(ours)
+        # Numbers of servers mean something in one registry only: the user must say that they are ours.
+        unmapped = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
+        candidates = unmapped if theirs is None else [theirs]
+        heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
+        if heading is None and theirs is not None:
+            raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
+        if heading is not None:
+            if headings.count(heading) > 1:
+                raise ValidationError(f"The column {heading!r} is there more than once; which one is meant?")
+            places[ours] = headings.index(heading)
+    missing = [name for name in layout.needed if name not in places]
+    whose = ""
+    if server is None and SERVER not in places and INSTANCE_ID not in places:
+        missing.insert(0, SERVER)
+        whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
+    if missing:
+        mapped = " ".join(f"--map {name}=NAME" for name in missing)
+        raise ValidationError(
+            f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
+            f"{_listed(headings)}. Nothing was imported."
+        )
+    return places
+
+
+def _listed(headings: Sequence[str]) -> str:
+    """List the headings of a source; where one hardly is a heading, only how it begins: it may be a secret."""
+    are_headings = len(headings) > 1
+    shown = [
+        name if are_headings and _HEADING.fullmatch(name) else f"{printable(name[:BEGINNING])}..."
+        for name in headings[:MOST_LISTED]
+    ]
+    more = len(headings) - MOST_LISTED
+    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")
+
+
+ISO, DAY_FIRST, MONTH_FIRST = "iso", "day-first", "month-first"
+ORDERED = (DAY_FIRST, MONTH_FIRST)
+ORDERS = (ISO, *ORDERED)
+_AS_WRITTEN = {ISO: "YYYY-MM-DD", DAY_FIRST: "as 31/01/2025, day first", MONTH_FIRST: "as 01/31/2025, month first"}
+_ORDERED = re.compile(
+    r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?:[T ]+(\d{1,2}):(\d\d)(?::(\d\d))?(?: ?([AP])M)?)?", re.ASCII | re.IGNORECASE
+)
+# A day on which no two of day, month and year are the same number.
+_PROBE = datetime(2047, 11, 28)  # noqa: DTZ001 -- a day of the calendar
+_HALF_DAY = 12
+POINT, COMMA = ".", ","
+# What separates thousands, beside the mark that is not the decimal one; written by programs of many countries.
+_SEPARATORS = " '\u2019\u00a0\u202f"
+_NUMBER = re.compile(rf"[\d.,{_SEPARATORS}]+", re.ASCII)
+_GROUPED = {
+    mark: re.compile(
+        rf"[1-9]\d{{0,2}}(?:([{re.escape(other)}{_SEPARATORS}])\d{{3}})(?:\1\d{{3}})*(?:{re.escape(mark)}\d*)?"
+    )
+    for mark, other in ((POINT, COMMA), (COMMA, POINT))
+}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How days and sizes are written; a column without a mark of its own has a decimal point."""
+
+    dates: str = ISO
+    """One of ORDERS, or a format for `strptime`."""
+    decimals: Mapping[str, str] = field(default_factory=dict)
+
+    def moment(self, text: str) -> datetime:
+        """Return the time that a text names, midnight where it names a day; raises ValueError."""
+        if self.dates not in ORDERS:
+            return datetime.strptime(text, self.dates)  # noqa: DTZ007 -- the caller knows the zone
+        written = None if self.dates == ISO else _ORDERED.fullmatch(text)
+        if written is None:
+            return datetime.fromisoformat(text)
+        first, _, second, year, *time, half = written.groups()
+        day, month = (first, second) if self.dates == DAY_FIRST else (second, first)
+        hour, minute, second_of_minute = (int(part or 0) for part in time)
+        if half is not None:
+            hour = hour % _HALF_DAY + (_HALF_DAY if half.upper() == "P" else 0)
+        return datetime(int(year), int(month), int(day), hour, minute, second_of_minute)  # noqa: DTZ001 -- as above
+
+    def plain(self, text: str, column: str) -> str | None:
+        """Return a number without separators of thousands and with a decimal point; None where marks are misplaced."""
+        mark = self.decimals.get(column, POINT)
+        if _GROUPED[mark].fullmatch(text):
+            text = re.sub(rf"[^\d{re.escape(mark)}]", "", text)
+        misplaced = COMMA if mark == POINT else POINT
+        return None if misplaced in text else text.replace(mark, POINT)
+
+
+ISO_CONVENTIONS = Conventions()
+
+
+def checked_date_format(written: str) -> str:
+    """Return a date format; raises ValidationError if it is neither one of ORDERS nor tells day, month and year."""
+    if written in ORDERS:
+        return written
+    with suppress(ValueError):
+        if datetime.strptime(_PROBE.strftime(written), written) == _PROBE:  # noqa: DTZ007 -- a day of the calendar
+            return written
+    raise ValidationError(
+        f"--date-format {written!r} must be {', '.join(ORDERS)}, or a format with day, month and year such as %d.%m.%Y."
+    )
+
+
+@dataclass(frozen=True)
+class Span:
+    """The days of a server in a file; some between the first and the last are missing there."""
+
+    server: str
+    """Its name; empty: it is named by its number."""
+    instance_id: str
+    first_day: date
+    last_day: date
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How a whole file is written, and which servers have gaps in it."""
+
+    conventions: Conventions = ISO_CONVENTIONS
+    with_gaps: Sequence[Span] = ()
+
+
+_Ways = dict[str, tuple[int, str]]
+"""The first row, and its text, that shows each way of writing: a mark or an order; with `?`, what may be one."""
+MOST_DAYS = 50_000
+"""Gaps are not looked for in a file with more different texts of days than this."""
+ROWS_PER_UPDATE = 10_000
+
+
+@dataclass(frozen=True)
+class Surveyor:
+    """Reads the rows of a file once; `date_format` and `decimal` None: to be detected."""
+
+    layout: ImportColumns
+    server: str | None = None
+    """Server of all rows."""
+    date_format: str | None = None
+    decimal: str | None = None
+    point_is_usual: bool = True
+    """Whether a point that may separate thousands is a decimal point, as in files that separate by commas."""
+    last_day: date = date.max
+    """Rows of later days, and of days before FIRST_YEAR, will be refused, so these are no ends of gaps."""
+
+    def survey(
+        self, rows: Iterable[tuple[int, Sequence[str | None]]], progress: Callable[[int], None] = lambda _rows: None
+    ) -> Survey:
+        """Return how a file is written; raises ValidationError if it does not tell, or contradicts itself."""
+        columns = self.layout.columns
+        places = {name: place for place, name in enumerate(columns)}
+        sizes: dict[str, _Ways] = {name: {} for name in (*self.layout.sizes, *self.layout.optional_sizes)}
+        days: dict[str, int] = {}
+        days_of: dict[tuple[str, str], int] = {}
+        dates: _Ways = {}
+        read = 0
+        for read, (position, row) in enumerate(rows, start=1):
+            if read % ROWS_PER_UPDATE == 0:
+                progress(read)
+            if len(row) != len(columns):
+                continue
+            text = (row[places[DAY]] or "").strip()
+            index = days.get(text)
+            if index is None:
+                _note(dates, _order(text), position, text)
+                index = len(days)
+                if index < MOST_DAYS:
+                    days[text] = index
+            for column, ways in sizes.items():
+                size = row[places[column]]
+                if size and not size.isdecimal():
+                    _note(ways, _mark(size.strip()), position, size)
+            if index < MOST_DAYS:
+                name = self.server or (row[places[SERVER]] or "").strip()
+                key = (name, "" if name else (row[places[INSTANCE_ID]] or "").strip())
+                days_of[key] = days_of.get(key, 0) | 1 << index
+        progress(read)
+        conventions = Conventions(self._dates(dates), self._decimals(sizes))
+        return Survey(conventions, _with_gaps(dict(self._valid(days, conventions)), days_of))
+
+    def _valid(self, days: Mapping[str, int], conventions: Conventions) -> Iterator[tuple[int, date]]:
+        for text, index in days.items():
+            with suppress(ValueError):
+                day = conventions.moment(text).date()
+                if day.year >= FIRST_YEAR and day <= self.last_day:
+                    yield index, day
+
+    def _dates(self, ways: _Ways) -> str:
+        if self.date_format is not None:
+            return self.date_format
+        if len(_shown(ways)) > 1:
+            (first, one), (second, other) = (ways[order] for order in ORDERED)
+            raise ValidationError(
+                f"{DAY} {one!r:.40} in row {first} can only be day-first, {other!r:.40} in row {second} only "
+                "month-first. Nothing was imported. Correct the file, or say which with --date-format."
+            )
+        if not _shown(ways) and "?" in ways:
+            position, text = ways["?"]
+            readings = [human_day(Conventions(order).moment(text).date()) for order in ORDERED]
+            raise ValidationError(
+                f"{DAY} {text!r:.40} in row {position} is {readings[0]} (--date-format day-first) or "
+                f"{readings[1]} (--date-format month-first), and the file contains no date that decides it. "
+                "Nothing was imported."
+            )
+        # With day and month of the same number, both orders are right.
+        return next(iter(_shown(ways)), DAY_FIRST if ways else ISO)
+
+    def _decimals(self, columns: Mapping[str, _Ways]) -> dict[str, str]:
+        if self.decimal is not None:
+            return dict.fromkeys(columns, self.decimal)
+        elsewhere = {mark for ways in columns.values() for mark in _shown(ways)}
+        return {column: self._decimal(column, ways, elsewhere) for column, ways in columns.items()}
+
+    def _decimal(self, column: str, ways: _Ways, elsewhere: set[str]) -> str:
+        marks = _shown(ways)
+        if len(marks) > 1:
+            (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
+            raise ValidationError(
+                f"{column} {one!r:.40} in row {first} has a decimal point, {other!r:.40} in row {second} a decimal "
+                "comma. Nothing was imported. Correct the file, or say which with --decimal . or --decimal ,"
+            )
+        if not marks and ways and len(elsewhere) == 1:
+            marks = [*elsewhere]
+        if marks or not ways or (self.point_is_usual and set(ways) == {f"?{POINT}"}):
+            return next(iter(marks), POINT)
+        position, text = next(iter(ways.values()))
+        digits, decimals = re.sub(r"\D", "", text), re.sub(r"[.,]", POINT, text)
+        with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
+        raise ValidationError(
+            f"{column} {text!r:.40} in row {position} is {with_point} (--decimal .) or {with_comma} (--decimal ,), "
+            "and the file does not tell which. Nothing was imported."
+        )
+
+
+def _note(ways: _Ways, way: str | None, position: int, text: str) -> None:
+    if way is not None:
+        ways.setdefault(way, (position, text))
+
+
+def _shown(ways: _Ways) -> list[str]:
+    return [way for way in ways if not way.startswith("?")]
+
+
+def _order(text: str) -> str | None:
+    """Return the order of day and month that a text can only have; `?` for either one, `?=` if both are the same day.
+
+    None: it has neither.
+    """
+    written = _ORDERED.fullmatch(text)
+    if written is None:
+        return None
+    moments = {}
+    for order in ORDERED:
+        with suppress(ValueError):
+            moments[order] = Conventions(order).moment(text)
+    if len(moments) == len(ORDERED):
+        return "?=" if moments[DAY_FIRST] == moments[MONTH_FIRST] else "?"
+    return next(iter(moments), None)
+
+
+def _mark(text: str) -> str | None:
+    """Return the decimal mark a number can only have; `?` and the mark where it may separate thousands; None: none."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    present = [sign for sign in text if sign in (POINT, COMMA)]
+    if len(set(present)) != 1:
+        return present[-1] if present else None
+    mark, other = present[0], COMMA if present[0] == POINT else POINT
+    if len(present) > 1:
+        return other
+    return f"?{mark}" if _GROUPED[other].fullmatch(text) else mark
+
+
+def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], int]) -> list[Span]:
+    """Return the servers with fewer days than from their first to their last."""
+
+    @cache  # Most servers have the same days.
+    def ends(indexes: int) -> tuple[date, date] | None:
+        found = {
+            by_index[index] for index, bit in enumerate(reversed(f"{indexes:b}")) if bit == "1" and index in by_index
+        }
+        first, last = min(found, default=date.max), max(found, default=date.min)
+        return (first, last) if (last - first).days >= len(found) > 0 else None
+
+    return [Span(*server, *span) for server, indexes in days_of.items() if (span := ends(indexes)) is not None]
+
+
 class _BadValue(Exception):  # noqa: N818 -- becomes a problem
     """A text that is no value of its column."""
 
@@ -88,7 +381,7 @@ class RowReader:
         now: datetime,
         *,
         server: str | None = None,
-        conventions: Conventions = WRITTEN_AS_ISO,
+        conventions: Conventions = ISO_CONVENTIONS,
         place: Callable[[int], str] = "row {}".format,
     ) -> None:
         """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given.
@@ -99,10 +392,10 @@ class RowReader:
         self.place = place
         self._today = now.astimezone(zone).date()
         self._conventions = conventions
-        # A file has few days and many rows of each.
+        # A file has few days, and many rows of each.
         self._day = lru_cache(maxsize=4096)(partial(_day, conventions))
         # A format of days says nothing of times.
-        self._times = conventions if conventions.dates in ORDERS else WRITTEN_AS_ISO
+        self._times = conventions if conventions.dates in ORDERS else ISO_CONVENTIONS
         self._places = {name: place for place, name in enumerate(layout.columns)}
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | str:
@@ -220,50 +513,3 @@ def _moment(times: Conventions, text: str, day: date, zone: ZoneInfo) -> datetim
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise _BadValue(f"collected_at {text!r:.40} is not a time such as 2025-01-31T03:00:00+08:00") from None
-
-
-def column_positions(
-    headings: Sequence[str], layout: ImportColumns, mapping: Mapping[str, str], server: str | None
-) -> dict[str, int]:
-    """Find our columns among the headings; raises ValidationError: one is missing, mapped to nothing, or twice."""
-    unknown = sorted(set(mapping) - set(layout.columns))
-    if unknown:
-        raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")
-    places: dict[str, int] = {}
-    for ours in layout.columns:
-        theirs = mapping.get(ours)
-        # Numbers of servers mean something in one registry only: whether they are ours, the user must say.
-        ours_unasked = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
-        candidates = [theirs] if theirs is not None else ours_unasked
-        # Spreadsheets and databases write them in capitals.
-        lowered = {name.lower(): name for name in reversed(headings)}
-        heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
-        if heading is None and theirs is not None:
-            raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
-        if heading is not None:
-            if headings.count(heading) > 1:
-                raise ValidationError(f"The column {heading!r} is there more than once; which one is meant?")
-            places[ours] = headings.index(heading)
-    missing = [name for name in layout.needed if name not in places]
-    whose = ""
-    if server is None and SERVER not in places and INSTANCE_ID not in places:
-        missing.insert(0, SERVER)
-        whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
-    if missing:
-        mapped = " ".join(f"--map {name}=NAME" for name in missing)
-        raise ValidationError(
-            f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
-            f"{_listed(headings)}. Nothing was imported."
-        )
-    return places
-
-
-def _listed(headings: Sequence[str]) -> str:
-    """Name the headings of a source; of what hardly is one, only how it begins: it may be a secret."""
-    are_headings = len(headings) > 1
-    shown = [
-        name if are_headings and _HEADING.fullmatch(name) else f"{printable(name[:BEGINNING])}..."
-        for name in headings[:MOST_LISTED]
-    ]
-    more = len(headings) - MOST_LISTED
-    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")

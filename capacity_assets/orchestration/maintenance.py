@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.history.maintenance import MaintenanceError, MaintenanceReport, RetentionService
+from capacity_assets.history.retention import MaintenanceError, MaintenanceReport, RetentionService
 from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, markdown, plain
 from capacity_assets.orchestration.partitions import OWNERS, schedule_of
 from capacity_assets.orchestration.private.postgres import purge_check_records

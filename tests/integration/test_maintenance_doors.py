@@ -15,7 +15,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.database import partitions
 from capacity_assets.database.partitions import CAPACITY_TABLES
-from capacity_assets.history import maintenance
+from capacity_assets.history import retention
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from capacity_assets.orchestration.private import postgres
@@ -73,7 +73,7 @@ def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
     settings: Settings, engine: Engine, this_month: date, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
-    monkeypatch.setattr(maintenance, "TRIES", 1)
+    monkeypatch.setattr(retention, "TRIES", 1)
     definitions = build_definitions(settings, clock=fixed_clock(this_month), retries=dg.RetryPolicy(max_retries=0))
     job = definitions.resolve_job_def(MAINTENANCE_JOB)
     add_instances(engine, [1])

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, select, text
 
 from capacity_assets.database import partitions
 from capacity_assets.database.tables import database_size_stats
-from capacity_assets.history import maintenance
-from capacity_assets.history.maintenance import MaintenanceError
+from capacity_assets.history import retention
+from capacity_assets.history.retention import MaintenanceError
 from tests.clocks import TODAY
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
@@ -66,7 +66,7 @@ def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_
     two_servers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
-    monkeypatch.setattr(maintenance, "TRIES", 1)
+    monkeypatch.setattr(retention, "TRIES", 1)
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-01", [5]))
     add_instance_sizes(two_servers, totals(1, "2023-01-01", [(5, 1)]))
     before = everything(two_servers)

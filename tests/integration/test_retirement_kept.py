@@ -9,8 +9,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import parse_retention
+from capacity_assets.history.retention import TableMaintenance, parse_retention
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute

@@ -27,8 +27,7 @@ from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest import Deliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import Retention
+from capacity_assets.history.retention import Retention, TableMaintenance
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import sqlglot
 
-from capacity_assets.history.origins import ORIGINS_OF_FILES
-from capacity_assets.history.queries import QUERIES
+from capacity_assets.history.origins import ORIGINS, ORIGINS_OF_FILES
 
-EACH = {program: query for programs in QUERIES.values() for program, query in programs.items()}
+EACH = {program: query for origin in ORIGINS.values() for program, query in origin.queries.items()}
 
 
 @pytest.mark.parametrize("program", EACH)
@@ -22,7 +21,7 @@ def test_every_query_is_one_statement_of_its_dialect_with_the_columns_of_an_impo
 
 
 def test_each_query_is_of_an_origin_that_files_may_have() -> None:
-    assert {*QUERIES, "file"} == set(ORIGINS_OF_FILES)
+    assert {one.name for one in ORIGINS.values() if one.queries} | {"file"} == set(ORIGINS_OF_FILES)
 
 
 def test_what_is_read_of_sql_server_and_oracle_are_their_documented_columns() -> None:

@@ -8,9 +8,9 @@ from datetime import date
 import pytest
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.history.conventions import Conventions, Span, Survey, Surveyor, checked_date_format
+from capacity_assets.history.rows import Conventions, ImportColumns, Span, Survey, Surveyor, checked_date_format
 
-COLUMNS = ("server", "instance_id", "day", "size_mb", "log_size_mb")
+LAYOUT = ImportColumns(("day",), ("size_mb",), ("log_size_mb",))
 
 
 def survey(
@@ -19,13 +19,10 @@ def survey(
     """Rows hold a day, and perhaps a size, a size of logs and a server."""
 
     def texts(day: str, size: str = "1", log: str = "", server: str = "a") -> Sequence[str | None]:
-        return [server, None, day, size, log]
+        return [server, None, day, size, log, None]
 
     how = Surveyor(
-        columns=COLUMNS,
-        day="day",
-        sizes=COLUMNS[3:],
-        servers=("server", "instance_id"),
+        LAYOUT,
         date_format=date_format,
         decimal=decimal,
         point_is_usual=point_is_usual,

@@ -7,8 +7,7 @@ from datetime import UTC, date, datetime
 import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
-from capacity_assets.history.conventions import Conventions
-from capacity_assets.history.rows import RowReader, layout_of
+from capacity_assets.history.rows import Conventions, RowReader, layout_of
 from tests.clocks import SHANGHAI, fixed_clock
 
 

@@ -17,8 +17,7 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import Retention
+from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import citus
 from tests.citus_fleet import FIRST, SERVERS, SHARDS, opened
 from tests.clocks import TODAY

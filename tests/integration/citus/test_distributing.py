@@ -21,8 +21,7 @@ from capacity_assets.database.tables import CAPACITY_TABLES
 from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare, forget
 from capacity_assets.forecast.runway import outlooks
-from capacity_assets.history.maintenance import TableMaintenance
-from capacity_assets.history.retention import Retention
+from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
 from tests.clocks import TODAY, fixed_clock

@@ -11,8 +11,7 @@ from capacity_assets.base.errors import DatabaseError
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.tables import SAMPLES
-from capacity_assets.history.maintenance import MaintenanceError, TableMaintenance
-from capacity_assets.history.retention import parse_retention
+from capacity_assets.history.retention import MaintenanceError, TableMaintenance, parse_retention
 from tests import citus
 from tests.citus_fleet import FIRST, SHARDS, compute_everything, service
 from tests.clocks import TODAY
