@@ -22,15 +22,11 @@ from capacity_assets.cli.options import CommandFailedError, Table, command, prog
 from capacity_assets.cli.runway import outlook_lines
 from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.demo.sample_declarations import (
-    PLANNED_ON,
-    add_measured_beside_sizes,
-    declare_sample_decision,
-    declare_sample_groups,
-    declare_sample_limits,
-)
 from capacity_assets.demo.sample_fleet import (
+    PLANNED_ON,
     LoadedFleet,
+    declare_sample,
+    declare_sample_decision,
     first_sample_day,
     holds_sample_fleet,
     load_sample_fleet,
@@ -72,8 +68,7 @@ def _run(settings: Settings) -> None:
         with open_engine(settings) as engine:
             prepare_database(engine, settings)
             fleet = _load(engine, settings, first_day, today)
-            declare_sample_limits(engine, today)
-            declare_sample_groups(engine, today)
+            declare_sample(engine, today)
             mark_days(settings, instance, engine, today)
             work = open_work(instance, first_day, today, fleet)
             total = sum(len(chunk.windows) for chunk in work.chunks)
@@ -106,7 +101,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
-    fleet = load_sample_fleet(engine, first_day, today, add_measured_beside_sizes)
+    fleet = load_sample_fleet(engine, first_day, today)
     # Days before the retention period have no partition ahead of time.
     retention_service(engine, settings).prepare()
     if fleet.samples_added:

@@ -18,7 +18,6 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
 from capacity_assets.collection.results import ProbeOutcome
-from capacity_assets.demo.sample_declarations import add_measured_beside_sizes
 from capacity_assets.demo.sample_fleet import load_sample_fleet
 from capacity_assets.reading import inside as reading
 from capacity_assets.reading.inside import inside
@@ -169,8 +168,8 @@ def test_the_page_of_a_database_says_what_grew_inside(database: URL) -> None:
 
 def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settings, engine: Engine) -> None:
     assert settings
-    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31), add_measured_beside_sizes)
-    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31), add_measured_beside_sizes)
+    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31))
+    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31))
 
     stories = {}
     with engine.connect() as connection:

@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.demo.sample_declarations import UNREAD_SLOT_OF, add_measured_limits
-from capacity_assets.demo.sample_fleet import load_sample_fleet
+from capacity_assets.demo.sample_fleet import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.collection import _slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
@@ -135,7 +134,7 @@ def test_a_slot_that_retains_more_than_a_tenth_is_named_by_check_and_digest(flee
 
 
 def test_the_demo_has_a_slot_that_nobody_reads_and_no_volume_holds_more_than_is_used(engine: Engine) -> None:
-    load_sample_fleet(engine, BEFORE, TODAY, add_measured_limits)
+    load_sample_fleet(engine, BEFORE, TODAY)
 
     with engine.connect() as connection:
         [slot] = slots_named_on(connection, TODAY)

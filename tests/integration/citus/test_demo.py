@@ -13,7 +13,6 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.distributing import distribute, placements
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise
-from capacity_assets.demo.sample_declarations import add_measured_limits
 from capacity_assets.demo.sample_fleet import load_sample_fleet
 from tests import citus
 from tests.citus_fleet import SHARDS, service
@@ -49,7 +48,7 @@ def test_the_demo_runs_through_dagster_and_its_figures_are_those_of_a_single_ser
         assert demo.returncode == 0, demo.stderr
         assert "Fastest growing databases" in demo.stdout
         assert all(one.is_distributed for one in placements(cluster))
-        load_sample_fleet(single, first, today, add_measured_limits)
+        load_sample_fleet(single, first, today)
         for period in PERIODS:
             compute_windows(service(single), period, first, today)
         for level in SERVER_LEVELS.values():
