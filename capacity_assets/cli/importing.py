@@ -54,7 +54,15 @@ from capacity_assets.history.legacy import (
     unknown_servers,
 )
 from capacity_assets.history.loading import COUNTS, SLICE_ROWS, Loader, LoadReport
-from capacity_assets.history.monitoring import Days, PrometheusHistory, import_volumes, place_of, zabbix_history
+from capacity_assets.history.monitoring import (
+    ZABBIX_EXPORT,
+    Days,
+    PrometheusHistory,
+    ZabbixExport,
+    import_volumes,
+    place_of,
+    zabbix_history,
+)
 from capacity_assets.history.origins import FILE, LEGACY, ORIGINS, ORIGINS_OF_FILES, PROMETHEUS, ZABBIX, Origin
 from capacity_assets.history.rows import (
     BYTES,
@@ -185,11 +193,12 @@ class ImportOptions:
 def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
     """Import history: from a file, a legacy database, Prometheus or Zabbix.
 
-    SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet); or postgresql://user@host/database without a password, or
-    env:NAME of a variable that holds the whole address, of a legacy database, or of Zabbix with --origin zabbix; or
-    prometheus:NAME of a source in CAPACITY_VOLUME_SOURCES. Columns of files are server (or instance_id), database,
-    day, size_mb, and optionally data_size_mb, log_size_mb, collected_at; --map names others. --dry-run shows how the
-    first rows are read. You can interrupt it: the same command continues.
+    SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet), or with --origin zabbix an .ndjson file that Zabbix exports; or
+    postgresql://user@host/database without a password, or env:NAME of a variable that holds the whole address, of a
+    legacy database, or of Zabbix with --origin zabbix; or prometheus:NAME of a source in CAPACITY_VOLUME_SOURCES.
+    Columns of files are server (or instance_id), database, day, size_mb, and optionally data_size_mb, log_size_mb,
+    collected_at; --map names others. --dry-run shows how the first rows are read. You can interrupt it: the same
+    command continues.
 
     \b
     Examples:
@@ -217,6 +226,8 @@ def _kind_of(source: str, options: ImportOptions) -> tuple[Callable[[_Import, st
     """Return how a source is imported, the options that it takes, and what it is called."""
     if source.startswith(PROMETHEUS_SOURCE):
         return _Import.prometheus, OF_MONITORING, "Prometheus"
+    if source.lower().endswith(ZABBIX_EXPORT):
+        return _Import.zabbix_export, OF_MONITORING | {"origin"}, "an export of Zabbix"
     if not is_address(source):
         return _Import.file, OF_FILES, "a file"
     if options.origin == ZABBIX.name:
@@ -295,9 +306,18 @@ class _Import:
         days = self._days()
         try:
             source = zabbix_history(zabbix, days, self.settings.zone, layout_of(DATABASE))
-            report = self._load(source, DATABASE, BYTES, ZABBIX)
+            return self._trends(source, days)
         finally:
             zabbix.dispose()
+
+    def zabbix_export(self, path: str) -> list[LoadReport]:
+        if self.options.origin != ZABBIX.name:
+            raise ValidationError(f"Only exports of Zabbix are read from such files; write --origin {ZABBIX.name}.")
+        days = self._days()
+        return self._trends(ZabbixExport(Path(path), days, self.settings.zone, layout_of(DATABASE)), days, place_of)
+
+    def _trends(self, source: Source, days: Days, place: Callable[[int], str] = "row {}".format) -> list[LoadReport]:
+        report = self._load(source, DATABASE, BYTES, ZABBIX, place=place)
         document = {"dry_run": self.options.dry_run, "source": source.description, **asdict(days), **asdict(report)}
         self._finish(document, report)
         return [report]

@@ -460,7 +460,7 @@ class Loader:
         database = f", {row.database}" if row.database else ""
         other = "another row has" if row.another else "stored is"
         sizes = f"{row.size_mb} MiB, {other} {row.other_mb} MiB"
-        return f"{self.reader.place(row.position)}: {row.server}{database}, {row.day}: {sizes}"
+        return f"{self.reader.place(row.position)}: {row.server}{database}, {human_day(row.day)}: {sizes}"
 
 
 def _near_a_slice(*levels: Level) -> dict[str, str]:

@@ -1,20 +1,30 @@
 """History that monitoring has: sizes and volumes of a Prometheus-compatible server by day, and trends of Zabbix.
 
 Days are asked in pages. A page that is refused, or has too large an answer, is asked again in halves. A row's position
-is made of its day and its number on it, so that an interrupted import goes on with its day.
+is made of its day and its number on it, so that an interrupted import continues with its day.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.files import LONGEST_LINE
+from capacity_assets.base.units import human_day
 from capacity_assets.collection.prometheus import (
     Labels,
     PrometheusSource,
@@ -26,11 +36,11 @@ from capacity_assets.collection.volumes import store_volumes, volumes_from
 from capacity_assets.database.engine import safe_url
 from capacity_assets.history.origins import ZABBIX_POSTGRESQL
 from capacity_assets.history.rows import DATABASE_NAME, DAY, SERVER, ImportColumns
-from capacity_assets.history.sources import PositionedRow, QuerySource
+from capacity_assets.history.sources import GZIP, PositionedRow, QuerySource
 
 PAGE_DAYS = 30
 SLICE_ROWS = 10_000
-"""Fewer than of files: what was asked for is not to be asked for again."""
+"""Fewer than of files, so that an interrupted import asks for little again."""
 DEFAULT_DAYS = 365
 ROWS_OF_A_DAY = 10_000_000
 NAMES = ("server", "database", "day", "size_bytes")
@@ -50,10 +60,25 @@ class Days:
         yesterday = today - timedelta(days=1)
         chosen = Days(first or (last or yesterday) - timedelta(days=DEFAULT_DAYS - 1), last or yesterday)
         if chosen.last > yesterday:
-            raise ValidationError(f"--to {chosen.last} is not over: the last value of a day counts.")
+            raise ValidationError(f"--to {human_day(chosen.last)} is not over: the last value of a day counts.")
         if chosen.first > chosen.last:
-            raise ValidationError(f"--from {chosen.first} lies after --to {chosen.last}.")
+            raise ValidationError(f"--from {human_day(chosen.first)} lies after --to {human_day(chosen.last)}.")
         return chosen
+
+
+def _rows_of(
+    day: date, sizes: Iterable[tuple[str, str, str]], layout: ImportColumns, after: int
+) -> Iterator[PositionedRow]:
+    """Yield server, database and size of a day as rows behind a position."""
+    for number, (server, database, size) in enumerate(sorted(sizes), start=day.toordinal() * ROWS_OF_A_DAY + 1):
+        if number > after:
+            cells = {SERVER: server, DATABASE_NAME: database, DAY: day.isoformat(), layout.sizes[0]: size}
+            yield number, [cells.get(column, "") for column in layout.columns]
+
+
+def place_of(position: int) -> str:
+    """Say in words which row of monitoring a position is."""
+    return f"{human_day(date.fromordinal(position // ROWS_OF_A_DAY))}, number {position % ROWS_OF_A_DAY:,}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class PrometheusHistory:
 
     @property
     def fingerprint(self) -> str:
-        """Tell what is asked, and where; a later import of more days goes on as well."""
+        """Tell what is asked, and where; a later import of more days continues this one."""
         source = self.source
         return f"{source.url} {source.sizes} {source.server_label} {source.database_label} {self.days.first}"
 
@@ -84,10 +109,18 @@ class PrometheusHistory:
         begun = date.fromordinal(after // ROWS_OF_A_DAY) if after else self.days.first
         for page, [found] in self.pages([self.source.sizes or ""], max(begun, self.days.first)):
             for day in page:
-                rows = sorted(self._row(day, labels, size) for labels, size in found.get(day, {}).items())
-                for number, row in enumerate(rows, start=day.toordinal() * ROWS_OF_A_DAY + 1):
-                    if number > after:
-                        yield number, row
+                sizes = (self._named(labels, size) for labels, size in found.get(day, {}).items())
+                yield from _rows_of(day, sizes, self.layout, after)
+
+    def _named(self, labels: Labels, size: str) -> tuple[str, str, str]:
+        named = dict(labels)
+        server = self.source.server_meant(named.get(self.source.server_label, ""), self.known)
+        return server, named.get(self.source.database_label, ""), size
+
+    def pages(self, queries: Sequence[str], first: date) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
+        """Yield what each query gives for the days from `first` on, page by page; raises SourceError."""
+        for page in pages_of_days(first, self.days.last, self.zone, PAGE_DAYS):
+            yield from self._asked(queries, page)
 
     def _asked(self, queries: Sequence[str], page: Sequence[date]) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
         """Yield what each query gives for the days of a page, or of its parts; raises SourceError."""
@@ -101,23 +134,6 @@ class PrometheusHistory:
                 yield from self._asked(queries, half)
         else:
             yield page, found
-
-    def pages(self, queries: Sequence[str], first: date) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
-        """Yield what each query gives for the days from `first` on, page by page; raises SourceError."""
-        for page in pages_of_days(first, self.days.last, self.zone, PAGE_DAYS):
-            yield from self._asked(queries, page)
-
-    def _row(self, day: date, labels: Labels, size: str) -> tuple[str, ...]:
-        named = dict(labels)
-        server = self.source.server_meant(named.get(self.source.server_label, ""), self.known)
-        database = named.get(self.source.database_label, "")
-        cells = {SERVER: server, DATABASE_NAME: database, DAY: day.isoformat(), self.layout.sizes[0]: size}
-        return tuple(cells.get(column, "") for column in self.layout.columns)
-
-
-def place_of(position: int) -> str:
-    """Say in words which row of monitoring a position is."""
-    return f"{date.fromordinal(position // ROWS_OF_A_DAY)}, number {position % ROWS_OF_A_DAY:,}"
 
 
 @dataclass
@@ -172,3 +188,69 @@ def zabbix_history(zabbix: Engine, days: Days, zone: ZoneInfo, layout: ImportCol
     query = sa.select(numbered.position, *(ours.get(column, sa.null()) for column in layout.columns))
     query = query.where(numbered.position > sa.bindparam("after")).order_by(numbered.position)
     return QuerySource(zabbix, f"{where}, trends", f"{where} {days.first}", query)
+
+
+ZABBIX_EXPORT = (".ndjson", f".ndjson{GZIP}")
+# An export has the names of items, not their keys. These are the names in the templates of Zabbix 5.0 to 7.4.
+_ITEM = re.compile(r"(?:[\w ]+: )?(?:DB \[?(.+?)\]?: Database size|Size of database (.+))")
+_MENTIONED = (b": Database size", b"Size of database ")
+
+
+@dataclass(frozen=True)
+class ZabbixExport:
+    """A file of trends that Zabbix exports, of which the mean of the last hour of a day counts.
+
+    https://www.zabbix.com/documentation/7.0/en/manual/appendix/protocols/real_time_export
+    """
+
+    path: Path
+    days: Days
+    zone: ZoneInfo
+    layout: ImportColumns
+
+    @property
+    def description(self) -> str:
+        """Name it."""
+        return str(self.path.resolve())
+
+    @property
+    def fingerprint(self) -> str:
+        """Tell what is in the file, and from which day on; raises ValidationError if it cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.days.first}"
+        except OSError as error:
+            raise ValidationError(f"{self.path} cannot be read: {error.strerror}.") from None
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows, day by day; raises ValidationError if the file cannot be read or is no export of Zabbix."""
+        newest: dict[date, dict[tuple[str, str], tuple[int, str]]] = {}
+        for moment, server, database, size in self._trends():
+            day = datetime.fromtimestamp(moment, self.zone).date()
+            if self.days.first <= day <= self.days.last:
+                of_day = newest.setdefault(day, {})
+                of_day[server, database] = max(of_day.get((server, database), (0, "")), (moment, size))
+        for day, found in sorted(newest.items()):
+            yield from _rows_of(day, ((*names, size) for names, (_, size) in found.items()), self.layout, after)
+
+    def _trends(self) -> Iterator[tuple[int, str, str, str]]:
+        """Yield time, host, database and size of each trend of a size."""
+        number = 0
+        try:
+            with gzip.open(self.path) if self.path.suffix == GZIP else self.path.open("rb") as file:
+                for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                    number += 1
+                    if not any(name in line for name in _MENTIONED):
+                        continue
+                    trend = json.loads(line, parse_float=Decimal)
+                    item = _ITEM.fullmatch(trend["name"])
+                    # A host that was removed meanwhile has no name.
+                    if item and "host" in trend:
+                        yield trend["clock"], trend["host"]["host"], item[1] or item[2], str(int(trend["avg"]))
+        except (OSError, EOFError, zlib.error) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ValidationError(f"{self.path} cannot be read: {reason}.") from None
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+            raise ValidationError(
+                f"{self.path} is no export of trends of Zabbix: line {number} lacks host, name, clock or avg."
+            ) from None
