@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.graph import RETRIES
 from tests.clocks import TODAY, fixed_clock
 
 # As many retries as the real policy has, without its pauses.

@@ -415,7 +415,7 @@ def _dagster_storage(settings: Settings) -> Iterator[Finding]:
 
 
 def _pools(settings: Settings) -> Finding:
-    from capacity_assets.orchestration.schedules import pools_without_limit
+    from capacity_assets.orchestration.graph import pools_without_limit
 
     try:
         with dagster_storage(settings) as storage:

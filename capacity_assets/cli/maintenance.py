@@ -49,10 +49,9 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
         return
     try:
         with dagster_storage(settings) as storage:
-            from capacity_assets.orchestration.private.postgres import purge_check_records
+            from capacity_assets.orchestration.private import purge_check_records
 
-            events, runs = storage.event_log_storage, storage.run_storage
-            report.purged_check_records = purge_check_records(events, runs, dry_run=report.dry_run)
+            report.purged_check_records = purge_check_records(storage.event_log_storage, dry_run=report.dry_run)
     except (UnreachableError, *DATABASE_FAILURES) as error:
         report.notes.append(f"Check records in Dagster's storage: {reason_of(error)}")
 

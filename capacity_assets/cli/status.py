@@ -126,7 +126,7 @@ def silent_location(settings: Settings) -> str | None:
 
     Its address is read from workspace.yaml in Dagster's home.
     """
-    from capacity_assets.orchestration.private.serving import (
+    from capacity_assets.orchestration.private import (
         DagsterUserCodeUnreachableError,
         GrpcServerCodeLocationOrigin,
         WorkspaceFileTarget,

@@ -10,12 +10,11 @@ database, so a receiver that is away, or has quiet hours, gets it from a later t
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from hashlib import sha256
-from typing import Any
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
@@ -39,8 +38,9 @@ from capacity_assets.messages.sending import (
     send,
 )
 from capacity_assets.orchestration.documents import DIGEST_PERIOD, DIGEST_SENT, WAITING_WEEK
+from capacity_assets.orchestration.graph import Graph
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
-from capacity_assets.orchestration.private.definitions import (
+from capacity_assets.orchestration.private import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
     IMPLICIT_ASSET_JOB_NAME,
@@ -68,175 +68,31 @@ class ReceiverError(Exception):
     """The receiver refused an alert; it is not lost, the next tick sends it again."""
 
 
-@dataclass(frozen=True)
-class Links:
-    """Where alerts link to: Dagster's UI and the pages; None: not configured."""
-
-    dagster_url: str | None = None
-    pages_url: str | None = None
-
-    def run(self, address: str) -> list[str]:
-        """Return the address of a run or backfill in Dagster's UI, if known."""
-        return [] if self.dagster_url is None else [page_url(self.dagster_url, f"/runs/{address}")]
-
-    def check(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
-        """Return lines with the pages of what a check found; else of its asset, on the pages or in Dagster's UI."""
-        pages = evaluation.metadata.get(PAGES)
-        if isinstance(pages, dg.JsonMetadataValue) and isinstance(pages.data, dict):
-            return [f"{printable(name)}: {url}" for name, url in pages.data.items()]
-        if self.pages_url is not None:
-            return [page_url(self.pages_url, page_of_asset(evaluation.asset_key.path[-1]))]
-        asset = "/".join(evaluation.asset_key.path)
-        return (
-            [] if self.dagster_url is None else [page_url(self.dagster_url, address(f"/assets/{asset}", view="checks"))]
-        )
-
-
-def alert_sensors(settings: Settings, clock: Clock | None = None) -> list[dg.SensorDefinition]:
-    """Build the sensor, or none if no receiver is configured."""
+def alert_definitions(graph: Graph) -> dg.Definitions:
+    """Return the sensor, or nothing if no receiver is configured."""
+    settings = graph.settings
     if settings.alert_webhook_url is None and settings.receivers is None:
-        return []
-    return [_sensor(settings, clock or Clock(settings.zone))]
+        return dg.Definitions()
 
-
-def _sensor(settings: Settings, clock: Clock) -> dg.SensorDefinition:
-    links = Links(settings.dagster_url_of_people, settings.pages_url)
-
-    @dg.sensor(
-        name=ALERT_SENSOR,
-        minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Sends failed runs and failed checks of severity error to CAPACITY_ALERT_WEBHOOK_URL, and what "
-        "fills soon to the receivers in CAPACITY_RECEIVERS.",
+    @graph.sensor(
+        ALERT_SENSOR,
+        INTERVAL_SECONDS,
+        "Sends failed runs and failed checks of severity error to CAPACITY_ALERT_WEBHOOK_URL, and what fills soon to "
+        "the receivers in CAPACITY_RECEIVERS.",
+        needs_services=False,
     )
     def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
-            context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
+            context.update_cursor(_State(newest_event(context.instance)).recorded())
             return dg.SkipReason("Begins here; what failed before is not sent.")
-        state = _State.of(json.loads(context.cursor))
-        sending = replace(SendingSettings.of(settings), ends_at=time.monotonic() + TICK_SECONDS)
-        state.held += _new_incidents(context.instance, state, links)
-        receivers, problem = _receivers(settings)
-        # Side by side: a receiver that hangs delays its own messages only.
-        with ThreadPoolExecutor() as threads:
-            held = threads.submit(_send_held, receivers, sending, clock, state, links, is_known=not problem)
-            said = _tell_owners(settings, sending, clock, receivers, state)
-        # A receiver that is missing in a file that cannot be read is told once it can.
-        state.next_look = clock.now().timestamp() if problem and said else state.next_look
-        sent = counted(held.result(), "alert")
-        context.update_cursor(json.dumps(asdict(state)))
-        return dg.SkipReason(" ".join(filter(None, [f"{sent} sent.", problem, said])))
+        state = _State.of(context.cursor)
+        links = Links(settings.dagster_url_of_people, settings.pages_url)
+        state.held += _Events(context.instance, state, links).messages()
+        said = _Outbox(settings, graph.clock, state, links).send()
+        context.update_cursor(state.recorded())
+        return dg.SkipReason(said)
 
-    return tell
-
-
-def _receivers(settings: Settings) -> tuple[list[Receiver], str]:
-    """Return who gets alerts, and what is wrong with the file; then the alert webhook alone is told."""
-    has_webhook = settings.alert_webhook_url is not None
-    try:
-        return receivers_of_alerts(settings.receivers, settings.label_keys, has_alert_webhook=has_webhook), ""
-    except ValidationError as error:
-        only_default = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
-        return only_default, f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
-
-
-def _tell_owners(
-    settings: Settings, sending: SendingSettings, clock: Clock, receivers: Sequence[Receiver], state: "_State"
-) -> str:
-    """Send what fills soon, and a digest that waited, to whom it concerns; say who got it and who could not be reached.
-
-    The next tick tries these again; after quiet hours another look is due. Returns an empty text where none was due.
-    """
-    off_because = "" if settings.fills_soon_severity == "error" else ALERTS_OFF
-    try:
-        with open_engine(settings, connect=False) as engine, ThreadPoolExecutor() as threads:
-            if not _look_is_due(engine, clock, state, off_because):
-                return ""
-            digest = threads.submit(_send_digest, engine, clock, settings, sending, state)
-            told = send_alerts(engine, clock, receivers, sending, off_because=off_because)
-            ends = digest.result()
-    except CapacityError as error:
-        return str(error)
-    ends += [told.quiet_until] if told.quiet_until else []
-    next_end = min((end.timestamp() for end in ends), default=None)
-    state.next_look = clock.now().timestamp() if told.failed else next_end
-    reached = f"What fills soon: sent to {', '.join(told.sent) or 'nobody'}."
-    failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in told.failed)
-    return f"{reached} {failures}".rstrip()
-
-
-def _look_is_due(engine: Engine, clock: Clock, state: "_State", off_because: str) -> bool:
-    """Whether to look at what fills: a verdict or the end of quiet hours asked for it, or what is sent has changed."""
-    newest = newest_decision(engine)
-    decided_at = None if newest is None else newest.timestamp()
-    if (state.decided_at, state.off_because) != (decided_at, off_because):
-        state.next_look, state.decided_at, state.off_because = 0, decided_at, off_because
-    return state.next_look is not None and state.next_look <= clock.now().timestamp()
-
-
-def _send_digest(
-    engine: Engine, clock: Clock, settings: Settings, sending: SendingSettings, state: "_State"
-) -> list[datetime]:
-    """Send the digest of the week that waited, and return when the others, who still wait, are tried again."""
-    if state.digest_week is None:
-        return []
-    now, week = clock.local_now(), PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(state.digest_week))
-    receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
-    waiting = send_digests(engine, week, receivers, sending, today=clock.today(), now=now).waiting
-    state.digest_week = state.digest_week if waiting else None
-    return [one.quiet_until(now) or now for one in receivers if one.name in waiting]
-
-
-def _send_held(  # noqa: PLR0913 -- what sending has
-    receivers: Sequence[Receiver],
-    sending: SendingSettings,
-    clock: Clock,
-    state: "_State",
-    links: Links,
-    *,
-    is_known: bool,
-) -> int:
-    """Send failed runs and checks to the default receiver, and return how many.
-
-    They stay held in its quiet hours, and while its file cannot be read (`is_known` False). Raises ReceiverError, which
-    names neither an address nor a secret, where none could be sent; what others could not be, the next tick sends.
-    """
-    default = next((one for one in receivers if one.name == DEFAULT), None)
-    if default is None:
-        state.held = [] if is_known else state.held
-        return 0
-    if default.quiet_until(clock.local_now()) is not None:
-        return 0
-    for number, text in enumerate(state.held):
-        try:
-            _send(default, _message(text, links), sending)
-        except ReceiverError:
-            if number == 0:
-                raise
-            state.held = state.held[number:]
-            return number
-    sent, state.held = len(state.held), []
-    return sent
-
-
-def _message(text: str, links: Links) -> Message:
-    title, *rest = text.split("\n")
-    installation = (links.dagster_url, links.pages_url)
-    key = f"capacity-{sha256(repr((installation, title)).encode()).hexdigest()[:32]}"
-    opening = [Sentence(line) for line in rest]
-    return Message(title, opening, event=Event(NEW, key, "error", "capacity_assets", {}))
-
-
-def _send(default: Receiver, message: Message, sending: SendingSettings) -> None:
-    problems = []
-    for channel in default.channels:
-        try:
-            send(message, default, channel, sending)
-        except SendingError as error:
-            problems.append(str(error))
-    # Who got it by one channel does not get it again because of the other.
-    if len(problems) == len(default.channels):
-        raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
+    return dg.Definitions(sensors=[tell])
 
 
 @dataclass
@@ -262,9 +118,149 @@ class _State:
     """The week whose digest waits for the end of quiet hours."""
 
     @classmethod
-    def of(cls, remembered: Mapping[str, Any]) -> "_State":
-        """Read what was remembered, by whatever version."""
-        return cls(**{name: value for name, value in remembered.items() if name in cls.__dataclass_fields__})
+    def of(cls, recorded: str) -> "_State":
+        """Read what was recorded, by whatever version."""
+        return cls(**{name: value for name, value in json.loads(recorded).items() if name in cls.__dataclass_fields__})
+
+    def recorded(self) -> str:
+        """Return it as the cursor."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Links:
+    """Where alerts link to: Dagster's UI and the pages; None: not configured."""
+
+    dagster_url: str | None = None
+    pages_url: str | None = None
+
+    def run(self, address: str) -> list[str]:
+        """Return the address of a run or backfill in Dagster's UI, if known."""
+        return [] if self.dagster_url is None else [page_url(self.dagster_url, f"/runs/{address}")]
+
+    def check(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
+        """Return lines with the pages of what a check found; else of its asset, on the pages or in Dagster's UI."""
+        pages = evaluation.metadata.get(PAGES)
+        if isinstance(pages, dg.JsonMetadataValue) and isinstance(pages.data, dict):
+            return [f"{printable(name)}: {url}" for name, url in pages.data.items()]
+        if self.pages_url is not None:
+            return [page_url(self.pages_url, page_of_asset(evaluation.asset_key.path[-1]))]
+        asset = "/".join(evaluation.asset_key.path)
+        return (
+            [] if self.dagster_url is None else [page_url(self.dagster_url, address(f"/assets/{asset}", view="checks"))]
+        )
+
+
+class _Outbox:
+    """Sends what is held, and what fills soon, within one tick."""
+
+    def __init__(self, settings: Settings, clock: Clock, state: _State, links: Links) -> None:
+        self._settings, self._clock, self._state, self._links = settings, clock, state, links
+        self._sending = replace(SendingSettings.of(settings), ends_at=time.monotonic() + TICK_SECONDS)
+        self._problem, has_webhook = "", settings.alert_webhook_url is not None
+        try:
+            self._receivers = receivers_of_alerts(
+                settings.receivers, settings.label_keys, has_alert_webhook=has_webhook
+            )
+        except ValidationError as error:
+            # The file is wrong: only the alert webhook is told.
+            self._problem = f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
+            self._receivers = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
+
+    def send(self) -> str:
+        """Send, and say what was sent; raises ReceiverError, as `_send_held`."""
+        # Side by side: a receiver that hangs delays its own messages only.
+        with ThreadPoolExecutor() as threads:
+            held = threads.submit(self._send_held)
+            said = self._tell_owners()
+        if self._problem and said:
+            # A receiver that is missing in a file that cannot be read is told once it can.
+            self._state.next_look = self._clock.now().timestamp()
+        return " ".join(filter(None, [f"{counted(held.result(), 'alert')} sent.", self._problem, said]))
+
+    def _send_held(self) -> int:
+        """Send failed runs and checks to the default receiver, and return how many.
+
+        They stay held in its quiet hours, and while its file cannot be read. Raises ReceiverError, which names neither
+        an address nor a secret, where none could be sent; what others could not be, the next tick sends.
+        """
+        state = self._state
+        default = next((one for one in self._receivers if one.name == DEFAULT), None)
+        if default is None:
+            state.held = state.held if self._problem else []
+            return 0
+        if default.quiet_until(self._clock.local_now()) is not None:
+            return 0
+        for number, text in enumerate(state.held):
+            try:
+                self._send(default, text)
+            except ReceiverError:
+                if number == 0:
+                    raise
+                state.held = state.held[number:]
+                return number
+        sent, state.held = len(state.held), []
+        return sent
+
+    def _send(self, default: Receiver, text: str) -> None:
+        title, *rest = text.split("\n")
+        installation = (self._links.dagster_url, self._links.pages_url)
+        key = f"capacity-{sha256(repr((installation, title)).encode()).hexdigest()[:32]}"
+        message = Message(
+            title, [Sentence(line) for line in rest], event=Event(NEW, key, "error", "capacity_assets", {})
+        )
+        problems = []
+        for channel in default.channels:
+            try:
+                send(message, default, channel, self._sending)
+            except SendingError as error:
+                problems.append(str(error))
+        # Who got it by one channel does not get it again because of the other.
+        if len(problems) == len(default.channels):
+            raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
+
+    def _tell_owners(self) -> str:
+        """Send what fills soon, and a digest that waited, to whom it concerns; say who got it and who was not reached.
+
+        The next tick tries these again; after quiet hours another look is due. Returns "" where none was due.
+        """
+        settings, state = self._settings, self._state
+        off_because = "" if settings.fills_soon_severity == "error" else ALERTS_OFF
+        try:
+            with open_engine(settings, connect=False) as engine, ThreadPoolExecutor() as threads:
+                if not self._look_is_due(engine, off_because):
+                    return ""
+                digest = threads.submit(self._send_digest, engine)
+                told = send_alerts(engine, self._clock, self._receivers, self._sending, off_because=off_because)
+                ends = digest.result()
+        except CapacityError as error:
+            return str(error)
+        ends += [told.quiet_until] if told.quiet_until else []
+        next_end = min((end.timestamp() for end in ends), default=None)
+        state.next_look = self._clock.now().timestamp() if told.failed else next_end
+        reached = f"What fills soon: sent to {', '.join(told.sent) or 'nobody'}."
+        failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in told.failed)
+        return f"{reached} {failures}".rstrip()
+
+    def _look_is_due(self, engine: Engine, off_because: str) -> bool:
+        """Whether a verdict or the end of quiet hours asked for a look at what fills, or what is sent has changed."""
+        newest, state = newest_decision(engine), self._state
+        decided_at = None if newest is None else newest.timestamp()
+        if (state.decided_at, state.off_because) != (decided_at, off_because):
+            state.next_look, state.decided_at, state.off_because = 0, decided_at, off_because
+        return state.next_look is not None and state.next_look <= self._clock.now().timestamp()
+
+    def _send_digest(self, engine: Engine) -> list[datetime]:
+        """Send the digest of the week that waited, and return when the others, who still wait, are tried again."""
+        settings, state = self._settings, self._state
+        if state.digest_week is None:
+            return []
+        now = self._clock.local_now()
+        week = PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(state.digest_week))
+        receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
+        waiting = send_digests(engine, week, receivers, self._sending, today=now.date(), now=now).waiting
+        state.digest_week = state.digest_week if waiting else None
+        return [one.quiet_until(now) or now for one in receivers if one.name in waiting]
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:
@@ -277,131 +273,127 @@ def newest_event(instance: dg.DagsterInstance) -> int:
     return max(newest, default=0)
 
 
-def _events_after(instance: dg.DagsterInstance, after: int) -> list[tuple[int, EventLogEntry]]:
-    events = [
-        (record.storage_id, record.event_log_entry)
-        for kind in KINDS
-        for record in instance.event_log_storage.get_event_records(
-            EventRecordsFilter(kind, after_cursor=after), limit=EVENTS_PER_TICK, ascending=True
-        )
-    ]
-    # Both kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
-    return sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
-
-
-def _new_incidents(instance: dg.DagsterInstance, state: _State, links: Links) -> list[str]:
-    """Turn the events since the state into messages, one per incident.
+@dataclass(frozen=True)
+class _Events:
+    """The events after those that a state has seen, as messages: one per incident.
 
     Runs that failed alike are reported together and once until a run of their job succeeds, a check once until
     it passes or finds something else.
     """
-    runs: dict[str, list[str]] = {}
-    messages: list[str] = []
 
-    def record(run_id: str, job: str) -> None:
-        subject = _subject(instance, run_id, job)
-        before = state.failing_jobs.setdefault(subject, [])
-        text = _failure_text(instance, run_id, subject)
-        if text in runs or text not in before:
-            runs.setdefault(text, []).append(run_id)
-            state.failing_jobs[subject] = [*dict.fromkeys([*before, text])][-TEXTS_REMEMBERED:]
+    instance: dg.DagsterInstance
+    state: _State
+    links: Links
 
-    for run_id, job in _not_started_again(instance, state):
-        record(run_id, job)
-    for storage_id, entry in _events_after(instance, state.after):
-        state.after = max(state.after, storage_id)
-        event = entry.dagster_event
-        if event is None:
-            continue
-        job = str(entry.job_name)
-        if event.event_type is DagsterEventType.RUN_SUCCESS:
-            state.failing_jobs.pop(_subject(instance, entry.run_id, job), None)
-        elif event.event_type is DagsterEventType.RUN_FAILURE:
-            if _is_retried(instance.get_run_by_id(entry.run_id)):
+    def messages(self) -> list[str]:
+        """Return the messages, and note in the state what was seen."""
+        state, messages = self.state, list[str]()
+        runs: dict[str, list[str]] = {}
+        for run_id, job in self._not_started_again():
+            self._record(runs, run_id, job)
+        for storage_id, entry in self._new():
+            state.after = max(state.after, storage_id)
+            event, job = entry.dagster_event, str(entry.job_name)
+            if event is None:
+                continue
+            if event.event_type is DagsterEventType.RUN_SUCCESS:
+                state.failing_jobs.pop(self._subject(entry.run_id, job), None)
+            elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+                messages += self._check_messages(event.asset_check_evaluation_data)
+            elif _is_retried(self.instance.get_run_by_id(entry.run_id)):
                 state.retried[entry.run_id] = job
             else:
-                record(entry.run_id, job)
-        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            messages += _check_incident(event.asset_check_evaluation_data, state, links)
-    return messages + [_runs_text(instance, text, run_ids, links) for text, run_ids in runs.items()]
+                self._record(runs, entry.run_id, job)
+        return messages + [self._runs_text(text, run_ids) for text, run_ids in runs.items()]
 
+    def _new(self) -> list[tuple[int, EventLogEntry]]:
+        events = [
+            (record.storage_id, record.event_log_entry)
+            for kind in KINDS
+            for record in self.instance.event_log_storage.get_event_records(
+                EventRecordsFilter(kind, after_cursor=self.state.after), limit=EVENTS_PER_TICK, ascending=True
+            )
+        ]
+        # All kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
+        return sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
 
-def _subject(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
-    """Return the job of a run, or its assets if it has no job, as in a backfill."""
-    if job != IMPLICIT_ASSET_JOB_NAME:
-        return job
-    run = instance.get_run_by_id(run_id)
-    keys = sorted(key.to_user_string() for key in (run.asset_selection if run else None) or ())
-    return first_of(keys, ASSETS_NAMED) or "assets"
+    def _record(self, runs: dict[str, list[str]], run_id: str, job: str) -> None:
+        """Add a failed run to `runs`, by its text, unless such a text was reported before."""
+        subject = self._subject(run_id, job)
+        before = self.state.failing_jobs.setdefault(subject, [])
+        text = self._failure_text(run_id, subject)
+        if text in runs or text not in before:
+            runs.setdefault(text, []).append(run_id)
+            self.state.failing_jobs[subject] = [*dict.fromkeys([*before, text])][-TEXTS_REMEMBERED:]
+
+    def _subject(self, run_id: str, job: str) -> str:
+        """Return the job of a run, or its assets if it has no job, as in a backfill."""
+        if job != IMPLICIT_ASSET_JOB_NAME:
+            return job
+        run = self.instance.get_run_by_id(run_id)
+        keys = sorted(key.to_user_string() for key in (run.asset_selection if run else None) or ())
+        return first_of(keys, ASSETS_NAMED) or "assets"
+
+    def _not_started_again(self) -> list[tuple[str, str]]:
+        """Return the runs that Dagster could not start again, and drop those it has started; the others wait."""
+        waiting, self.state.retried, ended = self.state.retried, {}, []
+        for run_id, job in waiting.items():
+            run = self.instance.get_run_by_id(run_id)
+            if not _is_retried(run):
+                ended.append((run_id, job))
+            elif run is not None and AUTO_RETRY_RUN_ID_TAG not in run.tags:
+                self.state.retried[run_id] = job
+        return ended
+
+    def _check_messages(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
+        """Return the message of a check that newly failed."""
+        state, is_error = self.state, evaluation.severity is dg.AssetCheckSeverity.ERROR
+        if evaluation.check_name == NOTHING_FILLS_SOON:
+            state.next_look = 0 if is_error else state.next_look
+            return []
+        if evaluation.check_name == DIGEST_SENT and WAITING_WEEK in evaluation.metadata:
+            state.next_look, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
+        name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
+        if evaluation.passed:
+            state.failing.pop(name, None)
+        if evaluation.passed or not is_error:
+            return []
+        text = unescaped(str(evaluation.description or "failed"))
+        # Some checks say in different words each day what is one and the same incident.
+        incident, before = evaluation.metadata.get("incident"), state.failing.get(name)
+        known = set(filter(None, (before or "").split("\n")))
+        now = set(str(incident.value).split("\n")) if incident else set()
+        state.failing[name] = "\n".join(sorted(known | now)) if incident else text
+        is_known = now <= known if incident else before == text
+        return [] if is_known else ["\n".join([f"Check failed. {name}", text, *self.links.check(evaluation)])]
+
+    def _failure_text(self, run_id: str, subject: str) -> str:
+        """Return the failed steps' own messages; never a traceback, which may hold a secret."""
+        failures = self.instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
+        reasons = [
+            data.user_failure_data.description or ""
+            for failure in failures
+            if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
+        ]
+        reason = " ".join(dict.fromkeys(reasons)) or "It ended without saying why; its log in the UI has more."
+        return f"{subject}: {reason}"
+
+    def _runs_text(self, text: str, run_ids: list[str]) -> str:
+        """Describe which runs failed and why, their partitions, and the link to them."""
+        runs = list(filter(None, map(self.instance.get_run_by_id, run_ids)))
+        keys = sorted({key for run in runs for key in _partition_keys(run)})
+        lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]
+        if keys:
+            span = f"{len(keys)} partitions, {keys[0]} to {keys[-1]}"
+            lines.append(f"Partition: {keys[0]}" if len(keys) == 1 else span)
+        backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
+        [backfill] = backfills if len(backfills) == 1 else [None]
+        return "\n".join([*lines, *self.links.run(f"b/{backfill}" if backfill else run_ids[0])])
 
 
 def _is_retried(run: dg.DagsterRun | None) -> bool:
     """Whether Dagster starts the run again by itself; the last attempt is reported."""
     return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
-
-
-def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tuple[str, str]]:
-    """Return the runs that Dagster could not start again, and drop those it has started; the others wait."""
-    waiting, state.retried, ended = state.retried, {}, []
-    for run_id, job in waiting.items():
-        run = instance.get_run_by_id(run_id)
-        if not _is_retried(run):
-            ended.append((run_id, job))
-        elif run is not None and AUTO_RETRY_RUN_ID_TAG not in run.tags:
-            state.retried[run_id] = job
-    return ended
-
-
-def _check_incident(evaluation: dg.AssetCheckEvaluation, state: _State, links: Links) -> list[str]:
-    if evaluation.check_name == NOTHING_FILLS_SOON:
-        if evaluation.severity is dg.AssetCheckSeverity.ERROR:
-            state.next_look = 0
-        return []
-    if evaluation.check_name == DIGEST_SENT and WAITING_WEEK in evaluation.metadata:
-        state.next_look, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
-    failing = state.failing
-    name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
-    if evaluation.passed:
-        failing.pop(name, None)
-    if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
-        return []
-    text = unescaped(str(evaluation.description or "failed"))
-    message = "\n".join([f"Check failed. {name}", text, *links.check(evaluation)])
-    # Some checks say in different words each day what is one and the same incident.
-    incident = evaluation.metadata.get("incident")
-    if incident:
-        known = set(filter(None, failing.get(name, "").split("\n")))
-        now = set(str(incident.value).split("\n"))
-        failing[name] = "\n".join(sorted(known | now))
-        return [] if now <= known else [message]
-    if failing.get(name) == text:
-        return []
-    failing[name] = text
-    return [message]
-
-
-def _failure_text(instance: dg.DagsterInstance, run_id: str, subject: str) -> str:
-    """Return the failed steps' own messages; never a traceback, which may hold a secret."""
-    failures = instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
-    reasons = [
-        data.user_failure_data.description or ""
-        for failure in failures
-        if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
-    ]
-    reason = " ".join(dict.fromkeys(reasons)) or "It ended without saying why; its log in the UI has more."
-    return f"{subject}: {reason}"
-
-
-def _runs_text(instance: dg.DagsterInstance, text: str, run_ids: list[str], links: Links) -> str:
-    """Describe which runs failed and why, their partitions, and the link to them."""
-    runs = list(filter(None, map(instance.get_run_by_id, run_ids)))
-    keys = sorted({key for run in runs for key in _partition_keys(run)})
-    lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]
-    if keys:
-        lines.append(f"Partition: {keys[0]}" if len(keys) == 1 else f"{len(keys)} partitions, {keys[0]} to {keys[-1]}")
-    backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
-    [backfill] = backfills if len(backfills) == 1 else [None]
-    return "\n".join([*lines, *links.run(f"b/{backfill}" if backfill else run_ids[0])])
 
 
 def _partition_keys(run: dg.DagsterRun) -> Iterable[str]:

@@ -8,15 +8,26 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
 from capacity_assets.base.settings import Settings
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration import collection, documents, late_data, maintenance, metadata, runways, schedules
-from capacity_assets.orchestration.alerts import alert_sensors
-from capacity_assets.orchestration.assets import RETRIES, aggregate_asset
-from capacity_assets.orchestration.resources import resources
+from capacity_assets.orchestration.aggregates import aggregate_definitions
+from capacity_assets.orchestration.alerts import alert_definitions
+from capacity_assets.orchestration.collection import collection_definitions
+from capacity_assets.orchestration.documents import document_definitions
+from capacity_assets.orchestration.graph import RETRIES, SERVICES, Graph
+from capacity_assets.orchestration.maintenance import maintenance_definitions
+from capacity_assets.orchestration.runways import runway_definitions
 from capacity_assets.runtime import excluded_of
+
+SUBJECTS = (
+    collection_definitions,
+    aggregate_definitions,
+    runway_definitions,
+    maintenance_definitions,
+    document_definitions,
+    alert_definitions,
+)
 
 
 def build_definitions(
@@ -35,65 +46,22 @@ def build_definitions(
     """
     periods = with_trend_threshold(periods, settings.trend_percent)
     parse_retention(settings.retention_days, periods)
-    the_clock = clock or Clock(settings.zone)
     excluded_of(settings)
-    is_measured = settings.collection != "off"
-    # A registry without months has no report and no bill, one without weeks no digest.
-    month, week = periods.get(documents.REPORT_PERIOD), periods.get(documents.DIGEST_PERIOD)
-    jobs = schedules.aggregation_jobs(periods.values())
+    graph = Graph(settings, clock or Clock(settings.zone), periods, retries)
     with warnings.catch_warnings():
         # Backfill policies, lenient partition mappings and code references are beta; the pinned release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets: list[dg.AssetsDefinition] = [
-            *(
-                [collection.collected_assets(settings, retries)]
-                if is_measured
-                else collection.observed_assets(settings)
-            ),
-            *(aggregate_asset(settings, one, level, retries) for one in periods.values() for level in LEVELS.values()),
-            runways.runway_asset(settings, retries),
-            maintenance.table_partitions(retries),
-        ]
-        if month:
-            assets += [build(settings, month, retries) for build in (documents.growth_report, documents.showback_asset)]
-        if week:
-            assets.append(documents.digest_asset(settings, week, retries))
+        parts = [definitions_of(graph) for definitions_of in SUBJECTS]
+        merged = dg.Definitions.merge(*parts)
         # The page of an asset names the file and line of its function on the machine of the code location.
-        with_references = dg.with_source_code_references(assets)
+        assets = dg.with_source_code_references(list(merged.assets or ()))
     return dg.Definitions(
-        assets=with_references,
-        asset_checks=[
-            metadata.samples_recent(retries),
-            *(metadata.standing_check(period, retries) for period in periods.values()),
-        ],
-        jobs=[
-            *jobs,
-            collection.collection_job(periods) if is_measured else collection.observation_job,
-            schedules.standing_check_job(periods.values()),
-            maintenance.maintenance_job,
-            runways.runway_job,
-            *([documents.growth_report_job, documents.showback_job] if month else []),
-            *([documents.digest_job] if week else []),
-        ],
-        schedules=[
-            *(
-                [collection.collection_schedule(settings)]
-                if is_measured
-                else [collection.observation_schedule(settings), runways.runway_schedule(settings)]
-            ),
-            *(schedules.aggregation_schedule(settings, period) for period in periods.values()),
-            maintenance.maintenance_schedule(settings),
-            schedules.standing_check_schedule(settings),
-            *([documents.digest_schedule(settings, week)] if week else []),
-        ],
-        sensors=[
-            late_data.late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
-            late_data.computed_windows_sensor(periods),
-            *([late_data.sample_days_sensor(settings)] if is_measured else []),
-            *([documents.growth_report_sensor, documents.showback_sensor] if month else []),
-            *alert_sensors(settings, the_clock),
-        ],
-        resources=resources(settings, the_clock, periods),
+        assets=assets,
+        asset_checks=merged.asset_checks,
+        jobs=merged.jobs,
+        schedules=merged.schedules,
+        sensors=merged.sensors,
+        resources={SERVICES: graph.services()},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,
     )

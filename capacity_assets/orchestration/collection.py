@@ -3,10 +3,14 @@
 Measuring is one step for all of them, today's partition only, with every failed server in the metadata and in a check.
 The job also computes the day's aggregates afterwards. A past day that has samples keeps them and counts as done, so
 that a backfill over all days is harmless. How servers are measured is in `collection.service`.
+
+Dagster shows days with samples that were not measured here (imported ones, the demo's, those from before there was a
+collection) as missing, and warns before a backfill. A sensor therefore marks their partitions: it reports a
+materialisation each, without a run, a few per tick.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -16,14 +20,26 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERVER_LEVELS, RawTable
 from capacity_assets.base.errors import CapacityError, DatabaseError, database_errors
-from capacity_assets.base.periods import Period
-from capacity_assets.base.settings import HOURS_PER_DAY, Settings
-from capacity_assets.base.units import counted, human_day
-from capacity_assets.collection.observing import data_versions, days_with_samples
+from capacity_assets.base.settings import HOURS_PER_DAY
+from capacity_assets.base.units import counted, human_day, human_days
+from capacity_assets.collection.observing import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import standing
 from capacity_assets.collection.service import CollectionService, Share, share_named
 from capacity_assets.database.tables import server_part_stats
+from capacity_assets.orchestration.graph import (
+    COLLECTION_POOL,
+    MARKING_SECONDS,
+    OWNERS,
+    PARTITIONS_PER_RUN,
+    SERVICES,
+    Graph,
+    Requests,
+    Services,
+    asset_name,
+    dagster_failures,
+    marked,
+)
 from capacity_assets.orchestration.metadata import (
     PAGES_LISTED,
     MetadataMapping,
@@ -35,17 +51,72 @@ from capacity_assets.orchestration.metadata import (
     plain,
     table_metadata,
 )
-from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, asset_name, sample_days, schedule_of
-from capacity_assets.orchestration.private.definitions import (
-    UnresolvedAssetJobDefinition,
-    create_external_asset_from_source_asset,
-)
-from capacity_assets.orchestration.resources import COLLECTION_RESOURCE, dagster_failures
-from capacity_assets.orchestration.runways import RUNWAY
-from capacity_assets.orchestration.schedules import COLLECTION_POOL
+from capacity_assets.orchestration.private import create_external_asset_from_source_asset
+from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
 from capacity_assets.reading.links import subject_address
 from capacity_assets.reading.parts import MOST_SLOT_PERCENT, slots_named_on
 from capacity_assets.reading.subjects import server_id_of
+
+RAW_GROUP = "raw"
+RAW_ASSETS = [raw.name for raw in RAW_TABLES]
+STEP = "collection"
+SHARE_TAG = "capacity/share"
+"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
+QUEUE_TAG = "dagster-celery/queue"
+"""Read by dagster-celery, which is optional."""
+COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
+OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
+SAMPLE_DAYS_SENSOR = "sample_days_sensor"
+ORIGIN_OF_SAMPLES = "not measured here: imported, or written by another application"
+SERVERS_MEASURED, SLOTS_RETAIN_LITTLE, SAMPLES_RECENT = "servers_measured", "slots_retain_little", "samples_recent"
+SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
+SLOTS_RETAIN_LITTLE_DESCRIPTION = (
+    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume, or of the databases of its server "
+    "where no volume is known."
+)
+SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
+# Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
+# or a fleet whose samples were being imported, still gets its day.
+MINUTES = "0,30"
+HOURS_LATER = (3, 9, 15)
+FOLLOWING = "daily"
+KINDS = {"postgres", "table"}
+
+
+def collection_definitions(graph: Graph) -> dg.Definitions:
+    """Return the assets of the raw tables with their job, schedule, sensor and standing check."""
+    recent = samples_recent(graph)
+    if graph.settings.collection == "off":
+        job = graph.job(
+            OBSERVATION_JOB,
+            RAW_ASSETS,
+            "Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
+        )
+        cron = f"0 {graph.settings.collection_hour} * * *"
+        schedule = graph.schedule(
+            OBSERVATION_SCHEDULE, OBSERVATION_JOB, cron, "Observes the newest days of the raw tables."
+        )
+        return dg.Definitions(
+            assets=observed_assets(graph),
+            asset_checks=[recent],
+            jobs=[job],
+            # Otherwise the collection's run issues runways.
+            schedules=[schedule, runway_schedule(graph)],
+        )
+    daily = graph.periods.get(FOLLOWING)
+    followers = [asset_name(daily, level) for level in LEVELS.values()] if daily else []
+    job = graph.job(
+        COLLECTION_JOB,
+        [*RAW_ASSETS, *followers, RUNWAY],
+        "Measures every registered server for today, then computes the aggregates of the day and issues its runways.",
+    )
+    return dg.Definitions(
+        assets=[collected_assets(graph)],
+        asset_checks=[recent],
+        jobs=[job],
+        schedules=[collection_schedule(graph)],
+        sensors=[sample_days_sensor(graph)],
+    )
 
 
 @dataclass(frozen=True)
@@ -59,11 +130,12 @@ class RequestedDays:
     @property
     def missing(self) -> list[date]:
         """The days that have no samples after the run either."""
-        return [day for day in self.days if day not in self.kept and not self.is_measured(day)]
+        return [day for day in self.days if day not in self.kept and self.measured_on(day) is None]
 
-    def is_measured(self, day: date) -> bool:
-        """Whether servers were measured for this day."""
-        return self.summary is not None and self.summary.day == day and not self.summary.is_empty
+    def measured_on(self, day: date) -> CollectionSummary | None:
+        """Return the measurements of this day, if there are any."""
+        summary = self.summary
+        return summary if summary is not None and summary.day == day and not summary.is_empty else None
 
 
 def measure_requested(
@@ -96,28 +168,6 @@ def _days_with_samples(service: CollectionService, days: Sequence[date]) -> froz
     return frozenset(set.intersection(*measured) & set(days))
 
 
-RAW_GROUP = "raw"
-STEP = "collection"
-SHARE_TAG = "capacity/share"
-"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
-QUEUE_TAG = "dagster-celery/queue"
-"""Read by dagster-celery, which is optional."""
-COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
-SERVERS_MEASURED = "servers_measured"
-SLOTS_RETAIN_LITTLE = "slots_retain_little"
-SLOTS_RETAIN_LITTLE_DESCRIPTION = (
-    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume, or of the databases of its server "
-    "where no volume is known."
-)
-SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
-# Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
-# or a fleet whose samples were being imported, still gets its day.
-MINUTES = "0,30"
-HOURS_LATER = (3, 9, 15)
-FOLLOWING = "daily"
-KINDS = {"postgres", "table"}
-
-
 class CollectionConfig(dg.Config):
     """Options of one run, shown in the launchpad."""
 
@@ -132,14 +182,16 @@ class CollectionConfig(dg.Config):
     )
 
 
-def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
+def collected_assets(graph: Graph) -> dg.AssetsDefinition:
     """Build the raw tables as one step that measures."""
+    settings = graph.settings
+    servers, parts = graph.key(INSTANCE.source.name), graph.key(server_part_stats.name)
     specs = [
         dg.AssetSpec(
-            key=raw.name,
+            key=graph.key(raw.name),
             description=_description(raw, "", HOW_COLLECTED),
             group_name=RAW_GROUP,
-            partitions_def=sample_days(settings),
+            partitions_def=graph.partitions(),
             owners=OWNERS,
             kinds=KINDS,
             tags=level_tags(raw),
@@ -154,70 +206,74 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
         name=STEP,
         specs=specs,
         check_specs=[
-            dg.AssetCheckSpec(SERVERS_MEASURED, asset=INSTANCE.source.name, description=SERVERS_MEASURED_DESCRIPTION),
-            dg.AssetCheckSpec(
-                SLOTS_RETAIN_LITTLE, asset=server_part_stats.name, description=SLOTS_RETAIN_LITTLE_DESCRIPTION
-            ),
+            dg.AssetCheckSpec(SERVERS_MEASURED, asset=servers, description=SERVERS_MEASURED_DESCRIPTION),
+            dg.AssetCheckSpec(SLOTS_RETAIN_LITTLE, asset=parts, description=SLOTS_RETAIN_LITTLE_DESCRIPTION),
         ],
         pool=COLLECTION_POOL,
-        retry_policy=retries,
+        retry_policy=graph.retries,
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        required_resource_keys={COLLECTION_RESOURCE},
+        required_resource_keys={SERVICES},
     )
     def collection(
         context: dg.AssetExecutionContext, config: CollectionConfig
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         with dagster_failures():
+            service = Services.of(context).collection
             share = share_named(config.share) if config.share else None
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
-            checks = {
-                INSTANCE.source.name: _check_result(measured, service.engine, settings.pages_url),
-                server_part_stats.name: _slots_result(service.engine, service.clock.today(), settings.pages_url),
-            }
+            checks = [
+                _servers_result(measured, service.engine, settings.pages_url, servers),
+                slots_result(service.engine, service.clock.today(), settings.pages_url, parts),
+            ]
         if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
             # So that nothing downstream takes the day as measured.
             shown = collection_metadata(done.summary)
             raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
         if done.missing:
-            yield from _reported_day_by_day(context, done, checks.values())
+            # One result would stand for all requested days, so those that have samples are reported one by one.
+            _warn_of_missing(context, done)
+            for day in sorted({*done.days} - {*done.missing}):
+                for raw in RAW_TABLES:
+                    if _has_samples(raw, done.measured_on(day)):
+                        context.log_event(
+                            dg.AssetMaterialization(
+                                graph.key(raw.name), metadata=_metadata_of(done, day), partition=day.isoformat()
+                            )
+                        )
+            yield from checks
             return
         for raw in RAW_TABLES:
-            if raw.is_optional and not (done.summary and done.summary.object_databases):
-                continue
-            for day in done.days:
-                context.add_asset_metadata(_metadata_of(done, day), raw.name, partition_key=day.isoformat())
-            results = [check for asset, check in checks.items() if asset == raw.name]
-            yield dg.MaterializeResult(asset_key=raw.name, check_results=results)
+            if _has_samples(raw, done.summary):
+                key = graph.key(raw.name)
+                for day in done.days:
+                    context.add_asset_metadata(_metadata_of(done, day), key, partition_key=day.isoformat())
+                yield dg.MaterializeResult(
+                    asset_key=key, check_results=[check for check in checks if check.asset_key == key]
+                )
 
     return collection
 
 
-def _reported_day_by_day(
-    context: dg.AssetExecutionContext, done: RequestedDays, checks: Iterable[dg.AssetCheckResult]
-) -> Iterator[dg.AssetCheckResult]:
-    """Report the days that have samples one by one; one result would stand for all requested days."""
+def _has_samples(raw: RawTable, measured: CollectionSummary | None) -> bool:
+    """Whether a raw table has samples of a measurement: tables and indexes are not measured on every day."""
+    return not raw.is_optional or (measured is not None and measured.object_databases > 0)
+
+
+def _warn_of_missing(context: dg.AssetExecutionContext, done: RequestedDays) -> None:
     context.log.warning(
-        f"No samples for {len(done.missing)} of {counted(len(done.days), 'day')}, {done.missing[0]} to "
-        f"{done.missing[-1]}: a server reports only the current size of its databases. Use `capacity import` for "
-        "samples taken elsewhere. The aggregates of this run are skipped: materialise them in a separate run."
+        f"No samples for {len(done.missing)} of {counted(len(done.days), 'day')}, "
+        f"{human_days(done.missing[0], done.missing[-1])}: a server reports only the current size of its databases. "
+        "Use `capacity import` for samples taken elsewhere. The aggregates of this run are skipped: materialise them "
+        "in a separate run."
     )
-    for day in done.days:
-        if day not in done.missing:
-            for raw in RAW_TABLES:
-                if raw.is_optional and not (done.summary and done.is_measured(day) and done.summary.object_databases):
-                    continue
-                context.log_event(
-                    dg.AssetMaterialization(raw.name, metadata=_metadata_of(done, day), partition=day.isoformat())
-                )
-    yield from checks
 
 
 def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
-    if done.summary and done.is_measured(day):
-        return collection_metadata(done.summary)
+    measured = done.measured_on(day)
+    if measured:
+        return collection_metadata(measured)
     message = f"{human_day(day)} is not measured again; its samples were kept as they are."
     return plain({"status": "kept", "collected_date": day.isoformat(), "message": message})
 
@@ -236,7 +292,9 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     }
 
 
-def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url: str | None) -> dg.AssetCheckResult:
+def _servers_result(
+    measured: CollectionSummary | None, engine: Engine, pages_url: str | None, asset: dg.AssetKey
+) -> dg.AssetCheckResult:
     """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
     if measured:
         failing, failed = list(map(str, measured.failures)), measured.failed_instances
@@ -250,93 +308,88 @@ def _check_result(measured: CollectionSummary | None, engine: Engine, pages_url:
     with database_errors(doing="looking up servers"), engine.connect() as connection:
         numbers = {server: server_id_of(connection, server) for server in servers[:PAGES_LISTED]}
     pages = {name: subject_address("server", number) for name, number in numbers.items() if number is not None}
-    listed = first_bullets(failing)
-    return check_result(
-        SERVERS_MEASURED,
-        f"{text}\n\n{listed}" if listed else text,
-        listed,
-        places=failed,
-        is_error=True,
-        metadata=pages_metadata(pages, pages_url),
-        # One of several assets, so it is named.
-        asset=INSTANCE.source.name,
-    )
+    shown = pages_metadata(pages, pages_url)
+    return check_result(SERVERS_MEASURED, text, failing, is_error=True, places=failed, metadata=shown, asset=asset)
 
 
-def _slots_result(engine: Engine, today: date, pages_url: str | None) -> dg.AssetCheckResult:
+def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
     """Name the replication slots that retain too much by the newest measurements, whatever this run measured."""
     try:
         with database_errors(doing="looking up replication slots"), engine.connect() as connection:
             slots = slots_named_on(connection, today)
     except DatabaseError as error:
         # What was measured is stored, and what follows from it must not wait for this.
-        text = f"Not looked at. {error}"
-        return check_result(SLOTS_RETAIN_LITTLE, text, "", places=1, is_error=False, asset=server_part_stats.name)
+        return check_result(SLOTS_RETAIN_LITTLE, "Not looked at.", [str(error)], is_error=False, asset=asset)
     pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
-    listed = first_bullets([slot.text for slot in slots])
     text = (
         f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
     )
     # The sizes change every day, the incident does not.
     incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
-    return check_result(
-        SLOTS_RETAIN_LITTLE,
-        f"{text}\n\n{listed}" if listed else text,
-        listed,
-        places=len(slots),
-        is_error=True,
-        metadata={**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})},
-        asset=server_part_stats.name,
-    )
+    shown = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
+    lines = [slot.text for slot in slots]
+    return check_result(SLOTS_RETAIN_LITTLE, text, lines, is_error=True, metadata=shown, asset=asset)
 
 
-RAW_ASSETS = [raw.name for raw in RAW_TABLES]
+def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
+    """Build the check that sends an alert when samples stop arriving, whatever program writes them."""
+    tables = {graph.key(level.source.name): level.source.name for level in SERVER_LEVELS.values()}
+
+    @graph.standing_check(SAMPLES_RECENT, tables, SAMPLES_RECENT, SAMPLES_RECENT_DESCRIPTION)
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        with dagster_failures():
+            service = Services.of(context).collection
+            by_table = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
+        for key in context.selected_asset_check_keys:
+            newest = by_table[tables[key.asset_key]]
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=SAMPLES_RECENT,
+                passed=not newest.has_stopped,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
+                # The text contains an age that changes daily, but the incident is the same.
+                metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
+            )
+
+    return check
 
 
-def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinition:
-    """Build the job: measure, then compute the aggregates of the day and issue its runways."""
-    followers = [asset_name(periods[FOLLOWING], level) for level in LEVELS.values()] if FOLLOWING in periods else []
-    return dg.define_asset_job(
-        COLLECTION_JOB,
-        [*RAW_ASSETS, *followers, RUNWAY],
-        description="Measures every registered server for today, then computes the aggregates of the day and issues "
-        "its runways.",
-    )
-
-
-def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
+def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
     """Build the schedule: every day, and later in the day once more for servers that failed."""
+    settings = graph.settings
 
-    @dg.schedule(
-        name=COLLECTION_SCHEDULE,
-        job_name=COLLECTION_JOB,
-        cron_schedule=_crons(settings.collection_hour),
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        required_resource_keys={COLLECTION_RESOURCE},
-        description="Measures the registered servers, and later in the day those that failed.",
-    )
-    def request_today(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        tick = context.scheduled_execution_time.astimezone(settings.zone)
-        if tick.date() != service.clock.today():
-            return dg.SkipReason(f"{tick.date()} is over; only today can be measured.")
+    def request_today(context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
+        day = moment.date()
+        with dagster_failures():
+            service = Services.of(context).collection
+        if day != service.clock.today():
+            return dg.SkipReason(f"{human_day(day)} is over; only today can be measured.")
         shares = list(settings.collection_shares) or [""]
         try:
-            shares = [name for name in shares if service.left(tick.date(), share_named(name) if name else None)]
+            shares = [name for name in shares if service.left(day, share_named(name) if name else None)]
         except CapacityError as error:
             # The run waits for the database; a tick that failed would not come back.
             context.log.warning(str(error))
         if not shares:
-            return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
-        return [_request(tick, name, queues=settings.share_queues == "on") for name in shares]
+            return dg.SkipReason(f"No registered server is left to measure on {human_day(day)}.")
+        return [_request(moment, name, queues=settings.share_queues == "on") for name in shares]
 
-    return request_today
+    later = [str(settings.collection_hour + hours) for hours in HOURS_LATER]
+    later = [hour for hour in later if int(hour) < HOURS_PER_DAY]
+    return graph.schedule(
+        COLLECTION_SCHEDULE,
+        COLLECTION_JOB,
+        [f"{MINUTES} {settings.collection_hour} * * *", *([f"0 {','.join(later)} * * *"] if later else [])],
+        "Measures the registered servers, and later in the day those that failed.",
+        request_today,
+        needs_services=True,
+    )
 
 
-def _request(tick: datetime, share: str, *, queues: bool) -> dg.RunRequest:
+def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
     """Request the run of a share, or of all servers where it has no name."""
-    key, day = f"{tick:%Y-%m-%dT%H:%M}", tick.date().isoformat()
+    key, day = f"{moment:%Y-%m-%dT%H:%M}", moment.date().isoformat()
     if not share:
         return dg.RunRequest(run_key=key, partition_key=day)
     config = dg.RunConfig(ops={STEP: CollectionConfig(share=share)})
@@ -351,9 +404,32 @@ def share_tags(share: str, *, queues: bool) -> dict[str, str]:
     return {SHARE_TAG: share} | ({QUEUE_TAG: f"{key}-{value}"} if queues and value else {})
 
 
-def _crons(hour: int) -> list[str]:
-    later = [str(hour + hours) for hours in HOURS_LATER if hour + hours < HOURS_PER_DAY]
-    return [f"{MINUTES} {hour} * * *", *([f"0 {','.join(later)} * * *"] if later else [])]
+def sample_days_sensor(graph: Graph) -> dg.SensorDefinition:
+    """Build the sensor that marks days with samples that were not measured here."""
+
+    @graph.sensor(
+        SAMPLE_DAYS_SENSOR,
+        MARKING_SECONDS,
+        "Marks the partitions of the raw assets whose days have samples that were not measured here.",
+    )
+    def mark_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        services = Services.of(context)
+        unmarked = unmarked_days(graph, context.instance, services.engine, before=services.clock.today())
+        return marked(unmarked, "Every day with samples is marked.")
+
+    return mark_days
+
+
+def unmarked_days(
+    graph: Graph, instance: dg.DagsterInstance, engine: Engine, *, before: date
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield what marks each raw table and unmarked day with samples before `before`; raises DatabaseError."""
+    for raw in RAW_TABLES:
+        key = graph.key(raw.name)
+        known = instance.get_materialized_partitions(key)
+        for day in days_with_samples(engine, raw.table, graph.settings.start_date, before):
+            if day.isoformat() not in known:
+                yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN_OF_SAMPLES})
 
 
 def level_tags(raw: RawTable) -> dict[str, str]:
@@ -380,51 +456,34 @@ HOW_OBSERVED = (
     "Observing gives the newest days a data version: how many rows there are, their sum, and the last change."
 )
 
-OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 
-
-def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+def observed_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     """Build the raw tables as observed assets: each of their newest days gets a data version."""
     with warnings.catch_warnings():
         # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
         warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
-        return [create_external_asset_from_source_asset(_observed_asset(settings, raw)) for raw in RAW_TABLES]
+        return [create_external_asset_from_source_asset(_observed_asset(graph, raw)) for raw in RAW_TABLES]
 
 
-def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
+def _observed_asset(graph: Graph, raw: RawTable) -> dg.SourceAsset:
     @dg.observable_source_asset(
-        key=raw.name,
+        key=graph.key(raw.name),
         description=_description(raw, " Written by another application, or imported.", HOW_OBSERVED),
         group_name=RAW_GROUP,
-        partitions_def=sample_days(settings),
+        partitions_def=graph.partitions(),
         tags={**level_tags(raw), **{f"dagster/kind/{kind}": "" for kind in KINDS}},
         metadata=table_metadata(raw.table),
-        required_resource_keys={COLLECTION_RESOURCE},
+        required_resource_keys={SERVICES},
     )
     def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
-        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        services = Services.of(context)
         with dagster_failures():
-            versions = data_versions(service.engine, raw, service.clock.today())
-        known = {
-            day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
-        }
+            versions = data_versions(services.engine, raw, services.clock.today())
+        first = graph.settings.start_date
+        known = {day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= first}
         with warnings.catch_warnings():
             # The class is marked beta; the pinned minor release bounds that.
             warnings.simplefilter("ignore", dg.BetaWarning)
             return dg.DataVersionsByPartition(known)
 
     return observe
-
-
-observation_job = dg.define_asset_job(
-    OBSERVATION_JOB,
-    RAW_ASSETS,
-    description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
-)
-
-
-def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Build the schedule: every day."""
-    description = "Observes the newest days of the raw tables."
-    cron = f"0 {settings.collection_hour} * * *"
-    return schedule_of(settings, OBSERVATION_SCHEDULE, OBSERVATION_JOB, cron, description)

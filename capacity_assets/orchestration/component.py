@@ -14,9 +14,8 @@ from capacity_assets.collection.servers import declared_servers, register
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
-from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.resources import dagster_failures
+from capacity_assets.orchestration.graph import RETRIES, dagster_failures
 from capacity_assets.runtime import open_engine
 
 REGISTERED_SERVERS = "registered_servers"

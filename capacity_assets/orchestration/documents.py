@@ -6,6 +6,7 @@ here they get a partition, a file or metadata, and an automation condition.
 """
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest import Deliveries, Digest, opening, read_digest, sections, send_digests
 from capacity_assets.messages.sending import SendingSettings, receivers_of
+from capacity_assets.orchestration.graph import (
+    REPORTS_PATH,
+    Graph,
+    Requests,
+    Services,
+    asset_name,
+    dagster_failures,
+    windows_of,
+)
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     bullets,
@@ -31,15 +40,6 @@ from capacity_assets.orchestration.metadata import (
     markdown_table,
     table_metadata,
 )
-from capacity_assets.orchestration.partitions import (
-    OWNERS,
-    PARTITIONS_PER_RUN,
-    REPORTS_PATH,
-    asset_name,
-    partitions_of,
-    windows_of,
-)
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, dagster_failures
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.reading.changes import ChangeKind
@@ -47,22 +47,61 @@ from capacity_assets.report.data import Report, file_name, read_report
 from capacity_assets.report.issues import Edition, next_edition
 from capacity_assets.report.page import make_report_folder, write_report
 
+REPORT_PERIOD, DIGEST_PERIOD = "monthly", "weekly"
+REPORT_GROUP, SHOWBACK_GROUP = "reports", "showback"
+GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR = "growth_report", "growth_report_job", "growth_report_sensor"
+SHOWBACK, SHOWBACK_JOB, SHOWBACK_SENSOR = "showback", "showback_job", "showback_sensor"
+DIGEST, DIGEST_JOB, DIGEST_SCHEDULE = "digest", "digest_job", "digest_schedule"
+DIGEST_SENT, DIGEST_SENT_DESCRIPTION = "digest_sent", "Every receiver got the newest digest."
+WAITING_WEEK = "waiting_week"
+# After the week's aggregates and the day's runways.
+DIGEST_MINUTE = 50
+GROWN_LISTED, GROUPS_SHOWN = 5, 20
 
-def made_of_aggregates(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, **more: Any
+
+def document_definitions(graph: Graph) -> dg.Definitions:
+    """Return report and showback where there are months, and the digest where there are weeks."""
+    month, week = graph.periods.get(REPORT_PERIOD), graph.periods.get(DIGEST_PERIOD)
+    reports = [growth_report(graph, month), showback(graph, month)] if month else []
+    return dg.Definitions.merge(*reports, *([digest(graph, week)] if week else []))
+
+
+Make = Callable[[AggregationTaskRunner, Window], MetadataMapping]
+"""Makes the document of a window; returns what its partition shows."""
+
+
+def _document(
+    graph: Graph, name: str, period: Period, **more: Any
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Return the decorator of an asset with the period's partitions, downstream of its aggregates."""
-    decorator: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
-        partitions_def=partitions_of(period, settings),
-        deps=[asset_name(period, level) for level in LEVELS.values()],
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        retry_policy=retries,
-        owners=OWNERS,
-        tags={"period": period.name},
-        required_resource_keys={AGGREGATION_RESOURCE},
-        **more,
+    """Return the decorator of an asset downstream of the aggregates of its period."""
+    deps = [graph.key(asset_name(period, level)) for level in LEVELS.values()]
+    return graph.asset(name, period, deps=deps, tags={"period": period.name}, **more)
+
+
+def _make_each(context: dg.AssetExecutionContext, period: Period, make: Make) -> None:
+    """Make the document of each requested window."""
+    with dagster_failures():
+        runner = Services.of(context).runner
+        for window in windows_of(period, context.partition_keys):
+            context.add_asset_metadata(make(runner, window), partition_key=window.key)
+
+
+def _followed(graph: Graph, name: str, period: Period, make: Make, what: str, **more: Any) -> dg.Definitions:
+    """Return the asset of a document that is made whenever its aggregates are, with its job and sensor."""
+
+    @_document(graph, name, period, automation_condition=whenever_aggregates_are_made(), **more)
+    def make_documents(context: dg.AssetExecutionContext) -> None:
+        _make_each(context, period, make)
+
+    sensor = dg.AutomationConditionSensorDefinition(
+        f"{name}_sensor",
+        target=dg.AssetSelection.assets(graph.key(name)),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"{what} whenever its aggregates were made.",
     )
-    return decorator
+    return dg.Definitions(
+        assets=[make_documents], jobs=[graph.job(f"{name}_job", [name], f"{what}.")], sensors=[sensor]
+    )
 
 
 def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
@@ -77,33 +116,6 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
     return (made & quiet).with_label("whenever the month's aggregates are made")
 
 
-def make_each(
-    context: dg.AssetExecutionContext, period: Period, make: Callable[[AggregationTaskRunner, Window], MetadataMapping]
-) -> None:
-    """Make the document of each requested window, and show in its partition what `make` returns."""
-    runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-    with dagster_failures():
-        for window in windows_of(period, context.partition_keys):
-            context.add_asset_metadata(make(runner, window), partition_key=window.key)
-
-
-def sensor_of(name: str, asset: str, description: str) -> dg.AutomationConditionSensorDefinition:
-    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
-    return dg.AutomationConditionSensorDefinition(
-        name,
-        target=dg.AssetSelection.assets(asset),
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=description,
-    )
-
-
-GROWTH_REPORT = "growth_report"
-GROWTH_REPORT_JOB = "growth_report_job"
-GROWTH_REPORT_SENSOR = "growth_report_sensor"
-REPORT_PERIOD = "monthly"
-REPORT_GROUP = "reports"
-GROWN_LISTED = 5
-
 REPORT_DESCRIPTION = """\
 A page for people, one per month: size by engine over time, a waterfall from the month before that adds up exactly, the
 largest growers and shrinkers, new and vanished databases, and the days that were not measured.
@@ -115,46 +127,35 @@ issued is kept beside it, and the new one says what it was, what it is, and why.
 """
 
 
-def growth_report(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
-    """Build the asset."""
+def growth_report(graph: Graph, period: Period) -> dg.Definitions:
+    """Return the asset, its job and its sensor."""
+    settings = graph.settings
 
-    @made_of_aggregates(
-        settings,
-        period,
-        retries,
-        name=GROWTH_REPORT,
-        description=REPORT_DESCRIPTION,
-        group_name=REPORT_GROUP,
-        automation_condition=whenever_aggregates_are_made(),
-        kinds={"html"},
-    )
-    def make_reports(context: dg.AssetExecutionContext) -> None:
-        def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
-            engine, today = runner.service.engine, runner.service.clock.today()
-            report = read_report(engine, period, window, today=today, by=next(iter(settings.label_keys), None))
-            path = settings.reports / file_name(period, window)
+    def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
+        engine, today = runner.service.engine, runner.service.clock.today()
+        report = read_report(engine, period, window, today=today, by=next(iter(settings.label_keys), None))
+        path = settings.reports / file_name(period, window)
+        try:
             edition = next_edition(engine, report, path)
             make_report_folder(settings.reports)
             write_report(report, path, edition)
-            return report_metadata(report, edition, path)
-
-        try:
-            make_each(context, period, make)
         except OSError as error:
             raise dg.Failure(
                 description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "
                 "before were kept. Make room or fix the folder's rights, then run these partitions again."
             ) from None
+        return report_metadata(report, edition, path)
 
-    return make_reports
-
-
-growth_report_sensor = sensor_of(
-    GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
-)
-growth_report_job = dg.define_asset_job(
-    GROWTH_REPORT_JOB, [GROWTH_REPORT], description="Makes the growth report of a month."
-)
+    return _followed(
+        graph,
+        GROWTH_REPORT,
+        period,
+        make,
+        "Makes a month's growth report",
+        description=REPORT_DESCRIPTION,
+        group_name=REPORT_GROUP,
+        kinds={"html"},
+    )
 
 
 def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:
@@ -189,10 +190,6 @@ def report_text(report: Report, edition: Edition) -> str:
     return "\n\n".join(parts)
 
 
-SHOWBACK, SHOWBACK_GROUP = "showback", "showback"
-SHOWBACK_JOB, SHOWBACK_SENSOR = "showback_job", "showback_sensor"
-GROUPS_SHOWN = 20
-
 SHOWBACK_DESCRIPTION = """\
 The cost of each database in a month: its size on each day, with the labels and prices of that day.
 
@@ -204,32 +201,29 @@ Once retention has dropped samples of the month, its bill no longer changes.
 """
 
 
-def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
-    """Build the asset."""
+def showback(graph: Graph, period: Period) -> dg.Definitions:
+    """Return the asset, its job and its sensor."""
+    label_keys = graph.settings.label_keys
 
-    @made_of_aggregates(
-        settings,
+    def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
+        engine = runner.service.engine
+        try:
+            bills.issue_bill(engine, window, runner.service.clock, label_keys)
+        except NotFoundError as nothing:
+            return {"bill": markdown(escaped(str(nothing)))}
+        return bill_metadata(bills.read_bill(engine, window, default_grouping(label_keys)))
+
+    return _followed(
+        graph,
+        SHOWBACK,
         period,
-        retries,
-        name=SHOWBACK,
+        make,
+        "Issues a month's bill",
         description=SHOWBACK_DESCRIPTION,
         group_name=SHOWBACK_GROUP,
-        automation_condition=whenever_aggregates_are_made(),
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_bill_lines),
     )
-    def make_bills(context: dg.AssetExecutionContext) -> None:
-        def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
-            engine = runner.service.engine
-            try:
-                bills.issue_bill(engine, window, runner.service.clock, settings.label_keys)
-            except NotFoundError as nothing:
-                return {"bill": markdown(escaped(str(nothing)))}
-            return bill_metadata(bills.read_bill(engine, window, default_grouping(settings.label_keys)))
-
-        make_each(context, period, make)
-
-    return make_bills
 
 
 def bill_metadata(issued: bills.BillByGroup) -> MetadataMapping:
@@ -264,17 +258,6 @@ def _table(issued: bills.BillByGroup) -> str:
     return f"Total: **{bills.amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
 
 
-showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
-showback_job = dg.define_asset_job(SHOWBACK_JOB, [SHOWBACK], description="Issues the bill of a month.")
-
-
-DIGEST, DIGEST_GROUP = "digest", "reports"
-DIGEST_JOB, DIGEST_SCHEDULE = "digest_job", "digest_schedule"
-DIGEST_SENT, WAITING_WEEK = "digest_sent", "waiting_week"
-DIGEST_PERIOD = "weekly"
-# After the week's aggregates and the day's runways.
-MINUTE = 50
-
 DIGEST_DESCRIPTION = """\
 What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
 that are no longer measured, databases that came and went. A week without such news has one line.
@@ -291,18 +274,18 @@ class DigestConfig(dg.Config):
     again: bool = Field(default=False, description="Send also to those who got it before.")
 
 
-def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
-    """Build the asset."""
+def digest(graph: Graph, period: Period) -> dg.Definitions:
+    """Return the asset, its job and its schedule: Monday, and two days more for receivers that were not reached."""
+    settings = graph.settings
 
-    @made_of_aggregates(
-        settings,
+    @_document(
+        graph,
+        DIGEST,
         period,
-        retries,
-        name=DIGEST,
         description=DIGEST_DESCRIPTION,
-        group_name=DIGEST_GROUP,
+        group_name=REPORT_GROUP,
         kinds={"mail"},
-        check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
+        check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=graph.key(DIGEST), description=DIGEST_SENT_DESCRIPTION)],
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
         failed: list[tuple[str, str]] = []
@@ -321,16 +304,30 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
                 if deliveries.waiting:
                     # The alert sensor sends it when their quiet hours end.
                     waiting.update({WAITING_WEEK: week.key, "waiting": ", ".join(deliveries.waiting)})
-            digest = read_digest(service.engine, week, thresholds=settings.thresholds, today=today)
-            return digest_metadata(digest, deliveries, settings.pages_url)
+            content = read_digest(service.engine, week, thresholds=settings.thresholds, today=today)
+            return digest_metadata(content, deliveries, settings.pages_url)
 
-        make_each(context, period, make)
-        failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
-        text = failures or "All receivers got the digest, or none is configured."
-        result = check_result(DIGEST_SENT, text, failures, places=len(failed), is_error=False, metadata=waiting)
+        _make_each(context, period, make)
+        failures = [f"{name}: {reason}" for name, reason in failed]
+        text = "" if failures else "All receivers got the digest, or none is configured."
+        result = check_result(DIGEST_SENT, text, failures, is_error=False, metadata=waiting)
         yield dg.MaterializeResult(check_results=[result])
 
-    return make_digest
+    def request_week(_context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
+        week: Window = period.last(moment.date())
+        if week.start < period.window_of(settings.start_date).start:
+            return dg.SkipReason("The last week lies before the first partition.")
+        return dg.RunRequest(run_key=moment.date().isoformat(), partition_key=week.key)
+
+    schedule = graph.schedule(
+        DIGEST_SCHEDULE,
+        DIGEST_JOB,
+        f"{DIGEST_MINUTE} {settings.schedule_hour} * * 1-3",
+        "Sends the digest of the last week on Monday, and on the next two days to whom it did not reach.",
+        request_week,
+    )
+    job = graph.job(DIGEST_JOB, [DIGEST], "Makes and sends the digest of a week.")
+    return dg.Definitions(assets=[make_digest], jobs=[job], schedules=[schedule])
 
 
 def digest_metadata(digest: Digest, deliveries: Deliveries, pages_url: str | None = None) -> MetadataMapping:
@@ -353,27 +350,3 @@ def digest_text(digest: Digest, pages_url: str | None = None) -> str:
         lines = linked_bullets(((line.text, line.url) for line in section.lines), hidden=section.more)
         parts.append(f"**{section.heading}**\n\n{lines}")
     return "\n\n".join(parts)
-
-
-digest_job = dg.define_asset_job(DIGEST_JOB, [DIGEST], description="Makes and sends the digest of a week.")
-
-
-def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
-    """Build the schedule: Monday, and two days more for receivers that were not reached."""
-
-    @dg.schedule(
-        name=DIGEST_SCHEDULE,
-        job_name=DIGEST_JOB,
-        cron_schedule=f"{MINUTE} {settings.schedule_hour} * * 1-3",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Sends the digest of the last week on Monday, and on the next two days to whom it did not reach.",
-    )
-    def request_week(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        day = context.scheduled_execution_time.astimezone(settings.zone).date()
-        week: Window = period.last(day)
-        if week.start < period.window_of(settings.start_date).start:
-            return dg.SkipReason("The last week lies before the first partition.")
-        return dg.RunRequest(run_key=day.isoformat(), partition_key=week.key)
-
-    return request_week

@@ -93,7 +93,7 @@ def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
         EmbeddedServerError: the embedded server did not start.
         UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer, or Dagster has no tables there yet.
     """
-    from capacity_assets.orchestration.private.postgres import PooledPostgresStorage
+    from capacity_assets.orchestration.private import PooledPostgresStorage
 
     with open_dagster_database(settings) as url:
         _ensure_dagster_storage(url)
@@ -110,7 +110,7 @@ def _opened(home: str) -> DagsterInstance:
     from alembic.util import CommandError
     from dagster import DagsterInstance
 
-    from capacity_assets.orchestration.schedules import set_pool_limits
+    from capacity_assets.orchestration.graph import set_pool_limits
 
     try:
         instance = DagsterInstance.from_config(home)

@@ -7,16 +7,14 @@ and dropped each day, and what was kept and why.
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.base.settings import Settings
-from capacity_assets.history.retention import MaintenanceError, MaintenanceReport, RetentionService
+from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
+from capacity_assets.orchestration.graph import Graph, Services, dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, markdown, plain
-from capacity_assets.orchestration.partitions import OWNERS, schedule_of
-from capacity_assets.orchestration.private.postgres import purge_check_records
-from capacity_assets.orchestration.resources import RETENTION_RESOURCE, dagster_failures
+from capacity_assets.orchestration.private import purge_check_records
 
 TABLE_PARTITIONS = "table_partitions"
 MAINTENANCE_GROUP = "maintenance"
-MAINTENANCE_JOB = "table_maintenance_job"
+MAINTENANCE_JOB, MAINTENANCE_SCHEDULE = "table_maintenance_job", "table_maintenance_schedule"
 MAINTENANCE_MINUTE = 30
 LINES_SHOWN = 50
 
@@ -37,31 +35,32 @@ class MaintenanceConfig(dg.Config):
     dry_run: bool = Field(default=False, description="Only say what would be done; nothing is changed.")
 
 
-def table_partitions(retries: dg.RetryPolicy) -> dg.AssetsDefinition:
-    """Build the asset."""
+def maintenance_definitions(graph: Graph) -> dg.Definitions:
+    """Return the asset, its job and its schedule."""
 
-    @dg.asset(
-        name=TABLE_PARTITIONS,
-        description=DESCRIPTION,
-        group_name=MAINTENANCE_GROUP,
-        retry_policy=retries,
-        owners=OWNERS,
-        kinds={"postgres"},
-        required_resource_keys={RETENTION_RESOURCE},
-    )
+    @graph.asset(TABLE_PARTITIONS, None, description=DESCRIPTION, group_name=MAINTENANCE_GROUP, kinds={"postgres"})
     def maintain(context: dg.AssetExecutionContext, config: MaintenanceConfig) -> dg.MaterializeResult[None]:
-        retention: RetentionService = getattr(context.resources, RETENTION_RESOURCE)
         with dagster_failures():
             try:
-                report = retention.maintain(dry_run=config.dry_run)
+                report = Services.of(context).retention.maintain(dry_run=config.dry_run)
             except MaintenanceError as error:
                 done = maintenance_metadata(error.report)
                 raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None
-            events, runs = context.instance.event_log_storage, context.instance.run_storage
-            report.purged_check_records = purge_check_records(events, runs, dry_run=config.dry_run)
+            events = context.instance.event_log_storage
+            report.purged_check_records = purge_check_records(events, dry_run=config.dry_run)
         return dg.MaterializeResult(metadata=maintenance_metadata(report))
 
-    return maintain
+    job = graph.job(
+        MAINTENANCE_JOB, [TABLE_PARTITIONS], "Adds partitions ahead of time and drops those that need not be kept."
+    )
+    schedule = graph.schedule(
+        MAINTENANCE_SCHEDULE,
+        MAINTENANCE_JOB,
+        # When the day's aggregates have had time to be computed.
+        graph.daily(MAINTENANCE_MINUTE),
+        "Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day.",
+    )
+    return dg.Definitions(assets=[maintain], jobs=[job], schedules=[schedule])
 
 
 def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
@@ -69,17 +68,3 @@ def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
     values = report.to_dict()
     lists = {key: first_bullets(lines, LINES_SHOWN) for key, lines in values.items() if isinstance(lines, list)}
     return {**plain(values), **{key: markdown(listed or "none") for key, listed in lists.items()}}
-
-
-maintenance_job = dg.define_asset_job(
-    MAINTENANCE_JOB,
-    [TABLE_PARTITIONS],
-    description="Adds partitions ahead of time and drops those that need not be kept.",
-)
-
-
-def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Build the schedule: once a day, when the day's aggregates have had time to be computed."""
-    description = "Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day."
-    cron = f"{MAINTENANCE_MINUTE} {settings.schedule_hour} * * *"
-    return schedule_of(settings, "table_maintenance_schedule", MAINTENANCE_JOB, cron, description)

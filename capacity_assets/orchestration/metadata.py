@@ -1,14 +1,11 @@
-"""What the Dagster UI shows of tables and runs: column schemas, column lineage, summaries as metadata, checks.
+"""What the Dagster UI shows of tables and runs: column schemas, column lineage, summaries as metadata, check results.
 
 The one place where a summary becomes typed metadata. Numbers stay numbers, flat, so that the UI plots them over
-partitions. Nothing here holds an address, a user or a password. A failed check does not fail the run. Most checks are
-part of the asset's own computation, so that they know which windows were written, in a range run too. The standing
-check looks for incomplete windows, after every run and once a day by a job of its own. Only the daily one sends
-alerts, because during a backfill windows are missing after every run but the last.
+partitions. Nothing here holds an address, a user or a password. A failed check does not fail the run.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,24 +13,13 @@ import dagster as dg
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregates.checks import (
-    PARTITIONS_COMPLETE,
-    PARTITIONS_COMPLETE_DESCRIPTION,
-    CheckOutcome,
-    Severity,
-    checks_of,
-    partitions_complete,
-)
-from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, Level
+from capacity_assets.aggregates.checks import CheckOutcome, Severity
+from capacity_assets.aggregates.levels import LEVELS, Level
 from capacity_assets.aggregates.runs import PeriodSummary, RunSummary
-from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
-from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
-from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
-from capacity_assets.collection.service import CollectionService
-from capacity_assets.orchestration.partitions import asset_name
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE, dagster_failures
+from capacity_assets.orchestration.graph import asset_name
 from capacity_assets.reading.links import address, page_url
 from capacity_assets.reading.movers import Mover, WindowSizes
 
@@ -67,9 +53,8 @@ def _described(comment: str | None, origins: Sequence[str]) -> str:
     return f"{comment} (from {' and '.join(origins)})" if origins else str(comment)
 
 
-def column_lineage(level: Level) -> dg.TableColumnLineage:
-    """Say which raw columns each aggregate column is made of."""
-    source = dg.AssetKey(level.source.name)
+def column_lineage(level: Level, source: dg.AssetKey) -> dg.TableColumnLineage:
+    """Say which columns of the raw table `source` each aggregate column is made of."""
     return dg.TableColumnLineage(
         deps_by_column={
             target: [dg.TableColumnDep(asset_key=source, column_name=column) for column in columns]
@@ -83,12 +68,12 @@ def table_metadata(table: Table) -> dict[str, Any]:
     return {"dagster/table_name": table.name, "dagster/column_schema": column_schema(table, {})}
 
 
-def aggregate_metadata(level: Level) -> dict[str, object]:
+def aggregate_metadata(level: Level, source: dg.AssetKey) -> dict[str, object]:
     """Return the definition metadata of a level's aggregate table, with column lineage where it has one raw table."""
     return {
         "dagster/table_name": level.target.name,
         "dagster/column_schema": column_schema(level.target, level.lineage()),
-        **({"dagster/column_lineage": column_lineage(level)} if level.has_servers else {}),
+        **({"dagster/column_lineage": column_lineage(level, source)} if level.has_servers else {}),
     }
 
 
@@ -244,118 +229,43 @@ def failure_metadata(summary: RunSummary) -> MetadataMapping:
     return {**summary.metrics(), "errors": markdown(errors_text(summary))}
 
 
-STANDING_CHECK_JOB = "standing_check_job"
-SAMPLES_RECENT = "samples_recent"
-SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
-
-
-def check_specs(asset: str, level: Level) -> list[dg.AssetCheckSpec]:
-    """Declare the checks of an asset."""
-    return [dg.AssetCheckSpec(name, asset=asset, description=description) for name, description in checks_of(level)]
-
-
 def check_result(  # noqa: PLR0913 -- what a result is made of
     name: str,
     text: str,
-    found: str,
+    lines: Sequence[str],
     *,
-    places: int,
     is_error: bool,
+    places: int | None = None,
     metadata: MetadataMapping | None = None,
-    asset: str | None = None,
+    asset: dg.AssetKey | None = None,
+    further: str = "",
 ) -> dg.AssetCheckResult:
-    """Return the result of a check that found `places` problems, which `found` lists as Markdown."""
+    """Return the result of a check that found the problems in `lines`, or `places` of which these are the first."""
+    places = len(lines) if places is None else places
+    shown = lines[:MAXIMUM_LISTED_ERRORS]
+    # The UI reads the text as Markdown, so no name may be markup.
+    found = bullets(shown, hidden=places - len(shown))
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=name,
         passed=not places,
         severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-        description=text,
+        description="\n\n".join(filter(None, [text, found, further])),
         metadata={"places": places, **(metadata or {}), "found": markdown(found or "nothing")},
     )
 
 
-def check_results(outcomes: Sequence[CheckOutcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
-    """Turn outcomes into results that name their windows."""
-    span = {"first_partition": min(windows).key, "last_partition": max(windows).key}
-    return [_result(outcome, span) for outcome in outcomes]
-
-
-def _result(outcome: CheckOutcome, metadata: MetadataMapping, asset: str | None = None) -> dg.AssetCheckResult:
-    # The UI reads the text as Markdown, so no name may be markup.
-    text = outcome.text.partition("\n")[0]
-    if not outcome.passed:
-        text = f"{text}\n\n{bullets(outcome.listed, hidden=outcome.places - len(outcome.listed))}"
-    if outcome.incident:
-        metadata = {**metadata, "incident": outcome.incident}
-    found, is_error = bullets(outcome.listed, hidden=0), outcome.severity is Severity.ERROR
+def result_of(
+    outcome: CheckOutcome, metadata: MetadataMapping, asset: dg.AssetKey | None = None
+) -> dg.AssetCheckResult:
+    """Turn an outcome into a result."""
+    incident = {"incident": outcome.incident} if outcome.incident else {}
     return check_result(
-        outcome.name, text, found, places=outcome.places, is_error=is_error, metadata=metadata, asset=asset
+        outcome.name,
+        outcome.text.partition("\n")[0],
+        outcome.listed,
+        is_error=outcome.severity is Severity.ERROR,
+        places=outcome.places,
+        metadata={**metadata, **incident},
+        asset=asset,
     )
-
-
-def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
-    """Return the keys of the standing checks of all assets of samples and aggregates."""
-    return [dg.AssetCheckKey(dg.AssetKey(level.source.name), SAMPLES_RECENT) for level in SERVER_LEVELS.values()] + [
-        dg.AssetCheckKey(dg.AssetKey(asset_name(period, level)), PARTITIONS_COMPLETE)
-        for period in periods
-        for level in LEVELS.values()
-    ]
-
-
-def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
-    """Build the check that sends an alert when samples stop arriving, whatever program writes them."""
-
-    @dg.multi_asset_check(
-        name=SAMPLES_RECENT,
-        specs=[
-            dg.AssetCheckSpec(SAMPLES_RECENT, asset=level.source.name, description=SAMPLES_RECENT_DESCRIPTION)
-            for level in SERVER_LEVELS.values()
-        ],
-        can_subset=True,
-        required_resource_keys={COLLECTION_RESOURCE},
-        retry_policy=retries,
-    )
-    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        with dagster_failures():
-            by_table = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
-        for key in context.selected_asset_check_keys:
-            newest = by_table[key.asset_key.to_user_string()]
-            yield dg.AssetCheckResult(
-                asset_key=key.asset_key,
-                check_name=SAMPLES_RECENT,
-                passed=not newest.has_stopped,
-                severity=dg.AssetCheckSeverity.ERROR,
-                description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
-                # The text contains an age that changes daily, but the incident is the same.
-                metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
-            )
-
-    return check
-
-
-def standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
-    """Build the check that lists the failed and missing partitions of a period's assets."""
-    levels = {asset_name(period, level): level.name for level in LEVELS.values()}
-
-    @dg.multi_asset_check(
-        name=f"{period.name}_{PARTITIONS_COMPLETE}",
-        specs=[
-            dg.AssetCheckSpec(PARTITIONS_COMPLETE, asset=asset, description=PARTITIONS_COMPLETE_DESCRIPTION)
-            for asset in levels
-        ],
-        can_subset=True,
-        required_resource_keys={AGGREGATION_RESOURCE},
-        retry_policy=retries,
-    )
-    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        severity = Severity.ERROR if context.run.job_name == STANDING_CHECK_JOB else Severity.WARN
-        for key in context.selected_asset_check_keys:
-            asset = key.asset_key.to_user_string()
-            with dagster_failures():
-                left = runner.incomplete_windows(period, levels[asset])
-            yield _result(partitions_complete(left, severity), {}, asset)
-
-    return check

@@ -23,7 +23,7 @@ from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.embedded import socket_folder
 from capacity_assets.orchestration.instance import kept_home
-from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
+from capacity_assets.orchestration.private import DagsterGrpcClient, DagsterUserCodeUnreachableError
 
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
 CODE_SOCKET = "code.sock"

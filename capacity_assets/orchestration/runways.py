@@ -4,7 +4,7 @@ How a runway is computed is in `forecast.runway`; here it gets a partition, meta
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,7 +15,14 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_mb
 from capacity_assets.database.tables import capacity_runways
 from capacity_assets.forecast.decisions import is_left_out
-from capacity_assets.orchestration.assets import freshness
+from capacity_assets.orchestration.graph import (
+    RUNWAY_POOL,
+    SAMPLE_DAY,
+    Graph,
+    Requests,
+    Services,
+    dagster_failures,
+)
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     check_result,
@@ -27,14 +34,11 @@ from capacity_assets.orchestration.metadata import (
     plain,
     table_metadata,
 )
-from capacity_assets.orchestration.partitions import OWNERS, PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
-from capacity_assets.orchestration.resources import RUNWAY_RESOURCE, dagster_failures
-from capacity_assets.orchestration.schedules import RUNWAY_POOL
 from capacity_assets.reading.forecasts import figures_of, issue_of, needs_action, recent_issue
 from capacity_assets.reading.links import subject_address
 
 if TYPE_CHECKING:
-    from capacity_assets.forecast.issuing import IssuedRunways, RunwayService
+    from capacity_assets.forecast.issuing import IssuedRunways
     from capacity_assets.reading.forecasts import ForecastIssue, Runway
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
@@ -73,29 +77,28 @@ def check_description(settings: Settings, nothing: str = "Nothing") -> str:
     )
 
 
-def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
-    """Build the asset."""
+def runway_definitions(graph: Graph) -> dg.Definitions:
+    """Return the asset with its check and its job."""
+    settings = graph.settings
 
-    @dg.asset(
-        name=RUNWAY,
+    @graph.asset(
+        RUNWAY,
+        SAMPLE_DAY,
         description=DESCRIPTION,
         group_name=RUNWAY_GROUP,
-        partitions_def=sample_days(settings),
-        deps=[raw.name for raw in RAW_TABLES if raw.has_forecasts],
+        deps=[graph.key(raw.name) for raw in RAW_TABLES if raw.has_forecasts],
         code_version=METHOD_VERSION,
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         pool=RUNWAY_POOL,
-        retry_policy=retries,
-        owners=OWNERS,
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_runways),
-        check_specs=[dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=RUNWAY, description=check_description(settings))],
-        freshness_policy=freshness(SAMPLE_DAY, settings),
-        required_resource_keys={RUNWAY_RESOURCE},
+        check_specs=[
+            dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=graph.key(RUNWAY), description=check_description(settings))
+        ],
+        freshness_policy=graph.freshness(SAMPLE_DAY),
     )
     def make_runway(context: dg.AssetExecutionContext, config: RunwayConfig) -> Iterator[dg.MaterializeResult[None]]:
-        service: RunwayService = getattr(context.resources, RUNWAY_RESOURCE)
         with dagster_failures():
+            service = Services.of(context).runways
             today = service.clock.today()
             for key in context.partition_keys:
                 issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
@@ -107,7 +110,19 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefini
             in_time = newest is not None and service.is_in_time(newest.as_of)
         yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
 
-    return make_runway
+    job = graph.job(RUNWAY_JOB, [RUNWAY], "Issues the runways of a day: when servers, databases and volumes are full.")
+    return dg.Definitions(assets=[make_runway], jobs=[job])
+
+
+def runway_schedule(graph: Graph) -> dg.ScheduleDefinition:
+    """Build the schedule, for raw tables that another application fills."""
+
+    def request_today(_context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
+        day = moment.date().isoformat()
+        return dg.RunRequest(run_key=day, partition_key=day)
+
+    description = "Issues the runways of the day, once a day."
+    return graph.schedule(RUNWAY_SCHEDULE, RUNWAY_JOB, graph.daily(MINUTE), description, request_today)
 
 
 def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", settings: Settings) -> MetadataMapping:
@@ -137,22 +152,19 @@ def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = 
 
 def _check_result(issue: "ForecastIssue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon, decided = _soon(issue, settings), _soon(issue, settings, decided=True)
-    listed = first_bullets([_risk_text(risk, settings) for risk in soon])
     left_out = first_bullets([f"{_named(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
     pages = {_named(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
     text = "No recent forecast."
     if issue is not None:
-        as_of = f"As of {human_day(issue.as_of)}:"
-        nothing = check_description(settings, "Nothing else" if decided else "Nothing")
-        text = f"{as_of}\n\n{listed}" if soon else f"{as_of} {nothing}"
-        text += f"\n\nLeft out by decisions:\n\n{left_out}" if decided else ""
+        nothing = "" if soon else f" {check_description(settings, 'Nothing else' if decided else 'Nothing')}"
+        text = f"As of {human_day(issue.as_of)}:{nothing}"
     return check_result(
         NOTHING_FILLS_SOON,
         text,
-        listed,
-        places=len(soon),
+        [_risk_text(risk, settings) for risk in soon],
         is_error=in_time and settings.fills_soon_severity == "error",
         metadata={"decided": len(decided), **pages_metadata(pages, settings.pages_url)},
+        further=f"Left out by decisions:\n\n{left_out}" if decided else "",
     )
 
 
@@ -164,26 +176,3 @@ def _risk_text(risk: "Runway", settings: Settings) -> str:
     """Say when it is full and, where its risk has grown past a decision, what was decided."""
     text = risk.outlook.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"
-
-
-runway_job = dg.define_asset_job(
-    RUNWAY_JOB, [RUNWAY], description="Issues the runways of a day: when servers, databases and volumes are full."
-)
-
-
-def runway_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Build the schedule for raw tables that another application fills; else the collection's run issues runways."""
-
-    @dg.schedule(
-        name=RUNWAY_SCHEDULE,
-        job_name=RUNWAY_JOB,
-        cron_schedule=f"{MINUTE} {settings.schedule_hour} * * *",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Issues the runways of the day, once a day.",
-    )
-    def request_today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        day = context.scheduled_execution_time.astimezone(settings.zone).date()
-        return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
-
-    return request_today

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from threading import Event
+from uuid import uuid4
 
 import dagster as dg
 from sqlalchemy import Engine
@@ -14,25 +15,36 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.runs import Guard, RunSummary
 from capacity_assets.base.errors import CapacityError
-from capacity_assets.base.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo.sample_fleet import LoadedFleet
 from capacity_assets.orchestration import documents
-from capacity_assets.orchestration.assets import RETRIES, RunRetryPolicy
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.late_data import report_marks, unmarked_days
+from capacity_assets.orchestration.collection import unmarked_days
+from capacity_assets.orchestration.graph import (
+    RETRIES,
+    Graph,
+    RunRetryPolicy,
+    asset_name,
+    bounded_spans,
+    job_name,
+    range_tags,
+)
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
-from capacity_assets.orchestration.partitions import asset_name, bounded_spans, job_name
-from capacity_assets.orchestration.private.definitions import (
+from capacity_assets.orchestration.private import (
+    RUNLESS_JOB_NAME,
+    RUNLESS_RUN_ID,
+    DagsterEvent,
+    DagsterEventBatchMetadata,
+    DagsterEventType,
     InMemoryJob,
     RegisteredCodeLocationOrigin,
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
+    StepMaterializationData,
     execute_run,
 )
 from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
-from capacity_assets.orchestration.schedules import range_tags
-from capacity_assets.runtime import collection_service
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The UI shows a run on the pages of its job and on the timeline only if it names its code location.
@@ -64,13 +76,6 @@ class Chunk:
     windows: Sequence[Window]
 
 
-def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
-    """Report the loaded days to Dagster, today included, as its sensor would later."""
-    if settings.collection == "on":
-        service = collection_service(engine, settings)
-        report_marks(instance, list(unmarked_days(instance, service, settings, before=today + timedelta(days=1))))
-
-
 @dataclass(frozen=True)
 class OpenWork:
     """The remaining work: windows to compute, documents to make of them, and maintenance, which drops samples."""
@@ -85,40 +90,66 @@ class OpenWork:
         return [*self.windows, *self.documents, *self.maintenance]
 
 
+def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
+    """Report the loaded days to Dagster, today included, as its sensor would later."""
+    if settings.collection == "on":
+        graph = Graph(settings, Clock(settings.zone))
+        report_marks(instance, list(unmarked_days(graph, instance, engine, before=today + timedelta(days=1))))
+
+
+def report_marks(instance: dg.DagsterInstance, marks: Sequence[dg.AssetMaterialization]) -> None:
+    """Report materialisations to Dagster in batches: `report_runless_asset_event` writes one at a time."""
+    batch = uuid4().hex
+    for number, mark in enumerate(marks, start=1):
+        event = DagsterEvent(
+            DagsterEventType.ASSET_MATERIALIZATION.value,
+            job_name=RUNLESS_JOB_NAME,
+            event_specific_data=StepMaterializationData(mark),
+        )
+        metadata = DagsterEventBatchMetadata(batch, is_end=number == len(marks))
+        instance.report_dagster_event(event, RUNLESS_RUN_ID, batch_metadata=metadata)
+
+
 def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> OpenWork:
     """Return the windows without a materialisation, and those that read newly loaded samples."""
-    monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
-    aggregates = [
-        (one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows")
-        for one in PERIODS.values()
-    ]
-    made_of_them = [
-        (monthly, [documents.GROWTH_REPORT], documents.GROWTH_REPORT_JOB, "the growth reports"),
-        (monthly, [documents.SHOWBACK], documents.SHOWBACK_JOB, "the bills"),
-        (weekly, [documents.DIGEST], documents.DIGEST_JOB, "the digests"),
-    ]
+
+    def done(assets: Sequence[str]) -> set[str]:
+        return set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
 
     def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[Chunk]:
-        done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
+        made = done(assets)
         windows = period.windows_between(first_day, today)
-        left = [one for one in windows if one.key not in done or _reads_new_samples(period, one, fleet)]
+        left = [one for one in windows if one.key not in made or _reads_new_samples(period, one, fleet)]
         return [Chunk(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
 
+    aggregates = [
+        chunk
+        for one in PERIODS.values()
+        for chunk in chunks(
+            one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows"
+        )
+    ]
+    # A forecast takes a second: only today's, and those that come due today, which gives scores.
+    due = [today - timedelta(days=days) for days in (*reversed(HORIZONS_DAYS), 0)]
+    issued = done([RUNWAY])
+    runways = [
+        Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)])
+        for day in due
+        if day >= first_day and day.isoformat() not in issued
+    ]
+    monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
     has_partitions = instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is not None
     return OpenWork(
-        [chunk for one in aggregates for chunk in chunks(*one)],
+        aggregates,
         # The reports show the runways.
-        [*_runway_days(instance, first_day, today), *(chunk for one in made_of_them for chunk in chunks(*one))],
+        [
+            *runways,
+            *chunks(monthly, [documents.GROWTH_REPORT], documents.GROWTH_REPORT_JOB, "the growth reports"),
+            *chunks(monthly, [documents.SHOWBACK], documents.SHOWBACK_JOB, "the bills"),
+            *chunks(weekly, [documents.DIGEST], documents.DIGEST_JOB, "the digests"),
+        ],
         [] if has_partitions else [Chunk(MAINTENANCE_JOB, "the tables' partitions", ())],
     )
-
-
-def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[Chunk]:
-    """Return today and the days whose forecasts come due today, which gives scores; each forecast takes a second."""
-    done = instance.get_materialized_partitions(dg.AssetKey(RUNWAY))
-    due = [today - timedelta(days=days) for days in reversed(HORIZONS_DAYS)]
-    days = [day for day in (*due, today) if day >= first_day and day.isoformat() not in done]
-    return [Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]) for day in days]
 
 
 def _reads_new_samples(period: Period, window: Window, fleet: LoadedFleet) -> bool:
@@ -191,22 +222,17 @@ def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: Chun
             f"Run {result.run_id} over {chunk.subject}{span} failed. {reasons} "
             "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
         )
-    counts = [
-        event.materialization.metadata["written_records"].value
-        for event in result.get_asset_materialization_events()
-        if "written_records" in event.materialization.metadata
-    ]
+    metadata = [event.materialization.metadata for event in result.get_asset_materialization_events()]
+    counts = [one["written_records"].value for one in metadata if "written_records" in one]
     return sum(count for count in counts if isinstance(count, int))
 
 
 def _reasons(result: dg.JobExecutionResult) -> str:
     """Return the texts of the failed steps, or the class of an error without one."""
     failures = [event.step_failure_data for event in result.get_step_failure_events()]
-    texts = [
-        failure.user_failure_data.description if failure.user_failure_data else failure.error and failure.error.cls_name
-        for failure in failures
-    ]
-    return " ".join(text for text in texts if text)
+    texts = [one.user_failure_data.description if one.user_failure_data else None for one in failures]
+    classes = [one.error.cls_name for one in failures if one.error and not one.user_failure_data]
+    return " ".join(filter(None, [*texts, *classes]))
 
 
 def forget_runs(settings: Settings, instance: dg.DagsterInstance) -> None:

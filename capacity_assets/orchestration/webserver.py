@@ -27,8 +27,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from capacity_assets.base.process import PRIVATE_UMASK
-from capacity_assets.orchestration.partitions import REPORTS_PATH
-from capacity_assets.orchestration.private.serving import (
+from capacity_assets.orchestration.graph import REPORTS_PATH
+from capacity_assets.orchestration.private import (
     WorkspaceFileTarget,
     WorkspaceProcessContext,
     WorkspaceRequestContext,

@@ -15,10 +15,12 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.database.schema import SCHEMA_REVISION
 from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.limits import Limit, declare
-from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
+from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR
+from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_definitions
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.collection import SAMPLE_DAYS_SENSOR
 from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
-from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR
+from capacity_assets.orchestration.graph import Graph
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
@@ -40,7 +42,7 @@ class House:
     def send_to(self, url: str, settings: Settings) -> None:
         """Replace the sensor by one with another receiver or other links."""
         with_webhook = settings.model_copy(update={"alert_webhook_url": SecretStr(url)})
-        [self.sensor] = alert_sensors(with_webhook, self.clock)
+        [self.sensor] = alert_definitions(Graph(with_webhook, self.clock)).sensors or ()
 
     def tick(self) -> None:
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
@@ -261,7 +263,8 @@ def test_a_failed_run_is_held_while_the_file_that_names_its_only_receiver_cannot
     monkeypatch.setenv("CHAT", receiver.url)
     file = tmp_path / "receivers.toml"
     file.write_text("[[receivers]]\n")
-    [house.sensor] = alert_sensors(settings.model_copy(update={"receivers": file}), house.clock)
+    graph = Graph(settings.model_copy(update={"receivers": file}), house.clock)
+    [house.sensor] = alert_definitions(graph).sensors or ()
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
     house.run("2026-06-01")

@@ -66,7 +66,7 @@ def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_
     assert (first.partition_key, second.partition_key) == ("2025-07-20", "2025-07-20")
     assert first.run_key != second.run_key
     assert isinstance(third, dg.SkipReason)
-    assert "No registered server is left to measure on 2025-07-20" in str(third.skip_message)
+    assert "No registered server is left to measure on 20 Jul 2025" in str(third.skip_message)
 
 
 def test_with_shares_the_schedule_asks_for_a_run_of_each_that_has_a_server_left(
@@ -108,7 +108,7 @@ def test_a_tick_that_comes_a_day_late_is_skipped_because_the_day_is_over(
     late = tick(settings, "2025-07-20T03:30", now="2025-07-21T01:00")
 
     assert isinstance(late, dg.SkipReason)
-    assert "2025-07-20 is over" in str(late.skip_message)
+    assert "20 Jul 2025 is over" in str(late.skip_message)
 
 
 def test_a_tick_while_the_database_is_away_asks_all_the_same_because_the_run_waits(

@@ -12,8 +12,8 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
+from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.late_data import COMPUTED_WINDOWS_SENSOR
 from tests.clocks import fixed_clock
 from tests.fleet import add_instances, add_overflowing_instance, load_sample
 

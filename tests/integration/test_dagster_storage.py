@@ -16,8 +16,8 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.engine import disposed
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.late_data import report_marks
-from capacity_assets.orchestration.schedules import range_tags
+from capacity_assets.orchestration.graph import range_tags
+from capacity_assets.orchestration.sample_runs import report_marks
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

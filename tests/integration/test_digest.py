@@ -16,9 +16,10 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_days, human_mb
 from capacity_assets.digest import Digest, as_html, as_text, read_digest, sections, subject_of
-from capacity_assets.orchestration.alerts import alert_sensors
+from capacity_assets.orchestration.alerts import alert_definitions
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
+from capacity_assets.orchestration.graph import Graph
 from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
 from tests.command import capacity
@@ -302,7 +303,7 @@ def test_a_digest_that_falls_into_quiet_hours_is_sent_when_they_end(inbox: Inbox
 
         def tick(hour: int) -> None:
             nonlocal cursor
-            [sensor] = alert_sensors(Settings(), clock_at(hour=hour))
+            [sensor] = alert_definitions(Graph(Settings(), clock_at(hour=hour))).sensors or ()
             with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
                 sensor(context)
                 cursor = context.cursor

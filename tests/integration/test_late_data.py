@@ -12,11 +12,12 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.ledger import StaleWindow
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, is_settled, run_requests
-from tests.clocks import fixed_clock
+from capacity_assets.orchestration.aggregates import EXACT_SPANS, LATE_DATA_SENSOR, is_settled, run_requests
+from capacity_assets.orchestration.graph import Graph
+from tests.clocks import SHANGHAI, fixed_clock
 from tests.daemon import Daemon, partitions_of
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -217,6 +218,10 @@ def stale_days(days: list[date], level: str = "database", change: int = 1) -> li
     return [StaleWindow("daily", level, PERIODS["daily"].window_of(day), "samples changed", change) for day in days]
 
 
+def requests_of(stale: list[StaleWindow], now: datetime = NOON) -> list[dg.RunRequest]:
+    return list(run_requests(Graph(Settings(), Clock(SHANGHAI, lambda: now)), "daily", stale))
+
+
 def keys(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
     return [
         (request.partition_key, request.partition_key)
@@ -229,7 +234,7 @@ def keys(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
 def test_a_few_scattered_stretches_are_requested_exactly() -> None:
     days = [FIRST + timedelta(days=10 * number) for number in range(EXACT_SPANS)]
 
-    found = keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
+    found = keys(requests_of(stale_days(days)))
 
     assert found == [(day.isoformat(), day.isoformat()) for day in days]
 
@@ -238,8 +243,7 @@ def test_many_scattered_days_are_bridged_into_ranges_of_at_most_a_hundred_that_c
     days = [FIRST + timedelta(days=7 * number) for number in range(120)]
 
     found = [
-        (date.fromisoformat(first), date.fromisoformat(last))
-        for first, last in keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
+        (date.fromisoformat(first), date.fromisoformat(last)) for first, last in keys(requests_of(stale_days(days)))
     ]
 
     assert len(found) == 9, "840 days"
@@ -252,16 +256,16 @@ def test_stretches_without_a_stale_window_are_left_out_when_gaps_are_bridged() -
     days = [FIRST + timedelta(days=2 * number) for number in range(EXACT_SPANS + 1)]
     days.append(FIRST + timedelta(days=900))
 
-    found = keys(list(run_requests(PERIODS["daily"], stale_days(days), NOON)))
+    found = keys(requests_of(stale_days(days)))
 
     assert [first for first, _ in found] == ["2025-01-01", "2027-06-20"]
 
 
 def test_windows_whose_run_failed_are_requested_again_in_the_next_hour_and_new_changes_at_once() -> None:
-    [request] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON)
-    [same_hour] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(minutes=59))
-    [next_hour] = run_requests(PERIODS["daily"], stale_days([FIRST]), NOON + timedelta(hours=1))
-    [new_change] = run_requests(PERIODS["daily"], stale_days([FIRST], change=2), NOON)
+    [request] = requests_of(stale_days([FIRST]))
+    [same_hour] = requests_of(stale_days([FIRST]), NOON + timedelta(minutes=59))
+    [next_hour] = requests_of(stale_days([FIRST]), NOON + timedelta(hours=1))
+    [new_change] = requests_of(stale_days([FIRST], change=2))
 
     assert request.run_key == same_hour.run_key
     assert len({request.run_key, next_hour.run_key, new_change.run_key}) == 3

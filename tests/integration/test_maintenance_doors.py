@@ -18,7 +18,6 @@ from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.history import retention
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
-from capacity_assets.orchestration.private import postgres
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
@@ -116,10 +115,8 @@ def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
     settings: Settings,
     engine: Engine,
     shipped_instance: dg.DagsterInstance,
-    monkeypatch: pytest.MonkeyPatch,
     is_command: bool,
 ) -> None:
-    monkeypatch.setattr(postgres, "RECORDS_PER_BATCH", 7)
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -5, 5]))
     runs = [

@@ -15,8 +15,8 @@ from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import RunwayService, issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.graph import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
-from capacity_assets.orchestration.schedules import range_tags
 from capacity_assets.reading.forecasts import issue_of
 from tests.clocks import TODAY, fixed_clock
 from tests.runs import QUICK_RETRIES, QUIET

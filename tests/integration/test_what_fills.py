@@ -6,13 +6,14 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.demo.sample_fleet import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
-from capacity_assets.orchestration.collection import _slots_result
+from capacity_assets.orchestration.collection import slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.parts import LargeSlot, large_slots, slots_named_on, what_fills
 from capacity_assets.reading.subjects import server_id_of, volumes_of
@@ -124,7 +125,7 @@ def test_a_slot_that_retains_more_than_a_tenth_is_named_by_check_and_digest(flee
         "Replication slot gone of server-1 retains 201 MiB of WAL, 10 % of the disk /data (20 Jul 2025): logical, its "
         "consumer is not connected",
     ]
-    result = _slots_result(fleet, TODAY, "https://capacity.example")
+    result = slots_result(fleet, TODAY, "https://capacity.example", dg.AssetKey("server_part_stats"))
     assert (result.passed, result.metadata["places"].value) == (False, 2)
     assert result.metadata["incident"].value == "server-1: gone\nserver-3: late", "whatever they retain"
     checked = json.loads(capacity("check", "--json").output)

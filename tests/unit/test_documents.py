@@ -17,7 +17,7 @@ from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.digest import KINDS, Deliveries, Digest
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.retention import MaintenanceReport
-from capacity_assets.orchestration.assets import AggregationConfig
+from capacity_assets.orchestration.aggregates import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
 from capacity_assets.orchestration.documents import DigestConfig, bill_metadata, digest_metadata, report_metadata

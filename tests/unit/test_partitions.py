@@ -11,7 +11,7 @@ import pytest
 
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.partitions import days_behind_a_window, partitions_of, sample_days, windows_of
+from capacity_assets.orchestration.graph import SAMPLE_DAY, days_behind_a_window, partitions_of, windows_of
 
 # Shanghai has no daylight saving; Berlin and New York change at night; Santiago and Cairo change at
 # midnight, so that one midnight a year does not exist; Kathmandu is off by a quarter of an hour.
@@ -66,7 +66,7 @@ def upstream_days(settings: Settings, period: Period, key: str) -> list[str]:
     aggregate = partitions_of(period, settings)
     return list(
         mapping.get_upstream_mapped_partitions_result_for_partitions(
-            aggregate.subset_with_partition_keys([key]), aggregate, sample_days(settings)
+            aggregate.subset_with_partition_keys([key]), aggregate, partitions_of(SAMPLE_DAY, settings)
         ).partitions_subset.get_partition_keys()
     )
 
@@ -107,7 +107,7 @@ def test_a_changed_day_touches_its_window_and_the_one_after(monkeypatch: pytest.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
         mapping = days_behind_a_window()
-    days, weeks = sample_days(settings), partitions_of(PERIODS["weekly"], settings)
+    days, weeks = partitions_of(SAMPLE_DAY, settings), partitions_of(PERIODS["weekly"], settings)
 
     touched = mapping.get_downstream_partitions_for_partitions(
         days.subset_with_partition_keys(["2025-06-03"]), days, weeks

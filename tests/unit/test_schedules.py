@@ -11,7 +11,9 @@ import pytest
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.schedules import aggregation_schedule
+from capacity_assets.orchestration.aggregates import aggregation_schedule
+from capacity_assets.orchestration.graph import Graph
+from tests.clocks import fixed_clock
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def tick(
     instance: dg.DagsterInstance, settings: Settings, period: str, scheduled: str
 ) -> dg.RunRequest | dg.SkipReason:
     """Evaluate one tick; `scheduled` is local time in the configured zone."""
-    schedule = aggregation_schedule(settings, PERIODS[period])
+    schedule = aggregation_schedule(Graph(settings, fixed_clock()), PERIODS[period])
     moment = datetime.fromisoformat(scheduled).replace(tzinfo=settings.zone).astimezone(ZoneInfo("UTC"))
     with dg.build_schedule_context(instance=instance, scheduled_execution_time=moment) as context:
         result = schedule(context)

@@ -1,0 +1,353 @@
+"""What all parts of the graph share: public names, partitions, pools, retries, services, and how each is declared.
+
+A partition is a window; its key is the window's first day. Windows are defined in `base.periods`.
+
+A pool of one slot lets one run of a period run at a time, however it is started. The limit of a pool that Dagster has
+never seen is set only after the first dequeue, which lets two runs of a fresh pool run side by side. Therefore set-up
+sets each limit explicitly, and `capacity check` looks. Writers that the run coordinator does not see are held off by
+the lock around a run.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from functools import cache, cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.levels import Level, aggregates_name
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.errors import CapacityError
+from capacity_assets.base.periods import PERIODS, Clock, Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.history.retention import RetentionService
+from capacity_assets.orchestration.private import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    EventLogStorage,
+    UnresolvedAssetJobDefinition,
+)
+from capacity_assets.runtime import collection_service, open_engine, retention_service, task_runner
+
+if TYPE_CHECKING:
+    from capacity_assets.forecast.issuing import RunwayService
+
+logger = logging.getLogger(__name__)
+
+OWNERS = ["team:dba"]
+# Where the web server serves the growth reports, and the UI links to them.
+REPORTS_PATH = "/capacity/reports"
+
+
+def asset_name(period: Period, level: Level) -> str:
+    """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
+    return aggregates_name(period.name, level)
+
+
+def job_name(period: Period) -> str:
+    """Return the name of a period's job, for example `daily_aggregation_job`."""
+    return f"{period.name}_aggregation_job"
+
+
+def schedule_name(period: Period) -> str:
+    """Return the name of a period's schedule, for example `daily_aggregation_schedule`."""
+    return f"{period.name}_aggregation_schedule"
+
+
+def pool_name(period: Period) -> str:
+    """Return the pool of a period, for example `capacity_daily`; all its assets are in it."""
+    return f"capacity_{period.name}"
+
+
+COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
+
+
+def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> None:
+    """Give the pools of periods and of the runways their single slot, and that of the collection one per share.
+
+    A limit that stands already is not written again: that takes several statements per pool.
+    """
+    for name, slots in pools_without_limit(storage, periods, shares).items():
+        storage.set_concurrency_slots(name, slots)
+
+
+def pools_without_limit(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> dict[str, int]:
+    """Return the pools whose explicit limit differs from the slots that they need, with these.
+
+    Raises DBAPIError, also where Dagster has no tables yet.
+    """
+    needed = {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
+    limits = {pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default}
+    return {name: slots for name, slots in needed.items() if limits.get(name) != slots}
+
+
+PARTITION_FORMAT = "%Y-%m-%d"
+SAMPLE_DAY = Period("day", days=1)
+# A range run that fails marks all its partitions failed, also those already written. A hundred windows
+# a run bound that, and keep three years of days at eleven runs.
+PARTITIONS_PER_RUN = 100
+
+
+def partitions_of(period: Period, settings: Settings) -> dg.TimeWindowPartitionsDefinition:
+    """Return the partitions of `period`: from the window that holds the start date to the current one."""
+    # The first window as a whole: a start inside a quarter would drop that quarter.
+    start = period.window_of(settings.start_date).start
+    return dg.TimeWindowPartitionsDefinition(
+        start=start.strftime(PARTITION_FORMAT),
+        fmt=PARTITION_FORMAT,
+        cron_schedule=period.cron,
+        timezone=settings.timezone,
+        end_offset=1,
+    )
+
+
+def days_behind_a_window() -> dg.TimeWindowPartitionMapping:
+    """Map a window to the raw days that feed it: its own, and those of the previous window it is compared with.
+
+    The offset counts in windows of the aggregate. Days before the start date do not exist; that is no error.
+    """
+    return dg.TimeWindowPartitionMapping(start_offset=-1, allow_nonexistent_upstream_partitions=True)
+
+
+def windows_of(period: Period, partition_keys: Sequence[str]) -> list[Window]:
+    """Translate partition keys into windows."""
+    return [period.window_of(date.fromisoformat(key)) for key in partition_keys]
+
+
+def bounded_spans(spans: Iterable[Sequence[Window]]) -> Iterator[Sequence[Window]]:
+    """Cut stretches of windows into those that one run computes."""
+    for span in spans:
+        for first in range(0, len(span), PARTITIONS_PER_RUN):
+            yield span[first : first + PARTITIONS_PER_RUN]
+
+
+def range_tags(windows: Sequence[Window]) -> dict[str, str]:
+    """Return the tags that make one run of the windows from the first to the last."""
+    return {ASSET_PARTITION_RANGE_START_TAG: windows[0].key, ASSET_PARTITION_RANGE_END_TAG: windows[-1].key}
+
+
+def run_request(run_key: str, windows: Sequence[Window], **more: Any) -> dg.RunRequest:
+    """Request the windows from the first to the last in one run; `run_key` makes a repeated tick request it once."""
+    if len(windows) == 1:
+        return dg.RunRequest(run_key, partition_key=windows[0].key, **more)
+    tags = {**more.pop("tags", {}), **range_tags(windows)}
+    return dg.RunRequest(run_key, tags=tags, **more)
+
+
+class RunRetryPolicy(dg.RetryPolicy):
+    """Retries steps, except those of a run that is being terminated; Dagster itself would retry these, too."""
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        """Return the seconds before the next attempt; raises the interruption that ends a terminated run.
+
+        Dagster asks while it handles the failure, the interruption included.
+        """
+        handled = sys.exc_info()[1]
+        if isinstance(handled, dg.DagsterExecutionInterruptedError | KeyboardInterrupt) and self.is_being_terminated():
+            raise handled
+        return super().calculate_delay(attempt_num)
+
+    def is_being_terminated(self) -> bool:
+        """Whether the run at work is being terminated. An interrupted one may also be on a machine that goes down."""
+        context = dg.OpExecutionContext.get()
+        run = context.instance.get_run_by_id(context.run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
+
+# Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
+# and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
+RETRIES = RunRetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+@contextmanager
+def dagster_failures() -> Iterator[None]:
+    """Raise an error of the block as a dagster.Failure with its text alone; only a transient one may be retried."""
+    try:
+        yield
+    except CapacityError as error:
+        # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
+        logger.debug("cause of the failure", exc_info=error)
+        raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+
+
+SERVICES = "capacity_services"
+"""The resource behind all assets and ticks. It has no field that the UI could show: a URL holds a password."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What assets, schedules and sensors call, on the capacity database, which is open for the length of a run."""
+
+    engine: Engine
+    settings: Settings
+    clock: Clock
+    periods: Mapping[str, Period]
+
+    @cached_property
+    def runner(self) -> AggregationTaskRunner:
+        """Computes windows, and says which are stale."""
+        return task_runner(self.engine, self.settings, clock=self.clock, periods=self.periods)
+
+    @cached_property
+    def collection(self) -> CollectionService:
+        """Measures servers."""
+        return collection_service(self.engine, self.settings, clock=self.clock)
+
+    @cached_property
+    def retention(self) -> RetentionService:
+        """Maintains the partitions of the tables."""
+        return retention_service(self.engine, self.settings, clock=self.clock, periods=self.periods)
+
+    @cached_property
+    def runways(self) -> "RunwayService":
+        """Issues runways. Arrays are loaded by runs that forecast, not by the code location."""
+        from capacity_assets.forecast.issuing import RunwayService
+
+        return RunwayService(self.engine, self.clock)
+
+    @staticmethod
+    def of(context: Any) -> "Services":
+        """Return those of a run or a tick."""
+        services: Services = getattr(context.resources, SERVICES)
+        return services
+
+
+Requests = dg.RunRequest | dg.SkipReason | list[dg.RunRequest]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The options of one graph, and how its assets, checks, jobs, schedules and sensors are declared."""
+
+    settings: Settings
+    clock: Clock
+    periods: Mapping[str, Period] = field(default_factory=lambda: PERIODS)
+    retries: dg.RetryPolicy = RETRIES
+
+    def key(self, name: str) -> dg.AssetKey:
+        """Return the key of an asset."""
+        return dg.AssetKey(name)
+
+    def services(self) -> dg.ResourceDefinition:
+        """Build the resource."""
+
+        @dg.resource(description="Services on the capacity database (CAPACITY_DATABASE_URL).")
+        def opened(_context: dg.InitResourceContext) -> Iterator[Services]:
+            with dagster_failures(), open_engine(self.settings, connect=False) as engine:
+                yield Services(engine, self.settings, self.clock, self.periods)
+
+        return opened
+
+    def partitions(self, period: Period = SAMPLE_DAY) -> dg.TimeWindowPartitionsDefinition:
+        """Return the partitions of a period; those of the raw tables are days."""
+        return partitions_of(period, self.settings)
+
+    def asset(
+        self, name: str, period: Period | None, **more: Any
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """Return the decorator of an asset with the partitions of a period, or with none."""
+        if period:
+            more |= {
+                "partitions_def": self.partitions(period),
+                "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+            }
+        decorator: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
+            key=self.key(name), retry_policy=self.retries, owners=OWNERS, required_resource_keys={SERVICES}, **more
+        )
+        return decorator
+
+    def standing_check(
+        self, name: str, assets: Iterable[dg.AssetKey], check: str, description: str
+    ) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
+        """Return the decorator of a check of several assets that computes nothing."""
+        return dg.multi_asset_check(
+            name=name,
+            specs=[dg.AssetCheckSpec(check, asset=asset, description=description) for asset in assets],
+            can_subset=True,
+            required_resource_keys={SERVICES},
+            retry_policy=self.retries,
+        )
+
+    def job(
+        self, name: str, selection: Sequence[str] | dg.AssetSelection, description: str, **more: Any
+    ) -> UnresolvedAssetJobDefinition:
+        """Build a job over assets or checks."""
+        if not isinstance(selection, dg.AssetSelection):
+            selection = dg.AssetSelection.assets(*map(self.key, selection))
+        return dg.define_asset_job(name, selection, description=description, **more)
+
+    def schedule(  # noqa: PLR0913 -- what a schedule has
+        self,
+        name: str,
+        job: str,
+        cron: str | Sequence[str],
+        description: str,
+        request: Callable[[dg.ScheduleEvaluationContext, datetime], Requests] = lambda _context, _moment: (
+            dg.RunRequest()
+        ),
+        *,
+        needs_services: bool = False,
+    ) -> dg.ScheduleDefinition:
+        """Build a schedule that is on from the first start, until switched off in the UI.
+
+        `request` gets the moment that the tick was scheduled for, in the configured zone.
+        """
+
+        @dg.schedule(
+            name=name,
+            job_name=job,
+            cron_schedule=cron,
+            execution_timezone=self.settings.timezone,
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            required_resource_keys={SERVICES} if needs_services else None,
+            description=description,
+        )
+        def evaluate(context: dg.ScheduleEvaluationContext) -> Requests:
+            return request(context, context.scheduled_execution_time.astimezone(self.settings.zone))
+
+        return evaluate
+
+    def freshness(self, period: Period) -> dg.FreshnessPolicy:
+        """Expect a materialisation within the hour in which the schedule ticks; after that the asset is late."""
+        return _freshness(period.cron_at(self.settings.schedule_hour, minute=59), self.settings.timezone)
+
+    def daily(self, minute: int) -> str:
+        """Return the cron of a minute of the configured hour."""
+        return f"{minute} {self.settings.schedule_hour} * * *"
+
+    def sensor(
+        self, name: str, seconds: int, description: str, *, needs_services: bool = True, **more: Any
+    ) -> Callable[[Callable[..., Any]], dg.SensorDefinition]:
+        """Return the decorator of a sensor that is on from the first start, until switched off in the UI."""
+        return dg.sensor(
+            name=name,
+            minimum_interval_seconds=seconds,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            required_resource_keys={SERVICES} if needs_services else None,
+            description=description,
+            **more,
+        )
+
+
+MARKING_SECONDS = 60
+MOST_MARKED = 500
+"""How many partitions a tick marks."""
+
+
+def marked(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.SensorResult | dg.SkipReason:
+    """Return a tick's result: the first materialisations, or the reason `nothing`; raises dagster.Failure."""
+    with dagster_failures():
+        events = list(islice(unmarked, MOST_MARKED))
+    return dg.SensorResult(asset_events=events) if events else dg.SkipReason(nothing)
+
+
+@cache  # Dagster goes through a thousand ticks to see whether the bound fits.
+def _freshness(deadline_cron: str, timezone: str) -> dg.FreshnessPolicy:
+    return dg.FreshnessPolicy.cron(deadline_cron, lower_bound_delta=timedelta(hours=1), timezone=timezone)
