@@ -24,7 +24,7 @@ from capacity_assets.aggregates.levels import LEVELS, Level, aggregates_name
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
-from capacity_assets.base.units import BYTES_PER_MB, counted
+from capacity_assets.base.units import BYTES_PER_MB, counted, human_day
 from capacity_assets.database.cluster import size_of_table
 from capacity_assets.database.engine import JudgedDay, judged_day
 from capacity_assets.database.locks import wait_for_lock
@@ -42,7 +42,7 @@ from capacity_assets.database.partitions import (
     spans_between,
 )
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways
+from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways, object_size_stats
 
 logger = logging.getLogger("capacity_assets")
 
@@ -212,6 +212,8 @@ _MARK_BILLS = """
 UPDATE capacity_bills SET samples_dropped_at = now()
 WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
 """
+_OLD_OBJECT_SIZES = "SELECT count(*) FROM capacity_object_sizes WHERE collected_date < :before"
+_FORGET_OBJECT_SIZES = "DELETE FROM capacity_object_sizes WHERE collected_date < :before"
 
 
 @dataclass
@@ -386,6 +388,22 @@ class TableMaintenance:
                 self._retire_one(layout, partition, span, today, report, planned_records=records)
             else:
                 report.kept.append(f"{partition.name}: today's date may be wrong")
+        if layout.table is object_size_stats and keeping is None:
+            self._forget_object_sizes(today, report)
+
+    def _forget_object_sizes(self, today: date, report: MaintenanceReport) -> None:
+        """Delete what the fastest growing objects were compared with, of databases whose samples of objects go."""
+        days = self._plan.days(object_size_stats, None)
+        if days is None:
+            return
+        before = today - timedelta(days=days)
+        with self._transaction("deleting sizes of tables and indexes") as connection:
+            databases = connection.execute(text(_OLD_OBJECT_SIZES), {"before": before}).scalar_one()
+            if databases and not report.dry_run:
+                connection.execute(text(_FORGET_OBJECT_SIZES), {"before": before})
+        if databases:
+            last = f"last measured before {human_day(before)}"
+            report.notes.append(f"capacity_object_sizes: dropped {counted(databases, 'database')} {last}")
 
     def _retire_one(  # noqa: PLR0913 -- what one decision is made of
         self,

@@ -13,8 +13,10 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.partitions import CAPACITY_TABLES, Span
 from capacity_assets.database.schema import initialise
+from capacity_assets.database.tables import capacity_object_sizes
 from capacity_assets.history.retention import Retention, RetentionPlan
 from tests.clocks import TODAY
+from tests.databases import rows
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.partitions import (
@@ -148,3 +150,21 @@ def test_a_legacy_database_cut_by_month_gets_its_months_and_keeps_what_one_of_it
         "instance_size_aggregations_2024_12",
         *(f"instance_size_aggregations_2025_{month:02}" for month in range(1, 8)),
     ]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_sizes_of_tables_of_a_dropped_database_go_when_its_samples_would(engine: Engine, *, dry_run: bool) -> None:
+    add_instances(engine, [1])
+    last_kept = TODAY - timedelta(days=30)
+    for name, day in (("dropped", last_kept - timedelta(days=1)), ("shop", last_kept)):
+        values = {"instance_id": 1, "database_name": name, "collected_date": day}
+        with engine.begin() as connection:
+            connection.execute(capacity_object_sizes.insert(), [{**values, "object_hashes": [7], "object_bytes": [8]}])
+
+    report = keeper(engine, "object_size_stats=30").run(TODAY, dry_run=dry_run)
+    kept = keeper(engine, "object_size_stats=forever").run(TODAY)
+
+    left = rows(engine, "SELECT database_name FROM capacity_object_sizes ORDER BY 1")
+    assert left == [("dropped",), ("shop",)] if dry_run else left == [("shop",)]
+    note = "capacity_object_sizes: dropped 1 database last measured before 20 Jun 2025"
+    assert (note in report.notes, note in kept.notes) == (True, False)
