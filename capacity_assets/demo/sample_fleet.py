@@ -92,7 +92,7 @@ WITH_VOLUME = {
 
 
 # Number and retirement, which is decided once, when the fleet is first loaded.
-Registered = tuple[int, date | None]
+Registration = tuple[int, date | None]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ _INSERT_TOTALS = insert_samples(
 )
 
 
-def _register(connection: Connection, today: date) -> dict[str, Registered]:
+def _register(connection: Connection, today: date) -> dict[str, Registration]:
     """Register the servers that are not there yet; return by name their ids and when they were retired."""
     retired_on = today - timedelta(days=RETIRED_DAYS_AGO)
     for number, server in enumerate(FLEET, start=1):
@@ -212,7 +212,7 @@ def _register(connection: Connection, today: date) -> dict[str, Registered]:
     return {row.name: (row.id, row.deleted_at.date() if row.deleted_at else None) for row in rows}
 
 
-def _copy(connection: Connection, known: dict[str, Registered], first_day: date, today: date) -> None:
+def _copy(connection: Connection, known: dict[str, Registration], first_day: date, today: date) -> None:
     columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_at"
     copy_rows(connection, f"COPY sample ({columns}) FROM STDIN", _samples(known, first_day, today))
 
@@ -220,7 +220,7 @@ def _copy(connection: Connection, known: dict[str, Registered], first_day: date,
 Row = tuple[int, str, int, int | None, int | None, date, datetime]
 
 
-def _samples(known: dict[str, Registered], first_day: date, today: date) -> Iterator[Row]:
+def _samples(known: dict[str, Registration], first_day: date, today: date) -> Iterator[Row]:
     for server in FLEET:
         instance_id, retired_on = known[server.name]
         for day in _measured_days(server, first_day, retired_on or today):

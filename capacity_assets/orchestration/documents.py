@@ -66,7 +66,7 @@ def document_definitions(graph: Graph) -> dg.Definitions:
     return dg.Definitions.merge(*reports, *([digest(graph, week)] if week else []))
 
 
-Make = Callable[[AggregationTaskRunner, Window], MetadataMapping]
+MakeDocument = Callable[[AggregationTaskRunner, Window], MetadataMapping]
 """Makes the document of a window; returns what its partition shows."""
 
 
@@ -78,7 +78,7 @@ def _document(
     return graph.asset(name, period, deps=deps, tags={"period": period.name}, **more)
 
 
-def _make_each(context: dg.AssetExecutionContext, period: Period, make: Make) -> None:
+def _make_each(context: dg.AssetExecutionContext, period: Period, make: MakeDocument) -> None:
     """Make the document of each requested window."""
     with dagster_failures():
         runner = Services.of(context).runner
@@ -86,7 +86,7 @@ def _make_each(context: dg.AssetExecutionContext, period: Period, make: Make) ->
             context.add_asset_metadata(make(runner, window), partition_key=window.key)
 
 
-def _followed(graph: Graph, name: str, period: Period, make: Make, what: str, **more: Any) -> dg.Definitions:
+def _followed(graph: Graph, name: str, period: Period, make: MakeDocument, what: str, **more: Any) -> dg.Definitions:
     """Return the asset of a document that is made whenever its aggregates are, with its job and sensor."""
 
     @_document(graph, name, period, automation_condition=whenever_aggregates_are_made(), **more)

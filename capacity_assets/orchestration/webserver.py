@@ -45,7 +45,7 @@ FRAMED_BY_ITSELF = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Fram
 POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW = 2000, 15_000, 3600, 20
 
 
-class OwnPagesOnly:
+class SameOriginGuard:
     """Refuses what a page of another site could make a browser send."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
@@ -92,7 +92,7 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
 
     def build_middleware(self) -> list[Middleware]:
         """Put the guard first."""
-        return [Middleware(OwnPagesOnly, names=self._names), *super().build_middleware()]
+        return [Middleware(SameOriginGuard, names=self._names), *super().build_middleware()]
 
     def build_routes(self) -> list[BaseRoute]:
         """Put the reports before Dagster's routes, whose last ones take every path."""
