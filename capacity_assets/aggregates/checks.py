@@ -1,9 +1,9 @@
 """The checks after a run, as data: one statement per check.
 
-A check queries the database for problems, names the first twenty and counts the rest. The severity is `error` if a
-person has to act, `warn` otherwise. A check of severity warn covers the windows of the run. A check of severity error
-covers every window and stays red until all of them are right, regardless of which windows the next run computes. The
-mapping of outcomes to asset checks is in `orchestration.metadata`.
+A check queries the database for problems, names the first twenty and counts the rest. Its severity is `error` if a
+person has to act, else `warn`. A check of severity warn covers the windows of the run. A check of severity error covers
+every window, and fails until all of them are right, whichever windows the next run computes. `orchestration.metadata`
+makes asset checks of the outcomes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from capacity_assets.database.tables import impossible_values
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
-# Growth from 0 has no percent: it is named from this size on.
+# Growth from 0 has no percentage, and is named from this size on.
 JUMP_FROM_ZERO_MB = 1024
 
 
@@ -39,7 +39,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckScope:
-    """The scope of checks at one level, as of a day: the windows of a run, and every window that has a partition."""
+    """The scope of checks of one level as of a day: the windows of a run, and every window that has a partition."""
 
     period_type: str
     level: Level
@@ -68,7 +68,7 @@ class CheckScope:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a check found: how many places, the first of them in words, and what to do."""
+    """What a check found: the number of places, the first of them in words, and what to do."""
 
     name: str
     severity: Severity
@@ -96,9 +96,9 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: which levels it looks at, its statement, and what to do about what it finds.
+    """One check: its levels, its statement, and what to do about what it finds.
 
-    The statement returns the first places by order, each with the number of all. Names in braces are in `level_parts`.
+    The statement returns the first places, each with the number of all. Names in braces are in `level_parts`.
     """
 
     name: str
@@ -240,7 +240,7 @@ ORDER BY place LIMIT :listed
 
 
 def level_parts(level: Level) -> dict[str, str]:
-    """Return what statements say of a level: its tables, columns and conditions, by name."""
+    """Return the tables, columns and conditions of a level for statements, by name."""
     return {
         "raw": level.source.name,
         "target": level.target.name,
@@ -283,7 +283,7 @@ PARTITIONS_COMPLETE_DESCRIPTION = (
 
 
 def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) -> CheckOutcome:
-    """Turn the windows that are left into an outcome that names them by stretches."""
+    """Build the outcome from the windows that are left, adjacent windows together."""
     stretches = [
         (reason, span)
         for reason in dict.fromkeys(window.reason for window in left)
@@ -301,7 +301,7 @@ def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) ->
 
 
 def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
-    """Run every check of the level; raises DatabaseError, and nothing is changed by looking."""
+    """Run every check of the level; raises DatabaseError."""
     with (
         database_errors(doing="checking what was written", kept="All rows written were kept."),
         engine.connect() as connection,
@@ -319,6 +319,6 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
 
 
 def checks_of(level: Level) -> list[tuple[str, str]]:
-    """Return name and description of every check that looks at a level, the one of the run itself first."""
+    """Return name and description of every check of a level, that of the run itself first."""
     named = [(check.name, check.description) for check in CHECKS if level.name in check.levels]
     return [(SERVERS_STORED, SERVERS_STORED_DESCRIPTION), *named]

@@ -1,7 +1,7 @@
-"""One stored row traced to its samples, and its figures computed a second way, by fractions, in words.
+"""One stored row traced to its samples, and its figures computed a second way, with fractions, in words.
 
-The second way shares nothing with the SQL in `figures` on purpose, so that a person can check one by hand. It is not
-for computing.
+The second way deliberately shares nothing with the SQL in `figures`, so that a person can check a figure by hand. It is
+not used to compute stored figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLACES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """What counts of one day, by column, MiB or a number."""
+    """The measured values of one day, by column, MiB or a number."""
 
     day: date
     values: Mapping[str, int | None]
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class WindowSamples:
-    """Samples in the order of their days: of a window, of the one before, and of the same window a year before."""
+    """Samples in the order of their days: of a window, of the one before, and of the one a year before."""
 
     own: tuple[Sample, ...]
     before: tuple[Sample, ...]
@@ -51,7 +51,7 @@ class WindowSamples:
 def reference_figures(
     level: Level, period: Period, window: Window, samples: WindowSamples
 ) -> Iterator[tuple[str, Arithmetic]]:
-    """Yield each figure of a row with its arithmetic; the window has at least one sample, the others may have none."""
+    """Yield each figure of a row with its arithmetic; only the window itself needs a sample."""
     yield "period_end", ("last day of the window", window.end)
     yield "data_count", ("days with a sample", len(samples.own))
     for measure in level.measures:
@@ -159,24 +159,24 @@ def _fraction(days: Days) -> str:
 def _two_decimals(value: Fraction) -> Decimal:
     """Round half away from zero."""
     hundredths = math.floor(abs(value) * 100 + Fraction(1, 2))
-    # Not by dividing, which rounds to the digits of Python's decimal context.
+    # Not by division, which rounds to the digits of Python's decimal context.
     return Decimal(f"{hundredths if value >= 0 else -hundredths}e-2")
 
 
 def _shown(value: Fraction) -> str:
-    """Render a fraction as a decimal number, marked where places are left out."""
+    """Return a fraction as a decimal number, with dots if digits are left out."""
     scaled = value * 10**PLACES_SHOWN
     shown = f"{Decimal(math.trunc(scaled)).scaleb(-PLACES_SHOWN):,f}"
     return shown.rstrip("0").rstrip(".") if scaled.denominator == 1 else f"{shown}..."
 
 
 NAMES_COMPARED = 10_000
-"""Where a name is not found, it is compared with so many others at most."""
+"""If a name is not found, it is compared with at most so many others."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is explained: a server, or one of its databases."""
+    """A server, or one of its databases."""
 
     instance_id: int
     server: str
@@ -195,13 +195,13 @@ class Subject:
         return {name: known[name] for name in self.level.keys}
 
     def __str__(self) -> str:
-        """Name it."""
+        """Return its name for people."""
         return self.server if self.database is None else f"{self.database} on {self.server}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its arithmetic, its result, and what is stored."""
+    """One figure: its arithmetic, its result, and the stored value."""
 
     name: str
     how: str
@@ -242,7 +242,7 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """Say in one sentence whether the stored row equals what its samples give, and if not, possible reasons."""
+        """Whether the stored row is what its samples give, and if not, possible reasons, in words."""
         if not self.samples.own:
             rest = "no row is stored either." if self.stored is None else "the row that is stored was kept."
             return f"The samples hold nothing for this window; {rest}"
@@ -256,7 +256,7 @@ class Explanation:
         return self._why(wrong, self.stored)
 
     def _why(self, wrong: list[str], stored: Mapping[str, Value]) -> str:
-        """Say why stored figures may differ from those of the samples."""
+        """Return why stored figures may differ from those of the samples."""
         stored_samples = stored["data_count"]
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
@@ -278,7 +278,7 @@ class Explanation:
 def find_subjects(engine: Engine, database: str | None, server: str | None) -> list[Subject]:
     """Return the databases of that exact name, or the server itself; of one server if it is named.
 
-    A database is known by its samples, and where these are gone, by its aggregates.
+    A database is known by its samples or, if these are gone, by its aggregates.
 
     Raises:
         NotFoundError: no registered server has anything of that name.
@@ -294,7 +294,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
 
 
 def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundError:
-    """Say that there is no such server, or no such database, and which may have been meant."""
+    """Return the error that there is no such server or database, with similar names."""
     database, server = asked["database"], asked["server"]
     where = "" if server is None else f" on server {server!r}"
     what, written, names = f"database {database!r}{where}", database, _NAMES if server is None else _NAMES_ON_SERVER
@@ -309,7 +309,7 @@ def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundErr
     )
 
 
-# Searched server by server and day by day, as the keys begin with the day: there is no index on names alone.
+# Searched by server and day, because keys begin with the day and there is no index on names.
 _SERVERS = """
 SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
 WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
@@ -331,7 +331,7 @@ WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
     )
 ) ORDER BY i.name
 """
-# Where rows are distributed, each node looks through the servers that it has.
+# Where rows are distributed, each node searches its own servers.
 _SERVERS_ON_NODES = """
 SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
 WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
@@ -340,14 +340,14 @@ WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
     OR i.id IN (SELECT DISTINCT instance_id FROM database_size_aggregations WHERE database_name = :database)
 ) ORDER BY i.name
 """
-# Of the newest day: not every sample of the fleet is read.
+# Only of the newest day, so that not every sample of the fleet is read.
 _NAMES = """
 SELECT DISTINCT database_name FROM database_size_stats
 WHERE collected_date = (SELECT max(collected_date) FROM database_size_stats)
   AND instance_id IN (SELECT id FROM instances)
 LIMIT :most
 """
-# Of all days, listed because the key begins with the day.
+# Of all days, which are listed because the key begins with the day.
 _NAMES_ON_SERVER = """
 SELECT DISTINCT database_name FROM database_size_stats
 WHERE instance_id = (SELECT id FROM instances WHERE name = :server) AND collected_date = ANY (ARRAY(

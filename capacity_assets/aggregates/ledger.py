@@ -1,11 +1,10 @@
 """The ledger of computed windows: which were computed, over which changes, and which must be computed again.
 
-What a change touches, and when a window is stale, is defined in `database.changes`. A run gathers the queue of changes
-once and looks up what is `known`. Then `begin` notes up to which change the samples will be read, and `finish` stores
-that with the result. A change that commits in between is in the queue, so that nothing depends on a clock, on the order
-of commits, or on transaction numbers.
+`database.changes` defines which windows a change affects, and when a window is stale. `begin` notes up to which change
+the samples will be read, and `finish` stores that with the result. A change that commits in between is in the queue, so
+nothing depends on a clock, on the order of commits, or on transaction numbers.
 
-Runs are requested in the orchestration, windows are computed in `service`.
+The orchestration requests runs, and `service` computes windows.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class IncompleteWindow:
 class StaleWindow(IncompleteWindow):
     """A computed window that a new computation may change.
 
-    `wanted` differs from one look to the next where another change touched it; `quiet_seconds` have passed since the
-    last change of its samples, `waiting_seconds` since the first one.
+    `wanted` increases with each change that affects it. `quiet_seconds` have passed since the last change of its
+    samples, `waiting_seconds` since the first one.
     """
 
     wanted: int
@@ -55,7 +54,7 @@ class StaleWindow(IncompleteWindow):
 
 @dataclass(frozen=True)
 class ComputedWindow:
-    """A window that was computed, and what of: servers and rows."""
+    """A window that was computed, with numbers of servers and rows."""
 
     window: Window
     processed_instances: int
@@ -68,8 +67,8 @@ class KnownWindow:
     """A computed window: its `fingerprint`, its counts, and whether they are current.
 
     It `is_intact` if change tracking is on, no server failed, and its rows are stored. It `is_stale` if samples of its
-    days or of a window that it compares with changed since, or another session wrote to its rows. It `has_its_sums` if
-    at most a window that it compares with has changed.
+    days or of a window that it is compared with changed since, or another session wrote to its rows. It `has_its_sums`
+    if at most a window that it is compared with has changed.
     """
 
     window: Window
@@ -89,16 +88,16 @@ class KnownWindow:
         return is_known and self.is_intact and not self.is_stale
 
     def has_current_sums(self, fingerprint: str) -> bool:
-        """Whether its stored sums are those of its samples, for all servers, by the arithmetic of `fingerprint`."""
+        """Whether its stored sums are those of its samples, for all servers, as `fingerprint` says."""
         is_whole = self.protected_records == self.unsampled_records == 0
         return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Reads and keeps the ledger of one capacity database; only windows of registered `periods` are reported.
+    """Reads and writes the ledger of one capacity database; only windows of registered `periods` are reported.
 
-    Each method raises DatabaseError where the database fails; the text says what was kept.
+    Each method raises DatabaseError if the database fails; the text says what was kept.
     """
 
     engine: Engine
@@ -113,8 +112,8 @@ class Ledger:
     def begin(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> dict[str, dict[date, int]]:
         """Read the queue of changes, and record that a computation of `windows` begins.
 
-        Returns `wanted` of each, by level and first day, for `finish`. The records of a cluster's nodes are read by
-        `take_over`.
+        Returns `wanted` of each, by level and first day, for `finish`. Call `take_over` before, for the nodes of a
+        cluster.
         """
         years_before = [period.year_before(window) for window in windows]
         parameters = {
@@ -126,7 +125,7 @@ class Ledger:
         }
         wanted: dict[str, dict[date, int]] = {level.name: {} for level in levels}
         with self._work("recording that a computation begins", "Nothing was written.") as connection:
-            # If a crash loses this commit, it loses the later ones too.
+            # A crash that loses this commit loses the later ones, too.
             connection.execute(text("SET LOCAL synchronous_commit = off"))
             gather_changes(connection)
             for row in connection.execute(text(_BEGIN), parameters):
@@ -134,7 +133,7 @@ class Ledger:
         return wanted
 
     def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
-        """Return the computed ones of some windows, by level.
+        """Return those of some windows that were computed, by level.
 
         Call it after `begin`: later changes cause these windows to be computed again.
         """
@@ -155,7 +154,7 @@ class Ledger:
         return {level: found[level.name] for level in parts}
 
     def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
-        """Enter that the windows of `parts` were computed over the changes before they were `begun`."""
+        """Record that the windows of `parts` were computed, with the changes before they were `begun`."""
         parameters = {
             "period_type": parts[0].period_type,
             "level": parts[0].level,
@@ -172,7 +171,7 @@ class Ledger:
             connection.execute(text(_FINISH), parameters)
 
     def invalidate(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> None:
-        """Have `windows`, and those after them and a year later, which compare with their rows, computed when asked."""
+        """Mark `windows` as changed, and those after them and a year later, which are compared with their rows."""
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
         names = [level.name for level in levels]
         parameters = {"period_type": period.name, "levels": names, "starts": sorted(starts)}
@@ -180,7 +179,7 @@ class Ledger:
             connection.execute(text(_INVALIDATE), parameters)
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
-        """Return the windows whose computation was finished, in order."""
+        """Return the windows that were computed, in order."""
         with self._work("reading what was computed") as connection:
             rows = connection.execute(text(_COMPUTED), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
@@ -220,14 +219,14 @@ class Ledger:
     ) -> list[IncompleteWindow]:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
-        A change younger than `patience_seconds` makes no window late: it is being followed.
+        A window does not count as stale for changes younger than `patience_seconds`, for which runs are requested.
         """
         self.take_over("")
         with self._work("looking for windows that are left") as connection:
             return self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
 
     def undecided(self, connection: Connection) -> str | None:
-        """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
+        """Return why the ledger may lack changes, as a transaction sees it; None if it does not. Raises DBAPIError."""
         row = connection.execute(with_parts(_UNDECIDED, tracking=TRACKING)).one()
         if not row.tracking_is_on:
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
@@ -261,7 +260,7 @@ class Ledger:
     def lost_rows(
         self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
     ) -> IncompleteWindow | None:
-        """Return the first of `windows` that was computed to more rows than are stored; raises DBAPIError."""
+        """Return the first of `windows` that has fewer rows than were computed; raises DBAPIError."""
         if not windows:
             return None
         parameters = {**_asked_for(period, windows, level), "first": windows[0].start, "last": windows[-1].start}
@@ -272,18 +271,18 @@ class Ledger:
         return IncompleteWindow(period.name, level.name, Window(row.period_start, row.period_end), reason)
 
     def take_over(self, kept: str, within_seconds: int | None = None) -> None:
-        """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
+        """Take over the changes that the nodes of a cluster recorded; each has `within_seconds` to answer.
 
-        If one does not, `kept` is part of the error.
+        `kept` is part of the error if a node does not.
         """
         if within_seconds is not None:
-            # Another process may have distributed the tables just now.
+            # Another process may just have distributed the tables.
             ask_again(self.engine)
         with database_errors(doing="reading the changes of the nodes", kept=kept):
             gather_records(self.engine, within_seconds, kept=kept)
 
     def _lookup(self, what: str, level: Level) -> str:
-        """Return the condition that a window of a level has rows that are `stored`, or days that are `sampled`."""
+        """Return the condition that a window of a level has `stored` rows, or `sampled` days."""
         tables = (level.target,) if what == "stored" else level.raw_tables
         distributed = level.has_servers or what == "sampled"
         lookup = (_DISTRIBUTED_LOOKUPS if distributed and is_distributed(self.engine) else _LOOKUPS)[what]
@@ -316,8 +315,8 @@ _DISTRIBUTED_LOOKUPS = {
     "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
     ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
 }
-# Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but then the
-# window has no row.
+# Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but its windows have
+# no rows.
 _KNOWN = """
 SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,
        w.protected_records, w.unsampled_records,
@@ -330,7 +329,7 @@ LEFT JOIN stale USING (level, period_type, period_start) CROSS JOIN tracking
 WHERE w.processed_instances IS NOT NULL
 """
 
-# Entered by a version that did not compare with a year before, or as a period of another length, it is as new.
+# A window without the year before (of an older version), or of another length, counts as new.
 _BEGIN = """
 WITH asked AS (
     SELECT level, days.*, w.wanted, w.year_before_start IS NULL
@@ -357,7 +356,7 @@ SELECT level, period_start, coalesce(begun.wanted, asked.wanted, 0) AS wanted
 FROM asked LEFT JOIN begun USING (level, period_start)
 """
 
-# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
+# Not updated if nothing is new, so that computing again over unchanged samples writes nothing.
 _FINISH = """
 WITH done AS (
     SELECT * FROM unnest(CAST(:starts AS date[]), CAST(:begun AS bigint[]), CAST(:failed AS integer[]),
@@ -409,7 +408,7 @@ WHERE period_type = :period_type AND level = :level AND failed_instances > 0
   AND period_start = ANY (CAST(:starts AS date[]))
 """
 
-# The number besides the time: of two computations, the one that began first may end last.
+# The number as well as the time, because of two computations the one that began first may end last.
 _LAST_COMPUTATION = """
 SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows
 WHERE computed IS NOT NULL
@@ -451,7 +450,7 @@ CROSS JOIN LATERAL (SELECT CASE
 WHERE state.reason IS NOT NULL ORDER BY asked.place
 """
 
-# Rows of other servers, inactive by now, may be there besides.
+# Servers that are inactive now may have further rows.
 _LOST_ROWS = """
 SELECT w.period_start, w.period_end, w.total_records - coalesce(a.rows, 0) AS lost, w.total_records AS records
 FROM capacity_computed_windows w LEFT JOIN (

@@ -1,11 +1,11 @@
 """`AggregationService`: the façade that assets, tasks and the command line call.
 
-It resolves what was asked for (period, level, servers, windows), refuses what makes no sense or lies outside the
-partition range, takes the period's lock, and hands the work to the runner of each level. `PartitionRange` says which
-windows exist, from the first day with samples to the current window. The service also has the calls of the replaced
-system under their names: besides its last methods there are, for each registered period,
-`calculate_<period>_aggregations`, `calculate_<period>_instance_aggregations`,
-`calculate_<period>_database_aggregations_for_instance` and `calculate_<period>_aggregations_for_instance`.
+It resolves period, levels, servers and windows, refuses invalid ones and windows outside the partition range, takes the
+period's lock, and passes the work to the runner of each level. `PartitionRange` says which windows exist, from the
+first day with samples to the current window. The service also has the methods of the replaced system: besides its last
+ones there are, for each registered period, `calculate_<period>_aggregations`,
+`calculate_<period>_instance_aggregations`, `calculate_<period>_database_aggregations_for_instance` and
+`calculate_<period>_aggregations_for_instance`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from capacity_assets.database.schema import refuse_an_unfit_database
 
 @dataclass(frozen=True)
 class PartitionRange:
-    """The windows that have a partition; without `first_day` no window lies outside."""
+    """The windows that have a partition; without `first_day`, all windows."""
 
     clock: Clock
     first_day: date | None = None
@@ -64,7 +64,7 @@ class PartitionRange:
         return first is not None and window.start < first
 
     def refuse_windows_outside(self, period: Period, windows: Sequence[Window]) -> None:
-        """Refuse windows that have no partition: raises ValidationError, whose text names the first of them."""
+        """Raise ValidationError if windows have no partition; its text names the first of them."""
         outside = [window for window in windows if not self.contains(period, window)]
         if outside:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
@@ -79,7 +79,7 @@ class PartitionRange:
             raise ValidationError("The first day is missing. Nothing was written.")
         earliest = self._first_start(period) or first
         for day in (first, last):
-            # Before any window is built: a mistyped year would build millions.
+            # Checked before windows are built: a mistyped year would build millions.
             if not earliest <= day <= self._last(period).end:
                 raise ValidationError(f"{day} {self._outside(period)}")
         try:
@@ -99,7 +99,7 @@ class PartitionRange:
         return [] if first is None or first > last.start else list(period.windows_between(first, last.end))
 
     def due_windows(self, period: Period) -> list[Window]:
-        """Return the windows from the first partition to the last one whose schedule has ticked by now."""
+        """Return the windows from the first partition to the last one whose scheduled time has passed."""
         now = self.clock.local_now()
         ticked = now.date() if now.hour >= self.schedule_hour else now.date() - timedelta(days=1)
         first, last = self._first_start(period), period.scheduled(ticked)
@@ -122,7 +122,7 @@ class PartitionRange:
 class AggregationService:
     """Computes aggregates over any number of windows with a constant number of statements."""
 
-    def __init__(  # noqa: PLR0913 -- one argument per part it is put together from
+    def __init__(  # noqa: PLR0913 -- one argument per part
         self,
         engine: Engine,
         clock: Clock,
@@ -135,8 +135,8 @@ class AggregationService:
     ) -> None:
         """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
 
-        Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by
-        default. So many slices are written side by side, each on its own connection.
+        Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by default. Up to
+        `parallel_slices` slices are written at once, each on its own connection.
         """
         self.engine = engine
         self.clock = clock
@@ -153,16 +153,16 @@ class AggregationService:
         """Compute `windows` of `period` for all active instances, or as `options` say.
 
         Raises:
-            ValidationError: unknown period or level, no window, or something that is no window of the period.
+            ValidationError: unknown period or level, no window, or a span that is not a window of the period.
             NotFoundError: an id is not registered; nothing was written.
             DatabaseError: the database failed or lacks the schema; what was committed before is kept, and a repetition
                 continues.
-            LockHeldError, LockLostError, LockUnavailableError: as the texts say.
+            LockHeldError, LockLostError, LockUnavailableError: the period's lock cannot be taken, or was lost.
         """
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]
         if options.instance_ids is not None:
-            # A group is of all servers.
+            # A group needs all servers.
             runners = [runner for runner in runners if runner.level.has_servers]
         try:
             wanted = in_order(chosen, windows)
@@ -181,7 +181,7 @@ class AggregationService:
             known = self.ledger.known(
                 {level: own | candidates(shorter, chosen, wanted) for level, shorter in levels.items()}
             )
-            # Only now: a server that becomes active later is a change that no window of this run has followed.
+            # Read after `begin`, so that a server activated later counts as a change that this run does not include.
             active = [one for one in self.instances(options.instance_ids) if one.active]
             parts: list[PeriodSummary] = []
             for runner in runners:
@@ -194,9 +194,9 @@ class AggregationService:
     def _begin(
         self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
     ) -> Mapping[str, Mapping[date, int]]:
-        """Read the queue, and record that a computation begins, unless it is for some instances only.
+        """Read the queue, and record that a computation begins unless it is for some instances only.
 
-        Returns the change up to which each window is computed, by level and first day.
+        Returns up to which change each window is computed, by level and first day.
         """
         self.ledger.take_over("Nothing was written.")
         if options.overwrite and not options.dry_run:
@@ -205,13 +205,13 @@ class AggregationService:
         return self.ledger.begin(period, levels, windows) if is_recorded else {}
 
     def _usable(self, level: Level, known: Sequence[KnownWindow]) -> frozenset[Part]:
-        """Return the stored windows that may be read in place of samples."""
+        """Return the stored windows that may be read instead of samples."""
         mark = sums_fingerprint(level)
         return frozenset((one.period_type, one.window) for one in known if one.has_current_sums(mark))
 
     @contextmanager
     def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
-        """Hold the period's lock unless nothing is written; yield options whose guard asks for it before a commit."""
+        """Hold the period's lock unless nothing is written; yield options whose guard checks it before each commit."""
         if options.dry_run:
             yield options
             return
@@ -229,7 +229,7 @@ class AggregationService:
     ) -> Iterator[PeriodSummary]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
 
-        Windows that are unchanged by the ledger are reported so, and not read.
+        Windows that are unchanged according to the ledger are reported as such, without being read.
         """
         options = whole.options
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
@@ -251,9 +251,9 @@ class AggregationService:
         return (parts[window] for window in whole.windows)
 
     def period(self, period: str | Period, *others: str) -> Period:
-        """Look a period up by name; raises ValidationError where none is registered, and names `others` besides."""
+        """Return the period of a name; raises ValidationError if there is none, with the known names and `others`."""
         if isinstance(period, Period):
-            # The registered one: its trend threshold may have been set for this installation.
+            # The registered one, whose trend threshold may have been set.
             return self.periods.get(period.name, period)
         if period not in self.periods:
             known = ", ".join((*self.periods, *others))
@@ -266,12 +266,12 @@ class AggregationService:
         return tuple(self.periods)
 
     def instance(self, instance_id: int) -> InstanceRef:
-        """Look an instance up by id; raises NotFoundError where it is not registered."""
+        """Return the instance of an id; raises NotFoundError if it is not registered."""
         [instance] = self.instances([instance_id])
         return instance
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
-        """Look servers up by name, or where none has that name, by number; raises NotFoundError."""
+        """Return the ids of servers by name or, if none has that name, by number; raises NotFoundError."""
         every = self.instances(None)
         known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
         missing = [name for name in names if name not in known]
@@ -280,7 +280,7 @@ class AggregationService:
         return [known[name] for name in names]
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
-        """Translate a scope (a level or all) into levels; raises ValidationError for another."""
+        """Return the levels of a scope (a level or all); raises ValidationError for another."""
         if scope == SCOPE_ALL:
             return ALL_LEVELS
         return (self._runner(scope).level.name,)
@@ -308,7 +308,7 @@ class AggregationService:
             raise NotFoundError(f"No server with id {listed} is registered. Nothing was written.")
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
 
-    # The calls of the replaced system.
+    # The methods of the replaced system.
 
     def calculate_period_aggregations(
         self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
@@ -337,7 +337,7 @@ class AggregationService:
     def calculate_aggregations_for_instance(
         self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
     ) -> RunSummary:
-        """Do the same for one instance; raises NotFoundError where the id is not registered."""
+        """Do the same for one instance; raises NotFoundError if it is not registered."""
         window = self._due_window(self.period(period_type), use_current_period)
         return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), [self.instance(instance_id).id]))
 
@@ -368,7 +368,7 @@ class AggregationService:
         return period.current(today) if use_current else period.last(today)
 
     def build_period_summary(self, run: RunSummary) -> dict[str, object]:
-        """Return what the task layer reports of one period: status, message, counts and each window."""
+        """Return what a task reports of one period: status, message, counts and each window."""
         return run.to_dict()
 
 
@@ -388,7 +388,7 @@ _INSTANCES = "SELECT id, name, is_active AND deleted_at IS NULL AS active FROM i
 
 
 def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
-    """Summarise a window that is unchanged, for a number of active servers."""
+    """Return the summary of an unchanged window, for a number of active servers."""
     return PeriodSummary(
         known.period_type,
         level.name,

@@ -1,8 +1,8 @@
-"""`AggregationTaskRunner` runs periods for assets, tasks and commands, and says in which state their windows are.
+"""`AggregationTaskRunner` runs periods for assets, tasks and commands, and reports the state of their windows.
 
-The runner chooses the windows that are due, runs periods through the service, logs one line per run, and enters runs in
-the legacy application's table where that is configured. Locks and writing belong to the service.
-`follow_labels` computes groups that are out of date for a limited time; the sensor of late data requests the rest.
+The runner chooses the windows that are due, runs periods through the service, logs one line per run, and if configured,
+enters runs in the table of the legacy application. The service takes locks and writes. `follow_labels` computes stale
+groups for a limited time; the sensor of late data requests the rest.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ logger = logging.getLogger("capacity_assets")
 class AggregationTaskRunner:
     """Runs the periods of a service, and answers questions about windows within its partition range.
 
-    Checks report a jump of `jump_percent`. With `records_legacy_runs` each run is entered in the legacy table of runs.
-    Each method that answers a question raises DatabaseError where the database fails or lacks the schema.
+    Checks report jumps above `jump_percent`. With `records_legacy_runs` each run is entered in the legacy table of
+    runs. Methods that answer questions raise DatabaseError if the database fails or lacks the schema.
     """
 
     service: AggregationService
@@ -44,7 +44,7 @@ class AggregationTaskRunner:
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
     ) -> RunSummary:
-        """Aggregate `windows` of one period, or the scheduled one, which is skipped where no partition exists yet.
+        """Aggregate `windows` of one period, or the scheduled window, which is skipped if it has no partition yet.
 
         Raises: as `AggregationService.aggregate`.
         """
@@ -76,18 +76,18 @@ class AggregationTaskRunner:
     def run_each(
         self, work: Iterable[tuple[Period, Iterable[Window] | None]], options: RunOptions = DEFAULT_OPTIONS
     ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
-        """Run each period on its own, so that an error in one does not keep the others from running; return both."""
+        """Run each period on its own, so that an error in one does not stop the others; return summary and errors."""
         run, troubles = RunSummary(), []
         for period, windows in work:
             try:
                 run += self.run_period(period, windows, options)
             except CapacityError as error:
-                logger.error("%s", error)  # noqa: TRY400 -- the text says all; the cause would hold the statement
+                logger.error("%s", error)  # noqa: TRY400 -- the cause would show the statement
                 troubles.append(error)
         return run, tuple(troubles)
 
     def scheduled_work(self, periods: Sequence[str] | None) -> list[tuple[Period, None]]:
-        """Name the scheduled window of each period, or of all; raises ValidationError for an unknown period."""
+        """Return work for `run_each`: the scheduled window of each period, or of all; raises ValidationError."""
         names = self.service.period_names if periods is None else periods
         return [(self.service.period(name), None) for name in names]
 
@@ -126,7 +126,7 @@ class AggregationTaskRunner:
     ) -> list[IncompleteWindow]:
         """Return the windows that are due by now and missing, unfinished, failed in part or stale.
 
-        Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
+        A window does not count as stale for samples that changed less than `patience_seconds` ago.
         """
         due = self.service.partitions.due_windows(period)
         return self._ledger().incomplete_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
@@ -158,19 +158,19 @@ class AggregationTaskRunner:
         if isinstance(outcome, RunSummary):
             error = outcome.message if outcome.status is AggregationStatus.FAILED else None
             total = max(part.total_instances for part in outcome.parts)
-            # Each window and level counts its own; a server may have failed in several.
+            # A server that failed in several windows or levels is counted in each.
             failed = min(total, sum(part.failed_instances for part in outcome.parts))
         name = f"{period.name} {what}aggregates, {span}"
         record_legacy_run(self.service.engine, name, started_at, total=total, failed=failed, error=error)
 
 
 def _was_never_begun(error: CapacityError) -> bool:
-    """Whether nobody answered, or the schema is missing: the legacy table cannot be written then either."""
+    """Whether the server did not answer, or the schema is missing: then the legacy table cannot be written either."""
     return isinstance(error, DatabaseError) and error.sqlstate is None
 
 
 SECONDS_PER_COMMAND = 5
-"""How long somebody who declares a label waits at most."""
+"""How long a person who declares a label waits at most."""
 WINDOWS_AT_ONCE = 100
 
 
@@ -185,17 +185,17 @@ class LabelProgress:
 def follow_labels(
     runner: AggregationTaskRunner, seconds: float | None, on_progress: Callable[[int, int], None] | None = None
 ) -> LabelProgress:
-    """Compute the windows of groups that are stale, for about `seconds` at most; None: all of them.
+    """Compute stale windows of groups, for about `seconds` at most; None: all of them.
 
-    `on_progress` is called with the numbers of windows computed and of all. A period at which another run is at work
-    is left to that. Raises: as `AggregationService.aggregate`.
+    `on_progress` is called with the numbers of windows computed and of all. A period that another run is writing is
+    left to that run. Raises: as `AggregationService.aggregate`.
     """
     began = time.monotonic()
     stale = [window for window in runner.stale_windows() if window.level == GROUP.name]
     left: dict[str, list[Window]] = {}
     for window in sorted(stale, key=lambda one: one.window, reverse=True):
         left.setdefault(window.period_type, []).append(window.window)
-    # The shorter ones first: longer ones are made of them.
+    # Shorter ones first, because longer ones are made of them.
     periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))
     computed = 0
     while periods:
