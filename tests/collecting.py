@@ -12,9 +12,8 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import engine_named, excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
-from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import Server
-from capacity_assets.collection.service import CollectionService
+from capacity_assets.collection.service import CollectionService, CollectionSummary
 from capacity_assets.database.locks import CapacityLockManager
 from tests.clocks import TODAY, fixed_clock
 from tests.mysql_servers import MariaDBServer

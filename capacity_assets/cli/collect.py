@@ -16,10 +16,9 @@ from capacity_assets.base.units import counted, first_of, human_mb
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, progress_bar, say, wants_json
 from capacity_assets.cli.report import written_report
 from capacity_assets.collection.credentials import OWN
-from capacity_assets.collection.measuring import host_of
-from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome, host_of
 from capacity_assets.collection.servers import Server, register, registered
-from capacity_assets.collection.service import share_named
+from capacity_assets.collection.service import CollectionSummary, share_named
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner

@@ -29,8 +29,7 @@ from capacity_assets.cli.lazy import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, options
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import FailureKind, engine_named, engine_names
-from capacity_assets.collection.measuring import FleetMeasurement, Task
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, Task
 from capacity_assets.collection.servers import (
     Changes,
     Registered,
@@ -142,7 +141,7 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
     for server in servers:
         if server.password_from and server.password_from != OWN:
             try:
-                folders.refuse_what_is_not_set_aside(server.password_from)
+                folders.refuse_what_is_not_allowed(server.password_from)
             except CredentialError as error:
                 yield f"Warning: {server.name} cannot be measured with this configuration. {error}"
 

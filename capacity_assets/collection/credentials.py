@@ -1,12 +1,12 @@
-"""References to secrets: the tables and files say where a password is, never what it is.
+"""References to secrets: tables and files say where a password is, never what it is.
 
-Who may register servers may name any reference, and a host of theirs to have the password sent to. So only variables
-and files that an administrator has set aside for it are looked up, and never our own.
+`env:NAME` is a variable of the process or of the file `.env`, `file:PATH` a file, and `secret:NAME` a file in
+CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount theirs. `own` is the connection to
+the capacity database, for measuring its own server. Passwords are read when a server is measured, so a new one is used
+without a restart, except for an exported variable.
 
-`env:NAME` is a variable of the process or of the file `.env`, `file:PATH` a file, `secret:NAME` a file of that name
-in CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount theirs. `own` is the
-connection to the capacity database itself, for measuring the server that holds it. Passwords are
-looked up when a server is measured, so a rotated one is used without a restart (an exported variable excepted).
+Whoever may register servers can name any reference, and a host to which the password is sent. Therefore only variables
+and files that an administrator has allowed are read, and never our own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class CredentialError(CapacityError):
-    """A password cannot be looked up; the text names the reference, never a value."""
+    """A password cannot be read; the text names the reference, never a value."""
 
 
 def checked_reference(reference: str) -> str:
-    """Return the reference if its form is known; else raise ValidationError without it: it may be the password."""
+    """Return a reference of a known form; raises ValidationError without the reference, which may be the password."""
     scheme, _, place = reference.partition(":")
     well_formed = {
         OWN: reference == OWN,
@@ -49,7 +49,7 @@ def checked_reference(reference: str) -> str:
     }
     if not well_formed.get(scheme, False):
         raise ValidationError(
-            f"A password is given by where it is, not by itself: write {FORMS}, the path from / on. "
+            f"A password is given by where it is, not by itself: write {FORMS}, with a path that begins with /. "
             "What was written is not repeated here."
         )
     return reference
@@ -57,7 +57,7 @@ def checked_reference(reference: str) -> str:
 
 @dataclass(frozen=True)
 class SecretFolders:
-    """Where passwords may be looked up: the mounted folder, patterns of variables, folders of files."""
+    """Where passwords may be read: the mounted folder, patterns of variables, folders of files."""
 
     mounted: Path
     variables: tuple[str, ...] = DEFAULT_PASSWORD_VARIABLES
@@ -69,12 +69,12 @@ class SecretFolders:
         return cls(settings.secrets_folder, settings.password_variables, settings.password_folders)
 
     def path_of(self, reference: str) -> Path | None:
-        """Return the file behind a reference; None where it is none."""
+        """Return the file of a reference; None: it is no file."""
         scheme, _, place = reference.partition(":")
         return {"file": Path(place), "secret": self.mounted / place}.get(scheme)
 
-    def refuse_what_is_not_set_aside(self, reference: str) -> None:
-        """Refuse what is not meant for passwords; raises CredentialError that says which setting would allow it."""
+    def refuse_what_is_not_allowed(self, reference: str) -> None:
+        """Raise CredentialError for what is not allowed; the text names the setting that would allow it."""
         scheme, _, place = reference.partition(":")
         if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
             raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")
@@ -84,7 +84,7 @@ class SecretFolders:
                 f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
-        # Password folders also contain our own environment file (/etc/capacity/capacity.env), certificates and keys.
+        # Folders of passwords also hold our own environment file, /etc/capacity/capacity.env.
         if path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]}:
             raise CredentialError(
                 f"No password: {path} is an environment file, not a password file. "
@@ -93,20 +93,20 @@ class SecretFolders:
         allowed = (self.mounted, *self.folders)
         if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
             raise CredentialError(
-                f"No password: the file {path} does not lie in a folder that is set aside for passwords of servers. "
+                f"No password: the file {path} is not in a folder for passwords of servers. "
                 f"CAPACITY_PASSWORD_FOLDERS allows {', '.join(map(str, self.folders)) or 'none'}."
             )
 
 
 def password_of(reference: str, folders: SecretFolders) -> str:
-    """Look a password up.
+    """Read a password.
 
     Raises:
-        CredentialError: the variable or file is not set aside for passwords, missing, unreadable or empty.
-        ValidationError: the reference has none of the known forms.
+        CredentialError: the variable or file is not allowed, missing, unreadable or empty.
+        ValidationError: the reference has no known form.
     """
     _, _, place = checked_reference(reference).partition(":")
-    folders.refuse_what_is_not_set_aside(reference)
+    folders.refuse_what_is_not_allowed(reference)
     path = folders.path_of(reference)
     if path is None:
         password = variable(place)
@@ -115,17 +115,17 @@ def password_of(reference: str, folders: SecretFolders) -> str:
         password = _content(reference, path)
         where = f"the file {path}"
     if not password:
-        raise CredentialError(f"No password: {where} is missing or empty. Provide it ({reference}), then run again.")
+        raise CredentialError(f"No password: {where} is missing or empty. Set it ({reference}), then run again.")
     return password
 
 
 def readable_by_others(reference: str | None, folders: SecretFolders) -> bool:
-    """Whether the file behind a reference can be read by any user of this machine."""
+    """Whether every user of this machine can read the file of a reference."""
     path = folders.path_of(reference or "")
     try:
         return path is not None and path.is_file() and bool(path.stat().st_mode & 0o004)
     except OSError:
-        return False  # what may not even be looked at
+        return False  # not even its state can be read
 
 
 def _content(reference: str, path: Path) -> str | None:

@@ -1,10 +1,10 @@
-"""Measures servers: one within its time limit, many in parallel, so that no server delays the others.
+"""Measures servers: each within its time limit, many in parallel, so that no server delays others.
 
-Every failure of a server is a `MeasureError` with a kind and a reason, and none holds a secret. Connections are opened
-ahead, so that a server that never answers is detected while others are measured. A connected server waits for a free
-worker. One that takes longer than usual frees its worker and is waited for beside the others until its time limit.
-Servers that failed last time begin first. Drivers block, hence threads; a thread whose driver never returns is
-abandoned at its time limit. A report is plausible if sizes and limits are possible; unusual values pass.
+Every failure of a server is a `MeasureError` with a kind and a reason, which hold no secret. Connections are opened
+ahead, so that a server that never answers is noticed while others are measured. A connected server waits for a free
+worker. If it takes longer than usual, it frees the worker and goes on without one until its time limit. Servers that
+failed last time begin first. Drivers block, hence threads; a thread whose driver never returns is abandoned at its time
+limit. What no table can hold is refused; unusual values are not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from capacity_assets.collection.credentials import OWN, SecretFolders, password_
 from capacity_assets.collection.engines.base import (
     FILES,
     NO_OBJECTS,
+    NOTHING_KNOWN,
     STATISTICS,
     TLS_VERIFY_FULL,
     Access,
@@ -45,7 +47,6 @@ from capacity_assets.collection.engines.base import (
     ServerPart,
     engine_named,
 )
-from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.database.measures import PART_KINDS
 
@@ -53,14 +54,14 @@ Answer = TypeVar("Answer")
 LONGEST_NAME, LONGEST_DETAIL = 255, 500
 # Half a surrogate pair is no text in UTF-8.
 _NAME = re.compile(rf"[^\0\ud800-\udfff]{{1,{LONGEST_NAME}}}")
-# What an engine of someone else's may return.
+# What values of other types raise, which an engine from elsewhere may return.
 NOT_AS_DECLARED = (TypeError, ValueError, AttributeError)
 IMPOSSIBLE = Limits(unknown="it reported an impossible limit or name of a volume")
 IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of a table or index",))
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Raise MeasureError for sizes that no table can hold, before they abort a transaction that others share."""
+    """Raise MeasureError for sizes that no table can hold, before they abort a transaction of several servers."""
     names = [size.name for size in sizes]
     wrong = [size.name for size in sizes if not (_are_names(size.name) and 0 <= size.size_mb <= LARGEST_MB)]
     # The total of the server has the same maximum as each database.
@@ -73,7 +74,7 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
 
 
 def possible(limits: object) -> Limits:
-    """Return limits; if no table can hold them they are unknown, and sizes are stored all the same."""
+    """Return limits; if no table can hold them, they are unknown, and sizes are kept."""
     try:
         return limits if isinstance(limits, Limits) and _limits_fit(limits) else IMPOSSIBLE
     except NOT_AS_DECLARED:
@@ -81,7 +82,7 @@ def possible(limits: object) -> Limits:
 
 
 def possible_objects(objects: object) -> Objects:
-    """Return objects; if no table can hold them they are unknown, and sizes are stored all the same."""
+    """Return objects; if no table can hold them, they are unknown, and sizes are kept."""
     try:
         return objects if isinstance(objects, Objects) and all(map(_fit, objects.databases)) else IMPOSSIBLE_OBJECTS
     except NOT_AS_DECLARED:
@@ -89,7 +90,7 @@ def possible_objects(objects: object) -> Objects:
 
 
 def possible_parts(parts: Sequence[ServerPart]) -> tuple[ServerPart, ...]:
-    """Return the parts; one that no table can hold has an unknown size, or is left out if its name is impossible."""
+    """Return parts; if no table can hold a size, it is unknown; a part with an impossible name is left out."""
     return tuple({(part.kind, part.name): part for part in map(_possible_part, parts) if part is not None}.values())
 
 
@@ -137,14 +138,51 @@ def _are_names(*names: object) -> bool:
     return all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
 
 
-# What a driver may take beyond its own limits before it is left behind.
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """The outcome of one server: what was measured, or a failure, and how long it took."""
+
+    instance_id: int
+    server: str
+    ended_at: datetime
+    sizes: tuple[DatabaseSize, ...] = ()
+    kind: FailureKind | None = None
+    reason: str | None = None
+    connect_seconds: float | None = None
+    measure_seconds: float | None = None
+    not_counted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    limits: Limits = NOTHING_KNOWN
+    parts: tuple[ServerPart, ...] = ()
+    objects: Objects = NO_OBJECTS
+    facts: ServerFacts | None = None
+    keeps_sample: bool = False
+    """Whether the server failed, but has a sample from an earlier run of the day, which is kept."""
+
+    @property
+    def collected(self) -> bool:
+        """Whether the server was measured."""
+        return self.kind is None
+
+    @property
+    def total_size_mb(self) -> int:
+        """The sum of its databases, MiB."""
+        return sum(size.size_mb for size in self.sizes)
+
+    @property
+    def unknown_parts(self) -> list[str]:
+        """The parts whose size is unknown, and why."""
+        return [f"{PART_KINDS[part.kind].title}: {part.detail}" for part in self.parts if part.size_bytes is None]
+
+
+# How much longer than its own limits a driver may take before it is abandoned.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What measuring needs beside the server: where passwords may be looked up, our own database, what is left out."""
+    """What measuring needs besides a server: where passwords may be read, our own database, excluded databases."""
 
     secrets: SecretFolders
     own_url: URL
@@ -152,7 +190,7 @@ class ProbeContext:
 
 
 def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, statement_seconds: float) -> Access:
-    """Put together how to reach a server, with its password; raises MeasureError where that cannot be looked up."""
+    """Return how to reach a server, with its password; raises MeasureError if the password cannot be read."""
     if server.password_from == OWN:
         own = _own_access(server, context.own_url)
         return replace(own, connect_seconds=connect_seconds, statement_seconds=statement_seconds)
@@ -164,31 +202,22 @@ def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, 
         path = getattr(server, name)
         if path is not None and not Path(path).exists():
             raise MeasureError(FailureKind.SETUP, f"the file {path}, its `{name}`, is missing")
-    return Access(
-        host=server.host,
-        port=server.port or engine_named(server.engine).default_port,
-        username=server.username,
-        database=server.database,
-        password=password,
-        tls=server.tls or TLS_VERIFY_FULL,
-        tls_ca=server.tls_ca,
-        tls_certificate=server.tls_certificate,
-        tls_key=server.tls_key,
-        server_public_key=server.server_public_key,
-        sizing=server.sizing or FILES,
-        connect_seconds=connect_seconds,
-        statement_seconds=statement_seconds,
-    )
+    known = {
+        one.name: getattr(server, one.name) for one in fields(Access) if getattr(server, one.name, None) is not None
+    }
+    defaults = {"port": engine_named(server.engine).default_port, "username": None, "database": None}
+    seconds = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
+    return Access(**{**defaults, "tls": TLS_VERIFY_FULL, **known, "password": password, **seconds})
 
 
 def host_of(url: URL) -> str:
-    """Return the host or socket folder that a URL of our own database names."""
+    """Return the host, or the folder of the socket, in a URL of our own database."""
     host = url.query.get("host") or url.host or "localhost"
     return host if isinstance(host, str) else host[0]
 
 
 def _own_access(server: Server, url: URL) -> Access:
-    """Reach the server that holds the capacity tables in the way they are reached."""
+    """Return how to reach the server of the capacity database: by our own connection settings."""
     query = {name: str(value) for name, value in url.query.items()}
     return Access(
         host=host_of(url),
@@ -207,16 +236,16 @@ def _own_access(server: Server, url: URL) -> Access:
 
 @dataclass
 class _Session:
-    """A connection to a server, and what to do where an answer does not come."""
+    """A connection to a server for questions that may remain unanswered."""
 
     engine: EngineAdapter
     access: Access
     connection: Any = None
 
     def answer(self, ask: Callable[..., Answer], *arguments: object, seconds: float) -> Answer:
-        """Return what `ask(connection, ...)` returns; raises MeasureError, whatever goes wrong.
+        """Return what `ask(connection, *arguments)` returns; raises MeasureError for any error.
 
-        What takes too long is abandoned together with its connection, and the next question opens another one.
+        A question that takes too long is abandoned with its connection, and the next one opens another connection.
         """
         connection, self.connection = self.connection, None
         asked: Future[tuple[Any, Answer | MeasureError]] = Future()
@@ -248,7 +277,7 @@ class _Session:
         raise found.without(self.access.password)
 
     def close(self) -> None:
-        """Close the connection; the next question opens another one."""
+        """Close the connection; the next question opens another."""
         _close(self.connection)
         self.connection = None
 
@@ -267,7 +296,7 @@ def _limits_of(session: _Session, names: Sequence[str]) -> Limits:
 
 
 def _parts_of(session: _Session, scope: PartScope) -> Iterator[ServerPart]:
-    """Yield what lies beside the databases; of a kind that is not known, why."""
+    """Yield the parts; of a kind that is unknown, yield the reason."""
     deadline = time.monotonic() + PARTS_SECONDS
     for kind, source in session.engine.part_sources.items():
         seconds = min(ANSWER_SECONDS, deadline - time.monotonic())
@@ -293,39 +322,38 @@ def _objects_of(session: _Session, names: Sequence[str]) -> Objects:
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
-    """Return the error of an exceeded time limit; drivers word it differently, some of them wrongly."""
+    """Return the error for an exceeded time limit; drivers word it in different ways, some of them wrong."""
     if not connected:
         return MeasureError(
             FailureKind.TIMEOUT,
-            f"no answer to the connection within {seconds:.0f} s; perhaps something else listens there",
+            f"no answer to the connection within {seconds:.0f} s; another program may listen on its port",
         )
     cheaper = STATISTICS in engine_named(server.engine).sizings and server.sizing != STATISTICS
     advice = "; `sizing = statistics` is cheaper" if cheaper else ""
     return MeasureError(FailureKind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
 
 
-# The default; a server that needed longer before, or failed, gets longer.
+# The default; a server that took longer before, or failed, gets more.
 CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
 # For a server that was never measured.
 STATEMENT_SECONDS = 300.0
-# For each question after the sizes, which wait for the answer: a file system that hangs gives none. The kinds of what
-# lies beside databases have a limit together too.
+# For each question after the sizes, because these wait for it: a file system that hangs gives no answer. All kinds of
+# parts together have a limit as well.
 ANSWER_SECONDS = 20.0
 PARTS_SECONDS = 60.0
 # For the tables and indexes of all databases.
 OBJECTS_SECONDS = 600.0
-# How much longer than ever before a server may take: this factor, and at least these seconds.
+# How much longer than ever before a server may take: by this factor, and at least so many seconds.
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
 LONGEST_STATEMENT_SECONDS = 3600.0
 MOST_DOUBLINGS = 7
-# A server keeps its worker for twice its usual time, at least this long.
+# A server keeps its worker for twice its usual time, and at least this long.
 PATIENCE_SECONDS = 1.0
-# Connected ahead or waited for beside the working ones, at most this many times their number: threads and sockets
-# are finite.
+# How many servers without a worker, connected ahead or late, are allowed per worker: threads and sockets are finite.
 BESIDE_PER_WORKER = 7
-# Connected and waiting, at most this many per worker: a connection should not be idle for long.
+# How many connected servers may wait per worker: no connection should be idle for long.
 READY_PER_WORKER = 4
 
 
@@ -337,16 +365,16 @@ class ProbeHistory:
     usual_connect_seconds: float | None = None
     failed_last: bool = False
     timeouts: int = 0
-    """How often in a row it exceeded its time limit; each time doubles the limit."""
+    """How often in a row the time limit was exceeded; each time doubles it."""
 
     def connect_seconds(self, usually: float) -> float:
-        """How long connecting may take."""
+        """The time limit for connecting."""
         longer = max(usually * (2 if self.failed_last else 1), (self.usual_connect_seconds or 0.0) * SLOWER_BY)
         return min(longer, LONGEST_CONNECT_SECONDS)
 
     @property
     def statement_seconds(self) -> float:
-        """How long measuring it may take."""
+        """The time limit for measuring."""
         if self.usual_seconds is None:
             enough = STATEMENT_SECONDS
         else:
@@ -355,26 +383,26 @@ class ProbeHistory:
 
     @property
     def patience_seconds(self) -> float:
-        """How long it keeps its worker."""
+        """How long the server keeps its worker."""
         return max((self.usual_seconds or 0.0) * 2, PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A server to be measured, and its probe history."""
+    """A server to be measured."""
 
     instance_id: int
     server: Server
     history: ProbeHistory = field(default_factory=ProbeHistory)
     measured_before: bool = False
-    """Whether it has a sample of this day already."""
+    """Whether it already has a sample of this day."""
     with_objects: bool = False
     """Whether its tables and indexes are due."""
 
 
 @dataclass
 class _MeasurementInProgress:
-    """The stages of a measurement by the monotonic clock, and what is known already; read while it goes on."""
+    """The stages of a measurement by the monotonic clock; other threads read them while it goes on."""
 
     task: Task
     connect_seconds: float
@@ -406,7 +434,7 @@ class _MeasurementInProgress:
         return self.connected is not None and not self.go.is_set()
 
     def wait(self) -> None:
-        """Wait for a worker; raises MeasureError if it was given up."""
+        """Wait for a worker; raises MeasureError if the server is given up."""
         self.go.wait()
         if self.given_up:
             raise _day_over()
@@ -425,7 +453,7 @@ class _MeasurementInProgress:
 
 
 def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str], *, with_facts: bool) -> Measurement:
-    """Connect, wait for a worker and measure every database; raises MeasureError: nothing is known of it then."""
+    """Connect, wait for a worker, and measure every database; raises MeasureError."""
     engine = engine_named(one.task.server.engine)
     session = _Session(engine, access)
     try:
@@ -444,7 +472,7 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         objects = possible_objects(_objects_of(session, names)) if one.task.with_objects else NO_OBJECTS
         return replace(measured, limits=limits, parts=parts, objects=objects)
     except Exception as error:  # noqa: BLE001 -- see below
-        # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
+        # Drivers raise what they like, down to errors of the operating system; other servers are not affected.
         known = engine.failure(error)
         if known.kind is FailureKind.TIMEOUT:
             connected = one.connected is not None
@@ -465,14 +493,14 @@ class FleetMeasurement:
     workers: int
     connect_seconds: float = CONNECT_SECONDS
     with_facts: bool = False
-    """Whether outcomes have the version and encryption of the server."""
+    """Whether outcomes include the version and encryption of the server."""
 
     def outcomes(
         self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True
     ) -> Iterator[ProbeOutcome | None]:
-        """Yield the outcome of each task when it is known, and None from time to time in between.
+        """Yield the outcome of each task as soon as it is known, and None from time to time in between.
 
-        Once `may_begin` returns false no further server is measured: the rest fail, because the day is over.
+        Once `may_begin` returns false, the remaining servers fail, because the day is over.
         """
         waiting = sorted(tasks, key=lambda task: not task.history.failed_last)
         waiting.reverse()
@@ -496,7 +524,7 @@ class FleetMeasurement:
     def _assign_workers(
         self, running: dict[int, _MeasurementInProgress], may_begin: Callable[[], bool]
     ) -> Iterator[ProbeOutcome]:
-        """Start waiting servers on free workers; yield the outcome of each that can no longer start today."""
+        """Give free workers to waiting servers; yield the outcome of those that can no longer begin today."""
         everything = list(running.values())
         free = self.workers - sum(one.holds_worker for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:
@@ -515,7 +543,7 @@ class FleetMeasurement:
         def work() -> None:
             done.put((task.instance_id, self._outcome(one)))
 
-        # A daemon, which does not keep the process from ending: a driver may hang for ever.
+        # A daemon thread does not keep the process alive: a driver may hang forever.
         threading.Thread(target=work, name=f"measure {task.server.name}", daemon=True).start()
         return one
 
@@ -530,7 +558,7 @@ class FleetMeasurement:
             return replace(self._ended(one), **{name.name: getattr(measured, name.name) for name in fields(measured)})
         except MeasureError as error:
             return self._failed(one, error)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
+        except Exception as error:  # noqa: BLE001 -- other servers are not affected
             return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
     def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
@@ -550,7 +578,7 @@ class FleetMeasurement:
     def _finished(
         self, running: dict[int, _MeasurementInProgress], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
     ) -> Iterator[ProbeOutcome]:
-        """Yield finished outcomes, and fail overdue servers, whose later outcome is ignored."""
+        """Yield finished outcomes, and failures of overdue servers, whose later outcome is ignored."""
         timeout = POLL_SECONDS
         while running:
             try:
@@ -568,4 +596,4 @@ class FleetMeasurement:
 
 
 def _day_over() -> MeasureError:
-    return MeasureError(FailureKind.DAY_OVER, "the day was over before its turn came")
+    return MeasureError(FailureKind.DAY_OVER, "the day ended before its turn came")

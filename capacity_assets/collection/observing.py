@@ -1,4 +1,4 @@
-"""Observes raw tables: a version for each of the newest days, the days with samples, and whether samples stopped."""
+"""Observes raw tables: data versions of the newest days, the days with samples, and whether samples stopped."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ from capacity_assets.base.errors import database_errors
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import is_distributed
 
-# Each day is an event: few, and late corrections are followed by the records of the database anyway.
+# Each day is an event in Dagster, so few. Later corrections are followed by the records of the database.
 OBSERVED_DAYS = 7
-# Not 0: the samples of today may arrive later in the day.
+# Not 0, because samples may arrive later in the day.
 NEWEST_AGE_DAYS = 1
 STOPPED_ADVICE = "Check the runs of collection_job, or the application that writes this table."
 
 
 def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
-    """Return for each of the newest days, in order, number, sum and time of change of its samples, as a text.
-
-    Raises DatabaseError.
-    """
+    """Return number, sum and time of change of the samples of the newest days as a text; raises DatabaseError."""
     table = raw.table
     figures = (func.count(), func.sum(table.c[raw.summed]), func.max(table.c[raw.changed]))
     query = (
@@ -40,7 +37,7 @@ def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]
 
 
 def days_with_samples(engine: Engine, table: Table, first: date, before: date) -> list[date]:
-    """Return the days from `first` and before `before` with a row, one step of the index each; raises DatabaseError."""
+    """Return the days from `first` until before `before` with a row, each from the index; raises DatabaseError."""
     with database_errors(doing=f"reading {table.name}"), engine.connect() as connection:
         parameters = {"first": first, "before": before}
         days = _DISTINCT_DAYS if is_distributed(engine) else _DAYS
@@ -59,7 +56,7 @@ SELECT day FROM days WHERE day IS NOT NULL
 """
 
 
-# Where rows are distributed, a query may not refer to itself.
+# On distributed tables, a query may not be recursive.
 _DISTINCT_DAYS = """
 SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND collected_date < :before ORDER BY 1
 """
@@ -67,7 +64,7 @@ SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND c
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest day up to today with a sample in a raw table of sizes; None if there is none."""
+    """The newest day, up to today, with a sample in a raw table of sizes; None: there is none."""
 
     table: str
     day: date | None
@@ -75,7 +72,7 @@ class Newest:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether samples have stopped arriving. False for a table that never had a sample."""
+        """Whether samples have stopped arriving; a table without any has not stopped."""
         return self.day is not None and (self.today - self.day).days > NEWEST_AGE_DAYS
 
     @property
@@ -92,9 +89,9 @@ class Newest:
 
 
 def newest_samples(engine: Engine, today: date) -> list[Newest]:
-    """Return the newest day with samples of each raw table of sizes, from its index; raises DatabaseError.
+    """Return the newest day with samples of each raw table of sizes; raises DatabaseError.
 
-    Future days do not count: a clock that was once wrong could otherwise hide missing samples for weeks.
+    Days in the future do not count: a sample from a wrong clock would hide missing ones for weeks.
     """
     newest_by_table = []
     with database_errors(doing="looking for the newest samples"), engine.connect() as reader:
@@ -106,5 +103,5 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
 
 
 def _moment(changed: datetime | None) -> str:
-    """Tables of the legacy application allow a row without a time of change."""
+    """Return a time as text; rows in tables of the legacy application may have none."""
     return "no time" if changed is None else f"{changed:%Y-%m-%dT%H:%M:%S.%f}"

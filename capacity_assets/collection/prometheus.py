@@ -1,7 +1,7 @@
-"""Prometheus-compatible servers: how the file of sources names them, and what their HTTP API answers.
+"""Prometheus-compatible servers: their declaration in the file CAPACITY_VOLUME_SOURCES, and their HTTP API.
 
-CAPACITY_VOLUME_SOURCES names the file. An instant query says what is known now, a range query one value per day, the
-last within the day (https://prometheus.io/docs/prometheus/latest/querying/api). An error is one sentence.
+An instant query returns the values of now; a range query returns one value per day, the last one of the day.
+https://prometheus.io/docs/prometheus/latest/querying/api. The text of an error is one sentence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class PrometheusSource:
-    """One Prometheus-compatible server: its queries, and which labels name the server, the volume and the database.
+    """A Prometheus-compatible server: its queries, and the labels for server, volume and database.
 
-    `total` and `free` are of volumes: `free` is the space that the server can still use, `used` is needed if part of
-    the remainder is a reserve. `sizes` is of databases, in bytes; the collection does not ask it, imports do.
+    `total` and `free` are bytes of volumes: `free` is what the server can still use; `used` is needed if part of the
+    rest is a reserve. `sizes` are bytes of databases, which imports read and the collection does not.
 
-    `servers` maps a label's value to the name of a registered server; what is not in it is taken as the name itself,
-    with or without a port. `volume` is the name of the volume where no label has it.
+    `servers` maps values of the label to names of registered servers; any other value is a name itself, with or without
+    a port. `volume` is the name of the volume if no label has it.
     """
 
     __pydantic_config__ = NO_OTHER_NAMES
@@ -60,15 +60,15 @@ class PrometheusSource:
 
     @property
     def volume_queries(self) -> list[str]:
-        """Those of volumes: total, free and perhaps used; empty where it knows none."""
+        """The queries for total, free and possibly used; empty without volumes."""
         return [query for query in (self.total, self.free, self.used) if query is not None]
 
     def server_of(self, label: str, known: Collection[str]) -> str | None:
-        """Return the registered server that a label's value stands for."""
+        """Return the registered server for a value of the label; None: there is none."""
         return next((name for name in self._names(label) if name in known), None)
 
     def server_meant(self, label: str, known: Collection[str]) -> str:
-        """Return it, or the name under which it would have to be registered."""
+        """Return the registered server, or the name that it would need."""
         return self.server_of(label, known) or self.servers.get(label) or label.rpartition(":")[0] or label
 
     def _names(self, label: str) -> tuple[str | None, ...]:
@@ -88,9 +88,9 @@ def _source(values: Mapping[str, object]) -> PrometheusSource:
     if (source.total is None) != (source.free is None) or (source.used is not None and source.total is None):
         raise ValidationError("total and free go together, and used goes with them.")
     if source.total is None and source.sizes is None:
-        raise ValidationError("it has no query; write total and free for volumes, sizes for databases, or all three.")
+        raise ValidationError("it has no query; write total and free for volumes, sizes for databases, or both.")
     if source.password_from and source.token_from:
-        raise ValidationError("password_from and token_from are two ways to log in; write one of them.")
+        raise ValidationError("password_from and token_from exclude each other; write one of them.")
     for reference in (source.password_from, source.token_from):
         if reference:
             checked_reference(reference)
@@ -101,20 +101,20 @@ TIMEOUT_SECONDS = 15.0
 MOST_BYTES = 16 * 1024 * 1024
 SHOWN = 200
 DAY_SECONDS, EVERY_SECONDS = 86_400, 300
-# A refused query has one of these, and the reason as JSON.
+# A refused query has one of these states, and the reason as JSON.
 ANSWERED = (200, 400, 422, 503)
 
 
 class SourceError(CapacityError):
-    """A source could not be asked, or its answer makes no sense; the text holds no secret."""
+    """A source could not be read; the text holds no secret."""
 
 
 class TooMuchError(SourceError):
-    """A source refuses a query, answers too much, or too late; for fewer days it may not."""
+    """A source refuses a query, or answers too much or too late; fewer days may succeed."""
 
 
 def login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]:
-    """Return the headers that log in; raises CredentialError if its password cannot be looked up."""
+    """Return the headers that log in; raises CredentialError if the password cannot be read."""
     if source.token_from:
         return {"Authorization": f"Bearer {password_of(source.token_from, secrets)}"}
     if source.password_from:
@@ -124,7 +124,7 @@ def login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]
 
 
 def values_now(source: PrometheusSource, query: str, headers: Mapping[str, str]) -> dict[Labels, float]:
-    """Return the values of an instant query by their labels; raises SourceError."""
+    """Return the values of an instant query by labels; raises SourceError."""
     answer = _answer(source, "query", {"query": query}, headers)
     try:
         return {_labels(one): float(one["value"][1]) for one in answer["data"]["result"]}
@@ -137,14 +137,14 @@ def values_now(source: PrometheusSource, query: str, headers: Mapping[str, str])
 def values_by_day(
     source: PrometheusSource, query: str, headers: Mapping[str, str], days: Sequence[date], zone: ZoneInfo
 ) -> dict[date, dict[Labels, str]]:
-    """Return the last value of each day by labels, as text; days without one are left out.
+    """Return the last value of each day by labels, as text; days without a value are missing.
 
-    The query is evaluated every five minutes, and may be any expression. `days` follow one another, and are of equal
-    length, as those of `pages_of_days`. Raises TooMuchError and SourceError.
+    The query may be any expression, and is evaluated every five minutes. `days` are consecutive and of equal length, as
+    `pages_of_days` yields them. Raises TooMuchError and SourceError.
     """
     ends = {_midnight(day + timedelta(days=1), zone): day for day in days}
     length = next(iter(ends)) - _midnight(days[0], zone)
-    # Without the midnight before, which looks back into the day before.
+    # The midnight before is left out, because its value is of the day before.
     asked = {
         "query": f"last_over_time(({query})[{length - EVERY_SECONDS + 1}s:{EVERY_SECONDS}s])",
         **{"start": min(ends), "end": max(ends), "step": DAY_SECONDS},
@@ -164,7 +164,7 @@ def values_by_day(
 
 
 def pages_of_days(first: date, last: date, zone: ZoneInfo, most: int) -> Iterator[list[date]]:
-    """Yield the days in pages of at most so many, each of days of equal length: a change of the clock is alone."""
+    """Yield the days in pages of at most `most`; a day on which the clock changes is a page of its own."""
     page: list[date] = []
     for number in range((last - first).days + 1):
         day = first + timedelta(days=number)
@@ -185,7 +185,7 @@ def _midnight(day: date, zone: ZoneInfo) -> int:
 
 
 def _plain(value: str) -> str:
-    """Write whole numbers as such: 8.5e+09 as 8500000000."""
+    """Return a whole number without an exponent: 8.5e+09 as 8500000000."""
     number = float(value)
     return str(int(number)) if math.isfinite(number) else value
 
@@ -221,7 +221,7 @@ def _body(url: str, headers: Mapping[str, str]) -> bytes:
         kind = TooMuchError if isinstance(error, LateError) else SourceError
         raise kind(f"it does not answer ({str(error)[:SHOWN]})") from None
     if answer.status not in ANSWERED:
-        redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
+        redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- states of HTTP
         raise SourceError(f"it answers {answer.status}{redirects}")
     if len(answer.body) > MOST_BYTES:
         raise TooMuchError(f"its response is larger than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")

@@ -1,8 +1,8 @@
-"""The registered servers: how they are declared, how to reach them, and how each one was last measured.
+"""The registry of servers: how they are declared and reached, and how each one was last measured.
 
-They are rows of `instances` and `capacity_collection_targets`. A server without a row in the second table is known and
-aggregated, but not measured from here. Passwords are never stored, only where they are. A file that declares servers
-(TOML with one table per server, or CSV with one row per server) is checked as a whole before anything is registered.
+Servers are rows of `instances` and `capacity_collection_targets`. A server without a row in the second table is known
+and aggregated, but not measured here. Passwords are never stored, only where they are. A file that declares servers,
+TOML with a table or CSV with a row per server, is checked as a whole before anything is registered.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Server:
-    """A server as it is registered for collection; what is None takes the engine's default, or is not needed."""
+    """A server as it is registered for collection; None is the engine's default, or not needed."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -85,15 +85,15 @@ class Server:
 
     @property
     def place(self) -> str:
-        """Host and port as people write them."""
+        """Host and port, or the socket."""
         return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
 
 
 def complete(server: Server) -> Server:
-    """Return the server with the defaults of its engine filled in, every value checked.
+    """Return the server with the defaults of its engine.
 
     Raises:
-        ValidationError: a value cannot work; the text names it, but never what may be a password.
+        ValidationError: a value cannot work; the text never repeats what may be a password.
     """
     engine = engine_named(server.engine)
     port = engine.default_port if server.port is None else server.port
@@ -131,16 +131,16 @@ def complete(server: Server) -> Server:
     return replace(server, port=port, tls=tls, sizing=sizing)
 
 
-# What a server can hold, GiB or unlimited: a declared limit, and no part of how it is reached.
+# A declared limit of the server in GiB, or unlimited; not part of how it is reached.
 LIMIT = "limit_gb"
-# Labels: a table of TOML, and in CSV one column per key.
+# Labels are a table in TOML, and one column per key in CSV.
 LABELS, LABEL_COLUMN = "labels", "label_"
-# What people write for a password; refused, and never repeated.
+# Names under which people write a password; refused, and never repeated.
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
 class Declarations(NamedTuple):
-    """What a file of servers declares: the servers, and limits and labels of whole servers beside them."""
+    """What a file of servers declares: servers, and limits and labels of whole servers."""
 
     servers: list[Server]
     limits: list[Limit]
@@ -148,10 +148,9 @@ class Declarations(NamedTuple):
 
 
 def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> Declarations:
-    """Read a file; labels (`labels`, in CSV `label_KEY`) only with `label_keys`.
+    """Read a file; labels (`labels`, in CSV `label_KEY`) are read if there are `label_keys`.
 
-    Raises:
-        ValidationError: the file cannot be read, or a declaration is wrong; all problems are reported together.
+    Raises ValidationError with all problems: the file cannot be read, or declarations are wrong.
     """
 
     def read(values: Mapping[str, Any]) -> tuple[Server, list[Limit], list[Label]]:
@@ -188,7 +187,7 @@ def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
         raise ValidationError(f"{unknown[0]!r} is not one of the tables [defaults], [defaults.ENGINE] and [[servers]].")
     listed, defaults = document.get("servers", []), document.get("defaults", {})
     if not isinstance(listed, list) or not isinstance(defaults, dict) or not all(isinstance(s, dict) for s in listed):
-        raise ValidationError("Write servers as [[servers]], each with its own lines, and defaults as [defaults].")
+        raise ValidationError("Write each server as a table [[servers]], and defaults as [defaults].")
     strangers = sorted(name for name, value in defaults.items() if isinstance(value, dict) and name not in engines())
     if strangers:
         raise ValidationError(f"[defaults.{strangers[0]}]: there is no such engine; known are {', '.join(engines())}.")
@@ -216,21 +215,21 @@ NOT_NULL_VIOLATION = "23502"
 
 @dataclass(frozen=True)
 class Registered:
-    """A row of the registry: the server, and what is known of it beside how to reach it."""
+    """A row of the registry."""
 
     id: int
     server: Server
     active: bool
-    """In service: measured, if it can be, and aggregated."""
+    """Whether it is in service: aggregated, and measured if it is collected."""
     is_collected: bool
     declared_at: datetime | None = None
-    """When it was registered for collection or changed last; None: it is filled elsewhere."""
+    """When it was last registered for collection; None: it is filled elsewhere."""
     declared_by: str | None = None
-    """Who did that; None: not known."""
+    """Who registered it; None: unknown."""
 
     @property
     def state(self) -> str:
-        """In one word."""
+        """The state in two words."""
         if not self.active:
             return "disabled"
         return "measured here" if self.is_collected else "filled elsewhere"
@@ -268,7 +267,7 @@ _REGISTRY = (
 
 
 def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
-    """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
+    """Return all servers or the named ones, by name; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry"), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).mappings().all()
     known = ("id", "active", "is_collected", "declared_at", "declared_by")
@@ -282,14 +281,14 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
     if unknown:
         close = meant(unknown[0], (one.server.name for one in servers))
         raise NotFoundError(
-            f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` has them."
+            f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
         )
     return [one for one in servers if one.server.name in names]
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a registration did, or would do, by name of server."""
+    """The names of servers that a registration added, changed, and so on, or would in a dry run."""
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
@@ -306,10 +305,9 @@ def register(
     by: str | None = None,
     dry_run: bool = False,
 ) -> Changes:
-    """Add servers and change those that are there, in one transaction; `by` declares them.
+    """Add servers, or change those that exist, in one transaction; `by` declares them. A dry run writes nothing.
 
-    `disable_others` takes the rest of those that are measured here out of service. A disabled server stays so.
-    Nothing is written with `dry_run`.
+    `disable_others` takes other servers that are measured here out of service. A disabled server remains disabled.
 
     Raises:
         ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
@@ -330,9 +328,9 @@ def register(
     except DATABASE_FAILURES as error:
         if sqlstate_of(error) == NOT_NULL_VIOLATION:
             raise DatabaseError(
-                f"The table instances belongs to another application too, which fills more of it: {reason_of(error)}. "
-                "Nothing was registered. Register the server there, then `capacity instances add NAME` adds how to "
-                "reach it."
+                "The table instances also belongs to another application, with columns of its own: "
+                f"{reason_of(error)}. Nothing was registered. Register the server there; `capacity instances add NAME` "
+                "then adds how to reach it."
             ) from error
         raise database_error(error, doing="registering servers", kept="Nothing was registered.") from error
     return changes
@@ -340,19 +338,15 @@ def register(
 
 def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disable_others: bool) -> Changes:
     known = {name: one.server for name, one in before.items() if one.is_collected}
-    names = {server.name for server in wanted}
+    names = [server.name for server in wanted]
+    others = [name for name, one in before.items() if one.active and one.is_collected and name not in names]
+    unchanged = [server.name for server in wanted if known.get(server.name) == server]
     return Changes(
-        added=tuple(server.name for server in wanted if server.name not in before),
-        changed=tuple(server.name for server in wanted if server.name in before and known.get(server.name) != server),
-        unchanged=tuple(server.name for server in wanted if known.get(server.name) == server),
-        out_of_service=tuple(
-            server.name for server in wanted if server.name in before and not before[server.name].active
-        ),
-        disabled=tuple(
-            name
-            for name, one in before.items()
-            if disable_others and one.active and one.is_collected and name not in names
-        ),
+        added=tuple(name for name in names if name not in before),
+        changed=tuple(name for name in names if name in before and name not in unchanged),
+        unchanged=tuple(unchanged),
+        out_of_service=tuple(name for name in names if name in before and not before[name].active),
+        disabled=tuple(others if disable_others else ()),
     )
 
 
@@ -368,7 +362,7 @@ def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[
             connection.execute(update(instances).where(instances.c.id == known).values(**values))
         ids[server.name] = known
         _write_target(connection, known, server, by)
-    # After all are there: a server may be counted by one that is declared below it.
+    # At the end, because a server may be counted by one that is declared below it.
     for server in wanted:
         counted_by = _id_of(connection, ids, server)
         connection.execute(update(instances).where(instances.c.id == ids[server.name]).values(counted_by=counted_by))
@@ -387,7 +381,7 @@ def _write_target(connection: Connection, instance_id: int, server: Server, by: 
 
 
 def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int | None:
-    """Return the id of the server that counts this one, which must count itself: chains would hide both."""
+    """Return the number of the server that counts this one; it must count itself, or both would be hidden."""
     if server.counted_by is None:
         return None
     query = select(instances.c.id, instances.c.counted_by).where(instances.c.name == server.counted_by)
@@ -407,9 +401,9 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
 
 
 def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
-    """Delete the connection settings and the attempts of servers; return those whose history keeps them registered.
+    """Delete the connection settings and attempts of servers; return those that remain because of their history.
 
-    A server without samples and aggregates is deleted, unless another one is counted by it; the others are disabled.
+    A server without samples and aggregates is deleted, unless it counts another one; the others are disabled.
 
     Raises:
         NotFoundError: one of the names is not registered; nothing was changed.
@@ -438,7 +432,7 @@ RETURNING i.id
 
 
 def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: bool = False) -> None:
-    """Take servers out of service or put them back; history stays either way.
+    """Take servers out of service or put them back. Their history is kept.
 
     Raises:
         NotFoundError: one of the names is not registered; nothing was changed.
@@ -463,7 +457,7 @@ class FailingServer:
 
 @dataclass(frozen=True)
 class Standing:
-    """Servers registered for collection and in service, by the outcome of the newest day of attempts."""
+    """The servers in service that are registered for collection, by outcome on the newest day of attempts."""
 
     registered: int
     day: date | None
@@ -473,7 +467,7 @@ class Standing:
 
     @property
     def text(self) -> str:
-        """In a sentence."""
+        """The state in a sentence."""
         if not self.registered:
             return (
                 "Collection: no server is measured from here; samples are imported, or another application writes them."
@@ -488,7 +482,7 @@ class Standing:
 
 
 def standing(engine: Engine) -> Standing:
-    """Read the state of the collection; raises DatabaseError."""
+    """Return the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection"), engine.connect() as connection:
         parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
         counts = connection.execute(with_parts(_COUNTS, **parts)).one()
@@ -497,7 +491,7 @@ def standing(engine: Engine) -> Standing:
 
 
 def last_attempts(engine: Engine) -> dict[int, Row[Any]]:
-    """Return the day of each server's last collection and its last attempt's failure; raises DatabaseError."""
+    """Return the day of the last collection and the last failure of each server; raises DatabaseError."""
     with database_errors(doing="reading the collection"), engine.connect() as connection:
         return {row.instance_id: row for row in connection.execute(text(_LAST_ATTEMPTS))}
 

@@ -1,11 +1,11 @@
-"""`CollectionService`: measures the registered servers for today and stores the sizes. Assets and commands use it.
+"""The collection: measures the registered servers for today and stores the sizes. Assets and commands use it.
 
-Only today can be measured: no server reports how large a database was on an earlier day. A second run of a day measures
-the servers that failed; with `again`, all of them. Batches are committed while others are still being measured, so a
-run that is killed loses at most the last seconds.
+Only today can be measured, because no server reports how large a database was on an earlier day. A second run on a day
+measures the servers that failed, or all of them with `again`. Batches are committed while other servers are measured,
+so a run that is killed loses the last seconds at most.
 
-Several runs or several places may share a fleet. A share is written `2/4`, the second of four, or `zone=eu`, the
-servers with that label, and `zone=` those without one; CAPACITY_COLLECTION_SHARES says which shares there are.
+Several runs or several places may share a fleet. A share is written as `2/4`, the second of four, `zone=eu`, the
+servers with that label, or `zone=`, those without it. CAPACITY_COLLECTION_SHARES lists the shares.
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Executable, Row, text
 
-from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import MOST_SHARES
-from capacity_assets.base.units import counted
-from capacity_assets.collection.measuring import CONNECT_SECONDS, FleetMeasurement, ProbeContext, ProbeHistory, Task
-from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
+from capacity_assets.base.units import counted, first_of, human_day
+from capacity_assets.collection.engines.base import NAMED, FailureKind
+from capacity_assets.collection.measuring import (
+    CONNECT_SECONDS,
+    FleetMeasurement,
+    ProbeContext,
+    ProbeHistory,
+    ProbeOutcome,
+    Task,
+)
 from capacity_assets.collection.servers import Registered, registered
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
@@ -42,7 +50,7 @@ HOW_TO_WRITE = "write 2/4 for the second of four shares, zone=eu for servers wit
 
 @dataclass(frozen=True)
 class Share:
-    """Some of the servers: those whose number leaves a remainder, or those with a label."""
+    """Some of the servers: those whose number has a certain remainder, or those with a label."""
 
     name: str
     number: int = 0
@@ -51,26 +59,26 @@ class Share:
     value: str | None = None
 
     def holds(self, server_id: int, labels: Mapping[int, str]) -> bool:
-        """Whether a server belongs to it; `labels` has the values of its key, by server."""
+        """Whether a server belongs to the share; `labels` are the values of its key by server."""
         if self.key is None:
             return server_id % self.of == self.number
         return labels.get(server_id) == self.value
 
 
 def share_named(name: str) -> Share:
-    """Read a share; raises ValidationError that says how one is written."""
+    """Return the share with a name; raises ValidationError that says how to write one."""
     numbered, labelled = _NUMBERED.fullmatch(name), _LABELLED.fullmatch(name)
     if labelled:
         return Share(name, key=labelled[1], value=labelled[2] or None)
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
     if not 1 <= number <= of <= MOST_SHARES:
         raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
-    # Named alike however it was written: a share has one lock.
+    # `02/4` is the same share, and has the same lock.
     return Share(f"{number}/{of}", number=number - 1, of=of)
 
 
 def chosen_by(engine: Engine, share: Share, server_ids: Sequence[int], day: date) -> set[int]:
-    """Return those of the servers that belong to a share, by the labels that hold on a day; raises DatabaseError."""
+    """Return the servers that belong to a share, by their labels on a day; raises DatabaseError."""
     labels: dict[int, str] = {}
     if share.key is not None:
         with (
@@ -88,12 +96,159 @@ WHERE key = :key AND database_pattern = '' AND value IS NOT NULL AND valid_from 
 """
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A server that was not measured."""
+
+    server: str
+    kind: FailureKind
+    reason: str
+
+    def __str__(self) -> str:
+        """As one line."""
+        return f"{self.server}: {self.kind}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """The collection of a day; total = processed + failed + skipped servers, where skipped ones were measured before.
+
+    `kept_instances` failed, but have a sample from an earlier run of the day. `measured_*` is what this run measured;
+    the other sums are of what is stored for the day. `not_counted` names what has no known size, by server; `left_out`
+    counts servers by the name of an excluded database. `unknown_limits`, `unknown_parts` and `unknown_objects` say by
+    server, or source of volumes, what is unknown and why. `object_databases` counts the databases whose tables and
+    indexes were measured now.
+    """
+
+    day: date
+    processed_instances: int = 0
+    failed_instances: int = 0
+    skipped_instances: int = 0
+    kept_instances: int = 0
+    measured_databases: int = 0
+    measured_size_mb: int = 0
+    database_count: int = 0
+    total_size_mb: int = 0
+    failures: tuple[Failure, ...] = ()
+    not_counted: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    unknown_limits: tuple[str, ...] = ()
+    unknown_parts: tuple[str, ...] = ()
+    imported_volumes: int = 0
+    object_databases: int = 0
+    unknown_objects: tuple[str, ...] = ()
+    filled_elsewhere: int = 0
+    duration_seconds: float = 0.0
+
+    @property
+    def total_instances(self) -> int:
+        """The number of servers to be measured."""
+        return self.processed_instances + self.failed_instances + self.skipped_instances
+
+    @property
+    def everything_failed(self) -> bool:
+        """Whether every server failed, and the day has no sample."""
+        return self.failed_instances > self.kept_instances and not (self.processed_instances or self.skipped_instances)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the day has no sample: every server failed, or none is registered."""
+        return self.everything_failed or not self.total_instances
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Failed if any server failed, else skipped if none was measured now."""
+        if self.failed_instances:
+            return AggregationStatus.FAILED
+        return AggregationStatus.COMPLETED if self.processed_instances else AggregationStatus.SKIPPED
+
+    @property
+    def message(self) -> str:
+        """The outcome in a few sentences."""
+        if not self.total_instances:
+            return "No server is registered for collection: `capacity instances add` registers one."
+        done = self.processed_instances + self.skipped_instances
+        earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
+        parts = [f"{human_day(self.day)}: {done:,} of {counted(self.total_instances, 'server')} measured{earlier}."]
+        if self.processed_instances:
+            was = "was" if self.measured_databases == 1 else "were"
+            parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")
+        if self.failed_instances:
+            has = "has" if self.failed_instances == 1 else "have"
+            kept = f", but for {self.kept_instances:,} with that of an earlier run" if self.kept_instances else ""
+            stored = "; the others are stored" if done else ""
+            parts.append(
+                f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
+                "Run the same command again to measure those."
+            )
+        if self.not_counted:
+            named = first_of(self.not_counted, NAMED)
+            parts.append(f"Not counted, because no size is reported: {named}.")
+        if self.filled_elsewhere:
+            more = counted(self.filled_elsewhere, "further active server")
+            parts.append(f"Not measured from here, because no address is registered: {more}.")
+        return " ".join(parts)
+
+    def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
+        """Return the summary with further outcomes, of whose sizes only sums are kept."""
+        collected = [one for one in outcomes if one.collected]
+        failures = [Failure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
+        named: Mapping[str, Iterable[tuple[str, str]]] = {
+            "not_counted": ((one.server, what) for one in outcomes for what in one.not_counted),
+            "unknown_limits": ((one.server, one.limits.unknown) for one in collected if one.limits.unknown),
+            "unknown_parts": ((one.server, what) for one in collected for what in one.unknown_parts),
+            "unknown_objects": ((one.server, what) for one in collected for what in one.objects.unknown),
+        }
+        lists: dict[str, Any] = {
+            name: tuple(sorted((*getattr(self, name), *(f"{server}: {what}" for server, what in further))))
+            for name, further in named.items()
+        }
+        left_out = Counter(self.left_out) + Counter(name for one in outcomes for name in one.left_out)
+        return replace(
+            self,
+            processed_instances=self.processed_instances + len(collected),
+            failed_instances=self.failed_instances + len(failures),
+            kept_instances=self.kept_instances + sum(outcome.keeps_sample for outcome in outcomes),
+            measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
+            measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
+            object_databases=self.object_databases + sum(len(one.objects.databases) for one in collected),
+            failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
+            left_out=dict(sorted(left_out.items())),
+            **lists,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values for JSON and metadata; lists are cut, their numbers are exact."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        lists = {name: list(getattr(self, name)[:MAXIMUM_LISTED_ERRORS]) for name in LISTS}
+        return {
+            "status": self.status.value,
+            "collected_date": self.day.isoformat(),
+            **numbers,
+            "errors": [str(failure) for failure in self.failures[:MAXIMUM_LISTED_ERRORS]],
+            "error_count": len(self.failures),
+            **lists,
+            **{f"{name}_count": len(getattr(self, name)) for name in LISTS},
+            "left_out": dict(self.left_out),
+            "message": self.message,
+            "duration_seconds": round(self.duration_seconds, 3),
+        }
+
+
+# What JSON and metadata show of a summary.
+NUMBERS = (
+    *("total_instances", "processed_instances", "failed_instances", "skipped_instances"),
+    *("database_count", "total_size_mb", "imported_volumes", "object_databases"),
+)
+LISTS = ("not_counted", "unknown_limits", "unknown_parts", "unknown_objects")
+
+
 logger = logging.getLogger(__name__)
 
 ALL = "all"
 BATCH_SERVERS = 200
 BATCH_SECONDS = 5.0
-# How many days back a server's usual time is looked for.
+# The days from which a server's usual time is taken.
 HISTORY_DAYS = 14
 
 Progress = Callable[[ProbeOutcome, int], None]
@@ -101,7 +256,7 @@ Progress = Callable[[ProbeOutcome, int], None]
 
 @dataclass(frozen=True)
 class CollectionService:
-    """Measures for today, `workers` servers at a time."""
+    """Measures and stores the sizes of today, `workers` servers at a time."""
 
     engine: Engine
     clock: Clock
@@ -111,7 +266,7 @@ class CollectionService:
     volume_sources: Path | None = None
     connect_seconds: float = CONNECT_SECONDS
     objects: Sequence[str] = ()
-    """Whose tables and indexes are measured: names of servers, labels KEY=VALUE, or `all`."""
+    """The servers whose tables and indexes are measured: names, labels KEY=VALUE, or `all`."""
     objects_days: int = 7
 
     def collect(
@@ -123,7 +278,7 @@ class CollectionService:
         share: Share | None = None,
         progress: Progress = lambda _outcome, _left: None,
     ) -> CollectionSummary:
-        """Measure servers (all that are registered, a share of them, or the named ones) for `day`: it must be today.
+        """Measure all registered servers, a share of them, or the named ones, for `day`, which must be today.
 
         `progress` is called with each outcome and the number of servers left.
 
@@ -131,7 +286,7 @@ class CollectionService:
             ValidationError: `day` is not today, or a named server is not in service or not registered for collection.
             NotFoundError: a named server does not exist.
             LockHeldError: another collection or import is at work.
-            DatabaseError: the capacity database failed; batches stored before are kept, the same again continues.
+            DatabaseError: the capacity database failed; stored batches are kept, and another run continues.
         """
         self._refuse_another_day(day)
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
@@ -148,7 +303,7 @@ class CollectionService:
         return summary
 
     def _with_imported(self, summary: CollectionSummary) -> CollectionSummary:
-        """Fetch volumes from elsewhere, once sizes are stored: no source keeps these from being there."""
+        """Fetch volumes from monitoring systems, after sizes are stored: no source delays these."""
         if self.volume_sources is None:
             return summary
         fetched = fetch_volumes(self.engine, summary.day, self.volume_sources, self.context.secrets)
@@ -156,7 +311,7 @@ class CollectionService:
         return replace(summary, unknown_limits=unknown, imported_volumes=len(fetched.volumes))
 
     def _stored(self, day: date) -> tuple[int, int]:
-        """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""
+        """Return the number and MiB of databases stored for the day on servers measured here, by any run."""
         [row] = self._read(with_parts(_STORED, in_service=SERVERS_IN_SERVICE), {"day": day}, "adding up the day")
         return int(row.database_count), int(row.total_size_mb)
 
@@ -165,7 +320,7 @@ class CollectionService:
         return any(one.active and one.is_collected for one in registered(self.engine))
 
     def left(self, day: date, share: Share | None = None) -> int:
-        """Count the servers in service, or of a share, that are left to be measured on a day; raises DatabaseError."""
+        """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         query = with_parts(_LEFT, in_service=SERVERS_IN_SERVICE)
         left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
@@ -177,14 +332,14 @@ class CollectionService:
             return
         when = "is over" if day < today else "has not begun"
         raise ValidationError(
-            f"{day} {when}, and a server can only say how large its databases are now. Nothing was measured. Measure "
-            f"today, {today}; samples of other days that were taken elsewhere come in by `capacity import`."
+            f"{day} {when}, and a server only reports how large its databases are now. Nothing was measured. Measure "
+            f"today, {today}; `capacity import` reads samples of other days that were taken elsewhere."
         )
 
     def _tasks(
         self, day: date, names: Sequence[str] | None, *, again: bool, share: Share | None
     ) -> tuple[list[Task], int, int]:
-        """List what is to be measured; also how many were measured before, and how many are none of ours."""
+        """Return what is to be measured, and the numbers of servers measured before and filled elsewhere."""
         servers = registered(self.engine, names)
         if share is not None:
             chosen = chosen_by(self.engine, share, [one.id for one in servers], day)
@@ -202,7 +357,7 @@ class CollectionService:
         return tasks, len(wanted) - len(left), elsewhere
 
     def _due_objects(self, servers: Sequence[Registered], day: date) -> set[int]:
-        """Return the servers whose tables and indexes are to be measured on `day`, some of them again."""
+        """Return the servers whose tables and indexes are due on `day`."""
         if not self.objects or not servers:
             return set()
         named = {word for word in self.objects if "=" not in word}
@@ -217,9 +372,8 @@ class CollectionService:
         return chosen - {row.instance_id for row in rows}
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
-        rows = self._read(
-            text(_HISTORY), {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became"
-        )
+        since = day - timedelta(days=HISTORY_DAYS)
+        rows = self._read(text(_HISTORY), {"day": day, "since": since}, "reading earlier attempts")
         history = {
             row.instance_id: ProbeHistory(
                 row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last), int(row.timeouts)
@@ -259,7 +413,7 @@ class CollectionService:
                 if len(waiting) >= BATCH_SERVERS or (waiting and is_late):
                     write()
         except BaseException as error:
-            # Interrupted by Ctrl-C or by Dagster: what was measured is stored, so that it is not measured again.
+            # Interrupted by Ctrl-C or by Dagster: what was measured is stored, and not measured again.
             if not isinstance(error, Exception):
                 write()
             raise

@@ -1,8 +1,7 @@
 """Stores measurements: many servers per transaction, by COPY and a constant number of statements.
 
-A server's databases and their total, its limits, what lies beside its databases, and its outcome are stored together or
-not at all. The total is the sum and count of the very rows that are stored, so that the two levels agree by
-construction.
+The sizes of a server, their total, its limits, parts and outcome are stored together or not at all. The total is the
+sum and count of the stored rows, so that both levels agree by construction.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.collection.engines.base import FailureKind, Limits, Objects
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.database.engine import copy_rows, judged_day
 from capacity_assets.database.legacy_tables import record_measured
 from capacity_assets.database.sql import temporary_table
@@ -65,9 +64,9 @@ _PARTS = _staged("measured_part", server_part_stats, *_OF_PART)
 
 
 def _store_beside(connection: Connection, day: date, table: Table, staged: Table) -> None:
-    """Store staged limits or parts; a measured server that reports none keeps those of earlier on the day.
+    """Store staged limits or parts; a server that reports none keeps those from earlier on the day.
 
-    What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
+    Rows that are gone are selected first, because a distributed table cannot be compared with a temporary one per row.
     """
     keys = [column.name for column in table.primary_key if column.name != "collected_date"]
     fixed: dict[str, ColumnElement[Any]] = {"collected_date": literal(day)}
@@ -85,7 +84,7 @@ def _store_beside(connection: Connection, day: date, table: Table, staged: Table
     unique = ["collected_date", *keys]
     changes: dict[str, object] = {one: store.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique}
     if "declared_by" in table.c:
-        changes["declared_by"] = null()  # it may have been imported from a file before
+        changes["declared_by"] = null()  # an import from a file may have set it
     connection.execute(store.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
@@ -103,9 +102,9 @@ def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
 
 
 def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Store the largest and the fastest growing objects of each database, and what it holds beside them.
+    """Store the largest and the fastest growing objects of each database, and the sum of its others.
 
-    Objects of an earlier run of the day go: they would not add up to the sizes of this one.
+    Objects from an earlier run of the day are deleted, because they would not add up to the sizes of this one.
     """
     with_objects = [one for one in outcomes if one.objects.databases]
     servers = [one.instance_id for one in outcomes if one.collected]
@@ -140,7 +139,7 @@ CREATE TEMPORARY TABLE measured_others (
 ) ON COMMIT DROP
 """
 _FORGET_OBJECTS = "DELETE FROM object_size_stats WHERE collected_date = :day AND instance_id = ANY (:servers)"
-# Compared with the newest day before: measured twice on a day, a database still shows what grew since.
+# Compared with an earlier day, not with an earlier run of this day.
 _WRITE_OBJECTS = """
 WITH before AS (
     SELECT DISTINCT ON (s.instance_id, s.database_name) s.instance_id, s.database_name, s.object_hashes, s.object_bytes
@@ -197,7 +196,7 @@ FROM measured_object GROUP BY instance_id, database_name
 ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE
 SET object_hashes = excluded.object_hashes, object_bytes = excluded.object_bytes
 """
-# Of each database the newest before this day stays, with which another run of the day compares.
+# The newest ones before this day are kept for another run of the day, which compares with them.
 _FORGET_OBJECT_SIZES = """
 DELETE FROM capacity_object_sizes t
 USING (SELECT s.instance_id, s.database_name, max(s.collected_date) AS newest
@@ -210,14 +209,14 @@ WHERE t.instance_id = kept.instance_id AND t.database_name = kept.database_name 
 logger = logging.getLogger("capacity_assets")
 
 COLLECTED, FAILED = "collected", "failed"
-# A value does not fit, or breaks a rule of the table.
+# A value does not fit, or violates a constraint.
 REFUSED_DATA = ("22", "23")
-# How long attempts are shown, and time limits derived from them.
+# How long attempts are shown, and used for time limits.
 ATTEMPTS_KEPT_DAYS = 90
 
 
 def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Write outcomes of a day in one transaction; raises DatabaseError, and then none of them is written."""
+    """Write outcomes of a day in one transaction; raises DatabaseError, in which case none is written."""
     with (
         database_errors(
             doing="writing samples",
@@ -226,7 +225,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         engine.begin() as connection,
     ):
         _stage(connection, outcomes)
-        # A trigger records each deletion, also of no row.
+        # A trigger records each statement that deletes, even if it deletes no row.
         if connection.execute(text(f"SELECT EXISTS (SELECT 1 {_OTHERS})"), {"day": day}).scalar_one():
             connection.execute(text(f"DELETE {_OTHERS}"), {"day": day})
         for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
@@ -240,10 +239,10 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
 
 
 def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> list[ProbeOutcome]:
-    """Write outcomes; a server whose sizes the tables refuse becomes a failed one, found by halving.
+    """Write outcomes; a server whose values the tables refuse is found by halving, and fails.
 
     Raises:
-        DatabaseError: the database failed for another reason; what was written before was kept.
+        DatabaseError: the database failed for another reason; what was written before is kept.
     """
     try:
         store(engine, day, outcomes)
@@ -278,7 +277,7 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
 
 
 def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Put outcomes into temporary tables, from which the statements take them."""
+    """Copy outcomes into temporary tables."""
     for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES)):
         connection.execute(statement)
     for staged in (_VOLUMES, _CEILINGS, _PARTS):
@@ -289,7 +288,7 @@ def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
     copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
     copy_rows(connection, "COPY measured_part FROM STDIN", _part_rows(outcomes))
-    # Fresh tables have no statistics, and the plans below should know how few rows there are.
+    # New tables have no statistics, without which plans assume too many rows.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
 
@@ -311,7 +310,7 @@ CREATE TEMPORARY TABLE measured_database (
     {staging_columns(DATABASE, "instance_id integer", "database_name varchar(255)")}
 ) ON COMMIT DROP
 """
-# Measured again on the same day, a server may have lost a database since.
+# Databases that were dropped since an earlier run of the day.
 _OTHERS = """
 FROM database_size_stats
 WHERE collected_date = :day
@@ -323,7 +322,7 @@ _WRITE_DATABASES = insert_samples(
     "(SELECT m.*, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at "
     "FROM measured_database m JOIN measured_server s USING (instance_id))",
 )
-# The sum of exact bytes, rounded down once: rounded per database, a server of many small ones would lose megabytes.
+# The sum of bytes is rounded once: rounding each database would lose megabytes on a server with many small ones.
 _WRITE_TOTALS = insert_samples(
     INSTANCE,
     """(
@@ -338,7 +337,7 @@ _WRITE_TOTALS = insert_samples(
     WHERE s.status = 'collected'
     GROUP BY s.instance_id, s.measured_at)""",
 )
-# Imported earlier on the day, and measured now.
+# Samples that were imported earlier on the day.
 _NO_LONGER_IMPORTED = """
 UPDATE capacity_imported_days SET days = days - datemultirange(daterange(:day, :day, '[]'))
 WHERE days @> CAST(:day AS date)
@@ -349,7 +348,7 @@ INSERT INTO capacity_collection_attempts AS a
     (collected_date, instance_id, status, failure, reason, connect_seconds, measure_seconds, attempted_at)
 SELECT :day, instance_id, status, failure, reason, connect_seconds, measure_seconds, measured_at FROM measured_server
 ON CONFLICT (collected_date, instance_id) DO UPDATE
--- A server that was measured before on this day stays measured, whatever became of a later attempt.
+-- A server that was measured earlier on the day remains so, even if a later attempt fails.
 SET status = CASE WHEN a.status = 'collected' THEN a.status ELSE excluded.status END,
     failure = excluded.failure, reason = excluded.reason, attempts = a.attempts + 1,
     connect_seconds = CASE WHEN a.status = 'collected' AND excluded.status <> 'collected'

@@ -1,8 +1,8 @@
-"""Volumes that a server's own login cannot measure: from a file, or from a monitoring system.
+"""Volumes that the login of a server cannot measure: from a file, or from monitoring systems.
 
-CAPACITY_VOLUME_SOURCES names monitoring systems (`prometheus`). Each is asked by two queries, joined by their labels,
-and fails on its own, with one sentence. A report of the server itself takes precedence. If exactly one volume of a
-server is known, its databases are assumed to lie on it; with several, only the server knows.
+CAPACITY_VOLUME_SOURCES names the monitoring systems (`prometheus`). The results of their queries are joined by labels.
+If a source fails, the others are read. Volumes that the server itself reports take precedence. If exactly one volume of
+a server is known, its databases are assumed to be on it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ def store_volumes(
     replace: bool = True,
     dry_run: bool = False,
 ) -> int:
-    """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
+    """Store all volumes or none, in place of imported ones with the same server, name and day; return how many changed.
 
-    All of them or none. `by` declares them; None: they were fetched. Without `replace` what is stored stays. A dry run
-    stores none.
+    `by` declares them; None: they were fetched. Without `replace`, stored volumes are kept. A dry run stores none.
 
     Raises:
         NotFoundError: a server is not registered.
@@ -114,9 +113,7 @@ ORDER BY i.name, v.volume_name, v.collected_date DESC
 def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
     """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and optionally used_gb.
 
-    Raises:
-        ValidationError: the file cannot be read, or a line is not a valid volume or has a day after `today`; all
-        problems are reported together.
+    Raises ValidationError with all problems: the file cannot be read, a line is no volume, or a day is after `today`.
     """
     return declarations(path, *names_of(VolumeDay), lambda row: _plausible(declaration(VolumeDay, row), today))
 
@@ -125,7 +122,7 @@ def _plausible(one: VolumeDay, today: date) -> VolumeDay:
     if one.day > today:
         raise ValidationError(f"day {one.day} is in the future.")
     if not 0 <= one.free_bytes <= one.total_bytes <= LARGEST_BYTES or len(one.volume) > LONGEST_NAME:
-        raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
+        raise ValidationError("free_gb must be between 0 and total_gb, and a name has at most 255 characters.")
     if not 0 <= (one.used_bytes or 0) <= one.total_bytes:
         raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
     return one
@@ -148,19 +145,19 @@ WHERE t.source = excluded.source
   AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
-# Servers with a single volume.
+# The servers with a single volume.
 _ALONE = """
 SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
 WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
 """
-# Databases whose server reports no limits: they may fill the volume.
+# Databases without reported limits may fill the volume.
 _PLACE_NEW = """
 INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
 SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], 'imported'
 FROM alone a JOIN database_size_stats s USING (collected_date, instance_id)
 ON CONFLICT DO NOTHING
 """
-# Databases with a ceiling, whose server does not report their volumes.
+# Databases with a ceiling, but without reported volumes.
 _PLACE_KNOWN = """
 UPDATE database_limit_stats l SET volumes = ARRAY[a.volume_name] FROM alone a
 WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND l.volumes IS NULL
@@ -170,11 +167,11 @@ WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND 
 def volumes_of(
     source: PrometheusSource, known: Collection[str], secrets: SecretFolders, day: date
 ) -> tuple[list[VolumeDay], list[str]]:
-    """Ask a source for the volumes of the servers that are `known` by name; also say what was left out and why.
+    """Return the volumes that a source has of the `known` servers, and what was left out and why.
 
     Raises:
-        SourceError: it does not answer, refuses, or answers what is no result.
-        CredentialError: its password cannot be looked up.
+        SourceError: it does not answer, refuses, or its answer is no result.
+        CredentialError: its password cannot be read.
     """
     headers = login(source, secrets)
     return volumes_from(source, [values_now(source, query, headers) for query in source.volume_queries], known, day)
@@ -183,7 +180,7 @@ def volumes_of(
 def volumes_from(
     source: PrometheusSource, values: Sequence[Mapping[Labels, float]], known: Collection[str], day: date
 ) -> tuple[list[VolumeDay], list[str]]:
-    """Return the volumes of a day by the values of `volume_queries`, and what was left out and why."""
+    """Return the volumes of a day in the values of `volume_queries`, and what was left out and why."""
     totals, free, *used = values
     by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     strangers: set[str] = set()
@@ -222,7 +219,7 @@ def _reason_against(found: list[tuple[float, ...]]) -> str | None:
 
 @dataclass
 class FetchReport:
-    """What the sources know of today, and what went wrong, one sentence each."""
+    """The volumes of today in all sources, and what went wrong, one sentence each."""
 
     volumes: list[VolumeDay] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -231,12 +228,10 @@ class FetchReport:
 def fetch_volumes(
     engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False
 ) -> FetchReport:
-    """Ask every source, and store what it knows of `day`, which is today.
-
-    A source that fails, or two that know the same volume, cost that source only.
+    """Ask every source, and store its volumes of `day`, which is today. If a source fails, the others are asked.
 
     Raises:
-        DatabaseError: the database failed; volumes of sources before it were stored.
+        DatabaseError: the database failed; the volumes of earlier sources are stored.
     """
     fetched = FetchReport()
     try:
@@ -257,5 +252,5 @@ def fetch_volumes(
             fetched.volumes += volumes
             fetched.troubles += [f"{source.name}: {what}" for what in left_out]
             if not volumes:
-                fetched.troubles.append(f"{source.name}: it knows no volume of a registered server")
+                fetched.troubles.append(f"{source.name}: it has no volume of a registered server")
     return fetched

@@ -23,9 +23,8 @@ from capacity_assets.base.errors import CapacityError, DatabaseError, database_e
 from capacity_assets.base.settings import HOURS_PER_DAY
 from capacity_assets.base.units import counted, human_day, human_days
 from capacity_assets.collection.observing import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
-from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import standing
-from capacity_assets.collection.service import CollectionService, Share, share_named
+from capacity_assets.collection.service import CollectionService, CollectionSummary, Share, share_named
 from capacity_assets.database.tables import server_part_stats
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,

@@ -15,7 +15,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.collection.servers import Server, register, set_active
 from capacity_assets.database.locks import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
@@ -59,7 +59,7 @@ def test_a_past_day_is_refused_before_anything_is_asked(
 ) -> None:
     register(collection.engine, [at(measured_postgres, collection)])
 
-    with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server can only say how large .* now"):
+    with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server only reports how large .* now"):
         collection.service().collect(YESTERDAY)
 
     assert collection.rows("SELECT count(*) FROM capacity_collection_attempts") == [(0,)]

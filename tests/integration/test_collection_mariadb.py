@@ -188,7 +188,7 @@ def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(c
 def test_a_server_that_dies_while_it_is_measured_is_failed(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
+    monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", "SELECT * FROM files WHERE sleep(30) = 0")
     with mariadb_server() as doomed:
         doomed.execute(*granting("mariadb"))
         register(collection.engine, [at(doomed, collection)])
@@ -206,7 +206,7 @@ def test_a_statement_that_takes_too_long_is_a_timeout(
     measured_mariadb: MariaDBServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 1.0)
-    monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
+    monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", "SELECT * FROM files WHERE sleep(30) = 0")
     register(collection.engine, [at(measured_mariadb, collection)])
 
     kind, reason = failures(collection.collect())["shop"]
@@ -283,7 +283,7 @@ def test_an_endless_answer_is_given_up_and_the_others_are_stored(
 ) -> None:
     columns = "information_schema.COLUMNS"
     endless = f"SELECT repeat('x', 1000), 1, 1 FROM {columns} a, {columns} b, {columns} c"
-    monkeypatch.setattr(mysql, "MARIADB_FILES", endless)
+    monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", endless)
     register(collection.engine, [at(measured_mariadb, collection)])
 
     kind, reason = failures(collection.collect())["shop"]

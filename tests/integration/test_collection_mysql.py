@@ -9,6 +9,7 @@ import pytest
 
 from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.servers import Server, register
+from capacity_assets.database.sql import text_of, with_parts
 from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MySQLServer
 
@@ -261,12 +262,13 @@ def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
     assert failures(summary) == {}
     assert summary.not_counted == ()
     assert opened_by_us < 200, "of more than 420 tables"
-    assert sorted(asked(measured_mysql, mysql.MYSQL_FILES)) == sorted(asked(measured_mysql, BY_TABLES))
-    shared = dict(asked(measured_mysql, mysql.MYSQL_SHARED))
+    files_by_schema = text_of(with_parts(mysql.FILES_BY_SCHEMA, files=mysql.MYSQL.files))
+    assert sorted(asked(measured_mysql, files_by_schema)) == sorted(asked(measured_mysql, BY_TABLES))
+    shared = dict(asked(measured_mysql, mysql.MYSQL.shared))
     shared.pop("mysql")
     assert shared == {"a": 1, "a/b": 1, "orders": 1}
     assert dict(asked(measured_mysql, SHARED_BY_TABLES)) == {"a": 1, "a@002fb": 1, "orders": 1}
-    sizes = {name: (tables, size) for name, tables, size in asked(measured_mysql, mysql.MYSQL_SHARED_SIZES)}
+    sizes = {name: (tables, size) for name, tables, size in asked(measured_mysql, mysql.MYSQL.shared_sizes)}
     page = 16384
     assert {name: sizes[name] for name in shared} == dict.fromkeys(shared, (1, page))
     assert stored_bytes(collection)["a"] == measured_mysql.file_sizes()["a"] + page

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import URL, Engine
 
 from capacity_assets.collection.engines.base import DatabaseSize
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.collection.storing import store
 from tests.clocks import TODAY
 from tests.command import capacity

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.base.settings import Settings
 from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.demo.sample_fleet import load_sample_fleet
 from capacity_assets.reading import inside as reading
 from capacity_assets.reading.inside import inside

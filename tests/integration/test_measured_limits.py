@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capacity_assets.collection.engines.base import DatabaseSize, Limits, Volume
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.collection.servers import Server, register
 from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY

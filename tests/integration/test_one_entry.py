@@ -32,7 +32,7 @@ print(generated(REFERENCE.read_text()))
 COLLECT = """
 from datetime import date, datetime, timezone
 from capacity_assets.collection.engines.base import DatabaseSize
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.collection.storing import store
 from capacity_assets.runtime import open_engine
 from capacity_assets.base.settings import load_settings

@@ -96,7 +96,7 @@ def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
 
     unknown = capacity("instances", "disable", "a", "nobody")
     assert (unknown.exit_code, names(engine)["a"]) == (2, "measured here")
-    assert "No server is named 'nobody'. `capacity instances list` has them." in unknown.output
+    assert "No server is named 'nobody'. `capacity instances list` shows them." in unknown.output
 
 
 def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engine) -> None:

@@ -85,7 +85,7 @@ def test_a_registry_that_another_application_fills_further_is_told_apart_and_its
 
     assert refused.exit_code == 1
     assert 'null value in column "credential"' in refused.output
-    assert "Register the server there, then `capacity instances add NAME`" in refused.output
+    assert "Register the server there; `capacity instances add NAME`" in refused.output
     assert added.exit_code == 0, added.output
 
 

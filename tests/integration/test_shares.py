@@ -9,9 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import Server, register, registered
-from capacity_assets.collection.service import CollectionService, share_named
+from capacity_assets.collection.service import CollectionService, CollectionSummary, share_named
 from capacity_assets.database.locks import LockHeldError, samples_of
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures

@@ -148,7 +148,7 @@ SENSELESS = [
         vector(({"instance": "web-1"}, 10)),
         "1 value of instance without a registered server, for example 'web-1'",
     ),
-    (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
+    (vector((ONE, 100)), vector((TWO, 10)), "it has no volume of a registered server"),
 ]
 
 
@@ -321,7 +321,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
 
     assert refused.exit_code == 2
     assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
-    assert "line 3: free_gb lies between 0 and total_gb" in refused.output
+    assert "line 3: free_gb must be between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
     assert "line 5: 'x' is not a number of GiB; write 500 or 1.5." in refused.output
     assert "Listed more than once: /a of server-1, 2025-07-01." in twice.output

@@ -86,9 +86,9 @@ def test_a_file_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
         ("env:CAPACITY_DATABASE_URL", "CAPACITY_DATABASE_URL is a variable of capacity_assets itself"),
         ("env:DAGSTER_PG_PASSWORD", "DAGSTER_PG_PASSWORD is a variable of capacity_assets itself"),
         ("env:AWS_SECRET_ACCESS_KEY", "variable AWS_SECRET_ACCESS_KEY may not hold the password of a server"),
-        ("file:/etc/shadow", "the file /etc/shadow does not lie in a folder that is set aside"),
-        ("file:{folder}/../shadow", "does not lie in a folder that is set aside"),
-        ("secret:link", "does not lie in a folder that is set aside"),
+        ("file:/etc/shadow", "the file /etc/shadow is not in a folder for passwords"),
+        ("file:{folder}/../shadow", "is not in a folder for passwords"),
+        ("secret:link", "is not in a folder for passwords"),
     ],
 )
 def test_a_registrar_cannot_have_any_secret_sent_to_a_host_of_his_choice(
@@ -134,7 +134,7 @@ def test_by_default_variables_are_told_by_their_name_and_files_by_their_folder(t
 
     assert (default.mounted, default.variables) == (Path("/run/secrets"), ("*PASSWORD*",))
     assert default.folders == (Path("/etc/capacity"), Path("/run/credentials"))
-    default.refuse_what_is_not_set_aside("env:DB_7_PASSWORD")
-    default.refuse_what_is_not_set_aside("file:/etc/capacity/db-7.password")
+    default.refuse_what_is_not_allowed("env:DB_7_PASSWORD")
+    default.refuse_what_is_not_allowed("file:/etc/capacity/db-7.password")
     with pytest.raises(CredentialError):
-        default.refuse_what_is_not_set_aside(f"file:{tmp_path}/x")
+        default.refuse_what_is_not_allowed(f"file:{tmp_path}/x")

@@ -101,7 +101,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("[defaults.postgres]\nusername='x'", "there is no such engine; known are mariadb"),
         ("[[servers]]\nname=' a'\nengine='mysql'\nhost='h'", "without blanks at its ends"),
         ("[[server]]\nname='a'", "'server' is not one of the tables"),
-        ("servers = 3", "Write servers as [[servers]]"),
+        ("servers = 3", "Write each server as a table"),
         ("password = 'hunter2", "cannot be read"),
         ("", "declares no server"),
     ],

@@ -13,7 +13,7 @@ from capacity_assets.aggregates.runs import Coverage, PeriodSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind
-from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.service import CollectionSummary
 from capacity_assets.digest import KINDS, Deliveries, Digest
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.retention import MaintenanceReport

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import pytds
 import pytest
 import sqlglot
 
 from capacity_assets.collection.engines import oracle, postgresql, sqlserver
-from capacity_assets.collection.engines.base import Ceiling, Limits, Volume, volume_of
+from capacity_assets.collection.engines.base import Access, Ceiling, Limits, Volume, engine_named, volume_of
 from capacity_assets.collection.engines.postgresql import limits_by_extension
-from capacity_assets.collection.engines.sqlserver import NO_VOLUMES, limits_of
+from capacity_assets.collection.engines.sqlserver import NO_VOLUMES
 from capacity_assets.collection.measuring import LARGEST_BYTES, possible
+from tests.recorded import Answers, Recorded
 
 GIB = 1024**3
 MIB = 1024**2
 
 
-class RefusedError(Exception):
-    """What a driver raises for a missing right."""
-
-
-def recorded(answers: dict[str, Sequence[tuple[Any, ...]] | Exception]) -> Any:
-    """Answer each statement with its recorded rows."""
-
-    def read(query: str) -> Sequence[tuple[Any, ...]]:
-        answer = answers[query]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    return read
-
-
-def sql_server(edition: int, answers: dict[str, Sequence[tuple[Any, ...]] | Exception], *names: str) -> Limits:
-    return limits_of(recorded(answers), edition, names, lambda error: isinstance(error, RefusedError))
+def sql_server(edition: int, answers: Answers, *names: str) -> Limits:
+    connection = Recorded({sqlserver.EDITION: [(edition, "master")], **answers})
+    return engine_named("sqlserver").limits(connection, Access("db", 1433, "probe", None), names)
 
 
 DIALECTS = {sqlserver: "tsql", oracle: "oracle", postgresql: "postgres"}
@@ -115,7 +101,9 @@ def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to(versio
 
 
 def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
-    found = sql_server(3, {sqlserver.FILES: [("orders", GIB, 0)], sqlserver.VOLUMES: RefusedError()}, "orders")
+    refused = pytds.OperationalError("VIEW SERVER STATE permission was denied")
+    refused.msg_no = 300
+    found = sql_server(3, {sqlserver.FILES: [("orders", GIB, 0)], sqlserver.VOLUMES: refused}, "orders")
 
     assert found == Limits((), (Ceiling("orders", GIB),), NO_VOLUMES)
 
@@ -151,13 +139,21 @@ def test_an_azure_database_has_the_size_that_was_bought_and_hyperscale_an_unknow
 
 
 def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_of_its_disk_group() -> None:
-    found = oracle.limits_from(
-        {"USERS": 32 * GIB, "DATA": 64 * GIB, "FLEX": GIB, "OLD": 2 * GIB},
-        [("USERS", "DATA"), ("DATA", "FAST"), ("DATA", "DATA"), ("FLEX", "FLEXY"), ("OLD", None)],
-        [("DATA", "NORMAL", 4096, 700, 1500), ("FAST", "EXTERN", 1024, -20, 4), ("FLEXY", "FLEX", 1024, 0, 0)],
-        ["USERS", "DATA", "FLEX", "OLD"],
-        None,
-    )
+    groups = [("DATA", "NORMAL", 4096, 700, 1500), ("FAST", "EXTERN", 1024, -20, 4), ("FLEXY", "FLEX", 1024, 0, 0)]
+    answers = {
+        oracle.CEILINGS: [("USERS", 32 * GIB), ("DATA", 64 * GIB), ("FLEX", GIB), ("OLD", 2 * GIB), ("OTHER", GIB)],
+        oracle.GROUPS_OF_TABLESPACES: [
+            ("USERS", "DATA"),
+            ("DATA", "FAST"),
+            ("DATA", "DATA"),
+            ("FLEX", "FLEXY"),
+            ("OLD", None),
+        ],
+        oracle.DISK_GROUPS: groups,
+    }
+    names = ["USERS", "DATA", "FLEX", "OLD"]
+
+    found = engine_named("oracle").limits(Recorded(answers), Access("db", 1521, "probe", "orcl"), names)
 
     # What is neither free nor used is kept for mirrors.
     assert found.volumes == (
@@ -173,14 +169,13 @@ def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_
 
 
 def disks(*rows: tuple[str, int, int, int]) -> Any:
-    return recorded(
-        {
-            postgresql.FUNCTIONS: [("system_stats", "public", True)],
-            postgresql.TABLESPACES: [("orders", 1663, ""), ("billing", 16400, "/fast/ts")],
-            postgresql.SETTING: [("/var/lib/postgresql/17/main",)],
-            postgresql.DISKS.format(schema="public"): rows,
-        }
-    )
+    """What answers each statement with its recorded rows."""
+    return {
+        postgresql.FUNCTIONS: [("system_stats", "public", True)],
+        postgresql.TABLESPACES: [("orders", 1663, ""), ("billing", 16400, "/fast/ts")],
+        postgresql.SETTING: [("/var/lib/postgresql/17/main",)],
+        postgresql.DISKS.format(schema="public"): rows,
+    }.__getitem__
 
 
 def test_system_stats_names_file_systems_by_where_they_are_mounted() -> None:

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
 from capacity_assets.base.units import LARGEST_BYTES
 from capacity_assets.collection.engines import oracle, sqlserver
 from capacity_assets.collection.engines.base import Limits, PartScope, ServerPart, Volume, engine_named
 from capacity_assets.collection.measuring import possible_parts
+from tests.recorded import Answers, Recorded
 
 GIB = 1024**3
 
 
-class Recorded:
-    """A connection that answers each statement with its recorded rows."""
-
-    def __init__(self, answers: dict[str, Sequence[tuple[Any, ...]]]) -> None:
-        self.answers = answers
-
-    def cursor(self) -> Recorded:
-        return self
-
-    def execute(self, query: str) -> None:
-        self.rows = list(self.answers[query])
-
-    def fetchmany(self, size: int) -> list[tuple[Any, ...]]:
-        now, self.rows = self.rows[:size], self.rows[size:]
-        return now
-
-    def close(self) -> None:
-        pass
-
-
-def asked(engine: str, answers: dict[str, Sequence[tuple[Any, ...]]], scope: PartScope) -> list[ServerPart]:
+def asked(engine: str, answers: Answers, scope: PartScope) -> list[ServerPart]:
     sources = engine_named(engine).part_sources.values()
     return [part for source in sources for part in source.ask(Recorded(answers), scope)]
 
@@ -77,9 +55,9 @@ def test_of_azure_sql_database_only_its_own_log_is_seen() -> None:
 
 def test_oracle_has_redo_and_archived_logs_and_what_else_the_recovery_area_holds() -> None:
     answers = {
-        oracle.REDO_LOGS: [(6 * GIB, 6, "+DATA/ORCL/ONLINELOG/group_1.257.1")],
-        oracle.ARCHIVED_LOGS: [(None, 0, None)],
-        oracle.RECOVERY: [("BACKUP PIECE", 12.5 * GIB, 31, "+FRA"), ("FLASHBACK LOG", GIB, 2, "/u01/fra")],
+        oracle.REDO_LOGS: [(None, 6 * GIB, 6, "+DATA/ORCL/ONLINELOG/group_1.257.1")],
+        oracle.ARCHIVED_LOGS: [(None, None, 0, None)],
+        oracle.RECOVERY: [("backup piece", 12.5 * GIB, 31, "+FRA"), ("flashback log", GIB, 2, "/u01/fra")],
         oracle.TEMPORARY_FILES: [("TEMP", GIB, 1, "+DATA/ORCL/TEMPFILE/temp.263.1")],
     }
 

@@ -25,6 +25,7 @@ from capacity_assets.collection.engines.base import (
     EngineAdapter,
     FailureKind,
     MeasureError,
+    Measurement,
     Objects,
     ObjectSize,
     ceiling_mb,
@@ -37,6 +38,7 @@ from capacity_assets.collection.engines.base import (
     objects_of,
 )
 from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, possible_objects
+from tests.recorded import Recorded
 
 MB = 1024 * 1024
 
@@ -102,11 +104,16 @@ def test_databases_of_sql_server_whose_files_may_not_be_seen_fail_the_server() -
     assert failed.value.kind is FailureKind.RIGHTS
 
 
+def oracle_sizes(*rows: tuple[object, ...], excluded: Sequence[str] = ()) -> Measurement:
+    connection = Recorded({oracle.CONTAINER: [("SHOP",)], oracle.QUERY: rows})
+    return engine_named("oracle").sizes(connection, Access("db", 1521, "probe", "shop"), excluded)
+
+
 def test_a_file_without_a_size_fails_the_server_instead_of_counting_as_nothing() -> None:
-    with pytest.raises(MeasureError, match="of ERP the size of a file is not known"):
+    with pytest.raises(MeasureError, match="the size of a file of ERP is unknown"):
         sqlserver.measurement_of([("ERP", None, MB, 2, 0, 1, 0)], ())
     with pytest.raises(MeasureError, match="the size of a data file of USERS is not known"):
-        oracle.measurement_of([("USERS", None, 2, 0)], ())
+        oracle_sizes(("USERS", None, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,7 @@ def test_editions_that_show_no_files_are_refused_with_what_to_do(edition: int, d
 
 
 def test_recorded_rows_of_oracle_become_tablespaces() -> None:
-    found = oracle.measurement_of([("USERS", 104857600, 1, 1), ("SYSTEM", 943718399, 2, 2)], ("SYSTEM",))
+    found = oracle_sizes(("USERS", 104857600, 1, 1), ("SYSTEM", 943718399, 2, 2), excluded=("SYSTEM",))
 
     assert found.sizes == (DatabaseSize("USERS", 100, 104857600, {"data_size": 100}, {"data_size": 104857600}),)
     assert found.left_out == ("SYSTEM",)
@@ -156,7 +163,8 @@ def test_recorded_rows_of_oracle_become_objects_of_the_tablespaces_that_were_mea
         ("SYSTEM", "SYS", "OBJ$", "table", None, MB, None, 1, MB),
     ]
 
-    data, users = oracle.objects_from(rows, ["DATA", "USERS"]).databases
+    connection, access = Recorded({oracle.OBJECTS: rows}), Access("db", 1521, "probe", "shop")
+    data, users = engine_named("oracle").objects(connection, access, ["DATA", "USERS"]).databases
 
     assert (data.database, data.other_count, data.other_bytes) == ("DATA", 1, 8 * MB)
     assert data.largest == (
@@ -169,8 +177,8 @@ def test_recorded_rows_of_oracle_become_objects_of_the_tablespaces_that_were_mea
 @pytest.mark.parametrize(
     ("statement", "dialect"),
     [
-        (sqlserver.objects_query("a]b; --"), "tsql"),
-        (sqlserver.objects_query(None), "tsql"),
+        (sqlserver.objects_query("a]b%; --") % "@P0", "tsql"),
+        (sqlserver.objects_query(None) % "@P0", "tsql"),
         (oracle.OBJECTS, "oracle"),
         (postgresql.OBJECTS, "postgres"),
     ],
@@ -180,7 +188,7 @@ def test_the_statements_for_objects_are_one_statement_of_their_dialect(statement
 
     assert isinstance(parsed, sqlglot.exp.Select)
     if "a]b" in statement or "a]]b" in statement:
-        assert {table.catalog for table in parsed.find_all(sqlglot.exp.Table)} == {"a]b; --"}
+        assert {table.catalog for table in parsed.find_all(sqlglot.exp.Table)} == {"a]b%; --"}
 
 
 @pytest.mark.parametrize(

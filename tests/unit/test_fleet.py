@@ -26,8 +26,7 @@ from capacity_assets.collection.engines.base import (
     ServerFacts,
     engines,
 )
-from capacity_assets.collection.measuring import FleetMeasurement, ProbeContext, ProbeHistory, Task
-from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.measuring import FleetMeasurement, ProbeContext, ProbeHistory, ProbeOutcome, Task
 from capacity_assets.collection.servers import Server
 from tests.clocks import fixed_clock
 from tests.servers import silent_socket

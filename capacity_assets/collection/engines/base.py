@@ -1,9 +1,9 @@
-"""What an engine is: a class with a query, found through the entry points `capacity_assets.engines`.
+"""The interface of an engine, and what engines share.
 
-A new engine subclasses `EngineAdapter`, names its entry point and has a test. Commands find it by its entry point; only
-options of a single engine are checked by name, in `collection.servers`. What
-engines share is here: the kinds of failure and what to do about each, limits (volumes, and the ceilings of databases),
-and how bytes become megabytes. A server that says nothing of its limits is measured all the same.
+An engine is a subclass of `EngineAdapter` with an entry point in the group `capacity_assets.engines`; nothing else has
+to know it, except for options of a single engine, which `collection.servers` checks by name. Shared are the kinds of
+failure with the advice for each, the data that a measurement consists of (sizes, limits, parts, objects), bounds on
+what a server may send, and the conversion of bytes to megabytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HIDDEN = "***"
 
 
 class FailureKind(StrEnum):
-    """What kept a server from being measured."""
+    """Why a server was not measured."""
 
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
@@ -46,28 +46,28 @@ class FailureKind(StrEnum):
 
 ADVICE = {
     FailureKind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
-    FailureKind.TIMEOUT: "Is it overloaded or locked up?",
+    FailureKind.TIMEOUT: "Is it overloaded, or does it hang?",
     FailureKind.LOGIN: "Fix the login on the server, or where its password is looked up.",
     FailureKind.TLS: "Fix the certificate, or register another `tls` for it.",
-    FailureKind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
+    FailureKind.RIGHTS: "Grant its login the rights that `capacity instances test` lists.",
     FailureKind.CREDENTIAL: "",
     FailureKind.SETUP: "",
-    FailureKind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
-    FailureKind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
-    FailureKind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
+    FailureKind.BROKEN_OFF: "It was stopped or restarted, or the network failed.",
+    FailureKind.DAY_OVER: "Start the collection earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
+    FailureKind.UNEXPECTED: "`capacity instances test` tries again and shows the server's message.",
 }
 
 
 class MeasureError(Exception):
-    """A server could not be measured: of which kind, and in words that hold no secret."""
+    """A server could not be measured."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
-        """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
+        """Take a reason that completes "It was not measured: "; it becomes one line of text."""
         super().__init__("".join(sign if sign.isprintable() else " " for sign in reason))
         self.kind = kind
 
     def without(self, secret: str | None) -> MeasureError:
-        """Return it with a secret hidden, before anything is cut: half a password is too much of it."""
+        """Return the error with a secret hidden. Do so before shortening: half a password is too much."""
         text = str(self)
         return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
 
@@ -79,21 +79,21 @@ class MeasureError(Exception):
 
     @property
     def description(self) -> str:
-        """The reason, shortened, and what to do."""
+        """The reason, shortened, with advice."""
         return f"{self.reason}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
 
 
 def without_driver(extra: str) -> MeasureError:
-    """Return the error of an engine whose driver is an extra of this package that is not installed."""
+    """Return the error for a driver that is not installed, because it belongs to an extra of this package."""
     return MeasureError(FailureKind.SETUP, f"its driver is not installed: pip install 'capacity_assets[{extra}]'")
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system, disk group, pool or quota: its total size, and the space that the server can still use.
+    """A file system, disk group, pool or quota; `free_bytes` is what the server can still use.
 
-    `used_bytes` is the used space if it is less than the remainder: a file system keeps a reserve for root, a disk
-    group for mirrors. None: the whole remainder is used.
+    `used_bytes` is set where part of the rest is a reserve: for root on a file system, for mirrors in a disk group. If
+    it is None, everything that is not free is used.
     """
 
     name: str
@@ -104,9 +104,9 @@ class Volume:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How much one database may hold: `limit_bytes`, or `is_unlimited`, or neither, which is unknown.
+    """How large one database may become: `limit_bytes`, or `is_unlimited`, or unknown if neither is set.
 
-    `volumes` names those on which it grows; None: unknown.
+    `volumes` are the names of those on which it grows; None: unknown.
     """
 
     database: str
@@ -117,13 +117,13 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is known of a server's limits, and in words why the rest is not."""
+    """The limits of a server as far as they are known; `unknown` says why others are not."""
 
     volumes: tuple[Volume, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     unknown: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
-    """Volumes of folders that hold other things than databases, by a name that the engine chooses."""
+    """The volumes of other folders than those of databases, by a key that the engine chooses."""
 
 
 NOTHING_KNOWN = Limits()
@@ -131,10 +131,9 @@ NOTHING_KNOWN = Limits()
 
 @dataclass(frozen=True)
 class ServerPart:
-    """What lies on a server beside its databases, of a kind in `database/part_kinds.py`.
+    """Something on a server beside its databases, of a kind in `database/measures.py`.
 
-    `size_bytes` None: not known, and `detail` says why. `name` tells several of one kind apart. `volume` None: not
-    known.
+    `name` distinguishes several of one kind. If `size_bytes` is None, the size is unknown and `detail` says why.
     """
 
     kind: str
@@ -146,27 +145,29 @@ class ServerPart:
 
 @dataclass(frozen=True)
 class PartScope:
-    """What measuring parts can use of what is known already: the names of the databases measured, and the limits."""
+    """What is known when parts are measured: the names of the measured databases, and the limits."""
 
     databases: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
 
     def volume_of(self, folder: object) -> str | None:
-        """Return the volume that a folder or file lies on, by its path; None: not known."""
+        """Return the volume of a folder or file by its path; None: unknown."""
         path, volumes = str(folder or ""), [volume.name for volume in self.limits.volumes]
         if "\\" not in path:
             return volume_of(path, volumes)
-        # Windows names volumes by drive or folder, in any case.
+        # Windows names volumes by drive or folder, and ignores case.
         mounts = {name.replace("\\", "/").casefold(): name for name in volumes}
         return mounts.get(volume_of(path.replace("\\", "/").casefold(), mounts) or "")
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """How an engine measures the parts of one kind, and the right that this takes beside that of sizes."""
+    """How an engine measures the parts of one kind, and the right that this needs beyond those for sizes.
+
+    `ask` takes the connection; it raises what the driver raises, or MeasureError.
+    """
 
     ask: Callable[[Any, PartScope], Iterable[ServerPart]]
-    """Takes the connection; raises what the driver raises, or MeasureError."""
     right: str
 
     def measure(self, connection: Any, scope: PartScope) -> tuple[ServerPart, ...]:
@@ -174,31 +175,25 @@ class PartSource:
         return tuple(self.ask(connection, scope))
 
 
-def without_ceilings(names: Iterable[str], volumes: Iterable[str]) -> tuple[Ceiling, ...]:
-    """Return the ceilings of an engine that has none: every database may fill the volumes it lies on."""
-    on = tuple(sorted(volumes))
-    return tuple(Ceiling(name, is_unlimited=True, volumes=on) for name in names)
-
-
 def volume_of(folder: str, mounts: Iterable[str]) -> str | None:
-    """Return the longest mount point that `folder` lies below, links taken as they are written; None: none of them."""
+    """Return the longest mount point above a folder, without following links; None: there is none."""
     inside = folder.rstrip("/") + "/"
     above = [mount for mount in mounts if inside.startswith(mount.rstrip("/") + "/")]
     return max(above, key=len, default=None)
 
 
 TABLE, INDEX = "table", "index"
-# Of each database so many are read, of which the largest and the fastest growing are stored. All others are added up
-# on the server, so that the answer of a database has a bounded size.
+# How many objects of each database are read; the largest and the fastest growing of them are stored. The server adds up
+# all others, which bounds its answer.
 CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
 class ObjectSize:
-    """A table without its indexes, or an index, whose bytes are counted once; `kind` says which.
+    """A table without its indexes, or an index, as `kind` says. All partitions together are one object.
 
-    A partitioned one is one object. `index_bytes` of a table are those of its indexes, which are objects themselves.
-    `free_bytes` lie inside of `size_bytes`: dead rows or free pages. None: not known.
+    `index_bytes` of a table are those of its indexes, which are objects of their own. `free_bytes`, dead rows or free
+    pages, are part of `size_bytes`. None: unknown.
     """
 
     schema: str
@@ -214,17 +209,23 @@ class ObjectSize:
 
 @dataclass(frozen=True)
 class DatabaseObjects:
-    """The largest tables and indexes of a database, and how many others there are with how many bytes."""
+    """The largest tables and indexes of a database, and the number and bytes of the others."""
 
     database: str
     largest: tuple[ObjectSize, ...]
     other_count: int = 0
     other_bytes: int = 0
 
+    @classmethod
+    def among(cls, database: str, largest: Sequence[ObjectSize], count: int, size_bytes: int) -> DatabaseObjects:
+        """Return the largest objects, given the number and bytes of all."""
+        rest = size_bytes - sum(one.size_bytes for one in largest)
+        return cls(database, tuple(largest), count - len(largest), rest)
+
 
 @dataclass(frozen=True)
 class Objects:
-    """What is known of the tables and indexes of databases, and in words why others are not known."""
+    """The tables and indexes of databases as far as they are known; `unknown` says why others are not."""
 
     databases: tuple[DatabaseObjects, ...] = ()
     unknown: tuple[str, ...] = ()
@@ -233,16 +234,16 @@ class Objects:
 NO_OBJECTS = Objects()
 
 
-# No further database is looked into after so many seconds: its objects are unknown until the next time.
+# After this time no further database is begun; its objects are unknown until the next time.
 OBJECTS_BEGIN_SECONDS = 300.0
 
 
 def objects_by_database(
     names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
-    """Read the objects of one database after the other; None: it was dropped meanwhile.
+    """Read the objects of one database after another; a database without any (None) was dropped in the meantime.
 
-    A database that fails is named with the reason, and the others are read.
+    If one fails, it is named with the reason, and the others are read.
     """
     found, unknown, began = [], [], time.monotonic()
     for name in names:
@@ -251,7 +252,7 @@ def objects_by_database(
             continue
         try:
             one = read(name)
-        except Exception as error:  # noqa: BLE001 -- as of a server
+        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             unknown.append(f"{name}: {failure(error)}")
         else:
             found += [one] if one is not None else []
@@ -259,22 +260,19 @@ def objects_by_database(
 
 
 def objects_of(database: str, objects: Iterable[ObjectSize]) -> DatabaseObjects:
-    """Keep the candidates among all objects of a database, and add the others up."""
-    by_size = sorted(objects, key=lambda one: (-one.size_bytes, one.kind, one.schema, one.table, one.name))
-    others = by_size[CANDIDATES:]
-    return DatabaseObjects(database, tuple(by_size[:CANDIDATES]), len(others), sum(one.size_bytes for one in others))
+    """Return the largest objects of a database, and the sum of the others."""
+    every = sorted(objects, key=lambda one: (-one.size_bytes, one.kind, one.schema, one.table, one.name))
+    return DatabaseObjects.among(database, every[:CANDIDATES], len(every), sum(one.size_bytes for one in every))
 
 
 PROGRAM = "capacity_assets"
 NAMED = 5
-Read = Callable[[str], Sequence[tuple[Any, ...]]]
-"""Runs a query and returns its rows."""
-# Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
+# Ways of sizing: by the files, by what they take on disk, or by statistics where reading every file takes too long.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
-# More than any server reports, and small enough for endless responses from many servers at the same time.
+# More than any server sends, and little enough where many servers send without end.
 MOST_ROWS = 200_000
 MOST_BYTES = 32 * 1024 * 1024
-# A response is read this much longer than its time limit, because the server should cancel the query itself.
+# A response is awaited this much longer than its time limit, because the server should cancel the query itself.
 SLACK_SECONDS = 2.0
 ROWS_AT_A_TIME = 1000
 TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
@@ -284,7 +282,7 @@ VERIFIED_TLS = (TLS_VERIFY_CA, TLS_VERIFY_FULL)
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach one server, password included; it never leaves the process, and its text does not show it."""
+    """How to reach one server. The password never leaves the process and is not part of the text of this object."""
 
     host: str
     port: int
@@ -300,17 +298,17 @@ class Access:
     connect_seconds: float = 10.0
     statement_seconds: float = 60.0
     is_own: bool = False
-    """Whether it is the server that holds the capacity tables, which is reached as they are."""
+    """Whether it is the server of the capacity database, which is reached by our own connection settings."""
 
     @property
     def socket(self) -> str | None:
-        """The host, where it is a path and not a name."""
+        """The host, if it is a path and not a name."""
         return self.host if self.host.startswith("/") else None
 
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `size_parts`."""
+    """The size of a database in whole MiB, and in bytes where these are known; parts by their stem in `measures`."""
 
     name: str
     size_mb: int
@@ -322,13 +320,13 @@ class DatabaseSize:
     def of_bytes(
         cls, name: str, size: int, *, whole_mb: Callable[[int], int] | None = None, **parts: int | None
     ) -> DatabaseSize:
-        """Keep the exact bytes beside whole MiB, rounded as the engine always was: down, unless told otherwise.
+        """Return a size with its bytes, and whole MiB rounded down, or as `whole_mb` does.
 
-        `parts` are bytes by stem, for example `data_size`; one that the engine does not report is None or left out.
+        `parts` are bytes by stem, for example `data_size`. A part that the engine does not report is None or missing.
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/size_parts.py")
+            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/measures.py")
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}
@@ -336,7 +334,7 @@ class DatabaseSize:
 
     @property
     def values(self) -> tuple[int | None, ...]:
-        """What a sample holds of it, in the order of the level: MiB, then bytes; None: not reported."""
+        """The values of a sample, in the order of the level: MiB, then bytes; None: not reported."""
         stems = [part.stem for part in PART_SIZES]
         whole, exact = (tuple(map(parts.get, stems)) for parts in (self.parts_mb, self.parts_bytes))
         return (self.size_mb, *whole, self.size_bytes, *exact)
@@ -344,7 +342,7 @@ class DatabaseSize:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a server said: its databases, what it holds that no size is known of, and databases left out on purpose."""
+    """The answer of a server. `not_counted` names what has no known size, `left_out` databases that are excluded."""
 
     sizes: tuple[DatabaseSize, ...]
     not_counted: tuple[str, ...] = ()
@@ -356,29 +354,29 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What `capacity instances test` shows beside the sizes."""
+    """What `capacity instances test` shows besides sizes."""
 
     version: str
     encrypted: bool | None
 
 
 class EngineAdapter(ABC):
-    """One kind of database server. Instances hold nothing: one serves all servers of its kind."""
+    """A kind of database server. An instance has no state, and serves all servers of its kind."""
 
     name: ClassVar[str]
     default_port: ClassVar[int]
     default_database: ClassVar[str | None] = None
-    # Left out unless CAPACITY_SYSTEM_DATABASES says otherwise.
+    # Excluded unless CAPACITY_SYSTEM_DATABASES says otherwise.
     system_databases: ClassVar[tuple[str, ...]]
     sizings: ClassVar[tuple[str, ...]] = (FILES,)
-    # Whether the project's own tests measure a real server.
+    # Whether our tests measure a real server.
     verified: ClassVar[bool]
-    # The least that the login of the collection needs, as statements of this engine.
+    # The statements that create the login of the collection with the least rights.
     grants: ClassVar[str]
-    # What is measured, for the reference: sizes, and limits.
+    # What sizes and limits are, for the reference.
     definition: ClassVar[str]
     limits_definition: ClassVar[str] = "none"
-    # What lies beside the databases: how each kind of `database/part_kinds.py` is measured, and in words.
+    # How each kind of `database/measures.py` is measured, and what it is, for the reference.
     part_sources: ClassVar[Mapping[str, PartSource]] = {}
     parts_definition: ClassVar[str] = "none"
     objects_definition: ClassVar[str] = "none"
@@ -391,24 +389,24 @@ class EngineAdapter(ABC):
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure every database for which `is_excluded` is false; raises what the driver raises, or MeasureError."""
 
-    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- for subclasses
-        """Return what is known of the limits of the measured databases; raises as `sizes`, and then sizes are kept."""
-        return Limits(unknown="nothing is asked of this engine")
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
+        """Return the limits of the measured databases; raises as `sizes`, in which case sizes are kept."""
+        return Limits(unknown="they are not measured for this engine")
 
-    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- for subclasses
-        """Return the tables and indexes of the measured databases; raises as `sizes`, and then sizes are kept."""
-        return Objects(unknown=("nothing is asked of this engine",))
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
+        """Return the tables and indexes of the measured databases; raises as `sizes`, in which case sizes are kept."""
+        return Objects(unknown=("they are not measured for this engine",))
 
     @abstractmethod
     def facts(self, connection: Any) -> ServerFacts:
-        """Return version and encryption of the server."""
+        """Return the version of the server, and whether the connection is encrypted."""
 
     @abstractmethod
     def explained(self, error: Exception) -> MeasureError | None:
         """Classify an error of the driver; None for errors of another kind."""
 
     def failure(self, error: Exception) -> MeasureError:
-        """Return why a server was not measured, whatever was raised."""
+        """Classify any error."""
         known = error if isinstance(error, MeasureError) else self.explained(error)
         if known is not None:
             return known
@@ -421,16 +419,16 @@ class EngineAdapter(ABC):
         return MeasureError(FailureKind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
 
     def is_refusal(self, error: Exception) -> bool:
-        """Whether an error means that the login lacks a right."""
+        """Whether the login lacks a right."""
         return self.failure(error).kind is FailureKind.RIGHTS
 
 
 @dataclass
 class Allowance:
-    """How much one connection may receive in total, and the deadline of its current response.
+    """How much one connection may receive in total, and the deadline of the current response.
 
-    A socket timeout does not limit a response, because it restarts with every byte. Drivers store everything they
-    receive, whether requested or not.
+    A socket timeout does not bound a response, because it restarts with every byte. Drivers keep everything they
+    receive, requested or not.
     """
 
     received_bytes: int = 0
@@ -441,7 +439,7 @@ class Allowance:
         self.deadline = time.monotonic() + seconds + SLACK_SECONDS
 
     def take(self, size_bytes: int) -> None:
-        """Count bytes received or about to be read; raises MeasureError if there are too many or it is too late."""
+        """Count bytes that were received or are about to be read; raises MeasureError at too many, or too late."""
         self.received_bytes += size_bytes
         if self.received_bytes > MOST_BYTES:
             raise too_much()
@@ -451,7 +449,7 @@ class Allowance:
 
 @contextmanager
 def closed_on_failure(connection: Any) -> Iterator[None]:
-    """Close a connection that is open but could not be prepared."""
+    """Close a connection that cannot be set up."""
     try:
         yield
     except BaseException:
@@ -460,7 +458,7 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
 
 
 def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-    """Execute a query and return its rows; % is itself without parameters. Raises MeasureError: rows have no end."""
+    """Return the rows of a query; without parameters, `%` is itself. Raises MeasureError at too many rows."""
     with closing(connection.cursor()) as cursor:
         if parameters is None:
             cursor.execute(query)
@@ -475,15 +473,13 @@ def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = N
 
 
 def too_much() -> MeasureError:
-    """Return the refusal of an answer that no real server gives."""
-    return MeasureError(
-        FailureKind.UNEXPECTED,
-        f"its answer has more than {MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB, and was not read to its end",
-    )
+    """Return the error for an answer that no real server gives."""
+    most = f"{MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB"
+    return MeasureError(FailureKind.UNEXPECTED, f"its answer has more than {most}, and was not read to its end")
 
 
 def is_excluded(name: str, excluded: Sequence[str]) -> bool:
-    """Whether a database is one of those that are not measured: by its exact name, or by a pattern with `*`."""
+    """Whether a database is excluded by its exact name, or by a pattern with `*`."""
     return any(
         name == pattern or ("*" in pattern and re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name, re.DOTALL))
         for pattern in excluded
@@ -501,23 +497,23 @@ def is_loopback(host: str) -> bool:
 
 
 def floor_mb(size_bytes: int) -> int:
-    """Whole megabytes, rounded down."""
+    """Return whole MiB, rounded down."""
     return int(size_bytes) // BYTES_PER_MB
 
 
 def ceiling_mb(size_bytes: int) -> int:
-    """Whole megabytes, rounded up."""
+    """Return whole MiB, rounded up."""
     return -(-int(size_bytes) // BYTES_PER_MB)
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's own text, without a full stop at its end."""
+    """Return the first line of an error's message, without a full stop at its end."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
-    """Refuse a server of which a part may not be measured, its total being wrong; raises MeasureError."""
+    """Raise MeasureError if the login may not measure some databases, because the total would be wrong."""
     if unreadable:
         named = first_of(sorted(unreadable), NAMED)
         raise MeasureError(FailureKind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
@@ -533,16 +529,13 @@ def engine_names() -> list[str]:
 
 @cache
 def engines() -> dict[str, EngineAdapter]:
-    """Return every installed engine by the name that servers are registered with."""
-    adapters: dict[str, EngineAdapter] = {}
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        loaded: type[EngineAdapter] = point.load()
-        adapters[point.name] = loaded()
-    return adapters
+    """Return the installed engines by name."""
+    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {point.name: point.load()() for point in points}
 
 
 def engine_named(name: str) -> EngineAdapter:
-    """Return an engine; raises ValidationError where none of that name is installed."""
+    """Return an engine; raises ValidationError if none has that name."""
     try:
         return engines()[name]
     except KeyError:
@@ -551,7 +544,7 @@ def engine_named(name: str) -> EngineAdapter:
 
 
 def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
-    """Read CAPACITY_SYSTEM_DATABASES over the defaults, by engine; raises ValidationError where it is wrong."""
+    """Return the excluded databases by engine: CAPACITY_SYSTEM_DATABASES over the defaults; raises ValidationError."""
     excluded = {name: engine.system_databases for name, engine in engines().items()}
     for entry in filter(None, (part.strip() for part in setting.split(","))):
         engine, sign, names = entry.partition("=")

@@ -1,25 +1,25 @@
-"""MySQL and MariaDB: the bytes of every table of each schema, whatever its engine.
+"""MySQL and MariaDB: the bytes of every table of each schema, of any storage engine.
 
-InnoDB tables with a file of their own count with that file. Those in a shared tablespace (`ibdata1`, general ones) have
-none and count with InnoDB's own statistics; tables of other engines count with what the engine reports. What no engine
-reports is named. The two servers hold the same facts in tables of other names, and other spellings of the schema.
+An InnoDB table has the size of its file; one in a shared tablespace (`ibdata1`, general ones) that of InnoDB's
+statistics. A table of another engine has the size that the engine reports; what no engine reports is named. Both
+servers keep these facts in different tables, with different spellings of names.
 
-The volume of a MariaDB server comes from its plugin `disks`; MySQL has nothing of the kind.
+The volumes of MariaDB come from its plugin `disks`; MySQL has none.
 https://mariadb.com/docs/server/reference/plugins/other-plugins/disks-plugin: sizes are in KiB. Without the privilege
-FILE the table has no rows and says nothing of it (seen on 11.8).
+FILE the table is empty, without an error (seen on 11.8).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.base.units import counted
 from capacity_assets.collection.engines.base import (
@@ -34,6 +34,7 @@ from capacity_assets.collection.engines.base import (
     VERIFIED_TLS,
     Access,
     Allowance,
+    Ceiling,
     DatabaseObjects,
     DatabaseSize,
     EngineAdapter,
@@ -57,25 +58,18 @@ from capacity_assets.collection.engines.base import (
     refuse_without_rights,
     rows_of,
     volume_of,
-    without_ceilings,
 )
 from capacity_assets.database.measures import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
+from capacity_assets.database.sql import text_of, with_parts
 
 if TYPE_CHECKING:
     import pymysql
-    from pymysql.connections import Connection
 
 
 NATIVE, FAST_SHA2, SHA256 = "mysql_native_password", "caching_sha2_password", "sha256_password"
 SCRAMBLE_LENGTH = 20
-# Packets of caching_sha2_password: the server accepts the proof, or asks for the password.
+# The packet of caching_sha2_password by which the server accepts the proof; otherwise it asks for the password.
 PROOF_ACCEPTED = b"\x01\x03"
-
-
-def version_of(connection: Connection[Any]) -> str:
-    """Return the version that the server reports."""
-    [(version,)] = rows_of(connection, "SELECT VERSION()")
-    return str(version)
 
 
 NO_PACKAGE = (
@@ -83,25 +77,14 @@ NO_PACKAGE = (
     "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do without it"
 )
 CANNOT_CONNECT, LOST = 2003, 2013
-# https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; 2003 and above are the client's.
+# https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; those of 2xxx are the client's.
 KINDS = {
-    1040: FailureKind.UNREACHABLE,
-    1044: FailureKind.LOGIN,
-    1045: FailureKind.LOGIN,
-    1049: FailureKind.LOGIN,
-    1142: FailureKind.RIGHTS,
-    1227: FailureKind.RIGHTS,
-    1317: FailureKind.BROKEN_OFF,
-    1698: FailureKind.LOGIN,
-    1927: FailureKind.BROKEN_OFF,
-    1969: FailureKind.TIMEOUT,
-    2003: FailureKind.UNREACHABLE,
-    2006: FailureKind.BROKEN_OFF,
-    2013: FailureKind.BROKEN_OFF,
-    2026: FailureKind.TLS,
-    2059: FailureKind.LOGIN,
-    3024: FailureKind.TIMEOUT,
-    3159: FailureKind.TLS,
+    **dict.fromkeys((1040, 2003), FailureKind.UNREACHABLE),
+    **dict.fromkeys((1044, 1045, 1049, 1698, 2059), FailureKind.LOGIN),
+    **dict.fromkeys((1142, 1227), FailureKind.RIGHTS),
+    **dict.fromkeys((1317, 1927, 2006, 2013), FailureKind.BROKEN_OFF),
+    **dict.fromkeys((1969, 3024), FailureKind.TIMEOUT),
+    **dict.fromkeys((2026, 3159), FailureKind.TLS),
 }
 
 
@@ -111,10 +94,10 @@ def _number_and_text(error: pymysql.err.Error) -> tuple[int, str]:
 
 
 class _ProvingLogin:
-    """Logs in to an unverified server: proves knowledge of the password without sending it.
+    """A login to an unverified server, which proves knowledge of the password without sending it.
 
-    The driver would send the password to any server that asks for it over TLS, verified or not, and without TLS encrypt
-    it with any key that the server sends. Here it is encrypted with the registered key only.
+    The driver would send the password to any server that asks for it over TLS, verified or not; without TLS, it would
+    encrypt the password with any key that the server sends. Here it is encrypted with the registered key only.
     """
 
     def __init__(self, method: str, public_key: str | None, connection: Any) -> None:
@@ -134,7 +117,7 @@ class _ProvingLogin:
         if not packet.is_extra_auth_data():
             return packet
         if packet.get_all_data() == PROOF_ACCEPTED:
-            return self._connection._read_packet()  # noqa: SLF001 -- as the driver's own logins do
+            return self._connection._read_packet()  # noqa: SLF001 -- as logins of the driver do
         if self._method == FAST_SHA2:
             return self._answered(self._encrypted_password())
         raise self._refusal()
@@ -160,9 +143,9 @@ class _ProvingLogin:
     def _refusal(self) -> MeasureError:
         return MeasureError(
             FailureKind.LOGIN,
-            f"it asks for the password itself, by the login method {self._method:.40}, and the identity of the "
-            "server is not verified. The password was not sent. Register `tls = verify-full` or `verify-ca`, the "
-            "socket as `host`, or `tls = off` with a `server_public_key` file",
+            f"it asks for the password itself, by the login method {self._method:.40}, but its identity is not "
+            "verified. The password was not sent. Register `tls = verify-full` or `verify-ca`, the socket as `host`, "
+            "or `tls = off` with a `server_public_key` file",
         )
 
 
@@ -178,7 +161,7 @@ def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
 
 
 def _proving_logins(public_key: str | None) -> dict[str, Any]:
-    """Return a map in which the driver looks up a `_ProvingLogin` for every method."""
+    """Return a map in which the driver finds a `_ProvingLogin` for every method."""
 
     class Logins(dict[str, Any]):
         def get(self, name: str | bytes, _default: object = None) -> Any:
@@ -193,7 +176,7 @@ def _proving_logins(public_key: str | None) -> dict[str, Any]:
 def _bounded_connection() -> Any:
     """A connection that aborts if the server sends too much or too slowly.
 
-    The driver has no such limit. The overridden attributes are private; a test with an endless response covers them.
+    The driver has no such limit. The overridden methods are private; a test with an endless response covers them.
     """
     from pymysql.connections import Connection
 
@@ -205,7 +188,7 @@ def _bounded_connection() -> Any:
             super().__init__(**options)
 
         def _request_authentication(self) -> None:
-            # The driver sends the password immediately if the greeting of the server names a method that asks for it.
+            # The driver sends the password at once if the greeting of the server names a method that asks for it.
             proving: dict[str, Any] = self._auth_plugin_map  # type: ignore[attr-defined]
             if proving and self._auth_plugin_name not in proving:
                 self._auth_plugin_name: str = NATIVE
@@ -230,7 +213,7 @@ def _bounded_connection() -> Any:
                 raise
 
         def _arrived(self) -> int:
-            """Wait for the first byte; return how many can be read without waiting. 0: the driver finds the reason."""
+            """Wait for a byte; return how many can be read without waiting. 0: the driver will find the reason."""
             with suppress(OSError):
                 return len(self._rfile.peek(1))  # type: ignore[attr-defined]
             return 0
@@ -243,7 +226,7 @@ def _tls(access: Access) -> dict[str, Any]:
         return {"ssl_disabled": True}
     import ssl
 
-    # Without a context of its own the driver would go on unencrypted where the server offers nothing.
+    # Without a context, the driver would go on unencrypted if the server offers no TLS.
     context = ssl.create_default_context(cafile=access.tls_ca)
     context.check_hostname = access.tls == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED if access.tls in VERIFIED_TLS else ssl.CERT_NONE
@@ -252,22 +235,22 @@ def _tls(access: Access) -> dict[str, Any]:
     return {"ssl": context}
 
 
-BYTES_PER_KIB = 1024
+# A mount over another one is listed twice, with the same figures.
+DISKS = "SELECT Path, MAX(Total), MIN(Available), MAX(Used) FROM information_schema.DISKS GROUP BY Path"
 HAS_DISKS = (
     "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'information_schema' AND TABLE_NAME = 'DISKS'"
 )
-# A mount that lies over another one is listed twice, with its own figures both times.
-DISKS = "SELECT Path, MAX(Total), MIN(Available), MAX(Used) FROM information_schema.DISKS GROUP BY Path"
 FOLDERS = (
     "SELECT @@datadir, @@log_bin_basename, @@relay_log_basename, @@innodb_log_group_home_dir, @@innodb_undo_directory"
 )
 NO_PLUGIN = "MariaDB reports its file systems with the plugin `disks` only: INSTALL SONAME 'disks'"
 NO_RIGHT = "its login may not see the file systems: FILE on *.* is missing"
 NOT_LISTED = "the plugin `disks` does not list the file system of {}"
+BYTES_PER_KIB = 1024
 
 
 def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
-    """Return the volume that holds the data folder, on which every schema may grow, and those of the logs."""
+    """Return the volume of the data folder, on which every schema may grow, and those of logs."""
     [(there,)] = rows_of(connection, HAS_DISKS)
     if not there:
         return Limits(unknown=NO_PLUGIN)
@@ -278,36 +261,27 @@ def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
     path = volume_of(str(folder), disks)
     if path is None:
         return Limits(unknown=NOT_LISTED.format(folder))
-    # Folders may be given as seen from the data folder; None: no such log.
+    # Folders may be relative to the data folder; a log that is not written has none.
     folders = {TEMPORARY: folder, **dict(zip((BINARY_LOG, RELAY_LOG, REDO, UNDO), others, strict=True))}
     found = {kind: volume_of(str(PurePosixPath(folder) / one), disks) for kind, one in folders.items() if one}
     places = {kind: mount for kind, mount in found.items() if mount}
     mounts = dict.fromkeys((path, *places.values()))
     volumes = tuple(Volume(mount, *(size * BYTES_PER_KIB for size in disks[mount])) for mount in mounts)
-    return Limits(volumes, without_ceilings(names, [path]), places=places)
+    ceilings = tuple(Ceiling(name, is_unlimited=True, volumes=(path,)) for name in names)
+    return Limits(volumes, ceilings, places=places)
 
 
 # https://dev.mysql.com/doc/refman/9.0/en/show-binary-logs.html and
 # https://mariadb.com/docs/server/reference/sql-statements/administrative-sql-statements/show/show-binary-logs
 BINARY_LOGS, NO_BINARY_LOG = "SHOW BINARY LOGS", 1381
-# Before 8.0.22 and in MariaDB replicas have their former name; 8.0 knows both.
-REPLICAS, FORMER_REPLICAS, MARIADB_REPLICAS = "SHOW REPLICA STATUS", "SHOW SLAVE STATUS", "SHOW ALL SLAVES STATUS"
-MYSQL_UNDO = "SELECT NAME, FILE_SIZE FROM information_schema.INNODB_TABLESPACES WHERE SPACE_TYPE = 'Undo'"
-MARIADB_UNDO = "SELECT NAME, FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE 'innodb\\_undo%'"
-# The files are as large as the redo log may be, from 8.0.30 on; before, and in MariaDB, of a size and number.
+# From 8.0.30 on, the files take what the redo log may take; before, and in MariaDB, their size and number are fixed.
 # https://dev.mysql.com/doc/refman/9.0/en/innodb-redo-log.html
 REDO_CAPACITY = "SHOW GLOBAL STATUS LIKE 'Innodb\\_redo\\_log\\_capacity\\_resized'"
 REDO_FILES = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('innodb_log_file_size', 'innodb_log_files_in_group')"
-# The shared temporary tablespace, and those of sessions.
-MYSQL_TEMPORARY = """
-SELECT CAST(SUM(FILE_SIZE) AS UNSIGNED) FROM information_schema.INNODB_TABLESPACES WHERE NAME = 'innodb_temporary'
-UNION ALL SELECT CAST(SUM(SIZE) AS UNSIGNED) FROM information_schema.INNODB_SESSION_TEMP_TABLESPACES
-"""
-MARIADB_TEMPORARY = "SELECT FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME = 'innodb_temporary'"
 
 
 def binary_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
-    """Return the size of all binary logs; none where the server writes none."""
+    """Return the size of all binary logs; nothing if the server writes none."""
     import pymysql
 
     try:
@@ -316,26 +290,23 @@ def binary_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
         if _number_and_text(error)[0] == NO_BINARY_LOG:
             return []
         raise
-    return [_part(BINARY_LOG, scope, sum(int(log[1]) for log in logs), counted(len(logs), "file"))]
+    return [_part(BINARY_LOG, scope, (log[1] for log in logs), counted(len(logs), "file"))]
 
 
 def relay_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
-    """Return the relay logs of each source that the server replicates from."""
-    version = version_of(connection)
-    former = FORMER_REPLICAS if version.startswith(("5.", "8.0.")) else REPLICAS
+    """Return the relay logs by source of replication."""
     with closing(connection.cursor()) as cursor:
-        cursor.execute(MARIADB_REPLICAS if "MariaDB" in version else former)
+        cursor.execute(connection.dialect.replicas)
         columns = [column[0] for column in cursor.description or ()]
         replicas = [dict(zip(columns, row, strict=True)) for row in cursor.fetchmany(ROWS_AT_A_TIME)]
     named = ((str(one.get("Channel_Name") or one.get("Connection_name") or ""), one) for one in replicas)
-    return [_part(RELAY_LOG, scope, int(one["Relay_Log_Space"]), None, name) for name, one in named]
+    return [_part(RELAY_LOG, scope, [one["Relay_Log_Space"]], name=name) for name, one in named]
 
 
 def undo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
-    """Return the size of the undo tablespaces; none where undo logs are in the shared tablespace."""
-    files = rows_of(connection, MARIADB_UNDO if "MariaDB" in version_of(connection) else MYSQL_UNDO)
-    size_bytes = sum(int(size) for _, size in files)
-    return [_part(UNDO, scope, size_bytes, counted(len(files), "tablespace"))] if files else []
+    """Return the size of the undo tablespaces; nothing if undo logs are in the shared tablespace."""
+    sizes = [size for (size,) in rows_of(connection, connection.dialect.undo)]
+    return [_part(UNDO, scope, sizes, counted(len(sizes), "tablespace"))] if sizes else []
 
 
 def redo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
@@ -343,156 +314,218 @@ def redo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     capacity = rows_of(connection, REDO_CAPACITY)
     files = dict(rows_of(connection, REDO_FILES))
     fixed = int(files.get("innodb_log_file_size", 0)) * int(files.get("innodb_log_files_in_group", 1))
-    return [_part(REDO, scope, int(capacity[0][1]) if capacity else fixed)]
+    return [_part(REDO, scope, [capacity[0][1] if capacity else fixed])]
 
 
 def temporary_of(connection: Any, scope: PartScope) -> list[ServerPart]:
-    """Return the size of InnoDB's temporary tablespaces; files in `@@tmpdir` are reported by nobody."""
-    is_mariadb = "MariaDB" in version_of(connection)
-    sizes = rows_of(connection, MARIADB_TEMPORARY if is_mariadb else MYSQL_TEMPORARY)
-    return [_part(TEMPORARY, scope, sum(int(size or 0) for (size,) in sizes))]
+    """Return the size of InnoDB's temporary tablespaces; no server reports the files in `@@tmpdir`."""
+    return [_part(TEMPORARY, scope, (size for (size,) in rows_of(connection, connection.dialect.temporary)))]
 
 
-def _part(kind: str, scope: PartScope, size_bytes: int, detail: str | None = None, name: str = "") -> ServerPart:
+def _part(kind: str, scope: PartScope, sizes: Iterable[Any], detail: str | None = None, name: str = "") -> ServerPart:
+    size_bytes = sum(int(size or 0) for size in sizes)
     return ServerPart(kind, name, size_bytes, detail, scope.limits.places.get(kind))
 
 
-SCHEMAS = "SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin FROM information_schema.SCHEMATA"
-# The tablespaces of single tables. No statement reads INNODB_TABLES, which opens every table that is not in the
-# definition cache: 20 s and more for 10,000 tables. MySQL decodes the names of its tablespaces, so `a/b/t` may be
-# table `t` of schema `a/b` or `b/t` of `a`: there, the encoded folder of the file says how many slashes (`@002f`)
-# belong to the schema.
+@dataclass(frozen=True)
+class Dialect:
+    """The statements for one of the two servers.
+
+    `files` returns the file of each table or partition: schema, table, bytes, bytes on disk. `shared` counts the tables
+    in shared tablespaces by schema; `shared_sizes` counts those with statistics, and adds up their bytes.
+    """
+
+    files: str
+    shared: str
+    shared_sizes: str
+    undo: str
+    temporary: str
+    replicas: str
+
+
+# No statement reads INNODB_TABLES, which opens every table that is not in the definition cache: 20 s and more for
+# 10,000 tables. MySQL decodes the names of tablespaces, so `a/b/t` may be table `t` of schema `a/b` or `b/t` of `a`:
+# the encoded folder of the file tells how many slashes (`@002f`) belong to the schema.
 # https://dev.mysql.com/doc/refman/9.0/en/information-schema-innodb-tablespaces-table.html
 _MYSQL_OWN = """
-    SELECT s.NAME AS full_name, 0 AS slashes, s.FILE_SIZE AS file_size, s.ALLOCATED_SIZE AS allocated_size
-    FROM information_schema.INNODB_TABLESPACES AS s
-    WHERE s.SPACE_TYPE = 'Single' AND s.NAME NOT LIKE '%/%/%'
-    UNION ALL
-    SELECT s.NAME, (LENGTH(d.folder) - LENGTH(REPLACE(d.folder, '@002f', ''))) DIV 5, s.FILE_SIZE,
-           s.ALLOCATED_SIZE
-    FROM information_schema.INNODB_TABLESPACES AS s
-    JOIN (SELECT CAST(SPACE AS UNSIGNED) AS space_id, SUBSTRING_INDEX(SUBSTRING_INDEX(PATH, '/', -2), '/', 1) AS folder
-          FROM information_schema.INNODB_DATAFILES) AS d ON d.space_id = s.SPACE
-    WHERE s.SPACE_TYPE = 'Single' AND s.NAME LIKE '%/%/%'
+SELECT s.NAME AS full_name, 0 AS slashes, s.FILE_SIZE AS file_size, s.ALLOCATED_SIZE AS allocated_size
+FROM information_schema.INNODB_TABLESPACES AS s
+WHERE s.SPACE_TYPE = 'Single' AND SUBSTRING_INDEX(s.NAME, '/', 2) = s.NAME
+UNION ALL
+SELECT s.NAME, (LENGTH(d.folder) - LENGTH(REPLACE(d.folder, '@002f', ''))) DIV 5, s.FILE_SIZE, s.ALLOCATED_SIZE
+FROM information_schema.INNODB_TABLESPACES AS s
+JOIN (SELECT CAST(SPACE AS UNSIGNED) AS space_id, SUBSTRING_INDEX(SUBSTRING_INDEX(PATH, '/', -2), '/', 1) AS folder
+      FROM information_schema.INNODB_DATAFILES) AS d ON d.space_id = s.SPACE
+WHERE s.SPACE_TYPE = 'Single' AND SUBSTRING_INDEX(s.NAME, '/', 2) <> s.NAME
 """
-MYSQL_FILES = f"""
+# The suffix of a partition is cut off; so a table named `a#p#b` counts as a partition of `a`.
+_MYSQL_FILES = """
 SELECT CONVERT(SUBSTRING_INDEX(full_name, '/', 1 + slashes) USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
-       CAST(SUM(file_size) AS UNSIGNED) AS file_size, CAST(SUM(allocated_size) AS UNSIGNED) AS allocated_size
-FROM ({_MYSQL_OWN}) AS own GROUP BY schema_name
-"""  # noqa: S608 -- statements of our own
-# MariaDB keeps them encoded as file names, which the server itself decodes; a folder of before 5.1 is plain.
-# https://mariadb.com/docs/server/reference/system-tables/information-schema/information-schema-tables/
-# information-schema-innodb-tables/information-schema-innodb_sys_tablespaces-table
-MARIADB_FILES = """
-SELECT IF(folder REGEXP '^[0-9A-Za-z_@]*$', CONVERT(CONVERT(CAST(folder AS BINARY) USING filename) USING utf8mb4),
-          CONCAT('#mysql50#', CONVERT(folder USING utf8mb4))) COLLATE utf8mb4_bin AS schema_name,
-       CAST(SUM(FILE_SIZE) AS UNSIGNED) AS file_size, CAST(SUM(ALLOCATED_SIZE) AS UNSIGNED) AS allocated_size
-FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, FILE_SIZE, ALLOCATED_SIZE
-      FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE '%/%') AS f
-GROUP BY schema_name
+       CONVERT(SUBSTRING_INDEX(
+           SUBSTRING(full_name, CHAR_LENGTH(SUBSTRING_INDEX(full_name, '/', 1 + slashes)) + 2), '#p#', 1)
+           USING utf8mb4) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
+FROM own
 """
-# Tables and partitions in shared tablespaces.
-MYSQL_SHARED = f"""
+# Tables and partitions.
+_MYSQL_SHARED = """
 SELECT CONVERT(p.TABLE_SCHEMA USING utf8mb4) COLLATE utf8mb4_bin AS schema_name, COUNT(*)
 FROM (SELECT TABLE_SCHEMA, CONCAT(TABLE_NAME, COALESCE(CONCAT('#p#', LOWER(PARTITION_NAME)), ''),
                                   COALESCE(CONCAT('#sp#', LOWER(SUBPARTITION_NAME)), '')) AS part_name, TABLE_NAME
       FROM information_schema.PARTITIONS) AS p
 JOIN information_schema.TABLES AS t ON t.TABLE_SCHEMA = p.TABLE_SCHEMA AND t.TABLE_NAME = p.TABLE_NAME
-LEFT JOIN ({_MYSQL_OWN}) AS own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.TABLE_SCHEMA, '/', p.part_name)
+LEFT JOIN own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.TABLE_SCHEMA, '/', p.part_name)
     AND own.slashes = LENGTH(p.TABLE_SCHEMA) - LENGTH(REPLACE(p.TABLE_SCHEMA, '/', ''))
 WHERE t.ENGINE = 'InnoDB' AND own.full_name IS NULL GROUP BY schema_name
-"""  # noqa: S608 -- as above
-# By the encoded folder of the file.
-MARIADB_SHARED = """
-SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, COUNT(*) FROM information_schema.INNODB_SYS_TABLES
-WHERE SPACE = 0 AND NAME LIKE '%/%' GROUP BY folder
 """
-MYSQL_SHARED_SIZES = f"""
+_MYSQL_SHARED_SIZES = """
 SELECT CONVERT(p.database_name USING utf8mb4) COLLATE utf8mb4_bin, COUNT(*),
        CAST(SUM(p.clustered_index_size + p.sum_of_other_index_sizes) * @@innodb_page_size AS UNSIGNED)
 FROM mysql.innodb_table_stats AS p
-LEFT JOIN ({_MYSQL_OWN}) AS own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.database_name, '/', p.table_name)
+LEFT JOIN own ON own.full_name COLLATE utf8mb3_bin = CONCAT(p.database_name, '/', p.table_name)
     AND own.slashes = LENGTH(p.database_name) - LENGTH(REPLACE(p.database_name, '/', ''))
 WHERE own.full_name IS NULL GROUP BY p.database_name
-"""  # noqa: S608 -- as above
-MARIADB_SHARED_SIZES = """
+"""
+# The global temporary tablespace, and those of sessions.
+_MYSQL_TEMPORARY = """
+SELECT CAST(SUM(FILE_SIZE) AS UNSIGNED) FROM information_schema.INNODB_TABLESPACES WHERE NAME = 'innodb_temporary'
+UNION ALL SELECT CAST(SUM(SIZE) AS UNSIGNED) FROM information_schema.INNODB_SESSION_TEMP_TABLESPACES
+"""
+MYSQL = Dialect(
+    files=text_of(with_parts(_MYSQL_FILES, own=_MYSQL_OWN)),
+    shared=text_of(with_parts(_MYSQL_SHARED, own=_MYSQL_OWN)),
+    shared_sizes=text_of(with_parts(_MYSQL_SHARED_SIZES, own=_MYSQL_OWN)),
+    undo="SELECT FILE_SIZE FROM information_schema.INNODB_TABLESPACES WHERE SPACE_TYPE = 'Undo'",
+    temporary=_MYSQL_TEMPORARY,
+    replicas="SHOW REPLICA STATUS",
+)
+# Needed before 8.0.22; later versions of 8.0 accept both.
+FORMER_MYSQL = replace(MYSQL, replicas="SHOW SLAVE STATUS")
+# MariaDB keeps names encoded as file names, which the server itself can decode; folders from before 5.1 are plain.
+# https://mariadb.com/docs/server/reference/system-tables/information-schema/information-schema-tables/
+# information-schema-innodb-tables/information-schema-innodb_sys_tablespaces-table
+_MARIADB_FILES = """
+SELECT IF(folder REGEXP '^[0-9A-Za-z_@]*$', CONVERT(CONVERT(CAST(folder AS BINARY) USING filename) USING utf8mb4),
+          CONCAT('#mysql50#', CONVERT(folder USING utf8mb4))) COLLATE utf8mb4_bin AS schema_name,
+       IF(file REGEXP '^[0-9A-Za-z_@]*$', CONVERT(CONVERT(CAST(file AS BINARY) USING filename) USING utf8mb4),
+          CONCAT('#mysql50#', CONVERT(file USING utf8mb4))) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
+FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder,
+             SUBSTRING_INDEX(SUBSTRING_INDEX(SUBSTRING_INDEX(NAME, '/', -1), '#P#', 1), '#p#', 1) AS file,
+             FILE_SIZE AS file_size, ALLOCATED_SIZE AS allocated_size
+      FROM information_schema.INNODB_SYS_TABLESPACES WHERE INSTR(NAME, '/') > 0) AS f
+"""
+# By the encoded folder.
+_MARIADB_SHARED = """
+SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, COUNT(*) FROM information_schema.INNODB_SYS_TABLES
+WHERE SPACE = 0 AND INSTR(NAME, '/') > 0 GROUP BY folder
+"""
+_MARIADB_SHARED_SIZES = """
 SELECT CONVERT(CONVERT(t.folder USING filename) USING utf8mb4) COLLATE utf8mb4_bin AS schema_name, COUNT(p.table_name),
        CAST(SUM(p.clustered_index_size + p.sum_of_other_index_sizes) * @@innodb_page_size AS UNSIGNED)
 FROM (SELECT CAST(SUBSTRING_INDEX(NAME, '/', 1) AS BINARY) AS folder,
              CAST(REPLACE(SUBSTRING_INDEX(NAME, '/', -1), '#', '@0023') AS BINARY) AS file
-      FROM information_schema.INNODB_SYS_TABLES WHERE SPACE = 0 AND NAME LIKE '%/%') AS t
+      FROM information_schema.INNODB_SYS_TABLES WHERE SPACE = 0 AND INSTR(NAME, '/') > 0) AS t
 LEFT JOIN mysql.innodb_table_stats AS p
     ON p.database_name = CONVERT(CONVERT(t.folder USING filename) USING utf8mb3) COLLATE utf8mb3_bin
    AND p.table_name = CONVERT(CONVERT(t.file USING filename) USING utf8mb3) COLLATE utf8mb3_bin
 GROUP BY schema_name
 """
-# Pages as InnoDB's persistent statistics count them; no file is looked at.
-STATISTICS_QUERY = """
+MARIADB = Dialect(
+    files=_MARIADB_FILES,
+    shared=_MARIADB_SHARED,
+    shared_sizes=_MARIADB_SHARED_SIZES,
+    undo="SELECT FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE LEFT(NAME, 11) = 'innodb_undo'",
+    temporary="SELECT FILE_SIZE FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME = 'innodb_temporary'",
+    replicas="SHOW ALL SLAVES STATUS",
+)
+
+SCHEMAS = "SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin FROM information_schema.SCHEMATA"
+FILES_BY_SCHEMA = """
+SELECT schema_name, CAST(SUM(file_size) AS UNSIGNED), CAST(SUM(allocated_size) AS UNSIGNED)
+FROM files GROUP BY schema_name
+"""
+FILES_BY_TABLE = """
+SELECT schema_name, table_name, file_size, allocated_size FROM files ORDER BY file_size DESC LIMIT %s
+"""
+# The pages in InnoDB's persistent statistics; no file is read.
+STATISTICS_BY_SCHEMA = """
 SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
        CAST(SUM(clustered_index_size + sum_of_other_index_sizes) * @@innodb_page_size AS UNSIGNED),
        CAST(SUM(clustered_index_size) * @@innodb_page_size AS UNSIGNED)
 FROM mysql.innodb_table_stats GROUP BY schema_name
 """
-# The file of each table, or of each of its partitions, the largest ones first. What follows a table in the name of its
-# partition is cut off; MySQL, which decodes names, would take a table called `a#p#b` for a partition of `a`.
 MOST_TABLES, MOST_STATISTICS = 100_000, 20_000
-MYSQL_TABLE_FILES = f"""
-SELECT CONVERT(SUBSTRING_INDEX(full_name, '/', 1 + slashes) USING utf8mb4) COLLATE utf8mb4_bin AS schema_name,
-       CONVERT(SUBSTRING_INDEX(
-           SUBSTRING(full_name, CHAR_LENGTH(SUBSTRING_INDEX(full_name, '/', 1 + slashes)) + 2), '#p#', 1)
-           USING utf8mb4) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
-FROM ({_MYSQL_OWN}) AS own ORDER BY file_size DESC LIMIT {MOST_TABLES}
-"""  # noqa: S608 -- as above
-_PLAIN = "REGEXP '^[0-9A-Za-z_@]*$'"
-MARIADB_TABLE_FILES = f"""
-SELECT IF(folder {_PLAIN}, CONVERT(CONVERT(CAST(folder AS BINARY) USING filename) USING utf8mb4),
-          CONCAT('#mysql50#', CONVERT(folder USING utf8mb4))) COLLATE utf8mb4_bin AS schema_name,
-       IF(file {_PLAIN}, CONVERT(CONVERT(CAST(file AS BINARY) USING filename) USING utf8mb4),
-          CONCAT('#mysql50#', CONVERT(file USING utf8mb4))) COLLATE utf8mb4_bin AS table_name, file_size, allocated_size
-FROM (SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder,
-             SUBSTRING_INDEX(SUBSTRING_INDEX(SUBSTRING_INDEX(NAME, '/', -1), '#P#', 1), '#p#', 1) AS file,
-             FILE_SIZE AS file_size, ALLOCATED_SIZE AS allocated_size
-      FROM information_schema.INNODB_SYS_TABLESPACES WHERE NAME LIKE '%/%'
-      ORDER BY FILE_SIZE DESC LIMIT {MOST_TABLES}) AS f
-"""  # noqa: S608 -- as above
-TABLE_STATISTICS = f"""
+STATISTICS_BY_TABLE = """
 SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin, CONVERT(table_name USING utf8mb4) COLLATE utf8mb4_bin,
        n_rows, clustered_index_size * @@innodb_page_size, sum_of_other_index_sizes * @@innodb_page_size
-FROM mysql.innodb_table_stats ORDER BY clustered_index_size + sum_of_other_index_sizes DESC LIMIT {MOST_STATISTICS}
-"""  # noqa: S608 -- as above
-# Without a primary key the clustered index is called GEN_CLUST_INDEX, or as the first unique key of columns that are
-# never null, which only its size tells.
-INDEX_STATISTICS = f"""
+FROM mysql.innodb_table_stats ORDER BY clustered_index_size + sum_of_other_index_sizes DESC LIMIT %s
+"""
+# Without a primary key, the clustered index is named GEN_CLUST_INDEX, or like the first unique key without nulls, which
+# is recognized by its size.
+STATISTICS_BY_INDEX = """
 SELECT CONVERT(i.database_name USING utf8mb4) COLLATE utf8mb4_bin,
        CONVERT(i.table_name USING utf8mb4) COLLATE utf8mb4_bin,
        CONVERT(i.index_name USING utf8mb4) COLLATE utf8mb4_bin, i.stat_value * @@innodb_page_size,
        i.stat_value = t.clustered_index_size
 FROM mysql.innodb_index_stats AS i
 JOIN mysql.innodb_table_stats AS t ON t.database_name = i.database_name AND t.table_name = i.table_name
-WHERE i.stat_name = 'size' ORDER BY i.stat_value DESC LIMIT {MOST_STATISTICS}
-"""  # noqa: S608 -- as above
+WHERE i.stat_name = 'size' ORDER BY i.stat_value DESC LIMIT %s
+"""
 CLUSTERED = ("PRIMARY", "GEN_CLUST_INDEX")
-OTHER_ENGINES_TABLES = """
-SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), CAST(DATA_LENGTH AS UNSIGNED),
-       CAST(INDEX_LENGTH AS UNSIGNED), CAST(DATA_FREE AS UNSIGNED), TABLE_ROWS
-FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB'
-"""
-# Only the named tables are opened for it.
-MOST_FREE = 50
-FREE = """
-SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_FREE AS UNSIGNED)
-FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME IN ({names})
-"""
-# Of schema `mysql`, the tables that the documented grants name.
+# The tables of schema `mysql` that the documented grants name.
 TABLE_STATS, INDEX_STATS = GRANTED_TABLES = ("innodb_table_stats", "innodb_index_stats")
 NO_STATISTICS = "indexes are part of their tables: SELECT on mysql.{} is missing"
 MORE_TABLES = f"of more than {MOST_TABLES:,} tables, the smallest are unexplained"
 _PARTITION = re.compile("#[pP]#")
 
+# This opens no table.
+TABLES_BY_ENGINE = """
+SELECT CONVERT(TABLE_SCHEMA USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), COUNT(*) FROM information_schema.TABLES
+WHERE TABLE_TYPE NOT IN ('VIEW', 'SYSTEM VIEW') GROUP BY 1, 2
+"""
+OTHER_ENGINES = """
+SELECT UPPER(ENGINE), CAST(SUM(DATA_LENGTH + INDEX_LENGTH) AS UNSIGNED), CAST(SUM(DATA_LENGTH) AS UNSIGNED)
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB' GROUP BY 1
+"""
+OTHER_ENGINES_BY_TABLE = """
+SELECT UPPER(ENGINE), CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_LENGTH AS UNSIGNED),
+       CAST(INDEX_LENGTH AS UNSIGNED), CAST(DATA_FREE AS UNSIGNED), TABLE_ROWS
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB'
+"""
+# This opens only the named tables.
+MOST_FREE = 50
+FREE = """
+SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_FREE AS UNSIGNED)
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME IN %s
+"""
+INNODB, UNKNOWN = "INNODB", "unknown"
+# Engines without bytes of their own on this server: in memory, elsewhere, or in tables that are counted themselves.
+WITHOUT_BYTES = {
+    "MEMORY", "BLACKHOLE", "MRG_MYISAM", "FEDERATED", "SPIDER", "CONNECT", "PERFORMANCE_SCHEMA", "SEQUENCE",
+}  # fmt: skip
+# The engine always reports 0 for these.
+WITHOUT_REPORTED_SIZES = {"CSV"}
+
+
+def dialect_of(version: str) -> Dialect:
+    """Return the statements for a version, which tells MySQL from MariaDB, whatever was registered."""
+    if "MariaDB" in version:
+        return MARIADB
+    return FORMER_MYSQL if version.startswith(("5.", "8.0.")) else MYSQL
+
+
+def files_of(connection: Any, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Return the rows of a query on `files`; raises MeasureError for a version that does not list them."""
+    version = connection.version
+    if "MariaDB" not in version and (version.startswith("5.") or "TiDB" in version):
+        raise MeasureError(
+            FailureKind.SETUP, f"version {version} cannot be measured by its files: register `sizing = statistics`"
+        )
+    return rows_of(connection, text_of(with_parts(query, files=connection.dialect.files)), parameters or None)
+
 
 @dataclass
 class _Table:
-    """What is known of one InnoDB table, all of its partitions together."""
+    """An InnoDB table, all of its partitions together."""
 
     file_bytes: int = 0
     rows: int | None = None
@@ -501,7 +534,7 @@ class _Table:
     indexes: dict[str, int] = field(default_factory=dict)
 
     def objects(self, name: str) -> Iterator[ObjectSize]:
-        """Yield the table without its indexes, then these; they are parts of the file if that can be."""
+        """Yield the table, and its indexes as parts of the file unless they exceed it."""
         whole = self.file_bytes or self.clustered_bytes + self.others_bytes
         indexes = self.indexes if sum(self.indexes.values()) <= whole else {}
         apart = sum(indexes.values())
@@ -512,26 +545,8 @@ class _Table:
             yield ObjectSize("", index, INDEX, size_bytes, name)
 
 
-# Which engines hold tables; no table is opened for it.
-TABLES_BY_ENGINE = """
-SELECT CONVERT(TABLE_SCHEMA USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), COUNT(*) FROM information_schema.TABLES
-WHERE TABLE_TYPE NOT IN ('VIEW', 'SYSTEM VIEW') GROUP BY 1, 2
-"""
-REPORTED_SIZES = """
-SELECT UPPER(ENGINE), CAST(SUM(DATA_LENGTH + INDEX_LENGTH) AS UNSIGNED), CAST(SUM(DATA_LENGTH) AS UNSIGNED)
-FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB' GROUP BY 1
-"""
-INNODB = "INNODB"
-# These hold no bytes of their own on this server: in memory, elsewhere, or in tables that are counted themselves.
-WITHOUT_BYTES = {
-    "MEMORY", "BLACKHOLE", "MRG_MYISAM", "FEDERATED", "SPIDER", "CONNECT", "PERFORMANCE_SCHEMA", "SEQUENCE",
-}  # fmt: skip
-# The engine says 0 for these, whatever they hold.
-WITHOUT_REPORTED_SIZES = {"CSV"}
-
-
 class MySQL(EngineAdapter):
-    """Sizes by tablespace files; `allocated` by what they take on disk; `statistics` without looking at files."""
+    """Sizes by tablespace files; `allocated`: by what these take on disk; `statistics`: without reading files."""
 
     name: ClassVar[str] = "mysql"
     default_port: ClassVar[int] = 3306
@@ -582,7 +597,7 @@ class MySQL(EngineAdapter):
         "other engines as they report it. Free: `DATA_FREE` of the 50 largest tables of a schema"
     )
 
-    def connect(self, access: Access) -> Connection[Any]:
+    def connect(self, access: Access) -> Any:
         connection = _bounded_connection()(
             defer_connect=True,
             host=None if access.socket else access.host,
@@ -593,12 +608,12 @@ class MySQL(EngineAdapter):
             database=access.database,
             charset="utf8mb4",
             connect_timeout=max(round(access.connect_seconds), 1),
-            # It also bounds the greeting, which a server that accepts and stays silent never sends.
+            # This also bounds the wait for the greeting, which a server that accepts and stays silent never sends.
             read_timeout=max(round(access.connect_seconds), 1),
             write_timeout=max(round(access.statement_seconds), 1),
             program_name=PROGRAM,
             autocommit=True,
-            # By a socket or a verified certificate the other end is known to be the server.
+            # A socket or a verified certificate proves who answers.
             auth_plugin_map=None
             if access.socket or access.tls in VERIFIED_TLS
             else _proving_logins(access.server_public_key),
@@ -609,132 +624,101 @@ class MySQL(EngineAdapter):
         connection.connect()
         with closed_on_failure(connection):
             connection.statement_seconds = access.statement_seconds
-            # Connected, it may take its time; the driver has no public way to say so.
+            # The time limit of statements; the driver has no public way to set it.
             connection._read_timeout = access.statement_seconds  # noqa: SLF001
-            # MariaDB counts in seconds and for every statement, MySQL in milliseconds and for SELECT only.
-            is_mariadb, seconds = "MariaDB" in version_of(connection), access.statement_seconds
+            [(connection.version,)] = rows_of(connection, "SELECT VERSION()")
+            connection.dialect = dialect_of(connection.version)
+            # MariaDB takes seconds, and bounds every statement; MySQL takes milliseconds, and bounds only SELECT.
+            is_mariadb, seconds = "MariaDB" in connection.version, access.statement_seconds
             limit = f"statement_time = {seconds:.3f}" if is_mariadb else f"execution_time = {round(seconds * 1000)}"
             rows_of(connection, f"SET SESSION max_{limit}")
             rows_of(connection, "SET SESSION TRANSACTION READ ONLY")
-        opened: Connection[Any] = connection
-        return opened
+        return connection
 
-    def sizes(self, connection: Connection[Any], access: Access, excluded: Sequence[str]) -> Measurement:
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         schemas = [str(name) for (name,) in rows_of(connection, SCHEMAS)]
         wanted = [name for name in schemas if not is_excluded(name, excluded)]
-        total: dict[str, int] = dict.fromkeys(wanted, 0)
-        data: dict[str, int] | None = None
+        total: Counter[str] = Counter()
+        data = total
         not_counted: list[str] = []
-        visible = self._tables_by_engine(connection)
+        visible = _tables_by_engine(connection)
         if access.sizing == STATISTICS:
-            data = dict.fromkeys(wanted, 0)
-            for name, size_bytes, data_bytes in rows_of(connection, STATISTICS_QUERY):
-                _add(total, name, size_bytes)
-                _add(data, name, data_bytes)
+            data = Counter()
+            for name, size_bytes, data_bytes in rows_of(connection, STATISTICS_BY_SCHEMA):
+                total[name] += int(size_bytes)
+                data[name] += int(data_bytes)
         else:
-            statements = _statements_for(version_of(connection))
-            files = self._file_sizes(connection, statements.files, access.sizing, schemas, visible)
-            for name, size_bytes in files.items():
-                _add(total, name, size_bytes)
-            not_counted += self._add_shared(connection, statements, total, excluded)
-        not_counted += _add_other_engines(connection, total, data, visible)
-        sizes = [
-            DatabaseSize.of_bytes(name, size, data_size=size if data is None else data[name], whole_mb=ceiling_mb)
-            for name, size in total.items()
-        ]
+            rows = files_of(connection, FILES_BY_SCHEMA)
+            total.update(
+                {str(name): int(allocated if access.sizing == ALLOCATED else size) for name, size, allocated in rows}
+            )
+            # If a schema with files is not listed, others may be hidden as well.
+            refuse_without_rights(sorted(set(total) - set(schemas)), "SHOW DATABASES")
+            refuse_without_rights(sorted(set(total) - set(visible)), "SHOW VIEW on *.*, without a partial revoke,")
+            not_counted += _add_shared(connection, total, excluded)
+        for name in wanted:
+            for engine, tables in visible.get(name, {}).items():
+                if engine in WITHOUT_REPORTED_SIZES | {UNKNOWN}:
+                    not_counted.append(f"{name}: {counted(tables, 'table')} of engine {engine}")
+            for _, size_bytes, data_bytes in _of_other_engines(connection, OTHER_ENGINES, name, visible):
+                total[name] += int(size_bytes or 0)
+                if data is not total:
+                    data[name] += int(data_bytes or 0)
+        sizes = (DatabaseSize.of_bytes(name, total[name], data_size=data[name], whole_mb=ceiling_mb) for name in wanted)
         return Measurement(tuple(sizes), tuple(not_counted), tuple(sorted(set(schemas) - set(wanted))))
 
-    def limits(self, connection: Connection[Any], access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        if "MariaDB" in version_of(connection):
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
+        if connection.dialect is MARIADB:
             return limits_by_disks(connection, names)
         return Limits(unknown="MySQL reports no file systems")
 
-    def objects(self, connection: Connection[Any], access: Access, names: Sequence[str]) -> Objects:
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
         tables, unknown = self._innodb_tables(connection, access)
-        visible = self._tables_by_engine(connection)
+        visible = _tables_by_engine(connection)
 
         def read(name: str) -> DatabaseObjects:
             found = [one for table, known in tables.get(name, {}).items() for one in known.objects(table)]
-            if set(visible.get(name, {})) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
-                found += _objects_of_other_engines(rows_of(connection, OTHER_ENGINES_TABLES, [name]))
+            for _, table, data, indexes, free, estimated in _of_other_engines(
+                connection, OTHER_ENGINES_BY_TABLE, name, visible
+            ):
+                whole, known = int(data or 0) + int(indexes or 0), None if estimated is None else int(estimated)
+                found.append(
+                    ObjectSize("", str(table), TABLE, whole, "", None, min(int(free or 0), whole), known, is_exact=True)
+                )
             return _with_free_bytes(connection, objects_of(name, found))
 
         measured = objects_by_database(names, read, self.failure)
         return replace(measured, unknown=(*unknown, *measured.unknown))
 
     def _innodb_tables(
-        self, connection: Connection[Any], access: Access
+        self, connection: Any, access: Access
     ) -> tuple[Mapping[str, Mapping[str, _Table]], tuple[str, ...]]:
-        """Return the InnoDB tables by schema and name, and what is not known of them."""
+        """Return the InnoDB tables by schema and name, and what is unknown."""
         tables: dict[str, dict[str, _Table]] = defaultdict(lambda: defaultdict(_Table))
         unknown: tuple[str, ...] = ()
         if access.sizing != STATISTICS:
-            files = rows_of(connection, _statements_for(version_of(connection)).table_files)
+            files = files_of(connection, FILES_BY_TABLE, MOST_TABLES)
             unknown = (MORE_TABLES,) if len(files) == MOST_TABLES else ()
             for schema, name, file_bytes, allocated_bytes in files:
                 table = tables[str(schema)][str(name)]
                 table.file_bytes += int(allocated_bytes if access.sizing == ALLOCATED else file_bytes)
         asked = TABLE_STATS
         try:
-            for schema, name, rows, clustered, others in rows_of(connection, TABLE_STATISTICS):
+            for schema, name, rows, clustered, others in rows_of(connection, STATISTICS_BY_TABLE, [MOST_STATISTICS]):
                 table = tables[str(schema)][_table_of(str(name), tables[str(schema)])]
                 table.rows = (table.rows or 0) + int(rows)
                 table.clustered_bytes += int(clustered)
                 table.others_bytes += int(others)
             asked = INDEX_STATS
-            _add_indexes(tables, rows_of(connection, INDEX_STATISTICS))
+            _add_indexes(tables, rows_of(connection, STATISTICS_BY_INDEX, [MOST_STATISTICS]))
         except Exception as error:
             if not self.is_refusal(error):
                 raise
             unknown = (*unknown, NO_STATISTICS.format(asked))
         return tables, unknown
 
-    def _tables_by_engine(self, connection: Connection[Any]) -> Mapping[str, Mapping[str | None, int]]:
-        """Count the tables of each schema by engine, and refuse a login that does not see them."""
-        tables_by_schema: dict[str, dict[str | None, int]] = defaultdict(dict)
-        for schema, engine, tables in rows_of(connection, TABLES_BY_ENGINE):
-            tables_by_schema[str(schema)][engine] = int(tables)
-        # Every server has tables here beside those that the documented grants name.
-        if sum(tables_by_schema.get("mysql", {}).values()) <= len(GRANTED_TABLES):
-            raise MeasureError(
-                FailureKind.RIGHTS, "its login does not see which tables there are: SHOW VIEW on *.* is missing"
-            )
-        return tables_by_schema
-
-    def _file_sizes(
-        self,
-        connection: Connection[Any],
-        query: str,
-        sizing: str,
-        schemas: Iterable[str],
-        visible: Mapping[str, Mapping[str | None, int]],
-    ) -> dict[str, int]:
-        files = {str(row[0]): int(row[2 if sizing == ALLOCATED else 1]) for row in rows_of(connection, query)}
-        # A schema that has files and is not listed: others are not listed either.
-        refuse_without_rights(sorted(set(files) - set(schemas)), "SHOW DATABASES")
-        hidden = [name for name in files if name not in visible]
-        refuse_without_rights(hidden, "SHOW VIEW on *.*, without a partial revoke,")
-        return files
-
-    def _add_shared(
-        self, connection: Connection[Any], statements: _Statements, total: dict[str, int], excluded: Sequence[str]
-    ) -> Iterable[str]:
-        """Add the tables in shared tablespaces by their statistics; name what has none."""
-        shared = rows_of(connection, statements.shared)
-        there = sum(int(tables) for folder, tables in shared if not is_excluded(str(folder), excluded))
-        if not there:
-            return ()
-        known = 0
-        for name, tables, size_bytes in rows_of(connection, statements.shared_sizes):
-            if not is_excluded(str(name), excluded):
-                known += int(tables)
-                _add(total, str(name), size_bytes)
-        missing = there - known
-        return (f"{counted(missing, 'table')} in shared tablespaces without statistics",) if missing > 0 else ()
-
-    def facts(self, connection: Connection[Any]) -> ServerFacts:
-        version = version_of(connection)
-        named = version if "MariaDB" in version else f"MySQL {version}"
+    def facts(self, connection: Any) -> ServerFacts:
+        named = connection.version if connection.dialect is MARIADB else f"MySQL {connection.version}"
         encrypted = dict(rows_of(connection, "SHOW STATUS LIKE 'Ssl_cipher'")).get("Ssl_cipher")
         return ServerFacts(named, bool(encrypted))
 
@@ -744,9 +728,9 @@ class MySQL(EngineAdapter):
         if not isinstance(error, pymysql.err.Error):
             if isinstance(error, RuntimeError) and "package is required" in str(error):
                 return MeasureError(FailureKind.SETUP, NO_PACKAGE)
-            # The driver lets these escape when a server names a way to log in that it does not know.
+            # The driver raises these if a server names an unknown login method.
             if isinstance(error, RuntimeError | UnicodeDecodeError | AttributeError):
-                return MeasureError(FailureKind.LOGIN, f"it asks for a way to log in that is not known: {error}")
+                return MeasureError(FailureKind.LOGIN, f"it asks for an unknown login method: {error}")
             return None
         number, text = _number_and_text(error)
         kind = KINDS.get(number, FailureKind.UNEXPECTED)
@@ -758,35 +742,50 @@ class MySQL(EngineAdapter):
 
 
 class MariaDB(MySQL):
-    """As MySQL: the version says which of the two answers, whatever was registered."""
+    """The same as MySQL: the version tells which of the two answers."""
 
     name: ClassVar[str] = "mariadb"
 
 
-class _Statements(NamedTuple):
-    files: str
-    shared: str
-    shared_sizes: str
-    table_files: str
+def _tables_by_engine(connection: Any) -> Mapping[str, Mapping[str, int]]:
+    """Return the number of tables by schema and engine; raises MeasureError if the login does not see them."""
+    tables_by_schema: dict[str, dict[str, int]] = defaultdict(dict)
+    for schema, engine, tables in rows_of(connection, TABLES_BY_ENGINE):
+        tables_by_schema[str(schema)][engine or UNKNOWN] = int(tables)
+    # Every server has more tables here than those that the documented grants name.
+    if sum(tables_by_schema.get("mysql", {}).values()) <= len(GRANTED_TABLES):
+        raise MeasureError(FailureKind.RIGHTS, "its login does not see which tables exist: SHOW VIEW on *.* is missing")
+    return tables_by_schema
 
 
-def _statements_for(version: str) -> _Statements:
-    if "MariaDB" in version:
-        return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES, MARIADB_TABLE_FILES)
-    if version.startswith("5.") or "TiDB" in version:
-        raise MeasureError(
-            FailureKind.SETUP, f"version {version} is not measured by its files: register `sizing = statistics` for it"
-        )
-    return _Statements(MYSQL_FILES, MYSQL_SHARED, MYSQL_SHARED_SIZES, MYSQL_TABLE_FILES)
+def _of_other_engines(
+    connection: Any, query: str, schema: str, visible: Mapping[str, Mapping[str, int]]
+) -> list[tuple[Any, ...]]:
+    """Return rows, which begin with the engine, for engines that report sizes; without any, run no query."""
+    without = WITHOUT_BYTES | WITHOUT_REPORTED_SIZES
+    if not set(visible.get(schema, {})) - without - {INNODB, UNKNOWN}:
+        return []
+    return [row for row in rows_of(connection, query, [schema]) if row[0] not in without]
+
+
+def _add_shared(connection: Any, total: Counter[str], excluded: Sequence[str]) -> list[str]:
+    """Add the tables in shared tablespaces by their statistics; return a sentence about those without."""
+    shared = rows_of(connection, connection.dialect.shared)
+    missing = sum(int(tables) for folder, tables in shared if not is_excluded(str(folder), excluded))
+    for name, tables, size_bytes in rows_of(connection, connection.dialect.shared_sizes) if missing else ():
+        if not is_excluded(str(name), excluded):
+            missing -= int(tables)
+            total[str(name)] += int(size_bytes or 0)
+    return [f"{counted(missing, 'table')} in shared tablespaces without statistics"] if missing > 0 else []
 
 
 def _table_of(name: str, tables: Mapping[str, _Table]) -> str:
-    """Return the table whose statistics have a name: itself, where it has a file, or that of a partition."""
+    """Return the table for a name in statistics: that table, or the parent of the partition."""
     return name if name in tables else _PARTITION.split(name)[0]
 
 
 def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Add the indexes beside the clustered one to their tables."""
+    """Add the indexes other than the clustered one to their tables."""
     by_part: dict[tuple[str, str], list[tuple[str, int, bool]]] = defaultdict(list)
     for schema, name, index, size_bytes, is_size_of_clustered in rows:
         by_part[str(schema), str(name)].append((str(index), int(size_bytes), bool(is_size_of_clustered)))
@@ -799,55 +798,14 @@ def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any,
                 indexes[index] = indexes.get(index, 0) + size_bytes
 
 
-def _objects_of_other_engines(rows: Sequence[tuple[Any, ...]]) -> Iterator[ObjectSize]:
-    """Turn rows (name, engine, bytes of data and of indexes, free bytes, rows) into tables, indexes included."""
-    for name, engine, data, indexes, free, estimated in rows:
-        if engine not in WITHOUT_BYTES | WITHOUT_REPORTED_SIZES:
-            whole, rows_there = int(data or 0) + int(indexes or 0), None if estimated is None else int(estimated)
-            yield ObjectSize(
-                "", str(name), TABLE, whole, "", None, min(int(free or 0), whole), rows_there, is_exact=True
-            )
-
-
-def _with_free_bytes(connection: Connection[Any], database: DatabaseObjects) -> DatabaseObjects:
+def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObjects:
     """Look up the free bytes of the largest tables."""
     names = [one.name for one in database.largest if one.kind == TABLE and one.free_bytes is None][:MOST_FREE]
     if not names:
         return database
-    query = FREE.format(names=", ".join(["%s"] * len(names)))
-    free = {str(name): int(size) for name, size in rows_of(connection, query, [database.database, *names]) if size}
+    free = {str(name): int(size) for name, size in rows_of(connection, FREE, [database.database, names]) if size}
     largest = (
         replace(one, free_bytes=min(free[one.name], one.size_bytes)) if one.kind == TABLE and one.name in free else one
         for one in database.largest
     )
     return replace(database, largest=tuple(largest))
-
-
-def _add(total: dict[str, int], name: str, size_bytes: int | None) -> None:
-    if name in total:
-        total[name] += int(size_bytes or 0)
-
-
-def _add_other_engines(
-    connection: Connection[Any],
-    total: dict[str, int],
-    data: dict[str, int] | None,
-    visible: Mapping[str, Mapping[str | None, int]],
-) -> Iterable[str]:
-    """Add tables of other engines than InnoDB, schema by schema that has any; name what is not reported."""
-    for name in total:
-        engines = visible.get(name, {})
-        without_sizes = {
-            engine or "unknown": tables
-            for engine, tables in engines.items()
-            if engine is None or engine in WITHOUT_REPORTED_SIZES
-        }
-        for engine, tables in without_sizes.items():
-            yield f"{name}: {counted(tables, 'table')} of engine {engine}"
-        if not set(engines) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
-            continue
-        for engine, size_bytes, data_bytes in rows_of(connection, REPORTED_SIZES, [name]):
-            if engine not in WITHOUT_BYTES | WITHOUT_REPORTED_SIZES:
-                _add(total, name, size_bytes)
-                if data is not None:
-                    _add(data, name, data_bytes)

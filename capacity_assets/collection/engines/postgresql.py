@@ -1,9 +1,9 @@
-"""PostgreSQL: `pg_database_size` of every database, those that refuse connections included; WAL; volumes by extension.
+"""PostgreSQL: sizes by `pg_database_size`, also of databases that refuse connections; volumes by an extension.
 
-The server itself reports no volume; the extensions pgnodemx and system_stats do. Only functions that belong to these
-extensions are called: anybody could create one of the same name. https://github.com/CrunchyData/pgnodemx and
-https://github.com/EnterpriseDB/system_stats: sizes are in bytes. A path that begins without a slash is taken from the
-data folder, and links are followed by the former only.
+PostgreSQL reports no volume; the extensions pgnodemx (https://github.com/CrunchyData/pgnodemx) and system_stats
+(https://github.com/EnterpriseDB/system_stats) do, in bytes. Only functions that belong to these extensions are called,
+because anybody could create others of the same name. A relative path begins in the data folder. Only pgnodemx follows
+links.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.base.units import counted, human_day
@@ -48,7 +50,6 @@ from capacity_assets.collection.engines.base import (
     ObjectSize,
     PartScope,
     PartSource,
-    Read,
     ServerFacts,
     ServerPart,
     Volume,
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     import psycopg
 
 
+Read = Callable[[str], Sequence[tuple[Any, ...]]]
+"""Runs a query and returns its rows."""
 DATA_FOLDER, WAL_FOLDER = "data directory", "pg_wal"
 PGNODEMX, SYSTEM_STATS = "pgnodemx", "system_stats"
 FUNCTIONS = """
@@ -78,7 +81,7 @@ JOIN pg_proc p ON p.oid = d.objid
 JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE (e.extname, p.proname) IN (('pgnodemx', 'fsinfo'), ('system_stats', 'pg_sys_disk_info'))
 """
-# The shared catalogue lies in pg_global, and belongs to no database.
+# The shared catalogue in pg_global belongs to no database.
 TABLESPACES = """
 SELECT d.datname, t.oid::bigint, pg_tablespace_location(t.oid)
 FROM pg_tablespace t CROSS JOIN LATERAL pg_tablespace_databases(t.oid) AS held (oid)
@@ -109,57 +112,54 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
     usable = next((name for name in (PGNODEMX, SYSTEM_STATS) if functions.get(name, ("", False))[1]), None)
     if usable is None:
         return Limits(unknown=NO_RIGHT[sorted(functions)[0]] if functions else NO_EXTENSION)
-    held = [(str(name), int(oid), str(location)) for name, oid, location in read(TABLESPACES)]
-    folders = {oid: location for _, oid, location in held}
+    held = [(str(name), str(oid), str(location)) for name, oid, location in read(TABLESPACES)]
+    # Tablespaces by number, and the WAL. The default tablespace has no location: it is in the data folder.
+    folders = {**{oid: location for _, oid, location in held}, WAL_FOLDER: WAL_FOLDER}
     schema = quoted(functions[usable][0])
     on_volumes = _by_fsinfo(read, schema, folders) if usable == PGNODEMX else _by_disks(read, schema, folders)
     if isinstance(on_volumes, str):
         return Limits(unknown=on_volumes)
-    lies_on: dict[str, set[str]] = {name: set() for name in names}
+    lies_on: dict[str, set[str]] = defaultdict(set)
     for name, oid, _ in held:
-        if name in lies_on:
-            lies_on[name].add(on_volumes[str(oid)].name)
-    ceilings = (Ceiling(name, is_unlimited=True, volumes=tuple(sorted(on))) for name, on in lies_on.items() if on)
+        lies_on[name].add(on_volumes[oid].name)
+    ceilings = (
+        Ceiling(name, is_unlimited=True, volumes=tuple(sorted(lies_on[name]))) for name in names if name in lies_on
+    )
     volumes = {volume.name: volume for volume in on_volumes.values()}
     places = {folder: volume.name for folder, volume in on_volumes.items()}
     return Limits(tuple(volumes.values()), tuple(ceilings), places=places)
 
 
-def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[str, Volume]:
-    """Return the volumes of tablespaces, by number, and of the WAL; each has the name of the first folder on it.
-
-    Volumes are told apart by their device.
-    """
+def _by_fsinfo(read: Read, schema: str, folders: Mapping[str, str]) -> Mapping[str, Volume]:
+    """Return the volume of each folder by its device, named after the first folder on it."""
     by_device: dict[tuple[object, object], Volume] = {}
     volumes = {}
-    names = {str(oid): location or DATA_FOLDER for oid, location in folders.items()}
-    for folder, name in {**names, WAL_FOLDER: WAL_FOLDER}.items():
-        path = folder if folder == WAL_FOLDER else "." if name == DATA_FOLDER else f"pg_tblspc/{folder}"
+    for key, location in folders.items():
+        path = key if key == WAL_FOLDER else f"pg_tblspc/{key}" if location else "."
         [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
-        volumes[folder] = by_device.setdefault((major, minor), Volume(name, *map(int, sizes)))
+        volumes[key] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
     return volumes
 
 
-def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[str, Volume] | str:
-    """Return the volumes as above, or why they are not known."""
+def _by_disks(read: Read, schema: str, folders: Mapping[str, str]) -> Mapping[str, Volume] | str:
+    """Return the volume of each folder by its path, or why it is unknown."""
     setting = read(SETTING)
     if not setting:
         return NO_SETTING
     disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
     volumes = {}
-    data_folder = str(setting[0][0])
-    paths = {str(oid): location or data_folder for oid, location in folders.items()}
-    for folder, path in {**paths, WAL_FOLDER: f"{data_folder}/{WAL_FOLDER}"}.items():
+    for key, location in folders.items():
+        path = str(PurePosixPath(str(setting[0][0])) / location)
         mount = volume_of(path, disks)
         if mount is None:
             return NOT_LISTED.format(path)
-        volumes[folder] = Volume(mount, *disks[mount])
+        volumes[key] = Volume(mount, *disks[mount])
     return volumes
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-GENFILE: pg_monitor may call it.
 WAL_SIZE = "SELECT sum(size)::bigint, count(*) FROM pg_ls_waldir()"
-# Read as JSON, because older servers lack some of its columns. A slot without a position retains nothing.
+# Some columns are read as JSON, because older servers lack them. A slot without a position retains nothing.
 # https://www.postgresql.org/docs/current/view-pg-replication-slots.html
 SLOTS = """
 SELECT s.slot_name, s.active, coalesce(greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0), 0)::bigint,
@@ -169,7 +169,7 @@ CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                         ELSE pg_current_wal_lsn() END AS lsn) AS here
 ORDER BY s.slot_name
 """
-# Of pg_global it would list those of pg_default again.
+# pg_global would list the files of pg_default again.
 TEMPORARY_FILES = """
 SELECT t.oid::bigint, t.spcname, coalesce(sum(f.size), 0)::bigint, count(f.name)
 FROM pg_tablespace t LEFT JOIN LATERAL pg_ls_tmpdir(t.oid) AS f ON true
@@ -185,20 +185,20 @@ def wal_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]
 
 
 def slots_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
-    """Return the replication slots, each with the WAL that it retains and whether its consumer is connected."""
+    """Return each replication slot with the WAL that it retains, and whether its consumer is connected."""
     volume = scope.limits.places.get(WAL_FOLDER)
     parts = []
     for name, is_active, retained_bytes, kind, status, inactive_since in _rows(connection, SLOTS):
         since = f" since {human_day(inactive_since)}" if inactive_since and not is_active else ""
         consumer = f"{kind}, its consumer is {'' if is_active else 'not '}connected{since}"
         detail = consumer if status in {None, "reserved"} else f"{consumer}; wal_status {status}"
-        # The WAL that a lost slot needs is gone, so it retains none.
+        # A lost slot retains nothing: the WAL that it needs has been removed.
         parts.append(ServerPart(SLOT, name, 0 if status == "lost" else retained_bytes, detail, volume))
     return parts
 
 
 def temporary_files_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
-    """Return the temporary files of queries by tablespace, but those that parallel workers share."""
+    """Return the temporary files of queries by tablespace, except those that parallel workers share."""
     return [
         ServerPart(TEMPORARY, name, size_bytes, counted(files, "file"), scope.limits.places.get(str(oid)))
         for oid, name, size_bytes, files in _rows(connection, TEMPORARY_FILES)
@@ -206,7 +206,7 @@ def temporary_files_of(connection: psycopg.Connection, scope: PartScope) -> list
 
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
-# pg_read_all_stats is needed. Asked for with the size, so that a missing right is not one error for the whole server.
+# pg_read_all_stats is needed. The query checks it, because the function would fail for all databases together.
 QUERY = """
 SELECT d.datname, readable, CASE WHEN readable THEN pg_database_size(d.oid) END, d.datallowconn
 FROM pg_database d
@@ -215,15 +215,16 @@ CROSS JOIN LATERAL (SELECT has_database_privilege(d.oid, 'CONNECT')
 WHERE d.datname = ANY (%s::text[])
 """
 NAMES = "SELECT datname, datallowconn, has_database_privilege(oid, 'CONNECT') FROM pg_database ORDER BY datname"
-# What VACUUM and ANALYZE counted last, for tables, indexes, TOAST, materialized views and sequences.
+# The pages that VACUUM and ANALYZE counted last: of tables, indexes, TOAST, materialized views and sequences.
 PAGES = """
 SELECT coalesce(sum(relpages::bigint), 0) * current_setting('block_size')::bigint
 FROM pg_class WHERE relkind IN ('r', 'i', 't', 'm', 'S')
 """
-# By the pages that VACUUM and ANALYZE counted last, which takes no lock and needs no right on the tables. What they
-# have not counted yet takes its place among the largest by its rows, and is then measured. TOAST and its index belong
-# to their table, partitions to the topmost parent. reltuples is -1 before the first ANALYZE. https://www.postgresql.org/docs/current/catalog-pg-class.html
-OBJECTS = f"""
+# By the pages that VACUUM and ANALYZE counted last, without locks or rights on the tables. Objects that they have not
+# counted yet are ranked by their rows, and then measured. TOAST and its index belong to their table, partitions to the
+# topmost parent. reltuples is -1 before the first ANALYZE.
+# https://www.postgresql.org/docs/current/catalog-pg-class.html
+OBJECTS = """
 WITH stored AS (
     SELECT coalesce(own.oid, c.oid) AS oid, coalesce(own.relkind, c.relkind) AS relkind,
            coalesce(own.relispartition, c.relispartition) AS relispartition,
@@ -253,7 +254,7 @@ WITH stored AS (
     SELECT table_root, sum(size_bytes) AS index_bytes FROM grouped WHERE is_index GROUP BY table_root
 ), sized AS (
     SELECT g.*, count(*) OVER () AS all_count, sum(g.size_bytes) OVER () AS all_bytes
-    FROM grouped g ORDER BY g.order_bytes DESC, g.root LIMIT {CANDIDATES}
+    FROM grouped g ORDER BY g.order_bytes DESC, g.root LIMIT %s
 )
 SELECT s.root::bigint, n.nspname, c.relname, s.is_index, coalesce(t.relname, ''), s.size_bytes::bigint,
        CASE WHEN NOT s.is_index THEN coalesce(o.index_bytes, 0)::bigint END,
@@ -264,28 +265,28 @@ SELECT s.root::bigint, n.nspname, c.relname, s.is_index, coalesce(t.relname, '')
 FROM sized s JOIN pg_class c ON c.oid = s.root JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_class t ON t.oid = s.table_root LEFT JOIN of_tables o ON o.table_root = s.root AND NOT s.is_index
 ORDER BY s.order_bytes DESC, s.root
-"""  # noqa: S608 -- a number of our own
-# All forks, and TOAST with its index. It waits for a table that is locked.
+"""
+# All forks, and TOAST with its index. The function waits for a locked table.
 EXACT = """
 SELECT CASE WHEN c.relkind IN ('p', 'I')
             THEN (SELECT sum(pg_table_size(p.relid))::bigint FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
             ELSE pg_table_size(c.oid) END
 FROM pg_class c WHERE c.oid = %s
 """
-# Those that are likely to be listed. A locked one, and those after so many seconds, keep the estimate.
+# The objects that are likely to be listed. Locked ones, and those after the time limit, keep their estimate.
 MOST_EXACT, EXACT_SECONDS, LOCK_MILLISECONDS = 100, 10.0, 100
-# Seconds without an answer after which a lost network is noticed: 10 + 3 x 5.
+# A lost network is noticed after 10 + 3 x 5 seconds.
 KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 SSLMODES = {"off": "disable"}
 
 
 class PostgreSQL(EngineAdapter):
-    """Sizes by `pg_database_size`; with `statistics` by the pages the catalogue of each database counts."""
+    """Sizes by `pg_database_size`; with `statistics`, by the pages in the catalogue of each database."""
 
     name: ClassVar[str] = "postgresql"
     default_port: ClassVar[int] = 5432
     default_database: ClassVar[str | None] = "postgres"
-    # Beside its own: those that cloud providers administer, whose size their customers may not read.
+    # Including those of cloud providers, whose size customers may not read.
     system_databases: ClassVar[tuple[str, ...]] = (
         *("postgres", "template0", "template1"),
         *("rdsadmin", "cloudsqladmin", "alloydbadmin", "alloydbmetadata", "azure_maintenance", "azure_sys"),
@@ -301,13 +302,13 @@ class PostgreSQL(EngineAdapter):
         "-- GRANT monitor_system_stats, pg_read_all_settings TO capacity_probe;"
     )
     definition: ClassVar[str] = (
-        "`pg_database_size`, rounded down: all tablespaces and temporary tables; WAL, temporary files of queries and "
-        "the shared catalogue belong to no database. `statistics`: pages in `pg_class`, one short connection per "
-        "database; those that refuse connections as without it"
+        "`pg_database_size`, rounded down: all tablespaces and temporary tables. WAL, temporary files of queries and "
+        "the shared catalogue belong to no database. `statistics`: pages in `pg_class`, by one short connection to "
+        "each database; databases that refuse connections by `pg_database_size`"
     )
     limits_definition: ClassVar[str] = (
-        "the file systems of all tablespaces of a database, by `fsinfo` of the extension pgnodemx or "
-        "`pg_sys_disk_info` of system_stats, in the database connected to, and that of the WAL; none without these"
+        "the file systems of all tablespaces of a database and of the WAL, by `fsinfo` of the extension pgnodemx or "
+        "`pg_sys_disk_info` of system_stats, installed in the database connected to; none without an extension"
     )
     part_sources: ClassVar[Mapping[str, PartSource]] = {
         WAL: PartSource(wal_of, "pg_monitor"),
@@ -315,13 +316,13 @@ class PostgreSQL(EngineAdapter):
         TEMPORARY: PartSource(temporary_files_of, "pg_monitor"),
     }
     parts_definition: ClassVar[str] = (
-        "WAL by `pg_ls_waldir`; of each replication slot the WAL from its `restart_lsn` on, which is part of it; "
-        "temporary files by `pg_ls_tmpdir` (PostgreSQL 12 and later), but those that parallel workers share"
+        "WAL by `pg_ls_waldir`; for each replication slot the WAL from its `restart_lsn` on, which is part of the WAL; "
+        "temporary files by `pg_ls_tmpdir` (PostgreSQL 12 and later), except those that parallel workers share"
     )
     objects_definition: ClassVar[str] = (
-        "tables with TOAST and materialized views, and indexes, partitions under their topmost parent: pages in "
-        "`pg_class`, exact by `pg_table_size` for the 100 largest that nobody has locked. Free: dead rows by the "
-        "statistics collector. Needs CONNECT on each database, one short connection to each"
+        "tables with TOAST, materialized views, and indexes, partitions under their topmost parent: pages in "
+        "`pg_class`, and exact by `pg_table_size` for the 100 largest that are not locked. Free: dead rows by the "
+        "statistics collector. Takes one short connection to each database, which needs CONNECT"
     )
 
     def connect(self, access: Access) -> psycopg.Connection:
@@ -331,16 +332,16 @@ class PostgreSQL(EngineAdapter):
             user=access.username,
             password=access.password,
             dbname=access.database or self.default_database,
-            # libpq takes whole seconds, and waits for ever at 0.
+            # libpq takes whole seconds, and waits forever at 0.
             connect_timeout=max(round(access.connect_seconds), 2),
             sslmode=SSLMODES.get(access.tls, access.tls),
             sslrootcert=access.tls_ca or ("system" if access.tls == TLS_VERIFY_FULL else None),
             sslcert=access.tls_certificate,
             sslkey=access.tls_key,
-            # Whoever answers is known by a verified certificate only. Else a server that asks for the password itself
-            # does not get it: trust, certificates, SCRAM and MD5 go on working.
+            # Only a socket or a verified certificate proves who answers. Any other server does not get the password
+            # itself; trust, certificates, SCRAM and MD5 work.
             require_auth=None if access.socket or access.is_own or access.tls in VERIFIED_TLS else "!password",
-            # A database in SQL_ASCII would have its names handed out as bytes.
+            # From a database in SQL_ASCII, names would arrive as bytes.
             client_encoding="UTF8",
             application_name=PROGRAM,
             autocommit=True,
@@ -349,16 +350,16 @@ class PostgreSQL(EngineAdapter):
         connection.statement_seconds = access.statement_seconds
         with closed_on_failure(connection):
             connection.allowance.begin(access.statement_seconds)
-            # Not as start-up options, which poolers refuse.
+            # Poolers refuse these as startup options.
             connection.execute("SET default_transaction_read_only = on")
-            # Whoever may create operators or functions in public would have them run with the rights of this login.
+            # Otherwise operators and functions that others create in public could run with the rights of this login.
             connection.execute("SET search_path = pg_catalog")
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
         opened: psycopg.Connection = connection
         return opened
 
     def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> Measurement:
-        """Measure; a database dropped meanwhile has no size and is left out."""
+        """Measure; a database that was dropped in the meantime has no size, and is left out."""
         names = _rows(connection, NAMES)
         left_out = tuple(name for name, *_ in names if is_excluded(name, excluded))
         wanted = [row for row in names if row[0] not in left_out]
@@ -369,85 +370,73 @@ class PostgreSQL(EngineAdapter):
             sizes = _by_files(connection, [name for name, *_ in wanted])
         return Measurement(tuple(sizes), left_out=left_out)
 
-    def limits(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
+    def limits(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Limits:
         return limits_by_extension(lambda query: _rows(connection, query), names)
 
-    def _by_statistics(self, access: Access, databases: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
-        """One database after the other, so that the server has two connections of ours at most."""
-        from dataclasses import replace
-
-        import psycopg
-
-        refuse_without_rights([name for name, _, readable in databases if not readable], "CONNECT on each database")
-        sizes = []
-        for name, *_ in databases:
-            try:
-                with self.connect(replace(access, database=name)) as there:
-                    [(size_bytes,)] = _rows(there, PAGES)
-            except psycopg.errors.InvalidCatalogName:
-                continue  # dropped meanwhile
-            except psycopg.OperationalError as error:
-                if "does not exist" in str(error):
-                    continue  # as above, told at login without a code
-                raise
-            sizes.append(DatabaseSize.of_bytes(name, size_bytes, data_size=size_bytes))
-        return sizes
-
-    def objects(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- each database needs its own
-        return objects_by_database(names, lambda name: self._objects_in(access, name), self.failure)
-
-    def _objects_in(self, access: Access, name: str) -> DatabaseObjects | None:
-        """Read the largest objects of a database; one that was dropped meanwhile is None."""
-        from dataclasses import replace
-
+    def _connected_to(self, access: Access, name: str) -> psycopg.Connection | None:
+        """Connect to another database of the server; None: it was dropped in the meantime."""
         import psycopg
 
         try:
-            there = self.connect(replace(access, database=name))
+            return self.connect(replace(access, database=name))
         except psycopg.OperationalError as error:
+            # A refused login has no code.
             if f'database "{name}" does not exist' in str(error):
                 return None
             raise
+
+    def _by_statistics(self, access: Access, databases: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
+        """Measure one database after another, so that the server has two of our connections at most."""
+        refuse_without_rights([name for name, _, readable in databases if not readable], "CONNECT on each database")
+        sizes = []
+        for name, *_ in databases:
+            there = self._connected_to(access, name)
+            if there is not None:
+                with there:
+                    [(size_bytes,)] = _rows(there, PAGES)
+                sizes.append(DatabaseSize.of_bytes(name, size_bytes, data_size=size_bytes))
+        return sizes
+
+    def objects(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Objects:
+        return objects_by_database(names, lambda name: self._objects_in(access, name), self.failure)
+
+    def _objects_in(self, access: Access, name: str) -> DatabaseObjects | None:
+        there = self._connected_to(access, name)
+        if there is None:
+            return None
         with there:
             there.execute(b"SELECT set_config(name, 'off', false) FROM pg_settings WHERE name = 'jit'")
             there.execute(f"SET lock_timeout = {LOCK_MILLISECONDS}".encode())
-            rows = _rows(there, OBJECTS)
-            # Beside a size that is a sum of estimates, exact ones would not add up.
+            rows = _rows(there, OBJECTS, [CANDIDATES])
+            # Exact sizes would not add up to a database size that is a sum of estimates.
             looked_at = () if access.sizing == STATISTICS else rows[:MOST_EXACT]
             exact = _exact_sizes(there, [row[0] for row in looked_at])
-        known = sum(row[5] for row in rows)
         more_of_indexes: dict[tuple[str, str], int] = defaultdict(int)
         for oid, schema, _, is_index, table, size_bytes, *_ in rows:
             if is_index:
                 more_of_indexes[schema, table] += exact.get(oid, size_bytes) - size_bytes
-        objects = [
-            ObjectSize(
-                schema=row[1],
-                name=row[2],
-                kind=INDEX if row[3] else TABLE,
-                table=row[4],
-                size_bytes=exact.get(row[0], row[5]),
-                index_bytes=None if row[3] else row[6] + more_of_indexes[row[1], row[2]],
-                free_bytes=None if row[7] is None else min(row[7], exact.get(row[0], row[5])),
-                estimated_rows=row[8],
-                is_exact=row[0] in exact,
-            )
-            for row in rows
-        ]
+        objects, more = [], 0
+        for oid, schema, named, is_index, table, size_bytes, index_bytes, free, estimated, *_ in rows:
+            size = exact.get(oid, size_bytes)
+            more += size - size_bytes
+            indexes = None if is_index else index_bytes + more_of_indexes[schema, named]
+            free_bytes = None if free is None else min(free, size)
+            kind = INDEX if is_index else TABLE
+            objects.append(ObjectSize(schema, named, kind, size, table, indexes, free_bytes, estimated, oid in exact))
         all_count, all_bytes = rows[0][9:] if rows else (0, 0)
-        return DatabaseObjects(name, tuple(objects), int(all_count) - len(rows), int(all_bytes) - known)
+        return DatabaseObjects.among(name, objects, int(all_count), int(all_bytes) + more)
 
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
         [(version,)] = _rows(connection, "SHOW server_version")
         return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
 
     def explained(self, error: Exception) -> MeasureError | None:
-        """Classify by SQLSTATE; a refused login has none and is classified by the server's text."""
+        """Classify by SQLSTATE; a refused login has none, and is classified by the text."""
         import psycopg
 
         if not isinstance(error, psycopg.Error):
             return None
-        # The first line: libpq lists every address that it tried, which is not what one looks for.
+        # Further lines list every address that libpq tried.
         return MeasureError(_kind(error), first_line(str(error).strip().replace("connection failed: ", "")))
 
 
@@ -460,7 +449,7 @@ def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[Data
 def _rows(
     connection: psycopg.Connection, query: str, parameters: Sequence[object] | None = None
 ) -> list[tuple[Any, ...]]:
-    """As `rows_of`, row by row: libpq would keep an endless answer whole before handing out its first row."""
+    """As `rows_of`, but row by row: libpq would otherwise keep an endless answer before returning its first row."""
     rows: list[tuple[Any, ...]] = []
     connection.allowance.begin(connection.statement_seconds)  # type: ignore[attr-defined]  # of `_bounded_connection`
     with connection.cursor() as cursor:
@@ -473,7 +462,7 @@ def _rows(
 
 
 def _exact_sizes(connection: psycopg.Connection, oids: Sequence[int]) -> dict[int, int]:
-    """Return the exact bytes of objects that are neither locked nor dropped, as far as there is time."""
+    """Return the exact bytes of objects that are neither locked nor dropped, until the time limit."""
     import psycopg
 
     sizes, began = {}, time.monotonic()
@@ -491,9 +480,8 @@ def _exact_sizes(connection: psycopg.Connection, oids: Sequence[int]) -> dict[in
 def _bounded_connection() -> Any:
     """A connection that aborts if the server sends too much or too slowly.
 
-    libpq stores endless fields, and notifications and parameters that were not requested. The limit is checked where
-    psycopg waits for the socket. Of the overridden attributes only `_connect_gen` is private; a test with endless
-    responses covers it.
+    libpq keeps endless fields, and notifications and parameters that nobody requested. The limit is checked where
+    psycopg waits for the socket. Only `_connect_gen` is a private name; a test with endless responses covers it.
     """
     import psycopg
 
@@ -514,10 +502,10 @@ def _bounded_connection() -> Any:
             try:
                 return super().wait(watched, *arguments, **options)
             except MeasureError:
-                self.close()  # nothing more is read, and no cancellation is sent
+                self.close()  # so that nothing more is read, and no cancellation is sent
                 raise
             except psycopg.Error:
-                self.allowance.take(0)  # perhaps the watch has shut it down
+                self.allowance.take(0)  # the watch may have shut it down
                 raise
 
         def close(self) -> None:
@@ -528,7 +516,7 @@ def _bounded_connection() -> Any:
 
 
 def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
-    """Forward what a psycopg generator waits for, and count received bytes before the generator reads them."""
+    """Forward what a psycopg generator waits for, and count received bytes before it reads them."""
     try:
         step = next(gen)
         while True:
@@ -540,14 +528,14 @@ def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) ->
 
 
 class _Watch:
-    """A thread that shuts down sockets that receive too much: libpq reads a large field until its end."""
+    """A thread that shuts down sockets that receive too much: libpq reads a large field to its end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[int, tuple[socket.socket, Allowance]] = {}
 
     def add(self, fileno: int, allowance: Allowance) -> None:
-        """Watch a socket through a duplicated descriptor, because the number of a closed descriptor is reused."""
+        """Watch a socket by a duplicated descriptor, because the number of a closed one is used again."""
         opened = socket.socket(fileno=os.dup(fileno))
         with self._lock:
             self._watched[id(allowance)] = (opened, allowance)
@@ -577,7 +565,7 @@ _WATCH = _Watch()
 WATCH_SECONDS = 0.02
 # Offset of tcpi_bytes_received in tcp_info; see linux/tcp.h.
 _BYTES_RECEIVED_AT, _TCP_INFO_LENGTH = 128, 136
-# For a local socket all waiting bytes are counted each time, although libpq may read as little as 16 KiB of them.
+# On a local socket, bytes that wait are counted each time, although libpq may read only 16 KiB of them.
 _COUNTED_AGAIN = 4
 
 
@@ -595,43 +583,32 @@ def _count(allowance: Allowance, fileno: int) -> None:
 
 
 def _received(opened: socket.socket) -> int:
-    """Number of bytes that a socket has received; raises OSError if there is no counter (local socket, old system)."""
+    """Return the bytes that a socket has received; raises OSError without a counter (local socket, old system)."""
     known = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
     if len(known) < _TCP_INFO_LENGTH:
-        raise OSError("the system does not count")
+        raise OSError("no counter")
     [received] = struct.unpack_from("Q", known, _BYTES_RECEIVED_AT)
     return int(received)
 
 
-# Parts of the server's or libpq's own text, where there is no SQLSTATE.
+# Parts of the text of the server or libpq, where there is no SQLSTATE; the first match counts.
 TEXTS = {
-    "certificate file": FailureKind.SETUP,
-    "private key file": FailureKind.SETUP,
-    "authentication failed": FailureKind.LOGIN,
-    "no password supplied": FailureKind.LOGIN,
-    "no pg_hba.conf entry": FailureKind.LOGIN,
-    "certificate": FailureKind.TLS,
-    "SSL": FailureKind.TLS,
-    "requires auth": FailureKind.LOGIN,
-    "auth method": FailureKind.LOGIN,
-    "authentication method requirement": FailureKind.LOGIN,
-    "does not exist": FailureKind.LOGIN,
-    "not permitted to log in": FailureKind.LOGIN,
+    **dict.fromkeys(("certificate file", "private key file"), FailureKind.SETUP),
+    **dict.fromkeys(("authentication failed", "no password supplied", "no pg_hba.conf entry"), FailureKind.LOGIN),
+    **dict.fromkeys(("certificate", "SSL"), FailureKind.TLS),
+    **dict.fromkeys(("requires auth", "auth method", "authentication method requirement"), FailureKind.LOGIN),
+    **dict.fromkeys(("does not exist", "not permitted to log in"), FailureKind.LOGIN),
     "permission denied": FailureKind.RIGHTS,
     "timeout expired": FailureKind.TIMEOUT,
     "starting up": FailureKind.UNREACHABLE,
     "server closed the connection unexpectedly": FailureKind.BROKEN_OFF,
 }
 STATES = {
-    "28": FailureKind.LOGIN,
-    "3D": FailureKind.LOGIN,
+    **dict.fromkeys(("28", "3D"), FailureKind.LOGIN),
+    **dict.fromkeys(("08", "57P01", "57P02"), FailureKind.BROKEN_OFF),
+    **dict.fromkeys(("53300", "57P03"), FailureKind.UNREACHABLE),
     "42501": FailureKind.RIGHTS,
     "57014": FailureKind.TIMEOUT,
-    "57P01": FailureKind.BROKEN_OFF,
-    "57P02": FailureKind.BROKEN_OFF,
-    "57P03": FailureKind.UNREACHABLE,
-    "08": FailureKind.BROKEN_OFF,
-    "53300": FailureKind.UNREACHABLE,
 }
 
 

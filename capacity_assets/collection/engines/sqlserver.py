@@ -1,14 +1,16 @@
-"""SQL Server and Azure SQL: data files of each database, log files as log size, and what the files may grow to.
+"""SQL Server and Azure SQL: the data files of each database, the log files as log size, and what files may grow to.
 
-A database is full when its data files are; logs are no part of its size. Not verified: written from the vendor's
-documentation and tested on recorded results, not on a server.
+A database is full when its data files are full, so logs are not part of its size. This was written from the vendor's
+documentation and is tested on recorded results, not on a server.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import PureWindowsPath
 from typing import Any, ClassVar
 
@@ -33,7 +35,6 @@ from capacity_assets.collection.engines.base import (
     ObjectSize,
     PartScope,
     PartSource,
-    Read,
     ServerFacts,
     ServerPart,
     Volume,
@@ -47,17 +48,13 @@ from capacity_assets.collection.engines.base import (
 )
 from capacity_assets.database.measures import TEMPORARY, TRANSACTION_LOG
 
-EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
-EXPRESS_GB = {17: 50}
-EXPRESS_GB_BEFORE = 10
-"""What the data files of one database of the Express edition may hold, by major version; 17 is SQL Server 2025.
-
-https://learn.microsoft.com/sql/sql-server/editions-and-components-of-sql-server-2022 and -2025
-"""
+# The most that the data files of a database may take in the Express edition, by major version; 17 is SQL Server 2025.
+# https://learn.microsoft.com/sql/sql-server/editions-and-components-of-sql-server-2022 and -2025
+EXPRESS_GB, EXPRESS_GB_BEFORE = {17: 50}, 10
 MAJOR_VERSION = "SELECT CAST(SERVERPROPERTY('ProductMajorVersion') AS int)"
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: pages of
-# 8 KB; max_size -1: until the disk is full, 0: no growth; growth 0: a fixed size. As its size, that of data files.
+# 8 KB; max_size -1: until the disk is full, 0: no growth; growth 0: a fixed size. Only data files count.
 FILES = """
 SELECT d.name,
        SUM(CASE WHEN f.growth = 0 OR f.max_size = 0 THEN CAST(f.size AS bigint) ELSE CAST(f.max_size AS bigint) END)
@@ -67,7 +64,7 @@ FROM sys.databases d JOIN sys.master_files f ON f.database_id = d.database_id
 WHERE f.type IN (0, 4) GROUP BY d.name
 """
 # https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views/sys-dm-os-volume-stats-transact-sql
-# On Linux a volume has no name. Free space may be reported differently by two files of one volume.
+# On Linux a volume has no name. Two files on one volume may report different free space.
 VOLUMES = """
 SELECT d.name, COALESCE(v.volume_mount_point, CONCAT('volume of ', v.total_bytes / 1048576, ' MiB')),
        MAX(v.total_bytes), MIN(v.available_bytes)
@@ -76,12 +73,12 @@ CROSS APPLY sys.dm_os_volume_stats(f.database_id, f.file_id) v
 WHERE f.type IN (0, 4) AND f.growth <> 0
 GROUP BY d.name, COALESCE(v.volume_mount_point, CONCAT('volume of ', v.total_bytes / 1048576, ' MiB'))
 """
-# Of a managed instance the function above reports what is used as the total.
+# For a managed instance, the function above reports the used size as the total.
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-server-resource-stats-azure-sql-database
 INSTANCE_STORAGE = """
 SELECT TOP (1) reserved_storage_mb, storage_space_used_mb FROM master.sys.server_resource_stats ORDER BY end_time DESC
 """
-# https://learn.microsoft.com/sql/t-sql/functions/databasepropertyex-transact-sql: of the connected database only.
+# https://learn.microsoft.com/sql/t-sql/functions/databasepropertyex-transact-sql: only the connected database.
 AZURE_DATABASE = """
 SELECT DB_NAME(), CAST(DATABASEPROPERTYEX(DB_NAME(), 'MaxSizeInBytes') AS bigint),
        CAST(DATABASEPROPERTYEX(DB_NAME(), 'Edition') AS varchar(64))
@@ -91,78 +88,26 @@ SELECT DB_NAME(), CAST(DATABASEPROPERTYEX(DB_NAME(), 'MaxSizeInBytes') AS bigint
 POOL = """
 SELECT TOP (1) storage_limit_mb, allocated_storage_mb FROM sys.dm_elastic_pool_resource_stats ORDER BY end_time DESC
 """
-STORAGE_NAME, POOL_NAME = "reserved storage", "elastic pool"
-SHARED = {AZURE_SQL_DATABASE: (POOL_NAME, POOL), MANAGED_INSTANCE: (STORAGE_NAME, INSTANCE_STORAGE)}
-"""Editions whose databases share one storage: its name, and how it is asked for."""
 HYPERSCALE = "Hyperscale"
 NO_VOLUMES = "its login may not see the volumes: VIEW SERVER STATE, from 2022 on VIEW SERVER PERFORMANCE STATE"
 
 
-def limits_of(read: Read, edition: int, names: Sequence[str], is_refusal: Callable[[Exception], bool]) -> Limits:
-    """Return the limits that an edition reports; `is_refusal` tells a missing right from other errors of the driver."""
-    most_gb = None
-    if edition == EXPRESS:
-        [(version,)] = read(MAJOR_VERSION)
-        most_gb = EXPRESS_GB.get(int(version), EXPRESS_GB_BEFORE)
-    ceilings = _azure_ceiling(read) if edition == AZURE_SQL_DATABASE else ceilings_of(read(FILES), most_gb, names)
-    shared = SHARED.get(edition)
-    try:
-        rows = read(VOLUMES if shared is None else shared[1])
-    except Exception as error:
-        if is_refusal(error):
-            return Limits((), ceilings, NO_VOLUMES)
-        raise
-    if shared is None:
-        return Limits(volumes_of(rows), _on_volumes(ceilings, _places(rows)))
-    volumes = shared_storage(shared[0], rows)
-    names_of = tuple(volume.name for volume in volumes) or None
-    return Limits(volumes, _on_volumes(ceilings, dict.fromkeys((one.database for one in ceilings), names_of)))
-
-
 def ceilings_of(rows: Sequence[tuple[Any, ...]], most_gb: int | None, names: Sequence[str]) -> tuple[Ceiling, ...]:
-    """Turn rows (name, bytes that files may grow to, files without an end) into ceilings, cut at the edition's."""
-    wanted = set(names)
-    most = None if most_gb is None else most_gb * 1024 * BYTES_PER_MB
-    ceilings = []
-    for name, grows_to, endless in rows:
-        known = [limit for limit in (None if endless else int(grows_to), most) if limit is not None]
-        if name in wanted:
-            ceilings.append(Ceiling(name, min(known, default=None), is_unlimited=not known))
-    return tuple(ceilings)
+    """Return ceilings for rows of name, bytes that files may grow to, and number of files without a limit."""
+    most = [] if most_gb is None else [most_gb * 1024 * BYTES_PER_MB]
+    limits = {
+        name: min([*([] if endless else [int(grows_to)]), *most], default=None) for name, grows_to, endless in rows
+    }
+    return tuple(Ceiling(name, limit, is_unlimited=limit is None) for name, limit in limits.items() if name in names)
 
 
-def volumes_of(rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, ...]:
-    """Turn rows (database, volume, total, free) into volumes, each with the least that is reported free."""
-    totals = {volume: (int(total), int(free)) for _, volume, total, free in sorted(rows, key=lambda row: -row[3])}
-    return tuple(Volume(name, total, free) for name, (total, free) in sorted(totals.items()))
-
-
-def shared_storage(name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, ...]:
-    """Turn a row (limit, used; MiB) into the one volume that all databases share."""
-    return tuple(
-        Volume(name, int(limit) * BYTES_PER_MB, max(int(limit) - int(used), 0) * BYTES_PER_MB) for limit, used in rows
-    )
-
-
-def _azure_ceiling(read: Read) -> tuple[Ceiling, ...]:
-    [(name, most, edition)] = read(AZURE_DATABASE)
+def azure_ceiling(database: str, most: int | None, edition: str) -> tuple[Ceiling, ...]:
+    """Return the ceiling of an Azure SQL Database; that of Hyperscale is unknown."""
     known = edition != HYPERSCALE and most is not None and int(most) > 0
-    return (Ceiling(name, int(most) if known else None),)
+    return (Ceiling(database, int(most) if known and most is not None else None),)
 
 
-def _places(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
-    places: dict[str, tuple[str, ...]] = {}
-    for database, volume, *_ in rows:
-        places[database] = (*places.get(database, ()), volume)
-    return places
-
-
-def _on_volumes(ceilings: Sequence[Ceiling], places: Mapping[str, tuple[str, ...] | None]) -> tuple[Ceiling, ...]:
-    """Say where each database grows; one whose files are all of a fixed size grows nowhere, and has its ceiling."""
-    return tuple(Ceiling(one.database, one.limit_bytes, one.is_unlimited, places.get(one.database)) for one in ceilings)
-
-
-# The log of each database with what keeps it from being truncated, as the log may be larger than the data.
+# The log of each database, which may be larger than its data, and what keeps it from being truncated.
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-databases-transact-sql
 LOGS = """
 SELECT d.name, SUM(CAST(f.size AS bigint)) * 8192, MIN(f.physical_name), MIN(d.log_reuse_wait_desc)
@@ -172,41 +117,38 @@ WHERE f.type = 1 AND d.name <> 'tempdb' GROUP BY d.name
 AZURE_LOG = """
 SELECT DB_NAME(), SUM(CAST(size AS bigint)) * 8192, NULL, NULL FROM sys.database_files WHERE type = 1
 """
-# Of tempdb, sys.master_files has the sizes of the last start.
+# For tempdb, sys.master_files has the sizes at the last start.
 # https://learn.microsoft.com/sql/relational-databases/databases/tempdb-database
 TEMPDB = "SELECT SUM(CAST(size AS bigint)) * 8192, MIN(physical_name) FROM tempdb.sys.database_files"
 
 
 def logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the transaction log of each database."""
-    [(edition, _)] = rows_of(connection, EDITION)
-    rows = rows_of(connection, AZURE_LOG if int(edition) == AZURE_SQL_DATABASE else LOGS)
-    return [_log(scope, *row) for row in rows if row[1] is not None]
+    parts = []
+    for name, size_bytes, path, waits_for in rows_of(connection, AZURE_LOG if is_azure(connection) else LOGS):
+        detail = None if waits_for in {None, "NOTHING"} else f"not truncated: {waits_for}"
+        if size_bytes is not None:
+            parts.append(ServerPart(TRANSACTION_LOG, name, int(size_bytes), detail, _place(scope, path)))
+    return parts
 
 
 def tempdb_of(connection: Any, scope: PartScope) -> list[ServerPart]:
-    """Return the size of tempdb, unless it is measured as a database; none of Azure SQL Database."""
-    [(edition, _)] = rows_of(connection, EDITION)
-    if int(edition) == AZURE_SQL_DATABASE or "tempdb" in scope.databases:
+    """Return the size of tempdb, unless it is measured as a database; nothing on Azure SQL Database."""
+    if is_azure(connection) or "tempdb" in scope.databases:
         return []
     [(size_bytes, path)] = rows_of(connection, TEMPDB)
     return [ServerPart(TEMPORARY, "tempdb", int(size_bytes), volume=_place(scope, path))]
 
 
-def _log(scope: PartScope, database: str, size_bytes: int, path: object, waits_for: str | None) -> ServerPart:
-    detail = None if waits_for in {None, "NOTHING"} else f"not truncated: {waits_for}"
-    return ServerPart(TRANSACTION_LOG, database, int(size_bytes), detail, _place(scope, path))
-
-
 def _place(scope: PartScope, path: object) -> str | None:
-    """Return the volume of a file; its drive where that is no volume on which databases grow."""
+    """Return the volume of a file, or its drive if no database grows there."""
     drive = PureWindowsPath(str(path or "")).drive
     return scope.volume_of(path) or (f"{drive}\\" if drive else None)
 
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: sizes are in
-# pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join. Containers of
-# FILESTREAM and memory-optimized data (type 2) say 0, and a snapshot the most that it could ever take.
+# pages of 8 KB. Without VIEW ANY DEFINITION rows are missing without an error, hence the outer join. Containers of
+# FILESTREAM and memory-optimized data (type 2) report 0, and a snapshot reports the most that it may take.
 QUERY = """
 SELECT d.name,
        SUM(CASE WHEN f.type IN (0, 4) THEN CAST(f.size AS bigint) END) * 8192,
@@ -228,10 +170,10 @@ SELECT DB_NAME(),
 FROM sys.database_files
 """
 # https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views
-# /sys-dm-db-partition-stats-transact-sql: one row per partition and index; 0 is the heap, 1 the clustered index, and
-# both are the table. Row-overflow and LOB pages are counted with their index.
+# /sys-dm-db-partition-stats-transact-sql: one row per partition and index; 0, the heap, and 1, the clustered index, are
+# the table. Row-overflow and LOB pages are counted with their index.
 OBJECTS = """
-SELECT TOP ({candidates}) s.name, o.name, i.name, p.index_id, SUM(p.reserved_page_count) * 8192,
+SELECT TOP (%s) s.name, o.name, i.name, p.index_id, SUM(p.reserved_page_count) * 8192,
        SUM(p.reserved_page_count - p.used_page_count) * 8192, SUM(p.row_count),
        SUM(CASE WHEN p.index_id > 1 THEN SUM(p.reserved_page_count) ELSE 0 END) OVER (PARTITION BY o.object_id) * 8192,
        COUNT(*) OVER (), SUM(SUM(p.reserved_page_count)) OVER () * 8192
@@ -244,7 +186,20 @@ ORDER BY SUM(p.reserved_page_count) DESC, o.object_id, p.index_id
 """
 EDITION = "SELECT CAST(SERVERPROPERTY('EngineEdition') AS int), DB_NAME()"
 # https://learn.microsoft.com/sql/t-sql/functions/serverproperty-transact-sql, EngineEdition.
+EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
 WITHOUT_FILES = {6: "Azure Synapse (dedicated)", 11: "Azure Synapse (serverless)", 12: "Microsoft Fabric"}
+# Editions whose databases share one storage: its name and query.
+SHARED = {AZURE_SQL_DATABASE: ("elastic pool", POOL), MANAGED_INSTANCE: ("reserved storage", INSTANCE_STORAGE)}
+
+
+def edition_of(connection: Any) -> int:
+    """Return the number of the edition of the server."""
+    return int(rows_of(connection, EDITION)[0][0])
+
+
+def is_azure(connection: Any) -> bool:
+    """Whether the server is an Azure SQL Database, where a connection sees one database."""
+    return edition_of(connection) == AZURE_SQL_DATABASE
 
 
 class SQLServer(EngineAdapter):
@@ -266,43 +221,43 @@ class SQLServer(EngineAdapter):
     )
     definition: ClassVar[str] = (
         "data files in `sys.master_files`, rounded down; log files as log size. Containers of FILESTREAM and "
-        "memory-optimized data are not counted, and named; database snapshots are left out, and named. Azure SQL "
-        "Database: `sys.database_files` of the one database that is registered; elastic pools, Synapse and Fabric are "
-        "not measured"
+        "memory-optimized data, and database snapshots, are not counted, but named. Azure SQL Database: "
+        "`sys.database_files` of the one database that is registered; elastic pools, Synapse and Fabric are not "
+        "measured"
     )
     limits_definition: ClassVar[str] = (
         "what the data files in `sys.master_files` may grow to, at most 10 GiB in the Express edition (50 from 2025 "
-        "on), and the volumes they lie on, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
-        "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, but for Hyperscale, and the elastic "
-        "pool, by `sys.dm_elastic_pool_resource_stats`"
+        "on), and their volumes, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
+        "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, except for Hyperscale, and the "
+        "elastic pool, by `sys.dm_elastic_pool_resource_stats`"
     )
     part_sources: ClassVar[Mapping[str, PartSource]] = {
         TRANSACTION_LOG: PartSource(logs_of, "VIEW ANY DEFINITION"),
         TEMPORARY: PartSource(tempdb_of, "access to tempdb"),
     }
     parts_definition: ClassVar[str] = (
-        "the transaction log of each database, by the log files in `sys.master_files`, and what keeps it from being "
+        "the transaction log of each database, by the log files in `sys.master_files`, with what keeps it from being "
         "truncated; tempdb, by its `sys.database_files`"
     )
     objects_definition: ClassVar[str] = (
-        "heaps and clustered indexes as tables, other indexes by themselves, partitions together: reserved pages in "
-        "`sys.dm_db_partition_stats`. Free: those not used. What files hold beside them is unexplained"
+        "heaps and clustered indexes as tables, and other indexes, partitions together: reserved pages in "
+        "`sys.dm_db_partition_stats`. Free: reserved pages that are not used. Other space in files is unexplained"
     )
 
     def connect(self, access: Access) -> Any:
-        """Connect; needs the extra `sqlserver`."""
+        """Connect; what the driver cannot encrypt is refused before."""
         try:
             import pytds
         except ImportError:
             raise without_driver("sqlserver") from None
         if access.tls != TLS_OFF and not access.tls_ca:
             raise MeasureError(
-                FailureKind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`"
+                FailureKind.SETUP, f"its driver only encrypts if it can verify the server: {access.tls} needs `tls_ca`"
             )
         if access.tls == TLS_OFF and access.password and not is_loopback(access.host):
             raise MeasureError(
                 FailureKind.SETUP,
-                "without TLS its password would cross the network in clear: register `tls` and `tls_ca`",
+                "without TLS, its password would cross the network in clear: register `tls` and `tls_ca`",
             )
         pytds.tls.validate_host = is_issued_for
         opened = BoundedSocket(access)
@@ -325,25 +280,55 @@ class SQLServer(EngineAdapter):
         opened.answer_seconds = access.statement_seconds
         return connection
 
-    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         [(edition, database)] = rows_of(connection, EDITION)
         return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
 
-    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
-        [(edition, _)] = rows_of(connection, EDITION)
-        return limits_of(lambda query: rows_of(connection, query), int(edition), names, self.is_refusal)
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
+        edition, most_gb = edition_of(connection), None
+        if edition == EXPRESS:
+            [(version,)] = rows_of(connection, MAJOR_VERSION)
+            most_gb = EXPRESS_GB.get(int(version), EXPRESS_GB_BEFORE)
+        if edition == AZURE_SQL_DATABASE:
+            ceilings = azure_ceiling(*rows_of(connection, AZURE_DATABASE)[0])
+        else:
+            ceilings = ceilings_of(rows_of(connection, FILES), most_gb, names)
+        shared, query = SHARED.get(edition, (None, VOLUMES))
+        try:
+            rows = rows_of(connection, query)
+        except Exception as error:
+            if not self.is_refusal(error):
+                raise
+            return Limits((), ceilings, NO_VOLUMES)
+        places: dict[str, tuple[str, ...]] = defaultdict(tuple)
+        if shared is None:
+            # The least free space that the files of a volume report.
+            by_name = {
+                name: Volume(name, int(total), int(free))
+                for _, name, total, free in sorted(rows, key=lambda row: -row[3])
+            }
+            volumes = tuple(by_name[name] for name in sorted(by_name))
+            for database, name, *_ in rows:
+                places[database] += (name,)
+        else:
+            free = ((int(limit), max(int(limit) - int(used), 0)) for limit, used in rows)
+            volumes = tuple(
+                Volume(shared, total_mb * BYTES_PER_MB, free_mb * BYTES_PER_MB) for total_mb, free_mb in free
+            )
+            places |= {one.database: (shared,) for one in ceilings if volumes}
+        # A database whose files all have a fixed size grows on no volume, but has a ceiling.
+        return Limits(volumes, tuple(replace(one, volumes=places.get(one.database)) for one in ceilings))
 
-    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:  # noqa: ARG002 -- asked the same way
-        [(edition, _)] = rows_of(connection, EDITION)
-        one_database = int(edition) == AZURE_SQL_DATABASE
-        return objects_by_database(
-            names,
-            lambda name: objects_from(name, rows_of(connection, objects_query(None if one_database else name))),
-            self.failure,
-        )
+    def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
+        is_one = is_azure(connection)
+
+        def read(name: str) -> DatabaseObjects:
+            return objects_from(name, rows_of(connection, objects_query(None if is_one else name), [CANDIDATES]))
+
+        return objects_by_database(names, read, self.failure)
 
     def facts(self, connection: Any) -> ServerFacts:
-        """Read the version, and whether the connection is encrypted (visible with VIEW SERVER STATE only)."""
+        """Return the version; only VIEW SERVER STATE shows whether the connection is encrypted."""
         [(version,)] = rows_of(connection, "SELECT CAST(SERVERPROPERTY('ProductVersion') AS varchar(64))")
         return ServerFacts(f"SQL Server {version}", encrypted=None)
 
@@ -351,13 +336,13 @@ class SQLServer(EngineAdapter):
         if isinstance(error, TimeoutError):
             return MeasureError(FailureKind.TIMEOUT, first_line(error))
         module = type(error).__module__.partition(".")[0]
-        # The driver raises a bare Exception where a server insists on TLS that was not asked for.
+        # The driver raises a bare Exception if a server insists on TLS.
         if module == "OpenSSL" or "tls_ctx" in str(error):
             return MeasureError(FailureKind.TLS, first_line(error))
         if module != "pytds":
             return None
         number = getattr(error, "msg_no", 0)
-        # The text of the exception is a tuple of what the server said and what caused it.
+        # The text of the exception is a tuple of the message and its cause.
         reason = error.args[0] if error.args else error
         kind = FailureKind.TLS if "Certificate" in str(reason) else FailureKind.UNEXPECTED
         return MeasureError(KINDS.get(number, kind), first_line(reason))
@@ -365,12 +350,8 @@ class SQLServer(EngineAdapter):
 
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
 KINDS = {
-    18456: FailureKind.LOGIN,
-    18452: FailureKind.LOGIN,
-    4060: FailureKind.LOGIN,
-    229: FailureKind.RIGHTS,
-    297: FailureKind.RIGHTS,
-    300: FailureKind.RIGHTS,
+    **dict.fromkeys((4060, 18452, 18456), FailureKind.LOGIN),
+    **dict.fromkeys((229, 297, 300), FailureKind.RIGHTS),
     6005: FailureKind.BROKEN_OFF,
 }
 
@@ -387,13 +368,13 @@ class BoundedSocket(socket.socket):
         self._allowance.begin(access.connect_seconds)
 
     def sendall(self, *arguments: Any) -> None:
-        """Send, and once the login is over begin to wait for the answer."""
+        """Send; after the login, the time limit of the answer begins."""
         if self.answer_seconds is not None:
             self._allowance.begin(self.answer_seconds)
         super().sendall(*arguments)
 
     def recv(self, *arguments: Any) -> bytes:
-        """Receive and count; raises MeasureError like the allowance."""
+        """Receive and count; raises MeasureError as the allowance."""
         received = super().recv(*arguments)
         self._allowance.take(len(received))
         return received
@@ -425,7 +406,7 @@ def is_issued_for(cert: Any, name: bytes) -> bool:
 
 
 def query_for(edition: int, database: str) -> str:
-    """Return the statement that an edition understands; raises MeasureError where it does not report all sizes."""
+    """Return the statement for an edition; raises MeasureError if it does not report all sizes."""
     if edition in WITHOUT_FILES:
         raise MeasureError(FailureKind.SETUP, f"{WITHOUT_FILES[edition]} reports no sizes of files")
     if edition != AZURE_SQL_DATABASE:
@@ -438,48 +419,43 @@ def query_for(edition: int, database: str) -> str:
 
 
 def objects_query(database: str | None) -> str:
-    """Return the statement for the objects of a database; None: of the one connected to."""
-    prefix = "" if database is None else f"[{database.replace(']', ']]')}]."
-    return OBJECTS.format(candidates=CANDIDATES, database=prefix)
+    """Return the statement for the objects of a database; None: the connected one."""
+    # The statement has a parameter, so a percent sign is doubled.
+    prefix = "" if database is None else f"[{database.replace(']', ']]').replace('%', '%%')}]."
+    return OBJECTS.format(database=prefix)
 
 
 def objects_from(database: str, rows: Sequence[tuple[Any, ...]]) -> DatabaseObjects:
-    """Turn rows into objects.
+    """Return the objects of a database.
 
-    Shape of a row: schema, table, index or None, its number, bytes, free bytes, rows, bytes of all indexes of the
-    table, number and bytes of all objects of the database.
+    A row is: schema, table, index or None, its number, bytes, free bytes, rows, bytes of all indexes of the table,
+    number and bytes of all objects of the database.
     """
     objects = []
     for schema, table, index, number, size_bytes, free, estimated, of_indexes, *_ in rows:
+        known = (int(free), int(estimated), True)
         if number <= 1:
-            one = ObjectSize(
-                schema, table, TABLE, int(size_bytes), "", int(of_indexes), int(free), int(estimated), is_exact=True
-            )
+            objects.append(ObjectSize(schema, table, TABLE, int(size_bytes), "", int(of_indexes), *known))
         else:
-            name = index or f"index {number}"
-            one = ObjectSize(
-                schema, name, INDEX, int(size_bytes), table, None, int(free), int(estimated), is_exact=True
-            )
-        objects.append(one)
+            objects.append(ObjectSize(schema, index or f"index {number}", INDEX, int(size_bytes), table, None, *known))
     all_count, all_bytes = rows[0][8:] if rows else (0, 0)
-    known = sum(one.size_bytes for one in objects)
-    return DatabaseObjects(database, tuple(objects), int(all_count) - len(objects), int(all_bytes) - known)
+    return DatabaseObjects.among(database, objects, int(all_count), int(all_bytes))
 
 
 def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> Measurement:
-    """Turn the rows of the query into sizes.
+    """Return the sizes of databases.
 
-    Shape of a row: name, data bytes, log bytes, files seen, containers, files without a size, whether it is a snapshot.
+    A row is: name, data bytes, log bytes, files seen, containers, files without a size, whether it is a snapshot.
 
     Raises:
-        MeasureError: of a database no file may be seen, or a file has no size.
+        MeasureError: the login sees no file of a database, or a file has no size.
     """
     left_out = tuple(row[0] for row in rows if is_excluded(row[0], excluded))
     wanted = [row for row in rows if row[0] not in left_out and not row[6]]
     refuse_without_rights([row[0] for row in wanted if not row[3]], "VIEW ANY DEFINITION")
     unknown = [row[0] for row in wanted if row[5] or row[1] is None]
     if unknown:
-        raise MeasureError(FailureKind.UNEXPECTED, f"of {unknown[0]} the size of a file is not known")
+        raise MeasureError(FailureKind.UNEXPECTED, f"the size of a file of {unknown[0]} is unknown")
     not_counted = [f"{row[0]}: {row[4]} containers of FILESTREAM or memory-optimized data" for row in wanted if row[4]]
     snapshots = [f"{row[0]}: a database snapshot" for row in rows if row[6]]
     sizes = [DatabaseSize.of_bytes(row[0], row[1], data_size=row[1], log_size=row[2]) for row in wanted]
