@@ -23,7 +23,11 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
-    "0020": ("DROP TABLE object_size_stats CASCADE", "DROP TABLE capacity_object_sizes"),
+    "0020": (
+        "DROP TABLE object_size_stats CASCADE",
+        "DROP TABLE capacity_object_sizes",
+        "DROP TABLE capacity_budgets",
+    ),
     "0019": (
         "DROP TABLE server_part_stats CASCADE",
         "DROP TABLE capacity_imported_days CASCADE",

@@ -9,7 +9,16 @@ from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from capacity_assets.base.units import counted, first_of, human_day, printable
-from capacity_assets.ownership.bills import gib, group_named, mean_price, moment, money, money_change, price
+from capacity_assets.ownership.bills import (
+    gib,
+    group_named,
+    mean_price,
+    moment,
+    money,
+    money_change,
+    over_or_under,
+    price,
+)
 
 STYLES = Path(__file__).with_name("styles")
 """Folder of the style sheets of pages and charts."""
@@ -17,7 +26,9 @@ STYLES = Path(__file__).with_name("styles")
 
 _SHARED_FILTERS = {
     one.__name__: one
-    for one in (counted, first_of, gib, human_day, mean_price, moment, money, money_change, price, printable)
+    for one in (
+        *(counted, first_of, gib, human_day, mean_price, moment, money, money_change, over_or_under, price, printable),
+    )
 }
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from datetime import date
 
 import click
 
-from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.periods import PERIODS, Clock, Window
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text
 from capacity_assets.cli.declaring import opened_registry
@@ -31,13 +27,13 @@ from capacity_assets.ownership.bills import (
     BillByGroup,
     BillGroup,
     amount_text,
-    change_notes,
     gib,
     group_named,
     issue_bill,
     moment,
     money,
     money_change,
+    month_of,
     notes,
     price,
     quantity_note,
@@ -46,13 +42,12 @@ from capacity_assets.ownership.bills import (
 )
 from capacity_assets.ownership.groups import default_grouping, refuse_unknown_grouping
 
-MONTH = re.compile(r"\d{4}-\d{2}")
 CSV_COLUMNS = (
     "month", "issue", "grouped_by", "group", "databases", "gib", "gib_without_price", "amount", "currency",
 )  # fmt: skip
 GROUP_COLUMNS = (
     "lowest_price", "highest_price", "projected_amount", "amount_before", "change", "change_growth", "change_price",
-    "change_moves", "servers", "amount_per_gib", "amount_per_server",
+    "change_moves", "servers", "amount_per_gib", "amount_per_server", "budget", "budget_difference",
 )  # fmt: skip
 
 
@@ -77,7 +72,8 @@ def bill(settings: Settings, /, *, month: str | None, by: str | None, issue: int
     extension = format_of(output, FORMATS)
     by = by or default_grouping(settings.label_keys)
     clock = Clock(settings.zone)
-    window = PERIODS["monthly"].last(clock.today()) if month is None else _window(month)
+    monthly = PERIODS["monthly"]
+    window = monthly.last(clock.today()) if month is None else monthly.window_of(month_of(month))
     with opened_registry(settings) as engine:
         if issue is None:
             refuse_unknown_grouping(by, settings.label_keys)
@@ -89,13 +85,6 @@ def bill(settings: Settings, /, *, month: str | None, by: str | None, issue: int
     return Report(as_document(issued), _lines(issued))
 
 
-def _window(month: str) -> Window:
-    with suppress(ValueError):
-        if MONTH.fullmatch(month):
-            return PERIODS["monthly"].window_of(date.fromisoformat(f"{month}-01"))
-    raise ValidationError(f"{month!r} is not a month; write 2026-10.")
-
-
 def _lines(issued: BillByGroup) -> Iterator[Line]:
     bill, by = issued.bill, issued.grouped_by
     rows = [_cells(group_named(group.name, by), group, issued) for group in (*issued.groups, *issued.former_groups)]
@@ -103,9 +92,10 @@ def _lines(issued: BillByGroup) -> Iterator[Line]:
     headings = [by.replace("_", " ").capitalize(), ">Databases", ">GiB", ">Price"]
     headings += [f">Amount, {bill.currency or 'no currency'}", *([">Projected"] if bill.days_so_far else [])]
     headings += [">Change"] if issued.compared_issue is not None else []
+    headings += [">Budget", ">Over budget"] if issued.has_budget else []
     yield Table(title(issued), headings, rows)
     yield f"Version {bill.issue} of this bill, of {moment(bill.issued_at)}."
-    yield from (*notes(issued), *change_notes(issued), quantity_note(issued))
+    yield from (*notes(issued), quantity_note(issued))
 
 
 def _cells(name: str, group: BillGroup, issued: BillByGroup) -> list[object]:
@@ -115,6 +105,8 @@ def _cells(name: str, group: BillGroup, issued: BillByGroup) -> list[object]:
         cells.append(money(group.projected_amount))
     if issued.compared_issue is not None:
         cells.append(money_change(group.change))
+    if issued.has_budget:
+        cells += [money(group.budget), money_change(group.budget_difference)]
     return cells
 
 

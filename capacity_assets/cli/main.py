@@ -38,6 +38,7 @@ COMMANDS = [
     LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),
     LazyCommand("budget", "budget:budget", "Show what each team, or any other group, will cost in the coming months."),
+    LazyCommand("budgets", "budgets:budgets", "Declare what groups may cost, to compare bills with it."),
     LazyCommand("top", "top:top", "List the databases that grew or shrank most, or the largest."),
     LazyCommand("inside", "inside:inside_command", "Show which tables and indexes explain the change of a database."),
     LazyCommand("groups", "groups:groups", "Show the size and growth of each team, or any other group."),

@@ -655,6 +655,18 @@ capacity_prices = table(
     declared_by(),
 )
 
+capacity_budgets = table(
+    "capacity_budgets",
+    "Budgets of groups by month, which bills are compared with.",
+    key("grouped_by", String(255), "engine, server, or a label key"),
+    key("group_name", String(255), "Engine, server or value; empty: without such a label"),
+    key("month", Date, "First day of the month"),
+    required("amount", Numeric(20, 2), "What the group may cost in the month"),
+    required("currency", CURRENCY, "ISO 4217 code"),
+    timestamp("declared_at", "When it was declared"),
+    declared_by(),
+)
+
 capacity_scenarios = table(
     "capacity_scenarios",
     "Scenarios that were stored for comparison on a page; they change no forecast.",

@@ -829,6 +829,7 @@ READABLE = (
     "capacity_bill_groups",
     "capacity_bill_lines",
     "capacity_prices",
+    "capacity_budgets",
     "capacity_scenarios",
 )
 

@@ -252,7 +252,7 @@ def _table(issued: bills.BillByGroup) -> str:
         for group in issued.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([issued.grouped_by, "GiB", f"Amount, {issued.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([note.strip() for note in (*bills.notes(issued), *bills.change_notes(issued))], hidden=0)
+    remarks = bullets([note.strip() for note in bills.notes(issued)], hidden=0)
     hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{bills.amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"

@@ -9,7 +9,9 @@ declarations.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
@@ -17,7 +19,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text, update
 
-from capacity_assets.base.errors import NotFoundError, database_errors
+from capacity_assets.base.declarations import day_of
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import make_temporary_tables
@@ -31,7 +34,10 @@ from capacity_assets.ownership.groups import WITHOUT_LABEL, refuse_unknown_group
 
 MONTHLY = PERIODS["monthly"]
 CENT, MICRO = Decimal("0.01"), Decimal("0.000001")
-SUMS = ("projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves")
+SUMS = (
+    "projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves", "budget",
+    "budget_difference",
+)  # fmt: skip
 """Figures of the total that are the sums of those of the groups."""
 
 
@@ -105,6 +111,10 @@ class BillGroup:
     amount_per_gib: Decimal | None
     """Mean amount of a GiB that has a price."""
     amount_per_server: Decimal | None
+    budget: Decimal | None
+    """The declared budget of the month; None: there is none in the currency of the bill."""
+    budget_difference: Decimal | None
+    """The amount, or the projected one, less the budget."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class BillByGroup:
     servers: int = 0
     """Each counts once."""
     former_groups: Sequence[BillGroup] = ()
-    """Groups that had databases the month before, and have none now."""
+    """Groups without databases now: they had some the month before, or have a budget."""
     compared_issue: int | None = None
     """Issue of the month before that this bill is compared with; None: it is not compared."""
 
@@ -144,6 +154,11 @@ class BillByGroup:
             amount_per_gib=_each(exact, bill.gib_months - bill.unpriced_gib_months, MICRO),
             amount_per_server=_each(exact, Decimal(self.servers), CENT),
         )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget of a group is declared."""
+        return any(group.budget is not None for group in (*self.groups, *self.former_groups))
 
     @property
     def difference(self) -> Decimal | None:
@@ -461,6 +476,7 @@ def amounts_of_databases(
     return {(row.instance_id, row.database_name): row.amount for row in rows}
 
 
+MONTH = re.compile(r"\d{4}-\d{2}")
 ONE_PLACE = Decimal("0.1")
 UNKNOWN_AMOUNT = "\N{EN DASH}"
 MEAN_PRICE_PLACES = 4
@@ -474,6 +490,14 @@ def month_named(first_day: date) -> str:
 def moment(at: datetime) -> str:
     """Render a time: 28 Nov 2026, 06:10 UTC."""
     return f"{human_day(at)}, {at:%H:%M %Z}"
+
+
+def month_of(written: object) -> date:
+    """Read a month and return its first day; raises ValidationError."""
+    with suppress(ValueError, ValidationError):
+        if MONTH.fullmatch(str(written)):
+            return day_of(f"{written}-01")
+    raise ValidationError(f"{written!r} is not a month; write 2026-10.")
 
 
 def title(found: BillByGroup) -> str:
@@ -502,6 +526,13 @@ def money_change(change: Decimal | None) -> str:
     return f"{change:+,.2f}" if change else money(change)
 
 
+def over_or_under(difference: Decimal | None) -> str:
+    """Render the difference to a budget: 4.70 over, 18.88 under."""
+    if not difference:
+        return "as planned" if difference == 0 else UNKNOWN_AMOUNT
+    return f"{money(abs(difference))} {'over' if difference > 0 else 'under'}"
+
+
 def amount_text(bill: Bill) -> str:
     """Render a total with its currency."""
     return _total(bill.amount, bill.currency)
@@ -527,7 +558,7 @@ def mean_price(value: Decimal) -> str:
 
 
 def notes(found: BillByGroup) -> list[str]:
-    """Say what the amounts leave out and what they replace, one sentence each."""
+    """Say what the amounts leave out, replace and are compared with, one sentence each."""
     bill = found.bill
     sentences = [found.restated, *_differences(found)] if found.restated else []
     if bill.unpriced_gib_months:
@@ -560,7 +591,7 @@ def notes(found: BillByGroup) -> list[str]:
         sentences.append(
             f"Projected: the daily average of the first {counted(bill.days_so_far, 'day')}, for the whole month."
         )
-    return sentences
+    return [*sentences, *_change_notes(found), *_budget_notes(found)]
 
 
 def _differences(found: BillByGroup) -> list[str]:
@@ -584,7 +615,7 @@ def _amount(group: BillGroup | None) -> str:
     return "no price" if group.amount is None else f"{group.amount:,}"
 
 
-def change_notes(found: BillByGroup) -> list[str]:
+def _change_notes(found: BillByGroup) -> list[str]:
     """Say what the change against the month before is made of; nothing where the two are not compared."""
     if found.compared_issue is None:
         return []
@@ -597,6 +628,24 @@ def change_notes(found: BillByGroup) -> list[str]:
         "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
         "Moves: databases from and to other groups, at what they cost before. They add up to the change; growth "
         "includes rounding differences.",
+    ]
+
+
+def _budget_notes(found: BillByGroup) -> list[str]:
+    """Say what the budget is compared with, and which groups have none; nothing without any budget."""
+    if not found.has_budget:
+        return []
+    what = "projected amount" if found.bill.days_so_far else "amount"
+    without = [one for one in found.groups if one.budget is None and one.amount]
+    names = first_of((group_named(one.name, found.grouped_by) for one in without), DECLARATIONS_NAMED)
+    rest = _sum(one.amount if one.projected_amount is None else one.projected_amount for one in without)
+    return [
+        f"The budget is compared with the {what}. What is over budget has a plus sign.",
+        *(
+            [f"Without a budget: {names}, {_total(rest, found.bill.currency)}. `capacity budgets set` declares one."]
+            if without
+            else []
+        ),
     ]
 
 
@@ -981,12 +1030,21 @@ SELECT *, round((floor(cents) + CASE WHEN row_number() OVER (
           ) <= round(sum(cents) OVER of_total) - sum(floor(cents)) OVER of_total THEN 1 ELSE 0 END) / 100, 2) AS amount
 FROM exact WINDOW of_total AS (PARTITION BY total)
 """
+# A group with a budget, and nothing that was measured, costs nothing.
 _STORED_GROUPS = """
-SELECT group_name, databases, servers, gib_months, unpriced_gib_months, lowest_price,
-       highest_price, amount, amount_before, change_price, change_moves,
-       change_price IS NOT NULL AND (coalesce(amount, amount_before) IS NOT NULL OR change_growth <> 0
-                                     OR change_price <> 0 OR change_moves <> 0) AS is_compared
-FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = :by
+SELECT group_name, coalesce(g.databases, 0) AS databases, coalesce(g.servers, 0) AS servers,
+       coalesce(g.gib_months, 0) AS gib_months, coalesce(g.unpriced_gib_months, 0) AS unpriced_gib_months,
+       g.lowest_price, g.highest_price, CASE WHEN g.month IS NULL THEN 0 ELSE g.amount END AS amount,
+       g.amount_before, g.change_price, g.change_moves,
+       g.change_price IS NOT NULL AND (coalesce(g.amount, g.amount_before) IS NOT NULL OR g.change_growth <> 0
+                                       OR g.change_price <> 0 OR g.change_moves <> 0) AS is_compared, d.budget
+FROM (
+    SELECT * FROM capacity_bill_groups WHERE month = :start AND issue = :issue AND grouped_by = :by
+) AS g FULL JOIN (
+    SELECT d.group_name, d.amount AS budget
+    FROM capacity_budgets d JOIN capacity_bills b ON b.month = d.month AND b.currency = d.currency
+    WHERE d.month = :start AND d.grouped_by = :by AND b.issue = :issue
+) AS d USING (group_name)
 """
 _EXACT_AMOUNTS = """
 SELECT v.total, s.group_name AS name, false AS is_last, v.amount * 100 AS cents
@@ -1007,7 +1065,8 @@ SELECT nullif(s.group_name, '') AS name, s.databases, s.gib_months, s.unpriced_g
        CASE WHEN s.is_compared THEN f.price END AS change_price,
        CASE WHEN s.is_compared THEN f.moves END AS change_moves,
        round(s.amount / nullif(s.gib_months - s.unpriced_gib_months, 0), 6) AS amount_per_gib,
-       round(s.amount / nullif(s.servers, 0), 2) AS amount_per_server
+       round(s.amount / nullif(s.servers, 0), 2) AS amount_per_server, s.budget,
+       coalesce(f.projected, f.amount) - s.budget AS budget_difference
 FROM stored s LEFT JOIN (
     SELECT name, max(amount) FILTER (WHERE total = 'amount') AS amount,
            max(amount) FILTER (WHERE total = 'projected') AS projected,

@@ -1,8 +1,9 @@
-"""Budgets: what groups will cost in the coming months, by their newest issued forecasts and the price list.
+"""Budgets: what groups may cost, as people declare it, and what they will cost, by forecasts and the price list.
 
-A line is the forecast of a group times its prices, and the total is the sum of the lines. Sizes between two horizons of
-a forecast lie on a straight line, prices are those of the lines of the last final bill, and amounts are exact until
-each month is rounded to the cent. The rules are in docs/forecast.md, "Budgets".
+Bills are compared with what is declared (`bills`). In what is computed, a line is the forecast of a group times its
+prices, and the total is the sum of the lines. Sizes between two horizons of a forecast lie on a straight line, prices
+are those of the lines of the last final bill, and amounts are exact until each month is rounded to the cent. The rules
+are in docs/forecast.md, "Budgets".
 """
 
 from __future__ import annotations
@@ -10,36 +11,160 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
-from decimal import Decimal
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor, lcm
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from sqlalchemy import Connection, Row, text
+from pydantic import BeforeValidator
+from sqlalchemy import Connection, Engine, Row, delete, text
 
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, names_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.files import declarations
+from capacity_assets.base.label_rules import checked
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
 from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
+from capacity_assets.database.tables import capacity_budgets
+from capacity_assets.forecast.limits import declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.forecast.outlook import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
-from capacity_assets.ownership.bills import PRICES_OF_MIX, money, month_named
+from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, money, month_named, month_of
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 from capacity_assets.ownership.labels import SUBJECTS
+from capacity_assets.ownership.prices import refuse_currencies
 
 MONTHLY = PERIODS["monthly"]
 MOST_MONTHS = 12
 """Forecasts reach a year."""
 CENTS = 100
+LARGEST_AMOUNT = Decimal(10) ** 12
 PLACES = 6
 SERVER = "server"
 DAYS = (0, *HORIZONS_DAYS)
 SCALE = lcm(*(high - low for low, high in pairwise(DAYS)))
 """Sizes on the lines between horizons are whole numbers of a MiB divided by this."""
+
+
+def _amount_of(written: object) -> Decimal:
+    try:
+        amount = Decimal(str(written).strip())
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if not amount.is_finite() or not 0 <= amount < LARGEST_AMOUNT or amount != round(amount, 2):
+        raise ValidationError(f"{written!r} is not an amount; write 500 or 500.25, with at most two decimals.")
+    return amount.quantize(CENT)
+
+
+@dataclass(frozen=True)
+class MonthBudget:
+    """What a group may cost in a month."""
+
+    __pydantic_config__ = NO_OTHER_NAMES
+
+    group: str
+    """As team=payments; team= is what has no such label."""
+    month: Annotated[date, BeforeValidator(month_of)]
+    amount: Annotated[Decimal, BeforeValidator(_amount_of)]
+    currency: str | None = None
+    """None: that of the price list."""
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Its columns in the table."""
+        grouped_by, _, name = self.group.partition("=")
+        of_month = {"month": self.month, "amount": self.amount, "currency": self.currency}
+        return {"grouped_by": grouped_by, "group_name": name, **of_month}
+
+
+@dataclass(frozen=True)
+class BudgetEntry:
+    """A declared budget, when it was declared and by whom; None: not known."""
+
+    budget: MonthBudget
+    declared_at: datetime
+    declared_by: str | None
+
+
+def month_budget(values: Mapping[str, object], keys: Sequence[str]) -> MonthBudget:
+    """Read a budget from its values by name; raises ValidationError."""
+    budget = declaration(MonthBudget, values)
+    return replace(budget, group=checked_group(budget.group, keys))
+
+
+def checked_group(written: str, keys: Sequence[str]) -> str:
+    """Return a group as it is stored; raises ValidationError where there can be none."""
+    key, equals, name = (part.strip() for part in written.partition("="))
+    if not equals:
+        raise ValidationError(f"{written!r} is not a group; write team=payments.")
+    refuse_unknown_grouping(key, keys)
+    if not name and key not in keys:
+        raise ValidationError(f"A group by {key} has a name; write {key}=NAME.")
+    return f"{key}={checked(key, name, keys)[1] if name and key in keys else name}"
+
+
+def budgets_of_file(path: Path, keys: Sequence[str]) -> list[MonthBudget]:
+    """Read budgets from a CSV file with the columns group, month, amount and currency; raises ValidationError."""
+    return declarations(path, *names_of(MonthBudget), lambda row: month_budget(row, keys))
+
+
+def declare_budgets(
+    engine: Engine, budgets: Sequence[MonthBudget], *, by: str | None = None, dry_run: bool = False
+) -> list[tuple[MonthBudget, Decimal | None]]:
+    """Store budgets, all of them or none, each in place of one of the same group and month; `by` declares them.
+
+    Returns them with their currency, and the other amount that each replaces. A dry run checks them and stores none.
+
+    Raises:
+        ValidationError: a budget is given twice, or its currency is not that of the price list.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    subjects = ((one.group, one.month) for one in budgets)
+    refuse_repeated(subjects, lambda key: f"{key[0]} for {month_named(key[1])}", "More than one budget of")
+    with declaring(engine, "storing budgets", dry_run=dry_run) as connection:
+        currency = connection.execute(text(_CURRENCY)).scalar()
+        given = {one.currency for one in budgets if one.currency is not None} | ({currency} if currency else set())
+        if len(given) != 1:
+            if currency is None:
+                raise ValidationError("No price is declared, so all budgets need one currency.")
+            wrong = " and ".join(sorted(given - {currency}))
+            raise ValidationError(f"Budgets are in the currency of the price list, {currency}, not in {wrong}.")
+        refuse_currencies(given)
+        stored = [replace(one, currency=min(given)) for one in budgets]
+        replaced = dict(replace_rows(connection, capacity_budgets, [one.row for one in stored], by))
+    return [(one, replaced[number].amount if number in replaced else None) for number, one in enumerate(stored)]
+
+
+def remove_budgets(engine: Engine, group: str, months: Sequence[date], *, dry_run: bool = False) -> int:
+    """Delete the budgets of a group in some months, and return their number.
+
+    Raises NotFoundError where there is none, and DatabaseError.
+    """
+    key, _, name = group.partition("=")
+    budgets = capacity_budgets.c
+    chosen = delete(capacity_budgets).where(
+        budgets.grouped_by == key, budgets.group_name == name, budgets.month.in_(months)
+    )
+    with declaring(engine, "removing budgets", dry_run=dry_run) as connection:
+        removed: int = connection.execute(chosen).rowcount
+    if not removed:
+        first, last = month_named(months[0]), month_named(months[-1])
+        raise NotFoundError(f"There is no budget of {group} for {first if first == last else f'{first} to {last}'}.")
+    return removed
+
+
+def declared_budgets(engine: Engine) -> list[BudgetEntry]:
+    """Return all declared budgets by group and month; raises DatabaseError."""
+    return [
+        BudgetEntry(MonthBudget(f"{row.grouped_by}={row.group_name}", *row[2:5]), row.declared_at, row.declared_by)
+        for row in rows_of(engine, "budgets", _DECLARED)
+    ]
 
 
 @dataclass(frozen=True)
@@ -204,6 +329,17 @@ def _size_range(lower_mb: int | None, upper_mb: int | None) -> str:
     return (
         TOO_LITTLE_HISTORY if lower_mb is None or upper_mb is None else f"{human_mb(lower_mb)} to {human_mb(upper_mb)}"
     )
+
+
+def adopted(found: Budget) -> list[MonthBudget]:
+    """Return the amounts of a computed budget as budgets to be declared; raises ValidationError without amounts."""
+    if found.total.amount is None:
+        raise ValidationError(found.notes[-1])
+    return [
+        MonthBudget(f"{found.grouped_by}={line.name or ''}", month_of(month), amount, found.currency)
+        for line in found.lines
+        for month, amount in line.monthly_amounts.items()
+    ]
 
 
 def coming_months(today: date, number: int) -> list[Window]:
@@ -496,6 +632,14 @@ def _decimal(value: Fraction) -> Decimal:
     return Decimal(_nearest(value * 10**PLACES)).scaleb(-PLACES)
 
 
+# A price list has one currency.
+_CURRENCY = """
+SELECT coalesce((SELECT min(currency) FROM capacity_prices), (SELECT min(currency) FROM capacity_budgets))
+"""
+_DECLARED = """
+SELECT grouped_by, group_name, month, amount, currency, declared_at, declared_by FROM capacity_budgets
+ORDER BY grouped_by, group_name, month
+"""
 _FORECASTS = """
 SELECT * FROM capacity_group_forecasts WHERE grouped_by = ANY (CAST(:keys AS text[])) AND as_of > :stale
 ORDER BY group_name

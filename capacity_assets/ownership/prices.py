@@ -175,7 +175,7 @@ def _store(
     refuse_repeated(subjects, lambda key: f"{key[0]}", "More than one price of")
     connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
     known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
-    _refuse_currencies({*known, *(price.currency for price in prices)})
+    refuse_currencies({*known, *(price.currency for price in prices)})
     days = {"always": ALWAYS, "this_month": today.replace(day=1)}
     given = {**columns_of([asdict(price) for price in prices]), **days}
     placed = connection.execute(text(_PLACED), given).scalars()
@@ -200,7 +200,8 @@ def _refuse_restating(months: Sequence[date], *, restate: bool) -> None:
         raise ValidationError(f"Bills of closed months would change: {names}. Nothing was changed.")
 
 
-def _refuse_currencies(currencies: set[str]) -> None:
+def refuse_currencies(currencies: set[str]) -> None:
+    """Raise ValidationError unless these are one currency."""
     wrong = sorted(currency for currency in currencies if not CURRENCY.fullmatch(currency))
     if wrong:
         raise ValidationError(f"{wrong[0]!r} is not a currency; write EUR, USD or another code of ISO 4217.")

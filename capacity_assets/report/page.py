@@ -94,7 +94,7 @@ def render_bill(issued: BillByGroup) -> str:
         .render(
             found=issued,
             title=bills.title(issued),
-            notes=[*bills.notes(issued), *bills.change_notes(issued)],
+            notes=bills.notes(issued),
             quantity=bills.quantity_note(issued),
         )
     )

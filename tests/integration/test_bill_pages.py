@@ -130,7 +130,7 @@ def test_a_bill_in_a_spreadsheet_has_one_value_per_cell_and_says_of_which_month(
         "unpriced_gib_months": "0.000000000000", "amount": "15.00", "exact_amount": "15.000000000000", "servers": "1",
         "lowest_price": "0.750000", "highest_price": "0.750000", "projected_amount": "", "amount_before": "10.00",
         "change": "5.00", "change_growth": "0.00", "change_price": "5.00", "change_moves": "0.00",
-        "amount_per_gib": "0.750000", "amount_per_server": "15.00",
+        "amount_per_gib": "0.750000", "amount_per_server": "15.00", "budget": "", "budget_difference": "",
     }  # fmt: skip
 
 
