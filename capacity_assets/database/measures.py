@@ -216,35 +216,36 @@ def figure_columns(measures: Sequence[Measure], samples: str, *ratios: Column[An
     ]
 
 
-def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: bool = False) -> Measure:
-    """Return the measure of a size, with the further figures where its last value has a column, `last`."""
-    average, maximum, minimum = (f"{kind}_{stem}_mb" for kind in ("avg", "max", "min"))
+def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: bool = False, **names: str) -> Measure:
+    """Return the measure of a size; its columns are named after the stem, or as `names` say.
+
+    With the name of a column for its last value it has the further figures.
+    """
+    own = {"average": f"avg_{stem}_mb", "maximum": f"max_{stem}_mb", "minimum": f"min_{stem}_mb", **names}
+    further = None
+    if last:
+        further = Further(
+            last=last,
+            growth=f"{stem}_growth_in_window_mb",
+            year_change=f"{stem}_year_change_mb",
+            year_change_percent=f"{stem}_year_change_percent",
+            yearly_rate_percent=f"{stem}_yearly_rate_percent",
+        )
     return Measure(
         source=f"{stem}_mb",
-        average=average,
-        maximum=maximum,
-        minimum=minimum,
+        average=own["average"],
+        maximum=own["maximum"],
+        minimum=own["minimum"],
         change=f"{stem}_change_mb",
         change_percent=f"{stem}_change_percent",
-        further=further_of(stem, last) if last else None,
+        further=further,
         what=what,
-        optional=(average, maximum, minimum) if is_optional else (),
-    )
-
-
-def further_of(stem: str, last: str) -> Further:
-    """Return the further columns of a size, which are named after its stem."""
-    return Further(
-        last=last,
-        growth=f"{stem}_growth_in_window_mb",
-        year_change=f"{stem}_year_change_mb",
-        year_change_percent=f"{stem}_year_change_percent",
-        yearly_rate_percent=f"{stem}_yearly_rate_percent",
+        optional=tuple(own.values()) if is_optional else (),
     )
 
 
 def count_measure(name: str, what: str, **options: Any) -> Measure:
-    """Return the measure of a number, whose mean has its name."""
+    """Return the measure of a number; its columns are named after it."""
     return Measure(
         source=name,
         average=name,

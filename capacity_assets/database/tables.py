@@ -59,7 +59,6 @@ from capacity_assets.database.measures import (
     Measure,
     count_measure,
     figure_columns,
-    further_of,
     size_measure,
 )
 
@@ -268,15 +267,13 @@ database_size_aggregations = table(
 )
 
 INSTANCE_MEASURES = (
-    Measure(
-        source="total_size_mb",
+    size_measure(
+        "total_size",
+        "daily total",
+        last="last_total_size_mb",
         average="total_size_mb",
         maximum="max_size_mb",
         minimum="min_size_mb",
-        change="total_size_change_mb",
-        change_percent="total_size_change_percent",
-        further=further_of("total_size", "last_total_size_mb"),
-        what="daily total",
     ),
     count_measure(
         "database_count",
