@@ -114,17 +114,19 @@ def times_of_figures() -> list[Column[object]]:
     ]
 
 
-class _Numbered(BigInteger):
+class _SequenceNumber(BigInteger):
     """An integer filled by a sequence of the table, also where it is not part of the primary key."""
 
 
-@compiles(_Numbered, "postgresql")
-def _numbered(_type: _Numbered, _compiler: object, *, type_expression: object = None, **_options: object) -> str:
+@compiles(_SequenceNumber, "postgresql")
+def _sequence_number(
+    _type: _SequenceNumber, _compiler: object, *, type_expression: object = None, **_options: object
+) -> str:
     """Return the type of a new column, which creates the sequence, or the type of its values."""
     return "BIGINT" if type_expression is None else "BIGSERIAL"
 
 
-row_number = partial(required, "id", _Numbered, "Row number; stays over recomputations", autoincrement=True)
+row_number = partial(required, "id", _SequenceNumber, "Row number; stays over recomputations", autoincrement=True)
 instance_id = partial(required, "instance_id", Integer, "Server, instances.id")
 instance_key = partial(key, "instance_id", Integer, "Server, instances.id")
 collected_date = partial(required, "collected_date", Date, "Day of the sample in the configured time zone")
