@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.label_rules import fleet_or_label
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import (

@@ -1,7 +1,6 @@
-"""From settings to a working task runner: the one assembly that the graph, the tasks and the commands share.
+"""Opens databases and puts services together by the settings, for the graph, the tasks and the commands.
 
-Opens the database (the user's own or the embedded one) for the length of a `with` block and closes it
-after. What the parts do is not decided here.
+A database, the user's own or the embedded one, is open for the length of a `with` block.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from capacity_assets.aggregates.service import AggregationService, PartitionRang
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
-from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings, with_driver
+from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings, url_for_driver
 from capacity_assets.base.units import counted
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import excluded_databases
@@ -31,13 +30,6 @@ from capacity_assets.history.retention import RetentionService, TableMaintenance
 from capacity_assets.ownership.bills import store_missing_groups
 
 logger = logging.getLogger("capacity_assets")
-
-
-@contextmanager
-def open_database(settings: Settings) -> Iterator[URL]:
-    """Yield the URL of the capacity database; without CAPACITY_DATABASE_URL the embedded server serves it."""
-    with _served(settings, settings.capacity_url, CAPACITY_DATABASE) as url:
-        yield url
 
 
 @contextmanager
@@ -68,8 +60,10 @@ def open_engine(settings: Settings, *, connect: bool = True, existing: bool = Fa
     """
     if existing:
         refuse_an_absent_embedded_server(settings)
-    slices = settings.parallel_slices
-    with open_database(settings) as url, disposed(capacity_engine(url, parallel_slices=slices)) as engine:
+    with (
+        _served(settings, settings.capacity_url, CAPACITY_DATABASE) as url,
+        disposed(capacity_engine(url, parallel_slices=settings.parallel_slices)) as engine,
+    ):
         refuse_a_newer_schema(engine)
         if connect:
             ensure_reachable(engine)
@@ -80,11 +74,11 @@ def open_engine(settings: Settings, *, connect: bool = True, existing: bool = Fa
 def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False) -> Iterator[Engine]:
     """Yield an engine for the pages, on a role that can only read.
 
-    That is the one of CAPACITY_WEB_DATABASE_URL, else `capacity_reader` where the configured role may take it on.
+    That is the role of CAPACITY_WEB_DATABASE_URL, else `capacity_reader` if the configured role may take it on.
 
     Raises:
         ValidationError: the role can write, and that is not allowed.
-        DatabaseError: a newer version has made the schema.
+        DatabaseError: a newer version created the schema.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
@@ -92,7 +86,7 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
 
     own = settings.web_database_url
     variable = "CAPACITY_DATABASE_URL" if own is None else "CAPACITY_WEB_DATABASE_URL"
-    given = settings.capacity_url if own is None else with_driver(own, CAPACITY_DRIVER)
+    given = settings.capacity_url if own is None else url_for_driver(own, CAPACITY_DRIVER)
     with _served(settings, given, CAPACITY_DATABASE) as url:
         if given is None:
             _make_reader_role(url)
@@ -109,14 +103,14 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
 
 
 def _make_reader_role(url: URL) -> None:
-    """On the embedded server, which is ours alone, the role is made; elsewhere its owner decides."""
+    """Create the role on the embedded server, which is ours alone; elsewhere the owner decides."""
     with disposed(capacity_engine(url)) as owner, owner.begin() as connection:
         ensure_reader_role(connection)
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:
-    """Raise DatabaseError where no URL is set and there is no embedded server: a new one would only be found empty."""
-    if settings.capacity_url is None and not settings.embedded_server_exists:
+    """Raise DatabaseError if no URL is set and there is no embedded server: a new one would be empty."""
+    if not settings.has_capacity_database:
         raise DatabaseError(
             f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
             "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."
@@ -135,20 +129,20 @@ def open_task_runner(
 def prepare_database(
     engine: Engine, settings: Settings, on_step: Callable[[str], None] = logger.info
 ) -> tuple[str, ...]:
-    """Create or upgrade the schema and add the partitions that are wanted today; return what was done.
+    """Create or upgrade the schema, and add the partitions that are needed today; return what was done.
 
     `on_step` is called before each step that may take long.
 
     Raises:
         SchemaProblemsError: as `database.schema.initialise`; nothing was changed.
-        DatabaseError: a partition could not be added; the schema is there, and a repetition continues.
+        DatabaseError: a partition could not be added; the schema was created; run it again to continue.
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """
     done = initialise(engine, on_step)
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
     if settings.capacity_url is None:
         _make_reader_role(engine.url)
-    # Bills of former versions have none.
+    # Bills of former versions have no groups.
     with engine.begin() as connection:
         store_missing_groups(connection)
     report = retention_service(engine, settings).prepare()
@@ -159,8 +153,8 @@ def prepare_database(
 
 
 def collection_service(engine: Engine, settings: Settings, *, clock: Clock | None = None) -> CollectionService:
-    """Put a collection together on an engine that is open already; raises as `excluded_of`."""
-    context = ProbeContext(SecretFolders.of(settings), engine.url, excluded_of(settings))
+    """Return the service of the collection on an open engine; raises as `excluded_databases_of`."""
+    context = ProbeContext(SecretFolders.of(settings), engine.url, excluded_databases_of(settings))
     the_clock = clock or Clock(settings.zone)
     return CollectionService(
         engine,
@@ -174,8 +168,8 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
     )
 
 
-def excluded_of(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Return what is not measured, by engine; raises ConfigurationError where CAPACITY_SYSTEM_DATABASES is wrong."""
+def excluded_databases_of(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the databases that are not measured, by engine; raises ConfigurationError if the setting is wrong."""
     try:
         return excluded_databases(settings.system_databases)
     except ValidationError as error:
@@ -183,17 +177,17 @@ def excluded_of(settings: Settings) -> dict[str, tuple[str, ...]]:
 
 
 def lock_manager(engine: Engine, settings: Settings) -> CapacityLockManager:
-    """Return what hands out the locks: from Redis where it is configured, else from PostgreSQL."""
+    """Return the manager of locks, which are in Redis if it is configured, else in PostgreSQL."""
     return CapacityLockManager(engine, settings.redis_url.get_secret_value() if settings.redis_url else None)
 
 
 def task_runner(
     engine: Engine, settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
 ) -> AggregationTaskRunner:
-    """Put a task runner together on an engine that is open already."""
+    """Return a task runner on an open engine; raises ConfigurationError if the retention is wrong."""
     the_clock = clock or Clock(settings.zone)
     periods = with_trend_threshold(periods, settings.trend_percent)
-    # A rule that means nothing is refused before any work, not by the nightly maintenance.
+    # A wrong rule is refused here, before any work, and not by the nightly maintenance.
     parse_retention(settings.retention_days, periods)
     service = AggregationService(
         engine,
@@ -209,13 +203,9 @@ def task_runner(
 
 
 def retention_service(
-    engine: Engine,
-    settings: Settings,
-    *,
-    clock: Clock | None = None,
-    periods: Mapping[str, Period] = PERIODS,
+    engine: Engine, settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
 ) -> RetentionService:
-    """Put together what maintains the tables, on an open engine."""
+    """Return the service that maintains the tables, on an open engine."""
     rules = parse_retention(settings.retention_days, periods)
     tables = TableMaintenance(engine, settings.start_date, rules, periods)
     return RetentionService(engine, clock or Clock(settings.zone), tables)

@@ -1,7 +1,7 @@
-"""The legacy task functions, for callers without Dagster: same names, same result keys, no one-row-at-a-time.
+"""Task functions for callers without Dagster, with the names and results of the legacy application.
 
-They read the settings, open the database and go through the task runner. Failures come back as a result
-with status `failed`, as legacy callers expect; only a broken configuration raises (ConfigurationError).
+They read the settings, open the database and use the task runner. A failure is a result with status `failed`, as legacy
+callers expect; only a wrong configuration raises (ConfigurationError).
 
 The `run_…` functions have the names and keys of this project. `calculate_database`,
 `calculate_database_size_aggregations` and `aggregate_current_period` take what schedulers and routes of the legacy
@@ -11,6 +11,7 @@ application pass, and return the keys that those read.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ from capacity_assets.runtime import open_task_runner
 
 TaskResult = dict[str, object]
 ProgressCallbacks = Mapping[str, Mapping[str, Callable[..., None]]]
-"""By level (`database`, `instance`): `on_start(instance)`, `on_complete(instance, payload)`, `on_error` likewise."""
+"""By level (`database`, `instance`): `on_start(instance)`, `on_complete(instance, payload)`, `on_error` as well."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def run_capacity_aggregation(
 
 
 def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] | None = None) -> TaskResult:
-    """Aggregate the scheduled windows of one instance; the same keys as `run_capacity_aggregation`."""
+    """Aggregate the scheduled windows of one instance; returns the same keys as `run_capacity_aggregation`."""
     try:
         with open_task_runner(load_settings()) as runner:
             work = runner.scheduled_work(periods)
@@ -71,9 +72,7 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
 
 
 def calculate_database_size_aggregations(
-    manual_run: bool = False,
-    periods: Sequence[str] | None = None,
-    created_by: int | None = None,
+    manual_run: bool = False, periods: Sequence[str] | None = None, created_by: int | None = None
 ) -> TaskResult:
     """Do what `calculate_database` does, under its older name and with its older arguments."""
     return calculate_database(manual_run=manual_run, periods=periods, created_by=created_by)
@@ -93,7 +92,7 @@ def calculate_database(
     Unknown periods are logged and left out. `manual_run`, `created_by` and `run_id` are logged too; no
     session is written, so `session_id` is None. Returns `status`, `message`, `run_id`, `session_id`,
     `periods_executed`, `details` (`periods`: a summary per period, of the databases; `instances`: by id, what failed)
-    and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` where
+    and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` if
     nothing could be done.
     """
     run_id = run_id or str(uuid4())
@@ -109,26 +108,27 @@ def calculate_database(
         errors, chosen = [str(trouble)], []
     if errors:
         log.error("Aggregation %s: %s", run_id, " ".join(errors))
-    message = run.message if chosen else "No registered period was asked for." if not errors else ""
-    of_databases = run.of_level(DATABASE.name)
-    summaries = [part.to_dict() for name in chosen for part in of_databases.of_period(name).parts]
     reasons: dict[int, list[str]] = {}
     for error in (error for part in run.parts for error in part.errors):
         reasons.setdefault(error.instance_id, []).append(error.reason)
-    details = {
-        one.id: {"instance_id": one.id, "instance_name": one.name, "errors": reasons.get(one.id, [])}
-        for one in instances
-    }
-    # Servers, not servers per window and level. A part lists its first failures only, but counts all.
+    # Each server counts once, not once per window and level. A part lists only its first failures, but counts all.
     failed = max([len(reasons), *(part.failed_instances for part in run.parts)])
     counted_once = {"total": len(instances), "successful": len(instances) - failed, "failed": failed}
+    details = {
+        "periods": [part.to_dict() for name in chosen for part in run.of_level(DATABASE.name).of_period(name).parts],
+        "instances": {
+            one.id: {"instance_id": one.id, "instance_name": one.name, "errors": reasons.get(one.id, [])}
+            for one in instances
+        },
+    }
+    message = run.message if chosen else "" if errors else "No registered period was asked for."
     return {
         "status": (AggregationStatus.FAILED if errors else run.status).value,
         "message": " ".join(filter(None, [*errors, message])),
         "run_id": run_id,
         "session_id": None,
         "periods_executed": chosen,
-        "details": {"periods": summaries, "instances": details},
+        "details": details,
         "metrics": {"instances": counted_once, "records": _metrics(run)["records"]},
         **({"error": " ".join(errors)} if errors else {}),
     }
@@ -137,13 +137,13 @@ def calculate_database(
 def aggregate_current_period(
     period_type: str = "daily", *, scope: str = SCOPE_ALL, progress_callbacks: ProgressCallbacks | None = None
 ) -> TaskResult:
-    """Aggregate the window that holds today, for the button of the legacy application.
+    """Aggregate the window that holds today, as the button of the legacy application does.
 
     With `progress_callbacks` each active server is computed by itself first, which takes longer: its callbacks get the
     server (`id`, `name`) and a payload of `status`, `message`, `processed_records`, `errors`, `instance_id`,
-    `instance_name` and `period_type`. What a callback raises ends the work and is raised here; servers done before are
-    kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary`,
-    `instance_summary` and `group_summary` (null where the scope leaves a level out).
+    `instance_name` and `period_type`. An error of a callback ends the work and is raised here; servers done before
+    are kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary`,
+    `instance_summary` and `group_summary` (null if the scope leaves the level out).
     """
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
     request: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
@@ -158,7 +158,7 @@ def aggregate_current_period(
                 for part in _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
             ]
             run = runner.run_period(period, [window], RunOptions(levels))
-            # What was written server by server is unchanged now; the summary is that of the first computation.
+            # The second computation finds everything unchanged, so the summary is that of the first.
             first = {part.level: part for part in combine(parts)}
             run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
     except CapacityError as error:
@@ -174,14 +174,13 @@ def _run_by_instance(
     window: Window,
     callbacks: Mapping[str, Callable[..., None]],
 ) -> list[PeriodSummary]:
-    """Compute one server after the other and call its callbacks; nothing without callbacks."""
+    """Compute one server after the other and call its callbacks; without callbacks, compute nothing."""
     parts: list[PeriodSummary] = []
-    if not callbacks:
-        return parts
-    for instance in runner.service.instances(None):
+    call = defaultdict(lambda: lambda *_: None, callbacks)
+    for instance in runner.service.instances(None) if callbacks else ():
         if not instance.active:
             continue
-        callbacks.get("on_start", _ignore)(instance)
+        call["on_start"](instance)
         [part] = runner.run_period(period, [window], RunOptions([level], instance_ids=[instance.id])).parts
         payload = {
             "status": part.status.value,
@@ -192,18 +191,13 @@ def _run_by_instance(
             "instance_name": instance.name,
             "period_type": period.name,
         }
-        event = "on_error" if part.status is AggregationStatus.FAILED else "on_complete"
-        callbacks.get(event, _ignore)(instance, payload)
+        call["on_error" if part.status is AggregationStatus.FAILED else "on_complete"](instance, payload)
         parts.append(part)
     return parts
 
 
-def _ignore(*_: object) -> None:
-    """Stand in for a callback that was not given."""
-
-
 def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: logging.Logger) -> list[str]:
-    """Keep the registered ones, in the registry's order."""
+    """Return the registered ones, in the order of the registry; log the others."""
     unknown = [name for name in periods or () if name not in known]
     if unknown:
         log.warning("Unknown periods were left out: %s. Registered: %s.", ", ".join(unknown), ", ".join(known))
@@ -213,7 +207,7 @@ def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: log
 def _result(
     run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], **about: object
 ) -> TaskResult:
-    """Lay out the legacy keys; a period that could not be run makes the whole a failure and comes first."""
+    """Return the legacy keys; if a period could not be run, the status is failed, and the message begins with why."""
     status = AggregationStatus.FAILED if troubles else run.status
     return {
         "status": status.value,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
+from capacity_assets.base.declarations import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.labels import GROUP_DAYS
 from capacity_assets.database.measures import Measure

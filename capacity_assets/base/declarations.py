@@ -1,12 +1,13 @@
-"""Reads what people declare, in files and by options, into its type; refuses it in sentences.
+"""What people declare, by options and in files: how each value is read, and what is refused.
 
-A type is a dataclass that forbids other names; its annotations tell pydantic how to read each value. Files are read by
-`files`.
+A type of declaration is a dataclass that forbids other names; its annotations tell pydantic how to read each value.
+Here are also the rules for keys and values of labels, by which their columns are as long. `files` reads the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, TypeVar
@@ -27,7 +28,7 @@ BYTES_PER_GB = 1 << 30
 LARGEST_EXPONENT = 30
 LONGEST_DECLARER = 255
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
-# By the first part of pydantic's error type. Its own messages repeat the value, which may be a password.
+# By the first part of pydantic's error type. Pydantic's own messages repeat the value, which may be a password.
 NATURES = {
     "string": "text, in quotes",
     "int": "a whole number",
@@ -68,7 +69,7 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
         if found == ["unexpected_keyword_argument"]:
             yield f"{name!r} is not one of {', '.join(names)}.{meant(name, names)}"
         elif found != ["missing"]:
-            # A value that may be of several types has one problem with each of them.
+            # A value that can have several types has one problem for each of them.
             natures = [NATURES.get(problem.partition("_")[0]) for problem in found]
             known = dict.fromkeys(nature for nature in natures if nature)
             yield f"{name} must be {' or '.join(known)}." if known else f"{name} is not valid."
@@ -87,7 +88,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 class Things(list[T]):
-    """The things of a file, with the place of each."""
+    """The things that a file declares, and where each one is."""
 
     def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
         super().__init__(things)
@@ -95,7 +96,7 @@ class Things(list[T]):
 
 
 def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) -> Things[T]:
-    """Read entries, each beside its place; raises ValidationError with the problems of all."""
+    """Read entries, each with its place in the file; raises ValidationError with the problems of all of them."""
     things: Things[T] = Things()
     problems = []
     for place, entry in entries:
@@ -110,18 +111,18 @@ def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) 
 
 
 def day_of(written: object) -> date:
-    """Read a day; raises ValidationError where it is none, or outside the years that windows can have."""
+    """Read a day; raises ValidationError if it is none, or outside the years that windows can have."""
     try:
         day = date.fromisoformat(str(written))
     except ValueError:
-        raise ValidationError(f"{written!r} is not a day; write 2026-03-31.") from None
+        raise ValidationError(f"{written!r} is not a day of the calendar; write YYYY-MM-DD.") from None
     if not FIRST_YEAR <= day.year <= LAST_YEAR:
         raise ValidationError(f"{day} lies outside the years {FIRST_YEAR} to {LAST_YEAR}.")
     return day
 
 
 def is_web_address(written: str) -> bool:
-    """Whether a text is the address of a web server: http or https, a host, a possible port, and no blank."""
+    """Whether a text is the address of a web server: http or https, a host, a valid port if any, and no blank."""
     try:
         parts = urlsplit(written)
         has_port = parts.port is None or parts.port > 0
@@ -137,7 +138,7 @@ def bytes_of_gb(written: object) -> int:
         number = Decimal(str(written).strip())
     except InvalidOperation:
         number = Decimal("nan")
-    # A larger exponent would take long, and is no size.
+    # A larger exponent would take long to compute, and is no size.
     if not number.is_finite() or number.adjusted() > LARGEST_EXPONENT:
         raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.")
     return int(number * BYTES_PER_GB)
@@ -154,3 +155,34 @@ def mb_of_gb(written: object) -> int:
 DatabaseName = Annotated[str | None, Field(default=None)]
 """A database of a server; None: the server as a whole."""
 Day = Annotated[date, BeforeValidator(day_of)]
+
+
+LONGEST_KEY = 63
+LONGEST_VALUE = 100
+KEY = re.compile(r"[a-z][a-z0-9_]*")
+# There are groups by engine and server without any label; the others are columns of a file of labels.
+NOT_KEYS = ("engine", "server", "database", "from")
+
+
+def unfit_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys that a label cannot have."""
+    return [key for key in keys if not KEY.fullmatch(key) or len(key) > LONGEST_KEY or key in NOT_KEYS]
+
+
+def fleet_or_label(label: tuple[str, str] | None) -> str:
+    """Return the name of the fleet (None), or of what has a label: the value, with its key in brackets."""
+    return "the fleet" if label is None else f"{label[1]} ({label[0]})"
+
+
+def checked_label(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
+    """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
+    if key not in keys:
+        raise ValidationError(
+            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)}"
+        )
+    if value is None:
+        return key, None
+    value = value.strip()
+    if not value or len(value) > LONGEST_VALUE or not value.isprintable():
+        raise ValidationError(f"The value of {key} must have 1 to {LONGEST_VALUE} printable characters.")
+    return key, value

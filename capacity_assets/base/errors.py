@@ -1,6 +1,6 @@
-"""Errors as types, which of them are transient, and refusals of the operating system as sentences.
+"""Types of errors, which of them are transient, and sentences for errors of the operating system.
 
-A permanent failure (bad input, bad data, a missing table) comes back on every attempt; a transient one (lost
+A permanent failure (bad input, bad data, a missing table) returns on every attempt; a transient one (lost
 connection, deadlock, server starting) may not. Texts say what is wrong, what was kept and what to do, and never hold a
 statement, its parameters or a password. Callers decide about retries; `cli.options` prints errors.
 """
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 DATABASE_FAILURES = (DBAPIError, PoolTimeoutError)
-"""What SQLAlchemy raises where a database refuses, is away, or no connection of the pool becomes free."""
+"""What SQLAlchemy raises if the database refuses or does not answer, or no connection of the pool becomes free."""
 DatabaseFailure: TypeAlias = DBAPIError | PoolTimeoutError
 
 # SQLSTATE classes and codes after which the same work may succeed unchanged
@@ -52,7 +52,7 @@ class CapacityError(Exception):
     transient = False
 
     def __init__(self, message: str, *, transient: bool | None = None) -> None:
-        """Keep the text, and whether waiting can help where that is not the same for all errors of the type."""
+        """Keep the text, and whether waiting can help if the type does not decide that."""
         super().__init__(message)
         if transient is not None:
             self.transient = transient
@@ -67,7 +67,7 @@ class NotFoundError(CapacityError):
 
 
 class DatabaseError(CapacityError):
-    """The database refused or lost the work; `sqlstate` is PostgreSQL's code where there is one."""
+    """The database refused or lost the work; `sqlstate` is PostgreSQL's code, if there is one."""
 
     def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
         """Keep code and transience with the text."""
@@ -76,7 +76,7 @@ class DatabaseError(CapacityError):
 
 
 def sqlstate_of(error: DatabaseFailure) -> str | None:
-    """Return PostgreSQL's five-character code of `error`, or None when the server never answered."""
+    """Return PostgreSQL's five-character code of `error`, or None if the server did not answer."""
     if not isinstance(error, DBAPIError):
         return None
     # The second is the name in psycopg2, which Dagster's storage uses.
@@ -89,14 +89,14 @@ def is_data_error(error: DBAPIError) -> bool:
     if sqlstate is None:
         return False
     if sqlstate in DATA_SQLSTATES:
-        # Without a name it is "no partition of relation found for row"; a node of Citus says the name in its text only.
+        # Without a name it is "no partition of relation found for row"; a node of Citus names it in its text only.
         named = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
         return named is not None or "violates check constraint" in str(error.orig)
     return sqlstate[:2] in DATA_SQLSTATES
 
 
 def reason_of(error: Exception) -> str:
-    """Return the server's own first line, without the statement and its parameters; of other errors the text."""
+    """Return the first line of the server's message, without statement and parameters; of other errors the text."""
     if isinstance(error, PoolTimeoutError):
         return "no connection became free"
     if not isinstance(error, DBAPIError):
@@ -111,7 +111,7 @@ def reason_of(error: Exception) -> str:
 def database_errors(*, doing: str, kept: str = "") -> Iterator[None]:
     """Turn every failure of the database inside the block into one that a user is meant to read.
 
-    `doing` completes "The database failed while …"; `kept` says what was kept where something had been done.
+    `doing` completes "The database failed while …"; `kept` says what was kept if something had been done.
 
     Raises:
         DatabaseError: the database refused or lost the work, or no connection of the pool became free.
@@ -142,8 +142,8 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str = "") -> Dat
     return DatabaseError(text, sqlstate=sqlstate, transient=transient)
 
 
-# A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time
-# does not fix. (A server with translated messages is retried in vain, which does no harm.)
+# A login that is refused has no SQLSTATE. If the server's text has one of these parts, waiting does not help.
+# (With translated messages it is tried again in vain, which does no harm.)
 REFUSED_LOGIN = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
 
 
@@ -183,7 +183,7 @@ _REMEDIES = {
 
 
 def sentence_of(error: OSError | MemoryError) -> str | None:
-    """Return what people read of an error; None where it says nothing of the machine."""
+    """Return an error of the operating system as a sentence with a remedy; None for any other error."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
     remedy = _REMEDIES.get(number or 0)
     if remedy is None:

@@ -1,4 +1,4 @@
-"""Calls over HTTP and SMTP: each has one deadline for the whole call, and no redirect is followed.
+"""Calls over HTTP and SMTP. Each has one deadline for the whole call, and no redirect is followed.
 
 The timeout of a socket restarts with every byte, so without the deadline one byte per second could block a caller for
 days.
@@ -53,7 +53,7 @@ class Answer:
     body: bytes
 
 
-class Opened:
+class Connections:
     """The connections of a call, so that another thread can close them."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Opened:
                     connection.shutdown(socket.SHUT_RDWR)
 
 
-def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]) -> Result:
+def run_within(seconds: float, call: Callable[[], Result], end: Callable[[], object]) -> Result:
     """Return the result of `call`, which runs in a thread; `end` unblocks the thread when the time is over.
 
     Raises:
@@ -113,8 +113,8 @@ def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]
             threading.Thread(target=close, daemon=True).start()
 
 
-class _AsItIs(urllib.request.HTTPErrorProcessor):
-    """Leaves every status to the caller. A followed redirect would turn POST into GET and could lead anywhere."""
+class _NoRedirects(urllib.request.HTTPErrorProcessor):
+    """Returns every status to the caller. A redirect would turn POST into GET, and could lead anywhere."""
 
     def http_response(
         self,
@@ -139,7 +139,7 @@ def ask(  # noqa: PLR0913 -- what a question may have
 
     `seconds` covers everything from opening the connection to the last byte of the response.
     """
-    opened = Opened()
+    opened = Connections()
     plain, encrypted = opened.noting(http.client.HTTPConnection), opened.noting(http.client.HTTPSConnection)
 
     class Plain(urllib.request.HTTPHandler):
@@ -154,12 +154,12 @@ def ask(  # noqa: PLR0913 -- what a question may have
 
     def answer() -> Answer:
         request = urllib.request.Request(url, data=body, headers=dict(headers or {}))  # noqa: S310 -- the caller's
-        opener = urllib.request.build_opener(Plain, Encrypted, _AsItIs, *proxies)
+        opener = urllib.request.build_opener(Plain, Encrypted, _NoRedirects, *proxies)
         with opener.open(request, timeout=seconds) as answer:
             return Answer(answer.status, answer.read(most_bytes + 1) if most_bytes else b"")
 
     try:
-        return within(seconds, answer, opened.close)
+        return run_within(seconds, answer, opened.close)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):

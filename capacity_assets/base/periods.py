@@ -1,9 +1,9 @@
 """Calendar periods, their windows, and the clock that says what day it is in the configured time zone.
 
 `PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
-made. In the package, a further period is one entry here. Whatever needs today's date takes a `Clock`; tests pass a
-fixed one. Whether the date is reliable enough to delete something or to make it final, `judged_day` in
-`database.engine` says.
+made: to add a period, add an entry here. Whatever needs today's date takes a `Clock`; tests pass a
+fixed one. `judged_day` in `database.engine` says whether the date is reliable enough to delete something or to make
+it final.
 Everything else in this module is pure: no environment, no database, no Dagster.
 """
 
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 from capacity_assets.base.units import MONTH_NAMES, human_day, human_days, human_month
 
 FIRST_YEAR, LAST_YEAR = 1900, 2999
-"""Years of days that people name: so far from the ends of the calendar that windows before and after exist."""
+"""The years of days that people name. Windows before and after exist, because the calendar ends much later."""
 
 
 def _now_of(connection: Connection) -> datetime:
@@ -30,18 +30,18 @@ def _now_of(connection: Connection) -> datetime:
 
 @dataclass(frozen=True)
 class Clock:
-    """Tells the calendar day in `zone`; `now`, and `database_now` for PostgreSQL's clock, return aware datetimes."""
+    """Tells the day in `zone`. `now` and `database_now`, PostgreSQL's clock, return datetimes with a time zone."""
 
     zone: ZoneInfo
     now: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
     database_now: Callable[[Connection], datetime] = _now_of
 
     def today(self) -> date:
-        """Return the present day in the clock's zone, which may differ from the UTC day."""
+        """Return today in the clock's zone, which may differ from the day in UTC."""
         return self.local_now().date()
 
     def local_now(self) -> datetime:
-        """Return the present moment in the clock's zone."""
+        """Return the current time in the clock's zone."""
         return self.now().astimezone(self.zone)
 
     def local_database_now(self, connection: Connection) -> datetime:
@@ -52,12 +52,12 @@ class Clock:
 MONTHS_PER_YEAR = 12
 DAYS_PER_WEEK = 7
 MONTHS_PER_QUARTER = 3
-LONGEST_NAME = 20  # the column period_type holds no more
+LONGEST_NAME = 20  # the longest that the column period_type holds
 DAYS_PER_YEAR = Decimal("365.2425")
 WEEKS_PER_YEAR = 52
 LEAP_DAY = (2, 29)
 NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}
-# Growth of 20 % per year is the boundary of the trend; for a quarter that is the 5 % of the legacy application.
+# A window grows or shrinks beyond 20 % per year; for a quarter that is the 5 % of the legacy application.
 TREND_PERCENT_PER_YEAR = 20
 
 
@@ -92,11 +92,11 @@ class Window:
 class Period:
     """A rule that cuts the calendar into adjacent windows.
 
-    Give either `days` (1, or 7 for Monday weeks) or `months` (a divisor of 12), the latter with
-    the month in which a year of windows begins (`first_month`, for fiscal calendars).
-    `scheduled_current` says which window regular work takes: the one holding today, or else the
-    complete one before it. `trend_threshold` is the change in percent beyond which a window counts as growing or
-    shrinking; left out, it is the window's share of `TREND_PERCENT_PER_YEAR`.
+    Give either `days` (1, or 7 for weeks from Monday on) or `months` (a divisor of 12), the latter with the month in
+    which a year of windows begins (`first_month`, for fiscal years). `scheduled_current` says which window is computed
+    regularly: the one that holds today, or else the complete one before it. `trend_threshold` is the change in percent
+    beyond which a window counts as growing or shrinking; without it, it is the window's share of
+    `TREND_PERCENT_PER_YEAR`.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Period:
     trend_threshold: Decimal | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a rule that does not cut the calendar into one unambiguous row of windows."""
+        """Refuse a rule that does not cut the calendar into adjacent windows of one kind."""
         if not (self.name.isidentifier() and self.name.islower() and len(self.name) <= LONGEST_NAME):
             msg = f"period {self.name!r}: the name must be a lower-case identifier of at most {LONGEST_NAME} characters"
             raise ValueError(msg)
@@ -120,12 +120,12 @@ class Period:
 
     @property
     def noun(self) -> str:
-        """What people call a window: day, week, month, quarter or year; for other periods the name."""
+        """The word for a window: day, week, month, quarter or year; for other periods the name."""
         return NOUNS.get(self.name, self.name)
 
     @property
     def trend_percent(self) -> Decimal:
-        """Change in percent, two decimals, beyond which a window is growing, or with a minus sign shrinking."""
+        """Change in percent, with two decimals, beyond which a window is growing, or below its negative shrinking."""
         if self.trend_threshold is not None:
             return self.trend_threshold
         years = Decimal(self.months) / MONTHS_PER_YEAR if self.months else Decimal(self.days) / DAYS_PER_YEAR
@@ -161,7 +161,7 @@ class Period:
         return human_days(start, window.end)
 
     def label_of(self, window: Window) -> str:
-        """Name a window in the least space, for an axis: Oct 2026, Q4 2026, 2026, 5 Oct 2026."""
+        """Name a window as shortly as an axis needs it: Oct 2026, Q4 2026, 2026, 5 Oct 2026."""
         start = window.start
         if self.days:
             return human_day(start)
@@ -181,22 +181,22 @@ class Period:
         return Window(_month_start(first), _month_start(first + self.months) - timedelta(days=1))
 
     def previous(self, window: Window) -> Window:
-        """Return the natural period right before `window`, the one its change is measured against."""
+        """Return the window before `window`, with which its change is computed."""
         return self.window_of(window.start - timedelta(days=1))
 
     def back(self, window: Window, count: int) -> list[Window]:
-        """Return `window` and those before it, so many in all, oldest first."""
+        """Return the last `count` windows up to `window`, oldest first."""
         windows = [window]
         while len(windows) < count:
             windows.append(self.previous(windows[-1]))
         return windows[::-1]
 
     def following(self, window: Window) -> Window:
-        """Return the natural period right after `window`."""
+        """Return the window after `window`."""
         return self.window_of(window.end + timedelta(days=1))
 
     def year_before(self, window: Window) -> Window:
-        """Return the window of a year before: 52 weeks for a week, 28 February for the 29th, else the same date."""
+        """Return the window a year before: 52 weeks for a week, 28 February for the 29th, else the same date."""
         start = window.start
         if self.days == DAYS_PER_WEEK:
             return self.window_of(start - timedelta(weeks=WEEKS_PER_YEAR))
@@ -211,11 +211,11 @@ class Period:
 
     @property
     def windows_per_year(self) -> int | None:
-        """Number of windows in a year; None where a year does not hold a whole number of them."""
+        """Number of windows in a year; None if a year does not hold a whole number of them."""
         return MONTHS_PER_YEAR // self.months if self.months else None
 
     def current(self, today: date) -> Window:
-        """Return the window holding `today`; its end may lie ahead."""
+        """Return the window that holds `today`; it may end later."""
         return self.window_of(today)
 
     def last(self, today: date) -> Window:
@@ -223,11 +223,11 @@ class Period:
         return self.previous(self.current(today))
 
     def scheduled(self, today: date) -> Window:
-        """Return the window regular work takes on `today`: current or last, as the registry says."""
+        """Return the window that is computed regularly on `today`: the current or the last one."""
         return self.current(today) if self.scheduled_current else self.last(today)
 
     def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
-        """Return, in order, every window with a day of the range; raises ValueError for days in wrong order."""
+        """Return every window with a day of the range, in order; raises ValueError if the range is reversed."""
         if first_day > last_day:
             raise ValueError(f"the first day {first_day} lies after the last day {last_day}")
         window = self.window_of(first_day)
@@ -257,7 +257,7 @@ def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None)
 
 
 def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
-    """Sort `windows` and drop repeats; raises ValueError where one of them is not a window of `period`."""
+    """Return sorted windows without repetitions; raises ValueError if one is not a window of `period`."""
     ordered = sorted(set(windows))
     for window in ordered:
         if period.window_of(window.start) != window:
@@ -266,7 +266,7 @@ def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
 
 
 def adjacent_spans(windows: Iterable[Window]) -> list[list[Window]]:
-    """Split windows that are in order wherever one is missing between two."""
+    """Split sorted windows wherever one is missing between two."""
     spans: list[list[Window]] = []
     for window in windows:
         if spans and spans[-1][-1].end + timedelta(days=1) == window.start:

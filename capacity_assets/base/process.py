@@ -1,4 +1,4 @@
-"""Settings of every process of this package: rare garbage collection, and private new files."""
+"""What every process of this package sets: rare garbage collection, and private new files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import atexit
 import gc
 
 PRIVATE_UMASK = 0o077
-"""Files in the data folder are accessible to their owner only; files that a user names follow the caller's umask."""
+"""Only their owner can access files in the data folder; files that a user names follow the caller's umask."""
 
 
 def collect_garbage_rarely() -> None:
     """Let this process collect garbage less often than Python does by default, and not at its end.
 
-    Loading the modules of a command makes hundreds of thousands of objects and no garbage. Collecting meanwhile and at
-    the end took a third of the time of a short command. A serving process takes 91 MB instead of 90 MB after 3,000
-    pages. A higher threshold that is already set is kept.
+    Loading the modules of a command creates hundreds of thousands of objects and no garbage. To collect meanwhile and
+    at the end took a third of the time of a short command. A process that serves pages takes 91 MB instead of 90 MB
+    after 3,000 pages. A higher threshold that is already set is kept.
     """
     gc.set_threshold(max(10_000, gc.get_threshold()[0]), 20, 50)
     # Frozen objects are not collected.

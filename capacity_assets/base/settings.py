@@ -7,20 +7,19 @@ sizes) does not belong here.
 
 from __future__ import annotations
 
-import codecs
 import getpass
 import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -33,69 +32,54 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
-from capacity_assets.base.declarations import LONGEST_DECLARER, is_web_address
-from capacity_assets.base.label_rules import NOT_KEYS, unfit_keys
-from capacity_assets.base.periods import TREND_PERCENT_PER_YEAR
+from capacity_assets.base.declarations import LONGEST_DECLARER, NOT_KEYS, checked_label, is_web_address, unfit_keys
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.files import text_of
 
 HORIZONS_DAYS = (7, 30, 90, 365)
-
-
 ENV_FILE = ".env"
 LARGEST_BYTES = 1 << 20
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # A virtual environment may have the same name, and is none of our business.
 VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
 
 
-class EnvFileError(ValueError):
-    """The file cannot be used; the text says why and what to do, and repeats nothing of it."""
-
-
 def env_file_values() -> dict[str, str]:
-    """Return the variables that the file in the working folder holds; none where there is no file.
+    """Return the variables in the file of the working folder; none if there is no file.
 
-    Raises:
-        EnvFileError: it is no file, cannot be read, is no text in UTF-8, or has a line that is no variable.
+    Raises ValidationError: as `text_of`; it is no file, or has a line that is no variable.
     """
     path = Path(ENV_FILE)
     if not path.exists() or (path / VIRTUAL_ENVIRONMENT).exists():
         return {}
     if not path.is_file():
-        raise EnvFileError(f"{path.resolve()} is not a file. Rename it, or start capacity in another folder.")
-    text = _text(path)
+        raise ValidationError(f"{path.resolve()} is not a file. Rename it, or start capacity in another folder.")
+    text = text_of(path.resolve(), LARGEST_BYTES)
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
-            raise EnvFileError(f"line {binding.original.line} of {path.resolve()} is not NAME=value.")
+            raise ValidationError(f"line {binding.original.line} of {path.resolve()} is not NAME=value.")
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}
 
 
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_BYTES + 1)
-    except OSError as error:
-        raise EnvFileError(f"{path.resolve()} cannot be read: {error.strerror}.") from None
-    if len(content) > LARGEST_BYTES:
-        raise EnvFileError(f"{path.resolve()} is larger than {LARGEST_BYTES >> 20} MiB, so it holds no variables.")
-    if content.startswith(UTF_16):
-        raise EnvFileError(f"{path.resolve()} is in UTF-16, as some editors write it. Save it as UTF-8.")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise EnvFileError(f"{path.resolve()} is not UTF-8 text. Save it as UTF-8.")
-    return text
+def variable(name: str) -> str | None:
+    """Return a variable that is named elsewhere, such as one that holds a password: exported, or in the file `.env`."""
+    return os.environ.get(name) or env_file_values().get(name)
+
+
+def unknown_variables() -> list[str]:
+    """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
+    present = {*os.environ, *env_file_values()}
+    return sorted(name for name in present if name.startswith(OUR_PREFIX) and name not in variable_names())
 
 
 HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
 MOST_SHARES = 100
 SHARE = re.compile(r"[a-z][a-z0-9_]*=.*")
-# So far from the ends of the calendar that windows before and after exist.
+# Windows before and after exist: these are far from the ends of the calendar.
 EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
 # Machines without a zone of their own have it under one or the other.
 OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
+POSTGRESQL_URL = "postgresql://user:password@host:5432/database"
 
 
 @cache  # Each time, all files of the machine's time zones are looked at.
@@ -104,7 +88,7 @@ def _zones() -> set[str]:
 
 
 def machine_zone() -> str:
-    """Return the time zone of this machine, UTC where it has none that is known."""
+    """Return the time zone of this machine, or UTC if it has none that is known."""
     try:
         name = get_localzone_name()
     except ZoneInfoNotFoundError:
@@ -112,65 +96,54 @@ def machine_zone() -> str:
     return name if name in _zones() and name not in OTHER_NAMES_OF_UTC else "UTC"
 
 
+def _check(fits: Callable[[Any], object], what: str, how: str) -> Callable[[Any], Any]:
+    """Return a validator of `what`, written as `how`; the text of its error repeats the value, but no secret."""
+
+    def check(value: Any) -> Any:
+        is_secret = isinstance(value, SecretStr)
+        try:
+            is_fit = fits(value.get_secret_value() if is_secret else value)
+        except (TypeError, ValueError):
+            # Its own text may repeat a part of the value.
+            is_fit = False
+        if not is_fit:
+            raise ValueError(f"{'' if is_secret else f'{value!r} '}is not {what}; write {how}") from None
+        return value
+
+    return check
+
+
+def _is_one_of(numbers: Iterable[int]) -> Callable[[object], bool]:
+    return lambda written: str(written).strip() in map(str, numbers)
+
+
 def _postgresql_url(value: SecretStr) -> SecretStr:
     try:
         url = make_url(value.get_secret_value())
     except (ArgumentError, ValueError):
-        raise ValueError("is not a URL; write postgresql://user:password@host:5432/database") from None
+        raise ValueError(f"is not a URL; write {POSTGRESQL_URL}") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
-        msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
-        raise ValueError(msg)
+        raise ValueError(f"names {url.get_backend_name()!r}; only PostgreSQL works: {POSTGRESQL_URL}")
     if "@" in f"{url.host}{url.database}":
         # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
         raise ValueError("holds an @ too many; write an @ in the password as %40")
     if not url.database:
-        raise ValueError("names no database; write postgresql://user:password@host:5432/database")
+        raise ValueError(f"names no database; write {POSTGRESQL_URL}")
     return value
 
 
-def _web_address(value: SecretStr) -> SecretStr:
-    if not is_web_address(value.get_secret_value()):
-        raise ValueError("is not a web address; write https://host/path")
-    return value
+def _is_mail_server(written: str) -> bool:
+    parts = urlsplit(written)
+    unquote(f"{parts.username}{parts.password}").encode("ascii")
+    has_port = parts.port is None or parts.port > 0
+    return has_port and parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and parts.path in {"", "/"}
 
 
-def _mail_server(value: SecretStr) -> SecretStr:
-    msg = "is not a mail server; write smtps://user:password@host:465 or smtp://host:587, special characters as %40"
-    try:
-        parts = urlsplit(value.get_secret_value())
-        fits = parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        unquote(f"{parts.username}{parts.password}").encode("ascii")
-    except ValueError:
-        # Its own text repeats a part of the address, which may be one of the password.
-        raise ValueError(msg) from None
-    if not fits or parts.path not in {"", "/"}:
-        raise ValueError(msg)
-    return value
-
-
-def _long_enough(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value()) < LEAST_TOKEN:
-        raise ValueError(f"is too short; write at least {LEAST_TOKEN} characters")
-    return value
-
-
-def _redis_url(value: SecretStr) -> SecretStr:
+def _is_redis_url(written: str) -> bool:
     from redis import ConnectionPool
 
-    try:
-        ConnectionPool.from_url(value.get_secret_value()).make_connection()
-    except (TypeError, ValueError):
-        # The client's own text may repeat a part of the URL.
-        msg = "is not a Redis URL; write redis://:password@host:6379/0, rediss://... or unix:///path"
-        raise ValueError(msg) from None
-    return value
-
-
-def _known_zone(value: str) -> str:
-    if value not in _zones():
-        msg = f"{value!r} is not a known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
-        raise ValueError(msg)
-    return value
+    ConnectionPool.from_url(written).make_connection()
+    return True
 
 
 def _first_day(value: object) -> object:
@@ -180,10 +153,9 @@ def _first_day(value: object) -> object:
         day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
         raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01") from None
-    if day < EARLIEST_START:
-        raise ValueError(f"{value!r} lies before {EARLIEST_START}; write the first day with samples")
-    if day > LATEST_START:
-        raise ValueError(f"{value!r} lies after {LATEST_START}; write the first day with samples")
+    if not EARLIEST_START <= day <= LATEST_START:
+        side, end = ("before", EARLIEST_START) if day < EARLIEST_START else ("after", LATEST_START)
+        raise ValueError(f"{value!r} lies {side} {end}; write the first day with samples")
     return day
 
 
@@ -209,29 +181,27 @@ def _not_below_watch(act_percent: int, info: ValidationInfo) -> int:
     return act_percent
 
 
-def _hour(value: object) -> object:
-    if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
-        raise ValueError(f"{value!r} is not an hour of the day; write a whole number from 0 to 23")
-    return value
-
-
-def _horizon(value: object) -> object:
-    if str(value).strip() not in map(str, HORIZONS_DAYS):
-        raise ValueError(f"{value!r} is not a horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}")
-    return value
-
-
 def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := unfit_keys(value):
-        raise ValueError(
-            f"{wrong[0]!r} is not a label key; write words of small letters, digits and _, and none of "
-            f"{', '.join(NOT_KEYS)}"
-        )
+        reserved = ", ".join(NOT_KEYS)
+        msg = f"{wrong[0]!r} is not a label key; write words of small letters, digits and _, and none of {reserved}"
+        raise ValueError(msg)
     return tuple(dict.fromkeys(value))
 
 
+def _objects(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for word in value:
+        key, is_label, text = word.partition("=")
+        if is_label and (keys := info.data.get("label_keys")):
+            try:
+                checked_label(key, text or None, keys)
+            except ValidationError as error:
+                raise ValueError(str(error)) from None
+    return value
+
+
 def numbered_shares(number: int) -> tuple[str, ...]:
-    """Name the shares of a number of them."""
+    """Return the names of a number of shares."""
     return tuple(f"{share}/{number}" for share in range(1, number + 1))
 
 
@@ -245,10 +215,8 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
         return value  # as they were written for a process that this one started
     wrong = [share for share in value if not SHARE.fullmatch(share)]
     if wrong:
-        msg = (
-            f"{wrong[0]!r} is not a label; write a number of shares, or labels of one key such as zone=eu,zone=us,zone="
-        )
-        raise ValueError(msg)
+        how = "a number of shares, or labels of one key such as zone=eu,zone=us,zone="
+        raise ValueError(f"{wrong[0]!r} is not a label; write {how}")
     keys = {share.partition("=")[0] for share in value}
     if value and (len(keys) > 1 or f"{next(iter(keys))}=" not in value):
         msg = f"{','.join(value)!r} leaves servers out; write labels of one key, and end with KEY= for all others"
@@ -265,37 +233,40 @@ def as_text(value: object) -> str:
     return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)
 
 
-def with_driver(secret: SecretStr | None, driver: str) -> URL | None:
-    """Return the URL that a variable holds, for a driver; None where it is unset."""
+def url_for_driver(secret: SecretStr | None, driver: str) -> URL | None:
+    """Return the URL that a variable holds, for a driver; None if it is unset."""
     return None if secret is None else make_url(secret.get_secret_value()).set(drivername=driver)
 
 
+MAIL_SERVER_URLS = "smtps://user:password@host:465 or smtp://host:587, special characters as %40"
+REDIS_URLS = "redis://:password@host:6379/0, rediss://... or unix:///path"
+ZONES = "an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
+HORIZONS = ", ".join(map(str, HORIZONS_DAYS))
+
+_check_web_address = _check(is_web_address, "a web address", "https://host/path")
+_check_mail_server = _check(_is_mail_server, "a mail server", MAIL_SERVER_URLS)
+_check_token = _check(lambda token: len(token) >= LEAST_TOKEN, "long enough", f"at least {LEAST_TOKEN} characters")
+_check_redis_url = _check(_is_redis_url, "a Redis URL", REDIS_URLS)
+_check_zone = _check(lambda name: name in _zones(), "a known time zone", ZONES)
+_check_horizon = _check(_is_one_of(HORIZONS_DAYS), "a horizon of the forecasts", HORIZONS)
+_check_hour = _check(_is_one_of(range(HOURS_PER_DAY)), "an hour of the day", "a whole number from 0 to 23")
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
-WebAddress = Annotated[SecretStr, AfterValidator(_web_address)]
-MailServer = Annotated[SecretStr, AfterValidator(_mail_server)]
-Token = Annotated[SecretStr, AfterValidator(_long_enough)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-ZoneName = Annotated[str, AfterValidator(_known_zone)]
+WebAddress = Annotated[SecretStr, AfterValidator(_check_web_address)]
+MailServer = Annotated[SecretStr, AfterValidator(_check_mail_server)]
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+ZoneName = Annotated[str, AfterValidator(_check_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]
-Horizon = Annotated[int, BeforeValidator(_horizon)]
+Horizon = Annotated[int, BeforeValidator(_check_horizon)]
 ActPercent = Annotated[int, AfterValidator(_not_below_watch)]
-Hour = Annotated[int, BeforeValidator(_hour)]
+Hour = Annotated[int, BeforeValidator(_check_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Shares = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_shares)]
+ServersAndLabels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_objects)]
 LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_label_keys)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
-
-
-def variable(name: str) -> str | None:
-    """Return a variable that is named elsewhere, such as one that holds a password: exported, or in the file `.env`."""
-    return os.environ.get(name) or env_file_values().get(name)
-
-
-def unknown_variables() -> list[str]:
-    """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
-    present = {*os.environ, *env_file_values()}
-    return sorted(name for name in present if name.startswith(OUR_PREFIX) and name not in variable_names())
 
 
 # Samples are measured at three.
@@ -319,7 +290,7 @@ FORMER_NAMES = {
 
 
 class Variables(BaseSettings):
-    """One field per variable, `CAPACITY_` and its name but for Dagster's; the descriptions are the reference."""
+    """One field per variable, `CAPACITY_` and its name but for Dagster's; the texts below them are the reference."""
 
     # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
     model_config = SettingsConfigDict(
@@ -328,228 +299,124 @@ class Variables(BaseSettings):
         env_ignore_empty=True,
         env_file=ENV_FILE,
         env_file_encoding="utf-8-sig",
+        use_attribute_docstrings=True,
         alias_generator=AliasGenerator(validation_alias=lambda name: f"{OUR_PREFIX}{name.upper()}"),
     )
 
-    database_url: PostgresUrl | None = Field(
-        default=None,
-        description="PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. "
-        "Unset: the embedded server under CAPACITY_HOME.",
-    )
-    dagster_postgres_url: PostgresUrl | None = Field(
-        default=None,
-        validation_alias="DAGSTER_POSTGRES_URL",
-        description="PostgreSQL that holds Dagster's runs, events and schedules, "
-        "`postgresql+psycopg2://user:password@host:5432/name`. Unset: the embedded server under CAPACITY_HOME.",
-    )
-    redis_url: RedisUrl | None = Field(
-        default=None,
-        description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
-        "Unset: rows of `capacity_locks`.",
-    )
-    alert_webhook_url: WebAddress | None = Field(
-        default=None,
-        description="Where failed runs, failed checks of severity error and what fills soon are sent, as JSON with "
-        "the key `text`. Unset: nowhere.",
-    )
-    receivers: Path | None = Field(
-        default=None,
-        description="TOML file that says who gets alerts and the weekly digest, of the whole fleet or of what has a "
-        "label, and how. Unset: nobody.",
-    )
-    digest_receivers: Path | None = Field(
-        default=None,
-        description="Former name of CAPACITY_RECEIVERS, read where that is unset.",
-    )
-    smtp_url: MailServer | None = Field(
-        default=None,
-        description="Mail server of digests and alerts, `smtps://user:password@host:465`, or `smtp://host:587`, "
-        "encrypted where the server offers it. Unset: no mail.",
-    )
-    mail_from: str | None = Field(
-        default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$", description="Address that digests and alerts come from."
-    )
-    timezone: ZoneName = Field(
-        default_factory=machine_zone,
-        description="Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A "
-        "database keeps the one it was filled in, the legacy application's being Asia/Shanghai.",
-    )
-    start_date: FirstDay = Field(
-        default=date(2025, 1, 1),
-        description="First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it.",
-    )
-    schedule_hour: Hour = Field(
-        default=DEFAULT_SCHEDULE_HOUR,
-        description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
-    )
-    settle_seconds: int = Field(
-        default=60,
-        ge=0,
-        description="How long samples must have rested after a change before their windows are recomputed; "
-        f"while they are changed without a pause, at the latest after {LONGEST_SETTLING} times that.",
-    )
-    jump_percent: int = Field(
-        default=DEFAULT_JUMP_PERCENT,
-        gt=0,
-        description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
-    )
-    fills_soon_days: Horizon = Field(
-        default=30,
-        description="Within how many days nothing may fill, for the check `nothing_fills_soon`: 7, 30, 90 or 365.",
-    )
-    watch_percent: int = Field(
-        default=20,
-        gt=0,
-        le=100,
-        description="Something is marked *watch* from this probability, in percent, of being full within "
-        "`CAPACITY_FILLS_SOON_DAYS`. Pages mark it, and the digest lists it.",
-    )
-    act_percent: ActPercent = Field(
-        default=50,
-        validate_default=True,
-        gt=0,
-        le=100,
-        description="Something is marked *act* from this probability on: the check names it, and an alert is sent. At "
-        "least `CAPACITY_WATCH_PERCENT`.",
-    )
-    fills_soon_percent: int | None = Field(
-        default=None,
-        description="Former name of CAPACITY_ACT_PERCENT, read where that is unset.",
-    )
-    fills_soon_severity: Literal["error", "warn"] = Field(
-        default="error", description="`error`: what that check names is sent as an alert; `warn`: it is only shown."
-    )
-    trend_percent: Decimal | None = Field(
-        default=None,
-        gt=0,
-        le=1000,
-        decimal_places=2,
-        description="Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for "
-        f"every period; 5 is what the legacy application used. Unset: {TREND_PERCENT_PER_YEAR} % per year, in "
-        "proportion to the window's length.",
-    )
-    retention_days: str = Field(
-        default=DEFAULT_RETENTION_DAYS,
-        description="How many days rows are kept, `name=days` or `name=forever`, separated by commas. A name is `raw`, "
-        "a raw table, a period, or an aggregate asset; the more exact one wins, and what is not named keeps its "
-        "default. See the operations page.",
-    )
-    parallel_slices: int = Field(
-        default=DEFAULT_PARALLEL_SLICES,
-        ge=1,
-        le=32,
-        description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "
-        "busy and takes a connection.",
-    )
-    collection: Literal["on", "off"] = Field(
-        default="on",
-        description="`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another "
-        "application fills the raw tables, and the raw assets observe them.",
-    )
-    legacy_runs: Literal["on", "off"] = Field(
-        default="off",
-        description="`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy "
-        "application, whose pages then show it.",
-    )
-    collection_hour: Hour = Field(
-        default=3,
-        description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables "
-        "observed.",
-    )
-    collection_concurrency: int = Field(
-        default=DEFAULT_COLLECTION_CONCURRENCY,
-        ge=1,
-        le=256,
-        description="How many servers are measured side by side, one connection each. Servers that do not answer "
-        "in the time they usually take are waited for beside these.",
-    )
-    collection_shares: Shares = Field(
-        default=(),
-        description="The servers are measured in so many runs side by side: a number, or labels such as "
-        "`zone=eu,zone=us,zone=`, the last of them for servers without one. Unset: one run.",
-    )
-    share_queues: Literal["on", "off"] = Field(
-        default="off",
-        description="`on`: where Celery starts the runs, the scheduled run of a share by label goes to the queue named "
-        "after it, `zone-eu` for `zone=eu`; a worker there must listen to it. Others go to the default queue.",
-    )
-    system_databases: str = Field(
-        default="",
-        description="Databases that are not measured, by engine, instead of the defaults: "
-        "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
-    )
-    objects: Words = Field(
-        default=(),
-        description="Servers whose tables and indexes are measured as well: names of servers and labels such as "
-        "`environment=production`, separated by commas, or `all`. Unset: none.",
-    )
-    objects_days: int = Field(
-        default=7,
-        ge=1,
-        le=31,
-        description="Days from one measurement of tables and indexes to the next.",
-    )
-    volume_sources: Path | None = Field(
-        default=None,
-        description="TOML file that names Prometheus-compatible servers: those that know the file systems of servers "
-        "which do not report them, and sizes of past days for imports. Unset: none.",
-    )
-    label_keys: LabelKeys = Field(
-        default=DEFAULT_LABEL_KEYS,
-        description="Keys of labels of servers and databases, separated by commas; one more word adds a key.",
-    )
-    declared_by: str | None = Field(
-        default=None,
-        max_length=LONGEST_DECLARER,
-        description="Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without "
-        "`--by`. Unset: the login of the operating system.",
-    )
-    web_database_url: PostgresUrl | None = Field(
-        default=None,
-        description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
-        "with the role `capacity_reader` where its role may take that on.",
-    )
-    sql_password: Token | None = Field(
-        default=None,
-        description="Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 "
-        "characters. Unset: generated and stored in the file `sql-password` under CAPACITY_HOME.",
-    )
-    web_token: Token | None = Field(
-        default=None,
-        description="Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none.",
-    )
-    web_user_header: str | None = Field(
-        default=None,
-        description="Header in which a proxy before the pages names the user; requests without it are refused. "
-        "Unset: none.",
-    )
+    database_url: PostgresUrl | None = None
+    """PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. Unset: the embedded
+    server under CAPACITY_HOME."""
+    dagster_postgres_url: PostgresUrl | None = Field(default=None, validation_alias="DAGSTER_POSTGRES_URL")
+    """PostgreSQL that holds Dagster's runs, events and schedules, `postgresql+psycopg2://user:password@host:5432/name`.
+    Unset: the embedded server under CAPACITY_HOME."""
+    redis_url: RedisUrl | None = None
+    """Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. Unset: rows of
+    `capacity_locks`."""
+    alert_webhook_url: WebAddress | None = None
+    """Address to which failed runs, failed checks of severity error and what fills soon are posted, as JSON with the
+    key `text`. Unset: nowhere."""
+    receivers: Path | None = None
+    """TOML file that lists who gets alerts and the weekly digest, how, and whether for the whole fleet or for what has
+    a label. Unset: nobody."""
+    digest_receivers: Path | None = None
+    """Former name of CAPACITY_RECEIVERS, read if that is unset."""
+    smtp_url: MailServer | None = None
+    """Mail server of digests and alerts, `smtps://user:password@host:465`, or `smtp://host:587`, encrypted if the
+    server offers it. Unset: no mail."""
+    mail_from: str | None = Field(default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")
+    """Address that digests and alerts come from."""
+    timezone: ZoneName = Field(default_factory=machine_zone)
+    """Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A database keeps the
+    one it was filled in, the legacy application's being Asia/Shanghai."""
+    start_date: FirstDay = date(2025, 1, 1)
+    """First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it."""
+    schedule_hour: Hour = DEFAULT_SCHEDULE_HOUR
+    """Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there."""
+    settle_seconds: int = Field(default=60, ge=0)
+    """For how many seconds samples must stay unchanged before their windows are recomputed. If they keep changing,
+    windows are recomputed after 30 times that at the latest."""
+    jump_percent: int = Field(default=DEFAULT_JUMP_PERCENT, gt=0)
+    """Change in percent, up or down, from which the check `jumps_named` names a row."""
+    fills_soon_days: Horizon = 30
+    """The check `nothing_fills_soon` looks this many days ahead: 7, 30, 90 or 365."""
+    watch_percent: int = Field(default=20, gt=0, le=100)
+    """Something is marked *watch* if its probability of being full within `CAPACITY_FILLS_SOON_DAYS` is at least this,
+    in percent. Pages mark it, and the digest lists it."""
+    act_percent: ActPercent = Field(default=50, validate_default=True, gt=0, le=100)
+    """From this probability on, it is marked *act*: the check names it, and an alert is sent. At least
+    `CAPACITY_WATCH_PERCENT`."""
+    fills_soon_percent: int | None = None
+    """Former name of CAPACITY_ACT_PERCENT, read if that is unset."""
+    fills_soon_severity: Literal["error", "warn"] = "error"
+    """`error`: what that check names is sent as an alert; `warn`: it is only shown."""
+    trend_percent: Decimal | None = Field(default=None, gt=0, le=1000, decimal_places=2)
+    """Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for every period;
+    the legacy application used 5. Unset: 20 % per year, in proportion to the window's length."""
+    retention_days: str = DEFAULT_RETENTION_DAYS
+    """How many days rows are kept: `name=days` or `name=forever`, separated by commas. A name is `raw`, a raw table, a
+    period, or an aggregate asset; the more exact one wins. What is not named keeps its default. See the operations
+    page."""
+    parallel_slices: int = Field(default=DEFAULT_PARALLEL_SLICES, ge=1, le=32)
+    """How many slices of servers a run writes in parallel. Each keeps a core of the PostgreSQL server busy and takes a
+    connection."""
+    collection: Literal["on", "off"] = "on"
+    """`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another application fills
+    the raw tables, and the raw assets observe them."""
+    legacy_runs: Literal["on", "off"] = "off"
+    """`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy application, whose
+    pages then show it."""
+    collection_hour: Hour = 3
+    """Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables observed."""
+    collection_concurrency: int = Field(default=DEFAULT_COLLECTION_CONCURRENCY, ge=1, le=256)
+    """How many servers are measured in parallel, one connection each. Servers that take longer than usual do not count.
+    """
+    collection_shares: Shares = ()
+    """The servers are measured in this many parallel runs: a number, or labels such as `zone=eu,zone=us,zone=`, the
+    last of them for servers without one. Unset: one run."""
+    share_queues: Literal["on", "off"] = "off"
+    """`on`: if Celery starts the runs, the scheduled run of a share by label goes to the queue named after it,
+    `zone-eu` for `zone=eu`; a worker must listen to it. Others go to the default queue."""
+    system_databases: str = ""
+    """Databases that are not measured, by engine, instead of the defaults: `mysql=mysql|sys,postgresql=`. Engines that
+    are not named keep theirs."""
+    label_keys: LabelKeys = DEFAULT_LABEL_KEYS
+    """Keys of the labels of servers and databases, separated by commas. A further word adds a key."""
+    objects: ServersAndLabels = ()
+    """Servers whose tables and indexes are measured as well: names of servers and labels such as
+    `environment=production`, separated by commas, or `all`. Unset: none."""
+    objects_days: int = Field(default=7, ge=1, le=31)
+    """Days from one measurement of tables and indexes to the next."""
+    volume_sources: Path | None = None
+    """TOML file that names Prometheus-compatible servers, which know the file systems of servers that do not report
+    them, and sizes of past days for imports. Unset: none."""
+    declared_by: str | None = Field(default=None, max_length=LONGEST_DECLARER)
+    """Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`. Unset:
+    the login of the operating system."""
+    web_database_url: PostgresUrl | None = None
+    """Address of the same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, with
+    the role `capacity_reader` if its own role may take that on."""
+    sql_password: Token | None = None
+    """Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 characters. Unset:
+    generated and stored in the file `sql-password` under CAPACITY_HOME."""
+    web_token: Token | None = None
+    """Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none."""
+    web_user_header: str | None = None
+    """Header in which a proxy before the pages names the user; requests without it are refused. Unset: none."""
     dagster_url_of_people: str | None = Field(
-        default=None,
-        validation_alias="CAPACITY_DAGSTER_URL",
-        pattern="^https?://",
-        description="Address of Dagster's UI, used for links in the pages and alerts. Unset: no links; `capacity up` "
-        "sets it.",
+        default=None, validation_alias="CAPACITY_DAGSTER_URL", pattern="^https?://"
     )
-    pages_url: str | None = Field(
-        default=None,
-        pattern="^https?://",
-        description="Address of the pages, to which Dagster's UI, digests and alerts link. Unset: no links; "
-        "`capacity up` knows it.",
-    )
-    secrets_folder: Path = Field(
-        default=Path("/run/secrets"),
-        description="Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted.",
-    )
-    password_variables: Words = Field(
-        default=DEFAULT_PASSWORD_VARIABLES,
-        description="Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of "
-        "capacity_assets itself are refused whatever is written here.",
-    )
-    password_folders: Folders = Field(
-        default=DEFAULT_PASSWORD_FOLDERS,
-        description="Folders in which the file of `file:/PATH` must lie, links followed, separated by commas.",
-    )
-    home: Folder = Field(default=DEFAULT_HOME, description="Folder for the embedded server's data and Dagster's home.")
+    """Address of Dagster's UI, used for links in the pages and alerts. Unset: no links; `capacity up` sets it."""
+    pages_url: str | None = Field(default=None, pattern="^https?://")
+    """Address of the pages, to which Dagster's UI, digests and alerts link. Unset: no links; `capacity up` sets it."""
+    secrets_folder: Path = Path("/run/secrets")
+    """Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted."""
+    password_variables: Words = DEFAULT_PASSWORD_VARIABLES
+    """Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of capacity_assets
+    itself are refused whatever is written here."""
+    password_folders: Folders = DEFAULT_PASSWORD_FOLDERS
+    """Folders in which the file of `file:/PATH` must lie, after links are followed, separated by commas."""
+    home: Folder = DEFAULT_HOME
+    """Folder for the embedded server's data and Dagster's home."""
 
     @model_validator(mode="before")
     @classmethod
@@ -601,7 +468,7 @@ class Settings(Variables):
     @property
     def capacity_url(self) -> URL | None:
         """URL of the capacity tables for our driver, or None for the embedded server."""
-        return with_driver(self.database_url, CAPACITY_DRIVER)
+        return url_for_driver(self.database_url, CAPACITY_DRIVER)
 
     @property
     def embedded_server_exists(self) -> bool:
@@ -609,9 +476,19 @@ class Settings(Variables):
         return (self.postgres_data / "PG_VERSION").exists()
 
     @property
+    def has_dagster_storage(self) -> bool:
+        """Whether Dagster's storage is a server of the user's own, or the embedded one, which was created."""
+        return self.dagster_url is not None or self.embedded_server_exists
+
+    @property
+    def has_capacity_database(self) -> bool:
+        """Whether the capacity database is on a server of the user's own, or on the embedded one, which was created."""
+        return self.capacity_url is not None or self.embedded_server_exists
+
+    @property
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
-        return with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+        return url_for_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
 
     @property
     def thresholds(self) -> Thresholds:
@@ -658,7 +535,8 @@ class Settings(Variables):
 
 def variable_names() -> dict[str, str]:
     """Return each environment variable with its description, in the order of `.env.example`."""
-    return {str(field.validation_alias): field.description or "" for field in Settings.model_fields.values()}
+    fields = Variables.model_fields.values()
+    return {str(field.validation_alias): " ".join((field.description or "").split()) for field in fields}
 
 
 def _reason(message: str) -> str:
@@ -666,14 +544,11 @@ def _reason(message: str) -> str:
 
 
 def _misspelt() -> Iterator[str]:
-    """Name variables that are nearly ours and would have no effect, without a word; raises EnvFileError."""
-    known = list(variable_names())
-    for name in sorted({*os.environ, *env_file_values()}):
-        if name.startswith(OUR_PREFIX) and name not in known:
-            for nearest in get_close_matches(name, known, n=1, cutoff=NEARLY_THE_SAME):
-                ours, theirs = Counter(nearest), Counter(name)
-                if (ours - theirs).total() + (theirs - ours).total() > MOST_LETTERS_OFF:
-                    continue
+    """Yield a line for each variable that is nearly one of ours, and would have no effect; raises ValidationError."""
+    for name in unknown_variables():
+        for nearest in get_close_matches(name, list(variable_names()), n=1, cutoff=NEARLY_THE_SAME):
+            ours, theirs = Counter(nearest), Counter(name)
+            if (ours - theirs).total() + (theirs - ours).total() <= MOST_LETTERS_OFF:
                 yield f"{name}: is not a variable of capacity_assets, so it has no effect. Did you mean {nearest}?"
 
 
@@ -687,7 +562,7 @@ def load_settings() -> Settings:
     try:
         problems = list(_misspelt())
         settings = Settings()
-    except EnvFileError as error:
+    except ValidationError as error:
         raise ConfigurationError(f"{ENV_FILE}: {error}") from None
     except PydanticValidationError as error:
         # The pydantic text repeats the input, which may be a URL with a password: build our own lines.

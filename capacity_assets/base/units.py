@@ -1,4 +1,4 @@
-"""Sizes, days and lists as people read them. Figures stay whole megabytes everywhere else.
+"""Sizes, days and lists as people read them. Everywhere else, figures are whole megabytes.
 
 Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a GiB is 1,024 of them.
 """
@@ -25,10 +25,10 @@ LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
 """The largest possible size, 8 EiB: the maximum size of files and file systems with 63-bit offsets."""
 MB_PER_GB = 1024
 _STEP = 1024
-# The larger the unit, the more a decimal of it hides.
+# A decimal of a larger unit hides more.
 _UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))
 _MOST_PLACES = 9
-# A printed difference may be off by a tenth of the real one.
+# The printed difference of two sizes may differ from the real one by a tenth.
 _TOLERANCE = 0.1
 
 
@@ -59,7 +59,7 @@ def human_percent(change_mb: int, of_mb: int) -> str:
 
 
 def human_pair_mb(one_mb: int, other_mb: int) -> tuple[str, str]:
-    """Render two sizes in one unit, with as many decimals as it takes for their difference to be seen."""
+    """Render two sizes in one unit, with as many decimals as their difference needs to be seen."""
     unit = _unit_of(max(abs(one_mb), abs(other_mb)))
     if unit is None:
         return f"{one_mb:,} MiB", f"{other_mb:,} MiB"
@@ -82,7 +82,7 @@ def _unit_of(size_mb: int) -> _Unit | None:
     return None
 
 
-# Not the locale's: pages are the same wherever they are made.
+# Not those of the locale: pages are the same on every machine.
 MONTH_NAMES = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
@@ -101,7 +101,7 @@ def human_month(day: date) -> str:
 
 
 def human_days(first: date, last: date) -> str:
-    """Render a range of days, saying once what both share: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
+    """Render a range of days; what both share is said once: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
     if first == last:
         return human_day(first)
     if first.year != last.year:
@@ -113,7 +113,7 @@ def human_days(first: date, last: date) -> str:
 def human_range(early: date | None, late: date | None, beyond: date) -> str:
     """Render the range of a fill date: '17 Feb to 17 Mar 2027', or '10 Sep 2027 to beyond Nov 2027' without a late day.
 
-    `beyond` is the last day of the forecast. Empty where the range is a single day or unknown.
+    `beyond` is the last day of the forecast. Empty if the range is a single day or unknown.
     """
     if early is None or early == late:
         return ""
@@ -123,7 +123,7 @@ def human_range(early: date | None, late: date | None, beyond: date) -> str:
 
 
 def printable(text: str) -> str:
-    """Show control characters, which a terminal would obey, as escapes; line breaks too, so a line stays a line."""
+    """Escape control characters, which a terminal would obey, and line breaks, so that a line stays a line."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
@@ -146,17 +146,17 @@ def first_of(names: Iterable[object], shown: int) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """Return the question whether one of the known names was meant, if one is close; with a blank before it."""
+    """Return the question whether one of the known names was meant, if one is close; it begins with a blank."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-# At the beginning, and after other cell separators than the comma, such as `;` in Germany.
+# At the beginning, and after a separator of cells other than the comma, such as `;` in Germany.
 FORMULA = r"(?<![^;\t\r\n])([=+@\t\r\n-])"
 """The characters that begin a formula, as a pattern for Python and PostgreSQL."""
 _FORMULA = re.compile(FORMULA)
 
 
 def as_plain_text(text: str) -> str:
-    """Return a text that a spreadsheet shows and does not run; an apostrophe, which it hides, makes it text."""
+    """Return a text that a spreadsheet does not run as a formula; it hides the apostrophe before it."""
     return _FORMULA.sub(r"'\1", text)

@@ -1,4 +1,4 @@
-"""`capacity aggregate` and `capacity plan`: computing aggregates without Dagster, and what that would do."""
+"""`capacity aggregate` and `plan`: compute aggregates without Dagster, and show what that would do."""
 
 from __future__ import annotations
 
@@ -13,39 +13,28 @@ from capacity_assets.aggregates.runs import SCOPE_ALL, PeriodSummary, RunOptions
 from capacity_assets.base.errors import AggregationStatus, CapacityError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
-from capacity_assets.cli.options import (
-    DAY,
-    DONE,
-    FAILED,
-    NOTHING_CHANGED,
-    Line,
-    Report,
-    Table,
-    completing,
-    json_command,
-    options,
-    progress_bar,
-)
+from capacity_assets.cli import options
+from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table
 from capacity_assets.runtime import open_task_runner
 
-work_options = options(
+work_options = options.combine(
     click.option(
         "--period",
         "periods",
         multiple=True,
         required=True,
         help=f"{', '.join(PERIODS)}; may be repeated, or 'all'.",
-        shell_complete=completing((*PERIODS, SCOPE_ALL)),
+        shell_complete=options.completion_of((*PERIODS, SCOPE_ALL)),
     ),
-    click.option("--from", "first_day", type=DAY, help="First day; its whole window is computed."),
-    click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed."),
+    click.option("--from", "first_day", type=options.DAY, help="First day; its whole window is computed."),
+    click.option("--to", "last_day", type=options.DAY, help="Last day; its whole window is computed."),
     click.option(
         "--level",
         "scope",
         default=SCOPE_ALL,
         show_default=True,
         help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.",
-        shell_complete=completing((*LEVELS, SCOPE_ALL)),
+        shell_complete=options.completion_of((*LEVELS, SCOPE_ALL)),
     ),
     click.option(
         "--server", "--instance", "names", multiple=True, help="Only this server, by name or number; may be repeated."
@@ -59,7 +48,7 @@ work_options = options(
 
 @click.command()
 @work_options
-@json_command
+@options.json_command
 def aggregate(settings: Settings, /, **values: Any) -> Report:
     """Compute aggregates without Dagster.
 
@@ -78,7 +67,7 @@ def aggregate(settings: Settings, /, **values: Any) -> Report:
 
 @click.command()
 @work_options
-@json_command
+@options.json_command
 def plan(settings: Settings, /, **values: Any) -> Report:
     """Show what `capacity aggregate` would do; write nothing.
 
@@ -98,7 +87,7 @@ def plan(settings: Settings, /, **values: Any) -> Report:
 def _report(
     run: RunSummary, document: Mapping[str, object], lines: Iterable[Line], troubles: Sequence[CapacityError]
 ) -> Report:
-    """Report a run; where whole periods failed, their `troubles` are the failure of the command."""
+    """Report a run; if whole periods failed, their `troubles` are the failure of the command."""
     texts = [str(trouble) for trouble in troubles]
     code = FAILED if run.status is AggregationStatus.FAILED else DONE
     return Report({**document, "troubles": texts}, lines if run.parts else (), code, "\n".join(texts))
@@ -112,9 +101,7 @@ def _run(
     last_day: date | None,
     scope: str,
     names: Sequence[str],
-    overwrite: bool,
-    recompute: bool,
-    dry_run: bool,
+    **how: Any,
 ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     with open_task_runner(settings, existing=True) as runner:
         service = runner.service
@@ -122,21 +109,16 @@ def _run(
         named = [service.period(name, SCOPE_ALL) for name in dict.fromkeys(periods) if name != SCOPE_ALL]
         chosen = list(PERIODS.values()) if SCOPE_ALL in periods else named
         is_due = first_day is None and last_day is None
-        work = [
-            (period, None if is_due else service.partitions.windows_between(period, first_day, last_day))
-            for period in chosen
+        windows = [
+            None if is_due else service.partitions.windows_between(period, first_day, last_day) for period in chosen
         ]
         levels = service.levels_of(scope)
         # Refuses an unknown server before anything is written.
         instance_ids = service.ids_of(names) if names else None
         active = sum(instance.active for instance in service.instances(instance_ids))
-        with progress_bar("servers computed", active * len(levels) * len(work)) as update:
-
-            def advance(instances: int) -> None:
-                update(advance=instances)
-
-            options = RunOptions(levels, instance_ids, overwrite, recompute, dry_run=dry_run, progress=advance)
-            return runner.run_each(work, options)
+        with options.progress_bar("servers computed", active * len(levels) * len(chosen)) as update:
+            chosen_options = RunOptions(levels, instance_ids, progress=lambda done: update(advance=done), **how)
+            return runner.run_each(zip(chosen, windows, strict=True), chosen_options)
 
 
 COUNTS = {
@@ -198,7 +180,7 @@ def _plan_lines(run: RunSummary) -> Iterator[Line]:
         "samples no longer exist."
     )
     yield from (f"  would fail: {error}" for error in run.errors)
-    yield NOTHING_CHANGED
+    yield options.NOTHING_CHANGED
 
 
 def _planned(part: PeriodSummary) -> dict[str, object]:

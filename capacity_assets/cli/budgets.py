@@ -1,8 +1,8 @@
-"""`capacity budgets`: what groups may cost in a month, as people declare it."""
+"""`capacity budget` and `budgets`: what groups will cost in the coming months, and what they may cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
@@ -12,44 +12,107 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.periods import PERIODS
-from capacity_assets.base.units import counted
-from capacity_assets.cli.declaring import (
-    DECLARED,
-    DeclarationReport,
-    Registry,
-    changing,
-    declared_cells,
-    declared_json,
-    declaring,
-    file_argument,
-    first_lines,
-    listing,
-)
-from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import options
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import as_plain_text, counted, human_mb, human_month
+from capacity_assets.cli import declaring, options
+from capacity_assets.cli.bills import NO_CURRENCY, UNPRICED, csv_text, format_of, heading
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.main import OrderedGroup
+from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
-from capacity_assets.ownership.bills import money, month_named, month_of
-from capacity_assets.ownership.budgets import (
-    MOST_MONTHS,
-    BudgetEntry,
-    MonthBudget,
-    adopted,
-    budgets_of_file,
-    checked_group,
-    coming_months,
-    declare_budgets,
-    declared_budgets,
-    month_budget,
-    read_budget,
-    remove_budgets,
-)
+from capacity_assets.ownership import bills
+from capacity_assets.ownership import budgets as ownership
+from capacity_assets.ownership.bills import group_named, money
+from capacity_assets.ownership.budgets import Budget, BudgetEntry, BudgetLine, BudgetTotal, MonthBudget
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.ownership.labels import label_of_nothing
 
-HEADINGS = ("Group", "Month", ">Budget", "Currency", *DECLARED)
-MONTHLY = PERIODS["monthly"]
 LONGEST_PLAN = 60
+coming_months_option = click.option(
+    "--months",
+    type=click.IntRange(1, ownership.MOST_MONTHS),
+    default=ownership.MOST_MONTHS,
+    show_default=True,
+    help="Whole months after the current one.",
+)
+BUDGET_COLUMNS = (
+    "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "amount", "lower_amount", "upper_amount",
+    "price_per_gib",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--by", help="engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@coming_months_option
+@click.option(
+    "--output", default=options.STANDARD_OUTPUT, help="A file: .csv or .json. Default: a table on the screen."
+)
+@options.json_command
+def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -> Report:
+    """Show what each team, or any other group, will cost in the coming months.
+
+    A line is the newest issued forecast of the group, times the price list. Lines add up to the total; ranges of 80
+    percent do not. Stores nothing.
+
+    \b
+    Examples:
+      capacity budget
+      capacity budget --by cost_centre --months 6 --output budget.csv
+    """
+    form = format_of(output, BUDGET_FORMATS)
+    today = Clock(settings.zone).today()
+    coming, by = ownership.coming_months(today, months), by or default_grouping(settings.label_keys)
+    reading = database_errors(doing="reading a budget")
+    with options.open_database(settings) as engine, reading, snapshot(engine) as connection:
+        found = ownership.read_budget(connection, by, coming, today, settings.label_keys)
+    if form is None:
+        return Report(found, _budget_lines(found))
+    options.write_text(output, BUDGET_FORMATS[form](found))
+    return Report(found, [f"{_budget_title(found)}, written to {output}"])
+
+
+def _budget_title(found: Budget) -> str:
+    first, last = (human_month(day) for day in (found.months[0], found.last_day))
+    months = first if first == last else f"{first} to {last}"
+    return f"Budget of {months}, by {found.grouped_by}"
+
+
+def _budget_lines(found: Budget) -> Iterator[Line]:
+    amounts = (f">Amount, {found.currency or NO_CURRENCY}", ">Range")
+    headings = (heading(found.grouped_by), ">Size now", ">Size at the end", ">Range", ">Per GiB", *amounts)
+    rows = [
+        [group_named(line.name, found.grouped_by), *_sizes(line), line.size_range, *_amounts(line), line.amount_range]
+        for line in found.lines
+    ]
+    rows.append(["Total", *_sizes(found.total), "", *_amounts(found.total), ""])
+    yield Table(_budget_title(found), headings, rows)
+    yield from found.notes
+
+
+def _sizes(one: BudgetLine | BudgetTotal) -> list[object]:
+    return [human_mb(one.size_mb), human_mb(one.end_size_mb)]
+
+
+def _amounts(one: BudgetLine | BudgetTotal) -> list[object]:
+    price = UNPRICED if one.price_per_gib is None else bills.mean_price(one.price_per_gib)
+    return [price, money(one.amount)]
+
+
+def _budget_rows(found: Budget) -> Iterator[Sequence[object]]:
+    """Yield the lines of a budget, one column per month at the end; the total is not among them."""
+    months = [f"{month:%Y-%m}" for month in found.months]
+    yield ("as_of", "last_day", "grouped_by", "group", *BUDGET_COLUMNS, "currency", *months)
+    for line in found.lines:
+        subject = (found.as_of, found.last_day, found.grouped_by, as_plain_text(line.name or ""))
+        amounts = (line.monthly_amounts.get(month) for month in months)
+        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), found.currency, *amounts)
+
+
+BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {
+    "csv": lambda found: csv_text(_budget_rows(found)),
+    "json": lambda found: options.as_json_text(found) + "\n",
+}
 
 
 @click.group(cls=OrderedGroup)
@@ -57,20 +120,20 @@ def budgets() -> None:
     """Declare what groups may cost, to compare bills with it."""
 
 
-months_options = options(
-    click.option("--month", metavar="YYYY-MM", help="First month. Default: the next one."),
+months_options = options.combine(
+    click.option("--month", type=options.MONTH, help="First month. Default: the next one."),
     click.option(
         "--months", type=click.IntRange(1, LONGEST_PLAN), default=1, show_default=True, help="Number of months."
     ),
 )
 
 
-def _months(registry: Registry, month: str | None, number: int) -> list[date]:
+def _months(registry: Registry, month: date | None, number: int) -> list[date]:
     today = registry.today()
-    first = MONTHLY.following(MONTHLY.window_of(today)).start if month is None else month_of(month)
-    windows = [MONTHLY.window_of(first)]
+    first = month or bills.MONTHLY.following(bills.MONTHLY.window_of(today)).start
+    windows = [bills.MONTHLY.window_of(first)]
     while len(windows) < number:
-        windows.append(MONTHLY.following(windows[-1]))
+        windows.append(bills.MONTHLY.following(windows[-1]))
     return [window.start for window in windows]
 
 
@@ -79,9 +142,9 @@ def _months(registry: Registry, month: str | None, number: int) -> list[date]:
 @click.argument("amount")
 @months_options
 @click.option("--currency", help="EUR, USD or another ISO 4217 code. Default: that of the price list.")
-@declaring
+@declaring.command
 def set_(
-    registry: Registry, /, *, group: str, amount: str, month: str | None, months: int, currency: str | None
+    registry: Registry, /, *, group: str, amount: str, month: date | None, months: int, currency: str | None
 ) -> DeclarationReport:
     """Declare the AMOUNT that GROUP may cost in a month.
 
@@ -93,55 +156,49 @@ def set_(
       capacity budgets set team=payments 500
       capacity budgets set team=payments 500 --month 2027-01 --months 12
     """
-    values = {"group": group, "amount": amount, "currency": currency}
-    keys = registry.settings.label_keys
-    declared = [month_budget({**values, "month": f"{start:%Y-%m}"}, keys) for start in _months(registry, month, months)]
-    return _declare(registry, declared, [])
+    starts, keys = _months(registry, month, months), registry.settings.label_keys
+    values = [{"group": group, "amount": amount, "currency": currency, "month": f"{start:%Y-%m}"} for start in starts]
+    return _declare(registry, [ownership.month_budget(each, keys) for each in values], [])
 
 
 @budgets.command("import")
-@file_argument
-@declaring
+@declaring.file_argument
+@declaring.command
 def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the budgets that a CSV file lists.
 
     Columns are group (as team=payments), month (as 2027-01), amount and, optionally, currency. Either all budgets are
     stored or none.
     """
-    declared = budgets_of_file(file, registry.settings.label_keys)
+    declared = ownership.budgets_of_file(file, registry.settings.label_keys)
     return _declare(registry, declared, [registry.read_from(file, len(declared), "budget")])
 
 
 @budgets.command()
 @click.option("--group-by", "grouping", help="engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
-@click.option(
-    "--months",
-    type=click.IntRange(1, MOST_MONTHS),
-    default=MOST_MONTHS,
-    show_default=True,
-    help="Whole months after the current one.",
-)
-@declaring
+@coming_months_option
+@declaring.command
 def adopt(registry: Registry, /, *, grouping: str | None, months: int) -> DeclarationReport:
     """Declare what `capacity budget` computes."""
     keys, today = registry.settings.label_keys, registry.today()
+    by, coming = grouping or default_grouping(keys), ownership.coming_months(today, months)
     with database_errors(doing="reading a budget"), snapshot(registry.engine) as connection:
-        found = read_budget(connection, grouping or default_grouping(keys), coming_months(today, months), today, keys)
-    declared = adopted(found)
+        found = ownership.read_budget(connection, by, coming, today, keys)
+    declared = ownership.adopted(found)
     return _declare(registry, declared, [f"{counted(len(declared), 'budget')} declared from the forecasts."])
 
 
 def _declare(registry: Registry, declared: Sequence[MonthBudget], headlines: Sequence[str]) -> DeclarationReport:
-    stored = declare_budgets(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+    stored = ownership.declare_budgets(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
     changes = [(budget, before) for budget, before in stored if not headlines or before is not None]
-    lines = [*headlines, *first_lines((_text(*change) for change in changes), "more budget")]
-    document = {"budgets": [asdict(budget) for budget, _ in stored]}
+    lines = [*headlines, *declaring.first_lines((_text(*change) for change in changes), "more budget")]
+    document = {"budgets": [budget for budget, _ in stored]}
     return DeclarationReport(document, [*lines, *_notes(registry, [budget for budget, _ in stored])])
 
 
 def _text(budget: MonthBudget, before: Decimal | None) -> str:
     replaced = "" if before is None else f", {money(before)} before"
-    return f"{budget.group}: {money(budget.amount)} {budget.currency} for {month_named(budget.month)}{replaced}."
+    return f"{budget.group}: {money(budget.amount)} {budget.currency} for {bills.month_named(budget.month)}{replaced}."
 
 
 def _notes(registry: Registry, declared: Sequence[MonthBudget]) -> Iterator[str]:
@@ -153,30 +210,33 @@ def _notes(registry: Registry, declared: Sequence[MonthBudget]) -> Iterator[str]
 
 
 def _cells(entry: BudgetEntry) -> list[object]:
-    budget = entry.budget
-    return [budget.group, f"{budget.month:%Y-%m}", money(budget.amount), budget.currency, *declared_cells(entry)]
+    budget, declared = entry.budget, declaring.declared_cells(entry)
+    return [budget.group, f"{budget.month:%Y-%m}", money(budget.amount), budget.currency, *declared]
 
 
 @budgets.command("list")
-@listing(
+@declaring.list_command(
     "Budgets",
-    HEADINGS,
+    ("Group", "Month", ">Budget", "Currency", *DECLARED),
     _cells,
     "No budget is declared. `capacity budgets set` declares one, `capacity budgets import` those of a file.",
 )
 def list_(engine: Engine, /) -> list[tuple[BudgetEntry, object]]:
     """Show all declared budgets."""
-    return [(entry, {**asdict(entry.budget), **declared_json(entry)}) for entry in declared_budgets(engine)]
+    return [
+        (entry, {**asdict(entry.budget), **declaring.declared_json(entry)})
+        for entry in ownership.declared_budgets(engine)
+    ]
 
 
 @budgets.command()
 @click.argument("group")
 @months_options
-@changing
-def remove(registry: Registry, /, *, group: str, month: str | None, months: int) -> DeclarationReport:
+@declaring.change_command
+def remove(registry: Registry, /, *, group: str, month: date | None, months: int) -> DeclarationReport:
     """Remove the budgets of GROUP in some months."""
-    checked = checked_group(group, registry.settings.label_keys)
+    checked = ownership.checked_group(group, registry.settings.label_keys)
     starts = _months(registry, month, months)
-    number = remove_budgets(registry.engine, checked, starts, dry_run=registry.dry_run)
+    number = ownership.remove_budgets(registry.engine, checked, starts, dry_run=registry.dry_run)
     document = {"removed": {"group": checked, "months": starts}}
     return DeclarationReport(document, [f"{counted(number, 'budget')} of {checked} removed."])

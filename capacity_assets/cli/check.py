@@ -3,65 +3,61 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from rich.text import Text
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.base.errors import (
-    DATABASE_FAILURES,
-    INSUFFICIENT_PRIVILEGE,
-    CapacityError,
-    DatabaseError,
-    reason_of,
-    sqlstate_of,
-)
+from capacity_assets.base import errors
+from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
-from capacity_assets.base.units import counted, first_of
-from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, Report, Table, json_option, without_settings
+from capacity_assets.base.units import counted, first_of, meant
+from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, Report, Table, command_without_settings, json_option
 from capacity_assets.cli.status import daemon_works, silent_location
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.prometheus import VARIABLE as SOURCES
-from capacity_assets.collection.prometheus import prometheus_sources
+from capacity_assets.collection.prometheus import PrometheusSource, prometheus_sources
 from capacity_assets.collection.servers import Registered, registered, standing
+from capacity_assets.collection.service import ALL, chosen_by, share_named
+from capacity_assets.database import engine as database
 from capacity_assets.database.changes import lost_nodes
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.embedded import EmbeddedServerError, others_can_write
-from capacity_assets.database.engine import (
-    CONNECT_TIMEOUT_SECONDS,
-    UnreachableError,
-    another_zone,
-    disposed,
-    judged_day,
-    safe_url,
-)
-from capacity_assets.database.locks import LockUnavailableError, ask_redis
+from capacity_assets.database.engine import UnreachableError, judged_day, safe_url
+from capacity_assets.database.locks import ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
 from capacity_assets.forecast.history import HistoryScope, reading
-from capacity_assets.history.retention import parse_retention
-from capacity_assets.messages.sending import SendingSettings, receivers_of, unreachable
+from capacity_assets.history.retention import Retention, parse_retention
+from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.parts import slots_named_on
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
-from capacity_assets.runtime import excluded_of, open_engine, open_reading_engine, retention_service
+from capacity_assets.runtime import excluded_databases_of, open_engine, open_reading_engine, retention_service
 
 ZONE = "CAPACITY_TIMEZONE"
 CAPACITY = "capacity database"
 PAGES = "pages"
 RECEIVERS = "CAPACITY_RECEIVERS"
+OBJECTS = "CAPACITY_OBJECTS"
+RETENTION = "CAPACITY_RETENTION_DAYS"
+SYSTEM_DATABASES = "CAPACITY_SYSTEM_DATABASES"
 OLDEST_SERVER = 14
 NAMED = 5
 UNDEFINED_TABLE = "42P01"
 NO_TABLES = "Dagster has no tables here yet: run `capacity init`"
+
+Value = TypeVar("Value")
 
 
 class Verdict(StrEnum):
@@ -96,15 +92,9 @@ def _bad(subject: str, text: str) -> Finding:
     return Finding(subject, Verdict.BAD, text)
 
 
-def _configuration_problem(line: str) -> Finding:
-    """Turn a line of a ConfigurationError, `VARIABLE: problem`, into a finding."""
-    variable, _, problem = line.partition(": ")
-    return _bad(variable, problem)
-
-
 @click.command()
 @json_option
-@without_settings
+@command_without_settings
 def check() -> Report:
     """Check configuration, database and schema.
 
@@ -113,14 +103,16 @@ def check() -> Report:
     try:
         settings = load_settings()
     except ConfigurationError as error:
-        return _report([_configuration_problem(line) for line in str(error).splitlines()], BAD_USAGE)
+        # One line per variable, `VARIABLE: problem`.
+        problems = (line.partition(": ") for line in str(error).splitlines())
+        return _report([_bad(variable, problem) for variable, _, problem in problems], BAD_USAGE)
     today = Clock(settings.zone).today()
     configuration = list(_configuration(settings, today))
-    database = list(_capacity_database(settings, today))
-    # What the database says of a setting, such as the zone, stands for what was set.
-    judged = {finding.subject for finding in database}
+    stored = list(_capacity_database(settings, today))
+    # What the database says of a setting, such as the zone, replaces what was set.
+    judged = {finding.subject for finding in stored}
     configuration = [one for one in configuration if one.subject not in judged or one.verdict is not Verdict.OK]
-    others = [*database, *_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
+    others = [*stored, *_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
     code = BAD_USAGE if _is_bad(configuration) else FAILED if _is_bad(others) else DONE
     return _report([*configuration, *others], code)
 
@@ -132,7 +124,7 @@ def _is_bad(findings: Sequence[Finding]) -> bool:
 def _report(findings: Sequence[Finding], code: int) -> Report:
     rows = [[one.subject, Text(one.verdict.value, style=COLOURS[one.verdict]), one.text] for one in findings]
     table = Table("capacity check", ("Checked", "Verdict", "~Found"), rows)
-    return Report(list(map(asdict, findings)), [table], code)
+    return Report(findings, [table], code)
 
 
 def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
@@ -146,18 +138,10 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
         yield _note(ENV_FILE, f"{Path(ENV_FILE).resolve()} is also read; exported variables override it")
     for name in unknown_variables():
         yield _note(name, "is set but not known, so it has no effect; see .env.example")
-    try:
-        rules = parse_retention(settings.retention_days).days.items()
-    except ConfigurationError as error:
-        yield _configuration_problem(str(error))
-    else:
-        named = [f"{name} {'for ever' if days is None else f'{days} days'}" for name, days in rules]
-        yield _ok("CAPACITY_RETENTION_DAYS", f"{', '.join(named)}; what is not named, for ever")
-    try:
-        excluded_of(settings)
-    except ConfigurationError as error:
-        yield _configuration_problem(str(error))
-    yield from _volume_sources(settings)
+    yield from _judged(RETENTION, lambda: parse_retention(settings.retention_days), _retention_text)
+    yield from _judged(SYSTEM_DATABASES, lambda: excluded_databases_of(settings), None)
+    if (sources := settings.volume_sources) is not None:
+        yield from _judged(SOURCES, lambda: prometheus_sources(sources), _sources_text)
     yield from _receivers(settings)
     yield from _folders(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
@@ -170,16 +154,28 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
         )
 
 
-def _volume_sources(settings: Settings) -> Iterator[Finding]:
-    if settings.volume_sources is None:
-        return
+def _judged(subject: str, read: Callable[[], Value], text_of: Callable[[Value], str] | None) -> Iterator[Finding]:
+    """Yield what is wrong with a setting, or the text of its value; without `text_of`, nothing."""
     try:
-        sources = prometheus_sources(settings.volume_sources)
-    except CapacityError as error:
-        yield _bad(SOURCES, " ".join(str(error).splitlines()))
+        value = read()
+    except (CapacityError, ConfigurationError) as error:
+        yield _unreadable(subject, error)
     else:
-        named = ", ".join(source.name for source in sources) or "none"
-        yield _ok(SOURCES, f"{named}; `capacity volumes fetch --dry-run` asks them")
+        if text_of is not None:
+            yield _ok(subject, text_of(value))
+
+
+def _unreadable(subject: str, error: Exception) -> Finding:
+    return _bad(subject, " ".join(str(error).removeprefix(f"{subject}: ").splitlines()))
+
+
+def _retention_text(rules: Retention) -> str:
+    named = [f"{name} {'for ever' if days is None else f'{days} days'}" for name, days in rules.days.items()]
+    return f"{', '.join(named)}; what is not named, for ever"
+
+
+def _sources_text(sources: Sequence[PrometheusSource]) -> str:
+    return f"{', '.join(source.name for source in sources) or 'none'}; `capacity volumes fetch --dry-run` asks them"
 
 
 def _receivers(settings: Settings) -> Iterator[Finding]:
@@ -188,7 +184,7 @@ def _receivers(settings: Settings) -> Iterator[Finding]:
     try:
         receivers = receivers_of(settings.receivers, settings.label_keys)
     except CapacityError as error:
-        yield _bad(RECEIVERS, " ".join(str(error).splitlines()))
+        yield _unreadable(RECEIVERS, error)
         return
     problems = dict.fromkeys(unreachable(receivers, SendingSettings.of(settings)))
     yield from (_bad(RECEIVERS, problem) for problem in problems)
@@ -198,20 +194,16 @@ def _receivers(settings: Settings) -> Iterator[Finding]:
 
 def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Name receivers that get nothing, because nothing has their label."""
-    if settings.receivers is None:
-        return
-    try:
-        receivers = receivers_of(settings.receivers, settings.label_keys)
-    except CapacityError:
-        return  # reported with the configuration
+    receivers: list[Receiver] = []
+    with suppress(CapacityError):  # reported with the configuration
+        receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
     for one in receivers:
-        nothing = None if one.label is None else label_of_nothing(engine, *one.label)
-        if nothing:
+        if one.label is not None and (nothing := label_of_nothing(engine, *one.label)):
             yield _note(RECEIVERS, f"{one.name} gets nothing: {nothing[0].lower()}{nothing[1:]}")
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    """Name what others can write, and what all can read although it may hold passwords, or names of databases."""
+    """Name folders that others can write, and files that everyone can read although they may hold secrets or names."""
     home, env_file = settings.home.resolve(), Path(ENV_FILE).resolve()
     if problem := others_can_write(home) or others_can_write(settings.dagster_home):
         yield _bad("CAPACITY_HOME", problem)
@@ -230,7 +222,7 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
-    if settings.capacity_url is None and not settings.embedded_server_exists:
+    if not settings.has_capacity_database:
         yield _note(CAPACITY, "the embedded server does not exist yet: run `capacity init` or `capacity demo`")
         return
     try:
@@ -249,17 +241,18 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
                 yield from _as_allowed("limits", _limits(engine, today))
                 yield from _as_allowed("slots", _slots(engine, today))
                 yield from _as_allowed(RECEIVERS, _labels_of_receivers(engine, settings))
+                yield from _as_allowed(OBJECTS, _objects(engine, settings, today))
     except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
 
 
 def _as_allowed(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """Yield findings as far as the role may read; that it may not read everything is no fault of the database."""
+    """Yield findings as far as the role may read; missing rights of the role are no fault of the database."""
     try:
         yield from findings
     except (DatabaseError, DBAPIError) as error:
-        sqlstate = error.sqlstate if isinstance(error, DatabaseError) else sqlstate_of(error)
-        if sqlstate != INSUFFICIENT_PRIVILEGE:
+        sqlstate = error.sqlstate if isinstance(error, DatabaseError) else errors.sqlstate_of(error)
+        if sqlstate != errors.INSUFFICIENT_PRIVILEGE:
             raise
         yield _note(subject, "not checked: this role may not read it; `capacity check` as the owner of the tables can")
 
@@ -284,7 +277,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 
 def _distribution(engine: Engine) -> Iterator[Finding]:
-    """Report where distributed tables are; nothing where none is."""
+    """Report where distributed tables are, if there are any."""
     tables = placements(engine, with_sizes=False)
     text = distribution_text(tables)
     if text is None:
@@ -302,8 +295,8 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
 
 
 def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
-    """Look at time zone and clocks, samples that are ahead or stopped arriving, and trends that others wrote."""
-    if problem := another_zone(engine, settings.timezone):
+    """Check time zone and clocks, samples of days ahead or that stopped arriving, and trends that others wrote."""
+    if problem := database.another_zone(engine, settings.timezone):
         yield _bad(ZONE, problem)
     with engine.connect() as connection:
         doubt = judged_day(connection, Clock(settings.zone)).why_nothing_is_deleted
@@ -340,7 +333,7 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Report who is measured, and whose password cannot be looked up, without connecting to servers."""
+    """Report how many servers are measured, and whose password cannot be looked up; connect to none."""
     every = registered(engine)
     measured = [one for one in every if one.active and one.is_collected]
     for one in measured:
@@ -366,7 +359,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[str]:
-    """Name what would make a fleet total wrong: one server registered twice, a replica that no other server counts."""
+    """Name what makes totals of the fleet wrong: a server registered twice, a replica that no other server counts."""
     places: dict[tuple[str, str | None], list[str]] = {}
     for one in measured:
         if one.server.counted_by is None:
@@ -381,6 +374,21 @@ def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> It
     unreached = [name for name, one in in_service.items() if not one.is_collected]
     if measured and unreached:
         yield f"active, but how to reach them is not registered: {first_of(unreached, NAMED)}"
+
+
+def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
+    """Name servers and labels of CAPACITY_OBJECTS by which no server is chosen."""
+    servers = {one.server.name: one for one in registered(engine)} if settings.objects else {}
+    ids = [one.id for one in servers.values()]
+    for word in settings.objects:
+        key, is_label, value = word.partition("=")
+        if is_label and value and not chosen_by(engine, share_named(word), ids, today):
+            own = f"No server has the label {word}; those of single databases do not count"
+            yield _note(OBJECTS, label_of_nothing(engine, key, value) or own)
+        elif not is_label and word not in {ALL, *servers}:
+            yield _note(OBJECTS, f"No server is named {word!r}.{meant(word, servers)}")
+        elif word in servers and not (servers[word].active and servers[word].is_collected):
+            yield _note(OBJECTS, f"Server {word!r} is not measured here: {servers[word].state}")
 
 
 def _limits(engine: Engine, today: date) -> Iterator[Finding]:
@@ -402,11 +410,12 @@ def _slots(engine: Engine, today: date) -> Iterator[Finding]:
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:
-    """Look at Dagster's own storage; the embedded one is prepared anew whenever something starts Dagster on it."""
+    """Check Dagster's own storage; the embedded one is prepared by whatever starts Dagster on it."""
     url = settings.dagster_url
     if url is None:
         return
-    with disposed(create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})) as engine:
+    options = {"connect_timeout": database.CONNECT_TIMEOUT_SECONDS}
+    with database.disposed(create_engine(url, connect_args=options)) as engine:
         try:
             yield _ok("Dagster storage", f"PostgreSQL {_server_version(engine)[1]} answers")
             yield _pools(settings)
@@ -422,7 +431,7 @@ def _pools(settings: Settings) -> Finding:
             shares = len(settings.collection_shares)
             unlimited = pools_without_limit(storage.event_log_storage, PERIODS.values(), shares)
     except (DBAPIError, UnreachableError) as error:
-        if isinstance(error, DBAPIError) and sqlstate_of(error) != UNDEFINED_TABLE:
+        if isinstance(error, DBAPIError) and errors.sqlstate_of(error) != UNDEFINED_TABLE:
             raise
         return _bad("pools", NO_TABLES)
     if unlimited:
@@ -432,7 +441,7 @@ def _pools(settings: Settings) -> Finding:
 
 def _location(settings: Settings) -> Iterator[Finding]:
     """Check the code location if a daemon is running, because the daemon cannot start runs without it."""
-    if settings.dagster_url is None and not settings.embedded_server_exists:
+    if not settings.has_dagster_storage:
         return
     try:
         with dagster_storage(settings) as storage:
@@ -444,19 +453,15 @@ def _location(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    if settings.redis_url is None:
+    if (url := settings.redis_url) is None:
         yield _ok("CAPACITY_REDIS_URL", "unset: PostgreSQL holds the locks")
-        return
-    try:
-        ask_redis(settings.redis_url.get_secret_value())
-    except LockUnavailableError as error:
-        yield _bad("Redis", str(error))
     else:
-        yield _ok("Redis", "answers, and allows what locks need")
+        answers = "answers, and allows what locks need"
+        yield from _judged("Redis", lambda: ask_redis(url.get_secret_value()), lambda _: answers)
 
 
 def _pages(settings: Settings) -> Iterator[Finding]:
-    """Look whether the pages could be served with a role that only reads, where the server is one's own."""
+    """Check, on the user's own server, whether the pages can be served with a role that only reads."""
     if settings.capacity_url is None and settings.web_database_url is None:
         return
     try:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,75 +15,45 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_mb
-from capacity_assets.cli.declaring import (
-    DECLARED,
-    DeclarationReport,
-    Registry,
-    declared_cells,
-    declared_json,
-    declaring,
-    file_argument,
-    first_lines,
-    opened_registry,
-)
-from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, Report, Table, json_command, say
-from capacity_assets.forecast.decisions import (
-    DECISION_KINDS,
-    EXCLUDED,
-    GROWN_BY,
-    Decision,
-    StoredDecision,
-    checked_decision,
-    decisions_of_file,
-    percent,
-    planned_outlook,
-    stored_decisions,
-    subject_decided_on,
-    subject_named,
-    withdraw,
-)
-from capacity_assets.forecast.decisions import decide as store
+from capacity_assets.cli import declaring, options
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.main import OrderedGroup
+from capacity_assets.cli.options import Report, Table, say
+from capacity_assets.forecast import decisions as forecast
+from capacity_assets.forecast.decisions import Decision, StoredDecision, percent
 from capacity_assets.forecast.outlook import display_name
 
 MOST_WHERE_NOT_FULL = 0.99
 HEADINGS = ("Server", "What", "Decision", "Until", ">Added", ">Risk then", ">Risk now", "State", *DECLARED, "~Note")
 
-name_argument = click.argument("names", nargs=-1, metavar="[DATABASE|VOLUME]")
 volume_option = click.option(
     "--volume", "is_volume", is_flag=True, help="The name is that of a volume, not of a database of the same name."
+)
+subject_arguments = options.combine(
+    click.argument("server"), click.argument("names", nargs=-1, metavar="[DATABASE|VOLUME]")
 )
 
 
 @click.command()
-@click.argument("server")
-@name_argument
-@click.argument("kind", type=click.Choice(DECISION_KINDS))
-@click.option("--until", required=True, type=DAY, help="Last day on which it holds; of a plan, the day of the change.")
+@subject_arguments
+@click.argument("kind", type=click.Choice(forecast.DECISION_KINDS))
+@click.option(
+    "--until", required=True, type=options.DAY, help="Last day on which it holds; of a plan, the day of the change."
+)
 @click.option("--note", required=True, help="Why, such as 'purge runs on Friday'.")
 @click.option("--ticket", metavar="URL", help="Address of its ticket.")
 @click.option("--gb", help="By how many GiB a plan raises the limit on that day, such as 500 or 1.5.")
 @volume_option
-@declaring
+@declaring.command
 def decide(
-    registry: Registry,
-    /,
-    *,
-    server: str,
-    names: Sequence[str],
-    kind: str,
-    until: date,
-    note: str,
-    ticket: str | None,
-    gb: str | None,
-    is_volume: bool,
+    registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool, **values: Any
 ) -> DeclarationReport:
     """Declare a decision about something that may fill.
 
     The decision is about SERVER as a whole, or about a DATABASE or VOLUME of it. The check, alerts and digests leave it
-    out until that day, or until its risk grows past what was decided on; `excluded` accepts any risk. Pages and lists
-    mark it. A plan with --gb gives forecasts a second date, with the raised limit from that day on. No size changes.
-    Replaces an earlier decision, which stays in `capacity decisions list --all`.
+    out until that day, or until its risk is clearly higher than when it was decided; `excluded` accepts any risk. Pages
+    and lists mark it. A plan with --gb gives forecasts a second date, with the raised limit from that day on. Sizes do
+    not change. It replaces an earlier decision, which stays in `capacity decisions list --all`.
 
     \b
     Examples:
@@ -91,9 +62,8 @@ def decide(
           --ticket https://tickets.example/4711
       capacity decide db-9 excluded --until 2027-06-30 --note "scratch space, may fill"
     """
-    subject = subject_named(registry.engine, server, _only(names), is_volume=is_volume)
-    values = {**asdict(subject), "kind": kind, "until": until, "note": note, "ticket": ticket, "gb": gb}
-    decision = checked_decision(values, registry.today())
+    subject = forecast.subject_named(registry.engine, server, _only(names), is_volume=is_volume)
+    decision = forecast.checked_decision({**asdict(subject), **values}, registry.today())
     return _declare(registry, [decision], [f"{decision.display_name}: {decision.text}."])
 
 
@@ -104,33 +74,32 @@ def _only(names: Sequence[str]) -> str | None:
 
 
 def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> DeclarationReport:
-    changes = store(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
+    changes = forecast.decide(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
     replaced = (f"note: It replaces {one.text}: {one.note}" for one in changes.closed)
     raised = [one for one in decisions if one.added_mb is not None]
-    servers = {one.server for one in (*raised, *changes.closed) if one.added_mb is not None}
+    judged = list(zip(decisions, changes.probabilities, strict=True))
     document = {
-        "decisions": [
-            {**asdict(one), "probability": probability}
-            for one, probability in zip(decisions, changes.probabilities, strict=True)
-        ],
+        "decisions": [{**asdict(one), "probability": probability} for one, probability in judged],
         "replaced": [decision_json(one, registry.today()) for one in changes.closed],
     }
     is_single = len(decisions) == 1
-    risks = [_risk_text(decisions[0], changes.probabilities[0])] if is_single else []
+    risks = [_risk_text(*judged[0])] if is_single else []
     declared = DeclarationReport(
-        document, [*lines, *risks, *first_lines(replaced, "more earlier decision")], servers=servers
+        document,
+        [*lines, *risks, *declaring.first_lines(replaced, "more earlier decision")],
+        servers={one.server for one in (*raised, *changes.closed) if one.added_mb is not None},
     )
     return replace(declared, follow_up=partial(_say_planned, decision=raised[0])) if is_single and raised else declared
 
 
 def _risk_text(decision: Decision, probability: float | None) -> str:
-    """Say what ends the decision before its day."""
+    """Say from which risk on the decision no longer holds."""
     left_out = "The check, alerts and digests leave it out until then"
-    if decision.kind == EXCLUDED or probability == 1:
+    if decision.kind == forecast.EXCLUDED or probability == 1:
         return f"{left_out}, whatever its risk."
     if probability is None:
         return f"{left_out}. Its risk is not known: they name it again once it is full."
-    most = probability + GROWN_BY
+    most = probability + forecast.GROWN_BY
     # What is not full is forecast with at most 99 %.
     ends = f"Above {percent(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
     return f"{left_out}. Probability of being full by then: {percent(probability)}. {ends}, they name it again."
@@ -138,7 +107,7 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
 
 def _say_planned(registry: Registry, *, decision: Decision) -> None:
     """Say when a subject is full with its raised limit."""
-    planned = planned_outlook(registry.engine, decision)
+    planned = forecast.planned_outlook(registry.engine, decision)
     say(planned.sentence if planned else "No date with the raised limit is known.")
 
 
@@ -148,21 +117,21 @@ def decisions() -> None:
 
 
 @decisions.command("import")
-@file_argument
-@declaring
+@declaring.file_argument
+@declaring.command
 def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the decisions that a CSV file lists.
 
     Columns are server, database or volume (both empty: the whole server), kind, until, note and, optionally, ticket and
     gb. Either all decisions are stored or none.
     """
-    declared = decisions_of_file(file, registry.today())
+    declared = forecast.decisions_of_file(file, registry.today())
     return _declare(registry, declared, [registry.read_from(file, len(declared), "decision")])
 
 
 @decisions.command("list")
 @click.option("--all", "every", is_flag=True, help="Also those that are past or closed.")
-@json_command
+@options.json_command
 def list_(settings: Settings, /, *, every: bool) -> Report:
     """Show the decisions that are open, and their risk then and now.
 
@@ -170,8 +139,8 @@ def list_(settings: Settings, /, *, every: bool) -> Report:
     forecast.
     """
     today = Clock(settings.zone).today()
-    with opened_registry(settings, settings.zone) as engine:
-        stored = stored_decisions(engine, today, every=every)
+    with options.open_database(settings, settings.zone) as engine:
+        stored = forecast.stored_decisions(engine, today, every=every)
     table = Table("Decisions", HEADINGS, [_cells(one, today) for one in stored])
     nothing = "No decision is open. `capacity decide` declares one; `--all` lists those that are past or closed."
     return Report([decision_json(one, today) for one in stored], [table if stored else nothing])
@@ -182,28 +151,27 @@ def _cells(stored: StoredDecision, today: date) -> list[object]:
     added = "" if stored.added_mb is None else human_mb(stored.added_mb)
     risks = ["" if risk is None else percent(risk) for risk in (stored.probability, stored.probability_now)]
     note = f"{stored.note} {stored.ticket}" if stored.ticket else stored.note
-    state = [stored.state(today), *declared_cells(stored), note]
+    state = [stored.state(today), *declaring.declared_cells(stored), note]
     return [stored.server, what, stored.kind, stored.until, added, *risks, *state]
 
 
 def decision_json(stored: StoredDecision, today: date) -> dict[str, object]:
     """Return a decision for scripts, with its state on a day."""
     closed_at = stored.closed_at and stored.closed_at.isoformat()
-    return {**asdict(stored), **declared_json(stored), "closed_at": closed_at, "state": stored.state(today)}
+    return {**asdict(stored), **declaring.declared_json(stored), "closed_at": closed_at, "state": stored.state(today)}
 
 
 @decisions.command()
-@click.argument("server")
-@name_argument
+@subject_arguments
 @volume_option
-@declaring
+@declaring.command
 def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool) -> DeclarationReport:
     """Remove the decision on SERVER, or on a DATABASE or VOLUME of it.
 
     It is closed, and stays in `capacity decisions list --all`.
     """
-    subject = subject_decided_on(registry.engine, server, _only(names), is_volume=is_volume)
-    closed = withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
+    subject = forecast.subject_decided_on(registry.engine, server, _only(names), is_volume=is_volume)
+    closed = forecast.withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
     servers = {server} if closed.added_mb is not None else set()
     line = f"Removed the decision on {subject.display_name}: {closed.text}."
     return DeclarationReport({"removed": decision_json(closed, registry.today())}, [line], servers=servers)

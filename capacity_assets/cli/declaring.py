@@ -1,46 +1,30 @@
-"""What the commands that declare things share: the opened registry, --by, --dry-run, --json, files, lists, first days.
+"""What the commands that declare things share: the open registry, --by, --dry-run, --json, files, lists, first days.
 
 Such a command returns what it declared, which is printed here. The forecasts of its servers are then updated.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
 from capacity_assets.base.declarations import LONGEST_DECLARER
-from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.cli import options
-from capacity_assets.cli.options import (
-    NOTHING_CHANGED,
-    Report,
-    Table,
-    dry_run_option,
-    json_command,
-    print_json,
-    say,
-    wants_json,
-)
+from capacity_assets.cli.options import NOTHING_CHANGED, Report, Table, json_command, open_database, say
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.ownership.bills import MONTHLY, issue_bill, month_named
 from capacity_assets.ownership.labels import Label
 from capacity_assets.ownership.prices import Price
-from capacity_assets.runtime import open_engine
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import ForecastUpdate
@@ -49,17 +33,9 @@ NAMES_SHOWN = 10
 LINES_SHOWN = 10
 
 
-@contextmanager
-def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
-    """Open the registry if it exists; with `zone`, refuse a database that uses another time zone."""
-    with open_engine(settings, existing=True) as engine:
-        refuse_an_unfit_database(engine, zone)
-        yield engine
-
-
 @dataclass(frozen=True)
 class Registry:
-    """The opened database of a declaring command, and the command's general options."""
+    """The open database of a declaring command, and the general options of the command."""
 
     settings: Settings
     engine: Engine
@@ -77,37 +53,13 @@ class Registry:
         return f"{counted(number, noun)} {'read' if self.dry_run else 'declared'} from {path}."
 
 
-def issue_bills(registry: Registry, months: Iterable[date]) -> None:
-    """Recompute the bills of months after a declaration, newest first, for some seconds; name those that are left.
-
-    Raises CapacityError; its message says that the declaration is stored.
-    """
-    clock = Clock(registry.settings.zone)
-    until = time.monotonic() + SECONDS_PER_COMMAND
-    issued, left = [], []
-    try:
-        for month in sorted(set(months), reverse=True):
-            if time.monotonic() > until:
-                left.append(month)
-                continue
-            issue_bill(registry.engine, MONTHLY.window_of(month), clock, registry.settings.label_keys)
-            issued.append(month)
-    except CapacityError as error:
-        raise type(error)(f"The declaration is stored, but not every bill was computed. {error}") from error
-    if issued:
-        say(f"Bills recomputed: {first_of(map(month_named, issued), NAMES_SHOWN)}.")
-    if left:
-        names = first_of((f"{month:%Y-%m}" for month in left), NAMES_SHOWN)
-        say(f"Bills still to be recomputed: {names}. `capacity bill --month {left[0]:%Y-%m}` computes one.")
-
-
 @dataclass(frozen=True)
 class DeclarationReport(Report):
     """The result of a declaring command, with a mapping as its document."""
 
     document: Mapping[str, object]
     servers: Collection[str] = ()
-    """Those whose forecasts it changes."""
+    """Servers whose forecasts it changes."""
     follow_up: Callable[[Registry], None] = lambda _registry: None
     """Runs after everything is stored."""
 
@@ -123,19 +75,19 @@ by_option = click.option(
 )
 
 
-def declaring(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
-    """Run a command that stores declarations on the opened registry, with --by, --dry-run and --json."""
-    return by_option(changing(function))
+def command(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
+    """Run a command that stores declarations in the open registry, with --by, --dry-run and --json."""
+    return by_option(change_command(function))
 
 
-def changing(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
-    """Run a command that removes declarations, or changes what has no declarer; as `declaring` without --by."""
+def change_command(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
+    """Do what `command` does, without --by: for removals, and for what nobody declares."""
 
-    @dry_run_option
+    @options.dry_run_option
     @json_command
     @wraps(function)
     def run(settings: Settings, /, *, dry_run: bool, by: str | None = None, **values: Any) -> int:
-        with opened_registry(settings) as engine:
+        with open_database(settings) as engine:
             registry = Registry(settings, engine, dry_run, by or settings.declarer)
             declared = function(registry, **values)
             say(*declared.lines, *([NOTHING_CHANGED] if dry_run else []))
@@ -143,11 +95,11 @@ def changing(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
             try:
                 if not dry_run and declared.servers:
                     document["forecasts"] = None
-                    document["forecasts"] = asdict(_update_forecasts(registry, declared.servers))
+                    document["forecasts"] = _update_forecasts(registry, declared.servers)
             finally:
-                # Also where the forecasts fail: the declaration is stored.
-                if wants_json():
-                    print_json(document)
+                # Also if the forecasts fail: the declaration is stored.
+                if options.wants_json():
+                    options.print_json(document)
             if not dry_run:
                 declared.follow_up(registry)
         return declared.code
@@ -176,16 +128,16 @@ def _update_forecasts(registry: Registry, servers: Collection[str]) -> ForecastU
 Row = TypeVar("Row")
 
 
-def listing(
+def list_command(
     title: str, headings: Sequence[str], cells: Callable[[Row], Sequence[object]], nothing: str
 ) -> Callable[[Callable[..., Sequence[tuple[Row, object]]]], Callable[..., None]]:
-    """Run a command that returns rows, each with its JSON, and print them; without rows print `nothing`."""
+    """Run a command that returns rows, each with its JSON, and print them; if there are none, print `nothing`."""
 
     def decorate(function: Callable[..., Sequence[tuple[Row, object]]]) -> Callable[..., None]:
         @json_command
         @wraps(function)
         def run(settings: Settings, /, **values: Any) -> Report:
-            with opened_registry(settings) as engine:
+            with open_database(settings) as engine:
                 rows = function(engine, **values)
             table = Table(title, headings, [cells(row) for row, _ in rows])
             return Report([document for _, document in rows], [table if rows else nothing])
@@ -233,7 +185,7 @@ def first_lines(lines: Iterable[str], noun: str) -> list[str]:
 
 
 def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the options --from and --always, which exclude each other; both give `first_day`, None for the default."""
+    """Return the options --from and --always, of which one can be given; both set `first_day`, None by default."""
 
     def note_always(context: click.Context, _parameter: click.Parameter, always: bool) -> None:
         context.meta["always"] = always
@@ -243,16 +195,16 @@ def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..
             raise click.UsageError("Give either --from or --always.")
         return ALWAYS if context.meta["always"] else day
 
-    return options.options(
+    return options.combine(
         click.option("--from", "first_day", type=options.DAY, callback=first_day, help=from_help),
-        # Eager: read before --from, in whatever order they are given.
+        # Eager: it is read before --from, in whatever order they are given.
         click.option(
             "--always", is_flag=True, is_eager=True, expose_value=False, callback=note_always, help=always_help
         ),
     )
 
 
-def since(day: date | None) -> str:
+def since_text(day: date | None) -> str:
     """Return the first day of a declaration in words."""
     return "always" if day in {ALWAYS, None} else f"from {day}"
 

@@ -1,8 +1,9 @@
 """`capacity demo`: a sample fleet, computed through Dagster onto the instance that `capacity up` shows.
 
-Materialised partitions whose samples did not change are not computed again: an interrupted demo continues, and a
-second one changes nothing. Finally everything is recomputed without Dagster, which must write nothing: the stored
-figures match the samples. `--remove` deletes everything. The sample fleet never shares a database with other servers.
+Partitions whose samples did not change since they were materialised are not computed again: an interrupted demo
+continues, and a second one changes nothing. At the end everything is recomputed without Dagster. That must write
+nothing, which shows that the stored figures match the samples. `--remove` deletes everything. The sample fleet never
+shares a database with other servers.
 """
 
 from __future__ import annotations
@@ -18,21 +19,12 @@ from capacity_assets.base.errors import AggregationStatus
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.base.units import counted
+from capacity_assets.cli.growth import top_databases, top_table
 from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
 from capacity_assets.cli.runway import outlook_lines
-from capacity_assets.cli.top import top_databases, top_table
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.demo.sample_fleet import (
-    PLANNED_ON,
-    LoadedFleet,
-    declare_sample,
-    declare_sample_decision,
-    first_sample_day,
-    holds_sample_fleet,
-    load_sample_fleet,
-    other_instances,
-    remove_sample_fleet,
-)
+from capacity_assets.demo import sample_fleet
+from capacity_assets.demo.sample_fleet import LoadedFleet
 from capacity_assets.forecast.decisions import OpenDecisions, stored_decisions
 from capacity_assets.forecast.issuing import update_forecasts
 from capacity_assets.forecast.runway import outlooks
@@ -62,13 +54,13 @@ def _run(settings: Settings) -> None:
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
-        first_day = first_sample_day(settings.start_date, today)
+        first_day = sample_fleet.first_sample_day(settings.start_date, today)
         if first_day > today:
             raise ConfigurationError(f"CAPACITY_START_DATE: {settings.start_date} is in the future.")
         with open_engine(settings) as engine:
             prepare_database(engine, settings)
             fleet = _load(engine, settings, first_day, today)
-            declare_sample(engine, today)
+            sample_fleet.declare_sample(engine, today)
             mark_days(settings, instance, engine, today)
             work = open_work(instance, first_day, today, fleet)
             total = sum(len(chunk.windows) for chunk in work.chunks)
@@ -80,8 +72,8 @@ def _run(settings: Settings) -> None:
                     on_windows=lambda windows: update(advance=windows),
                     recompute=lambda check_cancelled: _recomputed(engine, settings, first_day, today, check_cancelled),
                 )
-            if declare_sample_decision(engine, today):
-                update_forecasts(engine, {PLANNED_ON}, Clock(settings.zone))
+            if sample_fleet.declare_sample_decision(engine, today):
+                update_forecasts(engine, {sample_fleet.PLANNED_ON}, Clock(settings.zone))
             _print_result(recomputed, written, fleet, changed=bool(work.chunks))
             month = MONTHLY.last(today)
             fastest = top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN)
@@ -95,13 +87,13 @@ def _run(settings: Settings) -> None:
 
 
 def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> LoadedFleet:
-    others = other_instances(engine)
+    others = sample_fleet.other_instances(engine)
     if others:
         raise CommandFailedError(
             f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
-    fleet = load_sample_fleet(engine, first_day, today)
+    fleet = sample_fleet.load_sample_fleet(engine, first_day, today)
     # Days before the retention period have no partition ahead of time.
     retention_service(engine, settings).prepare()
     if fleet.samples_added:
@@ -110,7 +102,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
 
 
 def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, check_cancelled: Guard) -> RunSummary:
-    """Recompute everything without Dagster; `check_cancelled` raises where nobody waits for that."""
+    """Recompute everything without Dagster; `check_cancelled` raises if nobody waits for it any more."""
     runner, run = task_runner(engine, settings), RunSummary()
     options = RunOptions(recompute=True, guard=check_cancelled)
     for period in PERIODS.values():
@@ -135,20 +127,20 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
 
 
 def _remove(settings: Settings) -> None:
-    if settings.capacity_url is None and not settings.embedded_server_exists:
+    if not settings.has_capacity_database:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:
             refuse_an_unfit_database(engine, kept="Nothing was removed.")
-            if not holds_sample_fleet(engine):
+            if not sample_fleet.holds_sample_fleet(engine):
                 raise CommandFailedError("This database holds no sample fleet.")
-            if others := other_instances(engine):
+            if others := sample_fleet.other_instances(engine):
                 raise CommandFailedError(
                     f"This database holds other servers beside the sample fleet ({others}), and their figures would be "
                     "deleted, too. To start over, stop what uses it and delete the folder of the embedded server, or "
                     "drop the database."
                 )
-            samples = remove_sample_fleet(engine)
+            samples = sample_fleet.remove_sample_fleet(engine)
         forget_runs(settings, instance)
     pages = list(settings.reports.glob("growth-*.html"))
     for page in pages:

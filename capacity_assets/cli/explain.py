@@ -11,24 +11,18 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.explanation import Explanation, Figure, Sample, Subject, explanation_of, find_subjects
+from capacity_assets.base.declarations import checked_label
 from capacity_assets.base.errors import ValidationError, database_errors
-from capacity_assets.base.files import key_and_value
-from capacity_assets.base.label_rules import checked
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_mb
-from capacity_assets.cli.declaring import since
+from capacity_assets.cli.declaring import since_text
 from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, label_option, period_option
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME
-from capacity_assets.ownership.groups import (
-    GroupExplanation,
-    GroupPart,
-    being_computed,
-    explain_group,
-    groups_changed_at,
-)
+from capacity_assets.ownership import groups as ownership
+from capacity_assets.ownership.groups import GroupExplanation, GroupPart
 from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.subjects import SampleOrigin, origins_of
 from capacity_assets.runtime import open_task_runner
@@ -59,7 +53,7 @@ def explain(
     server: str | None,
     runway: bool,
     volume: str | None,
-    label: str | None,
+    label: tuple[str, str] | None,
     list_all: bool,
 ) -> Report:
     """Trace figures to their samples, or a group's sum to its parts.
@@ -86,13 +80,13 @@ def explain(
     with open_task_runner(settings, existing=True) as runner:
         service, engine = runner.service, runner.service.engine
         if needs_period:
-            # What is named wrongly is said first.
+            # A wrong name is reported first.
             find_subjects(engine, database, server)
             raise ValidationError(or_runway)
         if period is None or label is not None:
             refuse_an_unfit_database(engine, settings.zone)
         if period is None:
-            from capacity_assets.cli.explain_runway import explain_runway
+            from capacity_assets.cli.runway import explain_runway
 
             kind = VOLUME if volume else DATABASE if database is not None else SERVER
             return explain_runway(engine, settings, kind, volume or database, server)
@@ -107,12 +101,12 @@ def explain(
         labels = labels_of_each(engine, [named], window.end).get(named, {})
         with database_errors(doing="reading imports"), engine.connect() as connection:
             origins = origins_of(connection, subject.instance_id, subject.database, window.start, window.end)
-    document = {**_as_dict(explanation), "labels": labels, "imported": [asdict(one) for one in origins]}
+    document = {**_as_dict(explanation), "labels": labels, "imported": origins}
     return Report(document, _lines(explanation, labels, origins, list_all=list_all))
 
 
 def _refuse_subjects(
-    database: str | None, server: str | None, volume: str | None, label: str | None, *, runway: bool
+    database: str | None, server: str | None, volume: str | None, label: object, *, runway: bool
 ) -> None:
     if label is not None and (database, server, volume, runway) != (None, None, None, False):
         raise ValidationError("--label explains a whole group: omit the database, --server, --volume and --runway.")
@@ -131,13 +125,15 @@ def _only(subjects: Sequence[Subject]) -> Subject:
     return subjects[0]
 
 
-def _group(engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, list_all: bool) -> Report:
-    key, value = key_and_value(label)
-    key, _ = checked(key, value, settings.label_keys)
-    # One snapshot for all queries: a row that is written meanwhile would seem to differ.
+def _group(
+    engine: Engine, settings: Settings, label: tuple[str, str], period: Period, window: Window, *, list_all: bool
+) -> Report:
+    key, value = label
+    checked_label(key, value, settings.label_keys)
+    # All queries read one snapshot; otherwise a row that is written meanwhile would seem to differ.
     with database_errors(doing="reading a group"), snapshot(engine) as connection:
-        group = explain_group(connection, period, window, key, value)
-        changed_at = groups_changed_at(connection, period, [window])
+        group = ownership.explain_group(connection, period, window, key, value)
+        changed_at = ownership.groups_changed_at(connection, period, [window])
     document = {
         **asdict(group),
         **{"period_type": period.name, "period_start": window.start, "period_end": window.end},
@@ -150,12 +146,12 @@ def _group(engine: Engine, settings: Settings, label: str, period: Period, windo
         lines.append(f"and {counted(hidden, 'smaller part')}; --all lists them.")
     lines.append(_verdict(group))
     if changed_at:
-        lines.append(being_computed(changed_at))
+        lines.append(ownership.being_computed(changed_at))
     return Report(document, lines)
 
 
 def _part_cells(part: GroupPart, days: int) -> list[object]:
-    label = f"of {'the server' if part.label_of is None else part.label_of}, {since(part.valid_from)}"
+    label = f"of {'the server' if part.label_of is None else part.label_of}, {since_text(part.valid_from)}"
     database = part.database or "all without another value"
     return [part.server, database, part.days, human_mb(part.sum_mb // days), label]
 
@@ -214,7 +210,7 @@ def _shown(value: object) -> object:
 
 
 def _samples(heading: str, samples: Sequence[Sample], *, list_all: bool) -> Line:
-    """Return the first and last samples, or all; the figures name the days of the extremes."""
+    """Return a table of the first and last samples, or of all; the figures name the days of the extremes."""
     if not samples:
         return heading
     rows: list[list[object]] = [[sample.day, *map(_shown, sample.values.values())] for sample in samples]

@@ -1,12 +1,12 @@
-"""`capacity export`: the aggregates of a period, or the newest runways, as a file for other tools, from the views."""
+"""`capacity export`: aggregates, runways, or samples of tables and indexes as a file, from the views."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,43 +20,30 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.errors import ValidationError, database_error
-from capacity_assets.base.files import atomic_write, key_and_value
+from capacity_assets.base.files import atomic_write
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import FORMULA, counted
-from capacity_assets.cli.options import (
-    DAY,
-    STANDARD_OUTPUT,
-    CommandFailedError,
-    Report,
-    completing,
-    filter_options,
-    json_command,
-    period_option,
-    wants_json,
-    writing,
-)
-from capacity_assets.database.sql import View
+from capacity_assets.cli import options
+from capacity_assets.cli.options import Report
 from capacity_assets.database.views import VIEWS
 from capacity_assets.runtime import open_task_runner
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from xlsxwriter import Workbook
-    from xlsxwriter.format import Format
     from xlsxwriter.worksheet import Worksheet
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
 OBJECT_VIEW = "capacity_objects"
-OBJECT_ORDER = ("day", "server", "database", "kind", "schema_name", "table_name", "object_name")
+OBJECT_ORDER = ["day", "server", "database", "kind", "schema_name", "table_name", "object_name"]
 FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
 ROWS_AT_ONCE = 50_000
-# What a sheet takes below its headings.
+# The most rows of a sheet below its headings.
 SHEET_ROWS = 1_048_575
-NUMBERS = {"int8", "int4", "numeric", "float8"}
 WIDTHS = {"timestamptz": 20, "text": 24, "varchar": 24}
 TIME_FORMAT = "yyyy-mm-dd hh:mm:ss"
-# Columns with names that others chose, which a spreadsheet might run as a formula.
+# Columns of names, which others chose and a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes", "schema_name", "table_name", "object_name"}
 # Compounded over twelve months, a percentage can exceed the digits of a Parquet decimal.
 TEXTS = {"yearly_rate_percent"}
@@ -72,7 +59,7 @@ class Export:
     period: str | None
     level: str
     engine: str | None
-    label: str | None
+    label: tuple[str, str] | None
     first_day: date | None
     last_day: date | None
     runway: bool
@@ -96,8 +83,8 @@ class Export:
             raise ValidationError("--objects writes all tables and indexes: give neither --engine nor --label.")
         if self.level not in SERVER_LEVELS:
             raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
-        if self.output == STANDARD_OUTPUT:
-            if self.form in {"parquet", "xlsx"} or wants_json():
+        if self.output == options.STANDARD_OUTPUT:
+            if self.form in {"parquet", "xlsx"} or options.wants_json():
                 raise ValidationError("Parquet, xlsx and --json need a file: name one with --output.")
             return "csv"
         path = Path(self.output).resolve()
@@ -110,19 +97,19 @@ class Export:
 
 
 @click.command()
-@period_option()
+@options.period_option()
 @click.option(
     "--level",
     default="database",
     show_default=True,
     help=f"{' or '.join(SERVER_LEVELS)}.",
-    shell_complete=completing(SERVER_LEVELS),
+    shell_complete=options.completion_of(SERVER_LEVELS),
 )
-@click.option("--from", "first_day", type=DAY, help="First day; its whole window is included.")
-@click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are excluded.")
-@filter_options
-@click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
-@click.option("--objects", is_flag=True, help="The samples of tables and indexes instead.")
+@click.option("--from", "first_day", type=options.DAY, help="First day; its whole window is included.")
+@click.option("--to", "last_day", type=options.DAY, help="Last day; windows that begin later are excluded.")
+@options.filter_options
+@click.option("--runway", is_flag=True, help="Write the newest runways instead of a period's aggregates.")
+@click.option("--objects", is_flag=True, help="Write the samples of tables and indexes instead.")
 @click.option(
     "--format",
     "form",
@@ -131,7 +118,7 @@ class Export:
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @click.option("--raw", is_flag=True, help="CSV: do not escape names that a spreadsheet would run as a formula.")
-@json_command
+@options.json_command
 def export(settings: Settings, /, **values: Any) -> Report | None:
     """Write stored aggregates or runways as CSV, Excel or Parquet.
 
@@ -149,12 +136,12 @@ def export(settings: Settings, /, **values: Any) -> Report | None:
     path = Path(chosen.output).resolve()
     with open_task_runner(settings, existing=True) as runner, _open_driver(runner.service.engine) as connection:
         query = _query(runner, chosen, guarded=extension == "csv" and not chosen.raw)
-        if chosen.output == STANDARD_OUTPUT:
-            with writing("Standard output"):
+        if chosen.output == options.STANDARD_OUTPUT:
+            with options.writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
             return None
-        with writing(path), atomic_write(path) as new_file:
+        with options.writing(path), atomic_write(path) as new_file:
             rows = _WRITERS[extension](connection, query, new_file)
     document = {"path": str(path), "rows": rows, "view": chosen.view}
     return Report(document, [f"{counted(rows, 'row')} of {chosen.view} written to {path}"])
@@ -162,7 +149,7 @@ def export(settings: Settings, /, **values: Any) -> Report | None:
 
 @contextmanager
 def _open_driver(engine: Engine) -> Iterator[Connection[Any]]:
-    """Yield the driver's own connection, which streams rows: memory does not grow with the history."""
+    """Yield the connection of the driver, which streams rows, so that memory does not grow with the history."""
     with engine.connect() as connection:
         driver: Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         try:
@@ -176,33 +163,26 @@ def _open_driver(engine: Engine) -> Iterator[Connection[Any]]:
 
 
 def _query(runner: AggregationTaskRunner, chosen: Export, *, guarded: bool) -> sql.Composed:
-    [view] = [view for view in VIEWS if view.name == chosen.view]
-    columns = [
-        _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
-    ]
     first, last = chosen.first_day or date.min, chosen.last_day or date.max
     if first > last:
         raise ValidationError(f"The first day {first} lies after the last day {last}.")
-    if chosen.objects:
-        days = sql.SQL("day BETWEEN {} AND {}").format(first, last)
-        return _selected(view, columns, days, OBJECT_ORDER)
-    key, value = key_and_value(chosen.label) if chosen.label else (None, None)
+    key, value = chosen.label or (None, None)
     condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
     ).format(engine=chosen.engine, key=key, value=value)
     order = ["server", "subject", "name"]
-    if chosen.period is not None:
+    if chosen.objects:
+        condition, order = sql.SQL("day BETWEEN {} AND {}").format(first, last), OBJECT_ORDER
+    elif chosen.period is not None:
         period = runner.service.period(chosen.period)
         # The whole window of the first day is included.
         start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
         condition += sql.SQL(" AND period = {} AND window_start BETWEEN {} AND {}").format(chosen.period, start, last)
         order = ["window_start", "server", *(["database"] if chosen.level == "database" else [])]
-    return _selected(view, columns, condition, order)
-
-
-def _selected(
-    view: View, columns: Sequence[sql.Composed], condition: sql.Composed, order: Sequence[str]
-) -> sql.Composed:
+    [view] = [view for view in VIEWS if view.name == chosen.view]
+    columns = [
+        _expression(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
+    ]
     return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY {order}").format(
         columns=sql.SQL(", ").join(columns),
         view=sql.Identifier(view.name),
@@ -234,7 +214,7 @@ def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[byt
 def _read_in_batches(
     connection: Connection[Any], query: sql.Composed
 ) -> Iterator[tuple[list[tuple[str, str]], Iterator[list[tuple[Any, ...]]]]]:
-    """Yield the names and types of the columns, and the rows in batches: memory does not grow with the history."""
+    """Yield the names and types of the columns, and the rows in batches, so that memory does not grow."""
     with connection.cursor(name="export") as cursor:
         cursor.execute(query)
         types = connection.adapters.types
@@ -247,7 +227,7 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise CommandFailedError(
+        raise options.CommandFailedError(
             "Writing Parquet needs pyarrow: pip install 'capacity_assets[parquet]', or use --format csv or xlsx."
         ) from error
     kinds = {
@@ -280,45 +260,32 @@ def _write_excel(connection: Connection[Any], query: sql.Composed, path: Path) -
 
     written = 0
     # Rows go to a file beside it as they are written.
-    options = {"constant_memory": True, "tmpdir": str(path.parent), "default_date_format": "yyyy-mm-dd"}
+    how: dict[str, object] = {"constant_memory": True, "tmpdir": str(path.parent), "default_date_format": "yyyy-mm-dd"}
+    # A text stays a text, whatever it begins with.
+    how |= dict.fromkeys(("strings_to_formulas", "strings_to_urls", "strings_to_numbers"), False)
     try:
-        with Workbook(str(path), options) as workbook, _read_in_batches(connection, query) as (columns, batches):
+        with Workbook(str(path), how) as workbook, _read_in_batches(connection, query) as (columns, batches):
             workbook.use_zip64()
-            heading, time = workbook.add_format({"bold": True}), workbook.add_format({"num_format": TIME_FORMAT})
-            sheet = None
+            time = workbook.add_format({"num_format": TIME_FORMAT})
+            sheet = _new_sheet(workbook, columns)
             for row in chain.from_iterable(batches):
-                line = written % SHEET_ROWS
-                if sheet is None or line == 0:
-                    sheet = _new_sheet(workbook, columns, heading)
-                _write_row(sheet, line + 1, zip(row, (kind for _, kind in columns), strict=True), time)
+                if written and written % SHEET_ROWS == 0:
+                    sheet = _new_sheet(workbook, columns)
+                line = written % SHEET_ROWS + 1
+                for place, value in enumerate(row):
+                    if isinstance(value, datetime):
+                        sheet.write_datetime(line, place, value.astimezone(UTC).replace(tzinfo=None), time)
+                    else:
+                        sheet.write(line, place, value)
                 written += 1
-            if sheet is None:
-                _new_sheet(workbook, columns, heading)
     except FileCreateError as error:
-        # It wraps the operating system's own error.
+        # It wraps the error of the operating system.
         raise error.args[0] from None
     return written
 
 
-def _write_row(sheet: Worksheet, line: int, cells: Iterable[tuple[Any, str]], time: Format) -> None:
-    for place, (value, kind) in enumerate(cells):
-        if value is None:
-            continue
-        if kind == "timestamptz":
-            sheet.write_datetime(line, place, value.astimezone(UTC).replace(tzinfo=None), time)
-        elif kind == "date":
-            sheet.write_datetime(line, place, value)
-        elif kind == "bool":
-            sheet.write_boolean(line, place, value)
-        elif kind in NUMBERS:
-            sheet.write_number(line, place, value)
-        else:
-            # Never as a formula, whatever it begins with.
-            sheet.write_string(line, place, str(value))
-
-
-def _new_sheet(workbook: Workbook, columns: Sequence[tuple[str, str]], heading: Format) -> Worksheet:
-    sheet = workbook.add_worksheet()
+def _new_sheet(workbook: Workbook, columns: Sequence[tuple[str, str]]) -> Worksheet:
+    sheet, heading = workbook.add_worksheet(), workbook.add_format({"bold": True})
     sheet.freeze_panes(1, 0)
     for place, (name, kind) in enumerate(columns):
         sheet.set_column(place, place, max(len(name) + 2, WIDTHS.get(kind, 12)))

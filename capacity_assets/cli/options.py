@@ -1,4 +1,4 @@
-"""What the commands share: options, completion, tables, JSON, progress bars, and how a failure becomes an exit code.
+"""What the commands share: options, tables, JSON, progress bars, the opened database, and exit codes.
 
 Exit 0: done. 1: the work failed. 2: bad usage or configuration. An error is one text on standard error, without a
 traceback; an error that no type names is a bug and keeps its traceback.
@@ -10,34 +10,34 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import date
 from decimal import Decimal
 from functools import partial, reduce, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, TypeAlias
+from zoneinfo import ZoneInfo
 
 import click
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+from sqlalchemy import Engine
 
-from capacity_assets.base.declarations import mb_of_gb
-from capacity_assets.base.errors import (
-    DATABASE_FAILURES,
-    CapacityError,
-    NotFoundError,
-    ValidationError,
-    reason_of,
-    sentence_of,
-)
-from capacity_assets.base.files import atomic_write
-from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS
+from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base import errors
+from capacity_assets.base.declarations import day_of, mb_of_gb
+from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.files import atomic_write, key_and_value
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.base.units import printable
+from capacity_assets.database.schema import refuse_an_unfit_database
+from capacity_assets.ownership.bills import month_of
+from capacity_assets.runtime import open_engine, open_task_runner
 
 DONE = 0
 FAILED = 1
@@ -56,14 +56,15 @@ def readable_errors() -> Iterator[None]:
         signal.signal(number, signal.default_int_handler)
     try:
         yield
-    except (ConfigurationError, ValidationError, NotFoundError) as error:
+    except (ConfigurationError, ValidationError, errors.NotFoundError) as error:
         _exit_with(str(error), BAD_USAGE)
     except CapacityError as error:
         _exit_with(str(error), FAILED)
-    except DATABASE_FAILURES as error:
-        _exit_with(f"The database refused the work: {reason_of(error)}. The open transaction was rolled back.", FAILED)
+    except errors.DATABASE_FAILURES as error:
+        reason = errors.reason_of(error)
+        _exit_with(f"The database refused the work: {reason}. The open transaction was rolled back.", FAILED)
     except (OSError, MemoryError) as error:
-        sentence = sentence_of(error)
+        sentence = errors.sentence_of(error)
         if sentence is None:
             raise
         _exit_with(f"{sentence} Completed work was kept. Run the same command again afterwards.", FAILED)
@@ -83,7 +84,7 @@ NOTHING_CHANGED = "Dry run: nothing was changed."
 
 
 class Table(NamedTuple):
-    """A table under its title. Numbers stand below a heading that begins with >, text that folds below one with ~."""
+    """A table under its title. A heading begins with > over numbers, with ~ over text that may be folded."""
 
     title: str
     headings: Sequence[str]
@@ -107,6 +108,13 @@ class Report:
     lines: Iterable[Line] = ()
     code: int = DONE
     failure: str = ""
+
+    def show(self) -> None:
+        """Print it for people, or with --json for scripts."""
+        if wants_json():
+            print_json(self.document)
+        else:
+            say(*self.lines)
 
 
 def say(*lines: Line) -> None:
@@ -144,7 +152,7 @@ def _cell(cell: object) -> Text:
 
 @contextmanager
 def progress_bar(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error, on a terminal only; yields its update: `advance`, `completed` and `total`."""
+    """Show a bar on standard error if that is a terminal; yields its update: `advance`, `completed` and `total`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -173,6 +181,12 @@ def writing(target: Path | str) -> Iterator[None]:
         os.umask(private)
 
 
+def write_text(output: str, text: str) -> None:
+    """Write a file as a whole, or leave the earlier one as it was; raises CommandFailedError."""
+    with writing(output), atomic_write(Path(output)) as new_file:
+        new_file.write_text(text, encoding="utf-8")
+
+
 def wants_json() -> bool:
     """Whether the command was called with --json."""
     context = click.get_current_context(silent=True)
@@ -185,101 +199,98 @@ def print_json(value: object) -> None:
 
 
 def as_json_text(value: object) -> str:
-    """Return `value` as one JSON document; decimals are text without an exponent, so that none is rounded."""
-    return json.dumps(
-        value, indent=2, ensure_ascii=False, default=lambda one: f"{one:f}" if isinstance(one, Decimal) else str(one)
-    )
+    """Return `value` as one JSON document; dataclasses are objects, and decimals text, so that none is rounded."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_as_json)
 
 
-def format_of(output: str, formats: Collection[str]) -> str | None:
-    """Return the format of an output file by its ending; None: the screen. Raises ValidationError for another one."""
-    if output == STANDARD_OUTPUT:
-        return None
-    extension = Path(output).suffix.lower().removeprefix(".")
-    if extension not in formats:
-        *others, last = (f".{name}" for name in formats)
-        raise ValidationError(f"{output!r} must end in {', '.join(others)} or {last}.")
-    return extension
+def _as_json(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def write_formatted(output: str, written: str) -> None:
-    """Write a file in place of an earlier one, whole or not at all; raises CommandFailedError."""
-    with writing(output), atomic_write(Path(output)) as new_file:
-        new_file.write_text(written, encoding="utf-8")
+@contextmanager
+def open_database(settings: Settings, zone: ZoneInfo | None = None, *, kept: str = "") -> Iterator[Engine]:
+    """Open the capacity database; refuse one without this version's schema or, with `zone`, with days of another zone.
+
+    `kept` is a sentence about what was not done, for the error's text. Raises CapacityError.
+    """
+    with open_engine(settings, existing=True) as engine:
+        refuse_an_unfit_database(engine, zone, kept=kept)
+        yield engine
 
 
-class Day(click.ParamType[date]):
-    """A calendar day on the command line."""
+@contextmanager
+def open_window(
+    settings: Settings, period: str, day: date | None
+) -> Iterator[tuple[AggregationTaskRunner, Period, Window]]:
+    """Open a task runner; yields it, a period, and its window that holds a day, or its last complete one."""
+    with open_task_runner(settings, existing=True) as runner:
+        chosen = runner.service.period(period)
+        yield runner, chosen, runner.service.partitions.window_holding(chosen, day)
 
-    name = "YYYY-MM-DD"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """Convert text to a day; raises click.BadParameter."""
+class ValueType(click.ParamType[Any]):
+    """A value that a function reads from the text of an argument, or refuses with a ValidationError."""
+
+    def __init__(self, name: str, read: Callable[[str], object]) -> None:
+        self.name, self._read = name, read
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Convert text to the value; raises click.BadParameter."""
         try:
-            day = date.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a day of the calendar; write YYYY-MM-DD", param, ctx)
-        if not FIRST_YEAR <= day.year <= LAST_YEAR:
-            self.fail(f"{day} lies outside the years {FIRST_YEAR} to {LAST_YEAR}", param, ctx)
-        return day
-
-
-class Gigabytes(click.ParamType[Decimal]):
-    """A number of GiB, zero included."""
-
-    name = "GIB"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        """Convert text to a number; raises click.BadParameter."""
-        try:
-            mb_of_gb(value)
+            return self._read(str(value))
         except ValidationError as error:
             self.fail(str(error), param, ctx)
-        return Decimal(str(value).strip())
 
 
-DAY, GIGABYTES = Day(), Gigabytes()
+def _gigabytes(written: str) -> Decimal:
+    mb_of_gb(written)
+    return Decimal(written.strip())
 
 
-def completing(values: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+DAY = ValueType("YYYY-MM-DD", day_of)
+MONTH = ValueType("YYYY-MM", month_of)
+GIGABYTES = ValueType("GIB", _gigabytes)
+
+
+def completion_of(values: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Return the completion of an option that takes one of the values."""
     return lambda _context, _parameter, start: [value for value in values if value.startswith(start)]
 
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
+def combine(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return several options as one decorator."""
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
 
 
 def _note_json(context: click.Context, _parameter: click.Parameter, as_json: bool) -> None:
     context.meta["json"] = as_json
 
 
-# No command takes it: `wants_json` says whether it was given.
+# Commands get no argument for it: `wants_json` says whether it was given.
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_note_json, help="Print one JSON document, for scripts."
 )
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 password_option = click.option(
     "--password-from", metavar="WHERE", help="Source of the password: env:NAME, file:/PATH or secret:NAME."
 )
 
 
-def options(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return several options as one decorator."""
-    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
-
-
 def period_option(default: str | None = None) -> Callable[[Any], Any]:
     """Return the option --period of a command that shows one period."""
-    names = f"One of {', '.join(PERIODS)}."
-    return click.option("--period", default=default, show_default=True, help=names, shell_complete=completing(PERIODS))
+    names, complete = f"One of {', '.join(PERIODS)}.", completion_of(PERIODS)
+    return click.option("--period", default=default, show_default=True, help=names, shell_complete=complete)
 
 
-window_options = options(
+window_options = combine(
     period_option("monthly"),
     click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one."),
 )
 
 
-def _once(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+def _once(_context: click.Context, parameter: click.Parameter, values: tuple[object, ...]) -> object:
     """Return the only value; click would silently drop all but the last."""
     if len(values) > 1:
         raise click.BadParameter("it can be given only once.", param=parameter)
@@ -287,17 +298,18 @@ def _once(_context: click.Context, parameter: click.Parameter, values: tuple[str
 
 
 def label_option(description: str) -> Callable[[Any], Any]:
-    """Return the option --label, which can be given only once."""
-    return click.option("--label", metavar="KEY=VALUE", multiple=True, callback=_once, help=description)
+    """Return the option --label, which can be given only once: a key and a value."""
+    label = ValueType("KEY=VALUE", key_and_value)
+    return click.option("--label", type=label, multiple=True, callback=_once, help=description)
 
 
-filter_options = options(
+filter_options = combine(
     click.option("--engine", help="Only servers of this engine."),
     label_option("Only databases with this label, such as team=payments."),
 )
 
 
-def number_listed(name: str, default: int) -> Callable[[Any], Any]:
+def rows_option(name: str, default: int) -> Callable[[Any], Any]:
     """Return the option for the number of listed rows, --limit or --show; `name` is its parameter."""
     most = click.IntRange(1, 10_000)
     return click.option(
@@ -305,18 +317,21 @@ def number_listed(name: str, default: int) -> Callable[[Any], Any]:
     )
 
 
-def command(function: Callable[Concatenate[Settings, ...], Report | int | None]) -> Callable[..., None]:
-    """Pass the settings to a command, print its report or its failure, and exit with its code."""
-    run: Callable[..., Report | int | None] = wraps(function)(lambda **values: function(load_settings(), **values))
-    return without_settings(run)
+Result: TypeAlias = Report | int | None
 
 
-def json_command(function: Callable[Concatenate[Settings, ...], Report | int | None]) -> Callable[..., None]:
+def command(function: Callable[Concatenate[Settings, ...], Result]) -> Callable[..., None]:
+    """Pass the settings to a command, show its report or its failure, and exit with its code."""
+    run: Callable[..., Result] = wraps(function)(lambda **values: function(load_settings(), **values))
+    return command_without_settings(run)
+
+
+def json_command(function: Callable[Concatenate[Settings, ...], Result]) -> Callable[..., None]:
     """Do what `command` does, and add the option --json."""
     return json_option(command(function))
 
 
-def without_settings(function: Callable[..., Report | int | None]) -> Callable[..., None]:
+def command_without_settings(function: Callable[..., Result]) -> Callable[..., None]:
     """Do what `command` does for a command that reads the settings itself."""
 
     @wraps(function)
@@ -324,18 +339,10 @@ def without_settings(function: Callable[..., Report | int | None]) -> Callable[.
         with readable_errors():
             result = function(**values)
             if isinstance(result, Report):
-                print_report(result)
+                result.show()
                 if result.failure:
                     raise CommandFailedError(result.failure)
                 result = result.code
         click.get_current_context().exit(result or DONE)
 
     return run
-
-
-def print_report(report: Report) -> None:
-    """Print a report for people, or with --json for scripts."""
-    if wants_json():
-        print_json(report.document)
-    else:
-        say(*report.lines)

@@ -1,47 +1,63 @@
-"""`capacity runway`: when servers and databases will be full, the greatest risk first."""
+"""`capacity runway` and `scenario`, and `explain --runway`: when servers and databases will be full, and why.
+
+An explanation shows how a forecast was made, beside one that is computed in a second way.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import click
-from sqlalchemy import Engine
+import numpy as np
+from sqlalchemy import Connection, Engine
 
-from capacity_assets.base.errors import NotFoundError
-from capacity_assets.base.files import key_and_value
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import counted, first_of, human_day, human_mb
+from capacity_assets.base.settings import HORIZONS_DAYS, Settings
+from capacity_assets.base.units import counted, first_of, human_change_mb, human_day, human_mb, printable
+from capacity_assets.cli import options
 from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
-from capacity_assets.cli.options import GIGABYTES, Line, Report, Table, filter_options, json_command, number_listed
+from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.collection.servers import registered
-from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, stored_decisions
+from capacity_assets.forecast import model, scenarios
+from capacity_assets.forecast import runway as forecasting
+from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, open_decisions, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
-from capacity_assets.forecast.model import LEAST_CHANGES
+from capacity_assets.forecast.limits import SizeStep, stored_steps
+from capacity_assets.forecast.model import LEAST_HISTORY_DAYS, RISE_DAYS, Forecasts, forecast, without_steps
 from capacity_assets.forecast.outlook import (
+    DATABASE,
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
     SERVER_LIMIT,
+    SHARES,
     TOO_LITTLE_HISTORY,
+    VOLUME,
     VOLUME_LIMIT,
     Outlook,
     Outlooks,
+    day_text,
     standing_for_themselves,
 )
-from capacity_assets.forecast.runway import outlooks
-from capacity_assets.forecast.scenarios import compare, higher_limits, no_label
+from capacity_assets.forecast.reference import Reference, reference
+from capacity_assets.forecast.runway import SeriesOutlook
+from capacity_assets.ownership import scenario_results as results
+from capacity_assets.ownership.bills import group_named, money, money_change
+from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.ownership.labels import labels_of_each, refuse_unknown_label
-from capacity_assets.reading.forecasts import figures_of, issue_of
-from capacity_assets.runtime import open_engine
+from capacity_assets.ownership.scenario_results import BudgetChange, RunwayFigures, ScenarioResult
+from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts, figures_of, issue_of
+from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
 
 NAMED = 5
 SHOWN_WITHIN_DAYS = (30, 90)
-LEAST_HISTORY_DAYS = 2 * LEAST_CHANGES + 1
 HEADINGS = (
     *("Server", "What", ">Size", ">Limit", "Binds", "Early (10 %)", "Middle (50 %)", "Late (90 %)"),
     *(f">Within {days} days" for days in SHOWN_WITHIN_DAYS),
@@ -51,11 +67,13 @@ HEADINGS = (
 @click.command()
 @click.argument("server", required=False)
 @click.argument("database", required=False)
-@click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="Assume that every limit is this many GiB higher.")
-@filter_options
-@number_listed("show", 20)
+@click.option(
+    "--add-gb", type=options.GIGABYTES, default=Decimal(0), help="Assume that every limit is this many GiB higher."
+)
+@options.filter_options
+@options.rows_option("show", 20)
 @click.option("--issue", is_flag=True, help="First store the forecasts of today, so that pages and reports have them.")
-@json_command
+@options.json_command
 def runway(
     settings: Settings,
     /,
@@ -64,7 +82,7 @@ def runway(
     database: str | None,
     add_gb: Decimal,
     engine: str | None,
-    label: str | None,
+    label: tuple[str, str] | None,
     show: int,
     issue: bool,
 ) -> Report:
@@ -85,33 +103,32 @@ def runway(
     """
     if issue and add_gb:
         raise click.UsageError("Give either --issue or --add-gb.")
-    chosen = None if label is None else key_and_value(label)
-    with open_engine(settings, existing=True) as opened:
-        refuse_an_unfit_database(opened, settings.zone)
+    with options.open_database(settings, settings.zone) as opened:
         if server is not None:
             registered(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)
-        issued = RunwayService(opened, clock).issue(clock.today()) if issue else None
-        figures = figures_of(issue_of(opened, clock.today(), clock.today())) if issue else {}
+        today = clock.today()
+        issued = RunwayService(opened, clock).issue(today) if issue else None
+        figures = figures_of(issue_of(opened, today, today)) if issue else {}
         if add_gb:
-            higher = higher_limits(add_gb)
-            forecasts = compare(opened, clock.today(), higher, no_label, (server, database)).changed
+            higher = scenarios.higher_limits(add_gb)
+            forecasts = scenarios.compare(opened, today, higher, scenarios.no_label, (server, database)).changed
         else:
-            forecasts = outlooks(opened, clock.today(), server, database)
-        decisions = OpenDecisions(stored_decisions(opened, clock.today()))
-        if engine is not None or chosen is not None:
-            forecasts = _only(opened, forecasts, clock.today(), label=chosen, of_engine=engine)
+            forecasts = forecasting.outlooks(opened, today, server, database)
+        decisions = OpenDecisions(stored_decisions(opened, today))
+        if engine is not None or label is not None:
+            forecasts = _only(opened, forecasts, today, label=label, of_engine=engine)
     if server is not None:
         _refuse_unmeasured(forecasts, server, database)
-    if not forecasts.rows and (engine is not None or label is not None):
-        lines: list[Line] = [f"No database with a known limit matches {' and '.join(filter(None, (engine, label)))}."]
+    filters = [*([engine] if engine else []), *(["=".join(label)] if label else [])]
+    if filters and not forecasts.rows:
+        lines: list[Line] = [f"No database with a known limit matches {' and '.join(filters)}."]
     else:
         lines = outlook_lines(forecasts, decisions, add_gb=add_gb, show=show, every=server is not None)
-    decided = [decisions.on(row) for row in forecasts.rows]
-    rows = [
-        {**asdict(row), "decision": decision and decision_json(decision, clock.today())}
-        for row, decision in zip(forecasts.rows, decided, strict=True)
-    ]
+    rows = []
+    for row in forecasts.rows:
+        decision = decisions.on(row)
+        rows.append({**asdict(row), "decision": decision and decision_json(decision, today)})
     document = {**asdict(forecasts), "rows": rows, "add_gb": float(add_gb)}
     if issued is not None:
         document["issued"] = issued.to_dict() | figures
@@ -130,13 +147,13 @@ def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -
 def _only(
     engine: Engine, forecasts: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
 ) -> Outlooks:
-    """Return the rows with a label and an engine; databases with unknown limits are then not counted.
+    """Return the rows with a label and an engine, without counts of databases with unknown limits.
 
     Raises NotFoundError if nothing ever had the label.
     """
     subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
     kept = labels_of_each(engine, subjects, today, label=label, of_engine=of_engine)
-    # A database keeps the row of the limit that it reaches first: that of its volume, or of the server.
+    # Also the row of the limit that one of these databases reaches first: of its volume, or of the server.
     bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in kept}
     rows = [
         row
@@ -150,17 +167,12 @@ def _only(
 
 
 def outlook_lines(
-    forecasts: Outlooks,
-    decisions: OpenDecisions,
-    *,
-    show: int,
-    add_gb: Decimal = Decimal(0),
-    every: bool = False,
+    forecasts: Outlooks, decisions: OpenDecisions, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False
 ) -> list[Line]:
     """Return the first rows as a table, what was decided about them, and the number of unknown limits.
 
-    Without `every`, databases that have only their server's limit are left out: the row of the server shows when it is
-    reached.
+    Without `every`, databases that have only the limit of their server are left out: the row of the server shows when
+    that is reached.
     """
     lines: list[Line] = []
     rows = list(forecasts.rows) if every else standing_for_themselves(forecasts.rows)
@@ -178,14 +190,14 @@ def outlook_lines(
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:
         servers = (f"{server} ({databases:,})" for server, databases in forecasts.unknown_on.items())
-        lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER_LIMIT` lists them.")
+        lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")
     if forecasts.unknown_limits:
         lines.append(f"Limit unknown: {counted(forecasts.unknown_limits, 'database')}.")
     return lines
 
 
 def _decided_text(row: Outlook, decision: StoredDecision) -> str:
-    # On the volume or server that binds it, where it has no decision of its own.
+    # The decision may be on the volume or server whose limit binds it.
     subject = "" if decision.name == row.name else f"{decision.display_name}: "
     return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
@@ -197,3 +209,296 @@ def _cells(row: Outlook) -> list[object]:
     subject = [row.server, row.display_name]
     limit = "unknown" if row.state == LIMIT_UNKNOWN else limit_text(row.limit_mb)
     return [*subject, human_mb(row.size_mb), limit, row.binds or "", *days, *probabilities]
+
+
+SCENARIO_HEADINGS = (
+    "Server",
+    "What",
+    ">Size",
+    "Base (50 %)",
+    ">Within a year",
+    "Scenario (50 %)",
+    "Range",
+    ">Within a year",
+)
+BUDGET_HEADINGS = (">Size at the end", ">Scenario", ">Change", ">Amount", ">Scenario", ">Change")
+FIT_HEADINGS = ("Server", "Full first", ">Left today", "Base (50 %)", "With it (50 %)", "Range", ">Within a year")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--fit", type=options.GIGABYTES, help="Instead of FILE: where does a new database of so many GiB fit?")
+@click.option("--by", help="engine, or a label key, for the budget. Default: the first of CAPACITY_LABEL_KEYS.")
+@options.rows_option("show", 20)
+@click.option("--store", "stored_name", metavar="NAME", help="Store the result under a name, for the page /scenario.")
+@click.option("--remove", "removed_name", metavar="NAME", help="Instead of FILE: remove a stored result.")
+@options.json_command
+def scenario(
+    settings: Settings,
+    /,
+    *,
+    file: Path | None,
+    fit: Decimal | None,
+    by: str | None,
+    show: int,
+    stored_name: str | None,
+    removed_name: str | None,
+) -> Report:
+    """Show how assumptions change runways and budget.
+
+    FILE is a TOML file with tables [[growth]], [[new_database]], [[purge]], [[limit]] and [[move]]. What differs from
+    the base case is shown beside it, the greatest risk first. Stores nothing without --store.
+
+    \b
+    Examples:
+      capacity scenario next-year.toml
+      capacity scenario next-year.toml --store "next year"
+      capacity scenario --fit 300
+    """
+    if sum(one is not None for one in (file, fit, removed_name)) != 1 or (stored_name and file is None):
+        raise click.UsageError("Give a FILE, with or without --store, or --fit, or --remove.")
+    with options.open_database(settings, settings.zone) as engine:
+        today = Clock(settings.zone).today()
+        if removed_name is not None:
+            results.remove(engine, removed_name)
+            return Report({"removed": removed_name}, [f"Removed the stored scenario {removed_name}."])
+        if fit is not None:
+            added = scenarios.new_database_everywhere(fit)
+            found = results.fits(scenarios.compare(engine, today, added, scenarios.no_label))
+            return Report(found, _fit_lines(found, fit, show))
+        assert file is not None  # noqa: S101 -- one of the three was given
+        assumed = scenarios.scenario_of_file(file)
+        registered(engine, sorted(assumed.servers))  # refuses unknown names
+        by = by or default_grouping(settings.label_keys)
+        result = results.result_of(engine, today, assumed, by, settings.label_keys)
+        if stored_name is not None:
+            results.store(engine, stored_name, result)
+    return Report({**asdict(result), "stored": stored_name}, _scenario_lines(result, show, stored_name))
+
+
+def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) -> Iterator[Line]:
+    yield "Assumed: " + ("; ".join(result.assumptions) or "nothing") + "."
+    if result.runways:
+        rows = []
+        for one in result.runways:
+            base = [one.before.text, _chance(one.before)]
+            rows.append([one.server, one.display_name, human_mb(one.size_mb), *base, *_scenario_cells(one.after)])
+        yield Table.of_first(f"Full when, as of {human_day(result.as_of)}", SCENARIO_HEADINGS, rows, show)
+    yield f"Unchanged: {counted(result.unchanged, 'runway')}."
+    yield from result.notes
+    if result.total is not None and result.last_day is not None and result.grouped_by is not None:
+        by = result.grouped_by
+        rows = [_budget_cells(group_named(one.name, by), one) for one in result.budget]
+        title = f"Budget of the 12 months to {human_day(result.last_day)}, {result.currency or 'no currency'}"
+        headings = (by.replace("_", " ").capitalize(), *BUDGET_HEADINGS)
+        yield Table(title, headings, [*rows, _budget_cells("Total", result.total)])
+    if result.without_budget:
+        yield f"No budget: {result.without_budget}"
+    if stored_name is not None:
+        yield f"Stored as {stored_name}: the page /scenario shows it."
+
+
+def _budget_cells(name: str, one: BudgetChange) -> list[object]:
+    change = human_change_mb(one.end_size_after_mb - one.end_size_before_mb)
+    sizes = [human_mb(one.end_size_before_mb), human_mb(one.end_size_after_mb), change]
+    return [name, *sizes, money(one.amount_before), money(one.amount_after), money_change(one.difference)]
+
+
+def _scenario_cells(after: RunwayFigures) -> list[object]:
+    return [after.text, after.range_text, _chance(after)]
+
+
+def _chance(figures: RunwayFigures) -> str:
+    return "" if figures.within_365_days is None else f"{figures.within_365_days:.0%}"
+
+
+def _fit_lines(found: Sequence[results.Fit], gb: Decimal, show: int) -> Iterator[Line]:
+    if not found:
+        yield "No server has a known limit. `capacity limits set` declares one."
+        return
+    rows = [
+        [one.server, one.display_name, human_mb(one.headroom_mb), one.before.text, *_scenario_cells(one.after)]
+        for one in found
+    ]
+    yield Table.of_first(f"Where {gb:,} GiB fit, best first", FIT_HEADINGS, rows, show)
+    yield "Servers without a known limit are not listed. Those with too little history come last."
+
+
+TOLERANCE = 1e-6
+BAND_HEADINGS = (
+    "Horizon", ">Past errors", ">Lower", ">Forecast", ">Upper", ">Full by then", "Second calculation",
+)  # fmt: skip
+PIECE_HEADINGS = [f">{piece.capitalize()}" for piece in model.PIECES]
+EVIDENCE_HEADINGS = ("Horizon", *PIECE_HEADINGS, ">Log odds", ">Full by then")
+EARLIER_HEADINGS = ("As of", "Full (50 %)", ">Horizon", ">Forecast", ">Measured", ">Error")
+
+
+def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | None, server: str | None) -> Report:
+    """Report how the runway of a database or volume was made, or without a `name` that of a server.
+
+    Raises:
+        NotFoundError: no such server, or nothing of that name was measured within the last month.
+        ValidationError: a name is empty, or several servers have one of that name.
+        DatabaseError: the database failed.
+    """
+    if "" in {name, server}:
+        raise ValidationError("A name is empty.")
+    if server is not None:
+        registered(engine, [server])
+    today = Clock(settings.zone).today()
+    series = forecasting.outlook_with_sizes(engine, today, kind, name, server)
+    if series is None:
+        subject = server if name is None else f"{kind} {printable(name)}"
+        raise NotFoundError(
+            f"{subject} was not measured within the last month, or does not exist. Names are case-sensitive."
+        )
+    outlook = series.outlook
+    with database_errors(doing="reading earlier forecasts"), engine.connect() as connection:
+        earlier = earlier_forecasts(connection, outlook)
+        decision = open_decisions(connection, today).on(outlook)
+        imported = _imported(connection, series, kind, name)
+    # A step of a database is also a step of its server's total.
+    declared = stored_steps(engine, outlook.server, name if kind == DATABASE else None)
+    steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
+    first = forecast(series.smooth[None, :], series.sizes[None, :])
+    measured, smooth = (
+        [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)
+    )
+    second = reference(smooth, measured)
+    agrees = _agree(first, second) and _days_agree(outlook, first, second)
+    measured_days = sum(size is not None for size in measured)
+    document = {
+        "outlook": outlook,
+        "decision": decision and decision_json(decision, today),
+        "measured_days": measured_days,
+        "imported": imported,
+        "steps": steps,
+        "drift_mb_per_day": float(first.drift[0]),
+        "lowest_change_mb": second.lowest_change,
+        "highest_change_mb": second.highest_change,
+        "cut_changes": second.cut_changes,
+        "follows_drift": second.follows_drift,
+        "errors_mb": second.errors,
+        "band_mb": second.band,
+        "said_before": earlier,
+        "agrees": agrees,
+    }
+    lines: list[Line] = [
+        f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: {human_mb(outlook.size_mb)}",
+        f"Measured days: {measured_days:,}",
+        *(one.sentence for one in imported),
+        *(
+            f"Ignored: {human_day(step.day)}, {printable(': '.join(filter(None, (step.database, step.note))))}."
+            for step in steps
+        ),
+        *(_forecast_lines(outlook, first, second) if outlook.history_days >= LEAST_HISTORY_DAYS else ()),
+        "Limit: unknown. `capacity limits set` declares one."
+        if outlook.binds is None
+        else f"Limit: {limit_text(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.",
+        _days_text(outlook),
+        *([] if decision is None else [decision.sentence]),
+        *([] if outlook.planned is None else [outlook.planned.sentence]),
+        *([] if outlook.sooner_day is None else [outlook.remark]),
+        *([Table("Earlier forecasts", EARLIER_HEADINGS, list(map(_earlier_cells, earlier)))] if earlier else []),
+        "Both calculations agree." if agrees else "The two calculations DIFFER. Please report this as a defect.",
+    ]
+    return Report(document, lines)
+
+
+def _imported(connection: Connection, series: SeriesOutlook, kind: str, name: str | None) -> list[SampleOrigin]:
+    """Return which of the sizes that the forecast reads were imported."""
+    outlook = series.outlook
+    number = server_id_of(connection, outlook.server)
+    if kind == VOLUME or number is None:
+        return []
+    first = outlook.last_day - timedelta(days=len(series.sizes) - 1)
+    return origins_of(connection, number, name, first, outlook.last_day)
+
+
+def _agree(first: Forecasts, second: Reference) -> bool:
+    """Whether both calculations agree, apart from rounding."""
+    bands = [(first.lower[0, n], first.upper[0, n]) for n in range(len(HORIZONS_DAYS))]
+    figures = (first.drift[0], first.pace[0], first.spread[0], first.fallen[0])
+    rises = np.sort(first.rises[0])
+    compared: list[tuple[Any, Any]] = [
+        (bands, [second.band.get(days, (np.nan, np.nan)) for days in HORIZONS_DAYS]),
+        (figures, (second.drift, second.pace, second.spread, second.fallen)),
+        *((rises[n, : len(second.rises[days])], sorted(second.rises[days])) for n, days in enumerate(RISE_DAYS)),
+    ]
+    return all(np.allclose(*two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True) for two in compared)
+
+
+def _days_agree(outlook: Outlook, first: Forecasts, second: Reference) -> bool:
+    """Whether the days of both calculations agree, apart from one day, which rounding may decide."""
+    if outlook.state != FORECAST or outlook.limit_mb is None:
+        return True
+    ends, beyond = model.runways(first, np.array([float(outlook.limit_mb)])), RISE_DAYS[-1] + 1
+    for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
+        again = second.day(outlook.limit_mb, round(100 * share))
+        found = beyond if day == model.NOT_WITHIN_HORIZON else day
+        if abs(found - (beyond if again is None else again)) > 1:
+            return False
+    return True
+
+
+def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:
+    """Whether the forecast ignores a declared step: sizes before and after it are known, and differ."""
+    if step.day > series.outlook.last_day or np.array_equal(series.smooth, series.sizes, equal_nan=True):
+        return False
+    column = len(series.sizes) - 1 - (series.outlook.last_day - step.day).days
+    return not np.array_equal(without_steps(series.sizes[None, :], [[column]])[0], series.sizes, equal_nan=True)
+
+
+def _days_text(outlook: Outlook) -> str:
+    if outlook.state == FULL:
+        return "It is full."
+    if outlook.state == FORECAST:
+        early, middle, late = outlook.days_text
+        return f"Full: early {early}, middle {middle}, late {late}."
+    if outlook.state == TOO_LITTLE_HISTORY:
+        history = counted(outlook.history_days, "day")
+        return f"No date: {history} of history; at least {LEAST_HISTORY_DAYS} are needed."
+    return f"No date: {outlook.state}."
+
+
+def _forecast_lines(outlook: Outlook, first: Forecasts, second: Reference) -> Iterator[Line]:
+    yield (
+        f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
+        f"{second.cut_changes:,} beyond were cut to these."
+    )
+    last_size = "The last size was the better forecast, so it is used."
+    better = "It was the better forecast." if second.follows_drift else last_size
+    yield f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}"
+    rows = [_band_cells(outlook, first, second, place) for place in range(len(HORIZONS_DAYS))]
+    yield Table("Bands in MiB", BAND_HEADINGS, rows)
+    if outlook.state == FORECAST:
+        evidence = [_evidence_cells(float(outlook.limit_mb or 0), second, days) for days in HORIZONS_DAYS]
+        yield Table("Evidence of being full, each piece times its weight", EVIDENCE_HEADINGS, evidence)
+
+
+def _earlier_cells(earlier: EarlierForecast) -> list[object]:
+    middle = earlier.state if earlier.state != FORECAST else day_text(earlier.middle_day)
+    sizes = ["none" if size is None else human_mb(size) for size in (earlier.forecast_mb, earlier.actual_mb)]
+    error = ""
+    if earlier.forecast_mb is not None and earlier.actual_mb:
+        error = f"{(earlier.actual_mb - earlier.forecast_mb) / earlier.actual_mb:+.1%}"
+    return [human_day(earlier.as_of), middle, f"{earlier.horizon_days} days", *sizes, error]
+
+
+def _band_cells(outlook: Outlook, first: Forecasts, second: Reference, place: int) -> list[object]:
+    days = HORIZONS_DAYS[place]
+    sizes = [f"{size[0, place]:,.1f}" for size in (first.lower, first.middle, first.upper)]
+    own = len(second.errors[days])
+    errors = own if first.counts[0, place] else f"{own}, borrowed"
+    probability = outlook.probabilities.get(days)
+    full = "" if probability is None else f"{probability:.0%}"
+    band = second.band.get(days)
+    again = "none" if band is None else f"{band[0]:,.1f} to {band[1]:,.1f}"
+    return [f"{days} days", errors, *sizes, full, again]
+
+
+def _evidence_cells(limit_mb: float, second: Reference, days: int) -> list[object]:
+    pieces = zip(second.evidence(limit_mb, days), model.WEIGHTS[days], strict=True)
+    weighed = [piece * weight for piece, weight in pieces]
+    full = second.probabilities(limit_mb)[days]
+    return [f"{days} days", *(f"{one:+.2f}" for one in (*weighed, sum(weighed))), f"{full:.0%}"]

@@ -74,7 +74,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
 
 
 def listen(port: int, host: str = HOST, option: str = "--port") -> socket.socket:
-    """Return a listening socket, so that the address works once it is printed; raises CommandFailedError."""
+    """Return a socket that listens already when the address is printed; raises CommandFailedError."""
     try:
         return socket.create_server((host, port), backlog=BACKLOG)
     except OSError as error:

@@ -1,7 +1,7 @@
 """`capacity status`: stored data, running and queued runs, and late and stale windows.
 
-Dagster's storage is opened so that it creates no tables: looking must not. Which windows are late is decided by the
-ledger.
+Dagster's storage is opened so that no tables are created, because this command changes nothing. The ledger decides
+which windows are late.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy import Engine
@@ -32,7 +32,7 @@ from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, un
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
 from capacity_assets.reading.forecasts import ForecastIssue, Runway, recent_issue
-from capacity_assets.reading.windows import StoredWindows, sampled_days, stored_windows
+from capacity_assets.reading.windows import SampledDays, StoredWindows, sampled_days, stored_windows
 from capacity_assets.runtime import open_engine, task_runner
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 
 NAMED_IN_A_LINE = 3
+FAILING_SHOWN = 10
+RISKS_SHOWN = 3
 NOT_BEFORE_THE_UPGRADE = "not known before `capacity init` has upgraded the schema."
 STATES = {
     "STARTED": "at work",
@@ -58,11 +60,16 @@ LOCATION_SECONDS = 10
 WORKSPACE = "workspace.yaml"
 # The name under which Dagster runs what was launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
+LATE_HEADINGS = ("Period", "Level", ">Windows", "First", "Last", "~Reason")
+WINDOW_HEADINGS = (
+    *("Period", "Level", "First window", "Latest window"),
+    *(">Rows in it", "Days measured", "Its last change"),
+)
 
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """A run that has not ended, or failed a short while ago; `since` is when it started, None for one that waits."""
+    """A run that has not ended, or failed within the hour; `since` is when it started, None if it waits."""
 
     run_id: str
     job: str
@@ -84,13 +91,13 @@ class LateWindows:
 
 
 def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
-    """Return runs that work, wait or failed within the hour, oldest first; raises DBAPIError, also without tables."""
+    """Return runs that are at work, wait, or failed within the hour, oldest first; raises DBAPIError."""
     from dagster import DagsterRunStatus, RunsFilter
 
     failed = DagsterRunStatus.FAILURE
     begun = [DagsterRunStatus(status) for status in STATES if status != failed.value]
     an_hour_ago = datetime.now(tz=UTC) - FAILED_FOR
-    # The times by which Dagster filters are shifted where its PostgreSQL has another time zone than UTC.
+    # The times by which Dagster filters are shifted if its PostgreSQL has another time zone than UTC.
     filters = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago - FARTHEST_ZONE)]
     records = [
         record
@@ -98,16 +105,13 @@ def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
         for record in storage.run_storage.get_run_records(run_filter)
         if record.dagster_run.status is not failed or (record.end_time or 0.0) > an_hour_ago.timestamp()
     ]
-    return [
-        ActiveRun(
-            record.dagster_run.run_id[:8],
-            "assets" if record.dagster_run.job_name == ASSET_JOB else record.dagster_run.job_name,
-            _partitions(record.dagster_run),
-            STATES[record.dagster_run.status.value],
-            None if record.start_time is None else datetime.fromtimestamp(record.start_time, tz=UTC),
-        )
-        for record in sorted(records, key=lambda record: record.storage_id)
-    ]
+    runs = []
+    for record in sorted(records, key=lambda record: record.storage_id):
+        run, since = record.dagster_run, record.start_time
+        job = "assets" if run.job_name == ASSET_JOB else run.job_name
+        started = None if since is None else datetime.fromtimestamp(since, tz=UTC)
+        runs.append(ActiveRun(run.run_id[:8], job, _partitions(run), STATES[run.status.value], started))
+    return runs
 
 
 def _partitions(run: DagsterRun) -> str:
@@ -116,7 +120,7 @@ def _partitions(run: DagsterRun) -> str:
 
 
 def daemon_works(storage: DagsterPostgresStorage) -> bool:
-    """Whether a daemon of Dagster, which starts what is scheduled, sent a heartbeat lately; raises as `active_runs`."""
+    """Whether Dagster's daemon, which starts scheduled runs, sent a heartbeat lately; raises DBAPIError."""
     newest = max((beat.timestamp for beat in storage.run_storage.get_daemon_heartbeats().values()), default=0.0)
     return datetime.now(tz=UTC).timestamp() - newest < HEARTBEAT_SECONDS
 
@@ -160,31 +164,26 @@ def _is_of_another_user(socket: str) -> bool:
 
 
 def has_failed(runs: Sequence[ActiveRun]) -> bool:
-    """Whether one of the runs failed: it may be the one that followed changed samples."""
+    """Whether one of the runs failed. It may be the one that was to recompute windows of changed samples."""
     return any(run.state == STATES["FAILURE"] for run in runs)
 
 
-def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[LateWindows]:
-    """Return what is due and not computed, by period, level and reason; raises DatabaseError.
+def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[IncompleteWindow]:
+    """Return what is due and not computed; raises DatabaseError.
 
-    Where changes are `followed`, those of the last hour make nothing late.
+    If Dagster follows changes of samples (`followed`), changes of the last hour make no window late.
     """
-    return _by_reason(_late(runner, followed=followed))
-
-
-def _late(runner: AggregationTaskRunner, *, followed: bool) -> list[IncompleteWindow]:
     patience_seconds = PATIENCE_SECONDS if followed else 0
     return [
         incomplete
-        for period in runner.service.period_names
+        for period in map(runner.service.period, runner.service.period_names)
         for level in LEVELS
-        for incomplete in runner.incomplete_windows(
-            runner.service.period(period), level, patience_seconds=patience_seconds
-        )
+        for incomplete in runner.incomplete_windows(period, level, patience_seconds=patience_seconds)
     ]
 
 
 def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
+    """Count windows by period, level and reason."""
     groups: dict[tuple[str, str, str], list[Window]] = {}
     for one in every:
         groups.setdefault((one.period_type, one.level, one.reason), []).append(one.window)
@@ -194,15 +193,14 @@ def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
     ]
 
 
-def activity_text(runs: Sequence[ActiveRun], late: Sequence[LateWindows] | None) -> str:
+def activity_text(runs: Sequence[ActiveRun], late: Sequence[IncompleteWindow] | None) -> str:
     """Say in one line what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
         "no run is at work or waiting"
     ]
-    windows = sum(one.windows for one in late or ())
     on_time = "nothing is late" if late is not None else "late windows cannot be read, see `capacity check`"
-    parts.append(f"late: {counted(windows, 'window')}, see `capacity status`" if windows else on_time)
+    parts.append(f"late: {counted(len(late), 'window')}, see `capacity status`" if late else on_time)
     return "; ".join(parts)
 
 
@@ -222,7 +220,7 @@ def status(settings: Settings, /) -> Report:
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         with engine.connect() as connection:
-            samples = [asdict(days) for days in sampled_days(connection, today)]
+            samples = sampled_days(connection, today)
             windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
             active = servers_in_service(connection).active
         followed = works and not has_failed(runs or ())
@@ -240,13 +238,13 @@ def status(settings: Settings, /) -> Report:
         "samples": samples,
         "samples_stopped": {one.table: one.day for one in stopped},
         "windows": windows,
-        "runs": None if runs is None else list(map(asdict, runs)),
+        "runs": runs,
         "daemon_works": works,
         "silent_location": silent or None,
-        "late": None if late is None else list(map(asdict, late)),
-        "stale": None if stale is None else list(map(asdict, stale)),
+        "late": late,
+        "stale": stale,
         "untracked_changes": untracked,
-        "collection": collecting and asdict(collecting),
+        "collection": collecting,
         "runways": runways and _issue_json(runways),
         "distribution": distribution,
     }
@@ -269,8 +267,8 @@ def status(settings: Settings, /) -> Report:
 
 
 def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
-    """Return the runs, None where Dagster's storage does not exist or answer, and whether a daemon works."""
-    if settings.dagster_url is None and not settings.embedded_server_exists:
+    """Return the runs, None if Dagster's storage does not exist or answer, and whether a daemon works."""
+    if not settings.has_dagster_storage:
         return None, False
     try:
         with dagster_storage(settings) as storage:
@@ -282,12 +280,12 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
 def _late_and_stale(
     engine: Engine, settings: Settings, revision: str, *, followed: bool
 ) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
-    """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
+    """Return the late windows and the other stale windows, or None, None and why they are not known."""
     if revision != SCHEMA_REVISION:
         return None, None, NOT_BEFORE_THE_UPGRADE
     try:
         runner = task_runner(engine, settings)
-        late = _late(runner, followed=followed)
+        late = late_windows(runner, followed=followed)
         outdated = runner.outdated_windows()
     except ValidationError as error:
         return None, None, f"not known. {error}"
@@ -296,36 +294,28 @@ def _late_and_stale(
     return _by_reason(late), _by_reason(stale), ""
 
 
-FAILING_SHOWN = 10
-RISKS_SHOWN = 3
-LATE_HEADINGS = ("Period", "Level", ">Windows", "First", "Last", "~Reason")
-WINDOW_HEADINGS = (
-    *("Period", "Level", "First window", "Latest window"),
-    *(">Rows in it", "Days measured", "Its last change"),
-)
-
-
 def _collection_lines(collecting: Standing | None) -> Iterator[Line]:
     if collecting is None:
         return
     yield collecting.text
     if collecting.failing:
-        rows = [_cells(asdict(failing)) for failing in collecting.failing]
         headings = ("Server", "Kind", "Last measured", "~Reason")
+        rows = [_cells(asdict(one)) for one in collecting.failing]
         yield Table.of_first("Servers that fail", headings, rows, FAILING_SHOWN)
 
 
 def _stored_lines(
-    samples: Sequence[dict[str, object]], windows: Sequence[dict[str, object]], stopped: Sequence[Newest]
+    samples: Sequence[SampledDays], windows: Sequence[dict[str, object]], stopped: Sequence[Newest]
 ) -> Iterator[Line]:
-    yield Table("Samples", ("Table", "First day", "Last day", ">Rows on last day"), list(map(_cells, samples)))
+    sampled = [_cells(asdict(one)) for one in samples]
+    yield Table("Samples", ("Table", "First day", "Last day", ">Rows on last day"), sampled)
     yield from (f"{one.table}: {one.text} {STOPPED_ADVICE}" for one in stopped)
     yield Table("Latest stored window", WINDOW_HEADINGS, list(map(_cells, windows)))
-    if not any(row["rows_on_last_day"] for row in samples):
+    if not any(one.rows_on_last_day for one in samples):
         yield "There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`."
 
 
-def _cells(row: dict[str, object]) -> list[object]:
+def _cells(row: dict[str, Any]) -> list[object]:
     return ["none" if value is None else value for value in row.values()]
 
 
@@ -348,8 +338,7 @@ def _window_row(stored: StoredWindows, today: date) -> dict[str, object]:
 
 
 def _issue_json(issue: ForecastIssue) -> dict[str, object]:
-    figures = asdict(issue)
-    del figures["histories"]
+    figures = {name: value for name, value in vars(issue).items() if name != "histories"}
     return {**figures, "risks": list(map(_risk_json, issue.risks))}
 
 
@@ -358,8 +347,7 @@ def _risk_json(risk: Runway) -> dict[str, object]:
         (one.day - risk.last_day).days: {"lower_mb": one.lower_mb, "middle_mb": one.size_mb, "upper_mb": one.upper_mb}
         for one in risk.ahead
     }
-    decision = risk.decision and asdict(risk.decision)
-    return {"instance_id": risk.server_id, "outlook": asdict(risk.outlook), "bands": bands, "decision": decision}
+    return {"instance_id": risk.server_id, "outlook": risk.outlook, "bands": bands, "decision": risk.decision}
 
 
 def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
@@ -400,18 +388,25 @@ def _activity_lines(runs: list[ActiveRun] | None, late: list[LateWindows] | None
     elif not late:
         yield "Late: nothing. All due windows are computed."
     else:
-        yield Table("Late", LATE_HEADINGS, [list(asdict(one).values()) for one in late])
-        first = min(one.first_window for one in late)
+        yield _late_table("Late", late)
+        first = _first_window(late)
         yield f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`."
 
 
 def _stale_lines(stale: list[LateWindows] | None) -> Iterator[Line]:
     if stale:
-        yield Table("Stale", LATE_HEADINGS, [list(asdict(one).values()) for one in stale])
-        first = min(one.first_window for one in stale)
+        yield _late_table("Stale", stale)
         yield (
             "While the daemon runs, it recomputes windows whose samples changed. "
-            f"`capacity aggregate --period all --from {first}` recomputes all of them."
+            f"`capacity aggregate --period all --from {_first_window(stale)}` recomputes all of them."
         )
     elif stale is not None:
         yield "Stale: nothing else. All windows match their samples, and no other session wrote aggregates."
+
+
+def _late_table(title: str, late: Sequence[LateWindows]) -> Table:
+    return Table(title, LATE_HEADINGS, [_cells(asdict(one)) for one in late])
+
+
+def _first_window(late: Sequence[LateWindows]) -> str:
+    return min(one.first_window for one in late)

@@ -1,6 +1,6 @@
-"""`capacity up`: the pages and Dagster as one foreground process.
+"""`capacity up`: the pages and Dagster in the foreground.
 
-This module starts the processes with their databases and home, waits until the UI answers, reports runs and late
+It starts the processes with their databases and home, waits until the UI answers, reports runs and late
 windows, and stops everything. The output of the processes goes to a log file.
 """
 
@@ -21,29 +21,16 @@ from types import FrameType
 
 import click
 
+from capacity_assets.aggregates.ledger import IncompleteWindow
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, ValidationError, reason_of
 from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.settings import Settings
+from capacity_assets.cli import status
 from capacity_assets.cli.options import CommandFailedError, command, say
 from capacity_assets.cli.serve import HOST, refuse_a_taken_port
-from capacity_assets.cli.status import (
-    WORKSPACE,
-    ActiveRun,
-    LateWindows,
-    active_runs,
-    activity_text,
-    has_failed,
-    late_windows,
-    silent_location,
-)
-from capacity_assets.database.embedded import (
-    CAPACITY_DATABASE,
-    EmbeddedServerError,
-    let_reader_log_in,
-    lock_reader_out,
-    sql_password,
-    start_again,
-)
+from capacity_assets.cli.status import ActiveRun
+from capacity_assets.database import embedded
+from capacity_assets.database.embedded import CAPACITY_DATABASE, EmbeddedServerError
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
@@ -91,7 +78,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
     Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set; --sql-port
     opens it to the role capacity_reader, which can only read.
     """
-    parse_retention(settings.retention_days)  # the code location would not load with a wrong rule
+    parse_retention(settings.retention_days)  # with a wrong rule, the code location would not load
     with _stop_signals() as stop, folder_lock(settings) as lock:
         pages_port = pages_port or port + 1
         _refuse_impossible_ports(settings, {"--port": port, "--pages-port": pages_port, "--sql-port": sql_port})
@@ -105,7 +92,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
             # The UI and the pages link to each other by these addresses.
             environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
             environment["CAPACITY_PAGES_URL"] = settings.pages_url or pages_address
-            workspace, log = settings.dagster_home / WORKSPACE, settings.dagster_home / "up.log"
+            workspace, log = settings.dagster_home / status.WORKSPACE, settings.dagster_home / "up.log"
             addresses, others = {"Dagster UI": ui_address}, _processes_of_dagster(settings, workspace, port, names)
             if _pages_can_be_served(settings):
                 addresses = {"Pages": pages_address, **addresses}
@@ -148,17 +135,17 @@ def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]
 
 @contextmanager
 def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[str]:
-    """Let BI tools log in on the port until the block ends; yields how, without the password."""
+    """Let BI tools log in on the port until the block ends; yields a sentence that says how, without the password."""
     given = settings.sql_password
-    password = sql_password(settings.home.resolve(), None if given is None else given.get_secret_value())
+    password = embedded.sql_password(settings.home.resolve(), None if given is None else given.get_secret_value())
     with open_engine(settings) as engine:
-        let_reader_log_in(engine, password.value)
+        embedded.let_reader_log_in(engine, password.value)
         try:
             login = f"host={HOST} port={sql_port} user={READER_ROLE} dbname={CAPACITY_DATABASE}"
             yield f'SQL for BI tools: psql "{login}", with the password in {password.found_in}'
         finally:
             with suppress(DatabaseError):
-                lock_reader_out(engine)
+                embedded.lock_reader_out(engine)
 
 
 def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names: Sequence[str]) -> dict[str, list[str]]:
@@ -171,7 +158,7 @@ def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names:
 
 
 def _pages_arguments(port: int, names: Sequence[str]) -> list[str]:
-    """Return the module and arguments of the pages, which browsers reach by the same hosts as the UI."""
+    """Return the module and arguments that serve the pages, under the same host names as the UI."""
     hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
     return ["capacity_assets.cli", "serve", "--port", str(port), *(word for host in hosts for word in ("--name", host))]
 
@@ -223,7 +210,7 @@ def _pages_can_be_served(settings: Settings) -> bool:
 
 
 def _ensure_schema(settings: Settings) -> None:
-    """Create the schema on the embedded server; on the user's own server require it."""
+    """Create the schema on the embedded server; refuse a server of the user's own that lacks it."""
     with open_engine(settings) as engine:
         if settings.capacity_url is None:
             prepare_database(engine, settings)
@@ -236,7 +223,7 @@ def _ensure_schema(settings: Settings) -> None:
 
 def _wait_until_served(processes: Processes, address: str, log: Path, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not answers(address):
+    while not is_served(address):
         if stop.is_set():
             raise StopRequestedError
         if processes.ended:
@@ -250,7 +237,7 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
         time.sleep(POLL_SECONDS)
 
 
-def answers(address: str) -> bool:
+def is_served(address: str) -> bool:
     """Whether a web server answers at an address; a request for a login counts."""
     try:
         # A local address, so proxies of the environment do not apply.
@@ -263,24 +250,24 @@ def answers(address: str) -> bool:
 def _report_until_one_exits(
     processes: Processes, settings: Settings, stop: threading.Event, sql_port: int | None
 ) -> subprocess.Popen[bytes]:
-    """Print a line whenever the runs or late windows change; return the process that ended."""
+    """Print a line whenever the runs or late windows change; return the first process that ends."""
     shown, runs = "", list[ActiveRun]()
-    late: list[LateWindows] | None = None
+    late: list[IncompleteWindow] | None = None
     readings, restarts = itertools.count(), _Restarts(settings, sql_port)
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
                 raise StopRequestedError
             try:
-                before, runs = runs, active_runs(storage)
+                before, runs = runs, status.active_runs(storage)
                 if next(readings) % READINGS_PER_CHECK_FOR_LATE == 0 or len(runs) < len(before):
                     late = None
-                    late = late_windows(runner, followed=not has_failed(runs))
-                text = silent_location(settings) or activity_text(runs, late)
+                    late = status.late_windows(runner, followed=not status.has_failed(runs))
+                text = status.silent_location(settings) or status.activity_text(runs, late)
             except (*DATABASE_FAILURES, DagsterPostgresException) as error:
                 text = restarts.start_again_if_ended() or f"the list of runs cannot be read: {reason_of(error)}"
             except CapacityError:
-                text = activity_text(runs, None)
+                text = status.activity_text(runs, None)
             if text != shown:
                 say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
                 shown = text
@@ -302,7 +289,7 @@ class _Restarts:
             return ""
         began = time.monotonic()
         try:
-            if not start_again(self._data, self._sql_port):
+            if not embedded.start_again(self._data, self._sql_port):
                 return ""
             text = f"the embedded PostgreSQL had ended and was restarted; for the reason, see {self._data / 'log'}"
         except EmbeddedServerError as error:

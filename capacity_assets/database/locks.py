@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from capacity_assets.base.errors import CapacityError, database_errors
-from capacity_assets.base.network import within
+from capacity_assets.base.network import run_within
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -142,7 +142,7 @@ def _asked(client: Redis, call: Callable[[], Result]) -> Result:
     from redis.exceptions import TimeoutError as RedisTimeoutError
 
     try:
-        return within(CALL_SECONDS, call, client.connection_pool.disconnect)
+        return run_within(CALL_SECONDS, call, client.connection_pool.disconnect)
     except TimeoutError as error:
         raise RedisTimeoutError(str(error)) from error
 

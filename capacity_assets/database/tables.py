@@ -48,8 +48,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from capacity_assets.base.declarations import LONGEST_DECLARER
-from capacity_assets.base.label_rules import LONGEST_KEY, LONGEST_VALUE
+from capacity_assets.base.declarations import LONGEST_DECLARER, LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB

@@ -26,8 +26,7 @@ from zipfile import BadZipFile, ZipFile
 from sqlalchemy import Engine, Executable
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.files import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
-from capacity_assets.base.settings import UTF_16
+from capacity_assets.base.files import UTF_16, LineTooLongError, bounded_lines, next_line, refuse_workbook
 from capacity_assets.base.units import first_of
 from capacity_assets.history.rows import MOST_LISTED, ImportColumns, column_positions
 
@@ -74,7 +73,7 @@ def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> File
         raise ValidationError(f"--sheet is for {EXCEL} files.")
     try:
         if kind != EXCEL:
-            refuse_a_workbook(path)
+            refuse_workbook(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         kinds: dict[str, type[FileSource]] = {PARQUET: ParquetSource, EXCEL: ExcelSource}

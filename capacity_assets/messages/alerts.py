@@ -16,8 +16,8 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Engine, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.label_rules import fleet_or_label
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, printable
 from capacity_assets.database.tables import capacity_alerts

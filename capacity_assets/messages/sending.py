@@ -23,11 +23,10 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BeforeValidator
 from sqlalchemy import Engine, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, is_web_address
+from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, is_web_address
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.files import key_and_value, named_tables
-from capacity_assets.base.label_rules import checked
-from capacity_assets.base.network import Opened, WebhookError, post_json, within
+from capacity_assets.base.network import Connections, WebhookError, post_json, run_within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
 from capacity_assets.base.units import meant
 from capacity_assets.collection.credentials import CredentialError, SecretFolders, checked_reference, password_of
@@ -160,7 +159,7 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
     for is_wrong, problem in problems:
         if is_wrong:
             raise ValidationError(problem)
-    key, value = checked(*receiver.label, keys) if receiver.label else (None, None)
+    key, value = checked_label(*receiver.label, keys) if receiver.label else (None, None)
     label = None if key is None else (key, str(value))
     return replace(receiver, to=tuple(receiver.to), gets=gets, label=label)
 
@@ -282,7 +281,7 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
     context = ssl.create_default_context()
     is_encrypted = parts.scheme == "smtps"
-    opened = Opened()
+    opened = Connections()
     encrypted = partial(opened.noting(smtplib.SMTP_SSL), context=context)
     connected = encrypted if is_encrypted else opened.noting(smtplib.SMTP)
 
@@ -298,7 +297,7 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
             return server.send_message(mail)
 
     try:
-        refused = within(seconds, hand_over, opened.close)
+        refused = run_within(seconds, hand_over, opened.close)
     except smtplib.SMTPAuthenticationError:
         raise SendingError(f"{host} refuses the login.") from None
     except smtplib.SMTPRecipientsRefused as error:

@@ -18,7 +18,7 @@ from capacity_assets.orchestration.documents import document_definitions
 from capacity_assets.orchestration.graph import RETRIES, SERVICES, Graph
 from capacity_assets.orchestration.maintenance import maintenance_definitions
 from capacity_assets.orchestration.runways import runway_definitions
-from capacity_assets.runtime import excluded_of
+from capacity_assets.runtime import excluded_databases_of
 
 SUBJECTS = (
     collection_definitions,
@@ -46,7 +46,7 @@ def build_definitions(
     """
     periods = with_trend_threshold(periods, settings.trend_percent)
     parse_retention(settings.retention_days, periods)
-    excluded_of(settings)
+    excluded_databases_of(settings)
     graph = Graph(settings, clock or Clock(settings.zone), periods, retries)
     with warnings.catch_warnings():
         # Backfill policies, lenient partition mappings and code references are beta; the pinned release bounds that.

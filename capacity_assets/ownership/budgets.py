@@ -22,10 +22,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from sqlalchemy import Connection, Engine, Row, delete, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, names_of
+from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, names_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import declarations
-from capacity_assets.base.label_rules import checked
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
@@ -106,7 +105,7 @@ def checked_group(written: str, keys: Sequence[str]) -> str:
     refuse_unknown_grouping(key, keys)
     if not name and key not in keys:
         raise ValidationError(f"A group by {key} has a name; write {key}=NAME.")
-    return f"{key}={checked(key, name, keys)[1] if name and key in keys else name}"
+    return f"{key}={checked_label(key, name, keys)[1] if name and key in keys else name}"
 
 
 def budgets_of_file(path: Path, keys: Sequence[str]) -> list[MonthBudget]:

@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
-from capacity_assets.base.declarations import Things, day_of
+from capacity_assets.base.declarations import Things, checked_label, day_of
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
-from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import first_of, meant
 from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
@@ -238,8 +237,8 @@ def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
 def labels_from_values(
     server: str, database: str | None, values: Mapping[str, str | None], keys: Sequence[str], valid_from: date | None
 ) -> list[Label]:
-    """Return the labels that `values` gives a subject by key; raises as `checked`."""
-    pairs = [checked(key, value, keys) for key, value in values.items()]
+    """Return the labels that `values` gives a subject by key; raises as `checked_label`."""
+    pairs = [checked_label(key, value, keys) for key, value in values.items()]
     return [Label(server, database, key, value, valid_from) for key, value in pairs]
 
 
@@ -262,7 +261,7 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         values = {name: (value or "").strip() for name, value in connection.execute(taken)}
     held = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
     return [
-        Label(name, None, *checked(key, value or None, [key]))
+        Label(name, None, *checked_label(key, value or None, [key]))
         for name, value in values.items()
         if value or name in held
     ]

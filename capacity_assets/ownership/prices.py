@@ -15,10 +15,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.base.declarations import day_of
+from capacity_assets.base.declarations import checked_label, day_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.files import declarations, key_and_value, refuse_lacking
-from capacity_assets.base.label_rules import checked
 from capacity_assets.base.units import first_of
 from capacity_assets.database.tables import ALWAYS, capacity_prices
 from capacity_assets.forecast.limits import (
@@ -109,7 +108,7 @@ def label_of(written: str | None, keys: Sequence[str]) -> tuple[str, str]:
     if not written:
         return EVERYTHING, EVERYTHING
     key, value = key_and_value(written)
-    key, checked_value = checked(key.strip(), value, keys)
+    key, checked_value = checked_label(key.strip(), value, keys)
     return key, str(checked_value)
 
 

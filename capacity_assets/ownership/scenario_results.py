@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
+from capacity_assets.base.declarations import LONGEST_VALUE
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.label_rules import LONGEST_VALUE
 from capacity_assets.base.units import human_range, natural_key
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import capacity_scenarios

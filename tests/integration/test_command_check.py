@@ -206,3 +206,25 @@ def test_check_of_an_embedded_server_that_does_not_exist_creates_nothing(
     assert result.exit_code == 0
     assert "does not exist yet" in " ".join(result.output.split())
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.usefixtures("settings")
+def test_check_names_servers_and_labels_of_a_setting_that_do_not_exist(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_instances(engine, [11])
+    added = capacity("instances", "add", "db-2", "--engine", "postgresql", "--host", "db-2.example")
+    assert added.exit_code == 0, added.output
+    assert capacity("labels", "set", "db-2", "team=payments").exit_code == 0
+    assert capacity("labels", "set", "server-11", "team=search", "--database", "*").exit_code == 0
+    words = ("db-2", "db2", "server-11", "team=payments", "team=payment", "team=search", "team=", "all")
+    monkeypatch.setenv("CAPACITY_OBJECTS", ",".join(words))
+
+    findings = json.loads(capacity("check", "--json").output)
+
+    assert [(one["verdict"], one["text"]) for one in findings if one["subject"] == "CAPACITY_OBJECTS"] == [
+        ("note", "No server is named 'db2'. Did you mean 'db-2'?"),
+        ("note", "Server 'server-11' is not measured here: filled elsewhere"),
+        ("note", "Nothing has the label team=payment. Did you mean 'team=payments'?"),
+        ("note", "No server has the label team=search; those of single databases do not count"),
+    ]

@@ -238,7 +238,7 @@ NO_FILES = [
         "is the workbook of a spreadsheet program, or another archive. Save",
     ),
     (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
-    ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8."),
+    ("server,database\nä,b\n".encode("latin-1"), "is not UTF-8 text. Save it as UTF-8."),
     (b"", "is empty, or begins with an empty line."),
     (b"server,database,limit_gb\n", "has no line below its headings."),
 ]

@@ -14,7 +14,7 @@ from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, SERVER_
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.cli.top import top_databases
+from capacity_assets.cli.growth import top_databases
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest

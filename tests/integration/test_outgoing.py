@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.base import network
-from capacity_assets.cli.up import answers
+from capacity_assets.cli.up import is_served
 from capacity_assets.collection import prometheus
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.prometheus import SourceError, prometheus_sources
@@ -168,7 +168,7 @@ def test_one_byte_at_a_time_is_not_waited_for(
 def test_a_ui_that_answers_one_byte_at_a_time_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capacity_assets.cli.up.ANSWER_SECONDS", LIMIT_SECONDS)
     with dripping(*HEADER) as (port, _):
-        assert not answers(f"http://127.0.0.1:{port}/server_info")
+        assert not is_served(f"http://127.0.0.1:{port}/server_info")
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None
     )
     assert done.output == f"2 steps declared from {good}.\nForecast of server-1 updated.\n"
     assert refused.exit_code == 2
-    assert "line 2: 'yesterday' is not a day; write 2026-03-31." in refused.output
+    assert "line 2: 'yesterday' is not a day of the calendar; write YYYY-MM-DD." in refused.output
     assert "line 3: server and note missing." in refused.output
     assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
     assert (removed.exit_code, again.exit_code) == (0, 2)

@@ -320,7 +320,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     unknown = capacity("volumes", "import", str(file))
 
     assert refused.exit_code == 2
-    assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
+    assert "line 2: 'today' is not a day of the calendar; write YYYY-MM-DD." in refused.output
     assert "line 3: free_gb must be between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
     assert "line 5: 'x' is not a number of GiB; write 500 or 1.5." in refused.output

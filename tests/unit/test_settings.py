@@ -92,6 +92,12 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_REDIS_URL", f"http://:{SECRET}@redis", "is not a Redis URL; write redis://"),
         ("CAPACITY_REDIS_URL", f"redis://:{SECRET}@redis/0?ssl_cert_reqs=none", "is not a Redis URL"),
         ("CAPACITY_START_DATE", "2025-02-30", "'2025-02-30' is not a date"),
+        (
+            "CAPACITY_OBJECTS",
+            "db-7,enviroment=production",
+            "'enviroment' is not a label key; CAPACITY_LABEL_KEYS has team, environment, service, cost_centre. Did you "
+            "mean 'environment'?",
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_variable(
@@ -173,7 +179,7 @@ def test_a_file_of_variables_that_is_too_large_is_none(monkeypatch: pytest.Monke
     with (tmp_path / ".env").open("wb") as file:
         file.truncate(2 << 20)
 
-    with pytest.raises(ConfigurationError, match=r"^\.env: .*\.env is larger than 1 MiB, so it holds no variables\.$"):
+    with pytest.raises(ConfigurationError, match=r"^\.env: .*\.env cannot be read: it is larger than 1 MiB\.$"):
         load_settings()
 
 

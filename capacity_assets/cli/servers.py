@@ -1,51 +1,44 @@
-"""`capacity instances`: which servers are measured and how each is reached, and a test of one server."""
+"""`capacity instances` and `capacity collect`: which servers are measured, how each is reached, and measuring them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Row
+from sqlalchemy import Engine, Row
 
-from capacity_assets.base.errors import NotFoundError, ValidationError
-from capacity_assets.base.settings import Settings
+from capacity_assets.aggregates.runs import RunOptions
+from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, NotFoundError, ValidationError
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
-from capacity_assets.cli.declaring import (
-    DECLARED,
-    NAMES_SHOWN,
-    DeclarationReport,
-    Registry,
-    changing,
-    declared_cells,
-    declared_json,
-    declaring,
-    file_argument,
-    opened_registry,
-)
-from capacity_assets.cli.lazy import OrderedGroup
-from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, json_command, options
+from capacity_assets.cli import declaring, options
+from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, Registry
+from capacity_assets.cli.main import OrderedGroup
+from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, say
+from capacity_assets.cli.report import write_growth_report
+from capacity_assets.collection import servers as registry_of_servers
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
-from capacity_assets.collection.engines.base import FailureKind, engine_named, engine_names
-from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, Task
-from capacity_assets.collection.servers import (
-    Changes,
-    Registered,
-    Server,
-    declared_servers,
-    last_attempts,
-    register,
-    registered,
-    set_active,
-)
-from capacity_assets.collection.servers import remove as remove_servers
+from capacity_assets.collection.engines.base import FailureKind, ServerPart, engine_named, engine_names
+from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, Task, host_of
+from capacity_assets.collection.servers import Changes, Registered, Server, register, registered
+from capacity_assets.collection.service import CollectionSummary, share_named
 from capacity_assets.database.measures import PART_KINDS
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.ownership.labels import declare_labels
-from capacity_assets.runtime import collection_service
+from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
+
+HEADINGS = ("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected", *DECLARED)
+UNKNOWN_HOST = "unknown"
+DATABASES_SHOWN = 10
+LIMITS_NAMED = 3
+OWN_SERVER = "capacity-database"
 
 
 @click.group(cls=OrderedGroup)
@@ -53,7 +46,7 @@ def instances() -> None:
     """Register the servers to be measured, and test them."""
 
 
-connection_options = options(
+connection_options = options.combine(
     click.option("--engine", help=f"One of {', '.join(engine_names())}."),
     click.option("--host", help="Name, address, or path of a socket."),
     click.option("--port", type=click.IntRange(1, 65535), help="Default: the engine's usual port."),
@@ -81,14 +74,13 @@ connection_options = options(
     ),
 )
 names_argument = click.argument("names", nargs=-1, required=True)
-UNKNOWN_HOST = "unknown"
 
 
 @instances.command()
 @click.argument("name")
 @connection_options
 @click.option("--replace", is_flag=True, help='Change the given values of a registered server; "" clears a value.')
-@declaring
+@declaring.command
 def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> DeclarationReport:
     """Register the server NAME for collection.
 
@@ -116,7 +108,7 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
     if known is not None and given.get("engine") not in {None, known.engine} and given.get("port") is None:
         values["port"] = None
     if values.get("host") == UNKNOWN_HOST:
-        values["host"] = None  # of a server that an import registered by its name only
+        values["host"] = None  # an import registered the server by its name only
     missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
     if missing:
         raise ValidationError(f"Server {name!r} is new. Give {' and '.join(missing)}.")
@@ -136,7 +128,7 @@ def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *fu
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
-    """Warn of passwords that this configuration does not look up; another machine may have another configuration."""
+    """Warn of passwords that this configuration does not look up; that of another machine may."""
     folders = SecretFolders.of(settings)
     for server in servers:
         if server.password_from and server.password_from != OWN:
@@ -152,8 +144,8 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
     is_flag=True,
     help="Take servers that are measured here out of service if FILE does not declare them.",
 )
-@file_argument
-@declaring
+@declaring.file_argument
+@declaring.command
 def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> DeclarationReport:
     """Register the servers that FILE declares, TOML or CSV.
 
@@ -172,7 +164,7 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     labels = { team = "payments", environment = "production" }
     """
     engine, dry_run = registry.engine, registry.dry_run
-    servers, limits, labels = declared_servers(file, registry.settings.label_keys)
+    servers, limits, labels = registry_of_servers.declared_servers(file, registry.settings.label_keys)
     # Labels have a first day, so the time zone matters.
     today = registry.today() if labels else None
     refuse_the_sample_fleet(engine)
@@ -184,19 +176,16 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     return replace(_report(registry, changes, servers), servers={limit.server for limit in limits})
 
 
-HEADINGS = ("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected", *DECLARED)
-
-
 @instances.command("list")
-@json_command
+@options.json_command
 def list_(settings: Settings, /) -> Report:
     """Show the servers, and when each was last collected.
 
     Also shows how each is reached; of a password, only its source. Imported samples do not count as collected.
     """
-    with opened_registry(settings) as engine:
+    with options.open_database(settings) as engine:
         servers = registered(engine)
-        attempts = last_attempts(engine)
+        attempts = registry_of_servers.last_attempts(engine)
     document = [_as_dict(one, attempts.get(one.id)) for one in servers]
     if not servers:
         nothing = "No server is registered. `capacity instances add` registers one, `capacity instances import` a file."
@@ -218,7 +207,7 @@ def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
     state = f"{one.state}, counted by {server.counted_by}" if server.counted_by else one.state
     last_collected = (attempts and attempts.last_collected) or "never"
     password_from, tls = server.password_from or "", server.tls or ""
-    declared = declared_cells(one)
+    declared = declaring.declared_cells(one)
     return [server.name, server.engine, server.place, password_from, tls, state, last_collected, *declared]
 
 
@@ -229,22 +218,19 @@ def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
         "state": one.state,
         "last_collected": attempts and attempts.last_collected,
         "last_failure": attempts and attempts.last_failure,
-        **declared_json(one),
+        **declaring.declared_json(one),
     }
 
 
-DATABASES_SHOWN = 10
-
-
-@instances.command("test")
+@instances.command()
 @click.argument("name")
-@json_command
+@options.json_command
 def test(settings: Settings, /, *, name: str) -> Report:
     """Measure the server NAME, and show what works and what is missing.
 
     Does the same as the collection, but stores nothing.
     """
-    with opened_registry(settings) as engine:
+    with options.open_database(settings) as engine:
         [one] = registered(engine, [name])
         if not one.is_collected:
             raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
@@ -275,7 +261,7 @@ def test(settings: Settings, /, *, name: str) -> Report:
             one.database: one.limit_bytes // BYTES_PER_MB for one in limits.ceilings if one.limit_bytes is not None
         },
         "unknown_limits": limits.unknown,
-        "parts": [asdict(part) for part in outcome.parts],
+        "parts": outcome.parts,
         "unknown_parts": outcome.unknown_parts,
         "day": service.clock.today(),
     }
@@ -306,37 +292,41 @@ def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
     yield Table.of_first("Largest databases", ("Database", ">Size"), rows, DATABASES_SHOWN)
     for name, sizes in found["volumes"].items():
         yield f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free."
-    if found["ceilings_mb"]:
-        ceilings = (f"{name} {human_mb(limit_mb)}" for name, limit_mb in found["ceilings_mb"].items())
-        yield f"Ceilings of databases: {first_of(ceilings, NAMES_SHOWN)}."
-    if found["unknown_limits"]:
-        unknown = found["unknown_limits"]
-        yield f"Limits not known: {unknown}. `capacity limits set {found['server']}` declares one."
-    parts = [one for one in found["parts"] if one["size_bytes"]]
-    if parts:
-        named = (f"{PART_KINDS[one['kind']].title} {one['name']}".strip() for one in parts)
-        sized = [
-            f"{name} {human_mb(one['size_bytes'] // BYTES_PER_MB)}" for name, one in zip(named, parts, strict=True)
-        ]
-        yield f"Beside databases: {first_of(sized, NAMES_SHOWN)}."
-    if found["unknown_parts"]:
-        yield f"Not known, beside databases: {first_of(found['unknown_parts'], NAMES_SHOWN)}."
-    if found["not_counted"]:
-        yield f"Not counted, because no size is reported: {first_of(found['not_counted'], NAMES_SHOWN)}."
-    if found["left_out"]:
-        yield f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(found['left_out'], NAMES_SHOWN)}."
+    advice = f". `capacity limits set {found['server']}` declares one"
+    yield from _named_lines(
+        {
+            "Ceilings of databases": [
+                f"{name} {human_mb(limit_mb)}" for name, limit_mb in found["ceilings_mb"].items()
+            ],
+            "Limits not known": [f"{found['unknown_limits']}{advice}"] if found["unknown_limits"] else [],
+            "Beside databases": [_part_text(part) for part in found["parts"] if part.size_bytes],
+            "Not known, beside databases": found["unknown_parts"],
+            "Not counted, because no size is reported": found["not_counted"],
+            "Left out, see CAPACITY_SYSTEM_DATABASES": found["left_out"],
+        }
+    )
     yield "Nothing was stored. `capacity collect` measures and stores."
+
+
+def _named_lines(found: Mapping[str, Collection[str]], shown: int = NAMES_SHOWN) -> Iterator[str]:
+    """Yield a line with the first names of each list that has some."""
+    yield from (f"{what}: {first_of(names, shown)}." for what, names in found.items() if names)
+
+
+def _part_text(part: ServerPart) -> str:
+    name = f"{PART_KINDS[part.kind].title} {part.name}".strip()
+    return f"{name} {human_mb((part.size_bytes or 0) // BYTES_PER_MB)}"
 
 
 @instances.command()
 @names_argument
-@changing
+@declaring.change_command
 def disable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Take the servers NAMES out of service.
 
     They are no longer measured or aggregated. Their history is kept.
     """
-    set_active(registry.engine, names, active=False, dry_run=registry.dry_run)
+    registry_of_servers.set_active(registry.engine, names, active=False, dry_run=registry.dry_run)
     lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
     replicas = [one.server.name for one in registered(registry.engine) if one.active and one.server.counted_by in names]
     if replicas:
@@ -349,23 +339,23 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport
 
 @instances.command()
 @names_argument
-@changing
+@declaring.change_command
 def enable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Put the servers NAMES back into service."""
-    set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
+    registry_of_servers.set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
     line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
     return DeclarationReport({"enabled": names}, [line])
 
 
 @instances.command()
 @names_argument
-@changing
+@declaring.change_command
 def remove(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
     """Remove the servers NAMES from the collection.
 
     A server without history is removed. The others are disabled, and keep their history.
     """
-    disabled = remove_servers(registry.engine, names, dry_run=registry.dry_run)
+    disabled = registry_of_servers.remove(registry.engine, names, dry_run=registry.dry_run)
     removed = [name for name in names if name not in disabled]
     lines = [f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []
     if disabled:
@@ -373,3 +363,109 @@ def remove(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
             f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
         )
     return DeclarationReport({"removed": removed, "disabled": disabled}, lines)
+
+
+@click.command()
+@click.argument("servers", nargs=-1)
+@click.option("--again", is_flag=True, help="Also measure servers that were already measured today.")
+@click.option(
+    "--share",
+    metavar="SHARE",
+    help="Only a share of the servers: 2/4 is the second of four, zone=eu those with a label, zone= those without it. "
+    "Shares can be measured in parallel, on one machine or several.",
+)
+@click.option(
+    "--own", is_flag=True, help="Also measure the server with the capacity tables, and write its growth report."
+)
+@options.json_command
+def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool) -> Report:
+    """Measure the registered servers, and store today's sizes.
+
+    With SERVERS or --share, measures only those. A server that fails is reported with its reason and gets no sample;
+    the others are stored. Run the command again to measure those that failed.
+
+    \b
+    Examples:
+      capacity collect
+      capacity collect db-7 db-9
+      capacity collect --share zone=eu
+      capacity collect --own
+    """
+    if settings.collection == "off":
+        raise ConfigurationError(
+            "CAPACITY_COLLECTION is off: another application fills the raw tables. Set it to on to measure here."
+        )
+    chosen_share = None if share is None else share_named(share)
+    with open_engine(settings, existing=not own) as engine:
+        if own:
+            prepare_database(engine, settings)
+            refuse_the_sample_fleet(engine)
+            _register_own(engine)
+        refuse_an_unfit_database(engine, kept="Nothing was measured.")
+        service = collection_service(engine, settings)
+        chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
+        with _progress() as on_outcome:
+            summary = service.collect(
+                service.clock.today(), chosen, again=again, share=chosen_share, progress=on_outcome
+            )
+        if own:
+            window = PERIODS["daily"].window_of(summary.day)
+            task_runner(engine, settings).run_period(PERIODS["daily"], [window], RunOptions())
+    say(*_summary_lines(summary))
+    lines: list[Line] = []
+    if own and OWN_SERVER not in {failure.server for failure in summary.failures}:
+        written = (
+            None
+            if options.wants_json()
+            else write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
+        )
+        home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
+        next_step = f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night."
+        lines = [*(written.lines if written else ()), next_step]
+    elif summary.processed_instances and not own:
+        lines = [
+            "`capacity up` computes the figures on its next run; `capacity aggregate --period daily` computes them now."
+        ]
+    return Report(summary.to_dict(), lines, FAILED if summary.failed_instances else DONE)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
+    """Show the number of measured servers; yields a function to be called after each."""
+    with options.progress_bar("servers measured") as update:
+        measured = 0
+
+        def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
+            nonlocal measured
+            measured += 1
+            update(completed=measured, total=measured + left)
+
+        yield on_outcome
+
+
+def _register_own(engine: Engine) -> None:
+    if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
+        return
+    url = engine.url
+    register(engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")])
+
+
+def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
+    yield summary.message
+    if summary.processed_instances:
+        yield f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s."
+    yield from _named_lines({"Left out, see CAPACITY_SYSTEM_DATABASES": summary.left_out}, MAXIMUM_LISTED_ERRORS)
+    if summary.unknown_limits:
+        yield f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one."
+    measured = [counted(summary.object_databases, "database")] if summary.object_databases else []
+    yield from _named_lines(
+        {
+            "Not known, beside databases": summary.unknown_parts,
+            "Tables and indexes measured": measured,
+            "Tables and indexes not known": summary.unknown_objects,
+        },
+        LIMITS_NAMED,
+    )
+    if summary.failures:
+        rows = [[failure.server, failure.kind.value, failure.reason] for failure in summary.failures]
+        yield Table.of_first("Not measured", ("Server", "Kind", "~Reason"), rows, MAXIMUM_LISTED_ERRORS)

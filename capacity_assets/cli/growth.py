@@ -1,0 +1,294 @@
+"""`capacity top`, `inside` and `groups`: what grew, by database, by table or index, and by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.task_runner import follow_labels
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Settings
+from capacity_assets.base.units import BYTES_PER_MB, human_change_mb, human_day, human_mb
+from capacity_assets.cli import options
+from capacity_assets.cli.options import Line, Report, Table
+from capacity_assets.database.engine import snapshot
+from capacity_assets.ownership import groups as ownership
+from capacity_assets.ownership.bills import group_named
+from capacity_assets.ownership.labels import refuse_unknown_label
+from capacity_assets.reading.groups import Group, groups_of, measured_notes
+from capacity_assets.reading.inside import Inside, ObjectChange, growing_objects
+from capacity_assets.reading.inside import inside as read_inside
+from capacity_assets.reading.lists import DatabaseRow, databases
+from capacity_assets.reading.subjects import was_ever_sampled
+from capacity_assets.runtime import open_task_runner
+
+# By sort order. Except for `size`, rows have changed in that direction; unknown changes are left out.
+TITLES = {
+    "growth": "Databases that grew most",
+    "shrinkage": "Databases that shrank most",
+    "size": "Largest databases",
+    "percent": "Fastest growing databases",
+}
+DATABASE_HEADINGS = ("Server", "Engine", "Database", ">Mean size", ">Change", ">Change in %", "Trend", ">Days")
+CHANGE_HEADINGS = ("Table or index", "Kind", ">Before", ">After", ">Change")
+GROUP_HEADINGS = (">Servers", ">Databases", ">Mean size", ">Change", ">Change in %", "Fills first")
+UNKNOWN = "unknown"
+
+
+@click.command()
+@options.window_options
+@click.option("--by", default="growth", show_default=True, type=click.Choice(list(TITLES)), help="What to sort by.")
+@click.option("--server", help="Only databases of this server.")
+@click.option("--tables", is_flag=True, help="List the tables and indexes that grew most instead of databases.")
+@options.filter_options
+@options.rows_option("limit", 10)
+@options.json_command
+def top(
+    settings: Settings,
+    /,
+    *,
+    period: str,
+    day: date | None,
+    by: str,
+    server: str | None,
+    tables: bool,
+    engine: str | None,
+    label: tuple[str, str] | None,
+    limit: int,
+) -> Report:
+    """List the databases that grew or shrank most, or the largest.
+
+    \b
+    Examples:
+      capacity top
+      capacity top --by size --period daily
+      capacity top --by shrinkage --server db-7 --limit 50
+      capacity top --label team=payments
+      capacity top --tables --period weekly
+    """
+    if tables and (by != "growth" or engine is not None or label is not None):
+        raise click.UsageError("--tables lists what grew most, of the fleet or with --server: give no other filter.")
+    with options.open_window(settings, period, day) as (runner, chosen, window):
+        opened = runner.service.engine
+        server_id = None if server is None else runner.service.ids_of([server])[0]
+        if tables:
+            return _top_objects(opened, chosen, window, server_id, limit)
+        filters = {"server_id": server_id, "engine": engine, "label": label}
+        rows = top_databases(opened, chosen, window, by=by, limit=limit, **filters)
+        if label is not None and not rows:
+            refuse_unknown_label(opened, *label)
+            raise ValidationError(
+                f"Nothing with {'='.join(label)} to list in {chosen.name_of(window)}: no database of it has such a "
+                "change, or it holds on other days. `capacity labels list` has them."
+            )
+    if not rows:
+        raise ValidationError(
+            f"Nothing to list in {chosen.name_of(window)}: no row is stored, or none with such a change. "
+            f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
+        )
+    return Report([_database_json(row) for row in rows], [top_table(chosen, window, by, rows)])
+
+
+def _top_objects(engine: Engine, period: Period, window: Window, server_id: int | None, limit: int) -> Report:
+    """Return the tables and indexes that grew most, of all servers or one."""
+    with engine.connect() as connection:
+        found = growing_objects(connection, window.start, window.end, shown=limit, server_id=server_id)
+    if not found:
+        raise ValidationError(
+            f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "
+            "whose tables and indexes are measured; growth takes two measurements."
+        )
+    rows = [[one.server, one.database, *_object_cells(one.grown)] for one in found]
+    title = f"Tables and indexes that grew most, {period.name_of(window)}"
+    documents = [
+        {name: value for name, value in asdict(one).items() if name not in {"server_id", "grown"}} | asdict(one.grown)
+        for one in found
+    ]
+    return Report(documents, [Table(title, ("Server", "Database", *CHANGE_HEADINGS), rows)])
+
+
+def top_databases(
+    engine: Engine, period: Period, window: Window, /, *, by: str, limit: int, **filters: Any
+) -> list[DatabaseRow]:
+    """Return the first databases of a sort order; those that did not change in its direction are left out.
+
+    The filters are those of `databases`: `server_id`, `engine` and `label`.
+    """
+    with engine.connect() as connection:
+        rows, _ = databases(connection, period, window, order=by, shown=limit, **filters)
+    has_changed = {"growth": lambda row: row.change_mb > 0, "percent": lambda row: (row.change_percent or 0) > 0}
+    return list(filter(has_changed.get(by), rows))
+
+
+def top_table(period: Period, window: Window, by: str, rows: Sequence[DatabaseRow]) -> Table:
+    """Return the rows as a table."""
+    title = f"{TITLES[by]}, {period.name_of(window)} against the window before"
+    return Table(title, DATABASE_HEADINGS, list(map(_database_cells, rows)))
+
+
+def _database_json(row: DatabaseRow) -> dict[str, object]:
+    values = {name: value for name, value in asdict(row).items() if name not in {"server_id", "labels"}}
+    return {**values, "change_percent": None if row.change_percent is None else f"{row.change_percent:.2f}"}
+
+
+def _database_cells(row: DatabaseRow) -> list[object]:
+    percent = UNKNOWN if row.change_percent is None else f"{row.change_percent:+.2f} %"
+    sizes = [human_mb(row.size_mb), _change_text(row.change_mb), percent]
+    days = f"{row.measured_days} of {row.window_days}"
+    return [row.server, row.engine, row.database, *sizes, row.trend or UNKNOWN, days]
+
+
+def _change_text(change_mb: int | None) -> str:
+    return UNKNOWN if change_mb is None else human_change_mb(change_mb)
+
+
+@click.command()
+@click.argument("server")
+@click.argument("database")
+@options.period_option()
+@click.option(
+    "--window", "day", type=options.DAY, help="With --period: any day of the window. Default: the last complete one."
+)
+@click.option("--from", "first_day", type=options.DAY, help="First day, instead of a window.")
+@click.option("--to", "last_day", type=options.DAY, help="Last day. Default: today.")
+@options.rows_option("limit", 20)
+@options.json_command
+def inside(
+    settings: Settings,
+    /,
+    *,
+    server: str,
+    database: str,
+    period: str | None,
+    day: date | None,
+    first_day: date | None,
+    last_day: date | None,
+    limit: int,
+) -> Report:
+    """Show which tables and indexes explain the change of a database.
+
+    Their changes, those of all others, and the rest that no object explains add up to the change of the database.
+    CAPACITY_OBJECTS names the servers whose tables and indexes are measured.
+
+    \b
+    Examples:
+      capacity inside db-7 orders
+      capacity inside db-7 orders --period weekly --window 2025-03-03
+      capacity inside db-7 orders --from 2025-01-01 --to 2025-03-31 --json
+    """
+    if first_day is not None and (period, day) != (None, None):
+        raise click.UsageError("Give either --from, or --period and --window.")
+    if first_day is None and last_day is not None:
+        raise click.UsageError("--to needs --from.")
+    with open_task_runner(settings, existing=True) as runner:
+        if first_day is None:
+            window = runner.service.partitions.window_holding(runner.service.period(period or "monthly"), day)
+            first_day, last_day = window.start, window.end
+        last_day = last_day or runner.service.clock.today()
+        if last_day < first_day:
+            raise ValidationError(f"{human_day(last_day)} is before {human_day(first_day)}.")
+        [server_id] = runner.service.ids_of([server])
+        with snapshot(runner.service.engine) as connection:
+            found = read_inside(connection, server_id, database, first_day, last_day)
+            if found is None and not was_ever_sampled(connection, server_id, database):
+                raise NotFoundError(f"There is no database {database!r} on {server}: it was never measured.")
+    if found is None:
+        raise ValidationError(
+            f"The tables and indexes of {database} were not measured twice from {human_day(first_day)}, or the month "
+            f"before, to {human_day(last_day)}. CAPACITY_OBJECTS names the servers of which they are measured."
+        )
+    title = (
+        f"{found.database} on {found.server}: {_human_bytes(found.before_bytes)} on {human_day(found.first_day)}, "
+        f"{_human_bytes(found.after_bytes)} on {human_day(found.last_day)}, {_human_change(found.change_bytes)}."
+    )
+    return Report(found, [title, _objects_table(found, limit)])
+
+
+def _human_bytes(size_bytes: int) -> str:
+    """Render bytes as a size, cut toward zero."""
+    return human_mb(int(size_bytes / BYTES_PER_MB))
+
+
+def _human_change(change_bytes: int) -> str:
+    return human_change_mb(int(change_bytes / BYTES_PER_MB))
+
+
+def _object_cells(one: ObjectChange) -> list[object]:
+    before = f"{'at most ' if one.before_is_bound else ''}{_human_bytes(one.before_bytes)}"
+    after = f"{'at most ' if one.after_is_bound else ''}{_human_bytes(one.after_bytes)}"
+    change = f"{'at least ' if one.is_bound else ''}{_human_change(one.change_bytes)}"
+    return [one.label, one.kind, before, after, change]
+
+
+def _objects_table(found: Inside, limit: int) -> Table:
+    listed, hidden = found.objects[:limit], found.objects[limit:]
+    rows = []
+    for one in listed:
+        free = "" if one.free_bytes is None else _human_bytes(one.free_bytes)
+        rows.append([*_object_cells(one), free, "" if one.estimated_rows is None else f"{one.estimated_rows:,}"])
+    sums = [(f"{len(hidden):,} more that changed", sum(one.change_bytes for one in hidden))] if hidden else []
+    sums += [
+        ("all other tables and indexes", found.others_change_bytes),
+        ("unexplained", found.unexplained_change_bytes),
+        ("the database", found.change_bytes),
+    ]
+    rows += [[name, "", "", "", _human_change(change), "", ""] for name, change in sums]
+    return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
+
+
+@click.command()
+@options.window_options
+@click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
+@options.json_command
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool) -> Report:
+    """Show the size and growth of each team, or any other group.
+
+    Groups add up to the fleet. Databases without the label form a group of their own. Replicas are not counted
+    twice.
+
+    \b
+    Examples:
+      capacity groups
+      capacity groups --by environment --period weekly
+    """
+    by = by or ownership.default_grouping(settings.label_keys)
+    ownership.refuse_unknown_grouping(by, settings.label_keys)
+    with options.open_window(settings, period, day) as (runner, chosen, window):
+        if now:
+            follow_labels(runner, None)
+        with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
+            rows = groups_of(connection, chosen, window, by, ownership.fills_first(connection, by))
+            changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])
+    if not rows:
+        raise ValidationError(
+            f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows whose labels "
+            "changed, `capacity aggregate` any window."
+        )
+    title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
+    headings = (by.replace("_", " ").capitalize(), *GROUP_HEADINGS)
+    changes = [group.change_mb for group in rows if group.change_mb is not None]
+    change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
+    lines: list[Line] = [
+        Table(title, headings, [_group_cells(group, by) for group in rows]),
+        f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
+    ]
+    lines += measured_notes(rows, by)
+    if changed_at:
+        lines.append(ownership.being_computed(changed_at))
+    if [group.name for group in rows] == [None]:
+        lines.append("No database has such a label yet. `capacity labels set` declares one.")
+    return Report(rows, lines)
+
+
+def _group_cells(group: Group, by: str) -> list[object]:
+    first = group.fills_first
+    fills = "" if first is None else f"{human_day(first.day)} {first.name or 'whole server'} on {first.server}"
+    counts = [group.servers, group.databases, human_mb(group.size_mb), _change_text(group.change_mb)]
+    return [group_named(group.name, by), *counts, group.growth, fills]
