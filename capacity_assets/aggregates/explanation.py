@@ -110,7 +110,7 @@ def _yearly_rate(now: Days, before: Days, windows_per_year: int | None) -> Arith
         return "no mean before to grow from", None
     factor = _mean(now) / _mean(before)
     if factor < 0:
-        return "a factor below zero says nothing", None
+        return "no rate for a factor below zero", None
     how = f"({_shown(_mean(now))} / {_shown(_mean(before))}) to the power of {windows_per_year}, less 1, x 100"
     return how, _two_decimals((factor**windows_per_year - 1) * 100)
 
@@ -244,8 +244,8 @@ class Explanation:
     def verdict(self) -> str:
         """Whether the stored row is what its samples give, and if not, possible reasons, in words."""
         if not self.samples.own:
-            rest = "no row is stored either." if self.stored is None else "the row that is stored was kept."
-            return f"The samples hold nothing for this window; {rest}"
+            rest = "no row is stored either." if self.stored is None else "the stored row was kept."
+            return f"There are no samples in this window; {rest}"
         if self.stored is None and not self.subject.active:
             return "Nothing is stored for this window, and nothing will be: the server is not active."
         if self.stored is None:
@@ -270,8 +270,9 @@ class Explanation:
                 "imported since. Materialise it again."
             )
         return (
-            f"{', '.join(wrong)}: stored otherwise than the samples give now. They changed after the row was computed, "
-            "or those of the window before or of a year before are gone. `capacity plan` says what a run would do."
+            f"{', '.join(wrong)}: the stored values differ from the current samples. These changed after the row was "
+            "computed, or samples of the window before or of a year before are gone. `capacity plan` says what a run "
+            "would do."
         )
 
 
@@ -304,7 +305,7 @@ def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundErr
     else:
         known = connection.execute(text(names), asked).scalars().all()
     return NotFoundError(
-        f"There is no {what} among the registered servers: names are compared letter by letter."
+        f"There is no {what} among the registered servers: names must match exactly."
         f"{meant(str(written), known)} The view capacity_latest lists those that are known."
     )
 

@@ -144,9 +144,10 @@ class Ledger:
             "starts": [window.start for _, _, window in listed],
         }
         stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
-        with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
+        with self._work("looking for unchanged windows", "Nothing was written.") as connection:
             known = _KNOWN.format(stored=f"CASE w.level {stored} END")
-            query = with_parts(known, materialized=["stale"], stale=STALE_WHEN_GATHERED, tracking=TRACKING)
+            named = {"stale": STALE_WHEN_GATHERED, "tracking": TRACKING}
+            query = with_parts(known, materialized=named, **named)
             rows = connection.execute(query, parameters).all()
         found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
         for name, start, end, *rest in rows:
@@ -222,7 +223,7 @@ class Ledger:
         A window does not count as stale for changes younger than `patience_seconds`, for which runs are requested.
         """
         self.take_over("")
-        with self._work("looking for windows that are left") as connection:
+        with self._work("looking for incomplete windows") as connection:
             return self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
 
     def undecided(self, connection: Connection) -> str | None:

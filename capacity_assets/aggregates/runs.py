@@ -375,7 +375,7 @@ class AggregationRunner:
                 whole.options.progress(len(work.instances))
             if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(whole.instances):
                 logged_at = time.perf_counter()
-                line = "%s %s aggregates: %s of %s servers written, going on"
+                line = "%s %s aggregates: %s of %s servers written so far"
                 logger.info(line, whole.period.name, self.level.name, done, len(whole.instances))
         share = (time.perf_counter() - started) / len(whole.windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(summaries))

@@ -135,7 +135,7 @@ def _column_steps(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -> I
             reason = f"{name} is {stored['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
             yield SchemaStep(reason, f"{alter} TYPE {wanted_type}")
         if column.nullable and not stored["nullable"]:
-            yield SchemaStep(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
+            yield SchemaStep(f"{name} must allow null for unknown values", f"{alter} DROP NOT NULL")
 
 
 def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -
         filled = stored["nullable"] or stored.get("default") or stored.get("identity")
         if name not in wanted.columns and "period_type" in wanted.columns and not filled:
             yield (
-                f"{wanted.name}.{name} is none of our columns, must not be null and has no default, so no row can be "
+                f"{wanted.name}.{name} is an unknown column that must not be null and has no default, so no row can be "
                 f"inserted. Give it a default or allow null, then run `capacity init` again."
             )
     for column in wanted.columns:
@@ -203,7 +203,8 @@ def default_partition_steps(connection: sa.Connection, wanted: sa.Table) -> Iter
     owner = other_owner(connection, wanted.name)
     if owner:
         yield SchemaStep(
-            f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
+            f"{name} does not belong to the owner of {wanted.name}",
+            f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}",
         )
 
 
@@ -214,8 +215,8 @@ def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
     """
     for name in present.facts.partition_triggers:
         yield SchemaStep(
-            f"{present.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
-            "switched off, not dropped",
+            f"{present.name} has the trigger {name}, which creates partitions during an insert and so refuses rows; "
+            "it is disabled, not dropped",
             f"ALTER TABLE {quoted(present.name)} DISABLE TRIGGER {quoted(name)}",
         )
 
@@ -314,7 +315,7 @@ def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[Sc
     former = (f"ix_{table.name}_{first}_instance_id", f"{table.name}_partitioned_pkey")
     for index in indexes:
         if index.name in former and not index.is_constraint:
-            reason = f"{table.name} has the index {index.name}, which its key makes superfluous"
+            reason = f"{table.name} has the index {index.name}, which its key replaces"
             yield SchemaStep(reason, _drop(table, index))
 
 
@@ -366,7 +367,7 @@ def _build(
     for index in indexes_of(connection, [leaf])[leaf]:
         if not index.is_valid and wanted.is_like(index):
             connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.identifier}")
-    on_step(f"{leaf}: building an index on {wanted.listed}, beside whatever is at work")
+    on_step(f"{leaf}: building an index on {wanted.listed} without locking the table")
     # PostgreSQL names indexes of partitions, and a key gets the name of the one that it replaces.
     is_whole = leaf == quoted(table.name) and not wanted.is_primary
     name = f"{quoted(free_name(connection, wanted.name))} " if is_whole else ""

@@ -427,7 +427,7 @@ service. While such a server is unread, every window counts as stale. `true` is 
 column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
-    "Computed windows that are not as they would be computed now, or may not be.",
+    "Computed windows that a new computation may change.",
     text_of(with_parts(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)),
     # A view does not ask nodes: what they recorded, and servers put into service, count once they are gathered.
     query_on_nodes=text_of(with_parts(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),

@@ -69,7 +69,7 @@ def distribution_text(placements: Sequence[Placement]) -> str | None:
     nodes = counted(max(one.nodes for one in done), "node")
     names = ", ".join(one.table for one in done)
     left = ", ".join(one.table for one in placements if not one.is_distributed)
-    rest = f"{left} do not yet: run `capacity distribute` again" if left else "all other tables lie on the coordinator"
+    rest = f"{left} not yet: run `capacity distribute` again" if left else "all other tables are on the coordinator"
     return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
 
 
@@ -90,7 +90,8 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "The schema is missing or older than this version: run `capacity init` first."
         plain = [table.name for table in BY_SERVER if not layout_of(connection, table).is_partitioned]
         if plain:
-            return f"{', '.join(plain)}: not partitioned. Run `capacity copy` to an empty database, and this there."
+            advice = "Run `capacity copy` to an empty database, and this command there."
+            return f"{', '.join(plain)}: not partitioned. {advice}"
     return None
 
 

@@ -159,8 +159,8 @@ def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise FolderRefusedError(
-            f"The path of {data} is too long for a socket, and {folder}, where it would lie instead, is not ours "
-            "alone. Remove that folder, or set CAPACITY_HOME to a shorter path."
+            f"The path of {data} is too long for a socket, and {folder}, which would be used instead, is not "
+            "private. Remove that folder, or set CAPACITY_HOME to a shorter path."
         )
     return folder
 
@@ -398,7 +398,7 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     if any(os.strerror(errno.ENOSPC) in line for line in lines):
         return (
             f"The embedded PostgreSQL under {data} did not start: no space left on device. A new one needs "
-            f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. What data there was is kept. Free some space, or set "
+            f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. Existing data is kept. Free some space, or set "
             "CAPACITY_HOME to a folder on another device."
         )
     return (
@@ -499,18 +499,18 @@ def sql_password(home: Path, given: str | None) -> SqlPassword:
         if found.st_uid != os.geteuid():
             raise CapacityError(
                 f"The port was not opened. {path} belongs to another user, who may know the password. Remove it, and "
-                "a new password is made."
+                "a new password is created."
             )
         if found.st_mode & _READABLE_BY_OTHERS:
             raise CapacityError(
-                f"The port was not opened. {path} can be read by others. Remove it, and a new password is made."
+                f"The port was not opened. {path} can be read by others. Remove it, and a new password is created."
             )
         value = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise CapacityError(f"The port was not opened. {path} cannot be used: {reason}.") from None
     if not value:
-        raise CapacityError(f"The port was not opened. {path} is empty. Remove it, and a new password is made.")
+        raise CapacityError(f"The port was not opened. {path} is empty. Remove it, and a new password is created.")
     return SqlPassword(value, str(path))
 
 

@@ -40,7 +40,7 @@ def _write(connection: Connection, statements: Sequence[str], parameters: dict[s
                 for statement in statements:
                     connection.execute(text(statement), parameters)
     except DBAPIError as error:
-        logger.warning(f"{DATABASES} was left as it was: {reason_of(error)}. The samples are not touched by that.")
+        logger.warning(f"{DATABASES} was not updated: {reason_of(error)}. The samples are not affected.")
 
 
 _MAY_BE_WRITTEN = """

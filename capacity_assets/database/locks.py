@@ -93,7 +93,7 @@ def held_by(period: str, who: str | None) -> LockHeldError:
 def lost(period: str, why: str) -> LockLostError:
     """Return the error for a lock that was lost, with the reason."""
     return LockLostError(
-        f"The lock of the {subject(period)} was lost during the work: {why}. The transaction at work was rolled back, "
+        f"The lock of the {subject(period)} was lost during the work: {why}. The open transaction was rolled back, "
         "what was committed before was kept. Run this again."
     )
 
@@ -175,7 +175,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         try:
             owned = _asked(client, lock.owned)
         except RedisError as error:
-            raise lost(period, "Redis cannot be asked whether it is still held") from error
+            raise lost(period, "Redis does not say whether it is still held") from error
         if not owned:
             raise lost(period, "its key expired, was flushed, or belongs to another holder")
 
@@ -211,7 +211,7 @@ def _redis_errors(period: str) -> Iterator[None]:
                 transient = True
                 why = f"Redis does not answer ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
                 advice = (
-                    "Nothing is computed unguarded: start Redis, or unset CAPACITY_REDIS_URL everywhere to use "
+                    "Nothing is computed without a lock: start Redis, or unset CAPACITY_REDIS_URL everywhere to use "
                     "PostgreSQL's locks."
                 )
             case _:

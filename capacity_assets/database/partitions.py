@@ -188,7 +188,7 @@ class PartitionLayout:
         day = rows.c[self._day]
         period = rows.c.period_type if self.by_period else sa.cast(sa.null(), sa.Text)
         is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
-        month = sa.case((is_plausible, sa.cast(sa.func.date_trunc("month", day), sa.Date)))
+        month = sa.case((is_plausible, sa.cast(sa.func.date_trunc(sa.literal_column("'month'"), day), sa.Date)))
         found = sa.select(period.label("period_type"), month.label("month")).distinct()
         spans: set[Span] = set()
         ahead: set[Span] = set()

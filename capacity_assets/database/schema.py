@@ -64,7 +64,7 @@ NOT_RECORDED_MEANWHILE = (
 )
 SECONDS_BETWEEN_TRIES = 0.2
 IS_IN_THE_WAY = (
-    "reads a column that has to be widened, or a view that has to be made again, which PostgreSQL refuses. Drop it, "
+    "reads a column that has to be widened, or a view that has to be created again, which PostgreSQL refuses. Drop it, "
     "run `capacity init`, then create it again."
 )
 
@@ -360,10 +360,10 @@ def _cells(connection: Connection) -> list[str]:
         return []
     drop = connection.execute(text(_DROP_CELLS)).scalar_one()
     return [
-        "This database reads cells, as version 0.3.0 made it, and holds no figures. This version has no cells; "
-        'docs/scale.md, "Several capacity databases", has the SQL that takes their place. '
-        f"To take away what cells made here, which changes none of the databases that they read, run: {drop} -- "
-        "After that, `capacity init` makes a capacity database of this one."
+        "This database reads cells of version 0.3.0, and holds no figures. This version has no cells; "
+        'docs/scale.md, "Several capacity databases", has the SQL that replaces them. To remove them, which changes '
+        f"none of the databases that they read, run: {drop} -- After that, `capacity init` makes a capacity database "
+        "of this one."
     ]
 
 

@@ -130,11 +130,11 @@ def test_a_socket_beside_a_long_path_lies_in_a_folder_of_ours_alone(
     assert (folder.parent, mode(folder)) == (tmp_path, 0o700)
     assert socket_folder(long) == folder
     folder.chmod(0o777)
-    with pytest.raises(FolderRefusedError, match="is not ours alone"):
+    with pytest.raises(FolderRefusedError, match="is not private"):
         socket_folder(long)
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(FolderRefusedError, match="is not ours alone"):
+    with pytest.raises(FolderRefusedError, match="is not private"):
         socket_folder(long)
 
 

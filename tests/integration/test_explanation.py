@@ -92,7 +92,7 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2025-02-28'"))
     lost = explained(*asked).output
 
-    assert "stored otherwise than the samples give now" in " ".join(corrected.split())
+    assert "the stored values differ from the current samples" in " ".join(corrected.split())
     assert "avg_size_mb" in corrected
     assert "150 !" in corrected
     assert "largest of 25 values, on 2025-02-28" in corrected
@@ -117,14 +117,16 @@ def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(e
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
 
     assert "not computed yet" in explained("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
-    assert "hold nothing" in explained("explain", "orders", "--period", "monthly", "--window", "2025-05-01").output
+    assert (
+        "There are no samples" in explained("explain", "orders", "--period", "monthly", "--window", "2025-05-01").output
+    )
 
 
 UNEXPLAINED = [
     (("Orders", "--period", "monthly"), "There is no database 'Orders' among the registered servers"),
-    (("ordres", "--period", "monthly"), "letter by letter. Did you mean 'orders'?"),
-    (("bothh", "--server", "server-2", "--period", "monthly"), "letter by letter. Did you mean 'both'?"),
-    (("--server", "serwer-2", "--period", "monthly"), "letter by letter. Did you mean 'server-2'?"),
+    (("ordres", "--period", "monthly"), "match exactly. Did you mean 'orders'?"),
+    (("bothh", "--server", "server-2", "--period", "monthly"), "match exactly. Did you mean 'both'?"),
+    (("--server", "serwer-2", "--period", "monthly"), "match exactly. Did you mean 'server-2'?"),
     (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
     (("--server", "nobody", "--period", "monthly"), "There is no server 'nobody' among the registered servers"),
     (("orders", "--period", "hourly"), "Unknown period 'hourly'"),
@@ -186,4 +188,4 @@ def test_a_database_whose_samples_are_gone_is_known_by_its_aggregates(engine: En
 
     output = explained("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
 
-    assert "The samples hold nothing for this window; the row that is stored was kept." in output
+    assert "There are no samples in this window; the stored row was kept." in output

@@ -177,7 +177,7 @@ def assert_one_key_by_window(engine: Engine, *, is_former: bool) -> None:
         [number] = [column for column in inspect(engine).get_columns(table) if column["name"] == "id"]
         assert not number["nullable"]
         assert "nextval" in str(number["default"])
-    assert all("beside whatever is at work" in line for line in built)
+    assert all("without locking the table" in line for line in built)
     assert len(built) >= 4, "each table's key, and of partitions each one's"
     kept = {*rows(engine, _KEY_FILES)}
     assert {file for (file,) in kept} <= in_the_transaction[0], "no key of a filled table was built under a lock"

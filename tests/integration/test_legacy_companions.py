@@ -80,7 +80,7 @@ def test_a_trigger_that_makes_partitions_in_mid_insert_is_switched_off_so_that_n
         "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
         "VALUES (1, 5, 1, '2024-02-29')",
     )
-    assert foreseen.endswith("it is switched off, not dropped")
+    assert foreseen.endswith("it is disabled, not dropped")
     assert f"changed: {foreseen}" in done
     assert schema_state(legacy).fit
 
@@ -149,7 +149,7 @@ def test_what_the_legacy_table_refuses_does_not_take_the_samples_with_it(
     with legacy.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one() > 0
         assert connection.execute(text("SELECT count(*) FROM instance_databases")).scalar_one() == 0
-    assert "instance_databases was left as it was: null value in column" in caplog.text
+    assert "instance_databases was not updated: null value in column" in caplog.text
 
 
 def test_check_counts_rows_whose_trend_another_application_left_as_it_was(

@@ -117,7 +117,7 @@ def test_without_redis_nothing_is_done_unguarded_and_the_text_says_so(
         runner.run_period("monthly", MARCH)
 
     assert caught.value.transient
-    assert "Nothing is computed unguarded" in str(caught.value)
+    assert "Nothing is computed without a lock" in str(caught.value)
 
 
 def test_a_wrong_redis_password_is_permanent_and_not_repeated(engine: Engine, tmp_path: Path) -> None:

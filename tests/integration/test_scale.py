@@ -108,8 +108,8 @@ def test_a_long_run_says_in_its_log_how_far_it_is_and_a_short_one_does_not(
     service.aggregate("daily", FIRST_WEEK, RunOptions(("database",), recompute=True))
 
     assert caplog.messages == [
-        "daily database aggregates: 2 of 5 servers written, going on",
-        "daily database aggregates: 4 of 5 servers written, going on",
+        "daily database aggregates: 2 of 5 servers written so far",
+        "daily database aggregates: 4 of 5 servers written so far",
     ]
 
 

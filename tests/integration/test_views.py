@@ -241,7 +241,9 @@ def test_a_view_whose_columns_were_others_is_made_anew_and_what_somebody_built_o
 def test_a_materialised_view_on_a_view_that_is_made_anew_is_named_and_nothing_is_changed(engine: Engine) -> None:
     remade_coverage(engine, "CREATE MATERIALIZED VIEW theirs AS SELECT day FROM capacity_coverage")
 
-    with pytest.raises(SchemaProblemsError, match=r"materialized view theirs reads .* view that has to be made again"):
+    with pytest.raises(
+        SchemaProblemsError, match=r"materialized view theirs reads .* view that has to be created again"
+    ):
         initialise(engine)
 
     assert rows(engine, "SELECT day FROM theirs") == [{"day": 1}]

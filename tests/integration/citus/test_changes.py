@@ -79,7 +79,7 @@ def test_what_the_nodes_had_recorded_of_0_3_0_is_followed_after_the_upgrade(
     found = {(one.level, one.period_type, one.window.key) for one in ledger.stale()}
     assert ("database", "daily", "2025-03-09") in found
     assert {level for level, _, _ in found} == {"database", "group"}, "no group was computed by 0.3.0"
-    assert ("monthly", "instance") in {(period, level) for period, level, _ in ledger.outdated()}
+    assert ("monthly", "instance") in {(one.period_type, one.level) for one in ledger.outdated()}
     compute_everything(distributed)
     assert ledger.stale() == []
     add_database_sizes(distributed, sizes(5, "late", "2025-05-02", [1]))

@@ -134,7 +134,7 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
     assert len(distribute(undistributed, shards=SHARDS)) == 6
     found, text_of = distribution_found()
     assert (found, text_of.startswith("database_size_stats, ")) == ("ok", True)
-    assert text_of.endswith(f": {SHARDS} shards each on 2 nodes; all other tables lie on the coordinator")
+    assert text_of.endswith(f": {SHARDS} shards each on 2 nodes; all other tables are on the coordinator")
     assert f"Distributed: {text_of}." in printed("status")
     compute_everything(undistributed)
     assert service(undistributed).ledger.stale() == []
@@ -202,8 +202,9 @@ def test_what_stands_in_the_way_is_said_with_what_to_do(
         assert "No node of the cluster takes shards" in str(what_stands_in_the_way(empty))
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = true WHERE noderole = 'primary' AND groupid > 0")
         execute(empty, "DROP TABLE volume_size_stats CASCADE", "CREATE TABLE volume_size_stats (day date)")
-        assert "volume_size_stats: not partitioned. Run `capacity copy` to an empty database, and this there." in str(
-            what_stands_in_the_way(empty)
+        assert (
+            "volume_size_stats: not partitioned. Run `capacity copy` to an empty database, and this command there."
+            in str(what_stands_in_the_way(empty))
         )
         empty.dispose()
 
