@@ -447,36 +447,18 @@ def _prices(
     connection: Connection, by: str, months: Sequence[Window], bill: Row[Any], keys: Sequence[str]
 ) -> tuple[dict[str | None, GroupPrice], Decimal]:
     """Return the prices of the groups of a bill and, by the name of the fleet, of all; and its GiB without a price."""
-    of_bill = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
-    first, last = months[0].start, months[-1].end
-    query = with_parts(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX)
-    rows = connection.execute(query, {**of_bill, "first": first, "last": last}).all()
-    days = sorted({row.day for row in rows})
-    gib: dict[str | None, Fraction] = {}
-    amounts: dict[tuple[str | None, date], Fraction] = {}
-    for row in rows:
-        for name in (row.group_name, FLEET):
-            if row.day == days[0]:
-                gib[name] = gib.get(name, Fraction()) + Fraction(row.gib)
-            amounts[name, row.day] = amounts.get((name, row.day), Fraction()) + Fraction(row.amount or 0)
-    spans = [(start, end - timedelta(days=1)) for start, end in pairwise([*days, last + timedelta(days=1)])]
-    prices = {
-        name: GroupPrice(
-            [
-                sum((amounts[name, start] * _common_days(month, start, end) for start, end in spans), Fraction())
-                / (whole * month.days)
-                for month in months
-            ]
-        )
-        for name, whole in gib.items()
-        if whole
-    }
-    unpriced = sum((row.unpriced or Decimal() for row in rows if row.day == days[0]), Decimal())
+    asked = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
+    span = {"first": months[0].start, "last": months[-1].end}
+    prices: dict[str | None, GroupPrice] = {}
+    unpriced = Decimal()
+    for row in connection.execute(with_parts(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**asked, **span}):
+        name = FLEET if row.is_fleet else row.group_name
+        if row.gib_days:
+            price = Fraction(row.amount or 0) / Fraction(row.gib_days)
+            prices[name] = GroupPrice([*(prices[name].of_months if name in prices else ()), price])
+        if row.is_fleet:
+            unpriced += row.unpriced or 0
     return prices, unpriced
-
-
-def _common_days(month: Window, start: date, end: date) -> int:
-    return max((min(month.end, end) - max(month.start, start)).days + 1, 0)
 
 
 def _lines(
@@ -656,19 +638,23 @@ FROM subjects s LEFT JOIN labels_held l USING (number) WHERE s.counted_by IS NUL
 _LAST_BILL = """
 SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL ORDER BY month DESC, issue DESC LIMIT 1
 """
-# Prices change on some days only, so each is looked up once per stretch of days.
+# Prices change on some days only, so each is looked up once per stretch of days of a month.
 _MIX = """
-SELECT of_bill.*, s.day
+SELECT of_bill.*, s.day, s.days
 FROM (
     SELECT CASE CAST(:by AS text) WHEN 'engine' THEN l.engine ELSE l.labels ->> CAST(:by AS text) END AS group_name,
            l.engine, l.labels, sum(l.gib_months) AS gib
     FROM capacity_bill_lines l WHERE l.month = :month AND l.issue = :issue GROUP BY 1, l.engine, l.labels
 ) AS of_bill CROSS JOIN (
-    SELECT CAST(:first AS date) AS day
-    UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :first AND :last
+    SELECT day, lead(day, 1, CAST(:last AS date) + 1) OVER (ORDER BY day) - day AS days
+    FROM (SELECT CAST(generate_series(CAST(:first AS date), :last, interval '1 month') AS date) AS day
+          UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :first AND :last) AS begins
 ) AS s
 """
 _PRICED = """
-SELECT group_name, day, sum(gib) AS gib, sum(gib) FILTER (WHERE price IS NULL) AS unpriced, sum(gib * price) AS amount
-FROM mix JOIN prices_held USING (engine, labels, day) GROUP BY group_name, day
+SELECT group_name, grouping(group_name) = 1 AS is_fleet, sum(gib * days) AS gib_days, sum(gib * price * days) AS amount,
+       sum(gib) FILTER (WHERE price IS NULL AND day = :first) AS unpriced
+FROM mix JOIN prices_held USING (engine, labels, day)
+GROUP BY GROUPING SETS ((group_name, date_trunc('month', day)), (date_trunc('month', day)))
+ORDER BY date_trunc('month', day)
 """
