@@ -25,6 +25,8 @@ from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.tables import ALWAYS, instance_size_stats, instances, is_active, metadata
 from capacity_assets.forecast.decisions import PLANNED, Decision, decide, stored_decisions
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps, stored_limits, stored_steps
+from capacity_assets.ownership.bills import MONTHLY
+from capacity_assets.ownership.budgets import MonthBudget, coming_months, declare_budgets, declared_budgets
 from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
 from capacity_assets.ownership.prices import Price, declare_prices, stored_prices
 
@@ -310,10 +312,12 @@ PRICES = (
     Price(Decimal("0.40"), "EUR", engine="oracle", valid_from=ALWAYS),
     Price(Decimal("0.25"), "EUR", engine="sqlserver", valid_from=ALWAYS),
 )
+BUDGETS = {"finance": 385, "commerce": 170, "web": 135, "platform": 130, "data": 125, "sales": 110}
+"""What teams may cost in the last month, in this one and in the next two."""
 
 
 def declare_sample(engine: Engine, today: date) -> None:
-    """Declare limits, steps, labels and prices; each kind once, so that what users change stays.
+    """Declare limits, steps, labels, prices and budgets; each kind once, so that what users change stays.
 
     Servers without a volume get a disk, and one database a quota that fills within weeks. Raises DatabaseError.
     """
@@ -326,6 +330,14 @@ def declare_sample(engine: Engine, today: date) -> None:
         declare_labels(engine, _labels(today), today, by=DECLARED_BY)
     if not stored_prices(engine):
         declare_prices(engine, PRICES, today, by=DECLARED_BY, restate=True)
+    if not declared_budgets(engine):
+        months = MONTHLY.back(coming_months(today, 2)[-1], 4)
+        budgets = [
+            MonthBudget(f"team={team}", month.start, Decimal(amount))
+            for team, amount in BUDGETS.items()
+            for month in months
+        ]
+        declare_budgets(engine, budgets, by=DECLARED_BY)
 
 
 def _steps(engine: Engine, today: date) -> list[SizeStep]:
@@ -477,30 +489,31 @@ WITH measured AS (
     WHERE (i.name, s.database_name) IN (('postgresql-core-01', 'audit'), ('mysql-orders-01', 'orders'))
       AND extract(isodow FROM s.collected_date) = 1
 ), shares AS (
-    SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.object_count
+    SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.object_count, o.free_percent
     FROM measured m CROSS JOIN LATERAL (VALUES
-        ('audit', 'table', 'public', '', 'audit_log', logged, NULL),
-        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL),
-        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, NULL),
-        ('audit', 'others', '', '', '', 100, 143),
-        ('orders', 'table', '', '', 'order_lines', 420, NULL),
-        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL),
-        ('orders', 'table', '', '', 'orders', 240, NULL),
-        ('orders', 'others', '', '', '', 60, 12)
-    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, object_count)
+        ('audit', 'table', 'public', '', 'audit_log', logged, NULL, 2),
+        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL, NULL),
+        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, NULL, 35),
+        ('audit', 'others', '', '', '', 100, 143, NULL),
+        ('orders', 'table', '', '', 'order_lines', 420, NULL, 18),
+        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL, NULL),
+        ('orders', 'table', '', '', 'orders', 240, NULL, 0),
+        ('orders', 'others', '', '', '', 60, 12, NULL)
+    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, object_count, free_percent)
     WHERE o.database_name = m.database_name
 ), entered AS (
     SELECT day, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name,
-           size_bytes * permille / 1000 AS size_bytes, CAST(object_count AS integer) AS object_count
+           size_bytes * permille / 1000 AS size_bytes, CAST(object_count AS integer) AS object_count,
+           size_bytes * permille / 1000 * CAST(free_percent AS integer) / 100 AS free_bytes
     FROM shares
     UNION ALL
     SELECT day, instance_id, database_name, collected_at, 'unexplained', '', '', '',
-           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL
+           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL, NULL
     FROM shares GROUP BY day, instance_id, database_name, collected_at, size_bytes
 )
 INSERT INTO object_size_stats
     (collected_date, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name, size_bytes,
-     object_count, is_exact)
+     object_count, free_bytes, is_exact)
 SELECT *, kind = 'table' FROM entered
 ON CONFLICT DO NOTHING
 """

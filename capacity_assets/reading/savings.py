@@ -1,4 +1,4 @@
-"""Databases whose size did not change for three months, and what they cost in the last of these."""
+"""What could be saved: databases that did not change for three months and free space in tables, with their cost."""
 
 from __future__ import annotations
 
@@ -71,4 +71,77 @@ FROM (
     FROM capacity_bill_lines WHERE month = :month AND issue = :issue GROUP BY instance_id, database_name
 ) AS l USING (server_id, database)
 ORDER BY l.amount DESC NULLS LAST, s.size_mb DESC, l.server_id, l.database LIMIT :shown
+"""
+
+
+@dataclass(frozen=True)
+class FreeTable:
+    """A table with dead rows or free pages, and what these cost in the month; `amount` None: it has no price."""
+
+    server_id: int
+    server: str
+    database: str
+    table: str
+    size_bytes: int
+    free_bytes: int
+    amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class FreeSpace:
+    """Dead rows and free pages in the tables that were measured, by the newest sample of each database in the month.
+
+    Amounts are in the currency of the bill, at the mean price that the database had; None: nothing has a price.
+    """
+
+    databases: int
+    tables: int
+    free_bytes: int
+    amount: Decimal | None
+    costliest: Sequence[FreeTable]
+
+
+def free_space(
+    connection: Connection, bill: tuple[Window, int], *, shown: int, by: str = "", name: str = ""
+) -> FreeSpace | None:
+    """Return the free space in tables of an issue of a bill, of all or of one group; None: none is known.
+
+    Raises DBAPIError.
+    """
+    month, issue = bill
+    asked = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
+    found = rows(connection, _FREE, **asked)
+    if not found:
+        return None
+    listed = [
+        FreeTable(
+            *(row.server_id, row.server, row.database, row.table), row.size_bytes, row.free_bytes, _cents(row.amount)
+        )
+        for row in found
+    ]
+    whole = found[0]
+    return FreeSpace(whole.databases, whole.tables, int(whole.whole_bytes), _cents(whole.whole_amount), listed)
+
+
+_FREE = """
+WITH lines AS (
+    SELECT instance_id AS server_id, database_name AS database,
+           sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
+    FROM capacity_bill_lines
+    WHERE month = :start AND issue = :issue
+      AND (:by = '' OR coalesce((labels || jsonb_build_object('engine', engine, 'server', server)) ->> :by, '') = :name)
+    GROUP BY instance_id, database_name
+), newest AS (
+    SELECT server_id, database, max(day) AS day FROM capacity_objects
+    WHERE day BETWEEN :start AND :end GROUP BY server_id, database
+), free AS (
+    SELECT o.server_id, o.server, o.database, concat_ws('.', nullif(o.schema_name, ''), o.object_name) AS table,
+           o.size_bytes, o.free_bytes, o.free_bytes * l.price / 1073741824 AS amount
+    FROM capacity_objects o JOIN newest n ON n.server_id = o.server_id AND n.database = o.database AND n.day = o.day
+    JOIN lines l ON l.server_id = o.server_id AND l.database = o.database
+    WHERE o.day BETWEEN :start AND :end AND o.kind = 'table' AND o.free_bytes > 0
+)
+SELECT free.*, (SELECT count(*) FROM (SELECT DISTINCT server_id, database FROM free) AS d) AS databases,
+       count(*) OVER () AS tables, sum(free_bytes) OVER () AS whole_bytes, sum(amount) OVER () AS whole_amount
+FROM free ORDER BY amount DESC NULLS LAST, free_bytes DESC, server, database, "table" LIMIT :shown
 """

@@ -199,6 +199,37 @@ def test_a_bill_says_what_databases_cost_that_did_not_change_for_three_months(pa
     assert pages.document("/bill?by=team&month=2025-05")["unchanged"] is None
 
 
+OBJECTS = """
+INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
+                               size_bytes, free_bytes, is_exact)
+VALUES ('2025-06-02', 1, 'b', 'table', 'public', '', 'audit', 10 * 1073741824::bigint, 9 * 1073741824::bigint, true),
+       ('2025-06-23', 1, 'b', 'table', 'public', '', 'audit', 10 * 1073741824::bigint, 4 * 1073741824::bigint, true),
+       ('2025-06-23', 1, 'b', 'table', 'public', '', 'orders', 6 * 1073741824::bigint, 1073741824, true),
+       ('2025-06-23', 1, 'b', 'table', 'public', '', 'full', 1073741824, 0, true),
+       ('2025-06-23', 1, 'b', 'others', '', '', '', 1073741824, NULL, true),
+       ('2025-06-09', 1, 'a', 'table', 'public', '', 'events', 2 * 1073741824::bigint, NULL, true),
+       ('2025-07-07', 1, 'a', 'table', 'public', '', 'events', 2 * 1073741824::bigint, 1073741824, true)
+"""
+
+
+def test_a_bill_and_a_team_say_what_dead_and_free_space_in_tables_costs(pages: Pages, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(OBJECTS))
+
+    for address in ("/bill?by=engine", "/group?by=team&name=payments"):
+        found, page = pages.document(address)["free_space"], pages.ask(address).text
+
+        assert (found["databases"], found["tables"], found["free_bytes"], found["amount"]) == (1, 2, 5 << 30, "3.75")
+        assert [(one["database"], one["table"], one["free_bytes"], one["amount"]) for one in found["costliest"]] == [
+            ("b", "public.audit", 4 << 30, "3.00"),
+            ("b", "public.orders", 1 << 30, "0.75"),
+        ]
+        assert "</data> of the tables measured in 1 database are dead rows or free pages: 3.75 EUR a month." in page
+        assert "public.audit" in page
+    assert pages.document("/group?by=team&name=search")["free_space"] is None
+    assert pages.document("/bill?by=team&month=2025-05")["free_space"] is None, "of the last final bill only"
+
+
 def test_a_page_beyond_the_end_says_so(pages: Pages) -> None:
     for path in ("/bill", "/groups"):
         page = pages.ask(f"{path}?by=team&page=9").text

@@ -54,9 +54,9 @@ from capacity_assets.reading.groups import (
 )
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.savings import FreeSpace, UnchangedDatabases, free_space, unchanged_databases
 from capacity_assets.reading.sizes import SizeInWindow, marked, with_gaps
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final, server_id_of
-from capacity_assets.reading.unchanged import UnchangedDatabases, unchanged_databases
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.budgets import shared_budget
 from capacity_assets.web.pages.ranges import ChartRange, earlier_windows, shown_range, windows_in
@@ -151,6 +151,8 @@ class GroupPage:
     notice: str | None = None
     """When labels changed that the groups do not show yet, in a sentence."""
     cost: GroupCost | None = None
+    free_space: FreeSpace | None = None
+    """Free space in its tables in the month of the cost; None: none is known."""
     budget: BudgetLine | None = None
     """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
     budget_last_day: date | None = None
@@ -195,6 +197,8 @@ class BillPage:
     """Months whose bill is not final."""
     unchanged: UnchangedDatabases | None = None
     """Of the newest version of the last month that is over; else None."""
+    free_space: FreeSpace | None = None
+    """As above; also None if none is known."""
 
 
 GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
@@ -319,6 +323,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         headline=next_to_fill(next(iter(ahead), None), reader.thresholds, issued=issued),
         notice=notice,
         cost=cost,
+        free_space=None if cost is None else _free_space(reader, (MONTHLY.window_of(cost.month), cost.issue), by, name),
         **_budget(reader, query, by, name),
     )
 
@@ -442,6 +447,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         has_more=has_more,
         open_months=[one.month for one in every if not one.is_final],
         unchanged=_unchanged(reader, window, bill.issue) if is_newest else None,
+        free_space=_free_space(reader, (window, bill.issue)) if is_newest else None,
     )
 
 
@@ -449,6 +455,11 @@ def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
     """Return the databases that did not change, which bills by every grouping show, and which takes long to read."""
     read = partial(unchanged_databases, month=month, issue=issue, shown=MEMBERS_SHOWN)
     return reader.kept_of(("unchanged", month, issue), read, UNCHANGED_SECONDS)
+
+
+def _free_space(reader: Reader, bill: tuple[Window, int], by: str = "", name: str | None = None) -> FreeSpace | None:
+    read = partial(free_space, bill=bill, shown=MEMBERS_SHOWN, by=by, name=name or "")
+    return reader.kept_of(("free", *bill, by, name), read, UNCHANGED_SECONDS)
 
 
 def _grouping(query: PageQuery) -> str:
