@@ -1,1 +1,1 @@
-"""Whose databases they are and what they cost: labels, groups, prices and bills."""
+"""Whose databases they are and what they cost: labels, groups, prices, bills and budgets."""

@@ -663,9 +663,9 @@ UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND
 UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :start AND :end
 ORDER BY day
 """
-# A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
-# its last one, to the end of the month where it was measured later; days of these without a sample count as the others
-# on average. Aggregates stand for samples of other months that retention has dropped.
+# A day of a server is measured if its databases were, or if it had none. The server is billed from its first sample to
+# its last one, or to the end of the month if it was measured later. Days in between without a sample count as the
+# others on average. Aggregates stand for samples of other months that retention has dropped.
 _MEASURED = """
     SELECT m.*, z.database_name, z.segment, z.days, z.bytes
     FROM (
@@ -864,8 +864,8 @@ SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
        count(*) FILTER (WHERE s.created_at <= :since AND s.updated_at > :since) AS corrected
 FROM database_size_stats s WHERE s.collected_date BETWEEN :start AND :end
 """
-# Why a bill differs from its last issue: later samples and declarations that can touch the month. Deleted samples are
-# counted only of servers that are still billed.
+# Why a bill differs from its last issue: later samples and declarations that can affect the month. Deleted samples
+# count only if their server is still billed.
 SINCE = """
 SELECT deleted.fewer, states.before, states.now,
        ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
@@ -889,9 +889,9 @@ FROM (SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 
      (SELECT b.declared_state AS before, (SELECT state FROM declared) AS now
       FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue) AS states
 """
-# Samples that retention dropped can no longer be billed. The aggregates or the bill know more than there are, and
-# either our retention marked the bill or the oldest samples are gone. If older samples remain, a missing sample was
-# deleted or declared void, and is no longer billed.
+# Samples that retention dropped can no longer be billed: the aggregates or the bill were made from more samples than
+# there are, and either the bill is marked or the oldest samples are gone. A sample that is missing while older ones
+# remain was deleted or declared void, and is not billed any more.
 DROPPED = """
 SELECT EXISTS (
     SELECT FROM oldest_left o
@@ -928,9 +928,9 @@ JOIN capacity_bills n ON n.month = :start AND n.issue = :issue
 WHERE b.is_final AND n.is_final AND b.currency = n.currency
   AND n.issue = (SELECT max(issue) FROM capacity_bills WHERE month = :start)
 """
-# What a line of the month before paid goes to the lines that its database has now, in proportion to their quantity.
-# The rest of what a line pays now is what a change of price adds to its quantity, and growth. Sums of parts of an
-# amount are rounded, and not the parts, so that these add up to it.
+# The amount that a database paid the month before goes to its lines of this month, in proportion to their quantity. The
+# rest of a line's amount is by the change of its price, and by growth. Running sums are rounded in place of the parts,
+# so that the parts add up.
 _COMPARED_LINES = """
     WITH lines AS MATERIALIZED (
         SELECT month = CAST(:start AS date) AS is_now, instance_id, database_name, line, gib_months,
@@ -1022,15 +1022,15 @@ SELECT :start, :issue, key, group_name, coalesce(g.databases, 0), coalesce(g.ser
        c.before, c.growth, c.price, c.moved
 FROM grouped g FULL JOIN compared c USING (key, group_name)
 """
-# In whole cents: each amount rounded down, then one cent more for those that lost most, until those of a `total` add
-# up to it, rounded. What `is_last` comes after others that lost as much.
+# Whole cents: each amount is rounded down, then those with the largest remainders get one cent more until the amounts
+# of a `total` add up to it, rounded. Among equal ones, `is_last` comes last.
 _ROUNDED = """
 SELECT *, round((floor(cents) + CASE WHEN row_number() OVER (
               of_total ORDER BY cents - floor(cents) DESC, cents DESC, is_last, nullif(name, '')
           ) <= round(sum(cents) OVER of_total) - sum(floor(cents)) OVER of_total THEN 1 ELSE 0 END) / 100, 2) AS amount
 FROM exact WINDOW of_total AS (PARTITION BY total)
 """
-# A group with a budget, and nothing that was measured, costs nothing.
+# A group that has a budget and was not measured costs nothing.
 _STORED_GROUPS = """
 SELECT group_name, coalesce(g.databases, 0) AS databases, coalesce(g.servers, 0) AS servers,
        coalesce(g.gib_months, 0) AS gib_months, coalesce(g.unpriced_gib_months, 0) AS unpriced_gib_months,
