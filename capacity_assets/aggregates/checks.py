@@ -1,9 +1,9 @@
 """The checks after a run, as data: one statement per check.
 
-A check queries the database for problems, names the first twenty and counts the rest. Its severity is `error` if a
-person has to act, else `warn`. A check of severity warn covers the windows of the run. A check of severity error covers
-every window, and fails until all of them are right, whichever windows the next run computes. `orchestration.metadata`
-makes asset checks of the outcomes.
+A check queries the database for problems; each window has an outcome of its own, which names the first twenty places
+and counts the rest. The severity is `error` if a person has to act, `warn` otherwise. A check of severity warn covers
+the windows of the run; one of severity error also names windows outside it that are wrong. The mapping of outcomes to
+asset checks is in `orchestration.aggregates`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregates.ledger import IncompleteWindow
 from capacity_assets.aggregates.levels import GROUP, INSTANCE, SERVER_LEVELS, Level
@@ -22,6 +23,7 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
 from capacity_assets.base.periods import Window, adjacent_spans
 from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import is_distributed
+from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import impossible_values
 
 LEVELS_TOLERANCE_PERCENT = 1
@@ -75,9 +77,10 @@ class CheckOutcome:
     places: int
     listed: tuple[str, ...]
     advice: str
+    period_start: date | None = None
+    """First day of its window; None: it is about all of them."""
     incident: str | None = None
-    """The problems, one per line, in a form that stays the same between runs, for outcomes whose `listed` text
-    varies."""
+    """What was found in a form that stays the same between runs, for outcomes whose `listed` text varies."""
 
     @property
     def passed(self) -> bool:
@@ -98,7 +101,8 @@ class CheckOutcome:
 class Check:
     """One check: its levels, its statement, and what to do about what it finds.
 
-    The statement returns the first places, each with the number of all. Names in braces are in `level_parts`.
+    The statement returns places, each with its window and a weight; the heaviest are listed. Names in braces are in
+    `level_parts`.
     """
 
     name: str
@@ -118,8 +122,8 @@ CHECKS: tuple[Check, ...] = (
         severity=Severity.WARN,
         advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
         statement="""
-SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
-       count(*) OVER () AS places
+SELECT period_start, expected - measured AS weight,
+       format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place
 FROM (
     SELECT i.name, w.period_start,
            least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
@@ -133,11 +137,11 @@ FROM (
     ) AS f
     WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
 ) AS days
-WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+WHERE measured < expected
 """,
         on_nodes="""
-SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place,
-       count(*) OVER () AS places
+SELECT period_start, expected - measured AS weight,
+       format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place
 FROM (
     SELECT i.name, w.period_start, coalesce(m.measured, 0) AS measured,
            least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected
@@ -154,7 +158,7 @@ FROM (
     ) AS m ON m.instance_id = i.id AND m.period_start = w.period_start
     WHERE i.is_active AND i.deleted_at IS NULL AND f.first_day <= least(w.period_end, CAST(:today AS date))
 ) AS days
-WHERE measured < expected ORDER BY expected - measured DESC, name, period_start LIMIT :listed
+WHERE measured < expected
 """,
     ),
     Check(
@@ -163,11 +167,10 @@ WHERE measured < expected ORDER BY expected - measured DESC, name, period_start 
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement="""
-SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start) AS place,
-       count(*) OVER () AS places
+SELECT a.period_start, 0 AS weight,
+       format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start) AS place
 FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
 WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({is_impossible})
-ORDER BY i.name, a.period_start LIMIT :listed
 """,
     ),
     Check(
@@ -177,13 +180,12 @@ ORDER BY i.name, a.period_start LIMIT :listed
         severity=Severity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
         statement="""
-SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),
-              {change}, a.period_start) AS place,
-       count(*) OVER () AS places
+SELECT a.period_start, coalesce(abs({percent}), 'infinity') AS weight,
+       format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),
+              {change}, a.period_start) AS place
 FROM {target} a JOIN instances i ON i.id = a.instance_id AND i.is_active AND i.deleted_at IS NULL
 WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
   AND (abs({percent}) > :jump_percent OR {percent} IS NULL AND {change} >= :jump_from_zero_mb)
-ORDER BY coalesce(abs({percent}), 'infinity') DESC, place LIMIT :listed
 """,
     ),
     Check(
@@ -193,9 +195,9 @@ ORDER BY coalesce(abs({percent}), 'infinity') DESC, place LIMIT :listed
         severity=Severity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
         statement="""
-SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)
-           AS place,
-       count(*) OVER () AS places
+SELECT w.period_start, abs(t.total - coalesce(d.total, 0)) AS weight,
+       format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)
+           AS place
 FROM (SELECT instance_id, collected_date, sum(total_size_mb) AS total FROM instance_size_stats
       WHERE collected_date BETWEEN :first_day AND :last_day AND NOT is_deleted GROUP BY 1, 2) AS t
 JOIN instances i ON i.id = t.instance_id AND i.is_active AND i.deleted_at IS NULL
@@ -204,10 +206,9 @@ LEFT JOIN (SELECT instance_id, collected_date,
            FROM database_size_stats
            WHERE collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
   ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
-WHERE EXISTS (SELECT FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
-              WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
-  AND abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)
-ORDER BY abs(t.total - coalesce(d.total, 0)) DESC, place LIMIT :listed
+JOIN unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+  ON t.collected_date BETWEEN w.period_start AND w.period_end
+WHERE abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)
 """,
         levels=(INSTANCE.name,),
     ),
@@ -217,9 +218,9 @@ ORDER BY abs(t.total - coalesce(d.total, 0)) DESC, place LIMIT :listed
         severity=Severity.ERROR,
         advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
         statement="""
-SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over its days',
-              label_key, period_start, size, databases, fleet_size, fleet_databases) AS place,
-       count(*) OVER () AS places
+SELECT period_start, 0 AS weight,
+       format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over its days',
+              label_key, period_start, size, databases, fleet_size, fleet_databases) AS place
 FROM (
     SELECT period_start, label_key, size, databases,
            max(size) FILTER (WHERE label_key = '(fleet)') OVER of_window AS fleet_size,
@@ -232,11 +233,19 @@ FROM (
     ) AS keys WINDOW of_window AS (PARTITION BY period_start)
 ) AS compared
 WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)
-ORDER BY place LIMIT :listed
 """,
         levels=(GROUP.name,),
     ),
 )
+
+
+_LISTED = """
+SELECT period_start, place, places
+FROM (SELECT period_start, place, count(*) OVER (PARTITION BY period_start) AS places,
+             row_number() OVER (PARTITION BY period_start ORDER BY weight DESC, place) AS turn
+      FROM found) AS numbered
+WHERE turn <= :listed ORDER BY period_start, turn
+"""
 
 
 def level_parts(level: Level) -> dict[str, str]:
@@ -257,23 +266,21 @@ SERVERS_STORED = "servers_stored"
 SERVERS_STORED_DESCRIPTION = "The rows of every server with samples in a computed window are stored."
 
 
-def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
-    """Build the outcome from the failures of a run and the number of failed servers of each window."""
-    of_run = {part.period_start: part.failed_instances for part in summary.parts}
-    every = {start: servers for start, servers in sorted({**failed, **of_run}.items()) if servers}
-    here = [f"{part.period_start}: {error}" for part in summary.parts for error in part.errors]
-    elsewhere = [
-        f"{start}: {counted(servers, 'server')} failed" for start, servers in every.items() if start not in of_run
-    ]
-    return CheckOutcome(
-        SERVERS_STORED,
-        Severity.ERROR,
-        sum(every.values()),
-        tuple([*here, *elsewhere][:MAXIMUM_LISTED_ERRORS]),
+def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> list[CheckOutcome]:
+    """Build the outcomes of the windows of a run, and of others in which servers `failed`, with their numbers."""
+    advice = (
         "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. The metadata "
-        "of a partition names its servers.",
-        incident="\n".join(f"{start}: {servers}" for start, servers in every.items()),
+        "of a partition names its servers."
     )
+    of_run = {part.period_start: (part.failed_instances, list(map(str, part.errors))) for part in summary.parts}
+    elsewhere = {start: (servers, [f"{counted(servers, 'server')} failed"]) for start, servers in failed.items()}
+    return [
+        CheckOutcome(
+            *(SERVERS_STORED, Severity.ERROR, servers, tuple(listed[:MAXIMUM_LISTED_ERRORS]), advice, start),
+            incident=f"{servers} failed" if servers else None,
+        )
+        for start, (servers, listed) in sorted((elsewhere | of_run).items())
+    ]
 
 
 PARTITIONS_COMPLETE = "partitions_complete"
@@ -311,11 +318,17 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
         for check in CHECKS:
             if scope.level.name in check.levels:
                 statement = check.on_nodes if distributed and check.on_nodes else check.statement
-                rows = connection.execute(text(statement.format(**parts)), scope.parameters()).all()
-                places = rows[0].places if rows else 0
-                listed = tuple(str(row.place) for row in rows)
-                outcomes.append(CheckOutcome(check.name, check.severity, places, listed, check.advice))
+                listed = with_parts(_LISTED, found=statement.format(**parts))
+                found: dict[date, list[Any]] = {window.start: [] for window in scope.windows}
+                for row in connection.execute(listed, scope.parameters()):
+                    found.setdefault(row.period_start, []).append(row)
+                outcomes += [_outcome(check, start, rows) for start, rows in sorted(found.items())]
         return outcomes
+
+
+def _outcome(check: Check, period_start: date, rows: Sequence[Any]) -> CheckOutcome:
+    places, listed = rows[0].places if rows else 0, tuple(str(row.place) for row in rows)
+    return CheckOutcome(check.name, check.severity, places, listed, check.advice, period_start)
 
 
 def checks_of(level: Level) -> list[tuple[str, str]]:

@@ -92,14 +92,14 @@ class AggregationTaskRunner:
         return [(self.service.period(name), None) for name in names]
 
     def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
-        """Run the checks of one level: the windows of the run, and every window for checks of severity error."""
+        """Run the checks of one level: the windows of the run, and for checks of severity error others that fail."""
         of_level, partitions = summary.of_level(level), self.service.partitions
         windows = [Window(part.period_start, part.period_end) for part in of_level.parts]
         period = self.service.period(of_level.parts[0].period_type)
         every = partitions.every_window(period)
         failed = self.service.ledger.failed_instances(period, LEVELS[level], every)
         scope = CheckScope(period.name, LEVELS[level], windows, partitions.clock.today(), self.jump_percent, every)
-        return [servers_stored(of_level, failed), *run_checks(self.service.engine, scope)]
+        return [*servers_stored(of_level, failed), *run_checks(self.service.engine, scope)]
 
     def stale_windows(self) -> list[StaleWindow]:
         """Return the computed windows of registered periods whose samples changed since, within the partition range."""

@@ -11,15 +11,19 @@ ledger says which computed windows have not followed a change, and a run that su
 so nothing is lost by a restart and nothing is requested forever. Another one marks the partitions of windows that the
 command line, the task functions or another deployment computed: Dagster knows a partition only by its materialisations.
 
-Most checks are part of an asset's own computation, so that they know which windows were written, in a range run too.
-The standing check looks for incomplete windows, after every run and once a day by a job of its own. Only the daily one
-sends alerts, because during a backfill windows are missing after every run but the last.
+Most checks are part of an asset's own computation, so that they know which windows were written. Each partition has its
+own result, in a range run too. A check of severity error also corrects the results of other partitions: one that is
+wrong fails, whoever computed it, and one that was mended passes. The standing check looks for incomplete windows, after
+every run and once a day by a job of its own. Only the daily one sends alerts, because during a backfill windows are
+missing after every run but the last.
 """
 
 import hashlib
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -27,6 +31,7 @@ from pydantic import Field
 from capacity_assets.aggregates.checks import (
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
+    CheckOutcome,
     Severity,
     checks_of,
     partitions_complete,
@@ -70,6 +75,8 @@ from capacity_assets.orchestration.private import (
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
     UnresolvedAssetJobDefinition,
+    evaluate_partitions,
+    failing_partitions,
 )
 from capacity_assets.reading.movers import window_sizes
 
@@ -168,13 +175,14 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
         tags={"period": period.name, "level": level.name},
         metadata=aggregate_metadata(level, graph.key(level.source.name)),
         check_specs=[
-            dg.AssetCheckSpec(check, asset=graph.key(name), description=text) for check, text in checks_of(level)
+            dg.AssetCheckSpec(check, asset=graph.key(name), description=text, partitions_def=graph.partitions(period))
+            for check, text in checks_of(level)
         ],
         freshness_policy=graph.freshness(period),
         # The servers' totals first: what a partition of the databases shows of the fleet is made of them.
         op_tags={"dagster/priority": "1" if level is INSTANCE else "0"},
     )
-    def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[dg.MaterializeResult[None]]:
+    def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[Any]:
         runner = Services.of(context).runner
         windows = windows_of(period, context.partition_keys)
         options = RunOptions(levels=(level.name,), overwrite=config.overwrite, recompute=config.recompute)
@@ -187,10 +195,30 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
                 metadata = summary_metadata(part, sizes[key], graph.settings.pages_url)
                 context.add_asset_metadata(metadata, partition_key=key.isoformat())
             outcomes = runner.run_checks(summary, level.name)
-        span = {"first_partition": min(windows).key, "last_partition": max(windows).key}
-        yield dg.MaterializeResult(check_results=[result_of(outcome, span) for outcome in outcomes])
+        yield dg.MaterializeResult()
+        yield from evaluate_partitions(context, _results(context, outcomes))
 
     return aggregate
+
+
+def _results(
+    context: dg.AssetExecutionContext, outcomes: Iterable[CheckOutcome]
+) -> dict[str, list[dg.AssetCheckResult]]:
+    """Return the results of the run's partitions, and those of others that differ from what stands there."""
+    by_check: dict[str, dict[str, CheckOutcome]] = {}
+    for outcome in outcomes:
+        by_check.setdefault(outcome.name, {})[str(outcome.period_start)] = outcome
+    ours = context.partition_keys
+    results: dict[str, list[dg.AssetCheckResult]] = {key: [] for key in ours}
+    for check, found in by_check.items():
+        example = next(iter(found.values()))
+        failing = failing_partitions(context, check) if example.severity is Severity.ERROR else set()
+        mended = {key: replace(example, places=0, listed=(), incident=None) for key in failing - set(found)}
+        for key, outcome in (found | mended).items():
+            if key in ours or (key in failing) == outcome.passed:
+                span = {"first_partition": key, "last_partition": key}
+                results.setdefault(key, []).append(result_of(outcome, span))
+    return results
 
 
 def _made_of(graph: Graph, period: Period, level: Level) -> list[dg.AssetDep]:

@@ -10,7 +10,7 @@ database, so a receiver that is away, or has quiet hours, gets it from a later t
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
@@ -60,7 +60,8 @@ INTERVAL_SECONDS = 30
 TICK_SECONDS = 45
 EVENTS_PER_TICK = 500
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
-TEXTS_REMEMBERED = 20
+TEXTS_REMEMBERED, FAILURES_REMEMBERED = 20, 1_000
+LINES_SHOWN = 50
 ALERTS_OFF = "alerts are switched off by CAPACITY_FILLS_SOON_SEVERITY=warn"
 
 
@@ -287,8 +288,9 @@ class _Events:
 
     def messages(self) -> list[str]:
         """Return the messages, and note in the state what was seen."""
-        state, messages = self.state, list[str]()
+        state = self.state
         runs: dict[str, list[str]] = {}
+        checks: dict[str, list[dg.AssetCheckEvaluation]] = {}
         for run_id, job in self._not_started_again():
             self._record(runs, run_id, job)
         for storage_id, entry in self._new():
@@ -299,12 +301,13 @@ class _Events:
             if event.event_type is DagsterEventType.RUN_SUCCESS:
                 state.failing_jobs.pop(self._subject(entry.run_id, job), None)
             elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-                messages += self._check_messages(event.asset_check_evaluation_data)
+                self._look_at(event.asset_check_evaluation_data, checks)
             elif _is_retried(self.instance.get_run_by_id(entry.run_id)):
                 state.retried[entry.run_id] = job
             else:
                 self._record(runs, entry.run_id, job)
-        return messages + [self._runs_text(text, run_ids) for text, run_ids in runs.items()]
+        told = [self._check_text(name, failed) for name, failed in checks.items()]
+        return told + [self._runs_text(text, run_ids) for text, run_ids in runs.items()]
 
     def _new(self) -> list[tuple[int, EventLogEntry]]:
         events = [
@@ -345,27 +348,43 @@ class _Events:
                 self.state.retried[run_id] = job
         return ended
 
-    def _check_messages(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
-        """Return the message of a check that newly failed."""
+    def _look_at(self, evaluation: dg.AssetCheckEvaluation, checks: dict[str, list[dg.AssetCheckEvaluation]]) -> None:
+        """Add an evaluation to `checks`, by name, if it newly failed; note in the state what fails."""
         state, is_error = self.state, evaluation.severity is dg.AssetCheckSeverity.ERROR
         if evaluation.check_name == NOTHING_FILLS_SOON:
             state.next_look = 0 if is_error else state.next_look
-            return []
+            return
         if evaluation.check_name == DIGEST_SENT and WAITING_WEEK in evaluation.metadata:
             state.next_look, state.digest_week = 0, str(evaluation.metadata[WAITING_WEEK].value)
         name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
-        if evaluation.passed:
-            state.failing.pop(name, None)
-        if evaluation.passed or not is_error:
-            return []
-        text = unescaped(str(evaluation.description or "failed"))
+        # Each partition fails and passes on its own.
+        of_partition = f"{evaluation.partition} " if evaluation.partition else ""
+        known = [line for line in state.failing.pop(name, "").split("\n") if line]
+        before = [line for line in known if line.startswith(of_partition)]
+        others = [line for line in known if line not in before]
         # Some checks say in different words each day what is one and the same incident.
-        incident, before = evaluation.metadata.get("incident"), state.failing.get(name)
-        known = set(filter(None, (before or "").split("\n")))
-        now = set(str(incident.value).split("\n")) if incident else set()
-        state.failing[name] = "\n".join(sorted(known | now)) if incident else text
-        is_known = now <= known if incident else before == text
-        return [] if is_known else ["\n".join([f"Check failed. {name}", text, *self.links.check(evaluation)])]
+        incident = evaluation.metadata.get("incident")
+        said = str(incident.value) if incident else sha256(str(evaluation.description).encode()).hexdigest()[:12]
+        now = [f"{of_partition}{line}" for line in said.split("\n")]
+        if evaluation.passed:
+            known = others
+        elif is_error:
+            if not set(now) <= set(before):
+                checks.setdefault(name, []).append(evaluation)
+            # An incident is known until its check passes.
+            known = [*dict.fromkeys([*(known if incident and not of_partition else others), *now])]
+        if known:
+            state.failing[name] = "\n".join(known[-FAILURES_REMEMBERED:])
+
+    def _check_text(self, name: str, failed: Sequence[dg.AssetCheckEvaluation]) -> str:
+        """Describe what a check found, in all partitions of which it newly failed."""
+        keys = sorted(filter(None, (evaluation.partition for evaluation in failed)))
+        texts = (unescaped(str(evaluation.description or "failed")) for evaluation in failed)
+        lines = [*dict.fromkeys(line for text in texts for line in text.split("\n"))]
+        hidden = len(lines) - LINES_SHOWN
+        more = [f"… and {hidden} more lines"] if hidden > 0 else []
+        links = dict.fromkeys(link for evaluation in failed for link in self.links.check(evaluation))
+        return "\n".join([f"Check failed. {name}", *_span_of(keys), *lines[:LINES_SHOWN], *more, *links])
 
     def _failure_text(self, run_id: str, subject: str) -> str:
         """Return the failed steps' own messages; never a traceback, which may hold a secret."""
@@ -383,12 +402,16 @@ class _Events:
         runs = list(filter(None, map(self.instance.get_run_by_id, run_ids)))
         keys = sorted({key for run in runs for key in _partition_keys(run)})
         lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]
-        if keys:
-            span = f"{len(keys)} partitions, {keys[0]} to {keys[-1]}"
-            lines.append(f"Partition: {keys[0]}" if len(keys) == 1 else span)
+        lines += _span_of(keys)
         backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
         [backfill] = backfills if len(backfills) == 1 else [None]
         return "\n".join([*lines, *self.links.run(f"b/{backfill}" if backfill else run_ids[0])])
+
+
+def _span_of(keys: Sequence[str]) -> list[str]:
+    if len(keys) > 1:
+        return [f"{len(keys)} partitions, {keys[0]} to {keys[-1]}"]
+    return [f"Partition: {key}" for key in keys]
 
 
 def _is_retried(run: dg.DagsterRun | None) -> bool:

@@ -49,8 +49,10 @@ def build_definitions(
     excluded_databases_of(settings)
     graph = Graph(settings, clock or Clock(settings.zone), periods, retries)
     with warnings.catch_warnings():
-        # Backfill policies, lenient partition mappings and code references are beta; the pinned release bounds that.
+        # Backfill policies, lenient partition mappings and code references are beta, partitions of checks a preview;
+        # the pinned release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
+        warnings.simplefilter("ignore", dg.PreviewWarning)
         parts = [definitions_of(graph) for definitions_of in SUBJECTS]
         merged = dg.Definitions.merge(*parts)
         # The page of an asset names the file and line of its function on the machine of the code location.

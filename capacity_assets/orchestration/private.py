@@ -3,17 +3,27 @@
 `pyproject.toml` bounds Dagster to that minor release because of these. Before it is raised, go through this module; a
 test says which other module imports a private name (none may).
 
-Here is also what sets private attributes: Dagster's storage on PostgreSQL with pooled connections, and the purge of its
-check records. Outside its web server Dagster opens a connection for each statement, which costs the server more than
-the statement. In its web server it pools connections, but the first statement on each fails after a restart of the
-server.
+Here is also what uses them for more than a call: evaluations of checks by partition, Dagster's storage on PostgreSQL
+with pooled connections, and the purge of its check records. Outside its web server Dagster opens a connection for each
+statement, which costs the server more than the statement. In its web server it pools connections, but the first
+statement on each fails after a restart of the server.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetCheckResult,
+    AssetExecutionContext,
+    AssetRecordsFilter,
+    Output,
+)
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 from dagster._core.definitions.job_base import InMemoryJob
@@ -21,7 +31,6 @@ from dagster._core.definitions.partitions.subset import TimeWindowPartitionsSubs
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.events import (
-    ASSET_CHECK_EVENTS,
     DagsterEvent,
     DagsterEventBatchMetadata,
     DagsterEventType,
@@ -66,10 +75,10 @@ from dagster_postgres.utils import (
     pg_url_from_config,
     set_pg_statement_timeout,
 )
-from sqlalchemy import Integer, column, delete, event, func, select, text
+from sqlalchemy import Integer, column, delete, event, func, insert, select, text, update, values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dagster._core.events.log import EventLogEntry
     from dagster._serdes import ConfigurableClassData
@@ -147,9 +156,27 @@ class _Events(_Part, PostgresEventLogStorage):
             newest = {entry.get_dagster_event().asset_key: (entry, number) for entry, number in stored}
             for entry, number in newest.values():
                 self._store_asset_event(connection, entry, number)
+        evaluated = [pair for pair in stored if pair[0].dagster_event_type is DagsterEventType.ASSET_CHECK_EVALUATION]
+        if evaluated:
+            self._store_evaluations(evaluated)
         for entry, number in stored:
-            if entry.dagster_event_type in ASSET_CHECK_EVENTS:
+            if entry.dagster_event_type is DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED:
                 self.store_asset_check_event(entry, number)
+
+    def _store_evaluations(self, evaluated: Sequence[tuple[EventLogEntry, int]]) -> None:
+        """Enter evaluations of a run into the records of its planned checks, and those that were not planned anew."""
+        records, rows = AssetCheckExecutionsTable, [_evaluation_record(entry, number) for entry, number in evaluated]
+        given = values(*(column(name, records.c[name].type) for name in rows[0]), name="given").data(
+            [tuple(row.values()) for row in rows]
+        )
+        is_same = [records.c[name] == given.c[name] for name in ("asset_key", "check_name", "run_id")]
+        is_same.append(records.c.partition.is_not_distinct_from(given.c.partition))
+        enter = update(records).where(*is_same).values({name: given.c[name] for name in rows[0]})
+        with self.index_connection() as connection:
+            entered = set(connection.execute(enter.returning(given.c.evaluation_event_storage_id)).scalars())
+            others = [row for row in rows if row["evaluation_event_storage_id"] not in entered]
+            if others:
+                connection.execute(insert(records), others)
 
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
         """Write one record of a planned check per partition; Dagster's own method serialises the event for each."""
@@ -168,6 +195,24 @@ class _Events(_Part, PostgresEventLogStorage):
         keys = subset.get_partition_keys() if subset else [None]
         with self.index_connection() as connection:
             connection.execute(AssetCheckExecutionsTable.insert(), [record | {"partition": key} for key in keys])
+
+
+def _evaluation_record(entry: EventLogEntry, number: int) -> dict[str, Any]:
+    """Return the columns of the record of an evaluation, as Dagster's own method fills them."""
+    evaluation = entry.get_dagster_event().asset_check_evaluation_data
+    target = evaluation.target_materialization_data
+    return {
+        "asset_key": evaluation.asset_key.to_string(),
+        "check_name": evaluation.check_name,
+        "run_id": entry.run_id,
+        "partition": evaluation.partition,
+        "execution_status": "SUCCEEDED" if evaluation.passed else "FAILED",
+        "evaluation_event": serialize_value(entry),
+        # The column has no zone; Dagster writes UTC.
+        "evaluation_event_timestamp": datetime.fromtimestamp(entry.timestamp, UTC).replace(tzinfo=None),
+        "evaluation_event_storage_id": number,
+        "materialization_event_storage_id": target.storage_id if target else None,
+    }
 
 
 class _Schedules(_Part, PostgresScheduleStorage):
@@ -189,17 +234,92 @@ class _Runs(PostgresRunStorage):
         self._engine.dispose()
 
 
-# The newest record and the newest evaluation of each check are kept; a record without a run was reported outside one.
+def evaluate_partitions(
+    context: AssetExecutionContext, results: Mapping[str, Sequence[AssetCheckResult]]
+) -> Iterator[DagsterEvent | Output[None]]:
+    """Yield the evaluations of an asset's checks by partition, as one batch of events, and the outputs of the checks.
+
+    An `AssetCheckResult` has a partition where its step has a single one only: the results of a range run would all be
+    of no partition. The asset must have been materialised before, because an evaluation counts for the newest
+    materialisation of its partition.
+    """
+    step, batch = context.get_step_execution_context(), uuid4().hex
+    evaluations = [
+        AssetCheckEvaluation(
+            asset_key=context.asset_key,
+            check_name=str(result.check_name),
+            passed=result.passed,
+            metadata=result.metadata,
+            target_materialization_data=target,
+            severity=result.severity,
+            description=result.description,
+            partition=partition,
+        )
+        for partition, target in _targets(context, list(results)).items()
+        for result in results[partition]
+    ]
+    for number, evaluation in enumerate(evaluations, start=1):
+        verdict = "passed" if evaluation.passed else "did not pass"
+        yield DagsterEvent.from_step(
+            DagsterEventType.ASSET_CHECK_EVALUATION,
+            step,
+            evaluation,
+            f"Asset check '{evaluation.check_name}' on '{context.asset_key.to_user_string()}', partition "
+            f"{evaluation.partition}, {verdict}.",
+            DagsterEventBatchMetadata(batch, is_end=number == len(evaluations)),
+        )
+    for key in dict.fromkeys(evaluation.asset_check_key for evaluation in evaluations):
+        output = step.job_def.asset_layer.get_op_output_name(key)
+        if output:
+            yield Output(None, output)
+
+
+def _targets(
+    context: AssetExecutionContext, partitions: Sequence[str]
+) -> dict[str, AssetCheckEvaluationTargetMaterializationData | None]:
+    """Return the newest materialisations: of this run's partitions by one query, of others one by one."""
+    ours = [key for key in context.partition_keys if key in partitions]
+    questions = [ours, *([key] for key in partitions if key not in ours)]
+    newest = {
+        record.partition_key: AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+        for keys in questions
+        if keys
+        for record in context.instance.fetch_materializations(
+            AssetRecordsFilter(context.asset_key, asset_partitions=keys), limit=len(keys)
+        ).records
+    }
+    return {key: newest.get(key) for key in partitions}
+
+
+def failing_partitions(context: AssetExecutionContext, check: str) -> set[str]:
+    """Return the partitions of the asset whose newest evaluation of a check failed."""
+    infos = context.instance.event_log_storage.get_asset_check_partition_info([AssetCheckKey(context.asset_key, check)])
+    return {
+        info.partition_key
+        for info in infos
+        if info.partition_key and info.is_current and info.latest_execution_status.value == "FAILED"
+    }
+
+
+# Kept are the newest record and the newest evaluation of each check, or of each partition of one that has any. A record
+# without a run was reported outside one.
 _UNREAD_CHECK_RECORDS = """
 SELECT e.id
-FROM asset_check_executions e
-JOIN (SELECT asset_key, check_name, max(id) AS newest,
-             max(id) FILTER (WHERE execution_status <> 'PLANNED') AS evaluated,
-             count(partition) FILTER (WHERE execution_status <> 'PLANNED') AS partitioned
-      FROM asset_check_executions GROUP BY asset_key, check_name) AS k USING (asset_key, check_name)
+FROM (SELECT id, run_id, execution_status, is_partitioned, max(id) OVER subject AS newest,
+             max(id) FILTER (WHERE execution_status <> 'PLANNED') OVER subject AS evaluated
+      FROM asset_check_executions
+      JOIN (SELECT asset_key, check_name, count(partition) FILTER (WHERE execution_status <> 'PLANNED') > 0
+                       AS is_partitioned
+            FROM asset_check_executions GROUP BY asset_key, check_name) AS k USING (asset_key, check_name)
+      WINDOW subject AS (PARTITION BY asset_key, check_name, CASE WHEN is_partitioned THEN partition END)) AS e
 LEFT JOIN runs r ON r.run_id = e.run_id
-WHERE k.partitioned = 0 AND e.run_id <> '' AND e.id <> k.newest AND e.id IS DISTINCT FROM k.evaluated
-  AND (r.run_id IS NULL OR e.execution_status = 'PLANNED' AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED'))
+WHERE e.run_id <> '' AND e.id IS DISTINCT FROM e.evaluated
+  AND (e.id <> e.newest AND r.run_id IS NULL
+       OR e.id <> e.newest AND e.execution_status = 'PLANNED' AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+       -- Of before the check had partitions, which would be shown as skipped.
+       OR e.is_partitioned AND e.execution_status = 'PLANNED' AND r.status = 'SUCCESS')
 """
 
 
@@ -207,8 +327,8 @@ def purge_check_records(events: EventLogStorage, *, dry_run: bool = False) -> in
     """Delete check records that nothing reads any more; return their number.
 
     For each check and partition of a run, Dagster stores a record of the planned check. The evaluation of a check
-    without partitions is a separate record, so the planned records stay forever, even after the run is deleted. For
-    checks without partitions this deletes the planned records of runs that have ended and all records of deleted runs.
+    without partitions is a separate record, so the planned records stay forever, even after the run is deleted. This
+    deletes the planned records of runs that have ended, and all records of deleted runs.
 
     Raises DBAPIError; nothing was deleted then.
     """

@@ -168,7 +168,9 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
         house.run("2025-03-01")
         house.tick()
     assert len(receiver.texts) == 1
-    assert receiver.texts[0].startswith("Check failed. daily_database_aggregations: values_possible\n1 found.")
+    assert receiver.texts[0].startswith(
+        "Check failed. daily_database_aggregations: values_possible\nPartition: 2025-03-01\n1 found."
+    )
 
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = 5"))
@@ -441,6 +443,38 @@ def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
         "Check failed. daily_database_aggregations: values_possible",
         "Check failed. daily_instance_aggregations: servers_stored",
     ]
+
+
+def test_partitions_that_fail_together_are_one_message_and_each_is_told_again_on_its_own(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    def run(first: str, last: str) -> None:
+        house.definitions.resolve_job_def("daily_aggregation_job").execute_in_process(
+            instance=house.instance,
+            tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+            run_config=QUIET,
+        )
+        house.tick()
+
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6, 7, -8]))
+    run("2025-03-01", "2025-03-04")
+    run("2025-03-03", "2025-03-04")
+    [together] = receiver.texts
+    place = "- server-1, orders: an impossible size or count in the window from 2025-03-0"
+    assert together.splitlines()[:2] == [
+        "Check failed. daily_database_aggregations: values_possible",
+        "2 partitions, 2025-03-02 to 2025-03-04",
+    ]
+    assert together.splitlines()[-2:] == [f"{place}2", f"{place}4"]
+
+    for size in (6, -6):
+        with engine.begin() as connection:
+            changed = "UPDATE database_size_stats SET size_mb = :size WHERE collected_date = '2025-03-02'"
+            connection.execute(text(changed), {"size": size})
+        run("2025-03-02", "2025-03-02")
+    [_, again] = receiver.texts
+    assert again.splitlines()[1] == "Partition: 2025-03-02"
 
 
 @pytest.mark.parametrize("collection", ["on", "off"])

@@ -21,6 +21,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
+from capacity_assets.orchestration.graph import partitions_of
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.runs import run_range
 
@@ -28,9 +29,13 @@ MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
 FIRST_DAYS = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 3))
 
 
-def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: str) -> dict[str, CheckOutcome]:
+def looked_at(
+    runner: AggregationTaskRunner, period: str, windows: Any, level: str, day: str | None = None
+) -> dict[str, CheckOutcome]:
+    """What each check found in the window from `day` on, by default the one with most places."""
     summary = runner.run_period(period, windows, RunOptions((level,)))
-    return {outcome.name: outcome for outcome in runner.run_checks(summary, level)}
+    outcomes = sorted(runner.run_checks(summary, level), key=lambda one: one.places)
+    return {one.name: one for one in outcomes if day in (None, str(one.period_start))}
 
 
 @pytest.mark.parametrize("level", SERVER_LEVELS)
@@ -143,10 +148,9 @@ def test_only_twenty_places_are_listed_and_all_are_counted(engine: Engine, runne
     assert outcome.text.splitlines()[-1] == "… and 10 more"
 
 
-def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_run_computes(
+def test_windows_outside_a_run_are_named_where_they_call_a_person(
     engine: Engine, runner: AggregationTaskRunner
 ) -> None:
-    """Regression: a run of another day made the check green although the negative value was still stored."""
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6, 7]))
     add_overflowing_instance(engine, 2, date(2025, 3, 2))
@@ -154,22 +158,20 @@ def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_ru
     looked_at(runner, "daily", FIRST_DAYS, "instance")
 
     later = PERIODS["daily"].windows_between(date(2025, 4, 1), date(2025, 4, 1))
-    databases = looked_at(runner, "daily", later, "database")
-    servers = looked_at(runner, "daily", later, "instance")
-
-    assert databases["values_possible"].listed == (
-        "server-1, orders: an impossible size or count in the window from 2025-03-02",
+    summary = {level: runner.run_period("daily", later, RunOptions((level,))) for level in ("database", "instance")}
+    databases, servers = (
+        {
+            (one.name, str(one.period_start)): one.listed
+            for one in runner.run_checks(summary[level], level)
+            if not one.passed and one.severity == "error"
+        }
+        for level in summary
     )
-    # The day after is compared with the one of the impossible size.
-    assert servers[SERVERS_STORED].listed == ("2025-03-02: 1 server failed", "2025-03-03: 1 server failed")
-    assert databases["jumps_named"].passed, "what informs looks at the windows of the run"
 
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE database_size_stats SET size_mb = 6 WHERE size_mb < 0"))
-        connection.execute(text("DELETE FROM instance_size_stats WHERE instance_id = 2"))
-    looked_at(runner, "daily", FIRST_DAYS, "instance")
-    assert all(outcome.passed for outcome in looked_at(runner, "daily", FIRST_DAYS[1:2], "database").values())
-    assert looked_at(runner, "daily", later, "instance")[SERVERS_STORED].passed
+    place = "server-1, orders: an impossible size or count in the window from 2025-03-02"
+    assert databases == {("values_possible", "2025-03-02"): (place,)}
+    # The day after is compared with the one of the impossible size.
+    assert servers == {(SERVERS_STORED, f"2025-03-0{day}"): ("1 server failed",) for day in (2, 3)}
 
 
 def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: AggregationTaskRunner) -> None:
@@ -178,7 +180,7 @@ def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: Aggregat
     add_database_sizes(engine, [*sizes(1, "orders", "2025-03-01", [5]), *sizes(1, "orders", "2025-07-01", [-5])])
     looked_at(runner, "monthly", PERIODS["monthly"].windows_between(date(2025, 7, 1), date(2025, 7, 1)), "database")
 
-    outcome = looked_at(runner, "monthly", MARCH, "database")["values_possible"]
+    outcome = looked_at(runner, "monthly", MARCH, "database", "2025-07-01")["values_possible"]
 
     assert outcome.listed == ("server-1, orders: an impossible size or count in the window from 2025-07-01",)
 
@@ -197,43 +199,90 @@ def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: 
     assert not [line for line in plan if "Filter" in line and "min_" in line], plan
 
 
-def evaluations(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
-    found = {}
-    for event in result.get_asset_check_evaluations():
-        if event.asset_key == dg.AssetKey(asset):
-            found[event.check_name] = event
-    return found
+def evaluations(result: dg.ExecuteInProcessResult, asset: str, check: str) -> dict[str, dg.AssetCheckEvaluation]:
+    return {
+        str(one.partition): one
+        for one in result.get_asset_check_evaluations()
+        if (one.asset_key, one.check_name) == (dg.AssetKey(asset), check)
+    }
 
 
-def test_a_range_run_evaluates_every_check_of_both_assets_for_its_partitions(
-    settings: Settings, engine: Engine
+def statuses(instance: dg.DagsterInstance, settings: Settings, asset: str, check: str) -> dict[str, set[str]]:
+    """The partitions by what Dagster shows of a check."""
+    key, partitions = dg.AssetCheckKey(dg.AssetKey(asset), check), partitions_of(PERIODS["daily"], settings)
+    [state] = instance.event_log_storage.get_asset_check_state([(key, partitions)]).values()
+    found = {status.name: subset.value for status, subset in state.subsets.items() if not subset.is_empty}
+    return {name: set(subset.get_partition_keys()) for name, subset in found.items()}  # type: ignore[union-attr]
+
+
+DATABASES, SERVERS = "daily_database_aggregations", "daily_instance_aggregations"
+DAYS = ["2025-03-01", "2025-03-02", "2025-03-03"]
+
+
+def test_a_range_run_gives_each_partition_results_of_its_own(
+    settings: Settings, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "<b>orders</b>", "2025-03-01", [5, -6, 7]))
     add_instance_sizes(engine, totals(1, "2025-03-01", [(5, 1), (6, 1), (7, 1)]))
     add_overflowing_instance(engine, 2, date(2025, 3, 2))
 
-    result = run_range(settings, "daily_aggregation_job", "2025-03-01", "2025-03-03")
+    result = run_range(settings, "daily_aggregation_job", DAYS[0], DAYS[-1], instance=shipped_instance)
 
     assert result.success, "a failed check does not fail the run"
-    databases = evaluations(result, "daily_database_aggregations")
-    servers = evaluations(result, "daily_instance_aggregations")
-    assert {name: check.passed for name, check in databases.items()} == {
-        "servers_stored": True,
-        "samples_complete": True,
-        "values_possible": False,
-        "jumps_named": False,
-        "partitions_complete": True,
+    passed = {
+        name: [one.passed for one in evaluations(result, DATABASES, name).values()]
+        for name in ("servers_stored", "samples_complete", "values_possible", "jumps_named")
     }
-    assert not servers["partitions_complete"].passed
-    assert servers["partitions_complete"].severity is dg.AssetCheckSeverity.WARN, "the daily look calls a person"
-    failed = "2025-03-02 to 2025-03-03, 2 windows: servers that failed in it: 1"
-    assert failed in str(servers["partitions_complete"].description)
-    assert not servers["servers_stored"].passed
-    assert servers["servers_stored"].severity is dg.AssetCheckSeverity.ERROR
-    assert "server 2 (server-2): bigint out of range" in str(servers["servers_stored"].description)
-    metadata = databases["values_possible"].metadata
-    assert (metadata["first_partition"].value, metadata["last_partition"].value) == ("2025-03-01", "2025-03-03")
+    assert passed == {
+        "servers_stored": [True, True, True],
+        "samples_complete": [True, True, True],
+        "values_possible": [True, False, True],
+        "jumps_named": [True, False, False],
+    }
+    possible, stored = evaluations(result, DATABASES, "values_possible"), evaluations(result, SERVERS, "servers_stored")
+    assert list(possible) == list(stored) == DAYS
+    assert [one.passed for one in stored.values()] == [True, False, False]
+    assert stored[DAYS[1]].severity is dg.AssetCheckSeverity.ERROR
+    assert "server 2 (server-2): bigint out of range" in str(stored[DAYS[1]].description)
+    metadata = possible[DAYS[1]].metadata
+    assert (metadata["first_partition"].value, metadata["last_partition"].value) == (DAYS[1], DAYS[1])
     assert metadata["places"].value == 1
     assert "\\<b\\>orders" in str(metadata["found"].value), "names are no markup"
-    assert "\\<b\\>orders" in str(databases["values_possible"].description), "nor are those in the text"
+    assert "\\<b\\>orders" in str(possible[DAYS[1]].description), "nor are those in the text"
+    [complete] = evaluations(result, SERVERS, "partitions_complete").values()
+    assert (complete.passed, complete.severity) == (False, dg.AssetCheckSeverity.WARN), "the daily look calls a person"
+    assert "2025-03-02 to 2025-03-03, 2 windows: servers that failed in it: 1" in str(complete.description)
+    shown = statuses(shipped_instance, settings, DATABASES, "values_possible")
+    assert shown == {"SUCCEEDED": {DAYS[0], DAYS[2]}, "FAILED": {DAYS[1]}}
+
+
+def test_a_partition_that_calls_a_person_stays_red_until_it_is_mended_whichever_partitions_a_run_computes(
+    settings: Settings, engine: Engine, shipped_instance: dg.DagsterInstance, runner: AggregationTaskRunner
+) -> None:
+    """Regression: a run of another day made the check green although the negative value was still stored."""
+
+    def run(day: str) -> dict[str, bool]:
+        result = run_range(settings, "daily_aggregation_job", day, day, instance=shipped_instance)
+        return {key: one.passed for key, one in evaluations(result, DATABASES, "values_possible").items()}
+
+    def shown() -> set[str]:
+        return statuses(shipped_instance, settings, DATABASES, "values_possible").get("FAILED", set())
+
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6, -7, 8]))
+    # The command line computes the third day, of which Dagster knows nothing.
+    runner.run_period("daily", PERIODS["daily"].windows_between(date(2025, 3, 3), date(2025, 3, 3)))
+    assert run(DAYS[1]) == {DAYS[1]: False, DAYS[2]: False}
+    assert run("2025-03-04") == {"2025-03-04": True}, "what is known is not told again"
+    assert shown() == set(DAYS[1:])
+
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 6 WHERE size_mb = -6"))
+    assert run(DAYS[1]) == {DAYS[1]: True}
+    assert shown() == {DAYS[2]}
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 6 WHERE size_mb = -7"))
+    runner.run_period("daily", PERIODS["daily"].windows_between(date(2025, 3, 3), date(2025, 3, 3)))
+    assert run("2025-03-04") == {"2025-03-04": True, DAYS[2]: True}, "mended elsewhere"
+    assert shown() == set()

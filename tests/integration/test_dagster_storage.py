@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 
 import dagster as dg
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.engine import disposed
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.graph import range_tags
 from capacity_assets.orchestration.sample_runs import report_marks
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.runs import run_range
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -110,6 +113,27 @@ def test_marks_of_several_assets_are_written_a_hundred_at_a_time(
         assert newest is not None
         assert newest.get_dagster_event().partition == its[-1]
     assert statements(storage, "ASSET_MATERIALIZATION") == 3
+
+
+def test_results_of_checks_are_written_a_hundred_at_a_time(
+    shipped_instance: dg.DagsterInstance, settings: Settings, engine: Engine, storage: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(100, 200)))
+    windows = PERIODS["daily"].windows_between(date(2025, 1, 1), date(2025, 4, 10))
+    run = run_range(settings, "daily_aggregation_job", windows[0].key, windows[-1].key, instance=shipped_instance)
+
+    assert run.success
+    kind = "ASSET_CHECK_EVALUATION"
+    # Eleven checks of three levels by partition; the standing check of each has no partition.
+    assert statements(storage, kind) <= 11 + len(LEVELS) + 3
+    evaluated = f"event_logs WHERE dagster_event_type = '{kind}'"
+    records = "asset_check_executions WHERE partition IS NOT NULL AND execution_status <> 'PLANNED'"
+    with storage.connect() as connection:
+        counts = [
+            connection.execute(text(f"SELECT count(*) FROM {rows}")).scalar_one() for rows in (evaluated, records)
+        ]
+    assert counts == [11 * len(windows) + len(LEVELS), 11 * len(windows)]
 
 
 def test_planned_materialisations_are_written_a_hundred_at_a_time(
