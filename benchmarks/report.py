@@ -20,7 +20,7 @@ from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.reading.movers import window_sizes
+from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
 

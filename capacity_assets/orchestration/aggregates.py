@@ -78,7 +78,7 @@ from capacity_assets.orchestration.private import (
     evaluate_partitions,
     failing_partitions,
 )
-from capacity_assets.reading.movers import window_sizes
+from capacity_assets.reading.changes import window_sizes
 
 LATE_DATA_SENSOR, COMPUTED_WINDOWS_SENSOR = "late_data_sensor", "computed_windows_sensor"
 STANDING_CHECK_JOB, STANDING_CHECK_SCHEDULE = "standing_check_job", "standing_check_schedule"

@@ -15,7 +15,7 @@ from capacity_assets.base.units import first_of, percent_of
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.groups import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import plan_with_loops, records, rows
-from capacity_assets.reading.holes import NOTICEABLE
+from capacity_assets.reading.coverage import NOTICEABLE
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
 

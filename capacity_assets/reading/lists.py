@@ -15,9 +15,8 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
-from capacity_assets.reading.coverage import UnmeasuredServer
+from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
 from capacity_assets.reading.forecasts import Usage, usages_of
-from capacity_assets.reading.holes import partial_servers
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, among others, as in the views."""

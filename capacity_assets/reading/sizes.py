@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.reading.access import records, rows
-from capacity_assets.reading.coverage import measured_ends
-from capacity_assets.reading.holes import (
+from capacity_assets.reading.coverage import (
     NEWEST_WINDOWS,
     NOTICEABLE,
     counts_of_databases,
     incomplete_windows,
+    measured_ends,
     windows_with_holes,
     windows_with_short_databases,
 )

@@ -30,10 +30,10 @@ from capacity_assets.reading.changes import (
 from capacity_assets.reading.coverage import (
     MeasuredDay,
     ServersInService,
-    ServersWithoutRows,
+    UnmeasuredServer,
     measured_days,
     servers_in_service,
-    servers_without_rows,
+    servers_missing_in,
 )
 from capacity_assets.reading.forecasts import ForecastIssue, newest_issue, with_histories
 from capacity_assets.reading.groups import Group, groups_of
@@ -71,7 +71,8 @@ class Report:
     days: Sequence[MeasuredDay]
     """The days of the two windows from the oldest to the newest stored total of a server."""
     in_service: ServersInService
-    without_rows: ServersWithoutRows
+    missing: Sequence[UnmeasuredServer]
+    """Active servers without a row in the window; `last_day` None: never measured."""
     today: date | None = None
     runways: ForecastIssue | None = None
     grouped_by: str | None = None
@@ -210,5 +211,5 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         else database_shares(connection, period, shown, server_id),
         days=[day for day in days if first <= day.day <= last],
         in_service=servers_in_service(connection, server_id),
-        without_rows=servers_without_rows(connection, period, window, server_id),
+        missing=servers_missing_in(connection, period, window, server_id, with_never_measured=True),
     )

@@ -142,7 +142,9 @@ def notes(report: Report) -> list[str]:
 def _notes_on_servers(report: Report) -> list[str]:
     sentences = []
     active = counted(report.in_service.active, "active server")
-    never, without_row = report.without_rows.never_measured, report.without_rows.measured_elsewhere
+    never, without_row = (
+        sorted(one.server for one in report.missing if (one.last_day is None) is is_never) for is_never in (True, False)
+    )
     if report.is_empty:
         sentences.append("There is no stored row in either window: they were not computed, or nothing was measured.")
     if report.is_open:

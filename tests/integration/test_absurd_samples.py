@@ -22,8 +22,8 @@ from capacity_assets.digest import read_digest
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.forecasts import issue_of
-from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
 from tests.clocks import TODAY, fixed_clock

@@ -19,7 +19,7 @@ from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.servers import registered, standing
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.history.legacy import legacy_tables
-from capacity_assets.reading.movers import window_sizes
+from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 

@@ -13,7 +13,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import summary_text
-from capacity_assets.reading.movers import Mover, WindowSizes, window_sizes
+from capacity_assets.reading.changes import Mover, WindowSizes, window_sizes
 from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,

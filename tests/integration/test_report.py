@@ -20,9 +20,8 @@ from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import human_change_mb
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.changes import Change, ChangeKind
+from capacity_assets.reading.changes import Change, ChangeKind, window_sizes
 from capacity_assets.reading.coverage import measured_days
-from capacity_assets.reading.movers import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.issues import next_edition
 from capacity_assets.report.page import footer_query, notes, render, write_report
@@ -53,7 +52,7 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     assert report.known_change_mb == 30, "a server that was not measured neither grew nor shrank"
     assert [server.name for server in report.servers.largest] == ["server-1", "server-2"]
     assert [(one.server, one.name) for one in report.databases.largest[ChangeKind.GONE]] == [("server-2", "gone")]
-    assert report.without_rows.measured_elsewhere == ["server-4"], "an inactive server is not expected"
+    assert [one.server for one in report.missing] == ["server-4"], "an inactive server is not expected"
     assert report.in_service.active == 4
 
 

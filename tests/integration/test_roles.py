@@ -29,7 +29,7 @@ from capacity_assets.digest import Deliveries, SendingSettings, read_digest, sen
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.retention import Retention, TableMaintenance
 from capacity_assets.ownership.bills import issue_bill
-from capacity_assets.reading.movers import window_sizes
+from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.data import read_report
 from tests.clocks import fixed_clock
 from tests.command import capacity

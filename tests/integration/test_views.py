@@ -22,7 +22,7 @@ from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.movers import window_sizes
+from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import notes
 from tests.clocks import fixed_clock

@@ -26,10 +26,9 @@ from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, BillByGroup
 from capacity_assets.reading.accuracy import Accuracy
-from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges
-from capacity_assets.reading.coverage import ServersInService, ServersWithoutRows
+from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges, WindowSizes
+from capacity_assets.reading.coverage import ServersInService
 from capacity_assets.reading.forecasts import ForecastIssue
-from capacity_assets.reading.movers import WindowSizes
 from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
 from capacity_assets.report.data import Report
@@ -178,7 +177,7 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         history=(),
         days=(),
         in_service=ServersInService(0, 0),
-        without_rows=ServersWithoutRows((), ()),
+        missing=(),
     )
 
     edition = Edition(Issue(1, report.facts.read_at, False, 0, 0, None))

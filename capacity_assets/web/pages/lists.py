@@ -129,7 +129,7 @@ def _unmeasured(
     if window is None:
         return [], {}
     is_newest = not query.day("window")
-    read = partial(servers_missing_in, period=period, window=window, newest=is_newest)
+    read = partial(servers_missing_in, period=period, window=window, with_never_measured=is_newest)
     missing = reader.kept_of(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
     newest = shared_unmeasured(reader, query.today).servers if is_newest else ()
     by_number = {one.server_id: one for one in newest}
