@@ -22,9 +22,8 @@ from capacity_assets.ownership import groups as ownership
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes
-from capacity_assets.reading.inside import Inside, ObjectChange, growing_objects
-from capacity_assets.reading.inside import inside as read_inside
 from capacity_assets.reading.lists import DatabaseRow, databases
+from capacity_assets.reading.objects import DatabaseGrowth, ObjectChange, growing_objects, growth_inside
 from capacity_assets.reading.subjects import was_ever_sampled
 from capacity_assets.runtime import open_task_runner
 
@@ -195,7 +194,7 @@ def inside(
             raise ValidationError(f"{human_day(last_day)} is before {human_day(first_day)}.")
         [server_id] = runner.service.ids_of([server])
         with snapshot(runner.service.engine) as connection:
-            found = read_inside(connection, server_id, database, first_day, last_day)
+            found = growth_inside(connection, server_id, database, first_day, last_day)
             if found is None and not was_ever_sampled(connection, server_id, database):
                 raise NotFoundError(f"There is no database {database!r} on {server}: it was never measured.")
     if found is None:
@@ -226,7 +225,7 @@ def _object_cells(one: ObjectChange) -> list[object]:
     return [one.label, one.kind, before, after, change]
 
 
-def _objects_table(found: Inside, limit: int) -> Table:
+def _objects_table(found: DatabaseGrowth, limit: int) -> Table:
     listed, hidden = found.objects[:limit], found.objects[limit:]
     rows = []
     for one in listed:

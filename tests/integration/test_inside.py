@@ -19,8 +19,8 @@ from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
 from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.demo.sample_fleet import load_sample_fleet
-from capacity_assets.reading import inside as reading
-from capacity_assets.reading.inside import inside
+from capacity_assets.reading import objects as reading
+from capacity_assets.reading.objects import growth_inside
 from tests.collecting import OBJECTS_THAT_ADD_UP
 from tests.command import capacity, printed
 from tests.fleet import add_instances
@@ -127,7 +127,7 @@ def test_an_object_that_was_not_listed_is_compared_with_the_most_that_it_can_hav
     measured(engine, LAST, [table("a", 10), table("c", 30), table("b", 9)], 49 * MIB)
 
     with engine.connect() as connection:
-        found = inside(connection, 1, "orders", FIRST, LAST)
+        found = growth_inside(connection, 1, "orders", FIRST, LAST)
 
     assert found is not None
     [grown, still] = found.objects
@@ -175,7 +175,7 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settin
     with engine.connect() as connection:
         numbers = dict(connection.execute(text("SELECT name, id FROM instances")).fetchall())
         for server, name in (("postgresql-core-01", "audit"), ("mysql-orders-01", "orders")):
-            found = inside(connection, numbers[server], name, date(2025, 7, 1), date(2025, 12, 31))
+            found = growth_inside(connection, numbers[server], name, date(2025, 7, 1), date(2025, 12, 31))
             assert found is not None
             stories[name] = found.objects[0]
         samples = connection.execute(text("SELECT count(DISTINCT collected_date) FROM object_size_stats")).scalar_one()
@@ -212,7 +212,7 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
             measured(engine, day, objects, totals[-1], server=server, others=(others, others * 10))
         with engine.connect() as connection:
             last = FIRST + timedelta(days=len(days) - 1)
-            found = inside(connection, server, "orders", FIRST, last)
+            found = growth_inside(connection, server, "orders", FIRST, last)
             of_server = f"{OBJECTS_THAT_ADD_UP} AND o.instance_id = {server}"
             listed = connection.execute(
                 text(

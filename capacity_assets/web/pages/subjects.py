@@ -22,8 +22,8 @@ from capacity_assets.reading.forecasts import (
     runway_of,
 )
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
-from capacity_assets.reading.inside import Inside, inside
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.objects import DatabaseGrowth, growth_inside
 from capacity_assets.reading.parts import WhatFills, what_fills
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -105,7 +105,7 @@ class DatabasePage(DeclaredPage):
     database: str
     labels: dict[str, str]
     neighbours: Sequence[ListedDatabase]
-    inside: Inside | None
+    inside: DatabaseGrowth | None
     """What grew inside, in the window or range that is chosen, else in the last 30 days; None: not measured twice."""
 
 
@@ -196,7 +196,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             origins=subjects.origins_of(connection, number, name),
             behind=_samples(connection, query, period, number, name),
             neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds, query.today),
-            inside=inside(connection, number, name, *_days_inside(query, shown, period)),
+            inside=growth_inside(connection, number, name, *_days_inside(query, shown, period)),
         )
 
 

@@ -1,24 +1,25 @@
-"""What grew inside: the tables and indexes behind the change of a database, or of all databases, in some days.
+"""The tables and indexes behind the change of a database, or of all databases, in a range of days.
 
 Two samples of `object_size_stats` are compared: the newest before the days, or else the first in them, and the newest
 in them. What changed adds up to the change of the database: objects, the others, and what no object explains.
 
 An object that is listed on one of the two days only was at most as large as the smallest listed one on the other day,
-since the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
+because the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
 rest of it is in the others. Where every object is listed, the bound is zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.sql import with_parts
-from capacity_assets.reading.access import records
+from capacity_assets.reading.access import rows
 
 LONGEST_BEFORE_DAYS = 31
 OTHERS, UNEXPLAINED = "others", "unexplained"
@@ -53,8 +54,8 @@ class ObjectChange:
 
 
 @dataclass(frozen=True)
-class GrownObject:
-    """A table or index of the fleet, and the days that are compared."""
+class ObjectGrowth:
+    """A table or index that grew, where it is, and the days that are compared."""
 
     server_id: int
     server: str
@@ -65,8 +66,8 @@ class GrownObject:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What changed inside of one database from its sample of one day to that of another, bytes.
+class DatabaseGrowth:
+    """What changed inside a database from its sample of one day to that of another, bytes.
 
     Objects are those that changed, most first. Their changes, that of all others together and that of what no object
     explains add up to `change_bytes`.
@@ -84,68 +85,17 @@ class Inside:
     unexplained_change_bytes: int
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One object, or a sum, on two days. None: it is not listed on that day, and was at most as large as the bound."""
-
-    server_id: int
-    server: str
-    database: str
-    first_day: date
-    last_day: date
-    kind: str
-    schema_name: str
-    table_name: str
-    object_name: str
-    first_bytes: int | None
-    last_bytes: int | None
-    first_bound_bytes: int
-    last_bound_bytes: int
-    is_exact: bool
-    free_bytes: int | None
-    estimated_rows: int | None
-
-    @property
-    def is_object(self) -> bool:
-        return self.kind not in (OTHERS, UNEXPLAINED)
-
-    def compared(self) -> ObjectChange:
-        before = self.first_bound_bytes if self.first_bytes is None else self.first_bytes
-        after = self.last_bound_bytes if self.last_bytes is None else self.last_bytes
-        change = after - before
-        if self.first_bytes is None:
-            change = max(change, 0)
-        elif self.last_bytes is None:
-            change = min(change, 0)
-        own = f"{self.schema_name}.{self.object_name}" if self.schema_name else self.object_name
-        return ObjectChange(
-            label=f"{own} on {self.table_name}" if self.table_name else own,
-            kind=self.kind,
-            schema=self.schema_name,
-            table=self.table_name,
-            name=self.object_name,
-            before_bytes=before,
-            after_bytes=after,
-            change_bytes=change,
-            before_is_bound=self.first_bytes is None and before > 0,
-            after_is_bound=self.last_bytes is None and after > 0,
-            is_exact=self.is_exact,
-            free_bytes=self.free_bytes,
-            estimated_rows=self.estimated_rows,
-        )
-
-
-def inside(connection: Connection, server_id: int, database: str, first: date, last: date) -> Inside | None:
-    """Return what changed inside of a database from `first` to `last`; None: not measured on two days. DBAPIError."""
+def growth_inside(
+    connection: Connection, server_id: int, database: str, first: date, last: date
+) -> DatabaseGrowth | None:
+    """Return what changed inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
     found = _rows(connection, first, last, server_id=server_id, database=database)
     if not found:
         return None
-    compared = [one.compared() for one in found if one.is_object]
-    objects = sorted((one for one in compared if one.change_bytes), key=lambda one: (-abs(one.change_bytes), one.label))
-    before, after = (sum(size or 0 for size in sizes) for sizes in zip(*map(_sizes, found), strict=True))
-    [unexplained] = [one.compared().change_bytes for one in found if one.kind == UNEXPLAINED]
-    listed = sum(one.change_bytes for one in objects)
-    return Inside(
+    changed = [_change(row) for row in found if row.kind not in {OTHERS, UNEXPLAINED} and row.change_bytes]
+    [unexplained] = [row.change_bytes for row in found if row.kind == UNEXPLAINED]
+    before, after = int(found[0].database_before_bytes), int(found[0].database_after_bytes)
+    return DatabaseGrowth(
         found[0].server,
         database,
         found[0].first_day,
@@ -153,24 +103,24 @@ def inside(connection: Connection, server_id: int, database: str, first: date, l
         before,
         after,
         after - before,
-        tuple(objects),
-        after - before - listed - unexplained,
+        tuple(sorted(changed, key=lambda one: (-abs(one.change_bytes), one.label))),
+        after - before - sum(one.change_bytes for one in changed) - unexplained,
         unexplained,
     )
 
 
-def _sizes(one: _Row) -> tuple[int | None, int | None]:
-    return one.first_bytes, one.last_bytes
-
-
 def growing_objects(
     connection: Connection, first: date, last: date, *, shown: int, server_id: int | None = None
-) -> list[GrownObject]:
+) -> list[ObjectGrowth]:
     """Return the tables and indexes that grew most from `first` to `last`, over all databases; raises DBAPIError."""
     return [
-        GrownObject(one.server_id, one.server, one.database, one.first_day, one.last_day, one.compared())
-        for one in _rows(connection, first, last, server_id=server_id, grown=shown)
+        ObjectGrowth(row.server_id, row.server, row.database, row.first_day, row.last_day, _change(row))
+        for row in _rows(connection, first, last, server_id=server_id, grown=shown)
     ]
+
+
+def _change(row: Row[Any]) -> ObjectChange:
+    return ObjectChange(**{one.name: getattr(row, one.name) for one in fields(ObjectChange)})
 
 
 def _rows(  # noqa: PLR0913 -- what the statement is asked
@@ -181,11 +131,13 @@ def _rows(  # noqa: PLR0913 -- what the statement is asked
     server_id: int | None = None,
     database: str | None = None,
     grown: int | None = None,
-) -> Sequence[_Row]:
-    statement = with_parts(_LISTED, days=_DAYS, ends=_ENDS, ranked=_RANKED, bounds=_BOUNDS, changes=_CHANGES)
+) -> Sequence[Row[Any]]:
+    statement = with_parts(
+        _LISTED, days=_DAYS, ends=_ENDS, ranked=_RANKED, bounds=_BOUNDS, changes=_CHANGES, compared=_COMPARED
+    )
     oldest = first - timedelta(days=LONGEST_BEFORE_DAYS)
     place = {"server_id": server_id, "database": database, "grown": grown, "largest": LARGEST_LISTED}
-    return records(_Row, connection, statement, first=first, last=last, oldest=oldest, **place)
+    return rows(connection, statement, first=first, last=last, oldest=oldest, **place)
 
 
 _DAYS = """
@@ -222,15 +174,26 @@ SELECT server_id, server, database, first_day, last_day, kind, schema_name, tabl
        max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows
 FROM ranked GROUP BY server_id, server, database, first_day, last_day, kind, schema_name, table_name, object_name
 """
-_LISTED = """
-SELECT c.server_id, c.server, c.database, c.first_day, c.last_day, c.kind, c.schema_name, c.table_name, c.object_name,
-       c.first_bytes, c.last_bytes, coalesce(b.first_bound_bytes, 0) AS first_bound_bytes,
-       coalesce(b.last_bound_bytes, 0) AS last_bound_bytes, c.is_exact, c.free_bytes, c.estimated_rows
+_COMPARED = """
+SELECT c.*, coalesce(c.first_bytes, b.first_bound_bytes, 0) AS before_bytes,
+       coalesce(c.last_bytes, b.last_bound_bytes, 0) AS after_bytes
 FROM changes c JOIN bounds b ON b.server_id = c.server_id AND b.database = c.database
-WHERE CAST(:grown AS integer) IS NULL
-   OR c.kind IN ('table', 'index')
-      AND c.last_bytes > coalesce(c.first_bytes, b.first_bound_bytes, 0)
-ORDER BY c.last_bytes - coalesce(c.first_bytes, b.first_bound_bytes, 0) DESC NULLS LAST, c.server_id, c.database,
-         c.kind, c.schema_name, c.table_name, c.object_name
+"""
+_LISTED = """
+SELECT server_id, server, database, first_day, last_day, kind,
+       concat_ws('.', nullif(schema_name, ''), object_name)
+           || CASE WHEN table_name <> '' THEN ' on ' || table_name ELSE '' END AS label,
+       schema_name AS schema, table_name AS "table", object_name AS name, before_bytes, after_bytes,
+       CASE WHEN first_bytes IS NULL THEN greatest(after_bytes - before_bytes, 0)
+            WHEN last_bytes IS NULL THEN least(after_bytes - before_bytes, 0)
+            ELSE after_bytes - before_bytes END AS change_bytes,
+       first_bytes IS NULL AND before_bytes > 0 AS before_is_bound,
+       last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes, estimated_rows,
+       sum(coalesce(first_bytes, 0)) OVER of_database AS database_before_bytes,
+       sum(coalesce(last_bytes, 0)) OVER of_database AS database_after_bytes
+FROM compared
+WHERE CAST(:grown AS integer) IS NULL OR kind IN ('table', 'index') AND last_bytes > before_bytes
+WINDOW of_database AS (PARTITION BY server_id, database)
+ORDER BY last_bytes - before_bytes DESC NULLS LAST, server_id, database, kind, schema_name, table_name, object_name
 LIMIT :grown
 """
