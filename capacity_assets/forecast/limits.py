@@ -24,6 +24,7 @@ from capacity_assets.base.files import things_of_file
 from capacity_assets.base.units import first_of, meant, printable
 from capacity_assets.database.cluster import copied_for_reading, tables_are_distributed
 from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_steps
+from capacity_assets.forecast.outlook import DATABASE, SERVER
 
 WHOLE_SERVER = ""
 """Stands for a server as a whole where a database is named; no database has this name."""
@@ -380,12 +381,29 @@ def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes"), engine.connect() as connection:
         [key] = keys_of(connection, [(step.server, step.database)])
+        subject: tuple[Any, str, str] = (
+            key["instance_id"],
+            DATABASE if step.database else SERVER,
+            step.database or WHOLE_SERVER,
+        )
         first, last = connection.execute(text(_STORED_DAYS)).one()
-        # Listed, because the keys begin with the day.
         days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-        parameters = {**key, "database": step.database, "day": step.day, "days": days}
-        row = connection.execute(text(_AROUND), parameters).one()
-    return row.before_mb, row.after_mb
+        sizes = sizes_by_day(connection, [subject], days).get(subject, {})
+    before = max((day for day in sizes if day < step.day), default=None)
+    after = min((day for day in sizes if day >= step.day), default=None)
+    return sizes[before] if before else None, sizes[after] if after else None
+
+
+def sizes_by_day(
+    connection: Connection, subjects: Collection[tuple[Any, str, str]], days: Sequence[date]
+) -> dict[tuple[int, str, str], dict[date, int]]:
+    """Return the sizes in MiB of servers, databases and volumes on some days, by number, kind and name; DBAPIError."""
+    ids, kinds, names = zip(*subjects, strict=True) if subjects else ((), (), ())
+    asked = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
+    sizes: dict[tuple[int, str, str], dict[date, int]] = {}
+    for row in connection.execute(text(_SIZES), asked):
+        sizes.setdefault((row.instance_id, row.subject, row.name), {})[row.day] = row.size_mb
+    return sizes
 
 
 def forget_step(engine: Engine, server: str, database: str | None, day: date, *, dry_run: bool = False) -> None:
@@ -424,27 +442,33 @@ SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), curren
     UNION ALL SELECT min(period_start), max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily'
 ) AS ends
 """
-# Samples, and before the first that is kept the daily aggregates, as forecasts have them.
-_AROUND = """
-WITH sizes AS (
-    SELECT s.collected_date AS day, s.size_mb FROM database_size_stats s
-    WHERE CAST(:database AS text) IS NOT NULL AND s.instance_id = :instance_id AND s.database_name = :database
-      AND s.collected_date = ANY (CAST(:days AS date[]))
-    UNION ALL
-    SELECT a.period_start, a.avg_size_mb FROM database_size_aggregations a
-    WHERE CAST(:database AS text) IS NOT NULL AND a.instance_id = :instance_id AND a.database_name = :database
-      AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[]))
-    UNION ALL
-    SELECT t.collected_date, t.total_size_mb FROM instance_size_stats t
-    WHERE CAST(:database AS text) IS NULL AND t.instance_id = :instance_id AND NOT t.is_deleted
-      AND t.collected_date = ANY (CAST(:days AS date[]))
-    UNION ALL
-    SELECT a.period_start, a.total_size_mb FROM instance_size_aggregations a
-    WHERE CAST(:database AS text) IS NULL AND a.instance_id = :instance_id AND a.period_type = 'daily'
-      AND a.period_start = ANY (CAST(:days AS date[]))
+# Samples, and where retention has dropped them, the daily aggregates. Days are listed: the keys begin with them.
+_SIZES = """
+WITH asked AS (
+    SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
+        AS g (instance_id, subject, name)
 )
-SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
-       (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb
+SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
+    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM asked g
+    JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM asked g
+    JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM asked g
+    JOIN instance_size_stats s ON s.instance_id = g.instance_id AND NOT s.is_deleted
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM asked g
+    JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM asked g
+    JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
+) AS sizes ORDER BY instance_id, subject, name, day, rank
 """
 _LIST_STEPS = """
 SELECT i.name, t.database_name, t.step_date, t.note, t.declared_at, t.declared_by

@@ -21,6 +21,7 @@ from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import RUNWAY_VIEW, RUNWAYS_OF_DAY
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
+from capacity_assets.forecast.limits import sizes_by_day
 from capacity_assets.forecast.outlook import (
     DATABASE,
     FORECAST,
@@ -462,7 +463,7 @@ class ForecastIssue:
     """Databases without a known limit."""
     scores: Sequence[Accuracy]
     """How good the forecasts were that came due in the chosen days, by horizon."""
-    histories: Mapping[SubjectKey, Sequence[tuple[date, int]]] = field(default_factory=dict)
+    histories: Mapping[tuple[int, str, str], Mapping[date, int]] = field(default_factory=dict)
     """Sizes of the risks in the last HISTORY_SHOWN_DAYS, by day; `with_histories` adds them."""
 
 
@@ -648,43 +649,8 @@ HISTORY_SHOWN_DAYS = 180
 
 def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
     """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises DBAPIError."""
-    keys = [risk.key for risk in issue.risks]
-    of_risks = {f"{name}s": [getattr(key, name) for key in keys] for name in SubjectKey._fields}
     days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
-    histories: dict[SubjectKey, list[tuple[date, int]]] = {}
-    for row in rows(connection, _HISTORY, **of_risks, days=days):
-        histories.setdefault(_key(row), []).append((row.day, row.size_mb))
-    return replace(issue, histories=histories)
-
-
-# Samples, and where retention has dropped them, the daily aggregates.
-_HISTORY = """
-WITH risks AS (
-    SELECT * FROM unnest(CAST(:server_ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
-        AS g (server_id, subject, name)
-)
-SELECT DISTINCT ON (server_id, subject, name, day) server_id, subject, name, day, size_mb FROM (
-    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM risks g
-    JOIN database_size_stats s ON s.instance_id = g.server_id AND s.database_name = g.name
-        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
-    UNION ALL
-    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM risks g
-    JOIN database_size_aggregations a ON a.instance_id = g.server_id AND a.database_name = g.name
-        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
-    UNION ALL
-    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM risks g
-    JOIN instance_size_stats s ON s.instance_id = g.server_id AND NOT s.is_deleted
-        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
-    UNION ALL
-    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM risks g
-    JOIN instance_size_aggregations a ON a.instance_id = g.server_id
-        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
-    UNION ALL
-    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM risks g
-    JOIN volume_size_stats s ON s.instance_id = g.server_id AND s.volume_name = g.name
-        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
-) AS sizes ORDER BY server_id, subject, name, day, rank
-"""
+    return replace(issue, histories=sizes_by_day(connection, [risk.key for risk in issue.risks], days))
 
 
 @dataclass(frozen=True)

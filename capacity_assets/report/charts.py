@@ -117,7 +117,7 @@ YEAR_DAYS = HORIZONS_DAYS[-1]
 def fan_charts(issue: ForecastIssue) -> list[tuple[str, Markup]]:
     """Draw each risk, in the order of the table: its name, and its history with band and limit as SVG."""
     return [
-        (f"{risk.display_name} on {risk.server}", history_chart(_fan(risk, dict(issue.histories.get(risk.key, ())))))
+        (f"{risk.display_name} on {risk.server}", history_chart(_fan(risk, issue.histories.get(risk.key, {}))))
         for risk in issue.risks
     ]
 

@@ -156,7 +156,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert (risk.display_name, risk.size_mb, risk.limit_mb) == ("orders", 2524, 2724)
     assert risk.ahead[1] == ForecastDay(date(2025, 3, 30), 2824, 2824, 2824)
     history = issued.histories[risk.key]
-    assert (history[0], history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
+    assert (min(history.items()), max(history.items())) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
     assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
     scores = [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores]
     assert scores == [(7, 3, 0.0), (30, 3, 0.0)]
@@ -192,7 +192,7 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
     (first_x, first_y), *_, (_, last_y) = (tuple(map(float, point.split(","))) for point in line.split())
     assert first_y == last_y, "no change is forecast"
     [x] = re.findall(r'<circle class="fills" cx="([^"]+)%"', chart)
-    drawn_days = (last - issued.histories[risk.key][0][0]).days + DRAWN_DAYS
+    drawn_days = (last - min(issued.histories[risk.key])).days + DRAWN_DAYS
     assert risk.full_middle is not None
     assert round((10 * float(x) - first_x) / 1000 * drawn_days) == (risk.full_middle - last).days > 0
 
