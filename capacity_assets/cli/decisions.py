@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_mb
@@ -22,6 +22,8 @@ from capacity_assets.cli.options import Report, Table, say
 from capacity_assets.forecast import decisions as forecast
 from capacity_assets.forecast.decisions import Decision, StoredDecision, percent
 from capacity_assets.forecast.outlook import display_name
+from capacity_assets.reading.forecasts import runway_of
+from capacity_assets.reading.subjects import server_id_of
 
 MOST_WHERE_NOT_FULL = 0.99
 HEADINGS = ("Server", "What", "Decision", "Until", ">Added", ">Risk then", ">Risk now", "State", *DECLARED, "~Note")
@@ -107,8 +109,10 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
 
 def _say_planned(registry: Registry, *, decision: Decision) -> None:
     """Say when a subject is full with its raised limit."""
-    planned = forecast.planned_outlook(registry.engine, decision)
-    say(planned.sentence if planned else "No date with the raised limit is known.")
+    with database_errors(doing="reading forecasts"), registry.engine.connect() as connection:
+        number = server_id_of(connection, decision.server) or 0
+        runway = runway_of(connection, registry.today(), number, decision.subject, decision.name)
+    say(runway.planned.sentence if runway and runway.planned else "No date with the raised limit is known.")
 
 
 @click.group(cls=OrderedGroup)

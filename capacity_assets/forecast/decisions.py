@@ -8,7 +8,7 @@ limit that holds from its day on; `runway` computes it. No decision is overwritt
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import pairwise
@@ -54,7 +54,6 @@ from capacity_assets.forecast.outlook import (
     STALE_DAYS,
     VOLUME,
     VOLUME_LIMIT,
-    PlannedOutlook,
 )
 
 ACKNOWLEDGED, PLANNED, EXCLUDED = "acknowledged", "planned", "excluded"
@@ -273,15 +272,12 @@ def decide(
             probability_by(risks[key], one.until) if key in risks else None
             for key, one in zip(keys, decisions, strict=True)
         ]
-        closed = _close(connection, dict(zip(keys, decisions, strict=True)), by)
+        closed = _close(connection, keys, by)
         rows = [
             {
                 **dict(zip(_KEY, key, strict=True)),
-                "kind": one.kind,
+                **{name: getattr(one, name) for name in ("kind", "note", "ticket", "added_mb")},
                 "until_day": one.until,
-                "note": one.note,
-                "ticket": one.ticket,
-                "added_mb": one.added_mb,
                 "probability": probability,
                 "declared_by": by,
             }
@@ -301,11 +297,10 @@ def withdraw(
     """
     with declaring(engine, "removing a decision", dry_run=dry_run) as connection:
         key = (ids_of(connection, {subject.server})[subject.server], subject.subject, subject.name)
-        closed = _close(connection, {key: subject}, by)
-        if not closed:
-            message = f"There is no decision on {subject.display_name}. `capacity decisions list` names them."
-            raise NotFoundError(message)
-    return closed[0]
+        for closed in _close(connection, [key], by):
+            return closed
+        message = f"There is no decision on {subject.display_name}. `capacity decisions list` names them."
+        raise NotFoundError(message)
 
 
 def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
@@ -380,30 +375,13 @@ WHERE collected_date > CAST(:newest AS date) - CAST(:stale_days AS integer)
 """
 
 
-def _close(connection: Connection, subjects: Mapping[Key, DecisionSubject], by: str | None) -> list[StoredDecision]:
+def _close(connection: Connection, keys: Collection[Key], by: str | None) -> list[StoredDecision]:
     """Close the open decisions on subjects, and return them."""
     stored = capacity_decisions.c
-    is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(subjects)), stored.closed_at.is_(None))
-    closing = sa.update(capacity_decisions).where(is_open).values(closed_at=sa.func.now(), closed_by=by)
-    closed = connection.execute(closing.returning(capacity_decisions)).mappings()
-    return [
-        StoredDecision(
-            subject.server,
-            subject.database,
-            subject.volume,
-            server_id=row["instance_id"],
-            until=row["until_day"],
-            **{name: row[name] for name in _STORED_AS_NAMED},
-        )
-        for row in closed
-        for subject in (subjects[row["instance_id"], row["subject"], row["name"]],)
-    ]
-
-
-_STORED_AS_NAMED = (
-    *("kind", "note", "ticket", "added_mb", "probability"),
-    *("declared_at", "declared_by", "closed_at", "closed_by"),
-)
+    is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(keys)), stored.closed_at.is_(None))
+    now = connection.execute(sa.select(sa.func.now())).scalar_one()
+    connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=now, closed_by=by))
+    return [one for one in _stored(connection) if one.closed_at == now]
 
 
 def decide_command(server: str, subject: str, name: str) -> str:
@@ -509,19 +487,6 @@ def _runways(connection: Connection, keys: Sequence[Key]) -> dict[Key, Row[Any]]
     key = (_RUNWAY.c.server_id, _RUNWAY.c.subject, _RUNWAY.c.name)
     rows = connection.execute(sa.select(_RUNWAY).where(sa.tuple_(*key).in_(sorted({*keys}))))
     return {(row.server_id, row.subject, row.name): row for row in rows}
-
-
-def planned_outlook(engine: Engine, subject: DecisionSubject) -> PlannedOutlook | None:
-    """Return what the newest forecast of a subject says of its planned limit; None: nothing. Raises DatabaseError."""
-    values = {"server": subject.server, "subject": subject.subject, "name": subject.name}
-    [row] = rows_of(engine, "forecasts", _PLANNED, **values) or [None]
-    return None if row is None else PlannedOutlook(*row)
-
-
-_PLANNED = """
-SELECT planned_from, planned_limit_mb, planned_full_early, planned_full_middle, planned_full_late FROM capacity_runway
-WHERE server = :server AND subject = :subject AND name = :name AND planned_from IS NOT NULL
-"""
 
 
 def probability_by(runway: Row[Any], day: date) -> float | None:
