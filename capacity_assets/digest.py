@@ -50,9 +50,9 @@ from capacity_assets.reading.changes import (
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDate, fill_dates
 from capacity_assets.reading.groups import group_sizes, short_servers
-from capacity_assets.reading.links import address, page_url, subject_address
-from capacity_assets.reading.parts import LargeSlot, large_slots
 from capacity_assets.reading.sizes import SizeInWindow, fleet_history, marked, partial_windows
+from capacity_assets.reading.space import LargeSlot, large_slots
+from capacity_assets.reading.subjects import address, page_url, subject_address
 
 LISTED, DECLINES_LISTED = 10, 5
 WEEKS_DRAWN = 26

@@ -41,7 +41,7 @@ from capacity_assets.history.retention import Retention, parse_retention
 from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
-from capacity_assets.reading.parts import slots_named_on
+from capacity_assets.reading.space import slots_named_on
 from capacity_assets.reading.windows import first_days_ahead, wrong_trends
 from capacity_assets.runtime import excluded_databases_of, open_engine, open_reading_engine, retention_service
 

@@ -23,7 +23,7 @@ from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes
 from capacity_assets.reading.lists import DatabaseRow, databases
-from capacity_assets.reading.objects import DatabaseGrowth, ObjectChange, growing_objects, growth_inside
+from capacity_assets.reading.space import DatabaseGrowth, ObjectChange, growing_objects, growth_inside
 from capacity_assets.reading.subjects import was_ever_sampled
 from capacity_assets.runtime import open_task_runner
 

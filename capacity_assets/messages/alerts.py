@@ -33,8 +33,8 @@ from capacity_assets.messages.sending import (
     send,
 )
 from capacity_assets.reading.forecasts import SubjectKey
-from capacity_assets.reading.links import address, page_url, subject_address
 from capacity_assets.reading.risks import AlertRisk, OpenAlert, Risks, read_risks, subject_of
+from capacity_assets.reading.subjects import address, page_url, subject_address
 
 
 class Destination(NamedTuple):

@@ -49,7 +49,7 @@ from capacity_assets.orchestration.private import (
     TimeWindowPartitionsSubset,
 )
 from capacity_assets.orchestration.runways import NOTHING_FILLS_SOON
-from capacity_assets.reading.links import address, page_url
+from capacity_assets.reading.subjects import address, page_url
 from capacity_assets.runtime import open_engine
 
 ALERT_SENSOR = "alert_sensor"

@@ -52,9 +52,8 @@ from capacity_assets.orchestration.metadata import (
 )
 from capacity_assets.orchestration.private import create_external_asset_from_source_asset
 from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
-from capacity_assets.reading.links import subject_address
-from capacity_assets.reading.parts import MOST_SLOT_PERCENT, slots_named_on
-from capacity_assets.reading.subjects import server_id_of
+from capacity_assets.reading.space import MOST_SLOT_PERCENT, slots_named_on
+from capacity_assets.reading.subjects import server_id_of, subject_address
 
 RAW_GROUP = "raw"
 RAW_ASSETS = [raw.name for raw in RAW_TABLES]

@@ -21,7 +21,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 from capacity_assets.orchestration.graph import asset_name
 from capacity_assets.reading.changes import Mover, WindowSizes
-from capacity_assets.reading.links import address, page_url
+from capacity_assets.reading.subjects import address, page_url
 
 MetadataMapping = Mapping[str, Any]
 """Numbers and texts as they are, which Dagster gives its types; Markdown and addresses as its values."""

@@ -35,7 +35,7 @@ from capacity_assets.orchestration.metadata import (
     table_metadata,
 )
 from capacity_assets.reading.forecasts import figures_of, issue_of, needs_action, recent_issue
-from capacity_assets.reading.links import subject_address
+from capacity_assets.reading.subjects import subject_address
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import IssuedRunways

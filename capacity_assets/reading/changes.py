@@ -1,4 +1,4 @@
-"""Changes since the window before: of databases by kind, of servers, and unusual ones.
+"""Changes since the window before: of databases by kind, of servers, unusual ones, the largest ones, and none.
 
 A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
 day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; otherwise it

@@ -1,4 +1,9 @@
-"""Coverage: how many servers were measured each day, and which were not, on a day, in a window, or any longer."""
+"""What was measured and what was not: servers on days and in windows, and databases of a server in windows.
+
+Imported samples may lack databases of a day. The total of the server is then the sum of the others: a drop that never
+happened. A database is missing in a window if it is there both before and after it. In the newest window it is missing
+if it was there shortly before, unless the day was collected: a collection lists every database there is.
+"""
 
 from __future__ import annotations
 

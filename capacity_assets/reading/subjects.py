@@ -1,10 +1,11 @@
-"""One server, database or volume: its facts, samples, attempts, steps; and the bills that were issued."""
+"""One server, database or volume: its facts, samples, attempts and declarations, the bills, and addresses of pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from urllib.parse import urlencode
 
 from sqlalchemy import Connection
 
@@ -294,3 +295,19 @@ def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool
     """Whether labels or prices of a month were declared or removed since a bill of it was computed."""
     declared = rows(connection, f"SELECT {DECLARED_STATE} AS state", end=month.end)[0].state
     return bool(issue.declared_state != declared)
+
+
+def address(path: str, /, **values: object) -> str:
+    """Return the address of a page; values that are None are left out."""
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def subject_address(subject: str, server_id: int, name: str = "") -> str:
+    """Return the address of the page of a server, database or volume."""
+    return address(f"/{subject}", server=server_id, name=name or None)
+
+
+def page_url(pages_url: str, page: str) -> str:
+    """Return the whole address of a page, for what is read outside the pages; `pages_url` is CAPACITY_PAGES_URL."""
+    return f"{pages_url.rstrip('/')}{page}"

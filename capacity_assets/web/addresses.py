@@ -9,7 +9,7 @@ from datetime import date
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period
-from capacity_assets.reading.links import address
+from capacity_assets.reading.subjects import address
 
 ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
 """How many rows of a list a page has, and a CSV file of it."""

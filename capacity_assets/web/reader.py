@@ -24,7 +24,7 @@ from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
-from capacity_assets.reading.names import NameMatch, name_index
+from capacity_assets.reading.lists import NameMatch, name_index
 from capacity_assets.reading.windows import UncomputedSamples, complete_window, newest_window, outstanding
 from capacity_assets.web.addresses import PageQuery
 

@@ -41,9 +41,8 @@ from capacity_assets.ownership.bills import MonthlyAmount, group_named
 from capacity_assets.reading.forecasts import Runway, Severity, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
-from capacity_assets.reading.links import address, subject_address
 from capacity_assets.reading.sizes import SizeInWindow
-from capacity_assets.reading.subjects import StepRow
+from capacity_assets.reading.subjects import StepRow, address, subject_address
 from capacity_assets.web.addresses import PageQuery
 from capacity_assets.web.pages.ranges import RANGES
 

@@ -15,7 +15,7 @@ from capacity_assets.demo.sample_fleet import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.collection import slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.parts import LargeSlot, large_slots, slots_named_on, what_fills
+from capacity_assets.reading.space import LargeSlot, large_slots, slots_named_on, what_fills
 from capacity_assets.reading.subjects import server_id_of, volumes_of
 from tests.clocks import TODAY
 from tests.command import capacity

@@ -17,13 +17,13 @@ from capacity_assets.reading.lists import (
     SERVER_ORDERS,
     ListedDatabase,
     ListedServer,
+    NameMatch,
     databases,
     engines,
     servers,
     with_usage_of_databases,
     with_usage_of_servers,
 )
-from capacity_assets.reading.names import NameMatch
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.reader import (
     UNMEASURED_SECONDS,

@@ -23,9 +23,8 @@ from capacity_assets.reading.forecasts import (
 )
 from capacity_assets.reading.headlines import Headline, Subject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
-from capacity_assets.reading.objects import DatabaseGrowth, growth_inside
-from capacity_assets.reading.parts import WhatFills, what_fills
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
+from capacity_assets.reading.space import DatabaseGrowth, WhatFills, growth_inside, what_fills
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
 from capacity_assets.web.pages.ranges import (
