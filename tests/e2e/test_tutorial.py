@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 from datetime import date, timedelta
 from pathlib import Path
 
+import dagster as dg
+import pytest
+
+from capacity_assets.base.periods import Clock
+from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day
+from capacity_assets.messages.alerts import send_alerts
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.runways import RUNWAY_JOB
+from capacity_assets.reading.subjects import server_id_of
+from capacity_assets.runtime import open_engine
+from tests.alerted_fleet import receiver, sending_settings
 from tests.documents import ROOT
-from tests.e2e.stack import PATIENCE_SECONDS, environment
+from tests.e2e.conftest import FIRST_DAY, Demo
+from tests.e2e.stack import DEMO_SECONDS, PATIENCE_SECONDS, environment
 from tests.forked import run_forked
+from tests.pages import served_pages
+from tests.receiver import receiving
+from tests.runs import QUIET
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 # Serves until it is stopped; other tests do that.
@@ -75,3 +91,71 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     [of_team], [total] = ([line for line in lines if line[:1] == [word]] for word in ("payments", "Total"))
     assert of_team[-2:] == total[-2:]
     assert LAST in steps()
+
+
+def steps_of_the_week(server: str, database: str, day: date) -> list[list[str]]:
+    """The commands of the week with the sample fleet, completed with a subject and a day."""
+    completed = {"SERVER": server, "DATABASE": database, "DAY": day.isoformat()}
+    commands = [step for step in steps()[steps().index(LAST) + 1 :] if step.startswith("capacity ")]
+    return [[completed.get(word, word) for word in shlex.split(command)[1:]] for command in commands]
+
+
+def test_the_week_of_the_sample_fleet_goes_as_it_says(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = demo.copy_to(tmp_path / "home")
+    own = {"CAPACITY_HOME": str(home), "CAPACITY_START_DATE": FIRST_DAY, "CAPACITY_DECLARED_BY": "anna"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    clock = Clock(settings.zone)
+    day = clock.today() + timedelta(days=10)
+
+    def done(*arguments: str) -> str:
+        run = run_forked(*arguments, environment=environment(home), timeout=DEMO_SECONDS)
+        assert run.returncode == 0, (arguments, run.stderr)
+        return run.stdout
+
+    def check() -> dg.AssetCheckEvaluation:
+        job = build_definitions(settings).resolve_job_def(RUNWAY_JOB)
+        [found] = job.execute_in_process(QUIET, partition_key=str(clock.today())).get_asset_check_evaluations()
+        return found
+
+    with open_engine(settings) as engine, receiving() as chat:
+        fleet, planned, every, one = (done(*words) for words in steps_of_the_week("", "", day)[:4])
+        first = json.loads(done("runway", "--json"))["rows"][0]
+        with engine.connect() as connection:
+            number = server_id_of(connection, first["server"])
+        page, digest = f"/database?server={number}&name={first['database']}", ("digest", "--week", str(clock.today()))
+
+        def seen() -> tuple[dg.AssetCheckEvaluation, list[str], str, str]:
+            chat.bodies.clear()
+            send_alerts(engine, clock, [receiver("dba")], sending_settings(chat.url))
+            with served_pages(engine.url, clock=clock) as pages:
+                return check(), list(chat.texts), done(*digest), pages.ask(page).text
+
+        failed, [alert], named, with_command = seen()
+        done(*steps_of_the_week(first["server"], first["database"], day)[4])
+        passed, [resolved], left_out, marked = seen()
+        done("decisions", "remove", first["server"], first["database"])
+        listed, every_one = done("decisions", "list"), done("decisions", "list", "--all")
+
+    what = f"{first['database']} on {first['server']}"
+    assert "The demo is complete already" in fleet
+    assert len(json.loads(done("instances", "list", "--json"))) == 12
+    assert first["early_day"] <= first["middle_day"] <= str(clock.today() + timedelta(days=35)), "full within weeks"
+    assert every.splitlines()[2].split()[:2] == [first["server"], first["database"]], "in the first line"
+    assert re.search(r"sqlserver-bi-01 disk E:\\ planned .* 64\.0 GiB", planned)
+    assert re.search(r"disk E:\\ on sqlserver-bi-01\. Planned for .* With .* from .* on: ", one)
+    assert (failed.passed, what in str(failed.description)) == (False, True)
+    assert what in alert
+    assert "E:" not in alert, "it fills later"
+    assert f"- {what}: act" in named
+    assert f"capacity decide {first['server']} {first['database']} acknowledged --until DAY" in with_command
+    assert passed.passed
+    assert resolved.startswith(f"Resolved: {what}\n- Why: Acknowledged until {human_day(day)}, by anna: ")
+    assert what not in left_out
+    assert "Decisions leave out 2 fill dates" in left_out
+    assert ", by anna: purge runs on Friday week." in marked
+    assert first["database"] not in listed
+    assert first["database"] in every_one
