@@ -311,7 +311,7 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
     for expected in (
         "instance_size_stats.total_size_mb is INTEGER, too narrow: BIGINT is needed",
         "database_size_aggregations.growth_rate is NUMERIC(10, 2), too narrow: NUMERIC(30, 2) is needed",
-        "database_size_aggregations.size_change_mb refuses null",
+        "database_size_aggregations.size_change_mb must allow null",
         "database_size_aggregations.trend_direction is missing",
         "database_size_aggregations accepts only the periods listed in its check",
         "database_size_aggregations is partitioned and refuses rows outside its partitions",
