@@ -26,7 +26,7 @@ from capacity_assets.base.units import (
     human_percent,
     printable,
 )
-from capacity_assets.charts.axis import size_axis
+from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.outlook import day_text
 from capacity_assets.messages.message import Line, Message, Section, Sentence, html_of, text_of

@@ -21,7 +21,7 @@ import uvicorn
 from sqlalchemy import URL
 
 from capacity_assets.reading.access import reading_engine
-from capacity_assets.web.app import Serving, create_app, limits
+from capacity_assets.web.app import WebOptions, create_app, limits
 from capacity_assets.web.reader import Reader
 from tests.clocks import fixed_clock
 from tests.servers import free_port
@@ -69,7 +69,7 @@ def served_pages(database: URL, role: str | None = None, **options: Any) -> Iter
     """Serve the pages of a database until the block ends."""
     engine = reading_engine(database, role=role)
     # A test reads what it has just written.
-    serving = replace(Serving(fixed_clock(), KEYS, reads_ahead=False), **options)
+    serving = replace(WebOptions(fixed_clock(), KEYS, reads_ahead=False), **options)
     port = free_port()
     try:
         with served(create_app(Reader(engine), serving), port):

@@ -1,1 +1,1 @@
-"""Charts as inline SVG: drawn from plain numbers, styled by the page's sheet, without script."""
+"""Charts as inline SVG, drawn from plain numbers, styled by the style sheet of the page."""

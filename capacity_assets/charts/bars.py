@@ -1,6 +1,6 @@
 """Charts of bars: stacked columns over time, a waterfall, and single bars for the cells of a table.
 
-Positions are in percent along one side and in pixels along the other, so that text keeps its size.
+Positions are in percent along one axis and in pixels along the other, so that text keeps its size.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from itertools import accumulate, groupby
 from markupsafe import Markup
 
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb
-from capacity_assets.charts.axis import CENTS, count_axis, money_axis, size_axis
-from capacity_assets.charts.templates import draw
+from capacity_assets.charts.drawing import CENTS, count_axis, draw, money_axis, size_axis
 
 MOST_SERIES = 8
-"""Number of colours and hatchings that can be told apart."""
-# Steps of an axis, which ends where the bars end.
+"""Number of colours and patterns that can be told apart."""
+# Steps of an axis, about.
 STEPS = 6
-# Share of its space that a column takes; more columns than MOST_GAPS have no gaps.
+# Share of its space that a column fills; more than MOST_GAPS columns have no gaps.
 COLUMN_WIDTH, MOST_GAPS = 0.8, 100
-# Number of names under columns; a phone shows every second of them.
+# Number of names under columns; phones show every second one.
 NAMES_SHOWN, NARROW_PERCENT = 6, 5
-# Width of the stretched inner viewport, in which lines are drawn.
+# Width of the inner viewport, which is stretched to that of the chart.
 WIDTH = 1000
 ROW_HEIGHT, BAR_HEIGHT = 32, 18
 # Steps below this share of the whole would be invisible on an axis from 0.
@@ -34,7 +33,7 @@ SMALL_STEPS = 0.25
 class Series:
     """One series of stacked columns: a value per column, None if the column is unknown.
 
-    `colour` is a CSS class; without one, colour and hatching follow from the place of the series.
+    `colour` is a CSS class; without one, colour and pattern follow from the position of the series.
     """
 
     name: str
@@ -43,10 +42,10 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Stacked columns with their names: sizes in MiB, counts of the things that `noun` names, or cents of a `currency`.
+class ColumnChart:
+    """Stacked columns with their names: sizes in MiB, counts of a `noun`, or cents of a `currency`.
 
-    `expected` is a dashed line over all columns. `unknown` is written where a column is not known.
+    `expected` is drawn as a dashed line. `unknown` is the label of unknown columns.
     """
 
     title: str
@@ -59,15 +58,15 @@ class Columns:
     currency: str = ""
     unknown: str = "no rows"
 
-    def written(self, value: int) -> str:
-        """Write a value with its unit."""
+    def label(self, value: int) -> str:
+        """Return a value with its unit."""
         if self.currency:
             return f"{value / CENTS:,.2f} {self.currency}"
         return counted(value, self.noun) if self.noun else human_mb(value)
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A rectangle in a column: `x` in percent of the width, `y` in pixels from the top; `title` is its tooltip."""
 
     x: float
@@ -77,10 +76,10 @@ class Part:
 
 
 class _ColumnPlot:
-    def __init__(self, chart: Columns) -> None:
+    def __init__(self, chart: ColumnChart) -> None:
         self.chart, self.height = chart, chart.height
         columns = list(zip(*(series.values for series in chart.series), strict=True))
-        # Sizes are never negative, but nothing keeps a collector from storing such.
+        # A collector may have stored negative sizes.
         self._levels = [list(accumulate((value or 0 for value in column), initial=0)) for column in columns]
         self._is_known = [any(value is not None for value in column) for column in columns]
         levels = [0, *(level for column in self._levels for level in column)]
@@ -101,14 +100,14 @@ class _ColumnPlot:
         """Place a value, in pixels from the top."""
         return self.height * (1 - self.axis.share(value))
 
-    def parts(self, place: int) -> Iterator[Part]:
-        """Yield the rectangles of the series at an index, without empty ones."""
+    def parts(self, place: int) -> Iterator[Segment]:
+        """Yield the segments of the series at an index, without empty ones."""
         series = self.chart.series[place]
         for number, value in enumerate(series.values):
             if value:
                 upper, lower = sorted(map(self.y, self._levels[number][place : place + 2]))
-                title = f"{series.name}, {self.chart.names[number]}: {self.chart.written(value)}"
-                yield Part(self.middle(number) - self.width / 2, upper, lower - upper, title)
+                title = f"{series.name}, {self.chart.names[number]}: {self.chart.label(value)}"
+                yield Segment(self.middle(number) - self.width / 2, upper, lower - upper, title)
 
     def unknown(self) -> list[float]:
         """Return the middle of each run of unknown columns, in percent of the width."""
@@ -117,13 +116,13 @@ class _ColumnPlot:
         return [(self.middle(stretch[0]) + self.middle(stretch[-1])) / 2 for stretch in numbers]
 
     def names(self) -> list[int]:
-        """Return the columns whose names are shown, newest first; the name of a narrow last column would stick out."""
+        """Return the columns with visible names, newest first; a narrow last column has none, which would overflow."""
         count = len(self.chart.names)
         step = -(-count // NAMES_SHOWN) or 1
         return list(range(count - 1 - (step // 2 if self.width < NARROW_PERCENT else 0), -1, -step))
 
     def line(self) -> list[str]:
-        """Return the points of the expected values in the stretched viewport: a horizontal line over each column."""
+        """Return the points of the expected values in the inner viewport: a horizontal line over each column."""
         edges = WIDTH / max(len(self.chart.names), 1)
         return [
             f"{edges * side:.1f},{self.y(value):.1f}"
@@ -134,22 +133,22 @@ class _ColumnPlot:
     def description(self) -> str:
         """Return the first and last known totals as text."""
         known = [
-            f"{name}: {self.chart.written(levels[-1])}"
+            f"{name}: {self.chart.label(levels[-1])}"
             for name, levels, is_known in zip(self.chart.names, self._levels, self._is_known, strict=False)
             if is_known
         ]
         return "; ".join(dict.fromkeys([*known[:1], *known[-1:]]))
 
 
-def columns_chart(chart: Columns) -> Markup:
+def columns_chart(chart: ColumnChart) -> Markup:
     """Draw stacked columns."""
     plot = _ColumnPlot(chart)
     return draw("columns", title=chart.title, description=plot.description(), chart=chart, plot=plot, width=WIDTH)
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of a waterfall: its name, which may have several lines, its change in MiB, and its CSS class."""
+class WaterfallStep:
+    """A step of a waterfall: its name, which may have several lines, change in MiB, and CSS class."""
 
     name: str
     change_mb: int
@@ -157,18 +156,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A bar between two sizes; `lines` has the lines of its name, `written` its value as text."""
+class Bar:
+    """A bar between two sizes, with the lines of its name and its value as text."""
 
     lines: Sequence[str]
     first_mb: int
     last_mb: int
-    written: str
+    value: str
     colour: str
 
 
 class _WaterfallPlot:
-    def __init__(self, start_mb: int, steps: Sequence[Step]) -> None:
+    def __init__(self, start_mb: int, steps: Sequence[WaterfallStep]) -> None:
         sizes = list(accumulate((step.change_mb for step in steps), initial=start_mb))
         low, high = min(sizes), max(sizes)
         self.is_cut = 0 < high - low < high * SMALL_STEPS
@@ -176,12 +175,12 @@ class _WaterfallPlot:
         self.axis = size_axis(low, high, STEPS).cut_to(low, high)
         before, now = human_pair_mb(start_mb, sizes[-1])
         self.rows = [
-            Row(["Before"], 0, start_mb, before, "total"),
+            Bar(["Before"], 0, start_mb, before, "total"),
             *(
-                Row(step.name.split("\n"), size, size + step.change_mb, human_change_mb(step.change_mb), step.colour)
+                Bar(step.name.split("\n"), size, size + step.change_mb, human_change_mb(step.change_mb), step.colour)
                 for size, step in zip(sizes, steps, strict=False)
             ),
-            Row(["Now"], 0, sizes[-1], now, "total"),
+            Bar(["Now"], 0, sizes[-1], now, "total"),
         ]
         self.row_height, self.bar_height = ROW_HEIGHT, BAR_HEIGHT
         self.height = len(self.rows) * ROW_HEIGHT
@@ -191,15 +190,15 @@ class _WaterfallPlot:
         return 100 * max(self.axis.share(size_mb), 0)
 
 
-def waterfall_chart(title: str, start_mb: int, steps: Sequence[Step]) -> Markup:
-    """Draw how one size becomes another, one row per step, so that names and values fit on every screen."""
+def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -> Markup:
+    """Draw the steps from one size to another, one row each, so that names and values fit on every screen."""
     plot = _WaterfallPlot(start_mb, steps)
-    description = "; ".join(f"{' '.join(row.lines)}: {row.written}" for row in plot.rows)
+    description = "; ".join(f"{' '.join(row.lines)}: {row.value}" for row in plot.rows)
     return draw("waterfall", title=title, description=description, plot=plot)
 
 
 def share_bar(part: int, whole: int) -> Markup:
-    """Draw a part of a whole as a bar, which repeats the number beside it."""
+    """Draw a part of a whole as a bar, beside the number that it illustrates."""
     return span_bar(0, 0 if whole <= 0 else part / whole)
 
 

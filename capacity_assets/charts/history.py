@@ -1,7 +1,7 @@
-"""The chart of a size over time: mean and extremes of each window, gaps, a forecast with its band, a limit, steps.
+"""The chart of a size over time: mean and range of each window, gaps, forecast, limit, and labelled marks.
 
 Positions are in percent of the width and in pixels of the height, so that text keeps its size on every screen. The
-drawing is complete by itself; `chart.js` reads its readings to show values under a pointer or by arrow keys.
+drawing is complete without script; `chart.js` shows the values under the pointer or by arrow keys.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from itertools import groupby
 from markupsafe import Markup
 
 from capacity_assets.base.units import MONTHS, human_day, human_days, human_mb
-from capacity_assets.charts.axis import Axis, size_axis
-from capacity_assets.charts.templates import draw
+from capacity_assets.charts.drawing import Axis, draw, size_axis
+from capacity_assets.reading.forecasts import ForecastDay
 
-# Small charts stand side by side and have fewer dates.
+# Small charts are shown side by side, with fewer dates.
 SMALL_HEIGHT, MOST_DATES, MOST_DATES_IF_SMALL = 150, 7, 3
 MONTH_STEPS, DAY_STEPS = (1, 2, 3, 6, 12, 24, 60), (1, 2, 7, 14)
-# Up to this many windows are drawn with a dot each; more would be a thick line.
+# With more windows, dots would merge into a thick line.
 MOST_DOTS = 62
-# Width of the stretched inner viewport, in which lines are drawn.
+# Width of the inner viewport, which is stretched to that of the chart.
 WIDTH = 1000
-# Labels of steps stand in this many lines, and are cut to this length.
+# Number of lines for labels of marks, and their longest length.
 MARK_LINES, MARK_LENGTH = 3, 28
 
 
 @dataclass(frozen=True)
 class Point:
-    """A window: its first day, mean and extremes in MiB, None where it was not measured; and where a click leads."""
+    """A window: its day, mean and range in MiB, None if not measured; and the address that a click opens."""
 
     day: date
     size_mb: int | None
@@ -40,22 +40,12 @@ class Point:
     label: str = ""
     address: str = ""
     is_partial: bool = False
-    """Whether a part of what belongs to it was not measured: no line leads through it."""
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """A day of the forecast, with its band in MiB."""
-
-    day: date
-    lower_mb: int
-    size_mb: int
-    upper_mb: int
+    """Whether a part was not measured; lines leave it out."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened on a day."""
+    """A labelled event on a day."""
 
     day: date
     note: str
@@ -67,8 +57,8 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Full:
-    """The days on which the limit is reached: early, middle and late; None is beyond the forecast."""
+class FillRange:
+    """The early, middle and late fill date; None: beyond the forecast."""
 
     early: date | None
     middle: date | None
@@ -76,34 +66,34 @@ class Full:
 
     @property
     def by(self) -> str:
-        """The middle day as people say it; empty where there is none."""
+        """The middle day as text; empty if there is none."""
         return "" if self.middle is None else f"full by {human_day(self.middle)}"
 
     @property
     def range(self) -> str:
-        """The early and late day as people say them; empty where one is unknown."""
+        """The early and late day as text; empty if one is unknown."""
         return "" if self.early is None or self.late is None else f"({human_days(self.early, self.late)})"
 
     def __str__(self) -> str:
-        """Say the days as people do."""
+        """Return the days as text."""
         return f"{self.by} {self.range}".strip()
 
 
 @dataclass(frozen=True)
 class History:
-    """What is drawn; `title` says it to those who do not see it."""
+    """The content of the chart; `title` is its accessible name."""
 
     title: str
     points: Sequence[Point]
-    ahead: Sequence[Ahead] = ()
+    ahead: Sequence[ForecastDay] = ()
     earlier: Sequence[tuple[date, int | None]] = ()
-    """Sizes of a year before, each at the day of the window it is compared with."""
-    full: Full = field(default_factory=lambda: Full(None, None, None))
+    """Sizes of the previous year, each at the day of the window it is compared with."""
+    full: FillRange = field(default_factory=lambda: FillRange(None, None, None))
     limit_mb: int | None = None
     marks: Sequence[Mark] = ()
     height: int = 240
-    is_explored: bool = False
-    """Whether a script reads values off it, as on the served pages."""
+    is_interactive: bool = False
+    """Whether it carries the values for `chart.js`."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +120,11 @@ class _Plot:
         return [f"{self.x(day) * WIDTH / 100:.1f},{self.y(size):.1f}" for day, size in sizes if size is not None]
 
     def dates(self) -> list[tuple[date, str]]:
-        """Return the days that are written below the plot, each with its text: months, or days where it is short."""
+        """Return the dates below the plot with their labels: first days of months, or days if it is short."""
         most = MOST_DATES_IF_SMALL if self.height < SMALL_HEIGHT else MOST_DATES
         first, last = date.fromordinal(self.first), date.fromordinal(self.last)
         days = self.last - self.first
-        # So that at least three months begin in it.
+        # At least three months begin in it.
         if days > 3 * 31:
             months = range(first.year * 12 + first.month - (first.day == 1), last.year * 12 + last.month)
             step = next((step for step in MONTH_STEPS if len(months) / step <= most), MONTH_STEPS[-1])
@@ -149,13 +139,13 @@ class _Plot:
 
 
 def _month(day: date, *, is_first: bool) -> str:
-    """Name a month, with its year where one begins."""
+    """Name a month, with the year at the first label and in January."""
     name = MONTHS[day.month - 1]
     return f"{name} {day.year}" if is_first or (day.month == 1 and day.day <= DAY_STEPS[-1]) else name
 
 
 def history_chart(history: History) -> Markup:
-    """Draw a history; empty where nothing was measured."""
+    """Draw a history; empty if nothing was measured."""
     measured = [point for point in history.points if point.size_mb is not None]
     if not measured:
         return Markup()
@@ -175,7 +165,7 @@ def history_chart(history: History) -> Markup:
         full=history.full,
         marks=list(_marks(history, plot)),
         points=measured if len(measured) <= MOST_DOTS else _alone(history.points),
-        readings=json.dumps(list(_readings(history, plot)), separators=(",", ":")) if history.is_explored else "",
+        readings=json.dumps(list(_readings(history, plot)), separators=(",", ":")) if history.is_interactive else "",
     )
 
 
@@ -190,14 +180,14 @@ def _plot(history: History) -> _Plot:
     sizes += [size for one in history.ahead for size in (one.lower_mb, one.size_mb, one.upper_mb)]
     sizes += [size for _, size in history.earlier if size is not None]
     low, high = min(sizes), max(sizes)
-    # A limit far above would press the history into a line; its text at the top edge says where it is.
+    # A limit far above would flatten the history; its label at the top edge says where it is.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
     return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal())
 
 
 def _limit_text(history: History, plot: _Plot, *, fits: bool) -> str:
-    """Name the limit, and the day on which it is reached where that is beyond what is drawn."""
+    """Return the label of the limit, with the fill dates if they are not drawn."""
     if history.limit_mb is None:
         return ""
     text = f"limit {human_mb(history.limit_mb)}" if fits else f"limit {human_mb(history.limit_mb)}, off the chart"
@@ -207,14 +197,14 @@ def _limit_text(history: History, plot: _Plot, *, fits: bool) -> str:
 
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
-    """Cut where a window was not measured: a line over a gap would claim what nobody knows."""
+    """Split at windows that were not measured completely, because a line over a gap would claim an unknown size."""
     for is_whole, stretch in groupby(points, lambda point: point.size_mb is not None and not point.is_partial):
         if is_whole:
             yield list(stretch)
 
 
 def _alone(points: Sequence[Point]) -> list[Point]:
-    """Return the points through which no line leads."""
+    """Return the points that no line connects."""
     partial = [point for point in points if point.is_partial and point.size_mb is not None]
     return [*partial, *(stretch[0] for stretch in _stretches(points) if len(stretch) == 1)]
 
@@ -242,21 +232,21 @@ def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
 
 
 def _marks(history: History, plot: _Plot) -> Iterator[tuple[Mark, str, int]]:
-    """Yield the marks that are drawn, each with its short text and the line on which that stands."""
+    """Yield the marks in the plot, each with its shortened label and the line of that label."""
     for number, mark in enumerate(one for one in history.marks if plot.holds(one.day)):
         text = mark.note if len(mark.note) <= MARK_LENGTH else f"{mark.note[: MARK_LENGTH - 1]}…"
         yield mark, text, number % MARK_LINES
 
 
 def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
-    """Yield what is read off at each day: position, height, texts, and where a click leads."""
+    """Yield the values at each day: position, height, texts, and the address that a click opens."""
     earlier = {day: size for day, size in history.earlier if size is not None}
     for point in history.points:
         texts = [point.label or human_day(point.day)]
         if point.smallest_mb is not None and point.largest_mb is not None and point.smallest_mb != point.largest_mb:
             texts.append(f"{human_mb(point.smallest_mb)} to {human_mb(point.largest_mb)}")
         if point.day in earlier:
-            texts.append(f"a year before: {human_mb(earlier[point.day])}")
+            texts.append(f"previous year: {human_mb(earlier[point.day])}")
         texts += [mark.note for mark in history.marks if mark.day == point.day]
         y = None if point.size_mb is None else round(plot.y(point.size_mb), 1)
         yield [round(plot.x(point.day), 3), y, texts, point.address]
@@ -267,7 +257,7 @@ def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
 
 
 def sparkline(sizes_mb: Sequence[int | None]) -> Markup:
-    """Draw sizes of windows one after the other, oldest first, as a line without axes; None is a gap."""
+    """Draw the sizes of consecutive windows as a line without axes, oldest first; None is a gap."""
     known = [size for size in sizes_mb if size is not None]
     if len(known) < 2:  # noqa: PLR2004 -- a line has two ends
         return Markup()

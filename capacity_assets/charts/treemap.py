@@ -1,7 +1,7 @@
 """A map of what uses the space: nested rectangles whose areas are sizes, coloured by growth.
 
-Rectangles are placed as in the squarified treemap of Bruls, Huizing and van Wijk (2000): rows along the shorter side,
-each as long as that makes its rectangles more like squares.
+Placed as in the squarified treemap of Bruls, Huizing and van Wijk (2000): in rows along the shorter side, each
+extended as long as its rectangles become more like squares.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from capacity_assets.base.units import human_mb, human_percent
-from capacity_assets.charts.templates import draw
+from capacity_assets.charts.drawing import draw
 
-# The shape for which rectangles are placed; the drawing is stretched to the width of the page.
+# The shape in which rectangles are placed; the drawing is stretched to the width of the page.
 WIDTH, HEIGHT = 1200, 420
 HEADING = 22
-# Smaller rectangles have no text; their tooltip has it.
+# Smaller rectangles have a tooltip only.
 LEAST_TEXT_WIDTH, LEAST_TEXT_HEIGHT, LINE_HEIGHT = 56, 18, 15
-# Growth in percent of the size before from which on each colour stands; below the first it has shrunk most.
+# Upper limits of growth in percent, with the CSS class below each.
 GROWTH_STEPS = ((-2.0, "shrunk-2"), (-0.1, "shrunk-1"), (0.1, "same"), (2.0, "grown-1"), (5.0, "grown-2"))
 MOST_GROWN = "grown-3"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle: what it stands for, its size and the change of it in MiB, None if unknown, and where it leads."""
+    """A rectangle: name, size and change in MiB (None: unknown), and the address that it links to."""
 
     name: str
     size_mb: int
@@ -60,7 +60,7 @@ class Area(NamedTuple):
 
 @dataclass(frozen=True)
 class TileOnMap:
-    """A tile where it is drawn, in percent of the width and in pixels; `lines` of text fit into it."""
+    """A tile at its position."""
 
     tile: Tile
     area: Area
@@ -95,7 +95,7 @@ class TileOnMap:
 
 
 def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
-    """Draw tiles with their parts; empty where nothing has a size."""
+    """Draw tiles with their parts; empty if no tile has a size."""
     placed = list(_nested(tiles))
     if not placed:
         return Markup()
@@ -114,9 +114,9 @@ def _nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
 
 
 def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]:
-    """Yield the tiles that have a size, largest first, each with its rectangle; together they fill the area.
+    """Yield the tiles that have a size, largest first, with rectangles that together fill the area.
 
-    Tiles for which nothing is left, because others are larger by many orders of magnitude, are left out.
+    Tiles smaller than the rest by many orders of magnitude may find no area and are left out.
     """
     left = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
     total_mb = sum(tile.size_mb for tile in left)

@@ -21,8 +21,7 @@ from capacity_assets.messages.sending import SendingSettings, receivers_of
 from capacity_assets.ownership.groups import refuse_unknown_grouping
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.report.data import file_name, read_report
-from capacity_assets.report.issues import next_edition
-from capacity_assets.report.page import make_report_folder, render, write_report
+from capacity_assets.report.page import make_report_folder, next_edition, render, write_report
 
 
 @click.command()

@@ -40,13 +40,13 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     """
     import uvicorn
 
-    from capacity_assets.web.app import Serving, create_app, limits
+    from capacity_assets.web.app import WebOptions, create_app, limits
     from capacity_assets.web.reader import Reader
 
     if settings.web_database_url is None:
         refuse_an_absent_embedded_server(settings)
     listener = listen(port, host)
-    serving = Serving(
+    serving = WebOptions(
         Clock(settings.zone),
         settings.label_keys,
         (*OWN_NAMES, *names),

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import PackageLoader, Template
 
-from capacity_assets.charts.templates import environment_of
+from capacity_assets.charts.drawing import environment_of
 
 # Slack: 50 blocks, 150 characters in a header, 3,000 in a section. Teams: 28 KB. PagerDuty: 1,024 in a summary.
 SLACK_SECTIONS, SLACK_HEADER, SLACK_TEXT = 20, 150, 3_000

@@ -44,8 +44,7 @@ from capacity_assets.ownership import bills
 from capacity_assets.ownership.groups import default_grouping
 from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.data import Report, file_name, read_report
-from capacity_assets.report.issues import Edition, next_edition
-from capacity_assets.report.page import make_report_folder, write_report
+from capacity_assets.report.page import Edition, make_report_folder, next_edition, write_report
 
 REPORT_PERIOD, DIGEST_PERIOD = "monthly", "weekly"
 REPORT_GROUP, SHOWBACK_GROUP = "reports", "showback"

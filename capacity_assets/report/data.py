@@ -1,7 +1,7 @@
-"""The content of a report: the answers that it shows, how they add up, and how far they can be trusted.
+"""The figures of a report.
 
-Totals are sums of the servers' figures, as in the view `capacity_fleet`, and everything adds up in whole MiB.
-`charts` and `page` render it; `issues` keeps earlier issues of a page.
+Totals are sums of the servers' figures, as in the view `capacity_fleet`, and all steps add up in whole MiB. `page`
+renders them.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from capacity_assets.reading.windows import WindowFacts, window_facts
 WINDOWS_SHOWN = 13
 LONGEST_IN_A_FILE_NAME = 50
 DATABASES_LISTED = 10
-"""Databases listed of each kind; the report of a single server lists all."""
+"""Listed databases of each kind; the report of a single server lists all."""
 SERVERS_LISTED = 20
 RISKS_LISTED = 10
 OTHER = "other"
-"""Change of the servers' totals beyond that of their databases: rounding, and days on which the two disagree."""
+"""Change of the servers' totals beyond that of their databases: rounding, and days on which the two differ."""
 ROUNDING_MB = 2
-"""Largest rounding loss per database and window: its mean is rounded down, and so are its samples."""
+"""Largest rounding loss per database and window: samples and their mean are rounded down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Report:
     servers: ServerChanges
     history: Sequence[SeriesSize]
     days: Sequence[MeasuredDay]
-    """The days of the two windows from the oldest to the newest stored total of a server."""
+    """Days of the two windows, from the oldest to the newest stored total of a server."""
     in_service: ServersInService
     missing: Sequence[UnmeasuredServer]
     """Active servers without a row in the window; `last_day` None: never measured."""
@@ -77,11 +77,11 @@ class Report:
     runways: ForecastIssue | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
-    """Groups of the window; none where it is of one server, or nothing has such a label."""
+    """Groups of the window; empty for a single server, or if nothing has such a label."""
 
     @property
     def start_mb(self) -> int:
-        """Size in the window before."""
+        """Size in the previous window."""
         return self.size_before.size_mb
 
     @property
@@ -96,7 +96,7 @@ class Report:
 
     @property
     def steps(self) -> tuple[tuple[str, int], ...]:
-        """The steps of the waterfall, in order: start + all of these = end, exactly."""
+        """The steps of the waterfall, in order; their sum is exactly the end minus the start."""
         compared = (ChangeKind.GROWN, ChangeKind.SHRUNK, ChangeKind.PARTLY, ChangeKind.NEW, ChangeKind.GONE)
         steps = [
             *((kind.value, self.databases.sums[kind].change_mb) for kind in compared),
@@ -118,12 +118,12 @@ class Report:
 
     @property
     def not_comparable_databases(self) -> int:
-        """Databases of servers that were measured in one of the two windows only."""
+        """Number of databases of servers that were measured in only one of the two windows."""
         return sum(self.databases.sums[kind].databases for kind in NOT_COMPARABLE)
 
     @property
     def is_open(self) -> bool:
-        """Whether the window is not over, or its last days were not measured."""
+        """Whether the window is not over or its last days were not measured."""
         over, last_sample = self.today is None or self.window.end < self.today, self.facts.last_sample
         return not over or last_sample is None or last_sample < self.window.end
 
@@ -141,9 +141,9 @@ class Report:
 
 
 def file_name(period: Period, window: Window, server: str | None = None) -> str:
-    """Name the file of a report: its period and window, and the server if it is of one.
+    """Return the file name of a report, from its period, window and server.
 
-    A server's name that files cannot have loses some characters, and is made unique by a hash.
+    Characters of a server's name that file names cannot have are replaced, and a hash keeps the name unique.
     """
     name = f"growth-{period.name}-{window.key}"
     if server is not None:
@@ -161,17 +161,17 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
     today: date | None = None,
     by: str | None = None,
 ) -> Report:
-    """Read the report of one window: of all servers, with groups by `by`, or of the one of that name.
+    """Read the report of one window, of all servers with groups by `by`, or of a single server.
 
-    A window is open on its last day too, because servers that failed are measured later. Without `today` it is over.
-    Raises NotFoundError where no server of that name is registered, and DatabaseError.
+    A window is open on its last day too, because servers that failed are measured later. Without `today`, it is over.
+    Raises NotFoundError if the server is not registered, and DatabaseError.
     """
     reading = database_errors(doing="reading the report's figures", kept="Nothing was written.")
     with reading, snapshot(engine) as connection:
-        # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
+        # Right after a load, table statistics do not cover the new windows, and the planner would choose nested loops.
         plan_with_loops(connection, allowed=False)
         report = replace(_read(connection, period, window, server), today=today)
-        # Loops are faster where a few subjects and labels are looked up among many rows.
+        # Nested loops are faster for looking up a few subjects and labels among many rows.
         plan_with_loops(connection, allowed=True)
         issued = newest_issue(
             connection, window.start, window.end, server, shown=RISKS_LISTED, today=today or window.end

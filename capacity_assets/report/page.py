@@ -1,15 +1,31 @@
-"""From the numbers of a report or a bill to one HTML file: no network, no script, prints on A4."""
+"""The page of a report, and of a bill: its text and charts in one HTML file, and its issues.
+
+The file needs no network and no script, and prints on A4. Every chart has its values in a table beside it. A page
+carries its own figures in its head: when the page of a closed window is rendered with other figures, it becomes the
+next issue, which says what changed, and the earlier one is kept beside it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime, timedelta
 from functools import cache
+from html import escape, unescape
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 from markupsafe import Markup
+from sqlalchemy import Engine
 
+from capacity_assets.base.errors import database_errors
 from capacity_assets.base.files import atomic_write
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import (
     counted,
     first_of,
@@ -19,48 +35,193 @@ from capacity_assets.base.units import (
     human_pair_mb,
     human_percent,
 )
-from capacity_assets.charts.templates import STYLES, environment_of
+from capacity_assets.charts.bars import (
+    MOST_SERIES,
+    ColumnChart,
+    Series,
+    WaterfallStep,
+    columns_chart,
+    span_bar,
+    waterfall_chart,
+)
+from capacity_assets.charts.drawing import STYLES, environment_of
+from capacity_assets.charts.history import FillRange, History, Point, history_chart
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup
-from capacity_assets.reading.changes import ChangeKind
+from capacity_assets.reading.changes import NOT_COMPARABLE, ChangeKind
+from capacity_assets.reading.coverage import late_samples
+from capacity_assets.reading.forecasts import HISTORY_SHOWN_DAYS, ForecastDay, ForecastIssue, Runway
 from capacity_assets.reading.groups import measured_notes
-from capacity_assets.report.charts import (
-    RARE_STEPS,
-    STEP_NAMES,
-    band_bar,
-    coverage_chart,
-    fan_charts,
-    fleet_history_chart,
-    growth_chart,
-    in_words,
-    score_sentences,
-    stacked_series,
-)
-from capacity_assets.report.data import Report
-from capacity_assets.report.issues import Edition
+from capacity_assets.report.data import OTHER, Report
 
-UNMEASURED_NAMED = 20
-DAYS_NAMED = 10
+META = "capacity-report"
+HEAD_CHARACTERS = 8192
+FIGURES = re.compile(rf'<meta name="{META}" content="([^"]*)">')
+UNMEASURED_NAMED, DAYS_NAMED, SERVERS_NAMED = 20, 10, 5
 KINDS_LISTED = {
     ChangeKind.GROWN: "Largest growers",
     ChangeKind.SHRUNK: "Largest shrinkers",
     ChangeKind.NEW: "New databases",
     ChangeKind.GONE: "Removed databases",
-    ChangeKind.PARTLY: "There on a part of the days",
+    ChangeKind.PARTLY: "Present on only some days",
 }
+STEP_NAMES = {
+    ChangeKind.GROWN.value: "Grown",
+    ChangeKind.SHRUNK.value: "Shrunk",
+    ChangeKind.PARTLY.value: "Present on\nonly some days",
+    ChangeKind.NEW.value: "New",
+    ChangeKind.GONE.value: "Gone",
+    ChangeKind.APPEARED.value: "Not measured\nbefore",
+    ChangeKind.MISSING.value: "Not measured\nnow",
+    OTHER: "Other",
+}
+# Shown only if they are not 0.
+RARE_STEPS = {ChangeKind.PARTLY.value, *(kind.value for kind in NOT_COMPARABLE), OTHER}
+COVERAGE_HEIGHT, FORECAST_HEIGHT = 140, 110
+DRAWN_DAYS = 90
+YEAR_DAYS = HORIZONS_DAYS[-1]
+LIKELIHOODS = ((0.9, "nearly certain"), (0.5, "likely"), (0.1, "possible"), (0.0, "unlikely"))
 
 
-@cache  # Reading the templates takes longer than filling them in.
+@dataclass(frozen=True)
+class Issue:
+    """The metadata of a page: its number, when it was first issued, its figures in MiB, and its subject.
+
+    Pages of earlier versions do not contain their subject.
+    """
+
+    number: int
+    issued_at: datetime
+    is_open: bool
+    start_mb: int
+    end_mb: int
+    known_change_mb: int | None
+    subject: str = ""
+
+    def is_of(self, other: Issue) -> bool:
+        """Whether both cover the same window of the fleet or of the same server."""
+        return not (self.subject and other.subject) or self.subject == other.subject
+
+    def as_meta(self) -> str:
+        """Return it as an element for the head of a page."""
+        content = escape(json.dumps({**asdict(self), "issued_at": self.issued_at.isoformat()}))
+        return f'<meta name="{META}" content="{content}">'
+
+    @property
+    def known_change(self) -> str:
+        """The known change as text."""
+        return "unknown" if self.known_change_mb is None else f"{self.known_change_mb:+,}"
+
+
+@dataclass(frozen=True)
+class Edition:
+    """An issue, and the one that it replaces, if any: its file, and the reason of the difference."""
+
+    issue: Issue
+    before: Issue | None = None
+    kept_as: str = ""
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str | None:
+        """The earlier figures, the new ones, and the reason; None if it replaces no other issue."""
+        before = self.before
+        if before is None:
+            return None
+        was, now = human_pair_mb(before.end_mb, self.issue.end_mb)
+        return (
+            f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, said {was} "
+            f"with a known change of {before.known_change} MiB; it is {now} with {self.issue.known_change} MiB. "
+            f"{self.reason} The earlier page is kept as {self.kept_as}."
+        )
+
+
+def issue_of(path: Path) -> Issue | None:
+    """Return the metadata of the page at `path`; None if there is no page of this project."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            figures = FIGURES.search(file.read(HEAD_CHARACTERS))
+        content: dict[str, object] = json.loads(unescape(figures[1])) if figures else {}
+        known = {name: content[name] for name in Issue.__dataclass_fields__ if name in content}
+        return Issue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
+    """Return the issue that the page of `report` at `path` becomes; raises DatabaseError."""
+    subject = " ".join(filter(None, (report.period.name, f"{report.window.start}", report.server)))
+    figures = (report.start_mb, report.end_mb, report.known_change_mb)
+    issue = Issue(1, report.facts.read_at, report.is_open, *figures, subject)
+    before = issue_of(path)
+    if before is None or before.is_open or not before.is_of(issue):
+        return Edition(issue)
+    if (before.start_mb, before.end_mb, before.known_change_mb) == figures:
+        # Still the same issue, which repeats what it replaced.
+        earlier = path_of_issue(path, replace(before, number=before.number - 1))
+        issue, before = replace(before, subject=subject), issue_of(earlier)
+        if before is None:
+            return Edition(issue)
+    else:
+        issue, earlier = replace(issue, number=before.number + 1), path_of_issue(path, before)
+    return Edition(issue, before, earlier.name, _reason(engine, report, before.issued_at))
+
+
+def path_of_issue(path: Path, issue: Issue) -> Path:
+    """Return the file name for an earlier issue, which is never that of another window."""
+    kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
+    existing = issue_of(kept)
+    if existing is None or existing.is_of(issue):
+        return kept
+    digest = hashlib.sha256(issue.subject.encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}-{digest}-issue-{issue.number}{path.suffix}")
+
+
+def _reason(engine: Engine, report: Report, since: datetime) -> str:
+    """Say which samples of the two windows were added or corrected since a time."""
+    reading = database_errors(doing="counting late samples", kept="No page was written.")
+    with reading, engine.connect() as connection:
+        late = late_samples(connection, report.before.start, report.window.end, since, report.server_id)
+    if not late:
+        return (
+            "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "
+            "servers were put into or out of service."
+        )
+    servers = first_of([one.server for one in late], SERVERS_NAMED)
+    added, corrected = sum(one.added for one in late), sum(one.corrected for one in late)
+    return (
+        f"Since then: {counted(added, 'sample')} of these two windows added and {corrected:,} corrected, of {servers}."
+    )
+
+
+def make_report_folder(folder: Path) -> None:
+    """Create the folder of reports, for its owner only, because pages name databases; raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_report(report: Report, path: Path, edition: Edition) -> None:
+    """Write the page atomically, and keep the issue that it replaces beside it; raises OSError."""
+    page = render(report, edition)
+    if edition.kept_as:
+        kept = path.with_name(edition.kept_as)
+        if not kept.exists():
+            with atomic_write(kept) as begun:
+                shutil.copyfile(path, begun)
+    with atomic_write(path) as begun:
+        begun.write_text(page, encoding="utf-8")
+
+
+@cache  # Compiling templates takes longer than rendering them.
 def _environment() -> Environment:
     own = PackageLoader("capacity_assets.report", "templates")
     environment = environment_of(ChoiceLoader([own, FileSystemLoader(STYLES)]))
     environment.filters.update(mb=human_mb, change=human_change_mb, percent=human_percent, pair=human_pair_mb)
-    environment.filters.update(day=human_day, signed=signed, bar=band_bar, in_words=in_words)
+    environment.filters.update(day=human_day, signed=signed, bar=band_bar, likelihood=likelihood)
     return environment
 
 
 def render(report: Report, edition: Edition | None = None) -> str:
-    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
+    """Return the report as an HTML document; without an edition it has no metadata of an issue."""
     return (
         _environment()
         .get_template("report.html.j2")
@@ -70,7 +231,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
             rare_steps=RARE_STEPS,
             headline=headline(report),
             restated=edition and edition.sentence,
-            meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- numbers and a date, escaped there
+            meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- it escapes its values
             step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
             query=footer_query(report),
             kinds_listed=KINDS_LISTED,
@@ -80,14 +241,14 @@ def render(report: Report, edition: Edition | None = None) -> str:
             history_chart=fleet_history_chart(report),
             waterfall_chart=growth_chart(report) if report.size_before.servers else "",
             coverage_chart=coverage_chart(report),
-            fans=fan_charts(report.runways) if report.runways else (),
+            forecast_charts=forecast_charts(report.runways) if report.runways else (),
             scores=score_sentences(report.runways) if report.runways else (),
         )
     )
 
 
 def render_bill(issued: BillByGroup) -> str:
-    """Return a bill as one HTML document."""
+    """Return a bill as an HTML document."""
     return (
         _environment()
         .get_template("bill.html.j2")
@@ -101,15 +262,14 @@ def render_bill(issued: BillByGroup) -> str:
 
 
 def headline(report: Report) -> str:
-    """Return the change of the window in one sentence."""
+    """Return the change of the window as a sentence."""
     whose = report.server or "the fleet"
     name = report.period.name_of(report.window)
     if report.is_empty:
         return f"Nothing is known of {whose} in {name}."
-    size = human_mb(report.end_mb)
-    change = report.known_change_mb
+    size, change = human_mb(report.end_mb), report.known_change_mb
     if change is None:
-        return f"In {name} {whose} had {size}. There is nothing to compare with."
+        return f"In {name} {whose} had {size}. There is no earlier size to compare with."
     so_far = " so far" if report.is_open else ""
     if not change:
         return f"In {name} {whose} kept its size{so_far}: {size}."
@@ -135,78 +295,171 @@ def footer_query(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """List the limitations of the page's figures, one sentence each."""
+    """Return the limitations of the page's figures, one sentence each."""
     return [*_notes_on_servers(report), *_notes_on_days(report), *_notes_on_databases(report)]
 
 
-def _notes_on_servers(report: Report) -> list[str]:
-    sentences = []
+def _notes_on_servers(report: Report) -> Iterator[str]:
     active = counted(report.in_service.active, "active server")
     never, without_row = (
         sorted(one.server for one in report.missing if (one.last_day is None) is is_never) for is_never in (True, False)
     )
     if report.is_empty:
-        sentences.append("There is no stored row in either window: they were not computed, or nothing was measured.")
+        yield "Neither window has a stored row: they were not computed, or nothing was measured."
     if report.is_open:
         last = report.facts.last_sample or "none"
-        sentences.append(f"The window is not over, or its last days were not measured: the last is {last}.")
+        yield f"The window is not over, or its last days were not measured: the last is {last}."
     if report.server is None and report.in_service.counted_by_others:
-        sentences.append(
+        yield (
             f"Left out: {report.in_service.counted_by_others} of {active}, because another one counts their bytes: "
             "replicas, and servers on shared storage."
         )
     if never:
-        named = first_of(never, UNMEASURED_NAMED)
-        sentences.append(f"{counted(len(never), 'active server')} never measured: {named}.")
+        yield f"{counted(len(never), 'active server')} never measured: {first_of(never, UNMEASURED_NAMED)}."
     if without_row:
-        named = first_of(without_row, UNMEASURED_NAMED)
-        sentences.append(f"No row in this window: {len(without_row)} of {active}: {named}.")
-    return sentences
+        yield f"No row in this window: {len(without_row)} of {active}: {first_of(without_row, UNMEASURED_NAMED)}."
 
 
-def _notes_on_days(report: Report) -> list[str]:
-    sentences, days = [], report.days
+def _notes_on_days(report: Report) -> Iterator[str]:
+    days = report.days
     if not days:
-        sentences.append("Which days were measured is not known: there are no totals of servers of these days.")
+        yield "Which days were measured is unknown, because there are no totals of servers for these days."
     elif days[0].day > report.before.start:
-        sentences.append(f"There are no totals of servers before {days[0].day}: days are counted from then on.")
+        yield f"There are no totals of servers before {days[0].day}, so days are counted from then on."
     partly = [f"{one.day} ({one.measured} of {one.expected})" for one in days if 0 < one.measured < one.expected]
     unmeasured = [one.day for one in days if not one.measured]
     of_days = f"of {counted(len(days), 'day')}"
     if partly and report.server is None:
-        sentences.append(f"Not every server was measured on {len(partly)} {of_days}: {first_of(partly, DAYS_NAMED)}.")
+        yield f"Not every server was measured on {len(partly)} {of_days}: {first_of(partly, DAYS_NAMED)}."
     if unmeasured:
-        sentences.append(f"Not measured at all on {len(unmeasured)} {of_days}: {first_of(unmeasured, DAYS_NAMED)}.")
-    return sentences
+        yield f"Not measured at all on {len(unmeasured)} {of_days}: {first_of(unmeasured, DAYS_NAMED)}."
 
 
-def _notes_on_databases(report: Report) -> list[str]:
-    sentences = []
+def _notes_on_databases(report: Report) -> Iterator[str]:
     if partly := report.databases.sums[ChangeKind.PARTLY].databases:
-        sentences.append(
+        yield (
             f"{counted(partly, 'database')}, listed below, existed on only some of the measured days (renamed, "
             "created, dropped or a temporary copy), and counted for those days."
         )
     if report.levels_disagree:
-        sentences.append(
+        yield (
             f"The totals of the servers changed by {human_change_mb(report.other_mb)} more than their databases: the "
-            "two are measured separately, and do not agree. See the check levels_agree."
+            "two are measured separately and differ. See the check levels_agree."
         )
-    return sentences
 
 
-def make_report_folder(folder: Path) -> None:
-    """Create the folder of reports, accessible to its owner only, because pages name databases. Raises OSError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def stacked_series(report: Report) -> list[Series]:
+    """Return the history as series, largest first; those beyond the number of colours are summed up."""
+    sizes = {(bar.window_start, bar.series): bar.size_mb for bar in report.history}
+    measured = {start for start, _ in sizes}
+    totals: dict[str, int] = {}
+    for (_, name), size_mb in sizes.items():
+        totals[name] = totals.get(name, 0) + size_mb
+    ranked = sorted(totals, key=lambda name: (-totals[name], name))
+    shown = len(ranked) if len(ranked) <= MOST_SERIES else MOST_SERIES - 1
+    others = {f"{len(ranked) - shown} others": ranked[shown:]} if len(ranked) > shown else {}
+    return [
+        Series(
+            name,
+            tuple(
+                sum(sizes.get((window.start, member), 0) for member in members) if window.start in measured else None
+                for window in report.windows
+            ),
+        )
+        for name, members in ({name: [name] for name in ranked[:shown]} | others).items()
+    ]
 
 
-def write_report(report: Report, path: Path, edition: Edition) -> None:
-    """Write the page atomically, and keep the issue that it restates beside it; raises OSError."""
-    page = render(report, edition)
-    if edition.kept_as:
-        kept = path.with_name(edition.kept_as)
-        if not kept.exists():
-            with atomic_write(kept) as begun:
-                shutil.copyfile(path, begun)
-    with atomic_write(path) as begun:
-        begun.write_text(page, encoding="utf-8")
+def fleet_history_chart(report: Report) -> Markup:
+    """Draw the size of the fleet by engine, or of the server by database, by window; gaps stay gaps."""
+    title = f"Size by {'database' if report.server else 'engine'} and window"
+    names = [report.period.label_of(window) for window in report.windows]
+    return columns_chart(ColumnChart(title, names, stacked_series(report)))
+
+
+def growth_chart(report: Report) -> Markup:
+    """Draw the steps from the size of the previous window to that of this one."""
+    steps = [
+        WaterfallStep(STEP_NAMES[kind], change, _step_colour(kind, change))
+        for kind, change in report.steps
+        if change or kind not in RARE_STEPS
+    ]
+    return waterfall_chart("From the size of the previous window to that of this window", report.start_mb, steps)
+
+
+def _step_colour(kind: str, change: int) -> str:
+    if kind in NOT_COMPARABLE or kind == OTHER:
+        return "unknown"
+    return "up" if change > 0 else "down"
+
+
+def coverage_chart(report: Report) -> Markup:
+    """Draw the number of servers measured on each day of the two windows; unmeasured days have no bar."""
+    days, start = report.days, report.window.start
+    return columns_chart(
+        ColumnChart(
+            "Servers measured on each day",
+            [PERIODS["daily"].label_of(Window(one.day, one.day)) for one in days],
+            [
+                Series("previous window", [one.measured if one.day < start else None for one in days], "before"),
+                Series("this window", [one.measured if one.day >= start else None for one in days], "now"),
+            ],
+            "server",
+            [one.expected for one in days],
+            "servers that should have been measured",
+            height=COVERAGE_HEIGHT,
+        )
+    )
+
+
+def forecast_charts(issue: ForecastIssue) -> list[tuple[str, Markup]]:
+    """Return a name and a chart for each risk, in the order of the table."""
+    return [
+        (
+            f"{risk.display_name} on {risk.server}",
+            history_chart(_history(risk, issue.histories.get(risk.key, {}))),
+        )
+        for risk in issue.risks
+    ]
+
+
+def _history(risk: Runway, sizes: Mapping[date, int]) -> History:
+    first, drawn_until = min(sizes, default=risk.last_day), risk.last_day + timedelta(days=DRAWN_DAYS)
+    days = [first + timedelta(days=number) for number in range((risk.last_day - first).days + 1)]
+    ahead = [ForecastDay(risk.last_day, risk.size_mb, risk.size_mb, risk.size_mb)]
+    ahead += [one for one in risk.ahead if one.day <= drawn_until]
+    return History(
+        f"{risk.display_name} on {risk.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
+        [Point(day, sizes.get(day)) for day in days],
+        ahead,
+        full=FillRange(risk.full_early, risk.full_middle, risk.full_late),
+        limit_mb=risk.limit_mb,
+        height=FORECAST_HEIGHT,
+    )
+
+
+def band_bar(risk: Runway) -> Markup:
+    """Draw the fill dates of a risk on the year of its forecast; a date beyond it is at the edge."""
+    early, late = (_share_of_year(day, risk.last_day) for day in (risk.full_early, risk.full_late))
+    middle = None if risk.full_middle is None else _share_of_year(risk.full_middle, risk.last_day)
+    return span_bar(early, late, middle)
+
+
+def _share_of_year(day: date | None, start: date) -> float:
+    return 1 if day is None else min((day - start).days / YEAR_DAYS, 1)
+
+
+def likelihood(probability: float) -> str:
+    """Render a probability in words."""
+    return next(word for least, word in LIKELIHOODS if probability >= least)
+
+
+def score_sentences(issue: ForecastIssue) -> list[str]:
+    """Describe the errors of the forecasts that came due, a sentence for each horizon."""
+    return [
+        f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "
+        f"{score.covered_percent:.0f} % of the sizes were in the band and {score.above_percent:.0f} % above it"
+        + ("" if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %")
+        + ("." if not score.in_hindsight else f". {score.in_hindsight:,} of them were computed in hindsight.")
+        for score in issue.scores
+    ]

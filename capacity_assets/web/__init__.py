@@ -1,1 +1,1 @@
-"""The pages that people open: a small read-only web application over the views. No figure is computed here."""
+"""The pages that people open: a read-only web application over the views. It computes no figures."""

@@ -1,7 +1,7 @@
-"""The web application: routes, who may look, answers as page, JSON or CSV, refusals, and limits of connections.
+"""The web application: routes, access, responses as HTML, JSON or CSV, error pages, and limits of connections.
 
 uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
-process runs out of file descriptors. `BoundedConnection` bounds all three for the pages and for Dagster's web server.
+process runs out of file descriptors. `LimitedConnection` limits all three for the pages and for Dagster's web server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import h11
-from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -47,17 +46,46 @@ from capacity_assets.base.errors import (
 )
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
-from capacity_assets.charts.templates import STYLES
+from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
-from capacity_assets.web.addresses import PageQuery, known_values
-from capacity_assets.web.pages import accuracy, budgets, fleet, groups, lists, scenarios, subjects
+from capacity_assets.reading.subjects import address, subject_address
+from capacity_assets.web.addresses import FORMATS, PageQuery, known_values
+from capacity_assets.web.bills import read_bill_page, read_budget_page
+from capacity_assets.web.fleet import read_fleet
+from capacity_assets.web.forecasts import read_accuracy, read_filling, read_scenario
+from capacity_assets.web.groups import read_group, read_groups
+from capacity_assets.web.lists import read_databases, read_search, read_servers
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
-from capacity_assets.web.rendering import csv_of, page_templates
+from capacity_assets.web.rendering import Page, page_templates
+from capacity_assets.web.subjects import read_database, read_server, read_volume
+
+BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
+BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
+PAGES = (
+    Page("/", "Fleet", read_fleet, "sizes", in_menu=True, has_figures=True),
+    Page("/servers", "Servers", read_servers, "servers", in_menu=True, has_figures=True),
+    Page("/databases", "Databases", read_databases, "databases", in_menu=True, has_figures=True),
+    Page("/groups", "Groups", read_groups, "groups", in_menu=True),
+    Page("/filling", "Fills first", read_filling, "runways", in_menu=True),
+    Page("/bill", "Bill", read_bill_page, "groups", ("/",), in_menu=True, beside=BILL_COLUMNS),
+    Page("/accuracy", "Accuracy", read_accuracy, "months", in_menu=True),
+    Page("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), beside=BUDGET_COLUMNS),
+    Page("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling")),
+    Page("/server", "Server", read_server, "sizes", ("/", "/servers"), has_figures=True),
+    Page("/database", "Database", read_database, "sizes", ("/", "/servers", "/server"), has_figures=True),
+    Page("/volume", "Volume", read_volume, "sizes", ("/", "/servers", "/server")),
+    Page("/group", "Group", read_group, "sizes", ("/", "/groups")),
+    Page("/search", "Search", read_search, "found", is_kept=False),
+)
+PAGE_OF = {page.path: page for page in PAGES}
+BY_GROUP = {"/groups", "/bill"}
+TITLES = {400: "Invalid request", 404: "Not found"}
+"""Titles of error pages, by status."""
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
 REFUSAL = "Refused: log in with any user name and the token as the password, or send Authorization: Bearer TOKEN.\n"
 POLICY = "Content-Security-Policy"
-# No script and no style but our own files; nothing may frame a page, and no form leaves it.
+# Only our own scripts and styles; pages cannot be framed, and forms are sent only to us.
 HEADERS = {
     POLICY: "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -68,9 +96,237 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+logger = logging.getLogger("capacity_assets")
+SECONDS_KEPT = 10
+# Values cached for half a minute are read again before a request would wait for them.
+SECONDS_BETWEEN_READING_AHEAD = 20
+ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
+# Rendered pages have some 50 kB each.
+MOST_HTML_KEPT = 100
+# More threads than connections, because many requests wait for the same query.
+THREADS = 32
+STATEMENT_CANCELLED = "57014"
+STATIC = Path(__file__).with_name("static")
+
+
+@dataclass(frozen=True)
+class WebOptions:
+    """How pages are served: clock, label keys, host names, access, and the address of Dagster's UI."""
+
+    clock: Clock
+    label_keys: Sequence[str]
+    hosts: Sequence[str] = ("127.0.0.1", "localhost")
+    dagster_url: str | None = None
+    token: str | None = None
+    user_header: str | None = None
+    reads_ahead: bool = True
+    """Whether to keep reading what every reader sees, so that nobody waits for it."""
+
+
+def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
+    """Create the application; it reads nothing before it starts."""
+    answers = Answers(reader, serving)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        ended = threading.Event()
+        ahead = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
+        if serving.reads_ahead:
+            ahead.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if serving.reads_ahead:
+                await run_in_threadpool(ahead.join)
+            await run_in_threadpool(answers.close)
+
+    app = Starlette(
+        routes=[
+            *(Route(page.path, answers.of(page)) for page in PAGES),
+            Route("/schema", schema),
+            Mount("/static", StaticFiles(directory=STATIC)),
+            Mount("/charts", StaticFiles(directory=STYLES)),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
+            Middleware(AccessGuard, token=serving.token, user_header=serving.user_header),
+            Middleware(GZipMiddleware, minimum_size=2000),
+        ],
+        lifespan=lifespan,
+        exception_handlers={404: answers.no_such_page, Exception: answers.defect},
+    )
+    # Outermost, so that responses to defects have the headers too.
+    return SecurityHeaders(app)
+
+
+def schema(_request: Request) -> Response:
+    """Describe the JSON of every page."""
+    return JSONResponse({page.path: page.form.json_schema(mode="serialization") for page in PAGES})
+
+
+@dataclass(frozen=True)
+class ReadContent:
+    """The content of a page, and when it was read, which may be some seconds ago."""
+
+    content: Any
+    read_at: datetime
+
+
+class Answers:
+    """Answers requests with pages or error pages."""
+
+    def __init__(self, reader: Reader, serving: WebOptions) -> None:
+        """Answer from `reader`."""
+        self._reader, self._serving = reader, serving
+        menu = tuple(page for page in PAGES if page.in_menu)
+        self._templates = page_templates(menu, serving.dagster_url, reader.thresholds)
+        self._html: dict[Hashable, tuple[ReadContent, str]] = {}
+        self._html_lock = threading.Lock()
+        # A separate pool, so that static files do not wait for the database.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
+
+    def close(self) -> None:
+        """Wait for running queries, which have a time limit."""
+        self._threads.shutdown()
+        self._reader.close()
+
+    def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint of a page."""
+
+        async def answer(request: Request) -> Response:
+            """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
+            answering = self._threads.submit(self._answer, request, page)
+            try:
+                return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
+            except TimeoutError:
+                return self._refused(request, 503, _slow(ANSWER_SECONDS))
+
+        return answer
+
+    def read_ahead(self, ended: threading.Event) -> None:
+        """Read what every reader sees until the event is set; requests show failures."""
+        ahead: list[tuple[str, dict[str, str]]] = [
+            *((path, {}) for path in ("/groups", "/accuracy", "/bill")),
+            *(("/", {"period": name}) for name in PERIODS),
+            ("/search", {"q": "-", "shown": "1"}),
+        ]
+        while not ended.is_set():
+            for path, values in ahead:
+                if ended.is_set():
+                    return
+                try:
+                    PAGE_OF[path].read(self._reader, self._query(path, values))
+                except (DatabaseError, *DATABASE_FAILURES):
+                    break
+                except Exception:
+                    logger.exception("A page that is read ahead has a defect. The other pages work.")
+            ended.wait(SECONDS_BETWEEN_READING_AHEAD)
+
+    def _read(self, page: Page, query: PageQuery) -> ReadContent:
+        """Read a page, or return what was read within the last seconds."""
+
+        def read() -> ReadContent:
+            return ReadContent(page.read(self._reader, query), self._serving.clock.local_now())
+
+        if not page.is_kept or query.values.get("format") == "csv":
+            # A file is large and for a single reader.
+            return read()
+        values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
+        return self._reader.kept((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
+
+    def no_such_page(self, request: Request, _error: Exception) -> Response:
+        """Answer an unknown address."""
+        return self._refused(request, 404, "There is no such page.")
+
+    def defect(self, request: Request, _error: Exception) -> Response:
+        """Answer for a page with a defect; the server's log has the traceback."""
+        text = "This page has a defect; see the server's log. Nothing was changed. The other pages work."
+        return self._refused(request, 500, text)
+
+    def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
+        return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
+
+    def _answer(self, request: Request, page: Page) -> Response:
+        query = self._query(request.url.path, request.query_params)
+        try:
+            form = query.one_of("format", FORMATS)
+            self._reader.refuse_a_newer_schema()
+            answer = self._read(page, query)
+        except ValidationError as error:
+            return self._refused(request, 400, str(error))
+        except NotFoundError as error:
+            return self._refused(request, 404, str(error))
+        except (DatabaseError, *DATABASE_FAILURES) as error:
+            return self._refused(request, 503, _trouble(error))
+        if form == "json":
+            return Response(page.json(answer.content), media_type="application/json")
+        if form == "csv":
+            headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
+            return Response(page.csv(answer.content), media_type="text/csv; charset=utf-8", headers=headers)
+        user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
+        notice = shared_notice(self._reader, query.today) if page.has_figures else ""
+        return HTMLResponse(self._rendered(page, query, answer, user, notice))
+
+    def _rendered(self, page: Page, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> str:
+        """Return the page as HTML, rendered once for all readers of the same content."""
+        key = (page.path, tuple(sorted(query.values.items())), user, notice)
+        kept = self._html.get(key)
+        if kept is not None and kept[0] is answer:
+            return kept[1]
+        values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
+        template = self._templates.get_template(f"{page.name}.html.j2")
+        html = template.render(**values, notice=notice, query=query, title=page.title, user=user)
+        if page.is_kept:
+            with self._html_lock:
+                self._html[key] = (answer, html)
+                while len(self._html) > MOST_HTML_KEPT:
+                    del self._html[next(iter(self._html))]
+        return html
+
+    def _refused(self, request: Request, status: int, text: str) -> Response:
+        if request.query_params.get("format") in {"json", "csv"}:
+            return JSONResponse({"error": text}, status_code=status)
+        shown = {"title": TITLES.get(status, "No answer"), "status": status, "text": text, "user": None}
+        query = self._query(request.url.path, request.query_params)
+        html = self._templates.get_template("refusal.html.j2").render(**shown, query=query)
+        return HTMLResponse(html, status_code=status)
+
+
+def _crumbs(page: Page, content: Any) -> list[tuple[str, str]]:
+    """Return title and address of the pages above a page: the server of a database, the list by the same grouping."""
+    return [
+        (content.server.server, subject_address("server", content.server.server_id))
+        if path == "/server"
+        else (PAGE_OF[path].title, address(path, by=content.grouped_by if path in BY_GROUP else None))
+        for path in page.above
+    ]
+
+
+def _slow(seconds: int) -> str:
+    waited = counted(seconds, "second")
+    return (
+        f"The database did not answer within {waited}. The figures are not affected. Try again, or narrow the "
+        "request: one server, one group, or a longer period."
+    )
+
+
+def _trouble(error: DatabaseError | DatabaseFailure) -> str:
+    if isinstance(error, DatabaseError):
+        return str(error)
+    if sqlstate_of(error) == STATEMENT_CANCELLED:
+        return _slow(STATEMENT_TIMEOUT_SECONDS)
+    logger.warning("The pages cannot read the database: %s", reason_of(error))
+    if sqlstate_of(error) == INSUFFICIENT_PRIVILEGE:
+        return f"The database refuses: {reason_of(error)}. {MISSING_RIGHT}"
+    if sqlstate_of(error) is not None:
+        return f"The database refuses: {reason_of(error)}. The server's log says more."
+    # Do not reveal the address of the database.
+    return "The database is unavailable or busy. Try again in a moment."
+
 
 class SecurityHeaders:
-    """Adds headers to every response; a content security policy is added to an existing one to restrict it."""
+    """Adds headers to every response. A content security policy is added to an existing one, which restricts it."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
         """Wrap `app`."""
@@ -128,18 +384,18 @@ def _token_in(headers: Headers) -> bytes:
 
 LARGEST_HEAD_BYTES = 32 * 1024
 REQUEST_SECONDS = 10
-"""Time within which a request must arrive completely, from the connection or the previous response on."""
+"""Time for a request to arrive completely, from the connection or the previous response on."""
 STALLED_SECONDS = 30
 """Time after which a client that reads nothing of its response is disconnected."""
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_BETWEEN_CHECKS = 1
 MOST_CONNECTIONS = 1000
-# Connections that arrive together are all accepted before the first one is counted.
+# Pending connections are accepted before any of them is counted.
 BACKLOG = 64
 
 
 def limits() -> dict[str, Any]:
     """Return the uvicorn options that limit clients."""
-    return {"http": BoundedConnection, "h11_max_incomplete_event_size": LARGEST_HEAD_BYTES, "backlog": BACKLOG}
+    return {"http": LimitedConnection, "h11_max_incomplete_event_size": LARGEST_HEAD_BYTES, "backlog": BACKLOG}
 
 
 def most_connections() -> int:
@@ -148,15 +404,15 @@ def most_connections() -> int:
     return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
 
 
-class BoundedConnection(H11Protocol):
-    """Closes connections of slow clients; beyond the limit, the connection that has waited longest for its client."""
+class LimitedConnection(H11Protocol):
+    """Closes connections of slow clients, and beyond the limit, the one that has waited longest for its client."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """Start the time limit for the request."""
         super().connection_made(transport)
         self._waits_since = self._moved_at = self.loop.time()
         self._unsent = 0
-        self._looking = self.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look)
+        self._check = self.loop.call_later(SECONDS_BETWEEN_CHECKS, self._check_progress)
         if len(self.connections) > most_connections():
             self._make_room()
 
@@ -167,19 +423,19 @@ class BoundedConnection(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand the connection over to the WebSocket protocol, which pings its clients."""
-        self._looking.cancel()
+        self._check.cancel()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop checking the connection."""
-        self._looking.cancel()
+        self._check.cancel()
         super().connection_lost(exc)
 
     @property
     def _is_sending(self) -> bool:
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now
@@ -187,288 +443,13 @@ class BoundedConnection(H11Protocol):
         if is_slow or (unsent and now - self._moved_at > STALLED_SECONDS):
             self.transport.abort()
         else:
-            self._looking = self.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look)
+            self._check = self.loop.call_later(SECONDS_BETWEEN_CHECKS, self._check_progress)
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest for its client; requests in progress continue."""
-        ours = [one for one in self.connections if isinstance(one, BoundedConnection)]
+        ours = [one for one in self.connections if isinstance(one, LimitedConnection)]
         waiting = [one for one in ours if one._is_sending or one.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
         longest = min(waiting, key=lambda one: one._waits_since)  # noqa: SLF001 -- as above
-        # connection_lost is called later, and new connections may arrive before that.
+        # New connections may arrive before connection_lost is called.
         self.connections.discard(longest)
         longest.transport.abort()
-
-
-logger = logging.getLogger("capacity_assets")
-
-SECONDS_KEPT = 10
-# Values that are cached for half a minute are read again before anybody has to wait for them.
-SECONDS_BETWEEN_READING_AHEAD = 20
-ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
-# Filled-in pages of some 50 kB each.
-MOST_HTML_KEPT = 100
-# More than there are connections, because many requests wait for one query.
-THREADS = 32
-FORMATS = ("html", "json", "csv")
-STATEMENT_CANCELLED = "57014"
-STATIC = Path(__file__).with_name("static")
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page: its path, what it shows, what reads that, and which of its lists is written as CSV."""
-
-    path: str
-    title: str
-    shows: type
-    read: Callable[[Reader, PageQuery], Any]
-    table: str
-    in_menu: bool = False
-    beside: Sequence[str] = ()
-    """What of the page stands in each row of the CSV file."""
-    has_figures: bool = False
-    """Whether it shows windows of databases and servers, so that it says which samples are not in them yet."""
-    is_kept: bool = True
-    """Whether an answer is kept for seconds for others who ask the same."""
-
-    @property
-    def name(self) -> str:
-        """Name of its template."""
-        return self.path.strip("/") or "fleet"
-
-
-BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
-BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
-PAGES = (
-    Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True, has_figures=True),
-    Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True, has_figures=True),
-    Page(
-        "/databases",
-        "Databases",
-        lists.DatabasesPage,
-        lists.read_databases,
-        "databases",
-        in_menu=True,
-        has_figures=True,
-    ),
-    Page("/groups", "Groups", groups.GroupsPage, groups.read_groups, "groups", in_menu=True),
-    Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
-    Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True, beside=BILL_COLUMNS),
-    Page("/accuracy", "Accuracy", accuracy.AccuracyPage, accuracy.read_accuracy, "months", in_menu=True),
-    Page("/budget", "Budget", budgets.BudgetPage, budgets.read_budget_page, "lines", beside=BUDGET_COLUMNS),
-    Page("/scenario", "Scenario", scenarios.ScenarioPage, scenarios.read_scenario, "runways"),
-    Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes", has_figures=True),
-    Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes", has_figures=True),
-    Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
-    Page("/group", "Group", groups.GroupPage, groups.read_group, "sizes"),
-    Page("/search", "Search", lists.SearchPage, lists.read_search, "found", is_kept=False),
-)
-TITLES = {400: "Invalid request", 404: "Not found"}
-"""Titles of error pages, by status."""
-
-
-@dataclass(frozen=True)
-class ReadPage:
-    """The content of a page, and when it was read, which may be some seconds ago."""
-
-    content: Any
-    read_at: datetime
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How pages are served: to whom, under which names, and where Dagster's UI is."""
-
-    clock: Clock
-    label_keys: Sequence[str]
-    hosts: Sequence[str] = ("127.0.0.1", "localhost")
-    dagster_url: str | None = None
-    token: str | None = None
-    user_header: str | None = None
-    reads_ahead: bool = True
-    """Whether to keep reading ahead what every reader sees."""
-
-
-def create_app(reader: Reader, serving: Serving) -> ASGIApp:
-    """Put the application together; nothing is read before it starts."""
-    answers = Answers(reader, serving)
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        # What takes long over a large fleet is read ahead, and again before it is too old.
-        ended = threading.Event()
-        ahead = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
-        if serving.reads_ahead:
-            ahead.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if serving.reads_ahead:
-                await run_in_threadpool(ahead.join)
-            await run_in_threadpool(answers.close)
-
-    app = Starlette(
-        routes=[
-            *(Route(page.path, answers.of(page)) for page in PAGES),
-            Route("/schema", schema),
-            Mount("/static", StaticFiles(directory=STATIC)),
-            Mount("/charts", StaticFiles(directory=STYLES)),
-        ],
-        middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
-            Middleware(AccessGuard, token=serving.token, user_header=serving.user_header),
-            Middleware(GZipMiddleware, minimum_size=2000),
-        ],
-        lifespan=lifespan,
-        exception_handlers={404: answers.no_such_page, Exception: answers.defect},
-    )
-    # Around everything, so that answers to defects carry the headers too.
-    return SecurityHeaders(app)
-
-
-class Answers:
-    """Answers requests with pages, or with a page that says what is wrong."""
-
-    def __init__(self, reader: Reader, serving: Serving) -> None:
-        """Answer from `reader`."""
-        self._reader, self._serving = reader, serving
-        menu = tuple(page for page in PAGES if page.in_menu)
-        self._templates = page_templates(menu, serving.dagster_url, reader.thresholds)
-        self._html: dict[Hashable, tuple[ReadPage, str]] = {}
-        self._html_lock = threading.Lock()
-        # A separate pool, so that static files do not wait for the database.
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
-
-    def close(self) -> None:
-        """Wait until nothing is read any more, which the time limit of statements bounds."""
-        self._threads.shutdown()
-        self._reader.close()
-
-    def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a page."""
-
-        async def answer(request: Request) -> Response:
-            """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
-            answering = self._threads.submit(self._answer, request, page)
-            try:
-                return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
-            except TimeoutError:
-                return self._refused(request, 503, _slow(ANSWER_SECONDS))
-
-        return answer
-
-    def read_ahead(self, ended: threading.Event) -> None:
-        """Read what every reader sees until the event is set; failures are shown to later requests."""
-        pages = {page.path: page for page in PAGES}
-        ahead: list[tuple[str, dict[str, str]]] = [
-            *((path, {}) for path in ("/groups", "/accuracy", "/bill")),
-            *(("/", {"period": name}) for name in PERIODS),
-            ("/search", {"q": "-", "shown": "1"}),
-        ]
-        while not ended.is_set():
-            for path, values in ahead:
-                if ended.is_set():
-                    return
-                try:
-                    pages[path].read(self._reader, self._query(path, values))
-                except (DatabaseError, *DATABASE_FAILURES):
-                    break
-                except Exception:
-                    logger.exception("A page that is read ahead has a defect. The other pages work.")
-            ended.wait(SECONDS_BETWEEN_READING_AHEAD)
-
-    def _read(self, page: Page, query: PageQuery) -> ReadPage:
-        """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
-
-        def read() -> ReadPage:
-            return ReadPage(page.read(self._reader, query), self._serving.clock.local_now())
-
-        if not page.is_kept or query.values.get("format") == "csv":
-            # A file has two hundred times as many rows, for a single reader.
-            return read()
-        values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
-        return self._reader.kept((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
-
-    def no_such_page(self, request: Request, _error: Exception) -> Response:
-        """Answer an unknown address."""
-        return self._refused(request, 404, "There is no such page.")
-
-    def defect(self, request: Request, _error: Exception) -> Response:
-        """Answer where a page has a defect; the server's log has the traceback."""
-        text = "This page has a defect, which is in the log of the server. Nothing was changed. The other pages work."
-        return self._refused(request, 500, text)
-
-    def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
-        return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
-
-    def _answer(self, request: Request, page: Page) -> Response:
-        query = self._query(request.url.path, request.query_params)
-        try:
-            form = query.one_of("format", FORMATS)
-            self._reader.refuse_a_newer_schema()
-            answer = self._read(page, query)
-        except ValidationError as error:
-            return self._refused(request, 400, str(error))
-        except NotFoundError as error:
-            return self._refused(request, 404, str(error))
-        except (DatabaseError, *DATABASE_FAILURES) as error:
-            return self._refused(request, 503, _trouble(error))
-        if form == "json":
-            return Response(TypeAdapter(page.shows).dump_json(answer.content, indent=1), media_type="application/json")
-        if form == "csv":
-            return csv_of(page, answer.content)
-        user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
-        notice = shared_notice(self._reader, query.today) if page.has_figures else ""
-        return HTMLResponse(self._rendered(page, query, answer, user, notice))
-
-    def _rendered(self, page: Page, query: PageQuery, answer: ReadPage, user: str | None, notice: str) -> str:
-        """Return the page as HTML, filled in once for all who are shown the same answer."""
-        key = (page.path, tuple(sorted(query.values.items())), user, notice)
-        kept = self._html.get(key)
-        if kept is not None and kept[0] is answer:
-            return kept[1]
-        shown = {"page": answer.content, "read_at": answer.read_at, "notice": notice}
-        template = self._templates.get_template(f"{page.name}.html.j2")
-        html = template.render(**shown, query=query, title=page.title, user=user)
-        if page.is_kept:
-            with self._html_lock:
-                self._html[key] = (answer, html)
-                while len(self._html) > MOST_HTML_KEPT:
-                    del self._html[next(iter(self._html))]
-        return html
-
-    def _refused(self, request: Request, status: int, text: str) -> Response:
-        if request.query_params.get("format") in {"json", "csv"}:
-            return JSONResponse({"error": text}, status_code=status)
-        shown = {"title": TITLES.get(status, "No answer"), "status": status, "text": text, "user": None}
-        query = self._query(request.url.path, request.query_params)
-        html = self._templates.get_template("refusal.html.j2").render(**shown, query=query)
-        return HTMLResponse(html, status_code=status)
-
-
-def _slow(seconds: int) -> str:
-    waited = counted(seconds, "second")
-    return (
-        f"The database did not answer within {waited}. The figures are not affected. Try again, or narrow the "
-        "request: one server, one group, or a longer period."
-    )
-
-
-def _trouble(error: DatabaseError | DatabaseFailure) -> str:
-    if isinstance(error, DatabaseError):
-        return str(error)
-    if sqlstate_of(error) == STATEMENT_CANCELLED:
-        return _slow(STATEMENT_TIMEOUT_SECONDS)
-    logger.warning("The pages cannot read the database: %s", reason_of(error))
-    if sqlstate_of(error) == INSUFFICIENT_PRIVILEGE:
-        return f"The database refuses: {reason_of(error)}. {MISSING_RIGHT}"
-    if sqlstate_of(error) is not None:
-        return f"The database refuses: {reason_of(error)}. The server's log says more."
-    # The address of the database is not revealed.
-    return "The database is away or busy. Try again in a moment."
-
-
-def schema(_request: Request) -> Response:
-    """Describe the JSON of every page."""
-    return JSONResponse({page.path: TypeAdapter(page.shows).json_schema(mode="serialization") for page in PAGES})

@@ -1,4 +1,4 @@
-"""The cached reader of the pages; values that every page shows are read once for all of them."""
+"""The cached reader of the pages, and values that several pages share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DatabaseError
-from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.engine import snapshot
@@ -25,25 +24,23 @@ from capacity_assets.reading.access import CONNECTIONS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
 from capacity_assets.reading.lists import NameMatch, name_index
-from capacity_assets.reading.windows import UncomputedSamples, complete_window, newest_window, outstanding
-from capacity_assets.web.addresses import PageQuery
+from capacity_assets.reading.windows import UncomputedSamples, outstanding
 
-# A value is shown for this many times the period for which it is cached.
+# A value is shown for up to this many times the time for which it is cached, while it is read again.
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
-"""Limit for all values together, in pickled size; in memory they take about six times as much."""
+"""Limit of all values together, in pickled size; in memory they take about six times as much."""
 FORECASTS_SECONDS, OUTSTANDING_SECONDS = 2, 1
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
-
 PARTIAL_SECONDS = 300
-"""Every server of every window shown is looked at for what was partly measured."""
+"""Finding partly measured windows reads every server of every window shown."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A cached value, when it was read, until when it may be shown, and its size."""
+    """A cached value with its times, on the clock `time.monotonic`, and its size."""
 
     value: Any
     read_at: float
@@ -52,10 +49,10 @@ class _Kept:
 
 
 class Reader:
-    """Reads for the pages, in short read-only transactions, and caches what it read for some seconds."""
+    """Reads for the pages in short read-only transactions, and caches the results."""
 
     def __init__(self, engine: Engine, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
-        """Read with an engine of `reading_engine`; the thresholds say what is to be watched or acted on."""
+        """Read with an engine of `reading_engine`; the thresholds are those of watch and act."""
         self._engine = engine
         self.thresholds = thresholds
         self._kept: dict[Hashable, _Kept] = {}
@@ -64,7 +61,7 @@ class Reader:
         self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
 
     def close(self) -> None:
-        """Wait for what is read in the background, so that its connections are back before their engine is disposed."""
+        """Wait for background reads, so that their connections are returned before the engine is disposed."""
         self._background.shutdown()
 
     def transaction(self) -> AbstractContextManager[Connection]:
@@ -80,10 +77,10 @@ class Reader:
             raise DatabaseError(newer)
 
     def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
-        """Return what `read` returns, or returned before.
+        """Return the result of `read`, or a cached one.
 
         A value older than `seconds` is returned once more and read again in the background, so that only the first
-        caller waits. Callers that come while it is read get the same value, or the same error.
+        caller waits. Concurrent callers get the same value, or the same error.
         """
         now = time.monotonic()
         with self._lock:
@@ -104,7 +101,7 @@ class Reader:
         return awaited
 
     def kept_of(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
-        """Return what `read` returns in a transaction of its own, cached like `kept`."""
+        """Return the result of `read` in its own transaction, cached as in `kept`."""
 
         def in_transaction() -> T:
             with self.transaction() as connection:
@@ -113,11 +110,11 @@ class Reader:
         return self.kept(key, in_transaction, seconds)
 
     def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
-        """Read, and hand the outcome to all callers that wait for it."""
+        """Read, and give the result to all waiting callers."""
         try:
             value = read()
             size_bytes = len(pickle.dumps(value))
-        except BaseException as error:  # noqa: BLE001 -- raised again in every caller that waits
+        except BaseException as error:  # noqa: BLE001 -- raised again in every waiting caller
             with self._lock:
                 reading = self._reading.pop(key)
             reading.set_exception(error)
@@ -141,28 +138,28 @@ class Reader:
 
 
 def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:
-    """Return the names that contain all words of a query, by an index read every few minutes; raises DBAPIError."""
+    """Return the names that contain all words of a query, from a cached index; raises DBAPIError."""
     index = reader.kept_of(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
     return index.search(query, shown)
 
 
 def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
-    """Return the unmeasured servers, which several pages show."""
+    """Return the unmeasured servers."""
     return reader.kept_of(
         ("unmeasured", today), lambda connection: unmeasured_servers(connection, today), UNMEASURED_SECONDS
     )
 
 
 def shared_outdated(reader: Reader) -> list[str]:
-    """Return the servers with declarations after the newest forecast, which several pages show."""
+    """Return the servers whose limits, steps or plans changed after the newest forecast."""
     return reader.kept_of(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
 
 
 def shared_notice(reader: Reader, today: date) -> str:
-    """Return what several pages say of samples that are in no figure yet; empty: there are none, or it is unknown."""
+    """Return the notice about samples that the figures do not include yet; empty if there are none, or unknown."""
 
     def read() -> str:
-        # Pages do without it where the database is busy.
+        # While the database is busy, pages are shown without it.
         with suppress(DBAPIError), reader.transaction() as connection:
             limit_seconds(connection, OUTSTANDING_SECONDS)
             return notice_of(outstanding(connection, today), today)
@@ -172,7 +169,7 @@ def shared_notice(reader: Reader, today: date) -> str:
 
 
 def notice_of(found: UncomputedSamples, today: date) -> str:
-    """Say which samples are in no figure yet, and what computes them; commands stand between backquotes."""
+    """Say which samples the figures do not include yet, and which command adds them, in backquotes."""
     if found.day is not None:
         command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
         return (
@@ -191,13 +188,5 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return a part of the keys of what shows forecasts, so that updated ones are shown within seconds."""
+    """Return a part of the cache keys of everything with forecasts, so that updates are shown within seconds."""
     return reader.kept_of("forecasts", forecasts_revision, FORECASTS_SECONDS)
-
-
-def chosen_window(connection: Connection, query: PageQuery, period: Period) -> Window | None:
-    """Return the window that the address names, by default the last complete one."""
-    day = query.day("window")
-    if day is not None:
-        return period.window_of(day)
-    return complete_window(connection, period, newest_window(connection, period), query.today)

@@ -308,7 +308,7 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     expect(row).to_contain_text(first.name)
     expect(row).to_contain_text(human_day(first.full_middle))
     expect(section.locator("#unknown-limits")).to_have_attribute("data-databases", str(unknown))
-    expect(section.locator(".fans svg.plot").first).to_be_visible()
+    expect(section.locator(".forecasts svg.plot").first).to_be_visible()
     assert section.locator(".fans figure").count() == section.locator("tbody tr").count()
     expect(page.locator("#headroom")).to_be_visible()
     assert section.locator(".score").count() >= 1

@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime, timedelta
 from html import unescape
 
 import pytest
-from pydantic import TypeAdapter
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
@@ -34,7 +33,7 @@ def test_every_page_is_html_json_that_fits_its_schema_and_csv(pages: Pages) -> N
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
         assert document.keys() == schemas[page.path]["properties"].keys()
-        TypeAdapter(page.shows).validate_python(document)
+        page.form.validate_python(document)
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
         assert len(rows) == len(document[page.table]) > 0, address
 
@@ -490,7 +489,7 @@ def test_a_chart_shows_the_days_or_the_range_that_the_address_names_by_a_period_
     assert (month["period"], len(month["sizes"])) == ("daily", 30)
     for wrong, why in (
         ("range=ever", "range must be one of 30d, 90d, 1y, all."),
-        ("first=2025-02-02&last=2025-02-01", "The first day, 2025-02-02, lies after the last day, 2025-02-01."),
+        ("first=2025-02-02&last=2025-02-01", "The first day, 2025-02-02, is after the last day, 2025-02-01."),
     ):
         refused = pages.ask(f"/server?server=1&{wrong}&format=json")
         assert (refused.status, refused.json["error"]) == (400, why)
@@ -512,7 +511,7 @@ def test_sizes_of_a_year_before_are_shown_where_they_are_compared(pages: Pages, 
     assert [(one["window_start"], one["size_mb"]) for one in compared["earlier"] if one["size_mb"]] == [
         (str(year_before), 77)
     ]
-    assert "a year before: 77 MiB" in pages.ask("/database?server=1&name=orders&compare=year").text
+    assert "previous year: 77 MiB" in pages.ask("/database?server=1&name=orders&compare=year").text
 
 
 def test_a_sample_of_a_day_that_lies_ahead_hides_no_name_from_a_search(pages: Pages, engine: Engine) -> None:

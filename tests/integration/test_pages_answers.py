@@ -56,7 +56,7 @@ NO_ADDRESSES = [
     ("/database?server=1&name=ordres", 404, "There is no database &#39;ordres&#39; on server-1"),
     ("/volume?server=1&name=/x", 404, "There is no volume"),
     ("/group?by=team&name=nobody", 404, "There is no group"),
-    ("/database?server=1", 400, "The address names no name."),
+    ("/database?server=1", 400, "The address has no name."),
     ("/server?server=one", 400, "server must be a whole number"),
     ("/databases?order=colour", 400, "order must be one of size, growth"),
     ("/databases?period=hourly", 400, "There is no period &#39;hourly&#39;"),
@@ -64,12 +64,12 @@ NO_ADDRESSES = [
     ("/databases?label=team", 400, "label must be written as team=payments"),
     ("/groups?by=colour", 400, "known are engine, server, team"),
     ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
-    ("/database?server=1&name=%00", 400, "not a possible name"),
+    ("/database?server=1&name=%00", 400, "contains a NUL character"),
     ("/nothing", 404, "There is no such page."),
-    ("/groups?window=9999-12-31", 400, "window must lie in the years 1900 to 2999"),
-    ("/servers?window=0001-01-01&period=weekly", 400, "window must lie in the years"),
-    ("/bill?month=9999-12-31", 400, "month must lie in the years"),
-    ("/group?by=engine", 404, "The address names no engine."),
+    ("/groups?window=9999-12-31", 400, "window must be in the years 1900 to 2999"),
+    ("/servers?window=0001-01-01&period=weekly", 400, "window must be in the years"),
+    ("/bill?month=9999-12-31", 400, "month must be in the years"),
+    ("/group?by=engine", 404, "The address has no engine."),
 ]
 
 
@@ -122,7 +122,7 @@ def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
     with served_pages(database.set(query={"host": "/nowhere"})) as pages:
         gone = pages.ask("/")
     assert gone.status == 503
-    assert "The database is away or busy." in gone.text
+    assert "The database is unavailable or busy." in gone.text
     assert "/nowhere" not in gone.text, "where it is, is no business of readers"
 
 
@@ -189,7 +189,7 @@ def test_a_head_that_is_too_large_is_refused_before_it_is_read(pages: Pages) -> 
 
 def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "STALLED_SECONDS", 0.5)
-    monkeypatch.setattr(app, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(app, "SECONDS_BETWEEN_CHECKS", 0.1)
     ended: list[bool] = []
 
     async def large(scope: Any, _receive: Any, send: Any) -> None:
@@ -252,7 +252,7 @@ def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, mo
     def broken(*_arguments: object) -> None:
         raise RuntimeError("secret of the defect")
 
-    monkeypatch.setattr("capacity_assets.web.pages.lists.chosen_window", broken)
+    monkeypatch.setattr("capacity_assets.web.lists.chosen_window", broken)
     answer = pages.ask("/servers")
 
     assert answer.status == 500
@@ -322,7 +322,7 @@ def test_a_defect_while_reading_ahead_is_logged_and_the_next_round_comes(
         rounds.append(1)
         raise ValueError("a defect")
 
-    monkeypatch.setattr("capacity_assets.web.pages.lists.found_names", search)
+    monkeypatch.setattr("capacity_assets.web.lists.found_names", search)
     monkeypatch.setattr(app, "SECONDS_BETWEEN_READING_AHEAD", 0)
     with served_pages(database, reads_ahead=True) as pages:
         deadline = time.monotonic() + 30

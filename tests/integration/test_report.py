@@ -23,8 +23,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import Change, ChangeKind, window_sizes
 from capacity_assets.reading.coverage import measured_days
 from capacity_assets.report.data import read_report
-from capacity_assets.report.issues import next_edition
-from capacity_assets.report.page import footer_query, notes, render, write_report
+from capacity_assets.report.page import footer_query, next_edition, notes, render, write_report
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
@@ -118,8 +117,8 @@ def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, se
 def test_an_empty_database_makes_a_page_that_says_so(engine: Engine) -> None:
     page = render(read_report(engine, MONTHLY, FEBRUARY))
 
-    assert "There is no stored row in either window" in page
-    assert "Which days were measured is not known" in page
+    assert "Neither window has a stored row" in page
+    assert "Which days were measured is unknown" in page
 
 
 def test_days_whose_samples_are_gone_are_not_said_to_be_unmeasured(every_kind: Engine) -> None:
@@ -129,7 +128,7 @@ def test_days_whose_samples_are_gone_are_not_said_to_be_unmeasured(every_kind: E
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
     assert report.days[0].day == date(2025, 2, 1)
-    assert notes(report)[1] == "There are no totals of servers before 2025-02-01: days are counted from then on."
+    assert notes(report)[1] == "There are no totals of servers before 2025-02-01, so days are counted from then on."
     assert notes(report)[2] == "Not measured at all on 1 of 28 days: 2025-02-10."
 
 
@@ -180,8 +179,8 @@ def test_the_first_window_of_all_has_nothing_to_compare_with_and_says_unknown(ev
     assert "<dt>Known change</dt><dd>unknown</dd>" in page
     assert Page(page).steps == {}, "no way from nothing to here is drawn"
     assert Page(page).tags.count("desc") == 2
-    assert "Nothing was measured in the window before" in page
-    assert "In January 2025 the fleet had 268 MiB. There is nothing to compare with." in page
+    assert "Nothing was measured in the previous window" in page
+    assert "In January 2025 the fleet had 268 MiB. There is no earlier size to compare with." in page
 
 
 def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statements(engine: Engine) -> None:
@@ -415,5 +414,5 @@ def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: 
     assert "<th>" not in page.split("<tbody>")[1].split("</tbody>")[0], "rows have scoped headings"
     # Direction is in the sign, and each chart has its numbers in a table.
     assert "+50" in page
-    assert "The same in figures" in page
+    assert "As a table" in page
     assert "pattern" in page, "parts of a bar differ by hatching too"

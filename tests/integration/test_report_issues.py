@@ -15,10 +15,17 @@ from capacity_assets.base.periods import Window
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, declare
 from capacity_assets.reading.forecasts import ForecastDay
-from capacity_assets.report.charts import DRAWN_DAYS, fan_charts
 from capacity_assets.report.data import read_report
-from capacity_assets.report.issues import issue_of, next_edition
-from capacity_assets.report.page import headline, notes, render, write_report
+from capacity_assets.report.page import (
+    DRAWN_DAYS,
+    forecast_charts,
+    headline,
+    issue_of,
+    next_edition,
+    notes,
+    render,
+    write_report,
+)
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.report_pages import FEBRUARY, MONTHLY, months, server_with
@@ -74,7 +81,7 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
     assert said is not None
     assert said.startswith("Issue 2. Issue 1, of ")
     assert " said 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then: 56 samples" in said
-    assert said.endswith("of imported. The page as it was is kept as growth-issue-1.html.")
+    assert said.endswith("of imported. The earlier page is kept as growth-issue-1.html.")
     assert escape(said) in path.read_text()
     assert (tmp_path / "growth-issue-1.html").read_text() == first
     issue = issue_of(path)
@@ -184,7 +191,7 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
     issued = read_report(filling, MONTHLY, FEBRUARY).runways
     assert issued is not None
 
-    chart = dict(fan_charts(issued))["disk /data on server-1"]
+    chart = dict(forecast_charts(issued))["disk /data on server-1"]
 
     [risk] = [risk for risk in issued.risks if risk.subject == "volume"]
     assert risk.change_mb_per_day == 0

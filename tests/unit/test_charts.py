@@ -15,20 +15,21 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.charts.axis import Axis, count_axis, size_axis
 from capacity_assets.charts.bars import (
     MOST_SERIES,
-    Columns,
+    ColumnChart,
     Series,
-    Step,
+    WaterfallStep,
     columns_chart,
     share_bar,
     span_bar,
     waterfall_chart,
 )
-from capacity_assets.charts.history import Ahead, Full, History, Mark, Point, history_chart, sparkline
+from capacity_assets.charts.drawing import Axis, count_axis, size_axis
+from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.treemap import Area, Tile, squarified, treemap
 from capacity_assets.digest import MARK_HEIGHT, ROW_HEIGHT, size_chart
+from capacity_assets.reading.forecasts import ForecastDay
 
 DAY = date(2025, 3, 1)
 # Less than can be seen.
@@ -118,7 +119,7 @@ def test_an_axis_holds_its_values_at_equal_distances_with_labels_that_differ(one
 
 
 def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> None:
-    ahead = [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=30), 110, 130, 160)]
+    ahead = [ForecastDay(DAY + timedelta(days=1), 100, 100, 100), ForecastDay(DAY + timedelta(days=30), 110, 130, 160)]
 
     near = history_chart(History("sizes", points(90, 100), ahead, limit_mb=150))
     far = history_chart(History("sizes", points(90, 100), ahead, limit_mb=10**9))
@@ -131,12 +132,12 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
 
 def test_the_fill_date_lies_on_the_limit_beside_the_line_of_the_forecast_and_a_later_one_is_named_there() -> None:
-    ahead = [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=41), 110, 130, 160)]
+    ahead = [ForecastDay(DAY + timedelta(days=1), 100, 100, 100), ForecastDay(DAY + timedelta(days=41), 110, 130, 160)]
     days = [DAY + timedelta(days=number) for number in (11, 21, 31)]
 
-    drawn = history_chart(History("sizes", points(90, 100), ahead, full=Full(*days), limit_mb=150))
+    drawn = history_chart(History("sizes", points(90, 100), ahead, full=FillRange(*days), limit_mb=150))
     later = history_chart(
-        History("sizes", points(90, 100), ahead, full=Full(days[0], DAY + timedelta(days=81), None), limit_mb=150)
+        History("sizes", points(90, 100), ahead, full=FillRange(days[0], DAY + timedelta(days=81), None), limit_mb=150)
     )
 
     assert "full by 22 Mar 2025" in labels(drawn)
@@ -161,31 +162,31 @@ def test_an_explored_chart_carries_what_is_read_off_it() -> None:
     history = History(
         "sizes",
         [measured, Point(DAY + timedelta(days=1), None)],
-        [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=4), 100, 110, 120)],
+        [ForecastDay(DAY + timedelta(days=1), 100, 100, 100), ForecastDay(DAY + timedelta(days=4), 100, 110, 120)],
         earlier=[(DAY, 50)],
         marks=[Mark(DAY, "purge")],
-        is_explored=True,
+        is_interactive=True,
     )
 
     [plot] = [part for part in parsed(history_chart(history)) if part.get("class") == "plot"]
 
     readings = json.loads(plot.get("data-readings", ""))
     assert [reading[2] for reading in readings] == [
-        ["1 Mar 2025: 100 MiB", "90 MiB to 110 MiB", "a year before: 50 MiB", "purge"],
+        ["1 Mar 2025: 100 MiB", "90 MiB to 110 MiB", "previous year: 50 MiB", "purge"],
         ["2 Mar 2025"],
         ["5 Mar 2025: 100 MiB to 120 MiB (80 % range)"],
     ]
     assert [reading[0] for reading in readings] == [0, 25, 100]
     assert readings[1][1] is None
     assert readings[0][3] == "/database?window=2025-03-01"
-    assert "data-readings" not in history_chart(replace(history, is_explored=False))
+    assert "data-readings" not in history_chart(replace(history, is_interactive=False))
 
 
 def test_names_and_notes_are_text() -> None:
     point = Point(DAY, 1, label=HOSTILE, address=HOSTILE)
     history = History(HOSTILE, [point, Point(DAY + timedelta(days=9), 2)], marks=[Mark(DAY, HOSTILE)])
-    columns = Columns(HOSTILE, [HOSTILE], [Series(HOSTILE, [1])], HOSTILE, [1], HOSTILE)
-    waterfall = waterfall_chart(HOSTILE, 1, [Step(HOSTILE, 1, HOSTILE)])
+    columns = ColumnChart(HOSTILE, [HOSTILE], [Series(HOSTILE, [1])], HOSTILE, [1], HOSTILE)
+    waterfall = waterfall_chart(HOSTILE, 1, [WaterfallStep(HOSTILE, 1, HOSTILE)])
 
     for chart in (history_chart(history), columns_chart(columns), waterfall):
         assert "<script" not in chart
@@ -214,9 +215,9 @@ def test_nothing_measured_draws_nothing_and_one_day_is_a_point() -> None:
     assert history_chart(History("sizes", points(5))).count("<circle") == 1
 
 
-def stacked(*values: list[int | None]) -> Columns:
+def stacked(*values: list[int | None]) -> ColumnChart:
     series = [Series(f"series {number}", column) for number, column in enumerate(values, 1)]
-    return Columns("sizes", [f"window {number}" for number in range(len(values[0]))], series)
+    return ColumnChart("sizes", [f"window {number}" for number in range(len(values[0]))], series)
 
 
 @given(
@@ -270,7 +271,7 @@ def test_as_many_names_stand_under_columns_as_have_room(count: int, expected: li
 
 def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_hatching() -> None:
     names = ["x" * 200, "y" * 200]
-    chart = columns_chart(Columns("sizes", ["now"], [Series(name, [1]) for name in names]))
+    chart = columns_chart(ColumnChart("sizes", ["now"], [Series(name, [1]) for name in names]))
 
     assert re.findall(r'<li title="([xy]+)">', chart) == names
     ids = re.findall(r'<pattern id="([^"]+)"', chart)
@@ -280,7 +281,7 @@ def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_hatchin
 
 def test_the_expected_number_is_a_level_line_over_each_column() -> None:
     servers = [Series("now", [1, 3], "now")]
-    chart = columns_chart(Columns("servers", ["a", "b"], servers, "server", [2, 4], "expected", height=100))
+    chart = columns_chart(ColumnChart("servers", ["a", "b"], servers, "server", [2, 4], "expected", height=100))
 
     [line] = re.findall(r'<polyline class="expected" points="([^"]*)"', chart)
     assert line == "0.0,50.0 500.0,50.0 500.0,0.0 1000.0,0.0"
@@ -290,7 +291,7 @@ def test_the_expected_number_is_a_level_line_over_each_column() -> None:
 
 def waterfall(start: int, *changes: int) -> Markup:
     return waterfall_chart(
-        "sizes", start, [Step(f"step {number}", change, "up") for number, change in enumerate(changes)]
+        "sizes", start, [WaterfallStep(f"step {number}", change, "up") for number, change in enumerate(changes)]
     )
 
 
@@ -341,7 +342,7 @@ def test_small_steps_are_seen_because_the_axis_is_cut_and_says_so() -> None:
 
 
 def test_names_of_steps_have_lines() -> None:
-    chart = waterfall_chart("sizes", 1, [Step("Not measured\nnow", 1, "unknown")])
+    chart = waterfall_chart("sizes", 1, [WaterfallStep("Not measured\nnow", 1, "unknown")])
 
     assert re.findall(r"<tspan[^>]*>([^<]*)</tspan>", chart) == ["Before", "Not measured", "now", "Now"]
 
@@ -460,7 +461,7 @@ def test_a_sparkline_has_gaps_and_needs_two_sizes() -> None:
 
 def test_columns_of_money_have_amounts_in_their_currency_and_say_where_there_is_none() -> None:
     chart = columns_chart(
-        Columns("bills", ["May", "June"], [Series("team", [None, 123456])], currency="EUR", unknown="no bill")
+        ColumnChart("bills", ["May", "June"], [Series("team", [None, 123456])], currency="EUR", unknown="no bill")
     )
 
     assert labels(chart)[:4] == ["0 EUR", "250 EUR", "500 EUR", "750 EUR"]

@@ -32,7 +32,7 @@ from capacity_assets.reading.forecasts import ForecastIssue
 from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
 from capacity_assets.report.data import Report
-from capacity_assets.report.issues import Edition, Issue
+from capacity_assets.report.page import Edition, Issue
 from capacity_assets.web.app import PAGES
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 

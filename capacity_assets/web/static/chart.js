@@ -1,5 +1,5 @@
-// Explores a chart: values under the pointer or by arrow keys, Enter opens a window, a drag zooms. The drawing needs
-// none of it, and the table below has the same values.
+// Shows the values of a chart under the pointer or by arrow keys; Enter opens a window, dragging zooms. The chart is
+// complete without it, and the table below has the same values.
 (function () {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
@@ -68,7 +68,7 @@
       dot.setAttribute("cy", reading[1]);
       line.setAttribute("visibility", "visible");
       dot.setAttribute("visibility", "visible");
-      // Text, never markup: notes are what others wrote.
+      // As text, never as markup: users write notes.
       box.replaceChildren(...reading[2].map(function (text) {
         const paragraph = document.createElement("p");
         paragraph.textContent = text;
@@ -121,7 +121,7 @@
     plot.addEventListener("pointerup", function (event) {
       if (from === null) { show(nearest(percentOf(event))); return; }
       const dragged = from;
-      // There is nothing to zoom into in the future.
+      // The future cannot be zoomed into.
       const start = Math.min(from, measured);
       const end = Math.min(percentOf(event), measured);
       from = null;

@@ -1,4 +1,4 @@
-// Search-as-you-type, opened by / or Ctrl-K: what fills first comes first. Without script the form works as it is.
+// Search-as-you-type, opened by / or Ctrl-K; what fills first is listed first. Without script, the form works.
 (function () {
   "use strict";
   const input = document.getElementById("q");
@@ -24,7 +24,7 @@
 
   function close() {
     clearTimeout(timer);
-    // An answer that is still to come is not shown.
+    // Ignore a pending answer.
     ++asked;
     list.hidden = none.hidden = true;
     chosen = -1;
@@ -54,7 +54,7 @@
       item.setAttribute("aria-selected", "false");
       link.href = address(one);
       link.tabIndex = -1;
-      // Text, never markup: names are what others chose.
+      // As text, never as markup: users choose names.
       const kind = one.kind === "volume" ? "disk" : one.kind;
       const where = one.kind === "group" ? one.server : kind + " on " + one.server;
       link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;

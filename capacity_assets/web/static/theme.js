@@ -1,4 +1,4 @@
-// The theme that a reader chose in this browser: as the system, light, or dark. Runs before anything is drawn.
+// The theme chosen in this browser: as the system, light, or dark. Runs before anything is drawn.
 (function () {
   "use strict";
   const THEMES = ["system", "light", "dark"];
@@ -25,7 +25,7 @@
     button.hidden = false;
     button.addEventListener("click", function () {
       const next = THEMES[(THEMES.indexOf(kept()) + 1) % THEMES.length];
-      try { localStorage.setItem("theme", next); } catch (error) { /* Holds for this page only. */ }
+      try { localStorage.setItem("theme", next); } catch (error) { /* Applies to this page only. */ }
       apply(next);
       name(next);
     });

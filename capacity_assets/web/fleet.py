@@ -1,4 +1,4 @@
-"""The first page: how large, how fast, what fills first, what moved, what is not measured, and can it be trusted."""
+"""The first page: size and growth of the fleet, what fills first, what changed, and what was not measured."""
 
 from __future__ import annotations
 
@@ -35,27 +35,20 @@ from capacity_assets.reading.sizes import (
     with_gaps,
 )
 from capacity_assets.reading.windows import complete_window, newest_window
-from capacity_assets.web.addresses import PageQuery
-from capacity_assets.web.pages.lists import UNMEASURED_SHOWN
-from capacity_assets.web.pages.ranges import (
-    MOST_FLEET_WINDOWS,
-    ChartRange,
-    earlier_windows,
-    shown_range,
-    windows_in,
-)
+from capacity_assets.web.addresses import MOST_FLEET_WINDOWS, ChartRange, PageQuery, shown_range
+from capacity_assets.web.lists import UNMEASURED_SHOWN
 from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS, MISSED_SHOWN = 30, 20
 FLEET_SECONDS = 30
-# Every row of every window shown is looked at for it.
+# Longer windows would read too many rows.
 MOVED_SINCE = ("daily", "weekly", "monthly")
 
 
 @dataclass(frozen=True)
 class Movers:
-    """What grew and shrank most in the newest complete window of a period."""
+    """The largest changes in the newest complete window of a period."""
 
     period: str
     window_start: date
@@ -65,13 +58,13 @@ class Movers:
 
     @property
     def rows(self) -> Sequence[DatabaseRow]:
-        """Both."""
+        """Growers and shrinkers."""
         return [*self.growers, *self.shrinkers]
 
 
 @dataclass(frozen=True)
 class Trust:
-    """How much of the fleet the figures rest on."""
+    """How much of the fleet was measured."""
 
     newest_day: date | None
     """Newest day with a sample or an attempt of any server."""
@@ -79,7 +72,7 @@ class Trust:
     measured_servers: int
     failed_servers: int
     coverage_percent: float | None
-    """Measured days of servers in service, of the last TRUST_DAYS days from each one's first sample on."""
+    """Measured days of servers in service in the last TRUST_DAYS days, from the first sample of each server on."""
     has_samples: bool
     """Whether any server was ever measured."""
 
@@ -90,17 +83,15 @@ class FleetPage:
 
     period: str
     headline: Headline
-    """What is full first."""
     now: FleetNow
-    """The last known sizes, whatever period is shown."""
+    """The last known sizes, independent of the period."""
     shown: ChartRange
     sizes: Sequence[SizeInWindow]
     earlier: Sequence[SizeInWindow]
-    """Sizes of a year before, where they are compared."""
+    """Sizes of the previous year, if they are compared."""
     databases: int
-    """The same number as in `now`."""
     servers: int
-    """Servers whose last size is known."""
+    """Servers with a known size."""
     moved: Sequence[Movers]
     fills_first: Sequence[Runway]
     headroom: FreeCapacity
@@ -108,21 +99,21 @@ class FleetPage:
     unmeasured: Sequence[UnmeasuredServer]
     unmeasured_servers: int
     missed: Sequence[MissedDays]
-    """Servers in service that missed days of the last TRUST_DAYS, those that missed most first."""
+    """Servers in service that missed days of the last TRUST_DAYS, the most days first."""
     missed_servers: int
     grouped_by: str
     groups: Sequence[Group]
     space: Sequence[GroupSpace]
-    """What uses the space in the last complete month, by group."""
+    """What uses the space, by group, in the last complete month."""
     hidden_groups: int
     periods: Mapping[str, str] = field(default_factory=dict)
-    """The periods that are stored, each with its newest window."""
+    """Periods with stored windows, each with its newest one."""
     declared_since: Sequence[str] = ()
     """Servers whose limits, steps or plans changed after the newest forecast."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether no window of any period is computed yet."""
+        """Whether no window of any period was computed yet."""
         return not self.periods
 
 
@@ -141,10 +132,10 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     if period.name not in fleet.periods:
         return fleet
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
-    windows = windows_in(shown, newest)
+    windows = shown.windows(newest)
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
-        earlier = fleet_history(connection, period, earlier_windows(shown, windows))
+        earlier = fleet_history(connection, period, shown.earlier(windows))
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
         incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
@@ -153,7 +144,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str, thresholds: Thresholds) -> FleetPage:
-    """Read what is the same whichever period is shown, without sizes."""
+    """Read everything that does not depend on the period, which is all but the sizes."""
     newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
     complete = {
         name: window

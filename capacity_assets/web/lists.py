@@ -1,4 +1,4 @@
-"""The pages that list: servers, databases, what fills first, and what a search finds."""
+"""The pages that list servers and databases, and the search."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.reading.coverage import UnmeasuredServer, servers_missing_in
-from capacity_assets.reading.forecasts import Runway, fills_first, free_capacity
-from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import (
     ORDERS,
     SERVER_ORDERS,
@@ -24,15 +22,8 @@ from capacity_assets.reading.lists import (
     with_usage_of_databases,
     with_usage_of_servers,
 )
-from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery
-from capacity_assets.web.reader import (
-    UNMEASURED_SECONDS,
-    Reader,
-    chosen_window,
-    found_names,
-    shared_outdated,
-    shared_unmeasured,
-)
+from capacity_assets.web.addresses import ROWS_PER_PAGE, PageQuery, chosen_window
+from capacity_assets.web.reader import UNMEASURED_SECONDS, Reader, found_names, shared_unmeasured
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
@@ -53,10 +44,10 @@ class ListPage:
     newest_day: date | None
     """Newest day with a sample or an attempt of any server."""
     unmeasured: Sequence[UnmeasuredServer]
-    """The first active servers not measured on that day; only on the first page of the newest window."""
+    """The first active servers without a sample of that day; only on the first page of the newest window."""
     unmeasured_servers: int
     has_samples: bool
-    """Whether any server was ever measured; only where no window is computed yet."""
+    """Whether any server was ever measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +66,8 @@ class DatabasesPage(ListPage):
 
 
 @dataclass(frozen=True)
-class FillingPage:
-    """What fills, the first one first."""
-
-    headline: Headline
-    runways: Sequence[Runway]
-    declared_since: Sequence[str]
-    """Servers whose limits, steps or plans changed after the newest forecast."""
-    page: int
-    has_more: bool
-
-
-@dataclass(frozen=True)
 class SearchPage:
-    """The names that a search finds, those that fill first before the others; without words, what fills first."""
+    """The names that match a search, what fills first before the others; without words, what fills first."""
 
     query: str
     found: Sequence[NameMatch]
@@ -101,7 +80,7 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
     missing, unmeasured = _unmeasured(reader, query, period, window)
-    # Servers that are not measured come first, whatever the order: they have no size to sort by.
+    # Servers without a size come first in every order.
     shown, skipped = query.rows_shown, (query.page - 1) * query.rows_shown
     first = [one for one in missing if engine in {None, one.engine}]
     listed_first = first[skipped : skipped + shown]
@@ -119,13 +98,13 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             connection, period, window, [*listed_first, *measured], unmeasured, reader.thresholds, query.today
         )
     has_more = has_more or len(first) > skipped + shown
-    return ServersPage(servers=listed, has_more=has_more, **_around(reader, query, period, window, order))
+    return ServersPage(servers=listed, has_more=has_more, **_list_values(reader, query, period, window, order))
 
 
 def _unmeasured(
     reader: Reader, query: PageQuery, period: Period, window: Window | None
 ) -> tuple[Sequence[UnmeasuredServer], Mapping[int, UnmeasuredServer]]:
-    """Return the servers without a row in a window, and where it is the newest, those not measured on the last day."""
+    """Return the servers without a row in a window, and for the newest window, those not measured on the last day."""
     if window is None:
         return [], {}
     is_newest = not query.day("window")
@@ -133,7 +112,7 @@ def _unmeasured(
     missing = reader.kept_of(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
     newest = shared_unmeasured(reader, query.today).servers if is_newest else ()
     by_number = {one.server_id: one for one in newest}
-    # What is known of the newest day says more than what is known of the window.
+    # The newest day has the reason of the failure.
     return [by_number.get(one.server_id, one) for one in missing], by_number
 
 
@@ -152,20 +131,21 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             page=query.page,
             shown=query.rows_shown,
         )
-        beside = with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today)
+        with_usage = with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today)
     return DatabasesPage(
-        databases=beside,
+        databases=with_usage,
         has_more=has_more,
         label=None if label is None else "=".join(label),
-        **_around(reader, query, period, window, order),
+        **_list_values(reader, query, period, window, order),
     )
 
 
-def _around(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
+def _list_values(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
+    """Return the values that all lists of a window have."""
     engine = query.text("engine") or None
     known_engines: Sequence[str] = ()
     if window is not None:
-        # Every list of a window offers the engines, and finding them reads all of its servers.
+        # Finding them reads all servers of the window.
         read = partial(engines, period=period, window=window)
         known_engines = reader.kept_of(("engines", period.name, window.start), read, ENGINES_SECONDS)
     newest_day, unmeasured, has_samples = None, [], False
@@ -186,18 +166,6 @@ def _around(reader: Reader, query: PageQuery, period: Period, window: Window | N
         "unmeasured_servers": len(unmeasured),
         "has_samples": has_samples,
     }
-
-
-def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
-    """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    shown = query.rows_shown
-    with reader.transaction() as connection:
-        filling = fills_first(connection, query.today, shown=shown + 1, skipped=(query.page - 1) * shown)
-        first = next(iter(filling if query.page == 1 else fills_first(connection, query.today, shown=1)), None)
-        free = None if first else free_capacity(connection, reader.thresholds)
-    issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
-    headline = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
-    return FillingPage(headline, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
 
 
 def read_search(reader: Reader, query: PageQuery) -> SearchPage:

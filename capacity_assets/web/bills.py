@@ -1,0 +1,237 @@
+"""The pages of money: bills, budgets, and what a group costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import Connection
+
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import PERIODS, Window
+from capacity_assets.charts.bars import MOST_SERIES
+from capacity_assets.ownership.bills import (
+    BillByGroup,
+    BillGroup,
+    MonthlyAmount,
+    groups_of_bill,
+    monthly_amounts,
+    notes,
+    quantity_note,
+    read_bill_of,
+)
+from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
+from capacity_assets.ownership.groups import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
+from capacity_assets.reading.savings import FreeSpace, UnchangedDatabases, free_space, unchanged_databases
+from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final
+from capacity_assets.web.addresses import PageQuery, part_of_page
+from capacity_assets.web.reader import Reader, shared_revision
+
+MONTHLY = PERIODS["monthly"]
+HISTORY_MONTHS = 12
+COSTLIEST_SHOWN = 20
+UNCHANGED_SECONDS, BUDGET_SECONDS = 1800, 30
+
+
+@dataclass(frozen=True)
+class BillPage:
+    """A bill by groups, and the other months and issues."""
+
+    month: date | None
+    months: Sequence[date]
+    grouped_by: str
+    groupings: Sequence[str]
+    issue: int | None = None
+    issues: Sequence[int] = ()
+    currency: str | None = None
+    amount: str | None = None
+    groups: Sequence[BillGroup] = ()
+    """Those without databases had some in the month before."""
+    notes: Sequence[str] = ()
+    is_outdated: bool = False
+    """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
+    found: Annotated[BillByGroup | None, Field(exclude=True)] = None
+    """The whole bill with the groups of all pages; not in JSON."""
+    is_final: bool = True
+    total: BillGroup | None = None
+    """All groups of all pages."""
+    compared_month: date | None = None
+    """The month before; None if the two are not compared."""
+    history_months: Sequence[date] = ()
+    history: Sequence[MonthlyAmount] = ()
+    """Final bills of the year up to the month, by at most eight groups: those that cost most, then all others."""
+    page: int = 1
+    has_more: bool = False
+    open_months: Sequence[date] = ()
+    """Months whose bill is not final."""
+    unchanged: UnchangedDatabases | None = None
+    """For the newest version of the last month that is over; else None."""
+    free_space: FreeSpace | None = None
+    """As above; also None if none is known."""
+
+
+def grouping_of(query: PageQuery) -> str:
+    """Return the grouping of the address, by default that by the first label key; raises ValidationError."""
+    by = query.text("by") or default_grouping(query.label_keys)
+    refuse_unknown_grouping(by, query.label_keys)
+    return by
+
+
+def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
+    """Read a bill. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, month, issue = grouping_of(query), query.day("month"), query.number("issue", 0, 10_000) or None
+    groupings = (*query.label_keys, *WITHOUT_LABEL)
+    with reader.transaction() as connection:
+        every = bill_issues(connection)
+        months = list(dict.fromkeys(one.month for one in every))
+        if month is None and not months:
+            return BillPage(None, (), by, groupings)
+        # By default, the newest month with a final bill.
+        final = newest_final(every)
+        window = MONTHLY.window_of(month or (final.month if final else months[0]))
+        issued = read_bill_of(connection, window, by, issue)
+        bill, of_month = issued.bill, [one for one in every if one.month == window.start]
+        may_change = bill.issue == of_month[-1].issue and bill.samples_dropped_at is None
+        outdated = may_change and is_outdated(connection, of_month[-1], window)
+        past = MONTHLY.back(window if bill.is_final else MONTHLY.previous(window), HISTORY_MONTHS)
+        currency = bill.currency
+        history = [] if currency is None else monthly_amounts(connection, past, by, currency, MOST_SERIES)
+    groups, has_more = part_of_page([*issued.groups, *issued.former_groups], query)
+    is_newest = final is not None and (bill.month, bill.issue) == (final.month, final.issue)
+    return BillPage(
+        month=bill.month,
+        months=months,
+        grouped_by=by,
+        groupings=groupings,
+        issue=bill.issue,
+        issues=[one.issue for one in of_month],
+        currency=currency,
+        amount=None if bill.amount is None else f"{bill.amount:f}",
+        groups=groups,
+        notes=[*notes(issued), quantity_note(issued)],
+        is_outdated=outdated,
+        found=issued,
+        is_final=bill.is_final,
+        total=issued.total,
+        compared_month=None if issued.compared_issue is None else MONTHLY.previous(window).start,
+        history_months=[one.start for one in past],
+        history=history,
+        page=query.page,
+        has_more=has_more,
+        open_months=[one.month for one in every if not one.is_final],
+        unchanged=_unchanged(reader, window, bill.issue) if is_newest else None,
+        free_space=_free_space(reader, (window, bill.issue)) if is_newest else None,
+    )
+
+
+def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
+    """Return the unchanged databases, which all groupings of a bill show and which take long to read."""
+    read = partial(unchanged_databases, month=month, issue=issue, shown=COSTLIEST_SHOWN)
+    return reader.kept_of(("unchanged", month, issue), read, UNCHANGED_SECONDS)
+
+
+def _free_space(reader: Reader, bill: tuple[Window, int], by: str = "", name: str | None = None) -> FreeSpace | None:
+    read = partial(free_space, bill=bill, shown=COSTLIEST_SHOWN, by=by, name=name or "")
+    return reader.kept_of(("free", *bill, by, name), read, UNCHANGED_SECONDS)
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """The cost of a group in the last month that is over, and in the months up to it."""
+
+    month: date
+    issue: int
+    currency: str
+    bill: BillGroup
+    compared_month: date | None
+    """The month before; None if the two are not compared."""
+    history_months: Sequence[date]
+    history: Sequence[MonthlyAmount]
+
+
+def cost_of(connection: Connection, by: str, name: str | None) -> GroupCost | None:
+    """Return the cost of a group by the newest final bill; None if the bill does not have it."""
+    last = newest_final(bill_issues(connection))
+    if last is None or last.currency is None:
+        return None
+    month = MONTHLY.window_of(last.month)
+    bill = next(iter(groups_of_bill(connection, month, last.issue, by, only=name or "")), None)
+    if bill is None:
+        return None
+    months = MONTHLY.back(month, HISTORY_MONTHS)
+    history = monthly_amounts(connection, months, by, last.currency, only=name or "")
+    before = MONTHLY.previous(month).start if bill.change is not None else None
+    return GroupCost(last.month, last.issue, last.currency, bill, before, [one.start for one in months], history)
+
+
+def shared_free_space(reader: Reader, cost: GroupCost, by: str, name: str | None) -> FreeSpace | None:
+    """Return what dead rows and free pages in the tables of a group cost; None: none is known."""
+    return _free_space(reader, (MONTHLY.window_of(cost.month), cost.issue), by, name)
+
+
+@dataclass(frozen=True)
+class BudgetPage:
+    """A budget by groups; without a forecast, only `message`, which gives the reason."""
+
+    grouped_by: str
+    groupings: Sequence[str]
+    message: str | None = None
+    as_of: date | None = None
+    last_day: date | None = None
+    months: Sequence[date] = ()
+    currency: str | None = None
+    lines: Sequence[BudgetLine] = ()
+    total: BudgetTotal | None = None
+    notes: Sequence[str] = ()
+    drawn: Sequence[MonthlyAmount] = ()
+    """Amounts by month, by at most eight groups: those that cost most, then all others."""
+
+
+def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
+    """Read a budget. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    by = query.text("by") or default_grouping(query.label_keys)
+    # A server has no budget.
+    groupings = (*query.label_keys, WITHOUT_LABEL[0])
+    try:
+        found = shared_budget(reader, query, by, query.number("months", MOST_MONTHS, MOST_MONTHS))
+    except NotFoundError as error:
+        return BudgetPage(by, groupings, str(error))
+    return BudgetPage(
+        grouped_by=by,
+        groupings=groupings,
+        as_of=found.as_of,
+        last_day=found.last_day,
+        months=found.months,
+        currency=found.currency,
+        lines=found.lines,
+        total=found.total,
+        notes=found.notes,
+        drawn=_drawn(found),
+    )
+
+
+def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_MONTHS) -> Budget:
+    """Return a budget, of which the page of each group shows a line. Raises as `read_budget`."""
+    coming = coming_months(query.today, months)
+    read = partial(read_budget, by=by, months=coming, today=query.today, keys=query.label_keys)
+    return reader.kept_of(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
+
+
+def _drawn(found: Budget) -> list[MonthlyAmount]:
+    if found.total.amount is None:
+        return []
+    most = MOST_SERIES if len(found.lines) <= MOST_SERIES else MOST_SERIES - 1
+    named, others = found.lines[:most], found.lines[most:]
+    months = [(month, f"{month:%Y-%m}") for month in found.months]
+    amounts = [
+        MonthlyAmount(month, line.name, False, line.monthly_amounts[key]) for line in named for month, key in months
+    ]
+    if others:
+        sums = (sum((line.monthly_amounts[key] for line in others), Decimal()) for _, key in months)
+        amounts += [MonthlyAmount(month, None, True, amount) for (month, _), amount in zip(months, sums, strict=True)]
+    return amounts

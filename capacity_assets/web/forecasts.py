@@ -1,0 +1,103 @@
+"""The pages about forecasts: what fills first, stored scenarios, and how accurate forecasts were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.ownership.scenario_results import RunwayChange, ScenarioResult, stored_names, stored_scenario
+from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
+from capacity_assets.reading.forecasts import Runway, fills_first, free_capacity
+from capacity_assets.reading.headlines import Headline, next_to_fill
+from capacity_assets.reading.subjects import server_ids_of
+from capacity_assets.web.addresses import PageQuery
+from capacity_assets.web.reader import Reader, shared_outdated
+
+ACCURACY_SECONDS = 1800
+DEFAULT_HORIZONS_DAYS = (30, 7)
+"""Default horizon: the first with enough forecasts."""
+OF_HORIZON = ("kinds", "calibration", "alarms", "fill_dates", "misses", "months")
+"""Values of the page of accuracy that are shown for one horizon."""
+
+
+@dataclass(frozen=True)
+class FillingPage:
+    """What fills within a year, in the order of fill dates."""
+
+    headline: Headline
+    runways: Sequence[Runway]
+    declared_since: Sequence[str]
+    """Servers whose limits, steps or plans changed after the newest forecast."""
+    page: int
+    has_more: bool
+
+
+def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
+    """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    shown = query.rows_shown
+    with reader.transaction() as connection:
+        filling = fills_first(connection, query.today, shown=shown + 1, skipped=(query.page - 1) * shown)
+        first = next(iter(filling if query.page == 1 else fills_first(connection, query.today, shown=1)), None)
+        free = None if first else free_capacity(connection, reader.thresholds)
+    issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
+    sentence = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
+    return FillingPage(sentence, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
+
+
+@dataclass(frozen=True)
+class ScenarioPage:
+    """A stored scenario, by default the newest; `name` None: none is stored."""
+
+    names: Sequence[str]
+    name: str | None = None
+    stored_at: datetime | None = None
+    result: ScenarioResult | None = None
+    runways: Sequence[RunwayChange] = ()
+    server_ids: Mapping[str, int] = field(default_factory=dict)
+    """Servers of `runways` that are still registered, by name."""
+
+
+def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
+    """Read a scenario. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    asked = query.text("name")
+    with reader.transaction() as connection:
+        names = stored_names(connection)
+        if asked is None and not names:
+            return ScenarioPage(names)
+        found = stored_scenario(connection, asked or names[0])
+        runways = found.result.runways
+        ids = server_ids_of(connection, [one.server for one in runways])
+    return ScenarioPage(names, found.name, found.stored_at, found.result, runways, ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyPage(Scores):
+    """The accuracy of forecasts: `horizons` has every horizon, all other values are of a single one."""
+
+    headline: str
+    horizon_days: int
+
+
+def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
+    """Read the accuracy. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    asked = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
+    read = partial(accuracy_of, today=query.today, thresholds=reader.thresholds)
+    found = reader.kept_of(("accuracy", query.today), read, ACCURACY_SECONDS)
+    horizon = int(asked) if asked else _default_horizon(found)
+    shown = {name: [one for one in getattr(found, name) if one.horizon_days == horizon] for name in OF_HORIZON}
+    return AccuracyPage(
+        headline=headline(found, horizon, query.today),
+        horizon_days=horizon,
+        horizons=found.horizons,
+        sampled=found.sampled,
+        sampled_months=found.sampled_months,
+        **shown,
+    )
+
+
+def _default_horizon(found: FleetAccuracy) -> int:
+    judged = {one.horizon_days for one in found.horizons if one.is_judged}
+    return next((days for days in DEFAULT_HORIZONS_DAYS if days in judged), DEFAULT_HORIZONS_DAYS[-1])

@@ -1,0 +1,296 @@
+"""The pages of groups: what each team, engine or server has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from capacity_assets.base.errors import NotFoundError
+from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.units import human_percent
+from capacity_assets.ownership.bills import CENT, amounts_of_databases
+from capacity_assets.ownership.budgets import BudgetLine
+from capacity_assets.ownership.groups import (
+    WITHOUT_LABEL,
+    GroupFillDate,
+    being_computed,
+    fill_dates,
+    fills_first,
+    groups_changed_at,
+)
+from capacity_assets.reading.forecasts import Runway, forecast_day, runways_of
+from capacity_assets.reading.forecasts import fills_first as runways_by_day
+from capacity_assets.reading.groups import (
+    Group,
+    GroupSpace,
+    ShortServer,
+    group_sizes,
+    groups_of,
+    like_for_like,
+    short_servers,
+    space_of_groups,
+)
+from capacity_assets.reading.headlines import Headline, next_to_fill
+from capacity_assets.reading.lists import DatabaseRow, ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.savings import FreeSpace
+from capacity_assets.reading.sizes import SizeInWindow, marked, with_gaps
+from capacity_assets.reading.subjects import server_id_of
+from capacity_assets.web.addresses import ChartRange, PageQuery, chosen_window, part_of_page, shown_range
+from capacity_assets.web.bills import MONTHLY, GroupCost, cost_of, grouping_of, shared_budget, shared_free_space
+from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
+
+GROUP_WINDOWS = 13
+FILLS_SECONDS = 30
+MEMBERS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class GroupsPage:
+    """Groups of a window by one key; they add up to the fleet."""
+
+    grouped_by: str
+    groupings: Sequence[str]
+    period: str
+    window_start: date | None
+    window_end: date | None
+    order: str
+    groups: Sequence[Group]
+    notice: str | None = None
+    """A sentence that says when labels changed that the groups do not include yet."""
+    size_mb: int = 0
+    """The total of all groups of all pages."""
+    change_mb: int | None = None
+    """The sum of the known changes."""
+    databases: int = 0
+    page: int = 1
+    has_more: bool = False
+    space: Sequence[GroupSpace] = ()
+    """What uses the space, by group; only on the first page."""
+
+    @property
+    def growth(self) -> str:
+        """The change in percent of the size before."""
+        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+
+
+@dataclass(frozen=True)
+class Member(ListedDatabase):
+    """A database of a group, with its cost in the last final bill; `amount` None: not billed."""
+
+    amount: Decimal | None = None
+    amount_percent: float | None = None
+    """Its share of the amount of the group."""
+
+
+@dataclass(frozen=True)
+class GroupPage:
+    """A group up to a window; `name` None: everything without such a label."""
+
+    grouped_by: str
+    name: str | None
+    period: str
+    window_start: date | None
+    window_end: date | None
+    shown: ChartRange
+    sizes: Sequence[SizeInWindow]
+    earlier: Sequence[SizeInWindow]
+    """Sizes of the previous year, if they are compared."""
+    missed: Sequence[ShortServer]
+    """Servers that make windows partly measured."""
+    members: Sequence[Member]
+    has_more_members: bool
+    fills_first: Sequence[Runway]
+    has_forecast: bool
+    declared_since: Sequence[str]
+    """Servers of the fleet whose limits, steps or plans changed after the newest forecast."""
+    headline: Headline
+    notice: str | None = None
+    """A sentence that says when labels changed that the group does not include yet."""
+    cost: GroupCost | None = None
+    free_space: FreeSpace | None = None
+    """Free space in its tables in the month of the cost; None: none is known."""
+    budget: BudgetLine | None = None
+    """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
+    budget_last_day: date | None = None
+    budget_currency: str | None = None
+
+    @property
+    def display_name(self) -> str:
+        """The name as people read it."""
+        return f"no {self.grouped_by}" if self.name is None else self.name
+
+
+GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
+    "size": lambda group: -group.size_mb,
+    "growth": lambda group: (group.change_mb is None, -(group.change_mb or 0)),
+    "shrinkage": lambda group: (group.change_mb is None, group.change_mb or 0),
+    "percent": lambda group: (group.change_percent is None, -(group.change_percent or 0)),
+    "fills": lambda group: group.fills_first.day if group.fills_first else date.max,
+    "name": lambda group: (group.name is None, group.name or ""),
+}
+
+
+def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
+    """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, period, order = grouping_of(query), query.period("monthly"), query.one_of("order", tuple(GROUP_ORDERS))
+    fills = _fills_first(reader, by)
+    with reader.transaction() as connection:
+        window = chosen_window(connection, query, period)
+        groups: list[Group] = []
+        space: list[GroupSpace] = []
+        if window:
+            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
+            if query.page == 1:
+                space = space_of_groups(connection, period, window, by, groups)
+        notice = _notice(connection, period, [window] if window else [], by)
+    shown, has_more = part_of_page(groups, query)
+    changes = [group.change_mb for group in groups if group.change_mb is not None]
+    return GroupsPage(
+        grouped_by=by,
+        groupings=(*query.label_keys, *WITHOUT_LABEL),
+        period=period.name,
+        window_start=window.start if window else None,
+        window_end=window.end if window else None,
+        order=order,
+        groups=shown,
+        notice=notice,
+        size_mb=sum(group.size_mb for group in groups),
+        change_mb=sum(changes) if changes else None,
+        databases=sum(group.databases for group in groups),
+        page=query.page,
+        has_more=has_more,
+        space=space,
+    )
+
+
+def _notice(connection: Connection, period: Period, windows: Sequence[Window], by: str) -> str | None:
+    changed_at = None if by == "server" else groups_changed_at(connection, period, windows)
+    return being_computed(changed_at) if changed_at else None
+
+
+def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
+    if by == "server":
+        # There are as many groups as servers, so only the first name of each is kept.
+        return reader.kept_of(("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS)
+    return {name: dates[0] for name, dates in _filling(reader, by).items()}
+
+
+def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
+    """Return what fills first in each group, for the list of groups and for the page of each."""
+    read = partial(fill_dates, by=by, most=MEMBERS_SHOWN)
+    return reader.kept_of(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
+
+
+def read_group(reader: Reader, query: PageQuery) -> GroupPage:
+    """Read a group. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, name = grouping_of(query), query.text("name") or None
+    shown = shown_range(reader, query, MONTHLY.name)
+    period = PERIODS[shown.period]
+    if name is None and by in WITHOUT_LABEL:
+        raise NotFoundError(f"The address has no {by}.")
+    filling = [] if by == "server" else _filling(reader, by).get(name, [])
+    with reader.transaction() as connection:
+        window = chosen_window(connection, query, period)
+        windows: list[Window] = []
+        if window is not None:
+            windows = shown.windows(window) if shown.name else period.back(window, GROUP_WINDOWS)
+        sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
+        earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
+        if by == "server":
+            # The name of a server is the name of its group.
+            ahead = runways_by_day(connection, query.today, shown=MEMBERS_SHOWN, server=name)
+        else:
+            keys = [(one.server_id, one.subject, one.name) for one in filling]
+            ahead = runways_of(connection, query.today, keys)
+        found, more = _members(connection, period, window, by, name)
+        listed = with_usage_of_databases(connection, period, window, found, reader.thresholds, query.today)
+        cost = cost_of(connection, by, name)
+        members = _with_cost(connection, cost, by, name, listed)
+        is_known = bool(members) or any(one.size_mb is not None for one in sizes)
+        if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
+            raise NotFoundError(f"There is no group {name!r} by {by}.")
+        issued = forecast_day(connection)
+        notice = _notice(connection, period, windows, by)
+    short = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
+    ends = (windows[0].start, windows[-1].start) if windows else ()
+    key = ("partial", period.name, by, name, *ends)
+    missed = reader.kept_of(key, short, PARTIAL_SECONDS)
+    sizes = marked(sizes, {one.window_start for one in missed})
+    with reader.transaction() as connection:
+        sizes = like_for_like(connection, period, sizes, by, name)
+    return GroupPage(
+        grouped_by=by,
+        name=name,
+        period=period.name,
+        window_start=window.start if window else None,
+        window_end=window.end if window else None,
+        shown=shown,
+        sizes=sizes,
+        earlier=earlier,
+        missed=missed,
+        members=members,
+        has_more_members=more,
+        fills_first=ahead,
+        has_forecast=issued is not None,
+        declared_since=shared_outdated(reader),
+        headline=next_to_fill(next(iter(ahead), None), reader.thresholds, issued=issued),
+        notice=notice,
+        cost=cost,
+        free_space=None if cost is None else shared_free_space(reader, cost, by, name),
+        **_budget(reader, query, by, name),
+    )
+
+
+def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict[str, Any]:
+    """Return the line of a group in the budget of twelve months, with its last day and currency, if there is one."""
+    if by == "server":
+        return {}
+    try:
+        found = shared_budget(reader, query, by)
+    except NotFoundError:
+        return {}
+    line = next((line for line in found.lines if line.name == name), None)
+    return {"budget": line, "budget_last_day": found.last_day, "budget_currency": found.currency}
+
+
+def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:
+    """Whether a group has a size in the last months; the range of the page may have none."""
+    if window is None:
+        return False
+    months = MONTHLY.back(MONTHLY.window_of(window.start), GROUP_WINDOWS)
+    return any(one.size_mb is not None for one in group_sizes(connection, MONTHLY, months, by, name))
+
+
+def _members(
+    connection: Connection, period: Period, window: Window | None, by: str, name: str | None
+) -> tuple[list[DatabaseRow], bool]:
+    members = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
+    if by == "engine":
+        return members(engine=name)
+    if by == "server":
+        return members(server_id=server_id_of(connection, str(name)) or 0)
+    return members(label=(by, name or ""))
+
+
+def _with_cost(
+    connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[ListedDatabase]
+) -> list[Member]:
+    """Return the databases of a group with their cost in the month of its bill."""
+    if cost is None:
+        return [Member(**vars(row)) for row in listed]
+    keys, whole = [(row.server_id, row.database) for row in listed], cost.bill.exact_amount
+    billed = amounts_of_databases(connection, (cost.month, cost.issue), by, name, keys)
+    members = []
+    for row, key in zip(listed, keys, strict=True):
+        member, amount = Member(**vars(row)), billed.get(key)
+        if amount is not None:
+            share = float(100 * amount / whole) if whole else None
+            member = replace(member, amount=amount.quantize(CENT, ROUND_HALF_UP), amount_percent=share)
+        members.append(member)
+    return members

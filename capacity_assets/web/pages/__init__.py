@@ -1,1 +1,0 @@
-"""The pages: each reads what it shows into one frozen dataclass, which is its JSON too."""
