@@ -1,15 +1,19 @@
-"""Makes pictures of the pages from the demo: `make screenshots`, with `capacity demo` run before.
+"""Makes pictures of pages and messages from the demo: `make screenshots`, with `capacity demo` run before.
 
 Those of the documentation go to docs/images; every page, in both themes, on a phone and in 4K, to build/screenshots.
+Messages of Slack, Teams and PagerDuty are plain renderings of their payloads, not what these products show.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Thresholds, load_settings
 from capacity_assets.messages.alerts import AlertUpdate, message_of
-from capacity_assets.messages.message import NEW, html_of
+from capacity_assets.messages.message import FORMS, NEW, html_of, pagerduty_events
 from capacity_assets.messages.sending import Receiver, SendingSettings
 from capacity_assets.reading.risks import read_risks
 from capacity_assets.runtime import open_engine
@@ -43,6 +47,7 @@ PAGES = {
     "filling": "/filling",
     "bill": "/bill?by=team",
     "budget": "/budget",
+    "decisions": "/decisions?state=all",
     "scenario": "/scenario",
     "accuracy": "/accuracy",
     "server": "/server?server=10",
@@ -78,14 +83,14 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{address}{path}")
             page.screenshot(path=IMAGES / f"{name}.png")
-        picture_mail(browser, address)
+        picture_messages(browser, address)
         picture_every_page(browser, address)
         browser.close()
         served.send_signal(signal.SIGINT)
 
 
-def picture_mail(browser: Browser, address: str) -> None:
-    """Write a picture of the mail about what fills first in the demo, whatever its probability."""
+def picture_messages(browser: Browser, address: str) -> None:
+    """Write pictures of the message about what fills first in the demo in each format, whatever its probability."""
     settings = load_settings()
     clock, thresholds = Clock(settings.zone), Thresholds(90, 1, 1)
     with open_engine(settings) as engine:
@@ -94,9 +99,75 @@ def picture_mail(browser: Browser, address: str) -> None:
         sys.exit("Nothing of the demo fills.")
     news = [AlertUpdate(NEW, risk.key, risks.as_of, risk=risk) for risk in risks.risks[:RISKS_IN_MAIL]]
     sending = SendingSettings(pages_url=address, thresholds=thresholds)
+    message = message_of(Receiver("dba"), news, sending)
+    pictures = {
+        "alert": html_of(message),
+        "alert-slack": STYLE + "".join(slack_html(FORMS["slack"](message))),
+        "alert-teams": STYLE + "".join(teams_html(FORMS["teams"](message)["attachments"][0]["content"])),
+        "alert-pagerduty": STYLE + "".join(pagerduty_html(pagerduty_events(message, "ROUTING_KEY")[0])),
+    }
     page = browser.new_page(viewport={"width": 700, "height": 100})
-    page.set_content(html_of(message_of(Receiver("dba"), news, sending)))
-    page.screenshot(path=IMAGES / "alert.png", full_page=True)
+    for name, html in pictures.items():
+        page.set_content(html)
+        page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+
+
+STYLE = """<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 16px; color: #1d1c1d; }
+h1 { font-size: 18px; margin: 0 0 8px; } p { margin: 8px 0; white-space: pre-line; }
+hr { border: 0; border-top: 1px solid #ddd; }
+td { padding: 1px 12px 1px 0; vertical-align: top; } td:first-child { font-weight: 600; white-space: nowrap; }
+code { background: #f4f4f4; border: 1px solid #ddd; border-radius: 3px; padding: 0 3px; } a { color: #1264a3; }
+</style>"""
+MARKUP = (
+    (r"&lt;([^|]+?)\|(.+?)&gt;", r'<a href="\1">\2</a>'),
+    (r"\*(.+?)\*", r"<b>\1</b>"),
+    (r"`(.+?)`", r"<code>\1</code>"),
+    (r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>'),
+    (r"\\([\\*\[\]`])", r"\1"),
+)
+
+
+def marked_up(text: str) -> str:
+    """Render the markup that messages use in Slack and Teams."""
+    html = escape(text, quote=False)
+    for pattern, replacement in MARKUP:
+        html = re.sub(pattern, replacement, html)
+    return html
+
+
+def slack_html(payload: dict[str, Any]) -> Iterator[str]:
+    """Yield the blocks of a Slack message."""
+    for block in payload["blocks"]:
+        tag = "h1" if block["type"] == "header" else "p"
+        yield f"<{tag}>{marked_up(block['text']['text'])}</{tag}>"
+
+
+def teams_html(card: dict[str, Any]) -> Iterator[str]:
+    """Yield the elements of an Adaptive Card."""
+    for element in card["body"]:
+        if element["type"] == "FactSet":
+            yield fields_html({fact["title"]: fact["value"] for fact in element["facts"]})
+        elif element.get("style") == "heading":
+            yield f"<h1>{marked_up(element['text'])}</h1>"
+        else:
+            text = marked_up(element["text"])
+            text = f"<code>{text}</code>" if element.get("fontType") == "Monospace" else text
+            yield f"{'<hr>' if element.get('separator') else ''}<p>{text}</p>"
+    yield from (f"<button>{escape(action['title'])}</button>" for action in card.get("actions", ()))
+
+
+def pagerduty_html(event: dict[str, Any]) -> Iterator[str]:
+    """Yield the fields of an event."""
+    payload = event["payload"]
+    yield f"<h1>{escape(payload['summary'])}</h1>"
+    yield fields_html({name: payload[name] for name in ("severity", "source", "class")} | payload["custom_details"])
+
+
+def fields_html(fields: dict[str, Any]) -> str:
+    """Return fields as a table."""
+    rows = (f"<tr><td>{escape(name)}</td><td>{marked_up(str(value))}</td></tr>" for name, value in fields.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def picture_every_page(browser: Browser, address: str) -> None:

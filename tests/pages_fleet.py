@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import ALWAYS
+from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import issue
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.forecast.scenarios import Growth, Scenario
@@ -35,6 +36,7 @@ ADDRESSES = (
     "/bill",
     "/accuracy",
     "/budget",
+    "/decisions",
     "/scenario",
     "/server?server=1",
     "/database?server=1&name=orders",
@@ -68,6 +70,7 @@ def filled(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)
+    decide(engine, [Decision("server-2", "crm", None, "excluded", TODAY + timedelta(days=90), "scratch space")])
     for ago in (20, 0):
         issue(engine, TODAY - timedelta(days=ago), TODAY)
     declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)

@@ -54,7 +54,8 @@ def environment_of(loader: BaseLoader) -> Environment:
 @cache  # Compiling templates takes longer than rendering them.
 def _drawings() -> Environment:
     environment = environment_of(PackageLoader("capacity_assets.charts", "drawings"))
-    environment.filters.update(px="{:.1f}".format, percent="{:.2f}%".format)
+    # Charts grow with the text of a page, whose root element sets the size of a rem; it has 16 pixels by default.
+    environment.filters.update(rem=lambda pixels: f"{pixels / 16:.6g}rem", percent="{:.2f}%".format)
     return environment
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from itertools import groupby
 
 from markupsafe import Markup
@@ -25,8 +26,8 @@ MONTH_STEPS, DAY_STEPS = (1, 2, 3, 6, 12, 24, 60), (1, 2, 7, 14)
 MOST_DOTS = 62
 # Width of the inner viewport, which is stretched to that of the chart.
 WIDTH = 1000
-# Number of lines for labels of marks, and their longest length.
-MARK_LINES, MARK_LENGTH = 3, 28
+# Number of lines for labels of marks, and their longest length; marks of bills are labelled below, with this distance.
+MARK_LINES, MARK_LENGTH, BILL_PERCENT = 3, 28, 7
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A labelled event on a day."""
+    """A labelled event on a day: a step, decision, plan, fill date or bill; `short` is its label if not the note."""
 
     day: date
     note: str
+    kind: str = "step"
+    short: str = ""
 
     @property
     def title(self) -> str:
@@ -160,8 +163,8 @@ def history_chart(history: History) -> Markup:
         width=WIDTH,
         areas=list(_areas(history, plot)),
         lines=list(_lines(history, plot)),
-        limit_mb=history.limit_mb if limit_fits else None,
-        limit=_limit_text(history, plot, fits=limit_fits),
+        limit="" if history.limit_mb is None else f"limit {human_mb(history.limit_mb)}",
+        limit_y=plot.y(history.limit_mb) if limit_fits and history.limit_mb is not None else None,
         full=history.full,
         marks=list(_marks(history, plot)),
         points=measured if len(measured) <= MOST_DOTS else _alone(history.points),
@@ -184,16 +187,6 @@ def _plot(history: History) -> _Plot:
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
     return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal())
-
-
-def _limit_text(history: History, plot: _Plot, *, fits: bool) -> str:
-    """Return the label of the limit, with the fill dates if they are not drawn."""
-    if history.limit_mb is None:
-        return ""
-    text = f"limit {human_mb(history.limit_mb)}" if fits else f"limit {human_mb(history.limit_mb)}, off the chart"
-    if history.full.middle is not None and not plot.holds(history.full.middle):
-        text += f", {history.full}"
-    return text
 
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
@@ -231,29 +224,75 @@ def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
         yield "middle", plot.line((one.day, one.size_mb) for one in history.ahead)
 
 
-def _marks(history: History, plot: _Plot) -> Iterator[tuple[Mark, str, int]]:
-    """Yield the marks in the plot, each with its shortened label and the line of that label."""
-    for number, mark in enumerate(one for one in history.marks if plot.holds(one.day)):
-        text = mark.note if len(mark.note) <= MARK_LENGTH else f"{mark.note[: MARK_LENGTH - 1]}…"
-        yield mark, text, number % MARK_LINES
+@dataclass(frozen=True)
+class _PlacedMark:
+    """A mark in the plot, or at its right edge: position in percent, label, and the line of that label."""
+
+    mark: Mark
+    x: float
+    label: str
+    line: int = 0
+    is_beyond: bool = False
+
+
+def _marks(history: History, plot: _Plot) -> Iterator[_PlacedMark]:
+    """Yield the marks in the plot, and at its edge plans and fill dates beyond it."""
+    line, last_bill = 0, -float(BILL_PERCENT)
+    for mark in sorted(history.marks, key=lambda mark: mark.day):
+        is_beyond = mark.kind in {"plan", "full"} and mark.day.toordinal() > plot.last
+        if not (is_beyond or plot.holds(mark.day)):
+            continue
+        x, label = 100.0 if is_beyond else plot.x(mark.day), mark.short or mark.note
+        when = f", {human_day(mark.day)} \u25b6" if is_beyond else ""
+        if mark.kind == "bill":
+            # Labels that would overlap are left out; the tooltip has them.
+            yield _PlacedMark(mark, x, label if x - last_bill >= BILL_PERCENT else "")
+            last_bill = x if x - last_bill >= BILL_PERCENT else last_bill
+        else:
+            shortened = label if len(label) <= MARK_LENGTH else f"{label[: MARK_LENGTH - 1]}\u2026"
+            yield _PlacedMark(mark, x, f"{shortened}{when}", line % MARK_LINES, is_beyond)
+            line += 1
+
+
+@dataclass
+class _Reading:
+    """The values at a day: texts, position in percent and pixels, and the address that a click opens."""
+
+    day: date
+    y: float | None
+    texts: list[str]
+    address: str = ""
 
 
 def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
-    """Yield the values at each day: position, height, texts, and the address that a click opens."""
+    """Yield position, height, texts and address of each reading; a mark is read at the window next to it."""
     earlier = {day: size for day, size in history.earlier if size is not None}
+    readings = []
     for point in history.points:
         texts = [point.label or human_day(point.day)]
         if point.smallest_mb is not None and point.largest_mb is not None and point.smallest_mb != point.largest_mb:
             texts.append(f"{human_mb(point.smallest_mb)} to {human_mb(point.largest_mb)}")
         if point.day in earlier:
             texts.append(f"previous year: {human_mb(earlier[point.day])}")
-        texts += [mark.note for mark in history.marks if mark.day == point.day]
         y = None if point.size_mb is None else round(plot.y(point.size_mb), 1)
-        yield [round(plot.x(point.day), 3), y, texts, point.address]
+        readings.append(_Reading(point.day, y, texts, point.address))
     for one in history.ahead[1:]:
-        middle = (plot.y(one.lower_mb) + plot.y(one.upper_mb)) / 2
-        text = f"{human_day(one.day)}: {human_mb(one.lower_mb)} to {human_mb(one.upper_mb)} (80 % range)"
-        yield [round(plot.x(one.day), 3), round(middle, 1), [text], ""]
+        middle = round((plot.y(one.lower_mb) + plot.y(one.upper_mb)) / 2, 1)
+        texts = [
+            f"{human_day(one.day)}: {human_mb(one.lower_mb)} to {human_mb(one.upper_mb)} (80 % range)",
+            f"forecast: {human_mb(one.size_mb)}",
+        ]
+        readings.append(_Reading(one.day, middle, texts))
+    known = [reading for reading in readings if reading.y is not None]
+    for mark in history.marks:
+        if known and plot.holds(mark.day):
+            min(known, key=partial(_distance, mark.day)).texts.append(mark.title)
+    for reading in readings:
+        yield [round(plot.x(reading.day), 3), reading.y, reading.texts, reading.address]
+
+
+def _distance(day: date, reading: _Reading) -> int:
+    return abs((reading.day - day).days)
 
 
 def sparkline(sizes_mb: Sequence[int | None]) -> Markup:

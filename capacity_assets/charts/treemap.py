@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 1200, 420
 HEADING = 22
 # Smaller rectangles have a tooltip only.
 LEAST_TEXT_WIDTH, LEAST_TEXT_HEIGHT, LINE_HEIGHT = 56, 18, 15
+# In pixels: the width of the map on a phone, where only text that fits is shown, and of a character.
+PHONE_WIDTH, CHARACTER_WIDTH = 360, 7
 # Upper limits of growth in percent, with the CSS class below each.
 GROWTH_STEPS = ((-2.0, "shrunk-2"), (-0.1, "shrunk-1"), (0.1, "same"), (2.0, "grown-1"), (5.0, "grown-2"))
 MOST_GROWN = "grown-3"
@@ -47,6 +49,14 @@ class Tile:
     def growth(self) -> str:
         """The growth in percent, with its sign."""
         return "" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+
+
+class Line(NamedTuple):
+    """A line of text, with a further part that phones do not show; `is_wide`: phones do not show it at all."""
+
+    text: str
+    figures: str = ""
+    is_wide: bool = False
 
 
 class Area(NamedTuple):
@@ -77,14 +87,18 @@ class TileOnMap:
         return 100 * self.area.width / WIDTH
 
     @property
-    def lines(self) -> list[str]:
+    def lines(self) -> list[Line]:
         """The lines of text that fit."""
         if self.area.width < LEAST_TEXT_WIDTH or self.area.height < LEAST_TEXT_HEIGHT:
             return []
-        lines = [self.tile.name, human_mb(self.tile.size_mb), self.tile.growth]
+        figures = [human_mb(self.tile.size_mb), self.tile.growth]
         if self.is_heading:
-            return [" · ".join(filter(None, lines))]
-        return lines[: 1 + int((self.area.height - LEAST_TEXT_HEIGHT) // LINE_HEIGHT)]
+            lines = [Line(self.tile.name, " · ".join(filter(None, figures)))]
+        else:
+            lines = [Line(text) for text in (self.tile.name, *figures)]
+            lines = lines[: 1 + int((self.area.height - LEAST_TEXT_HEIGHT) // LINE_HEIGHT)]
+        most = int(self.width / 100 * PHONE_WIDTH / CHARACTER_WIDTH) - 1
+        return [line._replace(is_wide=len(line.text) > most) for line in lines]
 
     @property
     def title(self) -> str:

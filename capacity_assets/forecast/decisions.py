@@ -438,12 +438,19 @@ def newest_decision(engine: Engine) -> datetime | None:
 def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[StoredDecision]:
     """Return the decisions that are open on a day, or `every` one, by server and subject; raises DatabaseError."""
     with database_errors(doing="reading decisions"), engine.connect() as connection:
-        return _with_risks(connection, _stored(connection, None if every else day))
+        return read_decisions(connection, day, every=every)
 
 
-def _stored(connection: Connection, day: date | None = None) -> list[StoredDecision]:
-    """Return every decision, or those that are open on a day."""
-    return [_decision(row) for row in connection.execute(text(_LIST), {"day": day})]
+def read_decisions(
+    connection: Connection, day: date, *, every: bool = False, server_id: int | None = None
+) -> list[StoredDecision]:
+    """Return the decisions as `stored_decisions`, of all servers or of one; raises DBAPIError."""
+    return _with_risks(connection, _stored(connection, None if every else day, server_id))
+
+
+def _stored(connection: Connection, day: date | None = None, server_id: int | None = None) -> list[StoredDecision]:
+    """Return every decision, or those that are open on a day, of all servers or of one."""
+    return [_decision(row) for row in connection.execute(text(_LIST), {"day": day, "server_id": server_id})]
 
 
 def _decision(row: Row[Any]) -> StoredDecision:
@@ -458,7 +465,8 @@ _LIST = """
 SELECT server_id, server, subject, name, kind, until_day AS until, note, ticket, added_mb, probability, declared_at,
        declared_by, closed_at, closed_by
 FROM capacity_declared_decisions
-WHERE CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day
+WHERE (CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day)
+  AND (CAST(:server_id AS integer) IS NULL OR server_id = :server_id)
 ORDER BY server, subject, name, declared_at
 """
 

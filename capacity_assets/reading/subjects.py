@@ -247,6 +247,14 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
     return records(StepRow, connection, statement, server=server_id, database=database)
 
 
+def steps_between(connection: Connection, first: date, last: date) -> list[StepRow]:
+    """Return the declared steps of all servers from one day to another."""
+    statement = """
+        SELECT day, note, database, declared_by FROM capacity_declared_steps
+        WHERE day BETWEEN :first AND :last ORDER BY day"""
+    return records(StepRow, connection, statement, first=first, last=last)
+
+
 def volumes_of(connection: Connection, server_id: int, today: date) -> list[ServerVolume]:
     """Return the volumes of a server that were measured within a month of its newest day, the largest first."""
     statement = """

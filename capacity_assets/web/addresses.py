@@ -24,7 +24,7 @@ MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
 NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
-         "range", "first", "last", "compare", "horizon", "months", "format")  # fmt: skip
+         "range", "first", "last", "compare", "state", "horizon", "months", "format")  # fmt: skip
 """All parameters of pages."""
 FORMATS = ("html", "json", "csv")
 

@@ -52,7 +52,7 @@ from capacity_assets.reading.subjects import address, subject_address
 from capacity_assets.web.addresses import FORMATS, PageQuery, known_values
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
-from capacity_assets.web.forecasts import read_accuracy, read_filling, read_scenario
+from capacity_assets.web.forecasts import read_accuracy, read_decisions_page, read_filling, read_scenario
 from capacity_assets.web.groups import read_group, read_groups
 from capacity_assets.web.lists import read_databases, read_search, read_servers
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
@@ -69,8 +69,9 @@ PAGES = (
     Page("/filling", "Fills first", read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", read_bill_page, "groups", ("/",), in_menu=True, beside=BILL_COLUMNS),
     Page("/accuracy", "Accuracy", read_accuracy, "months", in_menu=True),
-    Page("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), beside=BUDGET_COLUMNS),
-    Page("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling")),
+    Page("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), is_found=True, beside=BUDGET_COLUMNS),
+    Page("/decisions", "Decisions", read_decisions_page, "decisions", ("/", "/filling"), is_found=True),
+    Page("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling"), is_found=True),
     Page("/server", "Server", read_server, "sizes", ("/", "/servers"), has_figures=True),
     Page("/database", "Database", read_database, "sizes", ("/", "/servers", "/server"), has_figures=True),
     Page("/volume", "Volume", read_volume, "sizes", ("/", "/servers", "/server")),
@@ -179,8 +180,7 @@ class Answers:
     def __init__(self, reader: Reader, serving: WebOptions) -> None:
         """Answer from `reader`."""
         self._reader, self._serving = reader, serving
-        menu = tuple(page for page in PAGES if page.in_menu)
-        self._templates = page_templates(menu, serving.dagster_url, reader.thresholds)
+        self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds)
         self._html: dict[Hashable, tuple[ReadContent, str]] = {}
         self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.

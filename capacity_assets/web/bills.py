@@ -174,6 +174,19 @@ def shared_free_space(reader: Reader, cost: GroupCost, by: str, name: str | None
     return _free_space(reader, (MONTHLY.window_of(cost.month), cost.issue), by, name)
 
 
+def total_amounts(connection: Connection) -> tuple[dict[date, Decimal], str | None]:
+    """Return the totals of the final bills of a year by month, and the currency of the newest one."""
+    last = newest_final(bill_issues(connection))
+    if last is None or last.currency is None:
+        return {}, None
+    months = MONTHLY.back(MONTHLY.window_of(last.month), HISTORY_MONTHS)
+    totals: dict[date, Decimal] = {}
+    # Any grouping adds up to the total; this one has the fewest groups.
+    for one in monthly_amounts(connection, months, WITHOUT_LABEL[0], last.currency, MOST_SERIES):
+        totals[one.month] = totals.get(one.month, Decimal()) + one.amount
+    return totals, last.currency
+
+
 @dataclass(frozen=True)
 class BudgetPage:
     """A budget by groups; without a forecast, only `message`, which gives the reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from decimal import Decimal
 from functools import partial
 
 from sqlalchemy import Connection
@@ -34,8 +35,11 @@ from capacity_assets.reading.sizes import (
     partial_windows,
     with_gaps,
 )
+from capacity_assets.reading.subjects import StepRow, steps_between
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import MOST_FLEET_WINDOWS, ChartRange, PageQuery, shown_range
+from capacity_assets.web.bills import total_amounts
+from capacity_assets.web.forecasts import DecisionRow, decision_rows
 from capacity_assets.web.lists import UNMEASURED_SHOWN
 from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
 
@@ -106,6 +110,13 @@ class FleetPage:
     space: Sequence[GroupSpace]
     """What uses the space, by group, in the last complete month."""
     hidden_groups: int
+    bills: Mapping[date, Decimal] = field(default_factory=dict)
+    """Total amounts of the final bills of the last 12 months."""
+    currency: str | None = None
+    decisions: Sequence[DecisionRow] = ()
+    """Open decisions."""
+    steps: Sequence[StepRow] = ()
+    """Declared steps in the windows of the chart."""
     periods: Mapping[str, str] = field(default_factory=dict)
     """Periods with stored windows, each with its newest one."""
     declared_since: Sequence[str] = ()
@@ -136,11 +147,12 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
         earlier = fleet_history(connection, period, shown.earlier(windows))
+        steps = steps_between(connection, windows[0].start, windows[-1].end) if windows else []
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
         incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
         sizes = marked(sizes, incomplete)
-    return replace(fleet, sizes=sizes, earlier=earlier)
+    return replace(fleet, sizes=sizes, earlier=earlier, steps=steps)
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str, thresholds: Thresholds) -> FleetPage:
@@ -162,6 +174,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
         groups = groups_of(*month, fills_first(connection, grouped_by))
         space = space_of_groups(*month, groups)
+    bills, currency = total_amounts(connection)
     active = servers_in_service(connection).active
     coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
@@ -196,5 +209,8 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         groups=groups[:GROUPS_SHOWN],
         space=space,
         hidden_groups=max(len(groups) - GROUPS_SHOWN, 0),
+        bills=bills,
+        currency=currency,
+        decisions=decision_rows(connection, today),
         periods={name: window.key for name, window in newest.items()},
     )

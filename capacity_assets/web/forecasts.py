@@ -1,21 +1,25 @@
-"""The pages about forecasts: what fills first, stored scenarios, and how accurate forecasts were."""
+"""The pages about forecasts: what fills first, decisions on it, stored scenarios, and accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, fields
+from datetime import date, datetime
 from functools import partial
 
+from sqlalchemy import Connection
+
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.forecast.decisions import read_decisions
 from capacity_assets.ownership.scenario_results import RunwayChange, ScenarioResult, stored_names, stored_scenario
 from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
 from capacity_assets.reading.forecasts import Runway, fills_first, free_capacity
 from capacity_assets.reading.headlines import Headline, next_to_fill
-from capacity_assets.reading.subjects import server_ids_of
-from capacity_assets.web.addresses import PageQuery
+from capacity_assets.reading.subjects import server_facts, server_ids_of
+from capacity_assets.web.addresses import PageQuery, part_of_page
 from capacity_assets.web.reader import Reader, shared_outdated
 
+OPEN, EVERY = "open", "all"
 ACCURACY_SECONDS = 1800
 DEFAULT_HORIZONS_DAYS = (30, 7)
 """Default horizon: the first with enough forecasts."""
@@ -45,6 +49,72 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
     sentence = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
     return FillingPage(sentence, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """A decision with its state, with the names of `capacity decisions list --json`."""
+
+    server_id: int
+    server: str
+    subject: str
+    name: str
+    kind: str
+    until: date
+    added_mb: int | None
+    probability: float | None
+    """Probability of being full by then, when it was decided."""
+    probability_now: float | None
+    note: str
+    ticket: str | None
+    declared_at: datetime
+    declared_by: str | None
+    closed_at: datetime | None
+    closed_by: str | None
+    text: str
+    """What was decided, and until when or, of a plan, for when."""
+    sentence: str
+    state: str
+    """Whether it holds today, and if not, why."""
+
+
+@dataclass(frozen=True)
+class DecisionsPage:
+    """Decisions on what may fill, those that end first at the top."""
+
+    every: bool
+    """Whether past and closed ones are listed too, after the others."""
+    server_id: int | None
+    server: str | None
+    """The server whose decisions are listed; None: all servers."""
+    decisions: Sequence[DecisionRow]
+    page: int
+    has_more: bool
+
+
+DECISION_FIELDS = [one.name for one in fields(DecisionRow) if one.name != "state"]
+
+
+def decision_rows(
+    connection: Connection, today: date, *, every: bool = False, server_id: int | None = None
+) -> list[DecisionRow]:
+    """Return the decisions that are open today, or `every` one, by server and subject; raises DBAPIError."""
+    return [
+        DecisionRow(**{name: getattr(one, name) for name in DECISION_FIELDS}, state=one.state(today))
+        for one in read_decisions(connection, today, every=every, server_id=server_id)
+    ]
+
+
+def read_decisions_page(reader: Reader, query: PageQuery) -> DecisionsPage:
+    """Read the decisions. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    every = query.one_of("state", (OPEN, EVERY)) == EVERY
+    number = query.server() if query.text("server") else None
+    with reader.transaction() as connection:
+        server = server_facts(connection, number).server if number else None
+        rows = decision_rows(connection, query.today, every=every, server_id=number)
+    rows.sort(key=lambda one: (one.closed_at is not None or one.until < query.today, one.until, one.server, one.name))
+    shown, has_more = part_of_page(rows, query)
+    return DecisionsPage(every, number, server, shown, query.page, has_more)
 
 
 @dataclass(frozen=True)

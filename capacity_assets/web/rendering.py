@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import cache, cached_property, partial
+from itertools import groupby
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from jinja2 import Environment, PackageLoader
@@ -23,6 +25,7 @@ from capacity_assets.base.units import (
     BYTES_PER_MB,
     as_plain_text,
     counted,
+    first_of,
     human_change_mb,
     human_day,
     human_days,
@@ -33,8 +36,8 @@ from capacity_assets.charts.bars import ColumnChart, Series, columns_chart, shar
 from capacity_assets.charts.drawing import CENTS, environment_of
 from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.treemap import Tile, treemap
-from capacity_assets.forecast.decisions import decide_command, is_left_out
-from capacity_assets.forecast.outlook import FORECAST, FULL
+from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_out
+from capacity_assets.forecast.outlook import FORECAST, FULL, display_name
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
 from capacity_assets.reading.forecasts import ForecastDay, Runway, Severity, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
@@ -42,10 +45,13 @@ from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.subjects import StepRow, address, subject_address
 from capacity_assets.web.addresses import RANGES, PageQuery
+from capacity_assets.web.forecasts import DecisionRow
 from capacity_assets.web.reader import Reader
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"
+NOTES_SHOWN, MIDDLE_DAY = 3, 15
+EMPTY: Mapping[date, Decimal] = MappingProxyType({})
 # Keeps the fill date away from the edge of a chart.
 FULL_DATE_MARGIN = 1.15
 # Forecasts may be a day or two newer than windows.
@@ -65,6 +71,8 @@ class Page:
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False
+    is_found: bool = False
+    """Whether the search finds it by its title, as those in the menu."""
     beside: Sequence[str] = ()
     """Values of the page that are repeated in each row of the CSV file."""
     has_figures: bool = False
@@ -227,6 +235,8 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "fill_range": lambda runway: "" if runway.state == FULL else range_of(runway) or "a single day",
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
+    "recent": lambda sizes: [None if one.is_partial else one.size_mb for one in sizes],
+    "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
 FUNCTIONS = (
     share_bar, sparkline, decide_command, window_name, before, shared_labels, billed_groups, is_left_out, address,
@@ -235,12 +245,13 @@ FUNCTIONS = (
 
 
 @cache  # Compiling templates takes longer than rendering them.
-def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
-    """Return the templates of pages, with a menu, links to Dagster's UI if its address is known, and thresholds."""
+def page_templates(pages: tuple[Page, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
+    """Return the templates of pages, with links to these and, if its address is known, to Dagster's UI."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(FILTERS)
+    environment.tests["with_word"] = lambda text, begin: f" {begin}".casefold() in f" {text}".casefold()
     environment.globals.update(
-        {one.__name__: one for one in (*FUNCTIONS, space_map, amounts_chart, is_past)},
+        {one.__name__: one for one in (*FUNCTIONS, space_map, amounts_chart, is_past, marks_of)},
         chart=size_chart,
         growth=human_percent,
         severity_of=partial(severity_of, thresholds=thresholds),
@@ -248,10 +259,45 @@ def page_templates(menu: tuple[Page, ...], dagster_url: str | None, thresholds: 
         chips=CHIPS,
         periods={name: one.noun for name, one in PERIODS.items()},
         ranges={name: text for name, (text, _) in RANGES.items()},
-        menu=menu,
+        menu=[page for page in pages if page.in_menu],
+        pages_found=[{"title": page.title, "path": page.path} for page in pages if page.in_menu or page.is_found],
         dagster=dagster_url.rstrip("/") if dagster_url else None,
     )
     return environment
+
+
+def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
+    steps: Sequence[StepRow] = (),
+    decisions: Sequence[DecisionRow] = (),
+    *,
+    bills: Mapping[date, Decimal] = EMPTY,
+    currency: str | None = None,
+    binding: Runway | None = None,
+    name: str = "",
+) -> list[Mark]:
+    """Return the marks of a chart: declared steps, decisions, bills by month, and the fill date of what binds.
+
+    Marks that concern another subject than `name` are labelled with it.
+    """
+    marks = []
+    for day, same_day in groupby(sorted(steps, key=lambda step: step.day), key=lambda step: step.day):
+        notes = list(dict.fromkeys(step.note for step in same_day))
+        marks.append(Mark(day, first_of(notes, NOTES_SHOWN), short="" if len(notes) == 1 else f"{len(notes)} steps"))
+    for one in decisions:
+        if one.closed_at is None:
+            added = "" if one.added_mb is None else f" +{human_mb(one.added_mb)}"
+            is_plan = one.kind == PLANNED
+            day, short = (one.until, f"plan{added}") if is_plan else (one.declared_at.date(), one.text)
+            about = "" if one.name == name else f"{one.name}: "
+            note = f"{display_name(one.subject, one.name)} on {one.server}: {one.sentence}"
+            marks.append(Mark(day, note, "plan" if is_plan else "decision", f"{about}{short}"))
+    for month, amount in bills.items():
+        note = f"bill of {window_name('monthly', month)}: {money(amount)} {currency}"
+        # Where the mean size of the month is drawn.
+        marks.append(Mark(month.replace(day=MIDDLE_DAY), note, "bill", f"{amount:,.0f} {currency}"))
+    if binding is not None and binding.full_middle is not None and binding.name != name:
+        marks.append(Mark(binding.full_middle, f"{binding.display_name} full", "full"))
+    return marks
 
 
 def size_chart(  # noqa: PLR0913 -- the parts of a chart
@@ -260,11 +306,12 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     period: str,
     *,
     runway: Runway | None = None,
-    steps: Sequence[StepRow] = (),
+    marks: Sequence[Mark] = (),
     earlier: Sequence[SizeInWindow] = (),
+    today: date = date.max,
     query: PageQuery | None = None,
 ) -> Markup:
-    """Draw sizes with a forecast and steps; with `query`, points link to the samples of their windows."""
+    """Draw sizes with a forecast and marks; with `query`, points link to the samples of their windows."""
     points = [
         Point(
             _middle(one),
@@ -277,7 +324,10 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
         )
         for one in sizes
     ]
-    marks = [Mark(step.day, step.note) for step in steps]
+    last = sizes[-1]
+    if (today - last.window_end).days > PAST_DAYS + (last.window_end - last.window_start).days:
+        # The chart ends in the past.
+        marks = [mark for mark in marks if mark.day <= last.window_end]
     before = list(_year_before(PERIODS[period], sizes, earlier)) if earlier else []
     history = History(title, points, earlier=before, marks=marks, is_interactive=True)
     return history_chart(history if runway is None else _with_forecast(history, sizes, runway))

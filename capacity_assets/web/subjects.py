@@ -37,6 +37,7 @@ from capacity_assets.web.addresses import (
     chosen_range,
     shown_range,
 )
+from capacity_assets.web.forecasts import DecisionRow, decision_rows
 from capacity_assets.web.reader import Reader
 
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN, ON_VOLUME_SHOWN = 10, 14, 20
@@ -76,6 +77,8 @@ class SubjectPage:
     steps: Sequence[subjects.StepRow] = ()
     limits: Sequence[subjects.DeclaredLimit] = ()
     """Declared limits: its own, and that of the server as a whole."""
+    decisions: Sequence[DecisionRow] = ()
+    """Decisions on it, and on the server or volumes that it shares, whether or not they are open."""
     origins: Sequence[subjects.SampleOrigin] = ()
     """Origins of imported samples."""
     behind: WindowSamples | None = None
@@ -133,6 +136,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             **_values(connection, query, reader.thresholds, server, "server"),
             **_history(shown, shown.windows(newest), history),
             **_declared(connection, query, period, number, None),
+            decisions=decision_rows(connection, query.today, every=True, server_id=number),
             volumes=volumes,
             fills=what_fills(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today),
@@ -163,6 +167,11 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             **_values(connection, query, reader.thresholds, server, "database", name, stored),
             **_history(shown, shown.windows(newest), history),
             **_declared(connection, query, period, number, name),
+            decisions=[
+                one
+                for one in decision_rows(connection, query.today, every=True, server_id=number)
+                if one.subject != "database" or one.name == name
+            ],
             database=name,
             labels=stored.labels if stored else {},
             neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds, query.today),
@@ -189,6 +198,12 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         return VolumePage(
             **_values(connection, query, reader.thresholds, server, "volume", name),
             **_history(shown, days, history),
+            steps=subjects.steps_of(connection, number, None),
+            decisions=[
+                one
+                for one in decision_rows(connection, query.today, every=True, server_id=number)
+                if one.subject == "server" or (one.subject, one.name) == ("volume", name)
+            ],
             volume=volume,
             fills=what_fills(connection, number, volumes, name, query.today),
             databases=bound_by_volume(connection, query.today, number, name, shown=ON_VOLUME_SHOWN),

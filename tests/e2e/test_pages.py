@@ -33,6 +33,7 @@ PATHS = (
     "/bill",
     "/accuracy",
     "/budget",
+    "/decisions?state=all",
     "/scenario",
     "/server?server=1",
     "/database?server=10&name=crm&window=2026-11-01",
@@ -154,6 +155,27 @@ def test_a_search_shows_names_while_one_types_and_goes_there_by_keys(page: Page)
     expect(page.get_by_text("No server, database, volume or group has all these words")).to_be_visible()
 
 
+def test_the_search_finds_pages_by_their_title_with_and_without_script(
+    page: Page, browser: Browser, address: str
+) -> None:
+    field = page.get_by_role("combobox", name="Search")
+    field.press_sequentially("decis")
+    expect(page.get_by_role("option").first).to_have_text("Decisions · page")
+    field.press("ArrowDown")
+    field.press("Enter")
+    expect(page.get_by_role("heading", name="Decisions")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("planned"))).to_contain_text("in force")
+    page.get_by_role("link", name="E:\\", exact=False).first.click()
+    expect(page.get_by_role("heading", name="Disk E:\\")).to_be_visible()
+    page.get_by_role("link", name="All decisions on sqlserver-bi-01").click()
+    expect(page.get_by_role("heading", name="Decisions on sqlserver-bi-01")).to_be_visible()
+    plain = opened(browser, address, java_script_enabled=False)
+    plain.goto("/search?q=Budg")
+    plain.get_by_role("link", name="Budget", exact=True).click()
+    expect(plain.get_by_role("heading", name=re.compile("^Budget"))).to_be_visible()
+    plain.context.close()
+
+
 def test_a_slash_or_control_k_opens_the_search_with_what_fills_first(page: Page) -> None:
     for keys in ("/", "Control+K"):
         page.locator("h1").click()
@@ -239,7 +261,10 @@ def test_no_page_scrolls_aside_on_any_screen(browser: Browser, address: str) -> 
 
 def test_a_wide_screen_shows_everything_larger_by_the_same(browser: Browser, address: str) -> None:
     parts = ("body", "h1", "h2", "td", "dd", "p.under", ".chart text", "footer")
-    read = "parts => parts.map(part => parseFloat(getComputedStyle(document.querySelector(part)).fontSize))"
+    read = """parts => [
+        ...parts.map(part => parseFloat(getComputedStyle(document.querySelector(part)).fontSize)),
+        ...[".chart .plot", ".treemap svg"].map(part => document.querySelector(part).getBoundingClientRect().height)
+    ]"""
     shown = {}
     for width in (1280, 3840):
         page = opened(browser, address, viewport={"width": width, "height": 2000})
@@ -247,7 +272,7 @@ def test_a_wide_screen_shows_everything_larger_by_the_same(browser: Browser, add
         page.context.close()
 
     ratios = [wide / usual for usual, wide in zip(shown[1280], shown[3840], strict=True)]
-    assert ratios == pytest.approx([1.5] * len(parts), abs=0.01)
+    assert ratios == pytest.approx([2] * len(ratios), abs=0.01)
 
 
 def test_what_opens_the_pages_is_sent_to_no_other_port(browser: Browser, empty_home: Path) -> None:

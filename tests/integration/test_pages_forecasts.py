@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from datetime import date, timedelta
 from decimal import Decimal
@@ -10,7 +12,8 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.decisions import Decision, decide
+from capacity_assets.base.units import human_day
+from capacity_assets.forecast.decisions import Decision, DecisionSubject, decide, withdraw
 from capacity_assets.forecast.issuing import issue, update_forecasts
 from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
 from capacity_assets.forecast.outlook import standing_for_themselves
@@ -39,6 +42,51 @@ def test_a_decision_is_on_pages_within_seconds_although_no_forecast_changes(page
         time.sleep(0.5)
 
     assert (before, after) == ([False], [True])
+
+
+def test_decisions_are_listed_by_their_end_with_who_why_and_whether_they_hold(pages: Pages, engine: Engine) -> None:
+    until = TODAY + timedelta(days=10)
+    ticket = "https://tickets.example/capacity/4711"
+    decide(engine, [Decision("server-1", None, "/data", "planned", until, "new <disk>", ticket, 65_536)], by="ann")
+    decide(engine, [Decision("server-1", "orders", None, "acknowledged", until, "purge")], by="bob")
+    withdraw(engine, DecisionSubject("server-1", "orders", None), by="eve")
+
+    every = pages.document("/decisions?state=all")["decisions"]
+    of_server = pages.document("/decisions?server=1")
+    html = pages.ask("/decisions?server=1").text
+    [row] = csv.DictReader(io.StringIO(pages.ask("/decisions?server=1&format=csv").text.removeprefix("\ufeff")))
+
+    shown = [(one["name"], one["state"], one["declared_by"], one["closed_by"]) for one in every]
+    assert shown == [
+        ("/data", "in force", "ann", None),
+        ("crm", "in force", None, None),
+        ("orders", "closed", "bob", "eve"),
+    ]
+    assert [one["name"] for one in pages.document("/decisions")["decisions"]] == ["/data", "crm"]
+    assert (of_server["server"], [one["name"] for one in of_server["decisions"]]) == ("server-1", ["/data"])
+    assert f'<a href="{ticket}" rel="noreferrer">4711</a>' in html
+    assert "new &lt;disk&gt;" in html
+    assert (row["subject"], row["added_mb"], row["until"]) == ("volume", "65536", str(until))
+    for address in ("/", "/filling", "/group?by=team&name=payments"):
+        assert 'href="/decisions"' in pages.ask(address).text, address
+    for address in ("/server?server=1", "/database?server=1&name=orders", "/volume?server=1&name=%2Fdata"):
+        page = pages.ask(address).text
+        assert 'href="/decisions?server=1&amp;state=all"' in page, address
+        assert f"<title>{human_day(until)}: disk /data on server-1: Planned for {human_day(until)}" in page, address
+    assert pages.ask("/decisions?server=9").status == 404
+    assert "state must be one of open, all" in pages.ask("/decisions?state=closed").text
+
+
+def test_a_chart_marks_bills_and_the_fill_date_of_the_disk_that_fills_first(pages: Pages) -> None:
+    amount = pages.document("/bill?month=2025-06")["amount"]
+
+    for address in ("/", "/group?by=engine&name=postgresql"):
+        assert f"bill of June 2025: {Decimal(amount):,.2f} EUR</title>" in pages.ask(address).text, address
+    assert pages.document("/")["bills"] == {"2025-06-01": amount}
+    server = pages.document("/server?server=1")
+    assert server["binding"]["subject"] == "volume"
+    day = date.fromisoformat(server["binding"]["full_middle"])
+    assert f"<title>{human_day(day)}: disk /data full</title>" in pages.ask("/server?server=1").text
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:
@@ -116,7 +164,7 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
             address = "/database?server=1&name=orders"
             binding, page = pages.document(address)["binding"], pages.ask(address).text
         assert page.split("Full by (50 %)</dt><dd>")[1].startswith(f'<time datetime="{binding["full_middle"]}">')
-        links = page.split("<h2>Forecast</h2>")[1].split("</dl>")[0]
+        links = page.split('<dl class="figures">')[1].split("</dl>")[0]
         return binding["subject"], binding["full_middle"], links
 
     subject, middle, links = bound_by()

@@ -142,7 +142,7 @@ def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
     page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
 
     assert Page(page).steps["end"] == -300
-    bar = re.search(r'<rect[^>]* y="0.0"[^>]* height="230.0"><title>_orders, Feb 2025: -300 MiB</title>', page)
+    bar = re.search(r'<rect[^>]* y="0rem"[^>]* height="14.375rem"><title>_orders, Feb 2025: -300 MiB</title>', page)
     assert bar, "from 0 at the top to the bottom"
 
 

@@ -57,7 +57,9 @@ def rectangles(chart: Markup) -> list[ET.Element]:
 
 
 def number(rectangle: ET.Element, name: str) -> float:
-    return float(rectangle.get(name, "").rstrip("%"))
+    """A length in percent, or in pixels of a rem of 16."""
+    written = rectangle.get(name, "")
+    return 16 * float(written.removesuffix("rem")) if written.endswith("rem") else float(written.rstrip("%"))
 
 
 def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> None:
@@ -126,7 +128,7 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
     assert 'class="forecast"' in near
     assert "limit 150 MiB" in labels(near)
-    assert "limit 953.67 TiB, off the chart" in labels(far)
+    assert "▲ limit 953.67 TiB" in labels(far)
     assert '<line class="limit"' in near
     assert '<line class="limit"' not in far
 
@@ -153,7 +155,7 @@ def test_the_fill_date_lies_on_the_limit_beside_the_line_of_the_forecast_and_a_l
     heights = [float(corner.split(",")[1]) for corner in (upper, end, lower)]
     assert heights == sorted(heights), "the forecast lies in its band"
     assert float(end.split(",")[0]) == 1000
-    assert "limit 150 MiB, full by 21 May 2025" in labels(later)
+    assert {"limit 150 MiB", "full by 21 May 2025 ▶"} <= set(labels(later))
     assert 'class="fills"' not in later
 
 
@@ -172,14 +174,53 @@ def test_an_explored_chart_carries_what_is_read_off_it() -> None:
 
     readings = json.loads(plot.get("data-readings", ""))
     assert [reading[2] for reading in readings] == [
-        ["1 Mar 2025: 100 MiB", "90 MiB to 110 MiB", "previous year: 50 MiB", "purge"],
+        ["1 Mar 2025: 100 MiB", "90 MiB to 110 MiB", "previous year: 50 MiB", "1 Mar 2025: purge"],
         ["2 Mar 2025"],
-        ["5 Mar 2025: 100 MiB to 120 MiB (80 % range)"],
+        ["5 Mar 2025: 100 MiB to 120 MiB (80 % range)", "forecast: 110 MiB"],
     ]
     assert [reading[0] for reading in readings] == [0, 25, 100]
     assert readings[1][1] is None
     assert readings[0][3] == "/database?window=2025-03-01"
     assert "data-readings" not in history_chart(replace(history, is_interactive=False))
+
+
+def test_marks_are_labelled_and_what_lies_beyond_the_chart_stands_at_its_edge() -> None:
+    note = "history of another system imported"
+    marks = [
+        Mark(DAY, note),
+        Mark(
+            DAY + timedelta(days=4), "acknowledged until 1 Apr 2025: purge", "decision", "acknowledged until 1 Apr 2025"
+        ),
+        Mark(DAY + timedelta(days=99), "64.0 GiB more", "plan", "plan +64.0 GiB"),
+        Mark(DAY + timedelta(days=200), "disk /data full", "full"),
+        Mark(DAY + timedelta(days=99), "imported", "step"),
+        *(Mark(DAY + timedelta(days=day), f"bill {day}", "bill", f"{day} EUR") for day in (2, 3, 8)),
+    ]
+    points = [Point(DAY + timedelta(days=day), 100) for day in range(10)]
+
+    drawn = history_chart(History("sizes", points, marks=marks))
+
+    plot = parsed(drawn)
+    groups = [one for one in plot.iter("g") if one.get("class", "").startswith("mark")]
+    shown = [(str(one.get("class")), one.findtext("text")) for one in groups]
+    assert [one for one in shown if one[0] != "mark bill"] == [
+        ("mark step", "history of another system i…"),
+        ("mark decision", "acknowledged until 1 Apr 20…"),
+        ("mark plan", "plan +64.0 GiB, 8 Jun 2025 ▶"),
+        ("mark full", "disk /data full, 17 Sep 2025 ▶"),
+    ]
+    assert [text for kind, text in shown if kind == "mark bill"] == ["2 EUR", "3 EUR", "8 EUR"]
+    assert f"<title>1 Mar 2025: {note}</title>" in drawn
+    assert [len(one.findall("line")) for one in groups if "plan" in str(one.get("class"))] == [0]
+
+
+def test_amounts_of_bills_that_would_overlap_are_left_to_their_tooltips() -> None:
+    bills = [Mark(DAY + timedelta(days=day), f"bill {day}", "bill", f"{day} EUR") for day in (0, 2, 90)]
+
+    drawn = history_chart(History("sizes", [Point(DAY + timedelta(days=day), 100) for day in range(99)], marks=bills))
+
+    assert [one.findtext("text") for one in parsed(drawn).iter("g")] == ["0 EUR", None, "90 EUR"]
+    assert "<title>3 Mar 2025: bill 2</title>" in drawn
 
 
 def test_names_and_notes_are_text() -> None:
@@ -254,7 +295,7 @@ def test_columns_stand_over_their_names_and_say_what_they_are_and_gaps_stay_gaps
     ]
     names = dict(re.findall(r'<text[^>]*x="([^"]*)"[^>]*>(window \d)</text>', chart))
     assert names == {"87.50%": "window 3", "62.50%": "window 2", "37.50%": "window 1", "12.50%": "window 0"}
-    assert re.findall(r'<tspan x="([^"]*)" dy="0">no</tspan>', chart) == ["50.00%"], "once for both windows"
+    assert re.findall(r'<tspan x="([^"]*)" dy="0rem">no</tspan>', chart) == ["50.00%"], "once for both windows"
     assert parsed(chart).findtext(".//desc") == "window 0: 200 MiB; window 3: 400 MiB"
 
 
@@ -264,7 +305,7 @@ def test_columns_stand_over_their_names_and_say_what_they_are_and_gaps_stay_gaps
 def test_as_many_names_stand_under_columns_as_have_room(count: int, expected: list[int]) -> None:
     chart = columns_chart(stacked([1] * count))
 
-    shown = re.findall(r'<text( class="wide")? x="[^"]*" y="248" text-anchor="middle">window (\d+)</text>', chart)
+    shown = re.findall(r'<text( class="wide")? x="[^"]*" y="15.5rem" text-anchor="middle">window (\d+)</text>', chart)
     assert [int(name) for _, name in shown] == expected
     assert [bool(wide) for wide, _ in shown] == [rank % 2 == 1 for rank in range(len(shown))], "on a phone every second"
 
@@ -443,7 +484,7 @@ def test_a_map_says_names_sizes_and_growth_as_text_and_leads_to_its_parts() -> N
 
     drawn = treemap("space", [Tile("payments", 4096, 96, "/group?name=payments", [orders])])
 
-    assert labels(drawn)[0] == "payments · 4.0 GiB · +2.4 %"
+    assert '>payments<tspan class="wide"> · 4.0 GiB · +2.4 %</tspan></text>' in drawn
     assert labels(drawn)[2:] == ["2.0 GiB", "+2.4 %"]
     assert "<script" not in drawn
     assert [link.get("href") for link in parsed(drawn).iter("a")] == ["/group?name=payments", "/database?name=orders"]

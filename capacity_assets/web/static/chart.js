@@ -4,6 +4,7 @@
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
   const LEAST_DRAG_PERCENT = 2;
+  const PIXELS_PER_REM = 16;
 
   function element(parent, name, attributes) {
     const made = document.createElementNS(SVG, name);
@@ -22,13 +23,13 @@
     const first = Number(plot.dataset.first);
     const last = Number(plot.dataset.last);
     const measured = Number(plot.dataset.measured);
-    const height = Number(plot.dataset.height);
+    const height = Number(plot.dataset.height) / PIXELS_PER_REM + "rem";
     const chart = plot.parentElement;
     const known = readings.filter(function (one) { return one[1] !== null; });
     if (known.length === 0) return;
     const box = document.createElement("div");
     const line = element(plot, "line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" });
-    const dot = element(plot, "circle", { class: "cursor", r: 4, visibility: "hidden" });
+    const dot = element(plot, "circle", { class: "cursor", r: ".25rem", visibility: "hidden" });
     const zoom = element(plot, "rect", { class: "zoom", y: 0, height: height, visibility: "hidden" });
     let chosen = -1;
     let from = null;
@@ -65,7 +66,7 @@
       const reading = known[number];
       chosen = number;
       [["x1", line], ["x2", line], ["cx", dot]].forEach(function (one) { one[1].setAttribute(one[0], reading[0] + "%"); });
-      dot.setAttribute("cy", reading[1]);
+      dot.setAttribute("cy", reading[1] / PIXELS_PER_REM + "rem");
       line.setAttribute("visibility", "visible");
       dot.setAttribute("visibility", "visible");
       // As text, never as markup: users write notes.

@@ -6,6 +6,7 @@
   if (!input || !list) return;
   const PAUSE_MILLISECONDS = 120;
   const SHOWN = 12;
+  const pages = JSON.parse(input.form.dataset.pages);
   const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
   let timer = 0;
   let asked = 0;
@@ -33,6 +34,7 @@
   }
 
   function address(one) {
+    if (one.kind === "page") return one.path;
     if (one.kind === "group") return "/group?" + new URLSearchParams({ by: one.server, name: one.name });
     const query = new URLSearchParams({ server: one.server_id });
     if (one.kind !== "server") query.set("name", one.name);
@@ -56,7 +58,7 @@
       link.tabIndex = -1;
       // As text, never as markup: users choose names.
       const kind = one.kind === "volume" ? "disk" : one.kind;
-      const where = one.kind === "group" ? one.server : kind + " on " + one.server;
+      const where = { group: one.server, page: "page" }[one.kind] || kind + " on " + one.server;
       link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;
       if (one.full_by) {
         const date = document.createElement("span");
@@ -83,12 +85,20 @@
     input.setAttribute("aria-activedescendant", items[chosen].id);
   }
 
+  // Pages with a word in their title that begins with what is typed; they are listed before names.
+  function pagesWith(query) {
+    const begin = query.toLowerCase();
+    return pages.filter(function (one) {
+      return begin && one.title.toLowerCase().split(" ").some(function (word) { return word.startsWith(begin); });
+    }).map(function (one) { return { kind: "page", name: one.title, path: one.path }; });
+  }
+
   async function search() {
     const query = input.value.trim();
     const mine = ++asked;
     try {
       const answer = await fetch("/search?" + new URLSearchParams({ q: query, format: "json", shown: SHOWN }));
-      if (answer.ok && mine === asked) show((await answer.json()).found);
+      if (answer.ok && mine === asked) show([...pagesWith(query), ...(await answer.json()).found]);
     } catch (error) {
       close();
     }
