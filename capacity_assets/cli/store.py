@@ -80,7 +80,7 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int) -> Report:
     """
     kept = "" if dry_run else "Completed tables stay distributed; run it again to continue."
     with open_engine(settings) as engine, database_errors(doing="distributing tables", kept=kept):
-        if problem := distributing.what_stands_in_the_way(engine):
+        if problem := distributing.distribution_problem(engine):
             raise ValidationError(problem)
         done = (
             []

@@ -337,13 +337,13 @@ def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable
             # It waits for every older transaction, such as a dump or a report.
             connection.execute(sa.text("SET lock_timeout = 0"))
             for present in present_tables(connection, tables):
-                for leaf, wanted in list(lacking(connection, present)):
+                for leaf, wanted in list(missing_indexes(connection, present)):
                     _build(connection, present.wanted, leaf, wanted, on_step)
         finally:
             connection.invalidate()  # it carries settings of its own
 
 
-def lacking(connection: sa.Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
+def missing_indexes(connection: sa.Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
     """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
 
     A table without a unique key may have duplicates, which are looked for before one is added. No index is built on

@@ -73,7 +73,7 @@ def distribution_text(placements: Sequence[Placement]) -> str | None:
     return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
 
 
-def what_stands_in_the_way(engine: Engine) -> str | None:
+def distribution_problem(engine: Engine) -> str | None:
     """Return why the tables cannot be distributed, and what to do; None if they can. Raises DBAPIError."""
     with engine.connect() as connection:
         if not _has_citus(connection):
@@ -98,7 +98,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
 def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
     """Distribute the tables that are not distributed yet, by server; return their names.
 
-    Writers of a table wait until it is done. Call it only if `what_stands_in_the_way` returns None.
+    Writers of a table wait until it is done. Call it only if `distribution_problem` returns None.
 
     Raises NodeRefusedError if a node refused the tables for its changes; DBAPIError if the database failed: the tables
     done before stay distributed, and the next call continues with the rest.

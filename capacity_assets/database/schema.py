@@ -27,7 +27,7 @@ from capacity_assets.database.adoption import (
     build_ahead,
     comment_statements,
     default_partition_steps,
-    lacking,
+    missing_indexes,
     present_tables,
     table_problems,
     table_steps,
@@ -37,7 +37,7 @@ from capacity_assets.database.changes import change_tracking_steps, distrust_win
 from capacity_assets.database.cluster import change_shards_in_turn, distributed_tables
 from capacity_assets.database.engine import another_zone
 from capacity_assets.database.locks import NO_TIME_LIMIT, try_lock
-from capacity_assets.database.sql import carry_out, current_schema, execute, quoted
+from capacity_assets.database.sql import current_schema, execute, execute_steps, quoted
 from capacity_assets.database.tables import (
     capacity_locks,
     database_size_aggregations,
@@ -48,10 +48,10 @@ from capacity_assets.database.views import (
     VIEWS,
     Reader,
     create_views,
-    in_the_way,
-    names_taken,
+    drop_views,
+    name_conflicts,
     outdated_views,
-    take_away,
+    readers_of,
 )
 
 VERSION_TABLE = "capacity_alembic_version"
@@ -63,7 +63,7 @@ NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
 SECONDS_BETWEEN_TRIES = 0.2
-IS_IN_THE_WAY = (
+BLOCKS_THE_UPGRADE = (
     "reads a column that has to be widened, or a view that has to be created again, which PostgreSQL refuses. Drop it, "
     "run `capacity init`, then create it again."
 )
@@ -108,17 +108,17 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
     if the database refused a step; nothing was changed then.
     """
     locks = _build_indexes_ahead(engine, on_step)
-    with _keeping_other_upgrades_out(engine) as (connection, created):
+    with _schema_lock(engine) as (connection, created):
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
-        taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
+        taken = _drop_blocking_views(connection, ours=revision != SCHEMA_REVISION)
         done = [*locks, *created, *_adopt(connection)]
         if distributed_tables(connection):
             prepare_nodes(connection, kept="The schema was not changed.")
         # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
-        done += _put_views_back(connection, *taken)
+        done += _restore_views(connection, *taken)
         execute(connection, [*comment_statements(present_tables(connection, metadata.sorted_tables))])
     return tuple(done)
 
@@ -149,7 +149,7 @@ def _track_changes(connection: Connection, revision: str | None) -> list[str]:
     revision enters the changes that it recorded.
     """
     missing = change_tracking_steps(connection)
-    carry_out(connection, missing)
+    execute_steps(connection, missing)
     if (revision or "") < QUEUE_REVISION:
         return []
     if any(step.is_lossy for step in missing):
@@ -165,19 +165,19 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     """
     with engine.connect() as connection:
         present = present_tables(connection, metadata.sorted_tables)
-        tables = [table.wanted for table in present if any(lacking(connection, table))]
+        tables = [table.wanted for table in present if any(missing_indexes(connection, table))]
         if not tables or distributed_tables(connection):
             return []
     # The first upgrade creates the table of locks.
-    with _keeping_other_upgrades_out(engine) as (_, done):
+    with _schema_lock(engine) as (_, done):
         pass
-    with _keeping_other_upgrades_out(engine, is_checked=True):
+    with _schema_lock(engine, is_checked=True):
         build_ahead(engine, tables, on_step)
     return done
 
 
 @contextmanager
-def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
+def _schema_lock(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
     """Yield a transaction that holds the schema lock, and what was done: the table of locks is created if missing.
 
     Building an index concurrently waits for every transaction that has a snapshot. So a waiting upgrade polls the lock,
@@ -194,13 +194,13 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
             change_shards_in_turn(connection)
             # Before the first write, which could run triggers of other roles.
             if not is_checked:
-                _refuse(_cells(connection) or _open_doors(connection, is_init=True))
+                _refuse(_cell_problems(connection) or _untrusted_objects(connection, is_init=True))
             done = _create_locks(connection)
             if try_lock(connection, "schema"):
                 if not is_checked:
                     present = present_tables(connection, metadata.sorted_tables)
                     problems = (problem for table in present for problem in table_problems(connection, table))
-                    _refuse(_another_schema(connection) or names_taken(connection) or [*problems])
+                    _refuse(_another_schema(connection) or name_conflicts(connection) or [*problems])
                 connection.execute(text(NO_TIME_LIMIT))
                 # The last statement, because the snapshot of a SELECT lasts until the next statement.
                 connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
@@ -224,24 +224,24 @@ def _create_locks(connection: Connection) -> list[str]:
     return []
 
 
-def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
+def _blocking_readers(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
     """Find what reads columns that are to be widened, or with `ours` our views, which are created again."""
     tables = present_tables(connection, metadata.sorted_tables)
     widened = [(table.name, column) for table in tables for column in widened_columns(table)]
-    return in_the_way(connection, widened, ours=ours)
+    return readers_of(connection, widened, ours=ours)
 
 
-def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
+def _drop_blocking_views(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
     """Drop views that prevent the upgrade, and with `ours` our own; return statements that restore them, and names.
 
     Raises SchemaProblemsError if such an object cannot be restored.
     """
-    readers = _in_the_way(connection, ours=ours)
-    _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in readers if not reader.movable])
-    return take_away(connection, readers), [reader.name for reader in readers]
+    readers = _blocking_readers(connection, ours=ours)
+    _refuse([f"{reader.described} {BLOCKS_THE_UPGRADE}" for reader in readers if not reader.movable])
+    return drop_views(connection, readers), [reader.name for reader in readers]
 
 
-def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
+def _restore_views(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
     """Create our missing and outdated views, and restore those of others; return the steps.
 
     Raises SchemaProblemsError if an object that reads one of our views cannot be restored.
@@ -253,7 +253,7 @@ def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -
             create_views(connection, outdated)
     except DBAPIError:
         # Replacing a view can add columns, but not change the type of one.
-        further, names = _take_views_away(connection, ours=True)
+        further, names = _drop_blocking_views(connection, ours=True)
         create_views(connection, outdated_views(connection))
         back = [*further, *back]
     execute(connection, back)
@@ -271,12 +271,12 @@ def _adopt(connection: Connection) -> list[str]:
     for table in metadata.sorted_tables:
         if table.name in present:
             steps = table_steps(connection, present[table.name])
-            carry_out(connection, steps)
+            execute_steps(connection, steps)
             done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
         else:
             table.create(connection)
             if table.dialect_options["postgresql"]["partition_by"]:
-                carry_out(connection, default_partition_steps(connection, table))
+                execute_steps(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
     return done
 
@@ -299,7 +299,7 @@ def newer_schema_text(revision: str) -> str:
     )
 
 
-def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
+def _untrusted_objects(connection: Connection, *, is_init: bool = False) -> list[str]:
     """Return how other roles could run code in statements of the owner, and what to do.
 
     Objects of this project must belong to a role that could replace them anyway (the owner of the schema or database, a
@@ -318,7 +318,7 @@ def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
         f"the {row.kind} {row.name} belongs to the role {row.owner}, which could make every user of it run that "
         f"role's code. Check its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER "
         f"TO {row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
-        for row in connection.execute(text(_OF_OTHERS), parameters)
+        for row in connection.execute(text(_OWNED_BY_OTHERS), parameters)
     ]
     return problems
 
@@ -328,7 +328,7 @@ SELECT quote_ident(n.nspname) AS schema, quote_ident(current_user) AS role FROM 
 WHERE n.nspname = current_schema()
   AND EXISTS (SELECT FROM aclexplode(n.nspacl) a WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
 """
-_OF_OTHERS = """
+_OWNED_BY_OTHERS = """
 WITH named AS (
     SELECT oid, relowner, relkind FROM pg_class
     WHERE relname = ANY (:relations) AND relnamespace = CAST(current_schema() AS regnamespace)
@@ -354,7 +354,7 @@ ORDER BY 1, 2
 """
 
 
-def _cells(connection: Connection) -> list[str]:
+def _cell_problems(connection: Connection) -> list[str]:
     """Return what to do with a database in which version 0.2.0 or 0.3.0 read other capacity databases."""
     if not connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar():
         return []
@@ -381,7 +381,7 @@ def schema_state(engine: Engine) -> SchemaState:
         present = present_tables(connection, metadata.sorted_tables)
         there = {table.name for table in present}
         missing = tuple(table.name for table in metadata.sorted_tables if table.name not in there)
-        shortcomings = _open_doors(connection)
+        shortcomings = _untrusted_objects(connection)
         for table in present:
             shortcomings += dict.fromkeys(step.reason for step in table_steps(connection, table))
             shortcomings += table_problems(connection, table)
@@ -391,8 +391,8 @@ def schema_state(engine: Engine) -> SchemaState:
         shortcomings += [
             f"view {reader.name} reads a column that is widened: it is dropped and restored"
             if reader.movable
-            else f"{reader.described} {IS_IN_THE_WAY}"
-            for reader in _in_the_way(connection)
+            else f"{reader.described} {BLOCKS_THE_UPGRADE}"
+            for reader in _blocking_readers(connection)
             if not reader.is_ours
         ]
         return SchemaState(_revision(connection), missing, tuple(shortcomings))

@@ -80,7 +80,7 @@ class SchemaStep:
     is_lossy: bool = False
 
 
-def carry_out(connection: Connection, steps: Iterable[SchemaStep]) -> None:
+def execute_steps(connection: Connection, steps: Iterable[SchemaStep]) -> None:
     """Execute steps, in order."""
     execute(connection, (step.statement for step in steps))
 

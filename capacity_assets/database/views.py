@@ -677,10 +677,10 @@ VIEWS = (
 _NAMES = [view.name for view in VIEWS]
 
 Reader = sa.Row[Any]
-"""An object that reads a column or a view, see `in_the_way`."""
+"""An object that reads a column or a view, see `readers_of`."""
 
 
-def names_taken(connection: sa.Connection) -> list[str]:
+def name_conflicts(connection: sa.Connection) -> list[str]:
     """Return messages on other objects that have the name of one of our views."""
     return [
         f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
@@ -710,7 +710,7 @@ def create_views(connection: sa.Connection, views: Iterable[View]) -> None:
         execute(connection, (f"COMMENT ON COLUMN {name} IS {literal(comment)}" for name, comment in comments))
 
 
-def in_the_way(
+def readers_of(
     connection: sa.Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False
 ) -> Sequence[Reader]:
     """Find the objects that read one of the columns (table, column) or, with `ours`, our views, also through a view.
@@ -726,7 +726,7 @@ def in_the_way(
     return connection.execute(sa.text(_READERS), parameters).all()
 
 
-def take_away(connection: sa.Connection, readers: Iterable[Reader]) -> list[str]:
+def drop_views(connection: sa.Connection, readers: Iterable[Reader]) -> list[str]:
     """Drop views; return the statements that restore them, or after ours are created again, their grants."""
     back: list[str] = []
     for view in readers:

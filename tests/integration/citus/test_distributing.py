@@ -13,7 +13,7 @@ from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.collection.volumes import VolumeDay, store_volumes
 from capacity_assets.database import cluster, distributing
-from capacity_assets.database.distributing import distribute, placements, what_stands_in_the_way
+from capacity_assets.database.distributing import distribute, distribution_problem, placements
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.partitions import UNREAD
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
@@ -186,24 +186,24 @@ def stored_of(engine: Engine, table: str) -> set[str]:
 def test_what_stands_in_the_way_is_said_with_what_to_do(
     databases: citus.CitusDatabases, plain: Engine, distributed: Engine, nodes: citus.CitusServer
 ) -> None:
-    assert "The database has no extension citus." in str(what_stands_in_the_way(plain))
-    assert what_stands_in_the_way(distributed) is None
+    assert "The database has no extension citus." in str(distribution_problem(plain))
+    assert distribution_problem(distributed) is None
     on_a_worker = capacity_engine(nodes.url(str(distributed.url.database), CAPACITY_DRIVER, nodes.ports[1]))
-    assert "CAPACITY_DATABASE_URL must name the coordinator" in str(what_stands_in_the_way(on_a_worker))
+    assert "CAPACITY_DATABASE_URL must name the coordinator" in str(distribution_problem(on_a_worker))
     on_a_worker.dispose()
     with databases.copy("template1") as url:
         nodes.join(str(url.database))
         empty = capacity_engine(url)
-        assert "run `capacity init` first" in str(what_stands_in_the_way(empty))
+        assert "run `capacity init` first" in str(distribution_problem(empty))
         initialise(empty)
         # For a moment no node may take shards; this record is the database's own.
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = false")
-        assert "No node of the cluster takes shards" in str(what_stands_in_the_way(empty))
+        assert "No node of the cluster takes shards" in str(distribution_problem(empty))
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = true WHERE noderole = 'primary' AND groupid > 0")
         execute(empty, "DROP TABLE volume_size_stats CASCADE", "CREATE TABLE volume_size_stats (day date)")
         assert (
             "volume_size_stats: not partitioned. Run `capacity copy` to an empty database, and this command there."
-            in str(what_stands_in_the_way(empty))
+            in str(distribution_problem(empty))
         )
         empty.dispose()
 
