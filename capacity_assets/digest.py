@@ -50,7 +50,7 @@ from capacity_assets.reading.changes import (
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDate, fill_dates
 from capacity_assets.reading.groups import group_sizes, short_servers
-from capacity_assets.reading.sizes import SizeInWindow, fleet_history, marked, partial_windows
+from capacity_assets.reading.sizes import SizeInWindow, fleet_history, mark_partial, partial_windows
 from capacity_assets.reading.space import LargeSlot, large_slots
 from capacity_assets.reading.subjects import address, page_url, subject_address
 
@@ -169,9 +169,9 @@ def _read(
 def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, str] | None) -> list[SizeInWindow]:
     if label is None:
         sizes = fleet_history(connection, WEEKLY, windows)
-        return marked(sizes, partial_windows(connection, WEEKLY, sizes))
+        return mark_partial(sizes, partial_windows(connection, WEEKLY, sizes))
     sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
-    return marked(sizes, {one.window_start for one in short_servers(connection, WEEKLY, windows, *label)})
+    return mark_partial(sizes, {one.window_start for one in short_servers(connection, WEEKLY, windows, *label)})
 
 
 def subject_of(digest: Digest) -> str:

@@ -46,7 +46,7 @@ from capacity_assets.forecast.outlook import (
     day_text,
     standing_for_themselves,
 )
-from capacity_assets.forecast.reference import Reference, reference
+from capacity_assets.forecast.reference import ReferenceForecast, reference
 from capacity_assets.forecast.runway import SeriesOutlook
 from capacity_assets.ownership import scenario_results as results
 from capacity_assets.ownership.bills import group_named, money, money_change
@@ -415,7 +415,7 @@ def _imported(connection: Connection, series: SeriesOutlook, kind: str, name: st
     return origins_of(connection, number, name, first, outlook.last_day)
 
 
-def _agree(first: Forecasts, second: Reference) -> bool:
+def _agree(first: Forecasts, second: ReferenceForecast) -> bool:
     """Whether both calculations agree, apart from rounding."""
     bands = [(first.lower[0, n], first.upper[0, n]) for n in range(len(HORIZONS_DAYS))]
     figures = (first.drift[0], first.pace[0], first.spread[0], first.fallen[0])
@@ -428,7 +428,7 @@ def _agree(first: Forecasts, second: Reference) -> bool:
     return all(np.allclose(*two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True) for two in compared)
 
 
-def _days_agree(outlook: Outlook, first: Forecasts, second: Reference) -> bool:
+def _days_agree(outlook: Outlook, first: Forecasts, second: ReferenceForecast) -> bool:
     """Whether the days of both calculations agree, apart from one day, which rounding may decide."""
     if outlook.state != FORECAST or outlook.limit_mb is None:
         return True
@@ -461,7 +461,7 @@ def _days_text(outlook: Outlook) -> str:
     return f"No date: {outlook.state}."
 
 
-def _forecast_lines(outlook: Outlook, first: Forecasts, second: Reference) -> Iterator[Line]:
+def _forecast_lines(outlook: Outlook, first: Forecasts, second: ReferenceForecast) -> Iterator[Line]:
     yield (
         f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
         f"{second.cut_changes:,} beyond were cut to these."
@@ -485,7 +485,7 @@ def _earlier_cells(earlier: EarlierForecast) -> list[object]:
     return [human_day(earlier.as_of), middle, f"{earlier.horizon_days} days", *sizes, error]
 
 
-def _band_cells(outlook: Outlook, first: Forecasts, second: Reference, place: int) -> list[object]:
+def _band_cells(outlook: Outlook, first: Forecasts, second: ReferenceForecast, place: int) -> list[object]:
     days = HORIZONS_DAYS[place]
     sizes = [f"{size[0, place]:,.1f}" for size in (first.lower, first.middle, first.upper)]
     own = len(second.errors[days])
@@ -497,7 +497,7 @@ def _band_cells(outlook: Outlook, first: Forecasts, second: Reference, place: in
     return [f"{days} days", errors, *sizes, full, again]
 
 
-def _evidence_cells(limit_mb: float, second: Reference, days: int) -> list[object]:
+def _evidence_cells(limit_mb: float, second: ReferenceForecast, days: int) -> list[object]:
     pieces = zip(second.evidence(limit_mb, days), model.WEIGHTS[days], strict=True)
     weighed = [piece * weight for piece, weight in pieces]
     full = second.probabilities(limit_mb)[days]

@@ -1,8 +1,8 @@
-"""Decisions on what may fill: acknowledged, planned or excluded, until a day, by whom and why.
+"""Decisions about what may fill: acknowledged, planned or excluded, with a last day, a note and who decided.
 
-A decision changes no size. Its subject is left out of the check, alerts and digests until its day, or until its risk
-grows past what was decided on. A plan that raises a limit gives forecasts a second date beside the first, with the
-limit that holds from its day on; `runway` computes it. No decision is overwritten: a new one closes the one before.
+A decision changes no size. The check, alerts and digests leave out its subject until its last day, or until its risk
+exceeds the risk at the time of the decision. A plan that raises a limit adds a second fill date to forecasts, computed
+in `runway` with the raised limit. Decisions are never overwritten: a new one closes the previous one.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ _KEY = ("instance_id", "subject", "name")
 Key: TypeAlias = tuple[int, str, str]
 
 LONGEST_TEXT = 1_000
-"""Of a note, and of the address of a ticket, in characters."""
+"""Longest note and longest address of a ticket, in characters."""
 PROBABILITY_PLACES = 3
 GROWN_BY = 0.1
-"""The risk has grown past what was decided on if its probability is higher by more than this, or if it is full now."""
+"""A risk has grown if its probability has risen by more than this since the decision, or if the subject is full now."""
 
 
 def _kind(written: object) -> str:
@@ -137,11 +137,11 @@ class Decision(DecisionSubject):
     note: Annotated[str, BeforeValidator(_note)]
     ticket: Annotated[str | None, BeforeValidator(_ticket)] = None
     added_mb: Annotated[int | None, BeforeValidator(_added_mb), Field(validation_alias="gb")] = None
-    """By how much a plan raises the limit on its day; None: by nothing that is known."""
+    """How much a plan raises the limit on its day; None: unknown, or not a plan."""
 
     @property
     def text(self) -> str:
-        """What was decided, and until when or, of a plan, for when."""
+        """The kind and the last day or, for a plan, its day."""
         return f"{self.kind} {'for' if self.kind == PLANNED else 'until'} {human_day(self.until)}"
 
 
@@ -169,9 +169,9 @@ def decisions_of_file(path: Path, today: date) -> list[Decision]:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDecision(Decision):
-    """A decision, who declared it and when, and the risk that was decided on; None: not known.
+    """A decision with who declared it and when, and the risk at that time; None: not known.
 
-    A probability is that of its subject being full by its last day, 0 to 1.
+    Probabilities are those of the subject being full by the last day of the decision, 0 to 1.
     """
 
     server_id: int
@@ -190,7 +190,7 @@ class StoredDecision(Decision):
 
     @property
     def has_grown(self) -> bool:
-        """Whether the risk has grown past what was decided on; whoever excludes a subject accepts any risk."""
+        """Whether the risk has grown since the decision; whoever excludes a subject accepts any risk."""
         before, now = self.probability, self.probability_now
         if self.kind == EXCLUDED or now is None:
             return False
@@ -199,7 +199,7 @@ class StoredDecision(Decision):
         return before is not None and round(now - before, PROBABILITY_PLACES) > GROWN_BY
 
     def state(self, day: date) -> str:
-        """Return in words whether it holds on a day, and if not, why."""
+        """Return whether it is in force on a day, and if not, why."""
         if self.closed_at is not None:
             return "closed"
         if self.until < day:
@@ -208,13 +208,13 @@ class StoredDecision(Decision):
 
     @property
     def mark(self) -> str:
-        """Return what was decided and until when, in a few words."""
+        """Return the decision in a few words."""
         added = "" if self.added_mb is None else f" (+{human_mb(self.added_mb)})"
         return f"{self.text}{added}{', risk has grown' if self.has_grown else ''}"
 
     @property
     def sentence(self) -> str:
-        """Say what was decided, until when, by whom and why; and whether the risk has grown past it."""
+        """Return the decision in a sentence: what, until when, by whom, why, and whether the risk has grown."""
         added = "" if self.added_mb is None else f", {human_mb(self.added_mb)} more"
         by = f", by {printable(self.declared_by)}" if self.declared_by else ""
         said = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
@@ -222,7 +222,7 @@ class StoredDecision(Decision):
 
     @property
     def growth(self) -> str:
-        """Say by how much the risk has grown past what was decided on."""
+        """Return by how much the risk has grown, in sentences."""
         before = f"was {percent(self.probability)}" if self.probability is not None else "was not known"
         return (
             f"The risk has grown: the probability of being full by then is {percent(self.probability_now or 0)}. "
@@ -236,14 +236,14 @@ def percent(probability: float) -> str:
 
 
 def _ended(note: str) -> str:
-    """Return a note that ends like a sentence."""
+    """Return a note with a full stop at its end."""
     written = printable(note)
     return written if written.endswith((".", "!", "?")) else f"{written}."
 
 
 @dataclass(frozen=True)
 class DecisionChanges:
-    """What storing decisions does: the risk of each, None where it is not known, and the earlier ones it closes."""
+    """The result of storing decisions: the risk of each (None: not known), and the earlier ones that were closed."""
 
     probabilities: Sequence[float | None]
     closed: Sequence[StoredDecision]
@@ -252,9 +252,9 @@ class DecisionChanges:
 def decide(
     engine: Engine, decisions: Sequence[Decision], *, by: str | None = None, dry_run: bool = False
 ) -> DecisionChanges:
-    """Store decisions by `by`, with the risk of their subjects by the newest forecast. All of them or none.
+    """Store decisions declared by `by`, with the current risk of their subjects. Stores all of them or none.
 
-    Each closes an earlier one of its subject. A dry run checks them and stores none.
+    Each one closes an earlier decision on its subject. A dry run only checks them.
 
     Raises:
         NotFoundError: a server is not registered, a database was never measured, or a volume not within a month.
@@ -264,7 +264,7 @@ def decide(
     subjects = (one.display_name for one in decisions)
     refuse_repeated(subjects, str, "More than one decision on")
     with naming_places(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
-        # Two that store at once would both leave an open decision on the same subject.
+        # Two concurrent calls would each leave an open decision on the same subject.
         wait_for_lock(connection, "decisions")
         keys = _keys(connection, decisions)
         risks = _runways(connection, keys)
@@ -291,9 +291,9 @@ def decide(
 def withdraw(
     engine: Engine, subject: DecisionSubject, *, by: str | None = None, dry_run: bool = False
 ) -> StoredDecision:
-    """Close the decision on a subject, and return it; it stays stored.
+    """Close the decision on a subject and return it. It stays stored, and its subject may no longer exist.
 
-    What it is about may be gone. Raises NotFoundError where there is none, and DatabaseError.
+    Raises NotFoundError if there is none, and DatabaseError.
     """
     with declaring(engine, "removing a decision", dry_run=dry_run) as connection:
         key = (ids_of(connection, {subject.server})[subject.server], subject.subject, subject.name)
@@ -304,9 +304,9 @@ def withdraw(
 
 
 def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
-    """Return the database or volume of this name; a database, where both have it and `is_volume` is not set.
+    """Return the database or volume of this name; if both exist, the database unless `is_volume` is set.
 
-    Raises NotFoundError where the server has neither, and DatabaseError.
+    Raises NotFoundError if the server has neither, and DatabaseError.
     """
     if name is None:
         return DecisionSubject(server, None, None)
@@ -324,15 +324,15 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
 
 
 def _with_backslashes(name: str, volumes: Iterable[str]) -> str:
-    """Say which disk may be meant where the shell has taken the backslashes of its name."""
+    """Name the disk that may be meant if the shell removed the backslashes from its name."""
     close = next((volume for volume in volumes if volume.replace("\\", "") == name), None)
     return f" For the disk, write {shlex.quote(close)}, in quotes." if close else ""
 
 
 def subject_decided_on(engine: Engine, server: str, name: str | None, *, is_volume: bool = False) -> DecisionSubject:
-    """Return what the open decision on this name is about, measured or not; chooses as `subject_named`.
+    """Return the subject of the open decision on this name, measured or not; prefers databases as `subject_named`.
 
-    Where there is none it is the database. Raises DatabaseError.
+    Without a decision it is the database. Raises DatabaseError.
     """
     if name is None:
         return DecisionSubject(server, None, None)
@@ -348,7 +348,7 @@ SELECT subject FROM capacity_declared_decisions WHERE server = :server AND name 
 
 
 def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[Key]:
-    """Return the keys of subjects; raises NotFoundError where one is not known."""
+    """Return the keys of subjects; raises NotFoundError if one is unknown."""
     ids = ids_of(connection, {one.server for one in subjects})
     keys_of(connection, [(one.server, one.database) for one in subjects])
     wanted = {ids[one.server] for one in subjects if one.volume is not None}
@@ -385,7 +385,7 @@ def _close(connection: Connection, keys: Collection[Key], by: str | None) -> lis
 
 
 def decide_command(server: str, subject: str, name: str) -> str:
-    """Return the command that declares a decision, to be completed with a kind, a day and a note.
+    """Return the command that declares a decision; its user completes the day and the note.
 
     `name` is that of a database or volume; empty: the server as a whole.
     """
@@ -395,7 +395,7 @@ def decide_command(server: str, subject: str, name: str) -> str:
 
 
 class OpenDecisions:
-    """The decisions that are open on a day, and what each of them is about."""
+    """The decisions that are open on a day, looked up by subject."""
 
     def __init__(self, decisions: Iterable[StoredDecision]) -> None:
         """Keep the decisions by server."""
@@ -404,10 +404,10 @@ class OpenDecisions:
             self._by_server.setdefault(one.server, {})[one.subject, one.name] = one
 
     def on(self, forecast: Any) -> StoredDecision | None:
-        """Return the decision on a subject, or on what it shares its limit with; None: there is none.
+        """Return the decision on the subject of a forecast, or on the volume or server that limits it; None: none.
 
-        That is a volume or the server as a whole, to which its volumes belong. `forecast` has its server, subject,
-        name, binds and volumes: those on which it grows; where these are not known, no decision on one covers it.
+        `forecast` has server, subject, name, binds and volumes. A decision on a volume covers only subjects that are
+        known to grow on it; one on a server covers its volumes.
         """
         decisions = self._by_server.get(forecast.server, {})
         subjects = [(forecast.subject, forecast.name)]
@@ -419,24 +419,24 @@ class OpenDecisions:
 
 
 def is_left_out(decision: StoredDecision | None) -> bool:
-    """Whether the check, alerts and digests leave out a subject with this decision on it; None: it has none."""
+    """Whether the check, alerts and digests leave out a subject with this decision (None: without one)."""
     return decision is not None and not decision.has_grown
 
 
 def open_decisions(connection: Connection, day: date) -> OpenDecisions:
-    """Return the decisions that are open on a day, with the risk by the newest forecasts; raises DBAPIError."""
+    """Return the decisions that are open on a day, with their current risk; raises DBAPIError."""
     return OpenDecisions(_with_risks(connection, _stored(connection, day)))
 
 
 def newest_decision(engine: Engine) -> datetime | None:
-    """Return when a decision was last made or closed; None: there is none. Raises DatabaseError."""
+    """Return when a decision was last declared or closed; None: never. Raises DatabaseError."""
     query = text("SELECT max(greatest(declared_at, closed_at)) FROM capacity_decisions")
     with database_errors(doing="reading decisions"), engine.connect() as connection:
         return connection.execute(query).scalar()
 
 
 def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[StoredDecision]:
-    """Return the decisions that are open on a day, or `every` one, by server and subject; raises DatabaseError."""
+    """Return the decisions that are open on a day, or all of them, by server and subject; raises DatabaseError."""
     with database_errors(doing="reading decisions"), engine.connect() as connection:
         return read_decisions(connection, day, every=every)
 
@@ -472,7 +472,7 @@ ORDER BY server, subject, name, declared_at
 
 
 def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> list[StoredDecision]:
-    """Return decisions with the probabilities by the newest forecasts."""
+    """Return decisions with their current risk, by the newest forecasts."""
     runways = _runways(connection, [one.key for one in decisions])
     return [
         replace(one, probability_now=probability_by(runways[one.key], one.until)) if one.key in runways else one
@@ -489,7 +489,7 @@ _RUNWAY = sa.table(
 
 
 def _runways(connection: Connection, keys: Sequence[Key]) -> dict[Key, Row[Any]]:
-    """Return the newest forecasts of subjects that have one."""
+    """Return the newest forecasts of subjects, by key; subjects without one are left out."""
     if not keys:
         return {}
     key = (_RUNWAY.c.server_id, _RUNWAY.c.subject, _RUNWAY.c.name)
@@ -498,9 +498,9 @@ def _runways(connection: Connection, keys: Sequence[Key]) -> dict[Key, Row[Any]]
 
 
 def probability_by(runway: Row[Any], day: date) -> float | None:
-    """Return the probability that a subject is full by a day, on lines between those that its forecast has.
+    """Return the probability that a subject is full by a day, interpolated between those of its forecast.
 
-    None: the forecast has no probabilities. After the last horizon it is that of the last horizon.
+    After the last horizon it is that of the last horizon. None: the forecast has no probabilities.
     """
     if runway.state == FULL:
         return 1.0

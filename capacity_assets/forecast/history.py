@@ -1,8 +1,8 @@
-"""What forecasts look at: the sizes of each subject, and the limits that it has.
+"""The input of forecasts: the sizes of each subject by day, and its limits.
 
-Sizes are samples, and before the first that is kept the daily aggregates. A statement reads `SOURCES` by name. They are
-parts of the statement, or where tables are distributed temporary tables of these names that the nodes have filled.
-Servers are given by number: nodes do not have the registry, and an index finds the rows of a single server.
+Sizes are samples; before the oldest sample they are daily aggregates. Statements read `SOURCES` by name: as CTEs or,
+where tables are distributed, as temporary tables that are filled on the nodes. Servers are given by number because
+nodes do not have the registry, and because an index then finds the rows of a single server.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from capacity_assets.forecast.model import HISTORY_DAYS, Sizes, without_steps
 from capacity_assets.forecast.outlook import DATABASE, GROUP, SERVER, STALE_DAYS, VOLUME
 
 BATCH = 500
-"""Series that are read and forecast together, so that memory does not grow with the fleet."""
+"""Number of series that are read and forecast together, which bounds memory on large fleets."""
 KINDS = (SERVER, DATABASE, VOLUME)
-"""What can be full; groups have sizes and forecasts, but no limit."""
+"""Subjects that can fill; groups have sizes and forecasts but no limits."""
 WITHOUT_LIMIT = "without limit"
 OF_NO_SERVER = 0
-"""Stands for the number of a server in rows of groups; no server has it."""
+"""The server number in rows of groups; no server has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitedSubject:
-    """A server, database, volume or group with every limit that is known, MiB; a group has none."""
+    """A server, database, volume or group with all of its known limits, MiB; groups have none."""
 
     server: str
     subject: str
@@ -42,9 +42,9 @@ class LimitedSubject:
     last_day: date
     own_mb: float | None = None
     own_source: str | None = None
-    """Where the limit comes from; without a limit, `declared` says that somebody declared it unlimited."""
+    """Where the limit comes from. `declared` without a limit: declared as unlimited."""
     ceiling_mb: float | None = None
-    """How far the files of a database may grow."""
+    """Largest size that the files of a database can have."""
     ceiling_source: str | None = None
     server_mb: float | None = None
     """The limit of its server."""
@@ -52,7 +52,7 @@ class LimitedSubject:
     total_mb: float | None = None
     """Size of its server on its last day."""
     free_mb: float | None = None
-    """What its volumes have left; None: unknown on some of them."""
+    """Free space of its volumes; None: unknown for at least one of them."""
     free_day: date | None = None
     free_source: str | None = None
     volumes: Sequence[str] | None = None
@@ -64,7 +64,7 @@ _FIELDS = {one.name for one in fields(LimitedSubject)}
 
 @dataclass(frozen=True)
 class HistoryScope:
-    """What is read: as of a day, for some servers or all, for one name or all, and with a limit or `every` subject."""
+    """What is read: the day, the servers and name (None: all), and whether subjects without a limit are included."""
 
     as_of: date
     servers: Collection[str] | None = None
@@ -87,10 +87,10 @@ class HistoryScope:
 
 
 @dataclass(frozen=True)
-class Histories:
-    """A batch of series: who each one is, and its sizes in MiB, one column per day up to its last one.
+class SeriesBatch:
+    """A batch of series: the subjects, and their sizes in MiB with one column per day up to the last of each.
 
-    `smooth` are the sizes without declared steps: what came before one is moved to what came after.
+    `smooth` are the sizes without declared steps: sizes before a step are moved to the level after it.
     """
 
     subjects: Sequence[LimitedSubject]
@@ -106,10 +106,9 @@ def newest_day(connection: Connection, today: date) -> date | None:
 
 @contextmanager
 def reading(connection: Connection, scope: HistoryScope, kinds: Sequence[str] = KINDS) -> Iterator[HistoryReader]:
-    """Read within a transaction, series of these `kinds` alone.
+    """Open a reader for series of these kinds, within a transaction; raises DBAPIError.
 
-    Where tables are distributed, nodes put the series together and find what was measured last; both are kept in
-    temporary tables until the block ends. Raises DBAPIError.
+    Where tables are distributed, the nodes first fill temporary tables with `SOURCES`, which last until the block ends.
     """
     in_service = select(instances.c.id).where(is_active()).order_by(instances.c.id)
     if scope.servers is not None:
@@ -123,36 +122,36 @@ def reading(connection: Connection, scope: HistoryScope, kinds: Sequence[str] = 
 
 @dataclass(frozen=True)
 class HistoryReader:
-    """Reads series and what is without a limit, of servers in service. Its calls raise DBAPIError."""
+    """Reads the series of servers in service, and counts databases without a limit. Its calls raise DBAPIError."""
 
     connection: Connection
     scope: HistoryScope
     parameters: Mapping[str, object]
     from_copies: bool
 
-    def series(self, kind: str) -> Iterator[Histories]:
+    def series(self, kind: str) -> Iterator[SeriesBatch]:
         """Yield the series of one kind of subject, in batches."""
-        # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
+        # All rows are read. By default, a cursor gets the plan that returns its first row soonest: three times slower.
         self.connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
         query = _statement(kind, from_copies=self.from_copies)
         rows = self.connection.execute(query, self.parameters, execution_options={"yield_per": BATCH})
         names = [name for name in rows.keys() if name in _FIELDS]  # noqa: SIM118 -- of a result, not of a mapping
         for batch in rows.partitions(BATCH):
             subjects = [LimitedSubject(**{name: getattr(row, name) for name in names}) for row in batch]
-            yield self._histories(subjects, batch)
+            yield self._series_batch(subjects, batch)
 
-    def _histories(self, subjects: Sequence[LimitedSubject], batch: Sequence[Row[Any]]) -> Histories:
+    def _series_batch(self, subjects: Sequence[LimitedSubject], batch: Sequence[Row[Any]]) -> SeriesBatch:
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         steps = []
         for place, row in enumerate(batch):
-            # A day that was not measured is no day without a change: each series ends with its own last one.
+            # Each series ends with its own last measured day: an unmeasured day is not a day without a change.
             not_measured_since = (self.scope.as_of - row.last_day).days
             sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
             steps.append([day - 1 + not_measured_since for day in row.steps or ()])
-        return Histories(subjects, sizes, without_steps(sizes, steps))
+        return SeriesBatch(subjects, sizes, without_steps(sizes, steps))
 
     def without_limit(self) -> dict[str, int]:
-        """Count by server the databases of which no limit is known."""
+        """Count the databases without a known limit, by server."""
         rows = self.connection.execute(_statement(WITHOUT_LIMIT, from_copies=self.from_copies), self.parameters)
         return {row.server: row.databases for row in rows}
 

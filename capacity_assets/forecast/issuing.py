@@ -1,7 +1,7 @@
-"""`RunwayService` issues the runways of a day: computes them, stores them for good, and scores those that came due.
+"""`RunwayService` issues the forecasts of a day: computes and stores them, and scores those that came due.
 
-What was issued in time is what people were told, so nothing replaces it later: corrected samples and a better method
-change what is issued from then on.
+Forecasts that were issued in time are what people were told. They are not replaced later: corrected samples and a
+better method only affect later issues. A score is the measured size, stored beside the forecast for that day.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from capacity_assets.forecast.runway import coming_plans, of_batch
 logger = logging.getLogger("capacity_assets")
 
 MOST_AT_ONCE = 5_000
-"""The most runways that a command issues after a declaration, so that it takes seconds."""
+"""Most forecasts that a command issues after a declaration; they take seconds."""
 
 BUSY_SECONDS = 5
-"""How long a command waits for another run that issues runways, and may have read limits before the declaration."""
+"""How long a command waits for another run, which may have read limits before the declaration."""
 
 HOW_TO_UPDATE = "`capacity runway --issue` updates them now; the next run does it anyway."
 
 IN_TIME_DAYS = 1
-"""A runway of a day that is longer ago was not issued in time; one that was is not replaced."""
+"""How long after a day its forecasts still count as issued in time; those are not replaced later."""
 
 NAMED = 10
 IMPOSSIBLE = (
@@ -74,19 +74,19 @@ _BANDS = [
 ]
 _COLUMNS = [*_KEYS, *STORED, *_BANDS, *STORED_PLANS]
 _STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS))
-"""The runways of a run, before they are stored."""
+"""The forecasts of a run before they are stored."""
 
 
 @dataclass(frozen=True)
 class IssuedRunways:
-    """What is stored of a day once it was issued, by this run or in time by an earlier one."""
+    """The result of issuing a day: what is stored of it, by this run or in time by an earlier one."""
 
     as_of: date
     written: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
-    """How many servers, databases and volumes there are in each state."""
+    """Number of servers, databases and volumes by state."""
     left_out: Sequence[str] = ()
-    """Servers with an impossible size or limit: the subjects concerned have no runway."""
+    """Servers with an impossible size or limit; these subjects have no forecast."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the counts as plain values, as metadata has them beside the figures of the day's issue."""
@@ -101,14 +101,14 @@ class IssuedRunways:
 
 
 def is_in_time(as_of: date, today: date) -> bool:
-    """Whether runways of a day that are issued today are what people are told, not hindsight."""
+    """Whether forecasts of a day that are issued today count as issued in time."""
     return as_of >= today - timedelta(days=IN_TIME_DAYS)
 
 
 def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
-    """Compute the runways of a day from the samples up to it, and store them; all of them or none.
+    """Compute the forecasts of a day from the samples up to it, and store them; all of them or none.
 
-    Of a day that is over, those that were issued in time stay, unless `overwrite` replaces them.
+    For a day that is over, forecasts that were issued in time are kept, unless `overwrite` is set.
 
     Raises:
         DatabaseError: the database failed; nothing was changed.
@@ -122,7 +122,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
 
 
 def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
-    """Issue the runways of a day as the holder of the lock."""
+    """Issue the forecasts of a day; the caller holds the lock."""
     in_time = is_in_time(as_of, today)
     scope = history.HistoryScope(as_of, every=True)
     written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
@@ -133,27 +133,27 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
 
 @dataclass(frozen=True)
 class ForecastUpdate:
-    """Which forecasts include a declaration for some servers."""
+    """The forecasts that were updated after a declaration for some servers."""
 
     as_of: date | None = None
-    """Day of the forecasts; None: they were not updated."""
+    """Day of the forecasts; None: none was updated."""
     updated: Sequence[str] = ()
     """Servers whose forecasts include the declaration."""
     not_measured: Sequence[str] = ()
     """Servers without a forecast: out of service, or not measured within the last month."""
     later: str | None = None
-    """Why the forecasts were not updated at once."""
+    """Why the forecasts were not updated now."""
 
 
 def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> ForecastUpdate:
-    """Update the newest runways of some servers after a declaration for them; those of other servers are kept.
+    """Update the newest forecasts of some servers after a declaration; those of other servers are kept.
 
-    Where none were issued today, those of every server are issued for today, as the asset `runway` does. They are not
-    updated if that is more than MOST_AT_ONCE runways, if the local clock and PostgreSQL's differ, while another run
-    issues runways for longer than BUSY_SECONDS, or by a role without the rights.
+    If none were issued today, today's are issued for all servers, as the asset `runway` does. Nothing is updated if
+    that is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if another run issues
+    forecasts for longer than BUSY_SECONDS, or if the role lacks the rights.
 
     Raises:
-        DatabaseError: the database failed; no runway was changed.
+        DatabaseError: the database failed; no forecast was changed.
     """
     kept = "The declaration is stored, but the forecasts are not updated. `capacity runway --issue` updates them."
     with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
@@ -174,7 +174,7 @@ def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> 
             return ForecastUpdate(later=f"{some:,} are too many for this command. {HOW_TO_UPDATE}")
         if not _locked_soon(connection):
             return ForecastUpdate(later=f"Another run is issuing forecasts. {HOW_TO_UPDATE}")
-        # The run that held the lock may have issued today's.
+        # Another run may have issued today's while it held the lock.
         newest = connection.execute(text(_NEWEST), {"today": today}).scalar()
         if newest is None or (issues_all and newest != today):
             newest = today
@@ -191,7 +191,7 @@ def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> 
 def _subjects(
     connection: Connection, issued: date | None, sampled: date | None, servers: Collection[str]
 ) -> tuple[int, int]:
-    """Return how many runways there will be about, of all servers and of some: as many as were issued or sampled."""
+    """Estimate the number of forecasts of all servers and of some, by those issued or databases sampled last."""
     counts = [
         connection.execute(text(query), {"day": day, "instance_ids": _ids_of(connection, servers)}).one()
         for query, day in ((_ISSUED, issued), (_SAMPLED, sampled))
@@ -200,7 +200,7 @@ def _subjects(
 
 
 def _locked_soon(connection: Connection) -> bool:
-    """Hold the lock for issuing; return False where another run still holds it after BUSY_SECONDS."""
+    """Acquire the lock for issuing; return False if another run still holds it after BUSY_SECONDS."""
     until = time.monotonic() + BUSY_SECONDS
     while not try_lock(connection, "runways"):
         if time.monotonic() >= until:
@@ -212,7 +212,7 @@ def _locked_soon(connection: Connection) -> bool:
 def _store(
     connection: Connection, scope: history.HistoryScope, *, in_time: bool, replace: bool
 ) -> tuple[int, list[str]]:
-    """Compute runways and store them; with `replace` they may replace those of the day.
+    """Compute and store forecasts; with `replace`, they replace stored ones of the day.
 
     Returns the number of changed rows, and the servers left out because of an impossible size or limit.
     """
@@ -221,7 +221,7 @@ def _store(
     if left_out:
         logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
     runways = capacity_runways.c
-    # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
+    # Citus reports the number of rows given to a statement, not of those written, and each node has its own now().
     issued_at = connection.execute(text("SELECT now()")).scalar_one()
     staged = sa.select(*_STAGED.c, sa.literal(in_time), sa.literal(issued_at))
     store = insert(capacity_runways).from_select([*_COLUMNS, "in_time", "issued_at"], staged)
@@ -230,7 +230,7 @@ def _store(
     else:
         new = store.excluded
         values = [name for name in _COLUMNS if name not in _KEYS]
-        # What was measured stays beside a forecast only if it is still that of the same day.
+        # A stored score is kept only if the forecast begins on the same day as before.
         actual = {name: sa.case((runways.last_day == new.last_day, runways[name])) for name in _SCORED}
         changes = {**{name: new[name] for name in (*values, "issued_at", "in_time")}, **actual}
         is_changed = sa.or_(*(runways[name].is_distinct_from(new[name]) for name in values))
@@ -240,7 +240,7 @@ def _store(
     if replace:
         ids = None if scope.servers is None else _ids_of(connection, scope.servers)
         written += _remove_subjects_gone(connection, scope.as_of, ids)
-        # An unchanged row was also computed with the declaration.
+        # Unchanged rows include the declaration too.
         query = with_parts(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
         declared = connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars().all()
         is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
@@ -250,9 +250,9 @@ def _store(
 
 
 def _remove_subjects_gone(connection: Connection, as_of: date, instance_ids: Sequence[int] | None) -> int:
-    """Remove the runways of the day whose subjects are not staged any more; return how many were removed.
+    """Remove the forecasts of the day whose subjects are not staged; return how many were removed.
 
-    They are looked up apart: a table that may be distributed is not compared with a temporary one row by row.
+    They are looked up in a query of their own, because the table may be distributed and the staged one is not.
     """
     runways = capacity_runways.c
     stored = sa.select(*(runways[name] for name in _KEYS)).where(runways.as_of == as_of)
@@ -269,10 +269,10 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
 
 
 def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
-    """Stage the runways of every subject; return the servers with impossible values."""
+    """Stage the forecasts of all subjects; return the servers with impossible values."""
     left_out: set[str] = set()
     plans = coming_plans(connection, scope.as_of)
-    # A declaration for some servers changes no group.
+    # Groups are only issued with all servers.
     kinds = (*KINDS, GROUP) if scope.servers is None else KINDS
     with history.reading(connection, scope, kinds) as reader:
         for kind in kinds:
@@ -284,11 +284,11 @@ def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
 
 
 def _rows(
-    as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
+    as_of: date, batch: history.SeriesBatch, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
-    """Turn outlooks into rows with _COLUMNS; ends of bands are rounded outwards.
+    """Yield the rows of outlooks, with the ends of bands rounded outwards.
 
-    Other programs may have stored an impossible size or limit: its server is added to `left_out`.
+    If another program stored an impossible size or limit, its server is added to `left_out` instead.
     """
     every_middle = made.middle
     largest = np.nanmax(batch.sizes, axis=1)
@@ -331,11 +331,10 @@ WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:in
 
 
 def score(connection: Connection, as_of: date, today: date) -> None:
-    """Store the measured sizes with the forecasts that came due since the previous issue, and with those of this issue.
+    """Store measured sizes beside the forecasts that came due since the previous issue, and those of this issue.
 
-    Forecasts due on other days whose samples arrived or changed since are scored as well: a forecast is scored by the
-    sample of its due day, whenever that arrives. Forecasts of a past day issued in hindsight may have come due long
-    ago.
+    Forecasts are also scored if samples of their due day arrived or changed later. Those of this issue may have come
+    due long ago, if a past day was issued.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
@@ -355,7 +354,7 @@ def score(connection: Connection, as_of: date, today: date) -> None:
 def _scoring(
     subject: str, days: int, span: tuple[date, date], is_due: sa.ColumnElement[bool], in_service: Sequence[int]
 ) -> sa.Update:
-    """Return the statement that stores the sizes measured on the days for which forecasts of a horizon were made."""
+    """Return the statement that stores measured sizes beside the forecasts of a horizon that are due."""
     first, last = span
     runways, volumes = capacity_runways.c, volume_size_stats.c
     query = _group_days(first, last, in_service) if subject == GROUP else _MEASURED[subject].columns(*_MEASURED_COLUMNS)
@@ -371,7 +370,7 @@ def _scoring(
         is_due,
     )
     if subject == VOLUME:
-        # A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
+        # If the used size of a volume was unknown on the day of the forecast, it was another kind of size.
         of_forecast = sa.select(volumes.used_mb).where(
             volumes.instance_id == runways.instance_id,
             volumes.volume_name == runways.name,
@@ -399,15 +398,15 @@ def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.Textua
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
-    """Return spans of days with samples that are new since the issue before a day; raises like `score`.
+    """Return the spans of days whose samples changed since the issue before a day; raises as `score`.
 
-    Neighbouring days are merged into one span: few statements matter more than few rows.
+    Neighbouring days are merged, because fewer statements matter more than fewer rows.
     """
     before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
-    # An issue is computed on its day or the next one, and days begin earlier in other time zones.
+    # An issue is computed on its day or the day after; in other time zones days begin earlier.
     spans = [(before - timedelta(days=1), as_of)]
     is_past = as_of < today - timedelta(days=1)
-    # Issuing a past day scores that day only.
+    # A past day scores only itself.
     since = {"since": spans[0][0], "as_of": as_of}
     changed = () if is_past else connection.execute(text(_CHANGED_DAYS), since).scalars()
     for day in changed:
@@ -421,7 +420,7 @@ def changed_spans(connection: Connection, as_of: date, today: date) -> list[tupl
 
 _MEASURED = {
     DATABASE: text("SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats"),
-    # A void total has no size: a size stored before is removed.
+    # A void total has no size, so that a stored score is removed.
     SERVER: text("""
 SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb
 FROM instance_size_stats GROUP BY instance_id, collected_date"""),
@@ -437,7 +436,7 @@ _MEASURED_COLUMNS: list[sa.ColumnClause[Any]] = [
     sa.column(name) for name in ("instance_id", "name", "collected_date", "used_mb", "size_mb")
 ]
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
-# Days of late and corrected samples: those a window has not followed yet, and those it followed since.
+# Days with late or corrected samples: their windows are stale, or were recomputed since.
 _CHANGED_DAYS = """
 SELECT day FROM (
     SELECT period_start AS day FROM capacity_stale_windows
@@ -451,13 +450,13 @@ SELECT day FROM (
 
 @dataclass(frozen=True)
 class RunwayService:
-    """Issues runways on one capacity database."""
+    """Issues the forecasts of one capacity database."""
 
     engine: Engine
     clock: Clock
 
     def issue(self, as_of: date, *, overwrite: bool = False) -> IssuedRunways:
-        """Issue the runways of a day.
+        """Issue the forecasts of a day.
 
         Raises:
             ValidationError: the day is in the future, or is the current day by a clock that differs from PostgreSQL's;
@@ -471,11 +470,11 @@ class RunwayService:
         doing = database_errors(doing="reading the clock")
         with doing, self.engine.connect() as connection:
             apart = judged_day(connection, self.clock).apart
-        # Forecasts in hindsight are marked as such. Without recent samples there is nothing to issue.
+        # Forecasts in hindsight are marked, so a wrong clock does no harm there.
         if apart and is_in_time(as_of, today):
             raise ValidationError(f"{apart} No forecast is issued while the date is in doubt.")
         return issue(self.engine, as_of, today, overwrite=overwrite)
 
     def is_in_time(self, as_of: date) -> bool:
-        """Whether runways of that day, issued now, are issued in time."""
+        """Whether forecasts of a day that are issued now count as issued in time."""
         return is_in_time(as_of, self.clock.today())

@@ -1,6 +1,6 @@
-"""Declared limits and steps of servers and databases: how much one can hold, and single changes of its size.
+"""Declared limits and steps of servers and databases, and what declarations of any kind share.
 
-When a limit is reached is computed in `runway`; forecasts leave steps out (`model`).
+A limit is how much a server or database can hold; a step is a single change of its size, which forecasts ignore.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_st
 from capacity_assets.forecast.outlook import DATABASE, SERVER
 
 WHOLE_SERVER = ""
-"""Stands for a server as a whole where a database is named; no database has this name."""
+"""The database name of a server as a whole; no database has it."""
 
 NAMED = 10
 
@@ -35,7 +35,7 @@ Key = TypeVar("Key")
 
 
 class UnknownSubjectError(NotFoundError):
-    """Servers are not registered (database None), or databases were never measured: `subjects` are all of them."""
+    """Servers are not registered, or databases were never measured; `subjects` lists them (database None: a server)."""
 
     def __init__(self, message: str, subjects: Collection[tuple[str, str | None]]) -> None:
         """Keep the subjects, so that `naming_places` can name their places in a file."""
@@ -45,7 +45,7 @@ class UnknownSubjectError(NotFoundError):
 
 @contextmanager
 def naming_places(things: Sequence[Any]) -> Iterator[None]:
-    """Put the places of unknown servers and databases in a file in front of the error."""
+    """Prefix the error about unknown servers and databases with their places in a file."""
     try:
         yield
     except UnknownSubjectError as error:
@@ -59,7 +59,7 @@ def naming_places(things: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[Connection]:
-    """Yield a connection whose work is committed as a whole at the end; in a dry run it is rolled back.
+    """Yield a connection and commit at the end; a dry run is rolled back.
 
     Raises DatabaseError: the database failed; nothing was changed.
     """
@@ -70,7 +70,7 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
 
 
 def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> Sequence[Any]:
-    """Return the rows of a query; raises DatabaseError, whose text says "while reading" and `what`."""
+    """Return the rows of a query; raises DatabaseError, which says that it happened while reading `what`."""
     with database_errors(doing=f"reading {what}"), engine.connect() as connection:
         return connection.execute(text(statement), parameters).all()
 
@@ -78,9 +78,9 @@ def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> 
 def replace_rows(
     connection: Connection, table: Table, rows: Sequence[Mapping[str, object]], by: str | None
 ) -> list[tuple[int, RowMapping]]:
-    """Store rows in place of those with the same keys, as declared now by `by`; None: nobody that is known.
+    """Insert rows, or replace those with the same keys, declared now by `by` (None: not known).
 
-    Returns replaced rows that differ, by number of the new one.
+    Returns the replaced rows that differ, each with the number of the new row.
     """
     if not rows:
         return []
@@ -97,7 +97,7 @@ def replace_rows(
 
 
 def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Delete every earlier declaration for the subjects of rows that hold for all of history."""
+    """Delete all other declarations of subjects for which a row holds for all of history."""
     subject = [column.name for column in table.primary_key if column.name != "valid_from"]
     always = [row for row in rows if row["valid_from"] == ALWAYS]
     if always:
@@ -106,7 +106,7 @@ def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[s
 
 
 def _rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> sa.Select[Any]:
-    """Return a query that yields the values of these columns, row by row."""
+    """Return a query of these columns of the rows."""
     columns = {name: [row[name] for row in rows] for name in names}
     # A cast to varchar(n) would cut what is too long.
     types = {name: sa.Text() if isinstance(table.c[name].type, sa.String) else table.c[name].type for name in names}
@@ -132,12 +132,12 @@ def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem:
 
 
 def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
-    """Return the key of a server, or of a database of it, measured or not; raises as `keys_of`."""
+    """Return the key of a server or database, measured or not; raises as `keys_of`."""
     return _keys(connection, [(server, database)])[0]
 
 
 def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
-    """Return the numbers of servers by name; raises NotFoundError where one is not registered."""
+    """Return the IDs of servers by name; raises NotFoundError if one is not registered."""
     rows = connection.execute(text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": list(names)})
     ids: dict[str, int] = {row.name: row.id for row in rows}
     missing = sorted(set(names) - set(ids))
@@ -149,7 +149,7 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
 
 
 def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> list[dict[str, object]]:
-    """Return `instance_id` and `database_name` of servers (database None) and databases, in their order.
+    """Return `instance_id` and `database_name` of servers (database None) and databases, in the given order.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured.
@@ -230,7 +230,7 @@ def megabytes_of(limit_gb: object) -> int | None:
 
 @dataclass(frozen=True)
 class Limit:
-    """How much one database, or with None the whole server, can hold; `limit_mb` None: unlimited."""
+    """How much a database can hold, or with None its whole server; `limit_mb` None: unlimited."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -242,7 +242,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class StoredLimit:
-    """A limit, where it comes from, since when it holds and who declared it; None: not known."""
+    """A limit with its source, when it was declared and by whom; None: not known."""
 
     limit: Limit
     source: str
@@ -251,9 +251,9 @@ class StoredLimit:
 
 
 def declare(engine: Engine, limits: Sequence[Limit], *, by: str | None = None, dry_run: bool = False) -> list[Limit]:
-    """Store limits, each in the place of an earlier one of the same server and database. All of them or none.
+    """Store limits declared by `by`, replacing earlier ones of the same subjects. Stores all of them or none.
 
-    `by` declares them. A dry run checks them and stores none. Returns earlier limits that are replaced by other ones.
+    A dry run only checks them. Returns the earlier limits that were replaced by different ones.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -282,7 +282,7 @@ def forget(engine: Engine, server: str, database: str | None, *, dry_run: bool =
 
 
 def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
-    """Return those limits below what was measured last, each with that size in MiB; raises as `declare`."""
+    """Return the limits that are below the last measured size, each with that size in MiB; raises as `declare`."""
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
@@ -291,7 +291,7 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
 
 
 def stored_limits(engine: Engine) -> list[StoredLimit]:
-    """Return every limit, by server and database, the server's own first; raises DatabaseError."""
+    """Return all limits by server and database, that of the server first; raises DatabaseError."""
     return [
         StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), *row[4:])
         for row in rows_of(engine, "limits", _LIST)
@@ -335,7 +335,7 @@ FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name,
 
 @dataclass(frozen=True)
 class SizeStep:
-    """A step of one database, or with None of every database of the server; `day` is the first with the new size."""
+    """A step of a database, or with None of all databases of a server; `day` is the first with the new size."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -347,7 +347,7 @@ class SizeStep:
 
 @dataclass(frozen=True)
 class StoredStep:
-    """A step, when it was declared and by whom; None: not known."""
+    """A step with when it was declared and by whom; None: not known."""
 
     step: SizeStep
     declared_at: datetime
@@ -357,9 +357,9 @@ class StoredStep:
 def declare_steps(
     engine: Engine, steps: Sequence[SizeStep], *, by: str | None = None, dry_run: bool = False
 ) -> list[SizeStep]:
-    """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
+    """Store steps declared by `by`, replacing earlier ones of the same subject and day. Stores all of them or none.
 
-    `by` declares them. A dry run checks them and stores none. Returns the earlier steps that get another note.
+    A dry run only checks them. Returns the earlier steps whose note was replaced.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -378,7 +378,7 @@ def declare_steps(
 
 
 def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
-    """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
+    """Return the last size before a step and the first size from its day on, MiB or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes"), engine.connect() as connection:
         [key] = keys_of(connection, [(step.server, step.database)])
         subject: tuple[Any, str, str] = (
@@ -418,7 +418,7 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
 
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[StoredStep]:
-    """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
+    """Return steps by day: all of them, those of a server, or those that affect a database; raises DatabaseError."""
     rows = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
     return [
         StoredStep(SizeStep(row.name, row.database_name or None, row.step_date, row.note), *row[4:]) for row in rows
@@ -433,7 +433,7 @@ def steps_of_file(path: Path) -> list[SizeStep]:
     return things_of_file(path, SizeStep)
 
 
-# Without days that were mistyped.
+# Mistyped days are ignored.
 _STORED_DAYS = """
 SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), current_date) AS last FROM (
     SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats

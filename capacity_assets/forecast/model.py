@@ -1,9 +1,9 @@
 """The arithmetic of forecasts: how sizes continue, and when they reach a limit; arrays in, arrays out.
 
-Sizes continue with a robust drift, or stay where that was the better forecast, with bands from past errors. Everything
-is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in the batch, in
-which order, and on how many processors. Declared steps, changes that will not repeat, are taken out of a series first.
-The method and its measured error are in docs/forecast.md.
+A forecast is a robust drift, or the last size where that was the better forecast, with bands from past errors. All of
+it is closed form and per series: equal sizes give equal figures to the last digit, whatever else is in the batch, in
+any order, and on any number of processors. Declared steps, which will not repeat, are removed from a series first. The
+method and its measured errors are in docs/forecast.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
     """Move what was measured before each step to the level after it; `steps` has the columns of each row's steps.
 
     A step is the difference between the first size measured on its day or later and the last one before. It is left
-    alone where one of the two is not known. Without any step the array itself is returned.
+    alone if one of the two is unknown. Without any step the array itself is returned.
     """
     if not any(steps):
         return sizes
@@ -41,25 +41,25 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
 Sizes: TypeAlias = NDArray[np.float64]
 
 HISTORY_DAYS = 1096
-"""Days that a forecast looks at, those that daily aggregates are kept by default; fewer are enough."""
+"""Days that a forecast uses, as many as daily aggregates are kept by default; fewer are enough."""
 
 DRIFT_DAYS = 400
 """The drift is the mean of the daily changes of so many days."""
 
 WINSORISED_SHARE = 0.05
-"""The daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
+"""Daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
 
 LEAST_CHANGES = 28
 ORIGIN_STEP_DAYS = 7
 MOST_ORIGINS = 104
 JUDGED_BY_DAYS = 90
-"""The horizon at which drift and last value compete."""
+"""The horizon at which the drift and the last value are compared."""
 
 BAND = 0.8
 """Share of outcomes that should lie between the lower and the upper end."""
 
 LEAST_ERRORS = 4
-"""A horizon with fewer past errors takes those of the next shorter one, scaled."""
+"""A horizon with fewer past errors uses those of the next shorter one, scaled."""
 
 RISE_DAYS = (7, 14, 30, 45, 60, 90, 120, 180, 270, 365)
 """The days within which something may fill: HORIZONS_DAYS and days between them."""
@@ -67,7 +67,7 @@ RISE_DAYS = (7, 14, 30, 45, 60, 90, 120, 180, 270, 365)
 WEEK_DAYS, SPREAD_DAYS, PEAK_DAYS = 7, 90, 365
 
 LEAST_HISTORY_DAYS = 1 + LEAST_CHANGES + HORIZONS_DAYS[0] + (LEAST_ERRORS - 1) * ORIGIN_STEP_DAYS
-"""With fewer days of history the shortest horizon has too few errors: there is no band, and no day."""
+"""With fewer days of history the shortest horizon has too few errors: there is no band and no fill date."""
 
 GROWTH_OF_ERRORS = 0.75
 """Errors grow with the horizon to this power: between a random walk, 0.5, and a wrong drift, 1."""
@@ -80,9 +80,9 @@ class Forecasts:
     last: Sizes
     """The last known size."""
     drift: Sizes
-    """Change per day that is forecast; 0 where the last value was the better forecast, or history is short."""
+    """Forecast change per day; 0 if the last value was the better forecast, or history is short."""
     known_changes: NDArray[np.int64]
-    """Daily changes that were known; below LEAST_CHANGES there is no band."""
+    """Number of known daily changes; below LEAST_CHANGES there is no band."""
     errors: Sizes
     """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN where there are none.
 
@@ -95,16 +95,16 @@ class Forecasts:
     upper: Sizes
     """Upper end of the band, series by horizon; NaN without a band."""
     rises: Sizes
-    """How far a size rose at most within so many days after a past day, series by RISE_DAYS by MOST_ORIGINS.
+    """Largest rise within so many days after a past day, series by RISE_DAYS by MOST_ORIGINS.
 
-    The past days are as many days back and every ORIGIN_STEP_DAYS before that; NaN before the first known size.
+    The past days are that many days ago and every ORIGIN_STEP_DAYS before; NaN before the first known size.
     """
     pace: Sizes
     """Change per day over the last WEEK_DAYS, or as many as are known."""
     spread: Sizes
-    """The largest less the smallest size of today and the SPREAD_DAYS before."""
+    """Largest size minus smallest size of the last SPREAD_DAYS and today."""
     fallen: Sizes
-    """How far the last size is below the largest one of the PEAK_DAYS before."""
+    """How far the last size is below the largest one of the last PEAK_DAYS."""
 
     @property
     def middle(self) -> Sizes:
@@ -118,12 +118,11 @@ def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:
 
 
 def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
-    """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where it was not measured.
+    """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where not measured.
 
-    Where steps were taken out of `sizes`, `measured` has them as they were measured: no size may fall below zero.
-
-    Days between two measured ones are taken to lie on the line between them; days after the last measured one repeat
-    it. Columns before HISTORY_DAYS are not looked at.
+    If steps were removed from `sizes`, `measured` has the sizes with them: no forecast falls by more than was measured.
+    Days between two measured ones are interpolated; days after the last one repeat it. Only the last HISTORY_DAYS
+    columns are used.
     """
     recent = np.asarray(sizes, dtype=np.float64)[:, -HISTORY_DAYS:]
     levels = _filled(recent)
@@ -145,7 +144,7 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
 
 
 def _filled(sizes: Sizes) -> Sizes:
-    """Put days between two measured ones on the line between them, and repeat the last one; NaN before the first."""
+    """Interpolate days between two measured ones, and repeat the last one; NaN before the first."""
     days = np.arange(sizes.shape[1])
     measured = ~np.isnan(sizes)
     if measured.all():
@@ -161,7 +160,7 @@ def _filled(sizes: Sizes) -> Sizes:
 
 
 def _summed(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
-    """Winsorise the changes of each series and sum them from the left; NaN counts as no change."""
+    """Return the running sum of the winsorised changes of each series; NaN counts as no change."""
     ordered = np.sort(changes, axis=1)  # NaN comes last
     low, high = (_quantile(ordered, known, share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
     kept = np.clip(changes, low[:, None], high[:, None])
@@ -170,7 +169,7 @@ def _summed(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
 
 
 def _quantile(ordered: Sizes, count: NDArray[np.int64], share: float | Sizes) -> Sizes:
-    """Interpolate the quantile of the first `count` values of each row, which are in order; 0 without any."""
+    """Return the interpolated quantile of the first `count` values of each ordered row; 0 without values."""
     rows = np.arange(len(ordered))
     if not ordered.shape[1]:
         return np.zeros(len(ordered))
@@ -183,7 +182,7 @@ def _quantile(ordered: Sizes, count: NDArray[np.int64], share: float | Sizes) ->
 
 
 def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
-    """Mean of the winsorised changes of the DRIFT_DAYS up to `day`, of those that are known."""
+    """Return the mean of the known winsorised changes in the DRIFT_DAYS up to `day`."""
     first = np.maximum(summed.shape[1] - 1 - known, day - DRIFT_DAYS)
     width = np.maximum(day - first, 1)
     mean: Sizes = (summed[:, day] - summed[np.arange(len(summed)), np.minimum(first, day)]) / width
@@ -193,9 +192,9 @@ def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
 def _backtest(
     levels: Sizes, floors: Sizes, summed: Sizes, known: NDArray[np.int64]
 ) -> tuple[Sizes, NDArray[np.int64], NDArray[np.bool_]]:
-    """Forecast from past days what came after, with the drift and without; keep the errors of the better one.
+    """Forecast from past days, with the drift and with the last value; return the errors of the better method.
 
-    Which is better is decided at JUDGED_BY_DAYS, or the longest shorter horizon with LEAST_ERRORS errors, by their sum.
+    The better one has the smaller sum of errors at JUDGED_BY_DAYS, or at the longest shorter horizon with LEAST_ERRORS.
     """
     series, days = levels.shape
     shape = (series, len(HORIZONS_DAYS), MOST_ORIGINS)
@@ -222,10 +221,10 @@ def _backtest(
 
 
 def _rises(levels: Sizes) -> Sizes:
-    """How far sizes rose at most after past days; see `Forecasts.rises`."""
+    """Return the largest rises after past days; see `Forecasts.rises`."""
     series, columns = levels.shape
     rises = np.full((series, len(RISE_DAYS), MOST_ORIGINS), np.nan)
-    # The largest of a power of two of days that begin at each column; two of them overlap to any number of days.
+    # The largest size over a power of two of days from each column on; two of them cover any number of days.
     largest, width = levels, 1
     for place, days in enumerate(RISE_DAYS):
         if days >= columns:
@@ -239,7 +238,7 @@ def _rises(levels: Sizes) -> Sizes:
 
 
 def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
-    """Give a horizon with too few past errors those of the next shorter one, scaled."""
+    """Use the scaled errors of the next shorter horizon where a horizon has too few."""
     errors[:, 0] = np.where(counts[:, :1] > 0, errors[:, 0], np.nan)
     for place in range(1, len(HORIZONS_DAYS)):
         grown = (HORIZONS_DAYS[place] / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
@@ -248,7 +247,7 @@ def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
 
 
 def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes]:
-    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors."""
+    """Return the lower and upper end at each horizon: the forecast plus quantiles of its past errors."""
     shape = (len(last), len(HORIZONS_DAYS))
     lower, upper = (np.full(shape, np.nan) for _ in range(2))
     tail = np.zeros(len(last))
@@ -265,10 +264,10 @@ def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) 
 
 
 def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:
-    """Share of the errors left out at either end.
+    """Return the share of errors outside either end of the band.
 
-    Origins a week apart see the same days: errors over a longer horizon count as fewer independent ones, and few ones
-    show too narrow a band, so that less is left out.
+    Origins a week apart share days, so errors over a longer horizon count as fewer independent ones. Few errors would
+    give too narrow a band, so that fewer are left outside.
     """
     independent = np.maximum(count * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
     tail: Sizes = np.maximum((1 - BAND) / 2 - 0.5 / independent, 0.0)
@@ -282,16 +281,16 @@ NOT_WITHIN_HORIZON = -1
 class Runways:
     """When each series of a batch reaches its limit; every array has one row per series.
 
-    Days count from the last known size, 0: reached already. NOT_WITHIN_HORIZON also stands where the limit is unknown
-    (NaN), or where there is no band; `is_known` and `has_band` tell these apart.
+    Days count from the last known size; 0: reached already. They are NOT_WITHIN_HORIZON also if the limit is unknown
+    (NaN) or there is no band; `is_known` and `has_band` tell which.
     """
 
     early_days: NDArray[np.int64]
-    """P10: reached by then with a probability of a tenth."""
+    """P10: reached by then with a probability of 10 %."""
     middle_days: NDArray[np.int64]
-    """P50."""
+    """P50: the same with 50 %."""
     late_days: NDArray[np.int64]
-    """P90."""
+    """P90: the same with 90 %."""
     probability: Sizes
     """Probability of being full within each of HORIZONS_DAYS; NaN without limit or band."""
     is_known: NDArray[np.bool_]
@@ -325,15 +324,15 @@ WEIGHTS = {
     90: (-2.45, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
     365: (-1.55, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
 }
-"""Of the PIECES by days: fitted once, by `benchmarks.calibration`, so that probabilities hold; never to a fleet."""
+"""Weights of PIECES by days, fitted once by `benchmarks.calibration` so that probabilities hold; never to a fleet."""
 MOST_USED = 4.0
 SMALLEST_FREE, LARGEST_FREE = 0.01, 100.0
 MOST_PROBABLE = 0.99
-"""No forecast is more certain; what is full already has the probability 1."""
+"""Largest probability of a forecast; what is full already has 1."""
 
 
 def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
-    """What speaks for reaching limits that are not reached, series by RISE_DAYS by PIECES; a higher limit has less."""
+    """Return the evidence for reaching limits, series by RISE_DAYS by PIECES; a higher limit has less."""
     free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
     last, grown, count, days = _known(forecasts)
     rises = _rises_piece(np.sum(forecasts.rises >= free[:, :, None], axis=2), count, days)
@@ -341,7 +340,7 @@ def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
 
 
 def _known(forecasts: Forecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
-    """The last size, what is compared with the free space, the number of rises, and the days: series by RISE_DAYS."""
+    """Return last sizes, the growth compared with free space, numbers of rises and days, each series by RISE_DAYS."""
     days = np.broadcast_to(np.asarray(RISE_DAYS, dtype=np.float64), forecasts.rises.shape[:2])
     columns = (forecasts.last, forecasts.drift, forecasts.pace, forecasts.spread, forecasts.fallen)
     last, drift, pace, spread, fallen = (np.broadcast_to(column[:, None], days.shape) for column in columns)
@@ -349,16 +348,16 @@ def _known(forecasts: Forecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
 
 
 def _size_pieces(free: Sizes, last: Sizes, grown: Sequence[Sizes]) -> list[Sizes]:
-    """The PIECES from the free share on, up to what has fallen."""
+    """Return the PIECES from the free share to the fallen size."""
     with np.errstate(divide="ignore", over="ignore"):
         used = [np.sqrt(np.clip(size / free, 0.0, MOST_USED)) for size in grown]
         return [-np.log(np.clip(free / last, SMALLEST_FREE, LARGEST_FREE)), *used]
 
 
 def _rises_piece(reached: NDArray[np.int64], count: Sizes, days: Sizes) -> Sizes:
-    """The last of PIECES: so many of the rises within so many days reach the free space."""
+    """Return the last of PIECES: the log odds of past rises that reach the free space."""
     share = reached / np.maximum(count, 1)
-    # Days a week apart see the same rises: over more days they count as fewer independent ones.
+    # Origins a week apart share rises, so that rises over more days count as fewer independent ones.
     independent = count * ORIGIN_STEP_DAYS / days
     return np.log((independent * share + 0.5) / (independent * (1 - share) + 0.5))
 
@@ -370,7 +369,7 @@ _WEIGHTS_BY_DAYS = np.stack(
 
 
 def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
-    """Probability of having reached the goal within each of RISE_DAYS."""
+    """Return the probability of reaching the goal within each of RISE_DAYS."""
     odds = np.sum(evidence(forecasts, goal) * _WEIGHTS_BY_DAYS, axis=2)
     probability = np.minimum(np.maximum.accumulate(1 / (1 + np.exp(-odds)), axis=1), MOST_PROBABLE)
     probability = np.where(np.isinf(goal)[:, None], 0.0, probability)
@@ -378,18 +377,18 @@ def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
 
 
 LEAST_FREE, MOST_FREE = 1e-6, 1e4
-"""Times the largest size of the last year: free space that is looked at; less is none, more is without bounds."""
+"""Bounds of free space, in units of the largest size of the last year; beyond them it is none or unbounded."""
 HALVINGS = 26
-"""Of the logarithm of these bounds: to the seventh digit."""
+"""Number of bisections of free space, which give seven digits."""
 ROUNDING_DAYS = 1e-6
-"""A day is not rounded up for less than this, which is an error of rounding."""
+"""A smaller part of a day is an error of rounding."""
 
 
 def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
-    """The first day by which the goal is reached with each of SHARES, series by share.
+    """Return the first day by which the goal is reached with each of SHARES, series by share.
 
-    Between two of RISE_DAYS, and from 0 to the first, days are interpolated by free space, not by probability: that
-    jumps where the free space is what the series rose in the past.
+    Between two of RISE_DAYS, days are interpolated by free space, not by probability, which jumps where the free space
+    equals a past rise.
     """
     days = np.array([0, *RISE_DAYS])
     first = np.sum(probability[:, :, None] < np.array(SHARES), axis=1)
@@ -401,7 +400,7 @@ def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[n
     with np.errstate(invalid="ignore", divide="ignore"):
         grown = (goal[series] - forecasts.last[series] - low) / (high - low)
     width = days[after] - days[after - 1]
-    # Without bounds nothing tells where between the two it is: the day after the first of them.
+    # If free space is unbounded, nothing tells which day between the two it is: the day after the first.
     steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
     found = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
     found[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
@@ -411,7 +410,7 @@ def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[n
 def _free_by_days(
     forecasts: Forecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
 ) -> Sizes:
-    """The largest free space with which each share is reached within 0 and each of RISE_DAYS, up to the `until`th."""
+    """Return the largest free space that is used up with each share within 0 and RISE_DAYS, up to the `until`th."""
     ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
     case, column = np.nonzero(np.arange(len(RISE_DAYS)) < until[:, None])
     odds = np.log(np.array(SHARES) / (1 - np.array(SHARES)))
@@ -420,10 +419,10 @@ def _free_by_days(
 
 
 def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArray[np.int64], needed: Sizes) -> Sizes:
-    """The largest free space with which each series has the odds within the day count of the column; 0: there is none.
+    """Return the largest free space for which each series has the needed odds in its column; 0: none.
 
-    Between two neighbouring rises of its past, the number of rises that reach the free space is the same. So these two
-    are found first, and then the free space between them.
+    Between two neighbouring past rises, the number of rises that reach the free space is constant. These two are found
+    first, and then the free space between them.
     """
     of = (series, column)
     last, grown, count, days = _known(forecasts)
@@ -454,9 +453,9 @@ def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArr
 
 
 def _levels(forecasts: Forecasts) -> tuple[Sizes, NDArray[np.int64]]:
-    """The bounds of free space and the past rises between them, the largest first, and the number of these rises.
+    """Return the bounds of free space and the past rises between them, largest first, and the number of these rises.
 
-    As many rises reach a level as its place says, but no more than their number.
+    The place of a level is the number of rises that reach it, up to the number of rises.
     """
     largest = np.maximum(forecasts.last + forecasts.fallen, 1.0)[:, None, None] * np.ones((1, len(RISE_DAYS), 1))
     least, most = LEAST_FREE * largest, MOST_FREE * largest

@@ -1,4 +1,4 @@
-"""The outlook of a server, database or volume: size, limit, and when it is reached; and which columns store it.
+"""The outlook of a server, database or volume: its size, its limit and when it is full; and its stored columns.
 
 How an outlook is computed is in `runway`.
 """
@@ -17,7 +17,7 @@ from capacity_assets.base.units import human_change_mb, human_day, human_mb, hum
 from capacity_assets.database.tables import capacity_runways
 
 SERVER, DATABASE, VOLUME, GROUP = "server", "database", "volume", "group"
-"""What a forecast is about."""
+"""Kinds of subjects of a forecast."""
 STALE_DAYS = 31
 """Servers that were not measured for so long have no forecast."""
 
@@ -32,9 +32,9 @@ FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
 )
 RECENT_DAYS = 30
 RISK_DAYS = (30, 7, 90, 365)
-"""Horizons in the order in which their probabilities say which risk is greater: first the one that people act on."""
+"""Horizons by which risks are compared, most important first: people act on the first one."""
 FASTER = 2
-"""So many times the forecast change, the recent one is worth a remark."""
+"""A recent change of this many times the forecast one is mentioned."""
 
 
 SHARES = (0.1, 0.5, 0.9)
@@ -42,7 +42,7 @@ SHARES = (0.1, 0.5, 0.9)
 
 
 def day_text(day: date | None) -> str:
-    """Render a day on which something is full, or that it is not within the horizon."""
+    """Render a fill date; None: not within a year."""
     return "not within a year" if day is None else human_day(day)
 
 
@@ -53,7 +53,7 @@ def display_name(subject: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class PlannedOutlook:
-    """When a subject is full with the limit that is planned from a day on, MiB; days as those of `Outlook`."""
+    """When a subject is full with its planned limit, MiB, which holds from `day` on; other days as in `Outlook`."""
 
     day: date
     limit_mb: int
@@ -63,17 +63,17 @@ class PlannedOutlook:
 
     @property
     def sentence(self) -> str:
-        """Say from when the limit holds, and when it is full then."""
+        """The planned limit and its fill date in a sentence."""
         full = "not full within a year" if self.middle_day is None else f"full by {human_day(self.middle_day)}"
         return f"With {human_mb(self.limit_mb)} from {human_day(self.day)} on: {full}."
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """One server, database or volume of a server: how much it holds, may hold, and when that is reached.
+    """A server, database or volume: its size, its limit, and when that is reached.
 
-    Days and probabilities count from `last_day`. A day is None where the limit is not reached within a year, or `state`
-    is neither `forecast` nor `full`.
+    Days and probabilities count from `last_day`. A day is None if the limit is not reached within a year, or `state` is
+    neither `forecast` nor `full`.
     """
 
     server: str
@@ -87,9 +87,9 @@ class Outlook:
     source: str | None
     headroom_mb: int | None
     change_mb_per_day: float
-    """What is forecast."""
+    """Forecast change."""
     recent_mb_per_day: float | None
-    """What it was over the last RECENT_DAYS; None: not measured then."""
+    """Change over the last RECENT_DAYS; None: not measured then."""
     history_days: int
     state: str
     early_day: date | None
@@ -104,7 +104,7 @@ class Outlook:
 
     @property
     def sooner_day(self) -> date | None:
-        """The day on which it is full at its recent pace, where that is much faster and sooner than is forecast."""
+        """The fill date at its recent pace, if that is much faster than forecast; else None."""
         recent = self.recent_mb_per_day
         if self.state not in {FORECAST, TOO_LITTLE_HISTORY} or not self.headroom_mb or not recent:
             return None
@@ -138,11 +138,11 @@ class Outlook:
 
     @property
     def days_text(self) -> list[str]:
-        """The same, or that it is full."""
+        """The same, or `full`."""
         return [FULL] * 3 if self.state == FULL else self.ends
 
     def sentence(self, within_days: int) -> str:
-        """Say when it is full, how sure that is, by which limit, and what growth is forecast."""
+        """Return its fill date, probability, size, limit and growth in a sentence."""
         binds = "disk" if self.binds == VOLUME_LIMIT else self.binds
         holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({binds}, {self.source})."
         if self.state == FULL:
@@ -163,7 +163,7 @@ class Outlook:
 
     @property
     def remark(self) -> str:
-        """Say that it grows faster of late than is forecast; to be asked where `sooner_day` is known."""
+        """Its recent growth in a sentence; valid only if `sooner_day` is known."""
         return (
             f"In the last {RECENT_DAYS} days it grew by {human_change_mb(round(self.recent_mb_per_day or 0))} per day: "
             f"at that pace it is full on {self.sooner_day and human_day(self.sooner_day)}."
@@ -171,7 +171,7 @@ class Outlook:
 
     @property
     def risk(self) -> tuple[object, ...]:
-        """What sorts the greatest risk first."""
+        """Sort key that puts the greatest risk first."""
         return (*(-self.probabilities.get(days, -1.0) for days in RISK_DAYS), self.early_day or date.max)
 
 
@@ -181,20 +181,20 @@ STORED = {
     for one in fields(Outlook)
     if (column := _STORED_AS.get(one.name, one.name)) in capacity_runways.columns
 }
-"""The fields of an outlook that are stored, by column: a new column needs a field of its name, and nothing else."""
+"""The stored fields of an outlook by column. A field with the name of a column is stored without further code."""
 STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedOutlook)}
-"""The same of what is planned."""
+"""The same for planned limits."""
 
 
 def is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
     """Return the condition that a stored forecast of a horizon came due from `first` to `last`.
 
-    A forecast begins at its last sample, which may be older than its issue, but not stale.
+    A horizon begins at the last sample, which may be up to STALE_DAYS older than the issue.
     """
     runways, ahead, stale = capacity_runways.c, timedelta(days=days), timedelta(days=STALE_DAYS)
     return sa.and_(
         runways.as_of.between(first - ahead, last - ahead + stale),
-        # With this sum, PostgreSQL looks up the samples of the due days; with other bounds instead, it reads them all.
+        # With this sum PostgreSQL looks up samples by their day; with bounds on `last_day` it would read all of them.
         (runways.last_day + days).between(first, last),
         runways[f"forecast_{days}_mb"].is_not(None),
     )
@@ -202,7 +202,7 @@ def is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class Outlooks:
-    """Every server and database with a limit, greatest risk first, and how many databases have none that is known."""
+    """All servers and databases with a limit, greatest risk first, and the number of databases without a known one."""
 
     as_of: date | None
     rows: Sequence[Outlook]
@@ -212,10 +212,10 @@ class Outlooks:
 
 
 def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
-    """Leave out what another row says at least as urgently: the volume or server that binds it.
+    """Leave out rows that are limited by a volume or server whose own row is at least as urgent.
 
-    A volume that is not known to fill, or has too little history, stands for nothing that does. A server that its
-    volumes limit is the same space as these: one of them stands for it if their ranges overlap.
+    A server that is limited by its volumes is the same space as these: it is left out if the range of one overlaps its
+    own.
     """
     greatest: dict[tuple[str, str], tuple[object, ...]] = {}
     earliest: dict[str, date] = {}

@@ -1,6 +1,6 @@
-"""The forecast of one series computed a second way: value by value, without arrays. For `explain` and for tests.
+"""A second calculation of the forecast of one series, value by value without arrays, for `explain` and tests.
 
-It follows docs/forecast.md, not `model`, from which it takes nothing but the constants.
+It follows docs/forecast.md and shares only constants with `model`.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from capacity_assets.forecast.model import (
 )
 
 SAME_FREE = 1e-9
-"""Free space is found to this part of it."""
+"""Relative precision of free space."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The forecast of one series, and what it was made of."""
+class ReferenceForecast:
+    """The forecast of one series with its intermediate figures."""
 
     last: float
     drift: float
     lowest_change: float
     highest_change: float
-    """Between these, daily changes count as they are; beyond, as the nearer of the two."""
+    """Daily changes are limited to this range."""
     cut_changes: int
     follows_drift: bool
     errors: dict[int, list[float]]
     """Past errors of the better forecast, by horizon in days."""
     rises: dict[int, list[float]]
-    """How far the size rose at most within so many days after past days."""
+    """Largest rises within so many days after past days."""
     pace: float
     """Change per day over the last week."""
     spread: float
-    """The largest less the smallest size of the last 90 days."""
+    """Largest size minus smallest size of the last 90 days."""
     fallen: float
     """How far the last size is below the largest one of the last year."""
 
@@ -93,7 +93,7 @@ class Reference:
         return dict.fromkeys(RISE_DAYS, 1.0) if self.last >= limit else found
 
     def evidence(self, limit: float, days: int) -> list[float]:
-        """What speaks for reaching a limit within so many days, in the order of PIECES."""
+        """Return the evidence for reaching a limit within so many days, in the order of PIECES."""
         free = limit - self.last
         sizes = (self.drift * days, self.pace * days, self.spread, self.fallen)
         used = [math.sqrt(min(max(size / free, 0.0), MOST_USED)) for size in sizes]
@@ -138,7 +138,7 @@ class Reference:
 
 
 def _weights(days: int) -> list[float]:
-    """The weights for so many days: those of WEIGHTS, and between two of them linear in the logarithm of the days."""
+    """Return WEIGHTS for so many days; between two of them they are linear in the logarithm of the days."""
     for (fewer, low), (more, high) in pairwise(WEIGHTS.items()):
         if fewer <= days <= more:
             part = math.log(days / fewer) / math.log(more / fewer)
@@ -146,10 +146,10 @@ def _weights(days: int) -> list[float]:
     raise ValueError(days)
 
 
-def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> Reference:
-    """Forecast one series: one value per day up to today, None where it was not measured; one at least was.
+def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> ReferenceForecast:
+    """Forecast one series: one value per day up to today, None where not measured, and at least one size.
 
-    `measured` has the same sizes before declared steps were taken out.
+    `measured` has the same sizes with declared steps.
     """
     levels = _filled(sizes[-HISTORY_DAYS:])
     floors = levels if measured is None else _filled(measured[-HISTORY_DAYS:])
@@ -165,7 +165,7 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
     cut = sum(before != after for before, after in zip(changes, kept, strict=True))
     week = min(WEEK_DAYS, len(changes))
     lately = levels[-1 - SPREAD_DAYS :]
-    return Reference(
+    return ReferenceForecast(
         levels[-1],
         drift,
         lowest,
@@ -181,7 +181,7 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
 
 
 def _filled(sizes: Sequence[float | None]) -> list[float]:
-    """Drop what lies before the first measured day, and put the days between two on the line between them."""
+    """Drop days before the first measured one, and interpolate days between two measured ones."""
     measured = [(day, size) for day, size in enumerate(sizes) if size is not None]
     levels: list[float] = []
     for (day, size), (next_day, next_size) in pairwise(measured):
@@ -207,7 +207,7 @@ def _mean(values: Sequence[float]) -> float:
 def _errors(
     levels: Sequence[float], floors: Sequence[float], kept: Sequence[float], *, drift: bool
 ) -> dict[int, list[float]]:
-    """What came after each past day, less what its forecast would have been."""
+    """Return the errors of forecasts from past days: the change that followed minus the forecast one."""
     errors: dict[int, list[float]] = {}
     for horizon in HORIZONS_DAYS:
         errors[horizon] = []
@@ -227,7 +227,7 @@ def _rises(levels: Sequence[float], days: int) -> list[float]:
 
 
 def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
-    """Give a horizon with too few errors the scaled errors of the next shorter one; {} if the shortest has too few."""
+    """Use scaled errors of the next shorter horizon where there are too few; {} if the shortest has too few."""
     completed: dict[int, list[float]] = {}
     before = 0
     for horizon in HORIZONS_DAYS:

@@ -1,7 +1,7 @@
-"""When a limit is reached: sizes, forecasts and limits put together, in the order of their risk.
+"""Computes outlooks: forecasts of sizes, the limits that bind, and plans that raise them.
 
-The smallest known limit binds. Plans give forecasts a second date, with the limits that hold from their days on.
-The arithmetic is in `model`, what an outlook says in `outlook`.
+The smallest known limit binds. Plans add a second fill date, with the limits that hold from their days on. The
+arithmetic is in `model`, the outlook itself in `outlook`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from capacity_assets.forecast.outlook import (
 
 
 @dataclass(frozen=True)
-class Binding:
-    """The limit that binds: MiB, whose it is and where it comes from; `limit_mb` None: unlimited, or unknown."""
+class BindingLimit:
+    """The limit that binds, MiB, with its kind and source; `limit_mb` None: unlimited, or unknown."""
 
     limit_mb: float | None
     binds: str | None
@@ -52,18 +52,18 @@ class Binding:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is a limit, or somebody said that there is none."""
+        """Whether there is a limit, or it was declared unlimited."""
         return self.binds is not None
 
 
-UNKNOWN = Binding(None, None, None)
+UNKNOWN = BindingLimit(None, None, None)
 
 
-def binding_limit(limits: LimitedSubject, size_mb: float, size_then_mb: float) -> Binding:
-    """Return the smallest of a subject's limits; `size_then_mb` is its size on the day its volumes were measured.
+def binding_limit(limits: LimitedSubject, size_mb: float, size_then_mb: float) -> BindingLimit:
+    """Return the smallest limit of a subject; `size_then_mb` is its size on the day its volumes were measured.
 
-    An engine's "no ceiling of its own" is no limit and no lack of one: the volumes decide, and where these are not
-    known, the limit is unknown. Only people say unlimited.
+    If an engine reports no ceiling, the volumes are the limit; without known volumes it is unknown. Only a declaration
+    makes a subject unlimited.
     """
     known: list[tuple[float, str, str | None]] = []
     if limits.own_mb is not None:
@@ -75,21 +75,18 @@ def binding_limit(limits: LimitedSubject, size_mb: float, size_then_mb: float) -
     if limits.free_mb is not None:
         known.append((size_then_mb + limits.free_mb, VOLUME_LIMIT, limits.free_source))
     if known:
-        return Binding(*min(known))
+        return BindingLimit(*min(known))
     if limits.own_source == DECLARED:
-        return Binding(None, OWN_LIMIT, DECLARED)
-    return Binding(None, SERVER_LIMIT, DECLARED) if limits.server_source == DECLARED else UNKNOWN
+        return BindingLimit(None, OWN_LIMIT, DECLARED)
+    return BindingLimit(None, SERVER_LIMIT, DECLARED) if limits.server_source == DECLARED else UNKNOWN
 
 
 Plans: TypeAlias = Mapping[int, Sequence[Row[Any]]]
-"""Plans whose day is still to come, by number of the server: rows with subject, name, until_day and added_mb."""
+"""Plans for future days by server ID: rows with subject, name, until_day and added_mb."""
 
 
 def raised_limits(limits: LimitedSubject, plans: Plans) -> tuple[date, LimitedSubject] | None:
-    """Return the day of the last plan that concerns a subject, and its limits once all of them are carried out.
-
-    None: no plan concerns it.
-    """
+    """Return the day of the last plan for a subject, and its limits after all plans; None: no plan."""
     raised, days = limits, []
     for plan in plans.get(limits.instance_id, ()):
         names = [name for name in _raised_by(plan, limits) if getattr(limits, name) is not None]
@@ -99,9 +96,9 @@ def raised_limits(limits: LimitedSubject, plans: Plans) -> tuple[date, LimitedSu
 
 
 def _raised_by(plan: Row[Any], limits: LimitedSubject) -> Sequence[str]:
-    """Name the limits of a subject that a plan raises: its own, or what it shares with others."""
+    """Return the fields of a subject's limits that a plan raises: its own, or those it shares with others."""
     if (plan.subject, plan.name) == (limits.subject, limits.name):
-        # A server without a limit of its own has what its volumes have.
+        # A server without a limit of its own is limited by its volumes.
         return ("own_mb", "ceiling_mb") if plan.subject != SERVER or limits.own_mb is not None else ("free_mb",)
     if plan.subject == VOLUME and limits.subject != VOLUME and plan.name in (limits.volumes or ()):
         return ("free_mb",)
@@ -113,7 +110,7 @@ def _raised_by(plan: Row[Any], limits: LimitedSubject) -> Sequence[str]:
 def coming_plans(connection: Connection, as_of: date) -> Plans:
     """Return the plans after a day, up to the end of its forecasts; raises DBAPIError.
 
-    From its day on, a plan is what is measured or declared.
+    On its day, a plan has been carried out, and is measured or declared.
     """
     plans: dict[int, list[Row[Any]]] = {}
     for row in connection.execute(text(_PLANS), {"as_of": as_of, "days": HORIZONS_DAYS[-1]}):
@@ -132,10 +129,9 @@ NAMED = 10
 
 
 def outlooks(engine: Engine, today: date, server: str | None = None, database: str | None = None) -> Outlooks:
-    """Read sizes and limits and forecast, of all servers or one, or one database of it.
+    """Compute the outlooks of all servers, or of one server, or of one of its databases.
 
-    A database that is bound by its server's limit, or by a volume, has its size and what is left there, as if the
-    others stood still.
+    A database that is limited by its server or a volume has all the free space there, as if nothing else grew.
 
     Raises:
         DatabaseError: the database failed.
@@ -144,7 +140,7 @@ def outlooks(engine: Engine, today: date, server: str | None = None, database: s
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return Outlooks(None, (), 0, {})
-        # One server is shown with everything on it, limited or not.
+        # One server is shown with everything on it, with or without a limit.
         servers = None if server is None else (server,)
         scope = history.HistoryScope(as_of, servers, database, every=server is not None)
         kinds = KINDS if database is None else (DATABASE,)
@@ -160,7 +156,7 @@ def outlooks(engine: Engine, today: date, server: str | None = None, database: s
 
 @dataclass(frozen=True)
 class SeriesOutlook:
-    """One outlook with its sizes: as measured, and without declared steps."""
+    """An outlook with its sizes, as measured and without declared steps."""
 
     outlook: Outlook
     sizes: Sizes
@@ -170,9 +166,9 @@ class SeriesOutlook:
 def outlook_with_sizes(
     engine: Engine, today: date, kind: str, name: str | None, server: str | None
 ) -> SeriesOutlook | None:
-    """Return the outlook of one series and its sizes, limited or not; None: it was not measured within the last month.
+    """Return the outlook of one series with its sizes; None: it was not measured within the last month.
 
-    Raises ValidationError where several servers have that name, and DatabaseError.
+    Raises ValidationError if several servers have that name, and DatabaseError.
     """
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
@@ -194,14 +190,14 @@ def outlook_with_sizes(
 
 @dataclass(frozen=True)
 class BatchOutlooks:
-    """The outlooks of a batch, and the forecasts they were made of, one row each."""
+    """The outlooks of a batch and their forecasts, one row each."""
 
     rows: Sequence[Outlook]
     made: Forecasts
 
 
-def of_batch(batch: history.Histories, plans: Plans) -> BatchOutlooks:
-    """Forecast a batch of series and hold it against its limits, and against those that are planned."""
+def of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchOutlooks:
+    """Compute the outlooks of a batch of series, with plans."""
     made = forecast(batch.smooth, batch.sizes)
     bound = bindings(batch, made)
     limits = limits_of(bound)
@@ -209,28 +205,32 @@ def of_batch(batch: history.Histories, plans: Plans) -> BatchOutlooks:
     return BatchOutlooks(with_plans(rows, batch, made, plans), made)
 
 
-def bindings(batch: history.Histories, made: Forecasts) -> list[Binding]:
-    """Return the limit that binds each series."""
+def bindings(batch: history.SeriesBatch, made: Forecasts) -> list[BindingLimit]:
+    """Return the binding limit of each series."""
     return [
         binding_limit(row, float(size), _size_on(row.free_day, row.last_day, sizes))
         for row, size, sizes in zip(batch.subjects, made.last, batch.sizes, strict=True)
     ]
 
 
-def raised_by(bound: Binding, add_mb: int) -> Binding:
-    """Return a limit that is so many MiB higher, where there is one."""
+def raised_by(bound: BindingLimit, add_mb: int) -> BindingLimit:
+    """Return a limit raised by so many MiB; unlimited and unknown ones stay as they are."""
     if not add_mb or bound.limit_mb is None:
         return bound
     return replace(bound, limit_mb=bound.limit_mb + add_mb)
 
 
-def limits_of(bound: Sequence[Binding]) -> Sizes:
-    """Return limits as `runways` takes them."""
+def limits_of(bound: Sequence[BindingLimit]) -> Sizes:
+    """Return limits as an array for `runways`."""
     return np.array([_limit(one) for one in bound], dtype=np.float64)
 
 
 def outlook_rows(
-    batch: history.Histories, made: Forecasts, ends: Runways, bound: Sequence[Binding], is_full: NDArray[np.bool_]
+    batch: history.SeriesBatch,
+    made: Forecasts,
+    ends: Runways,
+    bound: Sequence[BindingLimit],
+    is_full: NDArray[np.bool_],
 ) -> list[Outlook]:
     """Return the outlook of each series of a batch."""
     return [
@@ -240,12 +240,9 @@ def outlook_rows(
 
 
 def with_plans(
-    rows: Sequence[Outlook], batch: history.Histories, made: Forecasts, plans: Plans, add_mb: int = 0
+    rows: Sequence[Outlook], batch: history.SeriesBatch, made: Forecasts, plans: Plans, add_mb: int = 0
 ) -> Sequence[Outlook]:
-    """Return outlooks with the days on which they are full once plans have raised their limits.
-
-    `add_mb` is what every limit is higher by.
-    """
+    """Return outlooks with their fill dates after plans; every limit is higher by `add_mb`."""
     if not plans:
         return rows
     raised = [raised_limits(row, plans) for row in batch.subjects]
@@ -263,29 +260,29 @@ def with_plans(
 
 
 def _planned(row: Outlook, day: date, place: int, limit: float, ends: Runways) -> PlannedOutlook | None:
-    """Return when it is full with a planned limit; None: that is no higher than today's, or nothing is known."""
+    """Return the outlook with a planned limit; None: that is no higher than today's, or no date is known."""
     if not np.isfinite(limit) or row.limit_mb is None or int(limit) <= row.limit_mb or not ends.has_band[place]:
         return None
     days = (_day(row.last_day, int(each[place])) for each in (ends.early_days, ends.middle_days, ends.late_days))
-    # What is full before is full on that day.
+    # If it is full before the plan, it is still full on that day at the earliest.
     return PlannedOutlook(day, int(limit), *(None if full is None else max(full, day) for full in days))
 
 
 def _size_on(day: date | None, last_day: date, sizes: Sizes) -> float:
-    """The size on the day on which volumes were measured; the last one where that day has none."""
+    """Return the size on the day its volumes were measured; the last size if that day has none."""
     column = len(sizes) - 1 - max((last_day - (day or last_day)).days, 0)
     size = sizes[column] if column >= 0 else np.nan
     return float(sizes[-1] if np.isnan(size) else size)
 
 
-def _limit(bound: Binding) -> float:
+def _limit(bound: BindingLimit) -> float:
     if bound.limit_mb is None:
         return np.inf if bound.is_known else np.nan
-    # A server that is more than full leaves a small database less than nothing.
+    # On a server that is over its limit, a small database would have a negative limit.
     return max(bound.limit_mb, 0.0)
 
 
-def _state(bound: Binding, *, is_full: bool, has_band: bool) -> str:
+def _state(bound: BindingLimit, *, is_full: bool, has_band: bool) -> str:
     if bound.limit_mb is None:
         return NO_LIMIT if bound.is_known else LIMIT_UNKNOWN
     if is_full:
@@ -294,13 +291,19 @@ def _state(bound: Binding, *, is_full: bool, has_band: bool) -> str:
 
 
 def _recent(smooth: Sizes) -> float | None:
-    """Change per day over the last month, without declared steps; None where it was not measured a month ago."""
+    """Return the change per day over the last month without steps; None: not measured a month ago."""
     before = smooth[-1 - RECENT_DAYS] if len(smooth) > RECENT_DAYS else np.nan
     return None if np.isnan(before) else round(float(smooth[-1] - before) / RECENT_DAYS, 3)
 
 
 def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
-    row: LimitedSubject, place: int, made: Forecasts, ends: Runways, bound: Binding, is_full: bool, recent: float | None
+    row: LimitedSubject,
+    place: int,
+    made: Forecasts,
+    ends: Runways,
+    bound: BindingLimit,
+    is_full: bool,
+    recent: float | None,
 ) -> Outlook:
     limit = _limit(bound)
     state = _state(bound, is_full=is_full, has_band=bool(ends.has_band[place]))

@@ -1,8 +1,8 @@
-"""Scenarios: what named assumptions make of the runways, beside the base case. Nothing is stored here.
+"""Scenarios: outlooks with assumptions beside those without them, the base case. Nothing is stored here.
 
-An assumption changes sizes or limits from a day on. It changes single databases; the server, volumes and groups that
-hold them change by the sum. Without an assumption every figure is that of the base case. The rules are in
-docs/forecast.md, "Scenarios".
+An assumption changes sizes or limits from a day on. It changes single databases; their server, volumes and groups
+change by the sum. Whatever no assumption touches is equal to the base case. The rules are in docs/forecast.md,
+"Scenarios".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, Forecasts, Runway
 from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME, Outlook, Outlooks
 from capacity_assets.forecast.runway import (
     BatchOutlooks,
-    Binding,
+    BindingLimit,
     Plans,
     bindings,
     coming_plans,
@@ -44,7 +44,7 @@ from capacity_assets.forecast.runway import (
 Subject: TypeAlias = tuple[str, str]
 """A server and a database of it."""
 LabelFilter: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
-"""Returns those of some databases that have a label (key, value) now."""
+"""A function that returns those of some databases that have a label (key, value) today."""
 
 MOST_FACTOR = 1000
 
@@ -72,7 +72,7 @@ AtOnce = Annotated[Day | None, Field(default=None)]
 
 @dataclass(frozen=True)
 class Growth:
-    """The forecast growth of databases with a label, of a server, or of one database, times a factor."""
+    """A factor for the forecast growth of databases: those with a label, those of a server, one, or all."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -91,7 +91,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class NewDatabase:
-    """A new database on a server, or with None a copy of it on every server, to see where it fits."""
+    """A new database on a server, or without a server one on each, to see where it fits."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -112,7 +112,7 @@ class NewDatabase:
 
 @dataclass(frozen=True)
 class Purge:
-    """Space that a database gives back."""
+    """A decrease of a database."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -129,7 +129,7 @@ class Purge:
 
 @dataclass(frozen=True)
 class LimitChange:
-    """A limit of a server, database or volume that becomes `gb`, or grows by `add_gb`; without any, every limit."""
+    """A limit of a server, database or volume that becomes `gb` or grows by `add_gb`; without a server, all limits."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -141,7 +141,7 @@ class LimitChange:
     day: AtOnce = None
 
     def __post_init__(self) -> None:
-        """Refuse both sizes or none, a size for every limit, and two subjects."""
+        """Refuse both sizes or neither, a size for all limits, and two subjects."""
         if (self.limit_mb is None) == (self.add_mb is None):
             raise ValidationError("A limit has either gb or add_gb.")
         if self.server is None and (self.limit_mb is not None or self.database or self.volume):
@@ -160,7 +160,7 @@ class LimitChange:
 
 @dataclass(frozen=True)
 class Move:
-    """A database that goes to another server with its growth."""
+    """A database that moves to another server, with its growth."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -169,7 +169,7 @@ class Move:
     to: str
     day: AtOnce = None
     volume: str | None = None
-    """The volume of the other server that it grows on then."""
+    """Its volume on the other server."""
 
     @property
     def text(self) -> str:
@@ -183,7 +183,7 @@ def _from(day: date | None) -> str:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Assumptions that hold together."""
+    """A set of assumptions."""
 
     growth: Sequence[Growth] = ()
     new_database: Sequence[NewDatabase] = ()
@@ -198,7 +198,7 @@ class Scenario:
 
     @property
     def servers(self) -> set[str]:
-        """The servers that it names."""
+        """Names of the servers in its assumptions."""
         every: tuple[Growth | NewDatabase | Purge | LimitChange | Move, ...]
         every = (*self.growth, *self.new_database, *self.purge, *self.limit, *self.move)
         return {one.server for one in every if one.server} | {one.to for one in self.move}
@@ -237,38 +237,38 @@ def scenario_of_file(path: Path) -> Scenario:
 
 
 def higher_limits(add_gb: Decimal) -> Scenario:
-    """Return the scenario in which every limit is so many GiB higher."""
+    """Return the scenario in which all limits are higher by so many GiB."""
     return Scenario(limit=[declaration(LimitChange, {"add_gb": add_gb})])
 
 
 def new_database_everywhere(gb: Decimal) -> Scenario:
-    """Return the scenario in which each server gets a database of so many GiB, to see where it fits."""
+    """Return the scenario with a new database of so many GiB on each server."""
     return Scenario(new_database=[declaration(NewDatabase, {"gb": gb})])
 
 
 def no_label(_subjects: Sequence[Subject], _label: tuple[str, str]) -> Collection[Subject]:
-    """Stand for the labels of databases in a scenario that names none."""
+    """Return no database: the LabelFilter of scenarios without labels."""
     return ()
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What an assumption adds to a database from a day on: MiB at once, and MiB per day after it."""
+    """What an assumption adds to a database: MiB on a day, and MiB per day after it."""
 
     server: str
     database: str
     volume: str | None
-    """The volume that it is on; None: not known, or more than one."""
+    """The volume of the database; None: not known, or several."""
     day: date
     size_mb: float
     mb_per_day: float
     of: Growth | NewDatabase | Purge | Move
-    """The assumption that it comes from."""
+    """The assumption."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runways beside the base case: `pairs` has each subject before and after, the greatest risk after first."""
+    """Outlooks without and with assumptions; `pairs` has both of each subject, greatest risk with assumptions first."""
 
     as_of: date | None
     base: Outlooks
@@ -276,7 +276,7 @@ class Comparison:
     pairs: Sequence[tuple[Outlook, Outlook]] = ()
     effects: Sequence[Effect] = ()
     notes: Sequence[str] = ()
-    """What could not be applied as it is written."""
+    """Assumptions that could only be applied in part."""
 
 
 def compare(
@@ -286,9 +286,9 @@ def compare(
     having: LabelFilter,
     shown: tuple[str | None, str | None] = (None, None),
 ) -> Comparison:
-    """Forecast with assumptions and without them; stores nothing.
+    """Compute outlooks without and with assumptions; stores nothing.
 
-    `shown` is the server and the database that are compared: all of them, one server, or one database of it.
+    `shown` are the server and the database to compare; None: all.
 
     Raises:
         NotFoundError: a database of an assumption is not in the newest sample of its server, or a server or volume is
@@ -302,7 +302,7 @@ def compare(
             nothing = Outlooks(None, (), 0, {})
             return Comparison(None, nothing, nothing)
         server, database = shown
-        # What is moved or grows may have no limit, and another server may be changed by it.
+        # Assumptions about databases also change other subjects, and apply to databases without a limit.
         names_servers = any(one.server for one in scenario.limit)
         reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database or names_servers)
         servers = None if server is None or reads_all else (server,)
@@ -325,7 +325,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
         _refuse_unknown(scenario, measured)
         _refuse_contradictions(scenario, measured, scope.as_of)
         effects, notes = _effects(scenario, measured, having, scope.as_of)
-        changes = _Changes(scenario, effects, measured, plans)
+        changes = _ScenarioForecaster(scenario, effects, measured, plans)
         pairs = [
             pair
             for kind in kinds
@@ -357,7 +357,7 @@ def _is_shown(row: Outlook, server: str | None, database: str | None) -> bool:
 
 @dataclass(frozen=True)
 class _MeasuredDatabase:
-    """What a database has on its last measured day, and how it is forecast to change."""
+    """The last measured size of a database and its forecast change."""
 
     last_day: date
     size_mb: float
@@ -367,11 +367,11 @@ class _MeasuredDatabase:
 
 @dataclass(frozen=True)
 class _Measurements:
-    """What is measured: databases, the volumes of servers, and servers in service."""
+    """The measured databases, volumes and servers that assumptions refer to."""
 
     databases: Mapping[Subject, _MeasuredDatabase]
     volumes: Mapping[str, Mapping[str, float]]
-    """By server and name: what it can hold, MiB."""
+    """Capacity by server and volume, MiB."""
     servers: Collection[str]
 
 
@@ -418,7 +418,7 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
 
 
 def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: date) -> None:
-    """Refuse days that are measured already, second moves, and databases that are there; raises ValidationError."""
+    """Refuse past days, repeated moves, and databases that exist already; raises ValidationError."""
     dated: list[NewDatabase | Purge | LimitChange | Move]
     dated = [*scenario.new_database, *scenario.purge, *scenario.limit, *scenario.move]
     for one in dated:
@@ -437,7 +437,7 @@ def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: d
 def _effects(
     scenario: Scenario, measured: _Measurements, having: LabelFilter, as_of: date
 ) -> tuple[list[Effect], list[str]]:
-    """Return what the assumptions add to databases, and notes about what they cannot take."""
+    """Return the effects of the assumptions on databases, and notes about purges of more than there is."""
     rates = {subject: one.mb_per_day for subject, one in measured.databases.items()}
     effects: list[Effect] = []
     for growth in scenario.growth:
@@ -446,7 +446,7 @@ def _effects(
             raise NotFoundError(f"No measured database matches: {growth.text}.")
         for subject in chosen:
             one = measured.databases[subject]
-            # What does not grow stays as it is.
+            # A factor does not change databases that do not grow.
             more = max(rates[subject], 0.0) * float(growth.factor - 1)
             rates[subject] += more
             effects.append(Effect(*subject, _only(one.volumes), one.last_day, 0.0, more, growth))
@@ -468,7 +468,7 @@ def _effects(
 
 
 def _takings(scenario: Scenario, as_of: date) -> dict[Subject, list[Purge | Move]]:
-    """Return the purges and the move of each database, in the order of their days; on one day, the purge first."""
+    """Return the purges and the move of each database by day; on the same day the purge comes first."""
     every: list[Purge | Move] = [*scenario.purge, *scenario.move]
     takings: dict[Subject, list[Purge | Move]] = {}
     for one in sorted(every, key=lambda one: one.day or as_of):
@@ -479,9 +479,9 @@ def _takings(scenario: Scenario, as_of: date) -> dict[Subject, list[Purge | Move
 def _taken(
     takings: Sequence[Purge | Move], measured: _Measurements, subject: Subject, rate: float, as_of: date
 ) -> Iterator[tuple[Purge | Move, Effect]]:
-    """Yield the effects of the purges and the move of one database, each beside what it is of.
+    """Yield the effects of the purges and the move of one database, each with its assumption.
 
-    A purge takes what is there at most. A move takes what is left, with its growth, and later purges follow it.
+    A purge takes no more than the size. A move takes the rest with its growth, and later purges apply to the new place.
     """
     database = measured.databases[subject]
     server, volume, purged_mb = subject[0], _only(database.volumes), 0.0
@@ -493,7 +493,7 @@ def _taken(
             purged_mb += less_mb
             yield one, Effect(server, one.database, volume, day, -less_mb, 0.0, one)
         else:
-            # What has shrunk to nothing shrinks no further elsewhere.
+            # A database that has shrunk to nothing does not shrink further.
             moved_rate = rate if size_mb else 0.0
             yield one, Effect(server, one.database, volume, day, -size_mb, -moved_rate, one)
             server, volume = one.to, one.volume or _only(measured.volumes.get(one.to))
@@ -509,22 +509,22 @@ def _chosen(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) ->
 
 
 def _only(names: Iterable[str] | None) -> str | None:
-    """Return the only name; None where there is none, or several."""
+    """Return the only name; None if there is none or several."""
     found = list(names or ())
     return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class _Interval:
-    """What holds from some day on: the series with their limits, their forecasts, and the limits that bind."""
+    """The series, forecasts and binding limits of a batch from some day on."""
 
-    batch: history.Histories
+    batch: history.SeriesBatch
     made: Forecasts
-    bound: Sequence[Binding]
+    bound: Sequence[BindingLimit]
 
 
-class _Changes:
-    """Applies assumptions to batches of series: intervals of days, each with its own sizes and limits."""
+class _ScenarioForecaster:
+    """Applies assumptions to batches of series, in intervals of days with their own sizes and limits."""
 
     def __init__(self, scenario: Scenario, effects: Sequence[Effect], measured: _Measurements, plans: Plans) -> None:
         self._limits, self._measured, self._plans = scenario.limit, measured, plans
@@ -538,8 +538,8 @@ class _Changes:
             f"{name}: the disk is not known, so only the server changes. `volume` names the disk." for name in placeless
         ]
 
-    def of_batch(self, batch: history.Histories, outlooks: BatchOutlooks) -> BatchOutlooks:
-        """Return the outlooks of a batch with the assumptions; what none of them touches stays as it is."""
+    def of_batch(self, batch: history.SeriesBatch, outlooks: BatchOutlooks) -> BatchOutlooks:
+        """Return the outlooks of a batch with the assumptions; untouched ones are those of the base case."""
         base = outlooks.made
         if not any(row.server in self._by_server or self._limits_on(row.server, date.max) for row in batch.subjects):
             return outlooks
@@ -548,7 +548,7 @@ class _Changes:
         intervals = [self._interval(batch, base, day) for day in self._days]
         ends = _combined(starts, [runways(one.made, limits_of(one.bound)) for one in intervals])
         newest = intervals[-1]
-        # Today's interval is the last one that has begun.
+        # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
         is_full = np.array(
             [
@@ -562,8 +562,8 @@ class _Changes:
             with_plans(rows, newest.batch, newest.made, self._plans, self._higher_by(date.max)), newest.made
         )
 
-    def _interval(self, batch: history.Histories, base: Forecasts, day: date) -> _Interval:
-        """Return the forecasts and limits that hold from a day on."""
+    def _interval(self, batch: history.SeriesBatch, base: Forecasts, day: date) -> _Interval:
+        """Return the forecasts and limits from a day on."""
         last, drift = base.last.copy(), base.drift.copy()
         rows = list(batch.subjects)
         for place, row in enumerate(batch.subjects):
@@ -575,7 +575,7 @@ class _Changes:
                 drift[place] += rate
                 last[place] += one.size_mb - rate * (one.day - row.last_day).days
             rows[place] = self._limited(row, every, own, day)
-        # The limits of a database that shares its disk follow from its size as it was measured.
+        # The limit of a database on a shared disk follows from its measured size.
         changed = replace(batch, subjects=rows)
         bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed, base)]
         last = np.maximum(last, 0.0)
@@ -585,11 +585,11 @@ class _Changes:
         return _Interval(changed, replace(base, last=last, drift=drift, lower=lower, upper=upper), bound)
 
     def _higher_by(self, day: date) -> int:
-        """Return by how much every limit is higher from a day on."""
+        """Return by how much all limits are higher from a day on, MiB."""
         return sum(one.add_mb or 0 for one in self._limits if one.server is None and (one.day or date.min) <= day)
 
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
-        """Return the changed limits of a server, or of every one, that hold on a day."""
+        """Return the limit changes for a server, or for all servers, that hold on a day."""
         return [
             one
             for one in self._limits
@@ -599,9 +599,9 @@ class _Changes:
     def _limited(
         self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date
     ) -> LimitedSubject:
-        """Return a subject with the limits that hold from a day on."""
+        """Return a subject with its limits from a day on."""
         others = [one for one in every if one not in own] if row.subject == DATABASE else []
-        # What others take of a shared limit; a volume that is not known may be any.
+        # What other databases take of a shared limit; an unknown volume may be any.
         on_disk = [one for one in others if not one.volume or not row.volumes or one.volume in row.volumes]
         if row.server_mb is not None:
             row = replace(row, server_mb=row.server_mb - sum(one.size_mb for one in others))
@@ -612,7 +612,7 @@ class _Changes:
         return row
 
     def _with_limit(self, row: LimitedSubject, one: LimitChange) -> LimitedSubject:
-        """Return a subject with a changed limit, where that is one of its own."""
+        """Return a subject with a limit change, if it applies to the subject."""
         if one.volume is not None:
             before_mb = self._measured.volumes[str(one.server)][one.volume]
             more_mb = float(one.add_mb or 0) if one.limit_mb is None else one.limit_mb - before_mb
@@ -635,31 +635,31 @@ class _Changes:
 
 
 def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
-    """Return how much of a change of growth counts: less growth takes no more than the growth that there is."""
+    """Return which share of growth changes applies: a decrease takes no more than the forecast growth."""
     less = -sum(one.mb_per_day for one in effects if isinstance(one.of, Growth))
     return min(max(drift, 0.0) / less, 1.0) if less > 0 else 1.0
 
 
 def _is_of(effect: Effect, row: LimitedSubject) -> bool:
-    """Whether a server, database or volume of the effect's server holds what it adds."""
+    """Whether an effect on a database of its server changes a subject of that server."""
     if row.subject == DATABASE:
         return effect.database == row.name
     return row.subject == SERVER or effect.volume == row.name
 
 
 ASSUMED = "assumed"
-"""Where a limit of a scenario comes from."""
+"""Source of limits that a scenario sets."""
 
 
 def _moved(ends: Sizes, base: Forecasts, last: Sizes, drift: Sizes) -> Sizes:
-    """Return the ends of a band that moves with its forecast."""
+    """Return the ends of bands, moved with their forecasts."""
     days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
     more = (last - base.last)[:, None] + (drift - base.drift)[:, None] * days
     return np.maximum(ends + more, 0.0)
 
 
 def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
-    """Put the runways of intervals of days together: each counts from its first day to the one before the next."""
+    """Combine the runways of intervals; each counts from its first day until the next interval begins."""
     if len(every) == 1:
         return every[0]
     ends = [*starts[1:], np.full(len(starts[0]), np.iinfo(np.int64).max)]
@@ -675,7 +675,7 @@ def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
     probability = np.zeros_like(every[0].probability)
     for start, end, one in zip(starts, ends, every, strict=True):
         for place, horizon in enumerate(HORIZONS_DAYS):
-            # Of an interval that has ended, its probability at its end counts.
+            # An interval that has ended counts with the probability at its end.
             last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
             upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
             has_begun = (start <= horizon) & (start < end)

@@ -20,7 +20,7 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import counted, human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 from capacity_assets.orchestration.graph import asset_name
-from capacity_assets.reading.changes import Mover, WindowSizes
+from capacity_assets.reading.changes import SizeChange, WindowSizes
 from capacity_assets.reading.subjects import address, page_url
 
 MetadataMapping = Mapping[str, Any]
@@ -154,7 +154,7 @@ def _counts_table(summary: PeriodSummary, what: str, unit: str, names: Sequence[
     return markdown_table([what, *names], [["", *(f"{getattr(summary, f'{name}_{unit}'):,}" for name in names)]])
 
 
-def _movers_text(kind: str, movers: Sequence[Mover]) -> str:
+def _movers_text(kind: str, movers: Sequence[SizeChange]) -> str:
     if not movers:
         return f"**Largest {kind}**: none"
     names = ["Server", "Database"] if movers[0].database is not None else ["Server"]

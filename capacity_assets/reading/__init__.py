@@ -1,5 +1,5 @@
-"""The read model: each question about the capacity database has one statement here, and one typed answer.
+"""The read model: each question about the capacity database has one statement and one typed answer here.
 
-Pages, report, digest, commands and metadata present the answers. Statements read the views of the database; those of
-the report and the digest, which look at past days, also read its tables. Names of times and sizes end in their units.
+Pages, report, digest, commands and metadata present the answers. Statements for pages read the views, the others also
+the tables. Names of times and sizes end in their units.
 """

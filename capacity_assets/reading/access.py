@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def reading_engine(url: URL, *, role: str | None = None) -> Engine:
-    """Create an engine whose sessions can only read, with a time limit per statement; they take on `role`, if given."""
+    """Create an engine whose sessions only read, with a time limit per statement, as `role` if given."""
     options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
-    # Starting parallel workers takes longer than most statements of pages, and many readers read at once.
+    # Starting parallel workers takes longer than most statements of pages, and pages are read concurrently.
     options += " -c max_parallel_workers_per_gather=0"
     if role is not None:
         options += f" -c role={role}"
@@ -55,7 +55,7 @@ def rows(connection: Connection, statement: str | Executable, **parameters: obje
 def records(
     kind: Callable[..., T], connection: Connection, statement: str | Executable, **parameters: object
 ) -> list[T]:
-    """Execute a statement and return a `kind` of each row; columns are its fields. Sums (numeric) become integers."""
+    """Execute a statement and return each row as a `kind`, its columns as fields; sums (numeric) become integers."""
     return [
         kind(**{name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()})  # noqa: SLF001 -- SQLAlchemy's public name
         for row in rows(connection, statement, **parameters)
@@ -95,7 +95,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
 
 
 def role_to_read_with(engine: Engine) -> str | None:
-    """Return the reader role where the session can write and may take that role on, else None; raises DBAPIError."""
+    """Return the reader role if the session can write and may assume that role, else None; raises DBAPIError."""
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
         parameters = {"role": READER_ROLE, "on_nodes": tables_are_distributed(connection)}
@@ -117,7 +117,7 @@ _UNREADABLE = """
 SELECT name, to_regclass(name) IS NULL AS is_missing FROM unnest(CAST(:names AS text[])) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
 """
-# A session that has taken on a role connects to the nodes of a cluster as that role, which must be able to log in.
+# A session that assumes a role connects to the nodes of a cluster as that role, which must be able to log in.
 _MAY_TAKE_ON = """
 SELECT pg_has_role(current_user, oid, 'MEMBER') AND (rolcanlogin OR NOT CAST(:on_nodes AS boolean))
 FROM pg_roles WHERE rolname = :role AND rolname <> current_user

@@ -1,4 +1,4 @@
-"""How good issued forecasts were, by what was measured since: their errors, their ranges and their probabilities."""
+"""How good issued forecasts were, compared with measured sizes: errors, ranges, probabilities and fill dates."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from capacity_assets.forecast.outlook import GROUP, display_name, is_due
 from capacity_assets.reading.access import records, rows
 
 LATELY_DAYS = 90
-"""Errors, ranges and probabilities are those of forecasts that came due within so many days."""
+"""Errors, ranges and probabilities cover forecasts that came due within so many days."""
 MONTHS_DAYS = 730
-"""Months of issue are those of forecasts that came due within so many days."""
+"""Months of issue cover forecasts that came due within so many days."""
 LEAST_CASES = 20
-"""No percentage is made of fewer forecasts."""
+"""Smallest number of forecasts for a percentage."""
 MISSES_SHOWN = 20
 MOST_ROWS = 50_000
-"""About as many stored forecasts are read at once; of larger fleets, those of some days and servers."""
+"""About how many stored forecasts are read at most; on larger fleets, a sample of days and servers."""
 STEPS = (1, 7, 28)
-"""Every so many days of issue are read: all of them if they are few enough."""
+"""Steps between days of issue that are read, the smallest one that gives few enough rows."""
 PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
-"""What share of sizes the range promises, and by how much it may be off before that is said."""
+"""Share of sizes that the range promises, and the deviation from it that is not mentioned."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ class Accuracy:
 
     horizon_days: int
     subject: str | None
-    """server, database, volume or group; None: all but groups, which are sums of the others."""
+    """server, database, volume or group; None: all except groups, which are sums of the others."""
     month: date | None
-    """First day of the month of issue; None: those that came due lately."""
+    """First day of the month of issue; None: forecasts that came due recently."""
     forecasts: int
     """Forecasts whose size was measured on the due day."""
     not_measured: int
     """Forecasts that came due on a day without a sample."""
     in_hindsight: int
-    """Forecasts that were computed later than on their day, from the samples up to it."""
+    """Forecasts that were computed after their day, from the samples up to it."""
     median_error_percent: float | None
     """Median absolute error, in percent of the measured size."""
     unchanged_error_percent: float | None
-    """The same, if the last size had been forecast."""
+    """Median error of the last size as a forecast."""
     error_percent: float | None
     """Mean absolute error, in percent of the measured size."""
     relative_error: float | None
-    """Sum of absolute errors, relative to that of the last size; None: no size had changed."""
+    """Sum of absolute errors relative to that of the last size; None: no size changed."""
     covered_percent: float | None
     """Share of measured sizes within the 80 % range."""
     above_percent: float | None
-    """Share of those above it: full sooner than forecast."""
+    """Share of measured sizes above that range: full sooner than forecast."""
 
     @property
     def is_judged(self) -> bool:
@@ -67,7 +67,7 @@ class Accuracy:
         return self.forecasts >= LEAST_CASES
 
     def to_dict(self) -> dict[str, object]:
-        """Return what is known as plain values, each with the horizon in its name, as metadata has them."""
+        """Return the known figures as plain values with the horizon in their names, as metadata has them."""
         days = self.horizon_days
         values = {
             f"scored_{days}_days": self.forecasts,
@@ -80,7 +80,7 @@ class Accuracy:
 
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> list[Accuracy]:
-    """Return how good the forecasts were that came due from `first` to `last`, by horizon, however few; DBAPIError."""
+    """Return scores of the forecasts that came due from `first` to `last`, by horizon; raises DBAPIError."""
     runways = capacity_runways.c
     measured = []
     for days in HORIZONS_DAYS:
@@ -99,7 +99,7 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
 
 @dataclass(frozen=True)
 class Calibration:
-    """Forecasts with a probability of being full by their due day within a tenth, and how many were full by then."""
+    """Forecasts by tenths of their probability of being full by the due day, and how many were full by then."""
 
     horizon_days: int
     from_percent: int
@@ -114,36 +114,36 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Alarms:
-    """What a threshold was worth: forecasts that said `word` or more, and forecasts after which something was full."""
+    """How good a threshold was: forecasts that reached it, and forecasts after which the subject was full."""
 
     horizon_days: int
     word: str
     """watch or act."""
     from_percent: int
     filled: int
-    """Forecasts after which it was full by the due day."""
+    """Forecasts after which the subject was full by the due day."""
     named: int
-    """Those of them with at least the threshold's probability: the alarms that were right."""
+    """Those of them that reached the threshold: right alarms."""
     alarms: int
-    """Forecasts with at least that probability."""
+    """Forecasts that reached the threshold."""
     days_of_warning: float | None
-    """Median days from such a forecast to the first day on which it was full."""
+    """Median number of days from an alarm to the first full day."""
     named_percent: float | None
-    """Share of the fills that were named; None for fewer than LEAST_CASES."""
+    """Share of fills with an alarm; None for fewer than LEAST_CASES."""
     right_percent: float | None
-    """Share of the alarms after which it was full by the due day; None for fewer than LEAST_CASES."""
+    """Share of right alarms; None for fewer than LEAST_CASES."""
 
 
 @dataclass(frozen=True)
 class FillDateErrors:
-    """How far fill dates were off, of forecasts whose middle day came due, or after which it was full."""
+    """Errors of fill dates, of forecasts whose middle day has passed or whose subject was full by the due day."""
 
     horizon_days: int
     forecasts: int
     filled: int
-    """Those that had a middle day and were full by the due day."""
+    """Those with a middle day whose subject was full by the due day."""
     median_error_days: float | None
-    """Median distance between the middle day and the first full day; None for fewer than LEAST_CASES."""
+    """Median difference between middle day and first full day; None for fewer than LEAST_CASES."""
     sooner: int
     """Full before the middle day."""
     on_time: int
@@ -151,15 +151,15 @@ class FillDateErrors:
     later: int
     """Full after the middle day, by the due day."""
     day_unknown: int
-    """Full by the due day, but the first full day is not known."""
+    """Full by the due day, on an unknown day."""
     not_filled: int
-    """Not full although the middle day had passed."""
+    """Not full although the middle day has passed."""
     undated: int
-    """Full although no middle day within a year was forecast."""
+    """Full without a forecast middle day."""
 
     @property
     def sentences(self) -> str:
-        """Say how far the dates were off, and what became of every forecast that is judged."""
+        """Return the error of the dates and the outcome of all forecasts in sentences."""
         became = {
             "filled earlier than forecast": self.sooner,
             "filled on the day": self.on_time,
@@ -175,14 +175,14 @@ class FillDateErrors:
 
     @property
     def off(self) -> str:
-        """The median distance as people read it; empty where it is not known."""
+        """The median error as people read it; empty if unknown."""
         days = self.median_error_days
         return "" if days is None else f"{counted(round(days), 'day')} (median)"
 
 
 @dataclass(frozen=True)
 class Miss:
-    """The forecast of a subject that was furthest off."""
+    """The forecast of a subject with the largest error."""
 
     horizon_days: int
     server_id: int
@@ -197,7 +197,7 @@ class Miss:
     upper_mb: int
     actual_mb: int
     error_mb: int
-    """Measured less forecast size."""
+    """Measured size minus forecast size."""
 
     @property
     def display_name(self) -> str:
@@ -207,7 +207,7 @@ class Miss:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How good forecasts were."""
+    """Figures of how good forecasts were."""
 
     horizons: Sequence[Accuracy]
     """Forecasts that came due within LATELY_DAYS, by horizon."""
@@ -215,28 +215,28 @@ class Scores:
     """The same by horizon and subject."""
     calibration: Sequence[Calibration]
     alarms: Sequence[Alarms]
-    """The same forecasts by threshold: what was to be watched, and to be acted on."""
+    """The same forecasts by threshold, watch and act."""
     fill_dates: Sequence[FillDateErrors]
     misses: Sequence[Miss]
-    """The largest misses of these forecasts by horizon, the largest first, one of each subject."""
+    """The largest errors by horizon, one of each subject, largest first."""
     months: Sequence[Accuracy]
-    """Forecasts that came due within MONTHS_DAYS, by horizon and month of issue, the newest month first."""
+    """Forecasts that came due within MONTHS_DAYS, by horizon and month of issue, newest first."""
     sampled: str
-    """Which part of the forecasts that came due lately is looked at; empty: all of them."""
+    """Which part of the forecasts within LATELY_DAYS was read; empty: all of them."""
     sampled_months: str
-    """The same of those by month."""
+    """The same for those by month."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetAccuracy(Scores):
-    """How good the forecasts of the fleet were, for every horizon."""
+    """Figures of the whole fleet."""
 
     last_measured: date | None
-    """Last measured day of the oldest stored forecast, from which horizons count; None: none was issued."""
+    """Day from which the horizons of the oldest stored forecast count; None: none was issued."""
 
 
 def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> FleetAccuracy:
-    """Return how good the forecasts of the fleet were. Raises DBAPIError."""
+    """Return how good the forecasts of the fleet were; raises DBAPIError."""
     oldest = rows(connection, _OLDEST)
     lately = _Sample.of(connection, today, LATELY_DAYS)
     issued = _Sample.of(connection, today, MONTHS_DAYS)
@@ -265,7 +265,7 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
 
 @dataclass(frozen=True)
 class _Sample:
-    """Which stored forecasts are read: those of some days of issue, that came due in some days, of some servers."""
+    """A sample of stored forecasts: days of issue, due days and servers."""
 
     days: Sequence[date]
     first_due: date
@@ -276,7 +276,7 @@ class _Sample:
 
     @classmethod
     def of(cls, connection: Connection, today: date, due_days: int) -> _Sample:
-        """Choose so many days and servers that about MOST_ROWS rows are read."""
+        """Choose days and servers with about MOST_ROWS rows."""
         subjects: int = rows(connection, "SELECT count(*) AS number FROM capacity_runway")[0].number
         first_due = today - timedelta(days=due_days - 1)
         issued = _issued_on(
@@ -294,7 +294,7 @@ class _Sample:
 
     @property
     def text(self) -> str:
-        """The part as people read it; empty: everything."""
+        """The sample as people read it; empty: everything."""
         days = f"one day of issue in {self.step}" if self.step > 1 else ""
         servers = f"one server in {self.one_server_in:,}" if self.one_server_in > 1 else ""
         return " and ".join(filter(None, (days, servers)))
@@ -311,7 +311,7 @@ class _Sample:
 
 
 def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
-    """Return those of the days on which forecasts were issued."""
+    """Return the days among these on which forecasts were issued."""
     # Where rows are distributed, a subquery must not depend on the row of the outer query.
     on_nodes = """
         SELECT DISTINCT as_of AS day FROM capacity_forecasts WHERE as_of = ANY (CAST(:days AS date[])) ORDER BY day"""
@@ -328,14 +328,14 @@ def _of_due(statement: str) -> TextualSelect:
 
 
 def _of_outcomes(statement: str) -> TextualSelect:
-    """Return a statement over what became of forecasts with a probability that came due."""
+    """Return a statement over the outcomes of forecasts that came due."""
     return with_parts(
         statement, materialized=["due", "reached", "outcomes"], due=_DUE, reached=_REACHED, outcomes=_OUTCOMES
     )
 
 
 def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
-    """Return how good a sample of forecasts was; of fewer than LEAST_CASES only how many there are."""
+    """Return how good the forecasts of a sample were; of fewer than LEAST_CASES only their number."""
     unknown: dict[str, Any] = dict.fromkeys(
         name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))
     )
@@ -344,7 +344,7 @@ def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[
 
 
 def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
-    """Say how good the forecasts of a horizon were, for a reader who knows no statistics."""
+    """Return how good the forecasts of a horizon were, for readers without knowledge of statistics."""
     if found.last_measured is None:
         return "No forecast was issued yet, so there is nothing to judge."
     first_due = found.last_measured + timedelta(days=horizon_days)
@@ -382,7 +382,7 @@ def _promise(covered_percent: float) -> str:
 _OLDEST = """
 SELECT due_day - horizon_days AS last_measured FROM capacity_forecasts ORDER BY as_of LIMIT 1
 """
-# Kept apart from what is made of it: where rows are distributed, nodes find them, and the rest is computed once.
+# A part of its own, so that distributed rows are found on the nodes and the rest is computed once.
 _DUE = """
 SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server_id, f.server, f.subject, f.name,
        f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full, f.limit_mb,
@@ -392,7 +392,7 @@ WHERE f.as_of = ANY (CAST(:days AS date[])) AND f.as_of + f.horizon_days BETWEEN
   AND (CAST(:server_ids AS integer[]) IS NULL OR f.server_id = ANY (CAST(:server_ids AS integer[]))
        OR f.subject = 'group')
 """
-# Without groups, which are sums of the others; by kind with them. The same rules as in `capacity_forecast_errors`.
+# Overall without groups, which are sums of the others, and by kind with them, as `capacity_forecast_errors`.
 _ACCURACY = """
 SELECT horizon_days, kind AS subject, month, count(actual_mb) AS forecasts,
        count(*) FILTER (WHERE actual_mb IS NULL) AS not_measured,
@@ -414,7 +414,7 @@ FROM (
 ) AS each
 GROUP BY horizon_days, kind, month ORDER BY horizon_days, kind, month DESC
 """
-# The first day on which the limit of a forecast was reached, by the sizes of later forecasts, for those that ever did.
+# The first day on which the limit of a forecast was reached, by the sizes of later forecasts.
 _REACHED = """
 SELECT d.as_of, d.horizon_days, d.server_id, d.subject, d.name, min(o.due_day - o.horizon_days) AS full_on
 FROM due AS d
@@ -431,7 +431,7 @@ JOIN capacity_forecasts AS o ON o.server_id = d.server_id AND o.subject = d.subj
 WHERE o.as_of > :first_issued AND o.as_of <= :last_due AND d.state = 'forecast'
 GROUP BY d.as_of, d.horizon_days, d.server_id, d.subject, d.name
 """
-# What is full has a probability of 1 and is no forecast.
+# What is full already has a probability of 1, which is no forecast.
 _OUTCOMES = """
 SELECT d.horizon_days, d.probability, d.due_day, d.due_day - d.horizon_days AS last_day, d.full_middle, r.full_on,
        r.full_on IS NOT NULL OR d.was_full AS is_full

@@ -1,4 +1,4 @@
-"""Changes since the window before: of databases by kind, of servers, unusual ones, the largest ones, and none.
+"""Changes since the window before: of databases by kind, of servers, unusual ones, and the largest of a level.
 
 A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
 day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; otherwise it
@@ -44,7 +44,7 @@ class ChangeKind(StrEnum):
 
 
 NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
-"""Kinds whose change is unknown, and so neither growth nor shrinkage."""
+"""Kinds whose change is unknown: neither growth nor shrinkage."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Database:
-    """One database in the two windows; a mean size is None where it has no row.
+    """One database in two windows; a mean size is None if it has no row.
 
     `change_mb` is what it added to its server's total: the stored change or, if it existed on only some of the days,
     the difference of its shares. `days` has the number of its measured days, and of those of its server.
@@ -76,7 +76,7 @@ class Database:
 
 @dataclass(frozen=True)
 class DatabaseChanges:
-    """Sums over the databases of each kind, and the ones that changed most."""
+    """Sums over the databases of each kind, and the largest changes."""
 
     sums: Mapping[ChangeKind, Change]
     largest: Mapping[ChangeKind, Sequence[Database]]
@@ -85,7 +85,7 @@ class DatabaseChanges:
 def database_changes(
     connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
 ) -> DatabaseChanges:
-    """Compare the databases of the fleet, and list the `largest` changes of each kind; of one server, list all."""
+    """Compare the databases of the fleet and list the `largest` changes of each kind; of one server, list all."""
     sums = dict.fromkeys(ChangeKind, Change())
     databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
     of_windows = _of(period, window, server_id)
@@ -117,7 +117,7 @@ class ServerChange:
 
 @dataclass(frozen=True)
 class ServerChanges:
-    """The servers that changed most, and the total size of those measured in only one of the windows, MiB."""
+    """The largest changes of servers, and the total size of those measured in only one of the windows, MiB."""
 
     largest: Sequence[ServerChange]
     appeared_mb: int
@@ -157,7 +157,7 @@ WINDOWS_OF_HABIT, LEAST_WINDOWS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
 def unusual_changes(
     connection: Connection, period: Period, window: Window, label: tuple[str, str] | None
 ) -> list[UnusualChange]:
-    """Return the databases with this label that changed more than usual, the largest change first."""
+    """Return the databases with this label that changed more than usual, largest change first."""
     key, value = label or (None, None)
     habit = [one.start for one in period.back(period.previous(window), WINDOWS_OF_HABIT)]
     rule = {"habit": habit, "least_windows": LEAST_WINDOWS, "times": TIMES_HABIT, "least_mb": LEAST_MB}
@@ -186,7 +186,7 @@ def declines(
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """A database that came or went, with its mean size in the window in which it was there, MiB."""
+    """A database that was created or removed, with its mean size in the window in which it existed, MiB."""
 
     server_id: int
     server: str
@@ -208,7 +208,7 @@ def _of(period: Period, window: Window, server_id: int | None = None) -> dict[st
     return {"period": period.name, "before": before.start, "start": window.start, "server": server_id}
 
 
-# The change of a database that was there on every measured day of its server is the stored one.
+# If a database existed on every measured day of its server, its change is the stored one.
 _DATABASES = """
 WITH servers AS MATERIALIZED (
     SELECT server_id, max(measured_days) FILTER (WHERE window_start = :before) AS days_before,
@@ -313,8 +313,8 @@ LARGEST_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Mover:
-    """A database, a server as a whole or a group (`server` is its label), and how its mean size changed, MiB."""
+class SizeChange:
+    """A database, server or group (`server` is its label) with the change of its mean size, MiB."""
 
     server: str
     database: str | None
@@ -327,7 +327,7 @@ class Mover:
 class WindowSizes:
     """Size of the fleet in one window and its known change, MiB.
 
-    The change is None where no server has a known one; `known_before_mb` is what the others had before.
+    The change is None if no server has a known one; `known_before_mb` is the previous size of those that have.
     `unknown_changes` counts rows of the level; growers and shrinkers are the largest changes among them.
     """
 
@@ -335,8 +335,8 @@ class WindowSizes:
     total_change_mb: int | None = None
     known_before_mb: int = 0
     unknown_changes: int = 0
-    growers: tuple[Mover, ...] = ()
-    shrinkers: tuple[Mover, ...] = ()
+    growers: tuple[SizeChange, ...] = ()
+    shrinkers: tuple[SizeChange, ...] = ()
 
 
 def window_sizes(
@@ -354,7 +354,7 @@ def window_sizes(
         sizes = {}
         for window in windows:
             place = {"start": window.start, "before": period.previous(window).start}
-            movers = records(Mover, connection, _movers(level), **rule, **place, largest=largest)
+            movers = records(SizeChange, connection, _movers(level), **rule, **place, largest=largest)
             sizes[window.start] = WindowSizes(
                 *totals.get(window.start, (0, None, 0)),
                 unknown.get(window.start, 0),
@@ -367,7 +367,7 @@ def window_sizes(
 def _totals(
     connection: sa.Connection, period: Period, level: Level, windows: Sequence[Window]
 ) -> dict[date, tuple[int, int | None, int]]:
-    """Return size, known change and known previous size by window: sums of servers, or the fleet as a group."""
+    """Return size, known change and its previous size by window: sums of servers, or of the fleet as a group."""
     if level.has_servers:
         fleet = fleet_sizes(connection, period, windows)
         return {start: (size.size_mb, size.change_mb, size.known_before_mb) for start, size in fleet.items()}

@@ -21,15 +21,15 @@ from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.windows import newest_day, today_of
 
 ATTEMPT_DAYS = 7
-"""Days over which attempts are searched; each day has one per server."""
+"""Days in which attempts are searched; each day has one per server."""
 SILENT_DAYS = 3
 DERIVED_DAYS = 400
-"""Days over which databases of a server without totals are searched."""
+"""Days in which samples of servers without totals are searched."""
 
 
 @dataclass(frozen=True)
 class MeasuredDay:
-    """How many servers were measured on a day, and how many should have been."""
+    """The number of servers that were measured on a day, and of those that should have been."""
 
     day: date
     measured: int
@@ -39,7 +39,7 @@ class MeasuredDay:
 def measured_days(connection: Connection, first: date, last: date, server_id: int | None) -> list[MeasuredDay]:
     """Return the counts for each day of a range, of all servers or of one.
 
-    A server is expected from its first sample to its retirement, so a new server is not missing on earlier days.
+    A server is expected from its first sample to its retirement.
     """
     servers = """
         SELECT id, is_active AND deleted_at IS NULL AS is_active, CAST(deleted_at AS date) AS deleted_on FROM instances
@@ -47,7 +47,7 @@ def measured_days(connection: Connection, first: date, last: date, server_id: in
     registered = rows(connection, servers, server=server_id)
     first_days = measured_ends(connection, [row.id for row in registered], last, newest=False)
     retired = [row for row in registered if not row.is_active and row.id in first_days]
-    # Samples after the range tell that a server was still there on its last days.
+    # Samples after the range show that a server still existed on its last days.
     last_days = measured_ends(connection, [row.id for row in retired if row.deleted_on is None], date.max, newest=True)
     a_day = timedelta(days=1)
     gone_days = [
@@ -85,18 +85,18 @@ class MissedDays:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the servers in service was measured over some days, of each from its first sample on."""
+    """The coverage of servers in service over some days, of each from its first sample on."""
 
     percent: Decimal | None
     """Measured days in percent of expected days; None: none was expected."""
     missed: Sequence[MissedDays]
-    """The servers that missed most days, most first."""
+    """The servers with most missed days."""
     missed_servers: int
-    """Number of servers that missed a day."""
+    """Number of servers with a missed day."""
 
 
 def coverage_of(connection: Connection, last: date, days: int, *, shown: int) -> Coverage:
-    """Return the coverage of the `days` up to `last`, with at most `shown` of the servers that missed some."""
+    """Return the coverage of the `days` up to `last`, with at most `shown` servers that missed days."""
     first = last - timedelta(days=days - 1)
     in_service = rows(connection, "SELECT server_id, server FROM capacity_servers WHERE is_active")
     active = {row.server_id: row.server for row in in_service}
@@ -150,7 +150,7 @@ def measured_ends(connection: Connection, servers: Collection[int], until: date,
 
 
 def newest_measured_days(connection: Connection, servers: Sequence[int], until: date) -> dict[int, date]:
-    """Return the newest day up to a day with a total or, of servers without totals, with a sample of a database."""
+    """Return the newest day with a total up to a day; for servers without totals, with a sample of a database."""
     days = measured_ends(connection, servers, until, newest=True)
     without = sorted(_with_databases(connection, [server for server in servers if server not in days]))
     if without:
@@ -188,7 +188,7 @@ class UnmeasuredServers:
 
 
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
-    """Return the active servers that were not measured on the newest day, the most recently measured first."""
+    """Return the active servers that were not measured on the newest day, most recently measured first."""
     newest_attempt = "SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1"
     without_sample = """
         SELECT server_id, server, engine FROM capacity_servers
@@ -206,9 +206,9 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
 def servers_missing_in(
     connection: Connection, period: Period, window: Window, server_id: int | None = None, *, with_never_measured: bool
 ) -> list[UnmeasuredServer]:
-    """Return the active servers, or one, without a row in a window that were measured before, longest unmeasured first.
+    """Return the active servers without a row in a window that were measured before, longest unmeasured first.
 
-    With `with_never_measured`, those that were never measured are among them.
+    `server_id` restricts them to one; `with_never_measured` includes those that were never measured.
     """
     statement = """
         SELECT server_id, server, engine FROM capacity_servers
@@ -249,7 +249,7 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
 
 @dataclass(frozen=True)
 class ServersInService:
-    """Number of servers in service, and of those among them that another server counts."""
+    """The number of servers in service, and of those that are counted by another server."""
 
     active: int
     counted_by_others: int
@@ -264,7 +264,7 @@ def servers_in_service(connection: Connection, server_id: int | None = None) -> 
 
 
 def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
-    """Return which of the servers have ever had a sample of a database."""
+    """Return which of the servers have a sample of a database on any day."""
     ends = """
         SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
                (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day"""
@@ -274,7 +274,7 @@ def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
     span = rows(connection, ends)[0]
     if not servers or span.first_day is None:
         return set()
-    # Listed, because the key begins with the day.
+    # Days are listed, because the key begins with the day.
     days = [span.first_day + timedelta(days=number) for number in range((span.last_day - span.first_day).days + 1)]
     return {row.server_id for row in rows(connection, statement, days=days, servers=servers)}
 
@@ -291,8 +291,7 @@ class SilentServer:
 def silent_servers(connection: Connection, window: Window, label: tuple[str, str] | None = None) -> list[SilentServer]:
     """Return the active servers with this label that fell silent in a window, by name.
 
-    A server that falls silent in the last days of a window belongs to the next one. A window that is not over counts up
-    to today.
+    Those that fell silent in the last days of a window belong to the next one. An open window counts up to today.
     """
     statement = """
         WITH newest AS MATERIALIZED (
@@ -326,7 +325,7 @@ def late_samples(
     connection: Connection, first: date, last: date, since: datetime, server_id: int | None
 ) -> list[LateSamples]:
     """Return the servers, or one, with samples of a range of days that were added or corrected since a moment."""
-    # A total that was declared void since counts as corrected.
+    # A total that was voided since counts as corrected.
     statement = """
         SELECT coalesce(i.name, 'server ' || s.instance_id) AS server,
                count(*) FILTER (WHERE s.created_at > :since) AS added,
@@ -345,20 +344,20 @@ def late_samples(
 
 
 WINDOWS_AROUND, NEWEST_WINDOWS = 14, 3
-"""A database is looked for in so many windows before and after; for the newest window, in so many before."""
+"""Windows before and after in which a database is searched; for the newest window, windows before."""
 
 
 NOTICEABLE = 0.995
-"""A window of the fleet is looked at for missing databases if it is below this share of those before and after."""
+"""A window of the fleet is checked for missing databases if it is below this share of its neighbours."""
 LEAST_SHARE = 0.9
 """A database with a smaller share of its server's measured days is missing in a window of several days."""
 MOST_DATABASES = 2_000
-"""Servers with more databases are not looked at for such windows, because every row of every window would be read."""
+"""Servers with more databases are not checked for that, because all of their rows would be read."""
 
 
 @dataclass(frozen=True)
 class _Suspect:
-    """A window of a server with fewer databases than `before`, and than `after` (None: there is none yet)."""
+    """A window of a server with fewer databases than in `before` and `after` (None: there is none yet)."""
 
     server_id: int
     start: date
@@ -369,10 +368,9 @@ class _Suspect:
 def windows_with_holes(
     connection: Connection, period: Period, counts: Mapping[int, Mapping[date, int]], newest: date
 ) -> dict[tuple[int, date], date]:
-    """Return the servers and windows in which databases are missing, each with a window before in which they are not.
+    """Return the servers and windows in which databases are missing, each with an earlier window that has them.
 
-    `counts` are the numbers of databases by server and window, and `newest` is the newest window of the period, which
-    they need not reach.
+    `counts` are the numbers of databases by server and window, `newest` is the newest window of the period.
     """
     suspects = [one for server, of_server in counts.items() for one in _suspects(period, server, of_server, newest)]
     if not suspects:
@@ -408,7 +406,7 @@ def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest
         earlier, later = starts[max(place - WINDOWS_AROUND, 0) : place], starts[place + 1 : place + 1 + WINDOWS_AROUND]
         before = next((one for one in reversed(earlier) if counts[one] > counts[start]), None)
         after = next((one for one in later if counts[one] > counts[start]), None)
-        # Databases that are gone may yet come back within some days.
+        # Databases that are gone may come back within some days.
         is_newest = period.days == 1 and before is not None and (newest - before).days <= NEWEST_WINDOWS
         if before is not None and (after is not None or is_newest):
             found.append(_Suspect(server_id, start, before, after))
@@ -462,7 +460,7 @@ def _collected(connection: Connection, suspects: Sequence[_Suspect]) -> set[tupl
 
 
 def partial_servers(connection: Connection, period: Period, window: Window, servers: Sequence[int]) -> set[int]:
-    """Return which of some servers lack databases in a window; the newest one is the newest that any of them has."""
+    """Return which of some servers lack databases in a window."""
     windows = period.back(window, NEWEST_WINDOWS + 1)
     for _ in range(NEWEST_WINDOWS):
         windows.append(period.following(windows[-1]))
@@ -475,7 +473,7 @@ def partial_servers(connection: Connection, period: Period, window: Window, serv
 def counts_of_databases(
     connection: Connection, period: Period, starts: Sequence[date], servers: Sequence[int] | None
 ) -> dict[int, dict[date, int]]:
-    """Return how many databases servers, or all that count, have in some windows, by server and first day."""
+    """Return the numbers of databases in some windows by server and first day, of these servers or all that count."""
     statement = """
         SELECT server_id, window_start, databases FROM capacity_server_growth
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND databases IS NOT NULL
@@ -489,7 +487,7 @@ def counts_of_databases(
 
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:
     """Return the windows in which a server is missing that was measured before, and is in service or came back."""
-    # A server in service is expected from its first window shown on, another one to its last.
+    # Servers in service are expected from their first window on, others up to their last.
     statement = """
         WITH shown AS (
             SELECT server_id, window_start FROM capacity_server_growth

@@ -1,7 +1,7 @@
-"""The stored forecasts: what fills and when, how urgent that is, how much is free, and what was forecast before.
+"""Stored forecasts: what fills and when, how urgent that is, how much is free, and what was forecast before.
 
-They are rows of the view `capacity_runway`, which has the newest ones, and of its query for any other day. Whether a
-decision still holds is judged by today everywhere, whatever the day of the forecast.
+The newest ones are rows of the view `capacity_runway`; those of other days come from the query of the view. Decisions
+are those that are open today, whatever the day of the forecast.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from capacity_assets.reading.access import rows
 from capacity_assets.reading.accuracy import Accuracy, scores_of
 
 MOST_RISKS = 1_000
-"""Risks of an issue that are looked at; who shows them shows fewer."""
+"""Most risks that are read of an issue."""
 
 
 class SubjectKey(NamedTuple):
@@ -56,7 +56,7 @@ class SubjectKey(NamedTuple):
 
 
 class Severity(StrEnum):
-    """How urgent it is that something fills, by the thresholds; growth alone is not."""
+    """How urgent a forecast is, by the thresholds."""
 
     FULL = "full"
     ACT = "act"
@@ -77,10 +77,7 @@ class ForecastDay:
 
 @dataclass(frozen=True)
 class Runway:
-    """A stored forecast: when something is full; a day is None if it is beyond a year, or unknown.
-
-    Its fields are named as the columns of the view.
-    """
+    """A stored forecast. Its fields are named as the columns of the view; days are None beyond a year or if unknown."""
 
     server_id: int
     server: str
@@ -109,13 +106,13 @@ class Runway:
     """Volumes on which it grows; None if unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedOutlook | None = None
-    """With the limit that is planned; None: no plan raises it, or no day is known."""
+    """The outlook with planned limits; None: no plan raises its limit, or no day is known."""
     decision: StoredDecision | None = None
-    """What was decided about it, or about the volume or server that binds it; None: nothing that is still open."""
+    """The open decision on it, or on the volume or server that limits it; None: none."""
 
     @property
     def key(self) -> SubjectKey:
-        """What it is about."""
+        """Its subject."""
         return _key(self)
 
     @property
@@ -125,7 +122,7 @@ class Runway:
 
     @property
     def is_shared(self) -> bool:
-        """Whether its limit is what a disk or server has left that others fill too, as if they did not grow."""
+        """Whether its limit is free space that others use too: it holds only if these do not grow."""
         return self.subject != VOLUME and self.binds in {VOLUME_LIMIT, SERVER_LIMIT}
 
     def probability_within(self, days: int) -> float | None:
@@ -135,7 +132,7 @@ class Runway:
 
     @property
     def outlook(self) -> Outlook:
-        """The same as it was computed, which says it in sentences."""
+        """The outlook that was stored, which has sentences."""
         known = {days: self.probability_within(days) for days in HORIZONS_DAYS}
         return Outlook(
             **{one.name: getattr(self, one.name) for one in fields(Outlook) if hasattr(self, one.name)},
@@ -154,7 +151,7 @@ def _key(row: Any) -> SubjectKey:
 
 
 def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
-    """Return how urgent a forecast is; None: it is not, or its probability is not known."""
+    """Return how urgent a forecast is; None: not urgent, or its probability is unknown."""
     probability = runway.probability_within(thresholds.days)
     if runway.state == FULL:
         return Severity.FULL
@@ -164,14 +161,11 @@ def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
 
 
 def needs_action(runway: Runway, thresholds: Thresholds) -> bool:
-    """Whether somebody has to act, unless a decision leaves it out: it is full, or likely to be soon."""
+    """Whether somebody has to act, apart from decisions: it is full, or likely to be full soon."""
     return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
 
 
-_COLUMNS = [
-    sa.column(one.name, sa.ARRAY(sa.Text) if one.name == "volumes" else None)  # the others as the driver has them
-    for one in RUNWAY_VIEW.columns
-]
+_COLUMNS = [sa.column(one.name, sa.ARRAY(sa.Text) if one.name == "volumes" else None) for one in RUNWAY_VIEW.columns]
 _NEWEST = sa.table(RUNWAY_VIEW.name, *_COLUMNS).alias("r")
 _PLANNED = ("planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late")
 _ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS}
@@ -179,7 +173,7 @@ _OWN = [one.name for one in fields(Runway) if one.name in {column.name for colum
 
 
 def _issued_on(day: date) -> sa.Subquery:
-    """Return the forecasts of a day, as the view has the newest ones."""
+    """Return the forecasts of a day with the columns of the view."""
     return sa.text(RUNWAYS_OF_DAY).bindparams(as_of=day).columns(*_COLUMNS).subquery("r")
 
 
@@ -218,7 +212,7 @@ def fills_first(
 ) -> list[Runway]:
     """Return what fills within a year, of all servers or of one, earliest first.
 
-    Databases limited by a volume or server are listed as that.
+    If a volume or server limits several databases, only the volume or server is listed.
     """
     chosen = _select(_NEWEST).where(_R.stands_for_itself, _R.full_middle.is_not(None))
     if server is not None:
@@ -230,7 +224,7 @@ def fills_first(
 def runways_of(
     connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]], as_of: date | None = None
 ) -> list[Runway]:
-    """Return the forecasts of subjects on a day (None: the newest), earliest first; those without one are left out."""
+    """Return the forecasts of subjects by day of the issue (None: the newest), those that fill first coming first."""
     if not keys:
         return []
     source = _NEWEST if as_of is None else _issued_on(as_of)
@@ -240,12 +234,12 @@ def runways_of(
 
 
 def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> Runway | None:
-    """Return the newest forecast of a server, database or volume; None where none was issued."""
+    """Return the newest forecast of a server, database or volume; None: there is none."""
     return next(iter(runways_of(connection, today, [(server_id, subject, name)])), None)
 
 
 def binding_of(connection: sa.Connection, today: date, runway: Runway | None) -> Runway | None:
-    """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
+    """Return which fills first: a database, the limit of its server or one of its volumes; None: no date is known."""
     if runway is None:
         return None
     chosen = _select(_NEWEST).where(_R.server_id == runway.server_id, _R.subject != DATABASE)
@@ -253,7 +247,7 @@ def binding_of(connection: sa.Connection, today: date, runway: Runway | None) ->
 
 
 def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
-    """Return a forecast and those of what it shares: of a database its server and volumes, of a server its volumes."""
+    """Return a forecast and those of its shared space: server and volumes of a database, volumes of a server."""
     if runway.subject == SERVER:
         return [runway, *(one for one in shared if one.subject == VOLUME)]
     own = [one for one in shared if one.subject == SERVER and one.binds == OWN_LIMIT]
@@ -267,9 +261,9 @@ def _earliest(runways: Sequence[Runway]) -> Runway | None:
 
 
 def first_on_server(connection: sa.Connection, today: date, server_id: int) -> tuple[Runway | None, Runway | None]:
-    """Return what of a server fills first, and where that is a database, what of its disks and own limit does."""
+    """Return what fills first on a server and, if that is a database, which of its disks or its own limit does."""
     dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
-    # A volume comes first, so it wins if another one is full on the same day.
+    # On the same day, a volume comes before a server or database.
     order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
     first = next(iter(_runways(connection, today, dated.order_by(*order).limit(1))), None)
     if first is None or first.subject != DATABASE:
@@ -287,37 +281,37 @@ def bound_by_volume(connection: sa.Connection, today: date, server_id: int, volu
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a list shows beside a server or database: its sizes of late, MiB, and the limit that it meets first.
+    """What a list shows beside a server or database: its recent sizes, MiB, and the limit that it reaches first.
 
-    The space of a volume or server is shared: what is used of it is what all databases on it use.
+    A volume or server is used by all databases on it.
     """
 
     recent: Sequence[int | None] = ()
-    """Its sizes in the last windows up to the one of the list, oldest first; None where it was not measured."""
+    """Sizes in the last windows up to that of the list, oldest first; None: not measured."""
     limit_mb: int | None = None
-    """The limit that binds first: its own, or that of a volume or server that it shares; None: unknown."""
+    """The limit that it reaches first: its own, or that of a volume or server; None: unknown."""
     limit_used_mb: int | None = None
-    """What is used of that limit, by it and by whatever shares it."""
+    """Used part of that limit, including other databases on the same volume or server."""
     limit_used_percent: float | None = None
     limit_subject: str | None = None
-    """Whose limit it is: database, server or volume."""
+    """The kind of subject whose limit it is: database, server or volume."""
     limit_name: str | None = None
     full_by: date | None = None
     """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     forecast_state: str | None = None
     """State of its newest forecast; None: there is none."""
     full_subject: str | None = None
-    """Whose date it is: database, server or volume; of a server, databases with their own limits are not looked at."""
+    """The kind of subject whose date it is; dates of databases do not count for their server."""
     full_name: str | None = None
     severity: Severity | None = None
     decision: str | None = None
-    """What was decided about what fills, in a few words; None: no decision leaves it out of check and alerts."""
+    """The decision on what fills, in a few words; None: no decision leaves it out of check and alerts."""
 
 
 def usages_of(
     connection: sa.Connection, today: date, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
 ) -> dict[tuple[int, str], Usage]:
-    """Return the usage of servers (an empty name) and databases that have a forecast, by server and name."""
+    """Return the usage of servers (empty name) and databases with a forecast, by server and name."""
     named = [(server, name) for server, name in subjects if name]
     servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
     of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER, VOLUME]))
@@ -337,12 +331,12 @@ def usages_of(
 
 
 def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Select[Any]:
-    """Return the query of the forecasts of databases; each is looked up by the key."""
+    """Return the query of the forecasts of databases, which looks up each by its key."""
     servers = sa.literal([server for server, _ in named], sa.ARRAY(sa.Integer))
     names = sa.literal([name for _, name in named], sa.ARRAY(sa.Text))
     of_database = _select(_NEWEST).where(_R.subject == DATABASE)
     if on_nodes:
-        # There a subquery must not depend on the outer query; names of other servers are dropped by the caller.
+        # Where rows are distributed, a subquery must not depend on the outer query. The caller ignores other servers.
         return of_database.where(_R.server_id == sa.any_(servers), _R.name == sa.any_(names))
     keys = sa.func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
     of_key = of_database.where(_R.server_id == keys.c.server_id, _R.name == keys.c.name).limit(1)
@@ -350,7 +344,7 @@ def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Sel
 
 
 def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Usage:
-    # A limit that assumes that the others stand still is none to measure use by: the shared space is.
+    # Free space of a shared limit is no limit of its own; the use of the volume or server is shown.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
     first = _earliest(binding)
@@ -369,27 +363,27 @@ def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Us
 
 
 def fill_days(connection: sa.Connection) -> dict[SubjectKey, date]:
-    """Return the day by which each subject is full; what a shared disk or server limits is found by that."""
+    """Return the fill dates of subjects; databases limited by a shared disk or server are left out."""
     dated = sa.select(_R.server_id, _R.subject, _R.name, _R.full_middle)
     dated = dated.where(_R.stands_for_itself, _R.full_middle.is_not(None))
     return {_key(row): row.full_middle for row in rows(connection, dated)}
 
 
 def outdated_servers(connection: sa.Connection) -> list[str]:
-    """Return the servers whose limits, steps or plans changed after the newest forecast was issued."""
+    """Return the servers whose limits, steps or plans changed after the newest issue."""
     chosen = sa.select(_R.server).where(_R.is_outdated).distinct().order_by(_R.server)
     return [row.server for row in rows(connection, chosen)]
 
 
 def forecast_day(connection: sa.Connection) -> date | None:
-    """Return the day of the newest forecasts; None: none was issued."""
-    # Not max(): all rows are of one day, and it would read all of them.
+    """Return the day of the newest issue; None: there is none."""
+    # All rows are of the same day, and max() would read all of them.
     day: date | None = connection.execute(sa.select(_R.as_of).limit(1)).scalar()
     return day
 
 
 def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
-    """Return values that change whenever a forecast is issued or a price or decision is declared or removed."""
+    """Return values that change when forecasts are issued, or prices or decisions are declared or removed."""
     forecasts = "SELECT count(*) AS number, max(issued_at) AS newest FROM capacity_runway"
     prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
     decisions = """
@@ -405,9 +399,9 @@ class FreeCapacity:
     unknown_limits: int
     """Databases without a known limit."""
     fills_soon: int
-    """What is full within the days of the thresholds with the probability from which on somebody has to act."""
+    """Number of subjects that need action by the thresholds."""
     as_of: date | None
-    """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
+    """Day of the newest forecasts; None: none was issued, so that none of this is known."""
 
 
 def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapacity:
@@ -428,9 +422,9 @@ def _unknown_limits(source: sa.FromClause, server: str | None = None) -> sa.Labe
 
 
 def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | None = None) -> int | None:
-    """Return what volumes have left and, where a server has none, its own limit, MiB; None: no limit is known.
+    """Return the free space of volumes and, for servers without volumes, up to their own limit, MiB.
 
-    A full one counts as 0; one without a known limit is left out.
+    Full ones count as 0; those without a known limit are left out. None: no limit is known.
     """
     of = source.c
     is_asked = of.counted if server is None else of.server == server
@@ -441,7 +435,7 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
         own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes)
     )
-    # Apart from other figures: where rows are distributed, no subquery may stand beside an aggregate of them.
+    # Not with other figures: on distributed rows, no subquery may stand beside an aggregate.
     headroom_mb = connection.execute(total).scalar()
     return None if headroom_mb is None else int(headroom_mb)
 
@@ -456,15 +450,15 @@ class ForecastIssue:
     is_outdated: bool
     """Whether limits, steps or plans were declared or removed since."""
     risks: Sequence[Runway]
-    """What may be full within a year with 10 % or more, the greatest risk first; what is shared is named once."""
+    """What is full within a year with 10 % probability or more, greatest risk first; shared space is named once."""
     headroom_mb: int | None
-    """What the volumes have left, and servers without measured volumes by their declared limit; None: none is known."""
+    """Free space of volumes and, for servers without volumes, up to their own limit; None: no limit is known."""
     unknown_limits: int
     """Databases without a known limit."""
     scores: Sequence[Accuracy]
-    """How good the forecasts were that came due in the chosen days, by horizon."""
+    """Scores of the forecasts that came due in the chosen days, by horizon."""
     histories: Mapping[tuple[int, str, str], Mapping[date, int]] = field(default_factory=dict)
-    """Sizes of the risks in the last HISTORY_SHOWN_DAYS, by day; `with_histories` adds them."""
+    """Sizes of the risks by day in the last HISTORY_SHOWN_DAYS; `with_histories` adds them."""
 
 
 def newest_issue(  # noqa: PLR0913 -- which issue, and which part of it
@@ -493,13 +487,13 @@ def recent_issue(engine: sa.Engine, today: date, *, shown: int = MOST_RISKS) -> 
 
 
 def issue_of(engine: sa.Engine, as_of: date, today: date) -> ForecastIssue | None:
-    """Return what was issued of a day; None: nothing. Raises DatabaseError."""
+    """Return the issue of a day; None: there is none. Raises DatabaseError."""
     with database_errors(doing="reading runways"), engine.connect() as connection:
         return newest_issue(connection, as_of, as_of, shown=MOST_RISKS, today=today)
 
 
 def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
-    """Return the figures of an issue as plain values, flat, as the metadata of a partition has them."""
+    """Return the figures of an issue as flat plain values, as metadata has them."""
     if issue is None:
         return {"unknown_limits": 0}
     headroom = {} if issue.headroom_mb is None else {"headroom_mb": issue.headroom_mb}
@@ -508,7 +502,7 @@ def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
 
 
 def newest_day_of_issue(connection: sa.Connection, first: date, last: date) -> date | None:
-    """Return the newest day in a range of days of which forecasts were issued; None: there is none."""
+    """Return the day of the newest issue in a range of days; None: there is none."""
     issued = capacity_runways.c.as_of
     newest: date | None = connection.execute(sa.select(sa.func.max(issued)).where(issued.between(first, last))).scalar()
     return newest
@@ -517,7 +511,7 @@ def newest_day_of_issue(connection: sa.Connection, first: date, last: date) -> d
 def greatest_risks(
     connection: sa.Connection, as_of: date, today: date, server: str | None = None, *, shown: int
 ) -> list[Runway]:
-    """Return what may be full within a year with 10 % or more, by the forecasts of a day, the greatest risk first."""
+    """Return what is full within a year with 10 % probability or more by the issue of a day, greatest risk first."""
     source = _issued_on(as_of)
     chosen = _select(source).where(source.c.full_early.is_not(None), source.c.stands_for_itself)
     if server is not None:
@@ -528,15 +522,15 @@ def greatest_risks(
 
 
 WITHIN_DAYS, MOVED_DAYS = 180, 14
-"""A fill date has moved if it is MOVED_DAYS or more from that of a week ago, and one of them within WITHIN_DAYS.
+"""A fill date has moved if it differs from that of a week ago by MOVED_DAYS, and one of them is within WITHIN_DAYS.
 
-A date that is new moved to be sooner, and one that is no longer within a year, later.
+A new date counts as sooner, and one that is no longer within a year as later.
 """
 
 
 @dataclass(frozen=True)
 class FillDate:
-    """When something is full, by the forecasts of a week, and by those of the week before; None: not within a year."""
+    """A fill date by the forecasts of a week, and that of the week before; None: not within a year."""
 
     server_id: int
     server: str
@@ -551,7 +545,7 @@ class FillDate:
 
     @property
     def days_moved(self) -> float:
-        """How many days later it is full than forecast before; infinitely many from or to beyond a year."""
+        """By how many days it is later than before; infinite from or to beyond a year."""
         if self.day is None:
             return inf
         return -inf if self.before is None else (self.day - self.before).days
@@ -559,15 +553,15 @@ class FillDate:
 
 @dataclass(frozen=True)
 class FillDates:
-    """What fills soon, and what fills sooner or later than forecast a week earlier; without a forecast, all unknown."""
+    """What fills soon, and what fills sooner or later than forecast a week before; unknown without a forecast."""
 
     has_forecast: bool
     soon: Sequence[FillDate] = ()
-    """What is to be watched or acted on, the most probable first."""
+    """What to watch or act on, most probable first."""
     sooner: Sequence[FillDate] = ()
     later: Sequence[FillDate] = ()
     decided: int = 0
-    """Fill dates that decisions leave out."""
+    """Number of fill dates that decisions leave out."""
 
 
 def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
@@ -578,9 +572,9 @@ def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
     thresholds: Thresholds,
     today: date,
 ) -> FillDates:
-    """Return the fill dates of what has a label, by the newest forecasts of a week up to the day after it.
+    """Return the fill dates of the fleet or of a label, by the newest issue of a week or of the day after it.
 
-    What a decision leaves out is not among them.
+    Subjects that decisions leave out are only counted.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
@@ -613,7 +607,7 @@ def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
 
 
 def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]:
-    """Return the fill dates of everything by the forecasts of a day, also of what does not stand for itself."""
+    """Return the fill dates of all subjects by the issue of a day, including those limited by shared space."""
     stored = capacity_runways.c
     dated = sa.select(stored.instance_id.label("server_id"), stored.subject, stored.name, stored.middle_day)
     dated = dated.where(stored.as_of == as_of, stored.middle_day.is_not(None))
@@ -623,7 +617,7 @@ def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]
 def _to_be_named(
     connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds, before: Collection[SubjectKey]
 ) -> list[Runway]:
-    """Return what fills within WITHIN_DAYS or is to be watched, and what of `before` is not known to fill any more."""
+    """Return what fills within WITHIN_DAYS or is to be watched, and those of `before` with a known or later date."""
     source, latest = _issued_on(as_of), as_of + timedelta(days=WITHIN_DAYS)
     of = source.c
     probability = of[f"probability_{thresholds.days}_days"]
@@ -631,7 +625,7 @@ def _to_be_named(
     servers = sa.literal(sorted({key.server_id for key in before}), sa.ARRAY(sa.Integer))
     names = sa.literal(sorted({key.name for key in before}), sa.ARRAY(sa.Text))
     was_near = sa.and_(of.server_id == sa.any_(servers), of.name == sa.any_(names))
-    # Without a date, only what is known not to fill within a year fills later.
+    # Without a date, only what is known not to fill within a year counts as later.
     is_dated = sa.or_(of.full_middle.is_not(None), of.state.in_([FORECAST, NO_LIMIT]))
     chosen = _select(source).where(of.stands_for_itself, is_dated, sa.or_(is_near, was_near))
     found = _runways(connection, today, chosen.order_by(of.full_middle, of.server, of.name))
@@ -648,14 +642,14 @@ HISTORY_SHOWN_DAYS = 180
 
 
 def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
-    """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises DBAPIError."""
+    """Return an issue with the histories of its risks, which should be few; raises DBAPIError."""
     days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
     return replace(issue, histories=sizes_by_day(connection, [risk.key for risk in issue.risks], days))
 
 
 @dataclass(frozen=True)
 class EarlierForecast:
-    """What was issued of one subject a horizon ago, and what was measured since."""
+    """A forecast that was issued a horizon ago, and the size measured since."""
 
     horizon_days: int
     as_of: date
@@ -666,7 +660,7 @@ class EarlierForecast:
 
 
 def earlier_forecasts(connection: sa.Connection, outlook: Outlook) -> list[EarlierForecast]:
-    """Return the newest forecasts of a subject that are a horizon old, by horizon. Raises DBAPIError."""
+    """Return the newest forecasts of a subject that are a horizon old, by horizon; raises DBAPIError."""
     runways, issues = capacity_runways.c, capacity_runways.alias("issues").c
     number = sa.select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
     forecasts = []

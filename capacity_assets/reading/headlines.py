@@ -1,4 +1,4 @@
-"""The sentence that a page begins with: the earliest day on which something is full, or why there is none."""
+"""Headlines of pages: the earliest fill date in a sentence, or why there is none."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from capacity_assets.reading.forecasts import Runway, Severity, severity_of
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a page is about: a server, or a database or volume of it; `is_active` None: no longer registered."""
+class PageSubject:
+    """The subject of a page: a server, or a database or volume of it; `is_active` None: no longer registered."""
 
     server: str
     subject: str
     name: str = ""
     is_active: bool | None = True
     last_measured: date | None = None
-    """The newest day on which it or, of a database that is still there, its server was measured."""
+    """The newest day on which it was measured, or its server if the database still exists."""
     is_gone: bool = False
-    """Whether it is a database that its server did not have any more when it was last measured."""
+    """Whether it is a database that no longer existed when its server was last measured."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """What is full first and when, in a sentence; commands in it stand between backquotes."""
+    """What is full first and when, in a sentence, with commands in backquotes."""
 
     text: str
     severity: Severity | None = None
-    """None: not urgent, or a decision, which the text names, leaves it out of check and alerts."""
+    """None: not urgent, or left out of check and alerts by the decision in the text."""
     day: date | None = None
     """The day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     linked: str | None = None
-    """The part of the text that names what fills, where that is something else than the page is about."""
+    """The part of the text that names what fills, if that is not the subject of the page."""
     subject: str | None = None
-    """What fills: server, database or volume; None: nothing with a known date."""
+    """The kind of subject that fills; None: nothing with a known date."""
     server_id: int | None = None
     server: str | None = None
     name: str | None = None
 
 
 def headline_of(  # noqa: PLR0913 -- what the sentence is made of
-    about: Subject,
+    about: PageSubject,
     own: Runway | None,
     first: Runway | None,
     thresholds: Thresholds,
@@ -65,11 +65,10 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
     issued: date | None = None,
     also: Runway | None = None,
 ) -> Headline:
-    """Say when a server, database or volume is full.
+    """Return the headline of a server, database or volume.
 
-    `own` is its own forecast; `first` the one that binds: its own, or that of a volume, server or database that fills
-    earlier; `also` what fills after that. `issued` is the day of the newest forecasts of anything; None: there are
-    none.
+    `own` is its own forecast, `first` the one that fills first: its own, or that of a volume, server or database;
+    `also` fills after that. `issued` is the day of the newest issue; None: there is none.
     """
     if not about.is_active:
         gone = "No longer registered" if about.is_active is None else "Out of service"
@@ -85,7 +84,7 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
 def next_to_fill(
     first: Runway | None, thresholds: Thresholds, *, issued: date | None, unknown_limits: int = 0
 ) -> Headline:
-    """Say what of the fleet, or of a group, is full first."""
+    """Return the headline of the fleet or of a group."""
     if first is not None:
         named = f"{_named(first)} on {printable(first.server)}"
         if first.state == FULL:
@@ -99,8 +98,8 @@ def next_to_fill(
     return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
 
 
-def limit_command(about: Subject) -> str:
-    """Return the command that declares a limit, to be completed with a number of GiB; a volume's is measured."""
+def limit_command(about: PageSubject) -> str:
+    """Return the command that declares a limit of a server or database; its user completes the number of GiB."""
     named = [about.server, about.name] if about.subject == DATABASE else [about.server]
     return f"capacity limits set {shlex.join(named)} --gb GIB"
 
@@ -112,7 +111,7 @@ def _headline(runway: Runway, text: str, thresholds: Thresholds, linked: str | N
 
 
 def _said(runway: Runway, named: str = "") -> str:
-    """Say when something is full; without a name the sentence is about the page's own subject."""
+    """Return when something is full; without a name, the sentence is about the subject of the page."""
     if runway.state == FULL:
         said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
     elif runway.full_middle is not None:
@@ -125,30 +124,30 @@ def _said(runway: Runway, named: str = "") -> str:
 
 
 def _decided(runway: Runway) -> str:
-    """Say what was decided about what fills, and when it is full with a planned limit; empty without a decision."""
+    """Return the decision on what fills, and its date with planned limits; empty without these."""
     decided = [f"{runway.decision.mark[0].upper()}{runway.decision.mark[1:]}."] if runway.decision else []
     planned = [runway.planned.sentence] if runway.planned else []
     return "".join(f" {sentence}" for sentence in (*decided, *planned))
 
 
 def range_of(runway: Runway) -> str:
-    """Render the range of 80 % of a fill date; empty where it is a single day."""
+    """Render the 80 % range of a fill date; empty if it is a single day."""
     beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
     return human_range(runway.full_early or runway.full_middle, runway.full_late, beyond)
 
 
 def _named(runway: Runway) -> str:
-    """Name what fills, at the beginning of a sentence."""
+    """Return the name of what fills, as the beginning of a sentence."""
     names = {VOLUME: f"Disk {runway.name}", SERVER: "Whole server", DATABASE: f"Database {runway.name}"}
     return printable(names[runway.subject])
 
 
-def _is(runway: Runway, about: Subject) -> bool:
+def _is(runway: Runway, about: PageSubject) -> bool:
     return (runway.server, runway.subject, runway.name) == (about.server, about.subject, about.name)
 
 
-def _alone(about: Subject, own: Runway | None) -> list[str]:
-    """Say when a database would be full if nothing beside it grew."""
+def _alone(about: PageSubject, own: Runway | None) -> list[str]:
+    """Return when a database would be full if nothing else grew."""
     if about.subject != DATABASE or own is None or own.state not in {FORECAST, FULL}:
         return []
     if own.full_middle is None:
@@ -156,8 +155,8 @@ def _alone(about: Subject, own: Runway | None) -> list[str]:
     return [f"On its own it would be full by {human_day(own.full_middle)}."]
 
 
-def _without_date(about: Subject, own: Runway) -> str:
-    """Say why a forecast has no date; empty where it has one, or where nothing fills within a year."""
+def _without_date(about: PageSubject, own: Runway) -> str:
+    """Return why a forecast has no date; empty if it has one, or nothing fills within a year."""
     if own.state == LIMIT_UNKNOWN:
         return f"No limit known, so no fill date. Declare one: `{limit_command(about)}`."
     if own.state == NO_LIMIT:
@@ -169,7 +168,7 @@ def _without_date(about: Subject, own: Runway) -> str:
     return ""
 
 
-def _without_forecast(about: Subject, issued: date | None) -> str:
+def _without_forecast(about: PageSubject, issued: date | None) -> str:
     if about.is_gone:
         last = f"; last measured on {human_day(about.last_measured)}" if about.last_measured else ""
         return f"No longer on its server{last}."

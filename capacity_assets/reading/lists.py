@@ -22,7 +22,7 @@ from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
 from capacity_assets.reading.forecasts import SubjectKey, Usage, fill_days, usages_of
 
 UNKNOWN_ENGINE = "unknown"
-"""The engine of servers that are no longer registered, among others, as in the views."""
+"""The engine of servers that are no longer registered, as in the views."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ListedDatabase(Usage, DatabaseRow):
 
 @dataclass(frozen=True)
 class ServerRow:
-    """A server in one window, MiB; without sizes where it was not measured in it."""
+    """A server in one window, MiB; without sizes if it was not measured."""
 
     server_id: int
     server: str
@@ -62,16 +62,16 @@ class ServerRow:
     window_days: int | None = None
     labels: dict[str, str] = field(default_factory=dict)
     last_day: date | None = None
-    """Its last measured day, only if it was not measured on the newest one; None: never, or on the newest."""
+    """Its last measured day if that is not the newest one; None: never measured, or on the newest day."""
     failure: str | None = None
     reason: str | None = None
-    """Why it was not measured since; None: it was, or there was no attempt."""
+    """Why it was not measured since; None: it was measured, or there was no attempt."""
     tried_on: date | None = None
-    """Day of the last attempt in a week; None: it was measured, or there was none."""
+    """Day of the last attempt within a week; None: it was measured, or there was no attempt."""
     is_partial: bool = False
-    """Whether some of its databases were not measured in the window: its size lacks them, and its change is none."""
+    """Whether some of its databases were not measured in the window and are missing in its size."""
     is_change_partial: bool = False
-    """Whether that holds for this window or the one before, so that the change is neither growth nor shrinkage."""
+    """Whether that is so in this window or the one before: the change is neither growth nor shrinkage."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
     "name": (_GROWTH.database, _GROWTH.server),
 }
 """The sort orders of databases; ties have the same order everywhere."""
-# Unknown changes are excluded where they would sort first, so that an index has the order.
+# Unknown changes are excluded where they would come first, so that an index has the order.
 _WITHOUT_INDEX = ("size", "percent")
-"""Orders for which every row of a window is sorted."""
+"""Orders without an index: all rows of a window are sorted."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
 SERVER_ORDERS: dict[str, sa.ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
@@ -128,7 +128,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
 ) -> tuple[list[DatabaseRow], bool]:
     """Return a page of the databases of a window, and whether there are more. Without a window there are none.
 
-    Lists those of one server, or all that count in sums. An empty label value selects databases without that key.
+    Databases are those of one server, or all that count in sums. An empty label value selects those without that key.
     """
     if window is None:
         return [], False
@@ -137,7 +137,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
-        # Given the servers, PostgreSQL knows how many rows match, and walks the index until a page is full.
+        # With the servers given, PostgreSQL estimates the matching rows well and reads the index until a page is full.
         of_engine = rows(connection, "SELECT server_id FROM capacity_servers WHERE engine = :engine", engine=engine)
         conditions.append(_is_one_of([row.server_id for row in of_engine]))
     if order in _CONDITIONS:
@@ -148,14 +148,14 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
     statement = sa.select(*of_row).where(*conditions).order_by(*ORDERS[order])
     if label is None and order in _WITHOUT_INDEX:
-        # The rows are sorted by their keys alone: names of servers and labels are looked up for those shown.
+        # Only keys are sorted; names of servers and labels are looked up for the rows shown.
         keys = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
         shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
         is_shown = sa.and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
         statement = sa.select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
     else:
         if label is not None:
-            # Sorted by an index first; labels are then looked up row by row, until the page is full.
+            # Rows come from an index in order; labels are looked up row by row until the page is full.
             every = statement.offset(sa.literal_column("0")).subquery("sorted")
             statement = sa.select(every).where(_has_label(every.c.labels, *label))
         statement = statement.limit(shown + 1).offset((page - 1) * shown)
@@ -182,7 +182,7 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     skipped: int = 0,
     shown: int,
 ) -> tuple[list[ServerRow], bool]:
-    """Return some servers of a window in order, and whether there are more. Without a window there are none."""
+    """Return servers of a window in order, and whether there are more. Without a window there are none."""
     if window is None:
         return [], False
     conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
@@ -207,7 +207,7 @@ def with_usage_of_databases(  # noqa: PLR0913, PLR0917 -- what is listed, and ho
     thresholds: Thresholds,
     today: date,
 ) -> list[ListedDatabase]:
-    """Return the rows of a list with their sizes of late and the limit that each meets first."""
+    """Return the rows of a list with their recent sizes and the limit that each reaches first."""
     subjects = [(row.server_id, row.database) for row in listed]
     recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
     usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
@@ -257,7 +257,7 @@ def _recent_sizes(
     window: Window | None,
     subjects: Sequence[tuple[int, str]],
 ) -> dict[tuple[int, str], list[int | None]]:
-    """Return the sizes of the last windows of servers or databases, in one statement; None where not measured."""
+    """Return the sizes of servers or databases in the last windows; None: not measured."""
     if window is None or not subjects:
         return {}
     starts = [one.start for one in period.back(window, RECENT_WINDOWS)]
@@ -271,7 +271,7 @@ def _recent_sizes(
     return {(server, name): [sizes.get((server, name, start)) for start in starts] for server, name in subjects}
 
 
-# Each row looks its windows up by the key. Where rows are distributed, a subquery must not depend on the outer query.
+# By key, row by row; where rows are distributed, a subquery must not depend on the outer query.
 _RECENT_DATABASES = (
     """
     SELECT k.server_id, k.name, g.window_start, g.size_mb
@@ -308,24 +308,24 @@ def engines(connection: sa.Connection, period: Period, window: Window) -> list[s
 
 
 def _counted(connection: sa.Connection) -> sa.ColumnElement[bool]:
-    """Return the condition that a server counts in sums; as a list, so that no row needs the registry."""
+    """Return the condition that a server counts in sums, as a list so that no row needs the registry."""
     others = rows(connection, "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL")
     return _GROWTH.server_id != sa.all_(sa.literal([row.server_id for row in others], sa.ARRAY(sa.Integer)))
 
 
 def _is_one_of(server_ids: Sequence[int]) -> sa.ColumnElement[bool]:
-    # Small numbers are sent as smallint, which PostgreSQL compares one by one instead of with a hash table.
+    # Small numbers would be sent as smallint, which PostgreSQL compares one by one instead of by a hash table.
     return _GROWTH.server_id == sa.any_(sa.literal(server_ids, sa.ARRAY(sa.Integer)))
 
 
 def _has_label(labels: sa.ColumnElement[Any], key: str, value: str) -> sa.ColumnElement[bool]:
     condition = labels[key].astext == value if value else sa.not_(labels.has_key(key))
-    # PostgreSQL expects a plain condition to match next to nothing, and would sort all rows for a page.
+    # PostgreSQL would estimate that a plain condition matches almost nothing, and sort all rows for a page.
     return sa.case((condition, sa.true()), else_=sa.false())
 
 
 def _labelled_servers(connection: sa.Connection, key: str, value: str, day: date) -> list[int]:
-    """Return servers with this label anywhere; for an empty value, servers that have the key as a whole on a day."""
+    """Return servers with this label anywhere; for an empty value, those labelled with the key as a whole on a day."""
     with_label = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
     with_key = """
         SELECT DISTINCT instance_id FROM capacity_label_spans
@@ -340,19 +340,19 @@ SEPARATOR = "\n"
 
 @dataclass(frozen=True)
 class NameMatch:
-    """A name that a search matches: what it is, and where; of a group, `server` is the key of its label."""
+    """A name that a search matches, with its kind and server; for a group, `server` is the key of its label."""
 
     kind: str
     name: str
     server_id: int
     server: str
     full_by: date | None = None
-    """When it is full by its newest forecast; None: not within a year, or unknown."""
+    """Fill date by its newest forecast; None: not within a year, or unknown."""
 
 
 @dataclass(frozen=True)
 class NameIndex:
-    """The names, one line of text each, where each line begins, and the names with a fill date, earliest first."""
+    """Names, their text with one line each, the starts of lines, and the names with a fill date, earliest first."""
 
     names: Sequence[NameMatch]
     text: str
@@ -360,7 +360,7 @@ class NameIndex:
     filling: Sequence[NameMatch] = ()
 
     def search(self, query: str, shown: int) -> list[NameMatch]:
-        """Return names that contain all words of a query: by their fill dates, then those that begin with the first.
+        """Return names that contain all words of a query: by fill date, then those that begin with the first word.
 
         Without words, return those that fill first.
         """
@@ -387,8 +387,8 @@ class NameIndex:
 
 
 def name_index(connection: Connection, today: date) -> NameIndex:
-    """Read the names of the newest day, and of the last month."""
-    # Samples of future days do not count.
+    """Read the names of the newest day and the last month."""
+    # Samples of future days are ignored.
     statement = """
         SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
         UNION ALL
@@ -422,7 +422,7 @@ def name_index(connection: Connection, today: date) -> NameIndex:
 
 
 def _line(match: NameMatch) -> str:
-    # A label is found as it is written too.
+    # A label is also found in the form key=value.
     label = f" {match.server}={match.name}" if match.kind == "group" else ""
     return f"{match.name} {match.server}{label}".casefold()
 

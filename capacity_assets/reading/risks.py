@@ -1,4 +1,4 @@
-"""What somebody has to act on because it fills soon, with what a responder needs to know, and what became of it."""
+"""What alerts are about: what fills soon, with facts for a responder, and why open alerts are resolved."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ GROWERS_SHOWN = 3
 
 
 def subject_of(key: SubjectKey, server: str) -> str:
-    """Name a server, or a database or volume with its server, as people read it."""
+    """Return the name of a server, or of a database or volume with its server, as people read it."""
     return f"server {server}" if key.subject == SERVER else f"{display_name(key.subject, key.name)} on {server}"
 
 
 @dataclass(frozen=True)
 class AlertRisk:
-    """Something that fills soon."""
+    """A risk that somebody has to act on."""
 
     key: SubjectKey
     outlook: Outlook
@@ -57,13 +57,13 @@ class AlertRisk:
     """Probability of being full within the days of the thresholds."""
     labels: Mapping[str, str]
     growers: Sequence[tuple[str, int]]
-    """What of a server or volume grew most in the last RECENT_DAYS: databases and MiB."""
+    """Databases of a server or volume that grew most in the last RECENT_DAYS, with their growth in MiB."""
     decision: StoredDecision | None = None
-    """What was decided, where its risk has grown past that."""
+    """The decision on it, whose risk has grown; None: none."""
 
     @property
     def full_by(self) -> date | None:
-        """The day on which it is full; of what is full, its last day."""
+        """The fill date; for what is full already, the last measured day."""
         return self.outlook.last_day if self.is_full else self.outlook.middle_day
 
     @property
@@ -73,42 +73,42 @@ class AlertRisk:
 
     @property
     def range_text(self) -> str:
-        """The range of that day that holds with 80 %; empty where it is a single day."""
+        """The 80 % range of that day; empty if it is a single day."""
         beyond = self.outlook.last_day + timedelta(days=HORIZONS_DAYS[-1])
         return "" if self.is_full else human_range(self.outlook.early_day, self.outlook.late_day, beyond)
 
 
 @dataclass(frozen=True)
 class OpenAlert:
-    """An alert that is open, and why it is resolved by the newest forecasts."""
+    """An open alert, and why it is resolved by the newest forecasts."""
 
     server: str
     labels: Mapping[str, str]
     reason: str | None
-    """Why nobody has to act any more; None: it stays open, or that is not known."""
+    """Why nobody has to act any more; None: it stays open."""
 
 
 @dataclass(frozen=True)
 class Risks:
-    """What fills soon by the newest forecasts, the greatest risk first, and what became of alerts that are open."""
+    """What fills soon by the newest forecasts, greatest risk first, and the state of open alerts."""
 
     as_of: date
     """Day of the newest forecasts; without recent ones, today."""
     risks: Sequence[AlertRisk]
     open_alerts: Mapping[SubjectKey, OpenAlert]
     installation: str
-    """Which database this is: server numbers are the same in several."""
+    """Identifies this database: several have the same server IDs."""
 
     def all_resolved(self, reason: str) -> Risks:
-        """Return them as if nothing had to be acted on, for this reason."""
+        """Return no risks and all open alerts as resolved for this reason."""
         resolved = {key: replace(alert, reason=reason) for key, alert in self.open_alerts.items()}
         return replace(self, risks=(), open_alerts=resolved)
 
 
 def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Collection[SubjectKey]) -> Risks:
-    """Return what fills soon, and what became of the alerts `opened`.
+    """Return what fills soon, and the state of the alerts `opened`.
 
-    Without a recent forecast nothing fills soon, and an alert ends only if its server is out of service.
+    Without a recent forecast there are no risks, and alerts are resolved only if their server is out of service.
 
     Raises:
         DatabaseError: the database failed.
@@ -118,7 +118,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         risks = greatest_risks(connection, as_of, today, shown=MOST_RISKS)
         urgent = [one for one in risks if needs_action(one, thresholds) and not is_left_out(one.decision)]
         servers = _servers(connection, as_of, {key.server_id for key in (*opened, *(one.key for one in urgent))})
-        # A server may have been taken out of service after the forecasts were issued.
+        # A server may have left service after the forecasts were issued.
         soon = [one for one in urgent if one.server_id in servers and servers[one.server_id].is_in_service]
         growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE])
         known = {one.key: one for one in runways_of(connection, today, opened, as_of)}
@@ -153,7 +153,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
     )
 
 
-# Of a cluster and of a database in it; a standby that takes over has the same.
+# Of a PostgreSQL cluster and a database in it; a standby that takes over has the same.
 _INSTALLATION = """
 SELECT concat(c.system_identifier, '/', d.oid)
 FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_database()
@@ -161,12 +161,12 @@ FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_da
 
 
 def _servers(connection: Connection, as_of: date, server_ids: Collection[int]) -> dict[int, Row[Any]]:
-    """Return the registered ones of some servers: name, whether each is in service, and has forecasts of a day."""
+    """Return the registered ones of some servers: name, whether in service, whether they have forecasts of a day."""
     found = rows(connection, _SERVERS, as_of=as_of, server_ids=sorted(server_ids))
     return {row.id: row for row in found}
 
 
-# Forecasts apart from the registry, which nodes of a cluster do not have.
+# Forecasts are read apart from the registry, which the nodes of a cluster do not have.
 _SERVERS = """
 WITH measured AS (
     SELECT DISTINCT instance_id FROM capacity_runways
@@ -179,7 +179,7 @@ WHERE i.id = ANY (CAST(:server_ids AS integer[]))
 
 
 def _growers(connection: Connection, keys: Sequence[SubjectKey]) -> dict[SubjectKey, list[tuple[str, int]]]:
-    """Return what grew most on servers and volumes; a database whose volumes are unknown may lie on each."""
+    """Return which databases grew most on servers and volumes; those on unknown volumes count for each."""
     grown = rows(connection, _GROWN, servers=[key.server_id for key in keys], days=RECENT_DAYS) if keys else ()
     return {
         key: [
@@ -203,9 +203,9 @@ ORDER BY change_mb DESC, d.name
 
 
 def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Thresholds) -> str | None:
-    """Say why an alert is resolved; None: it stays open.
+    """Return why an alert is resolved; None: it stays open, as while its risk is to be watched.
 
-    It does while its risk is watched. That a server was not measured resolves nothing.
+    A server that was not measured resolves nothing.
     """
     if server is None or not server.is_in_service:
         return "its server is no longer in service"

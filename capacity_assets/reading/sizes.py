@@ -41,7 +41,7 @@ class SizeInWindow:
     measured_days: int | None = None
     """None if the size is a sum over several servers."""
     is_partial: bool = False
-    """Whether a part was not measured in this window, a server or some databases: it is missing in `size_mb`."""
+    """Whether a server or some databases were not measured in this window and are missing in `size_mb`."""
     is_change_partial: bool = False
     """Whether this window or the one before is partial: then `change_mb` is neither growth nor shrinkage."""
     databases: int | None = None
@@ -49,12 +49,12 @@ class SizeInWindow:
 
 
 def windows_back(period: Period, newest: Window) -> list[Window]:
-    """Return the windows that a history shows, oldest first, as many as are usual for the period."""
+    """Return the windows of a history, oldest first, as many as are usual for the period."""
     return period.back(newest, WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN))
 
 
 def with_gaps(windows: Sequence[Window], sizes: Sequence[SizeInWindow]) -> list[SizeInWindow]:
-    """Return one size per window from the first measured one on, oldest first; unmeasured ones after it are empty."""
+    """Return one size per window from the first measured one on, oldest first; unmeasured windows are empty."""
     by_start = {size.window_start: size for size in sizes}
     empty = (SizeInWindow(window.start, window.end, None, measured_days=0) for window in windows)
     every = [by_start.get(size.window_start, size) for size in empty]
@@ -62,8 +62,8 @@ def with_gaps(windows: Sequence[Window], sizes: Sequence[SizeInWindow]) -> list[
     return every[first:]
 
 
-def marked(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> list[SizeInWindow]:
-    """Return the sizes with those windows marked that are partial."""
+def mark_partial(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> list[SizeInWindow]:
+    """Return the sizes with partial windows marked."""
     before = [None, *sizes][: len(sizes)]
     return [
         replace(
@@ -79,7 +79,7 @@ def marked(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> list[Siz
 class FleetSize:
     """The fleet, or one server, in one window, MiB: sums over its servers, as docs/semantics.md defines them.
 
-    `change_mb` adds up the known changes, None where there is none; `known_before_mb` is what those servers had before.
+    `change_mb` is the sum of known changes, None without any; `known_before_mb` is the previous size of these servers.
     """
 
     window_start: date
@@ -127,11 +127,11 @@ class LastSize:
 
 
 @dataclass(frozen=True)
-class FleetNow:
-    """The fleet as it was last measured: the last known size of every server in service, MiB.
+class CurrentFleetSize:
+    """The fleet by the last known size of each server in service, MiB.
 
-    Instead of a size that lacks some databases, the one before is taken. Servers that another one counts (replicas,
-    shared storage) are not in it.
+    Sizes that lack some databases are replaced by earlier ones. Servers that are counted by another one (replicas,
+    shared storage) are left out.
     """
 
     size_mb: int | None
@@ -143,7 +143,7 @@ class FleetNow:
     """Those among them without any size."""
     newest_day: date | None
     oldest: LastSize | None
-    """The server whose last size is older than that of any other; None: all are of the newest day."""
+    """The server with the oldest last size; None: all are of the newest day."""
     older_sizes: int
     """Servers whose last size is older than the newest day."""
     growth_days: int
@@ -151,16 +151,16 @@ class FleetNow:
     """Growth of the servers measured both now and `growth_days` before; None: there is none."""
     growth_servers: int
     growth_before_mb: int
-    """What these servers had then."""
+    """The size of these servers then."""
 
 
 DERIVED_DAYS_BACK = (1, 7, 31)
-"""Sizes of servers without totals are looked for on the newest day first, then on those of a week and of a month."""
+"""Days back in which servers without totals are searched: the newest day, then a week, then a month."""
 GROWTH_DAYS, GROWTH_TOLERANCE_DAYS = 90, 7
-"""Growth is measured against the size GROWTH_DAYS ago, or up to GROWTH_TOLERANCE_DAYS before if it is missing."""
+"""Growth is compared with the size GROWTH_DAYS ago, or up to GROWTH_TOLERANCE_DAYS earlier if that is missing."""
 
 
-def fleet_now(connection: Connection, today: date) -> FleetNow:
+def fleet_now(connection: Connection, today: date) -> CurrentFleetSize:
     """Return the size of the fleet by the newest sample of each server up to today, and its growth like for like."""
     in_service = "SELECT server_id FROM capacity_servers WHERE is_active AND counted_by IS NULL"
     servers = [row.server_id for row in rows(connection, in_service)]
@@ -171,7 +171,7 @@ def fleet_now(connection: Connection, today: date) -> FleetNow:
     if newest is not None:
         until = newest - timedelta(days=GROWTH_DAYS)
         then = last_sizes(connection, list(now), until, since=until - timedelta(days=GROWTH_TOLERANCE_DAYS))
-    return FleetNow(
+    return CurrentFleetSize(
         sum(one.size_mb for one in now.values()) if now else None,
         sum(one.databases for one in now.values()),
         len(servers),
@@ -225,7 +225,7 @@ def last_sizes(
     measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
     found = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
     newest = min(until, newest_day(connection, until) or until)
-    # Servers without a total of the newest day; a day costs as much as all databases of these servers.
+    # Servers without a total on the newest day; reading a day costs as much as all of their databases.
     back = 0
     for days_back in DERIVED_DAYS_BACK:
         days = [newest - timedelta(days=number) for number in range(back, days_back)]
@@ -293,7 +293,7 @@ def server_history(
     days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}
     holes = windows_with_holes(connection, period, {server_id: counts}, newest.start)
     short = windows_with_short_databases(connection, period, server_id, days, max(counts.values(), default=0))
-    return marked(with_gaps(windows, sizes), {start for _, start in holes} | short)
+    return mark_partial(with_gaps(windows, sizes), {start for _, start in holes} | short)
 
 
 def database_history(

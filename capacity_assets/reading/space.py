@@ -1,8 +1,8 @@
 """What uses space: tables and indexes inside databases, and what lies on servers and volumes beside databases.
 
 For the change inside a database, two samples of `object_size_stats` are compared: the newest before the days, or else
-the first in them, and the newest in them. What changed adds up to the change of the database: objects, the others, and
-what no object explains.
+the first in them, and the newest in them. The changes of objects, of all others and of what no object explains
+add up to the change of the database.
 
 An object that is listed on one of the two days only was at most as large as the smallest listed one on the other day,
 because the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
@@ -31,10 +31,10 @@ OTHERS, UNEXPLAINED = "others", "unexplained"
 
 @dataclass(frozen=True)
 class ObjectChange:
-    """A table or index on two days, bytes; `label` is what people call it, with its schema, an index with its table.
+    """A table or index on two days, bytes; `label` has its schema and, for an index, its table.
 
-    `before_is_bound` and `after_is_bound`: it is not listed on that day, and was at most as large. The change is the
-    least that it can be then.
+    `before_is_bound` and `after_is_bound`: it is not listed on that day, and was at most as large. The change is then
+    the smallest possible one.
     """
 
     label: str
@@ -53,13 +53,13 @@ class ObjectChange:
 
     @property
     def is_bound(self) -> bool:
-        """Whether its change is the least that it can be."""
+        """Whether its change is the smallest possible one."""
         return self.before_is_bound or self.after_is_bound
 
 
 @dataclass(frozen=True)
 class ObjectGrowth:
-    """A table or index that grew, where it is, and the days that are compared."""
+    """A table or index that grew, with its database and the compared days."""
 
     server_id: int
     server: str
@@ -71,9 +71,9 @@ class ObjectGrowth:
 
 @dataclass(frozen=True)
 class DatabaseGrowth:
-    """What changed inside a database from its sample of one day to that of another, bytes.
+    """The changes inside a database between its samples of two days, bytes.
 
-    Objects are those that changed, most first. Their changes, that of all others together and that of what no object
+    `objects` are those that changed, largest change first. Their changes, that of all others and that of what no object
     explains add up to `change_bytes`.
     """
 
@@ -92,7 +92,7 @@ class DatabaseGrowth:
 def growth_inside(
     connection: Connection, server_id: int, database: str, first: date, last: date
 ) -> DatabaseGrowth | None:
-    """Return what changed inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
+    """Return the changes inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
     found = _rows(connection, first, last, server_id=server_id, database=database)
     if not found:
         return None
@@ -205,12 +205,12 @@ LIMIT :grown
 
 COMPARED_DAYS = 30
 MOST_SLOT_PERCENT = 10
-"""A replication slot that retains more of its volume is named."""
+"""Replication slots that retain a larger part of their volume are named."""
 SMALLEST_SLOT_MB = 1024
-"""Where the volume is not known, a slot is held against the databases of its server, and one that retains less is not
-named: on a small server a healthy slot retains more than a tenth."""
+"""Without a known volume, a slot is compared with the databases of its server and named only if it retains more than
+this: on a small server, a healthy slot may retain more than a tenth."""
 SLOT_DAYS = 7
-"""Slots are named as they were measured last, not longer ago than this."""
+"""Slots are named by their last measurement within so many days."""
 DATABASES = "databases"
 UNEXPLAINED_TITLE = "Unexplained"
 HELD = [kind.name for kind in PART_KINDS.values() if kind.held_by]
@@ -218,7 +218,7 @@ HELD = [kind.name for kind in PART_KINDS.values() if kind.held_by]
 
 @dataclass(frozen=True)
 class SpaceUse:
-    """One thing that uses space, MiB, and what it used before; None: not known, for which `reason` may say why."""
+    """A use of space, MiB, and its size before; None: unknown, for the `reason` if there is one."""
 
     title: str
     size_mb: int | None
@@ -227,13 +227,13 @@ class SpaceUse:
 
     @property
     def change_mb(self) -> int | None:
-        """How much it grew; None: not known."""
+        """Its growth; None: unknown."""
         return None if self.size_mb is None or self.before_mb is None else self.size_mb - self.before_mb
 
 
 @dataclass(frozen=True)
 class SlotUse:
-    """A replication slot: the WAL that it retains, MiB, and what the server says of its consumer."""
+    """A replication slot with the WAL that it retains, MiB, and the state of its consumer."""
 
     slot: str
     retained_mb: int
@@ -241,10 +241,10 @@ class SlotUse:
 
 
 @dataclass(frozen=True)
-class WhatFills:
-    """What a server or a volume held on a day, and on `before`: the known sizes of `uses` add up to `used_mb`.
+class SpaceUsage:
+    """The uses of a server or volume on a day and on `before`; their known sizes add up to `used_mb`.
 
-    What is measured of nothing is one of `uses`, as unexplained, unless `used_mb` is None: then no volume was measured.
+    The rest is one of `uses`, as unexplained. `used_mb` None: no volume was measured, so that there is no such rest.
     """
 
     day: date
@@ -256,7 +256,7 @@ class WhatFills:
 
 @dataclass(frozen=True)
 class LargeSlot:
-    """A replication slot that retains more than a tenth of its volume, or of its server's size if that is not known."""
+    """A replication slot that retains more than a tenth of its volume, or of the databases if that is unknown."""
 
     server_id: int
     server: str
@@ -269,7 +269,7 @@ class LargeSlot:
 
     @property
     def text(self) -> str:
-        """It in one line."""
+        """A line of text about it."""
         place = f"the disk {self.volume}" if self.volume else "the size of its databases"
         return (
             f"Replication slot {self.slot} of {self.server} retains {human_mb(self.retained_mb)} of WAL, "
@@ -277,13 +277,13 @@ class LargeSlot:
         )
 
 
-def what_fills(
+def space_usage(
     connection: Connection, server_id: int, volumes: Sequence[ServerVolume], volume: str | None, today: date
-) -> WhatFills | None:
-    """Return what fills a server (`volume` None) or one of its `volumes`; None: no parts were measured for a month.
+) -> SpaceUsage | None:
+    """Return what uses the space of a server (`volume` None) or of one of its `volumes`; None: nothing for a month.
 
-    Of a server with one volume, everything of which no volume is known lies on that one. Of one with several, a volume
-    has the databases and parts that are known to lie on it alone; the others are unexplained.
+    On a server with one volume, everything without a known volume counts for it. On one with several, a volume has the
+    databases and parts that are known to lie on it alone; the rest is unexplained.
     """
     newest = "SELECT max(day) AS day FROM capacity_server_parts WHERE server_id = :server AND day <= :today"
     day = rows(connection, newest, server=server_id, today=today)[0].day
@@ -310,7 +310,7 @@ def what_fills(
     ]
     named = {one: sum(size for (when, _), size in sizes.items() if when == one) for one in (day, before)}
     if day in used:
-        # On a day without parts all of them would be unexplained.
+        # On a day without measured parts, all of them would be unexplained.
         compares = before in used and any(when == before and kind != DATABASES for when, kind in sizes)
         used_before = used[before] - named[before] if compares else None
         uses.append(SpaceUse(UNEXPLAINED_TITLE, used[day] - named[day], used_before))
@@ -319,7 +319,7 @@ def what_fills(
         for row in details
         if row.kind == SLOT and row.size_bytes is not None
     ]
-    return WhatFills(day, before, uses, used.get(day), slots)
+    return SpaceUsage(day, before, uses, used.get(day), slots)
 
 
 def _title(kind: str) -> str:
@@ -329,9 +329,9 @@ def _title(kind: str) -> str:
 def large_slots(
     connection: Connection, first: date, last: date, label: tuple[str, str] | None = None
 ) -> list[LargeSlot]:
-    """Return what retains too much on the newest days of servers in a range of days, the largest first."""
+    """Return the slots that retain too much on the newest day of each server in a range of days, largest first."""
     key, value = label or (None, None)
-    # Apart: where tables are distributed, readers have no right on what the view of servers is made of.
+    # Not joined: where tables are distributed, readers have no rights on the tables behind the view of servers.
     wanted = [row.server_id for row in rows(connection, _SERVERS, key=key, value=value, last=last)]
     newest = rows(connection, _NEWEST, first=first, last=last, servers=wanted)
     if not newest:
@@ -359,7 +359,7 @@ def large_slots(
 
 
 def slots_named_on(connection: Connection, today: date) -> list[LargeSlot]:
-    """Return what retains too much by the newest measurements of the week that ends today."""
+    """Return the slots that retain too much by the newest measurements of the week that ends today."""
     return large_slots(connection, today - timedelta(days=SLOT_DAYS - 1), today)
 
 

@@ -19,7 +19,7 @@ from capacity_assets.reading.access import records, rows
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """A server as registered; `is_active` None: it is no longer registered."""
+    """A registered server; `is_active` None: it is no longer registered."""
 
     server_id: int
     server: str
@@ -28,7 +28,7 @@ class ServerFacts:
     counted_by: str | None
     labels: dict[str, str] = field(default_factory=dict)
     declared_at: datetime | None = None
-    """When it was registered for collection or changed last; None: it is not measured from here."""
+    """When it was registered for collection or last changed; None: it is not measured from here."""
     declared_by: str | None = None
     """Who did that; None: not known."""
 
@@ -66,7 +66,7 @@ class ServerVolume:
 
 
 @dataclass(frozen=True)
-class StepRow:
+class DeclaredStep:
     """A declared change of size."""
 
     day: date
@@ -77,24 +77,24 @@ class StepRow:
 
 
 def server_id_of(connection: Connection, server: str) -> int | None:
-    """Return the number of a registered server; None where none of that name is registered."""
+    """Return the ID of a registered server; None: none of that name."""
     named = rows(connection, "SELECT server_id FROM capacity_servers WHERE server = :server", server=server)
     return named[0].server_id if named else None
 
 
 def server_ids_of(connection: Connection, servers: Sequence[str]) -> dict[str, int]:
-    """Return the ids of those of the servers that are registered, by name."""
+    """Return the IDs of the registered ones among servers, by name."""
     named = "SELECT server, server_id FROM capacity_servers WHERE server = ANY (CAST(:servers AS text[]))"
     return {row.server: row.server_id for row in rows(connection, named, servers=sorted(set(servers)))}
 
 
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
-    """Return a server by its number; raises NotFoundError if it is neither registered nor in any figures."""
+    """Return a server by its ID; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """
         SELECT server_id, server, engine, is_active, counted_by, labels, declared_at, declared_by
         FROM capacity_servers LEFT JOIN capacity_declared_servers USING (server_id)
         WHERE server_id = :server"""
-    # Any row, because these columns are the same in all of them.
+    # Any row: these columns are the same in all of them.
     measured = """
         SELECT server_id, server, engine, CAST(NULL AS boolean) AS is_active, NULL AS counted_by
         FROM capacity_server_growth WHERE server_id = :server LIMIT 1"""
@@ -107,14 +107,14 @@ def server_facts(connection: Connection, server_id: int) -> ServerFacts:
 
 @dataclass(frozen=True)
 class NewestDay:
-    """The newest day of a database that is stored, and its labels on it."""
+    """The newest stored day of a database, and its labels on that day."""
 
     day: date
     labels: dict[str, str]
 
 
 def newest_day_of(connection: Connection, server_id: int, database: str) -> NewestDay | None:
-    """Return the newest day of a database; None where no day of it is stored."""
+    """Return the newest stored day of a database; None: there is none."""
     # Keys begin with the window, so windows are looked up one by one, newest first.
     statement = """
         WITH ends AS (
@@ -139,7 +139,7 @@ GONE_DAYS = 31
 
 
 def is_gone(connection: Connection, server_id: int, day: date) -> bool:
-    """Whether a server was measured in the month after the newest day of a database of it."""
+    """Whether a server was measured in the month after the newest day of one of its databases."""
     statement = """
         SELECT 1 FROM capacity_growth
         WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND server_id = :server LIMIT 1"""
@@ -178,7 +178,7 @@ def samples_of(connection: Connection, window: Window, server_id: int, database:
 
 @dataclass(frozen=True)
 class SampleOrigin:
-    """What measured imported samples, on how many days, and the first and last of these."""
+    """The program that measured imported samples, and their days."""
 
     origin: str
     source: str
@@ -188,13 +188,13 @@ class SampleOrigin:
 
     @property
     def label(self) -> str:
-        """How people call it."""
+        """Its name as people read it."""
         known = ORIGINS.get(self.origin)
         return known.label if known else self.origin
 
     @property
     def sentence(self) -> str:
-        """Say how many days came from where."""
+        """The days and their origin in a sentence."""
         days = f"{human_day(self.first_day)} to {human_day(self.last_day)}"
         return f"Imported: {counted(self.days, 'day')} from {self.label}, {days} ({self.source})"
 
@@ -202,7 +202,7 @@ class SampleOrigin:
 def origins_of(
     connection: Connection, server_id: int, database: str | None, first: date = date.min, last: date = date.max
 ) -> list[SampleOrigin]:
-    """Return which samples were imported between two days: of a database, or of a server or any database of it."""
+    """Return the imported samples of a database between two days, or of a server and all its databases."""
     statement = """
         SELECT o.origin, o.source, min(lower(d.days)) AS first_day, max(upper(d.days) - 1) AS last_day,
                sum(upper(d.days) - lower(d.days)) AS days
@@ -220,7 +220,7 @@ def origins_of(
 
 @dataclass(frozen=True)
 class DeclaredLimit:
-    """A declared limit, MiB; None: unlimited. `database` None: of the server as a whole."""
+    """A declared limit, MiB; None: unlimited. `database` None: the server as a whole."""
 
     database: str | None
     limit_mb: int | None
@@ -231,7 +231,7 @@ class DeclaredLimit:
 
 
 def declared_limits_of(connection: Connection, server_id: int, database: str | None) -> list[DeclaredLimit]:
-    """Return the declared limit of a server as a whole, and of one of its databases."""
+    """Return the declared limits of a database and of its server as a whole."""
     statement = """
         SELECT database, limit_mb, note, declared_at, declared_by FROM capacity_declared_limits
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text))
@@ -239,24 +239,24 @@ def declared_limits_of(connection: Connection, server_id: int, database: str | N
     return records(DeclaredLimit, connection, statement, server=server_id, database=database)
 
 
-def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
-    """Return the declared steps of a server as a whole; of a database, its own and those of its server."""
+def steps_of(connection: Connection, server_id: int, database: str | None) -> list[DeclaredStep]:
+    """Return the declared steps of a server as a whole, or those of a database and of its server."""
     statement = """
         SELECT day, note, database, declared_by FROM capacity_declared_steps
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day"""
-    return records(StepRow, connection, statement, server=server_id, database=database)
+    return records(DeclaredStep, connection, statement, server=server_id, database=database)
 
 
-def steps_between(connection: Connection, first: date, last: date) -> list[StepRow]:
+def steps_between(connection: Connection, first: date, last: date) -> list[DeclaredStep]:
     """Return the declared steps of all servers from one day to another."""
     statement = """
         SELECT day, note, database, declared_by FROM capacity_declared_steps
         WHERE day BETWEEN :first AND :last ORDER BY day"""
-    return records(StepRow, connection, statement, first=first, last=last)
+    return records(DeclaredStep, connection, statement, first=first, last=last)
 
 
 def volumes_of(connection: Connection, server_id: int, today: date) -> list[ServerVolume]:
-    """Return the volumes of a server that were measured within a month of its newest day, the largest first."""
+    """Return the volumes of a server that were measured within a month of its newest day, largest first."""
     statement = """
         SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
             SELECT DISTINCT ON (volume) * FROM capacity_volumes
@@ -268,7 +268,7 @@ def volumes_of(connection: Connection, server_id: int, today: date) -> list[Serv
 
 
 def attempts_of(connection: Connection, server_id: int, shown: int) -> list[Attempt]:
-    """Return the last attempts to measure a server, the newest first."""
+    """Return the last attempts to measure a server, newest first."""
     statement = """
         SELECT day, status, failure, reason FROM capacity_attempts WHERE server_id = :server
         ORDER BY day DESC LIMIT :shown"""
@@ -287,26 +287,26 @@ class BillIssue:
 
 
 def bill_issues(connection: Connection) -> list[BillIssue]:
-    """Return the issues of all bills, the newest month first."""
+    """Return the issues of all bills, newest month first."""
     statement = """
         SELECT month, issue, is_final, declared_state, currency FROM capacity_bills ORDER BY month DESC, issue"""
     return records(BillIssue, connection, statement)
 
 
 def newest_final(issues: Sequence[BillIssue]) -> BillIssue | None:
-    """Return the newest issue of the last month whose bill is final; None: there is none."""
+    """Return the newest issue of the last month with a final bill; None: there is none."""
     month = next((one.month for one in issues if one.is_final), None)
     return next((one for one in reversed(issues) if one.month == month), None)
 
 
 def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool:
-    """Whether labels or prices of a month were declared or removed since a bill of it was computed."""
+    """Whether labels or prices of a month changed after its bill was computed."""
     declared = rows(connection, f"SELECT {DECLARED_STATE} AS state", end=month.end)[0].state
     return bool(issue.declared_state != declared)
 
 
 def address(path: str, /, **values: object) -> str:
-    """Return the address of a page; values that are None are left out."""
+    """Return the address of a page, without values that are None."""
     given = {name: str(value) for name, value in values.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
 
@@ -317,5 +317,5 @@ def subject_address(subject: str, server_id: int, name: str = "") -> str:
 
 
 def page_url(pages_url: str, page: str) -> str:
-    """Return the whole address of a page, for what is read outside the pages; `pages_url` is CAPACITY_PAGES_URL."""
+    """Return the full address of a page for readers outside the pages; `pages_url` is CAPACITY_PAGES_URL."""
     return f"{pages_url.rstrip('/')}{page}"

@@ -1,4 +1,4 @@
-"""The stored windows and days: the newest, the complete, and rows that are wrong."""
+"""Stored windows and days: the newest, the last complete one, what is not computed yet, and wrong rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from capacity_assets.reading.access import records, rows
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period in which any server has a row; None: none was computed."""
-    # Not max(): over a view PostgreSQL reads every row for it, and for this one entry of an index.
+    # For max() over a view PostgreSQL would read all rows, and for this it reads one entry of an index.
     statement = """
         SELECT start FROM (
             (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
@@ -52,7 +52,7 @@ def newest_day(connection: Connection, today: date) -> date | None:
 
 
 def complete_window(connection: Connection, period: Period, newest: Window | None, today: date) -> Window | None:
-    """Return the newest window that is over, as far as samples tell; `newest` where there is no other."""
+    """Return the newest window that is over by the samples; `newest` if there is no other."""
     last_day = None if newest is None else newest_day(connection, today)
     if newest is None or last_day is None or newest.end <= last_day:
         return newest
@@ -63,10 +63,10 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
 
 @dataclass(frozen=True)
 class UncomputedSamples:
-    """What was measured and is in no figure yet."""
+    """Samples that are not in any figure yet."""
 
     day: date | None
-    """Newest day with samples, if no daily window is computed for it or a later day; None: there is one, or none is."""
+    """Newest day with samples if its daily window is not computed; None: it is, or no window is."""
     windows: int = 0
     """Computed windows of databases and servers whose samples changed since."""
     first_day: date | None = None
@@ -74,8 +74,8 @@ class UncomputedSamples:
     changed_at: datetime | None = None
 
 
-def outstanding(connection: Connection, today: date) -> UncomputedSamples:
-    """Return what is measured and not computed; raises DBAPIError."""
+def uncomputed_samples(connection: Connection, today: date) -> UncomputedSamples:
+    """Return samples that are not computed yet; raises DBAPIError."""
     statement = """
         SELECT count(*) AS windows, min(period_start) AS first_day, max(newest_change) AS changed_at
         FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND level <> 'group'"""
@@ -163,7 +163,7 @@ def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
 
 
 def first_days_ahead(connection: Connection, today: date) -> dict[str, date]:
-    """Return the first day after today with samples, by table: they were measured with a wrong clock."""
+    """Return the first day after today with samples, by table; these come from a wrong clock."""
     ahead: dict[str, date] = {}
     for level in SERVER_LEVELS.values():
         day = level.source.c.collected_date
@@ -187,7 +187,7 @@ def stored_windows(connection: Connection, periods: Sequence[str]) -> list[Store
     return stored
 
 
-# Limits how much of a long history is read.
+# Bounds how much of a long history is read.
 TREND_DAYS = 400
 
 

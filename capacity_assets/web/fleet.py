@@ -27,15 +27,15 @@ from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_o
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.sizes import (
-    FleetNow,
+    CurrentFleetSize,
     SizeInWindow,
     fleet_history,
     fleet_now,
-    marked,
+    mark_partial,
     partial_windows,
     with_gaps,
 )
-from capacity_assets.reading.subjects import StepRow, steps_between
+from capacity_assets.reading.subjects import DeclaredStep, steps_between
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import MOST_FLEET_WINDOWS, ChartRange, PageQuery, shown_range
 from capacity_assets.web.bills import total_amounts
@@ -87,7 +87,7 @@ class FleetPage:
 
     period: str
     headline: Headline
-    now: FleetNow
+    now: CurrentFleetSize
     """The last known sizes, independent of the period."""
     shown: ChartRange
     sizes: Sequence[SizeInWindow]
@@ -115,7 +115,7 @@ class FleetPage:
     currency: str | None = None
     decisions: Sequence[DecisionRow] = ()
     """Open decisions."""
-    steps: Sequence[StepRow] = ()
+    steps: Sequence[DeclaredStep] = ()
     """Declared steps in the windows of the chart."""
     periods: Mapping[str, str] = field(default_factory=dict)
     """Periods with stored windows, each with its newest one."""
@@ -151,7 +151,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
         incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
-        sizes = marked(sizes, incomplete)
+        sizes = mark_partial(sizes, incomplete)
     return replace(fleet, sizes=sizes, earlier=earlier, steps=steps)
 
 

@@ -39,7 +39,7 @@ from capacity_assets.reading.groups import (
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.savings import FreeSpace
-from capacity_assets.reading.sizes import SizeInWindow, marked, with_gaps
+from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.web.addresses import ChartRange, PageQuery, chosen_window, part_of_page, shown_range
 from capacity_assets.web.bills import MONTHLY, GroupCost, cost_of, grouping_of, shared_budget, shared_free_space
@@ -221,7 +221,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
     missed = reader.kept_of(key, short, PARTIAL_SECONDS)
-    sizes = marked(sizes, {one.window_start for one in missed})
+    sizes = mark_partial(sizes, {one.window_start for one in missed})
     with reader.transaction() as connection:
         sizes = like_for_like(connection, period, sizes, by, name)
     return GroupPage(

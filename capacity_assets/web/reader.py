@@ -24,7 +24,7 @@ from capacity_assets.reading.access import CONNECTIONS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
 from capacity_assets.reading.lists import NameMatch, name_index
-from capacity_assets.reading.windows import UncomputedSamples, outstanding
+from capacity_assets.reading.windows import UncomputedSamples, uncomputed_samples
 
 # A value is shown for up to this many times the time for which it is cached, while it is read again.
 STALE_TIMES = 3
@@ -162,7 +162,7 @@ def shared_notice(reader: Reader, today: date) -> str:
         # While the database is busy, pages are shown without it.
         with suppress(DBAPIError), reader.transaction() as connection:
             limit_seconds(connection, OUTSTANDING_SECONDS)
-            return notice_of(outstanding(connection, today), today)
+            return notice_of(uncomputed_samples(connection, today), today)
         return ""
 
     return reader.kept(("outstanding", today), read, UNMEASURED_SECONDS)

@@ -43,7 +43,7 @@ from capacity_assets.reading.forecasts import ForecastDay, Runway, Severity, Usa
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
-from capacity_assets.reading.subjects import StepRow, address, subject_address
+from capacity_assets.reading.subjects import DeclaredStep, address, subject_address
 from capacity_assets.web.addresses import RANGES, PageQuery
 from capacity_assets.web.forecasts import DecisionRow
 from capacity_assets.web.reader import Reader
@@ -267,7 +267,7 @@ def page_templates(pages: tuple[Page, ...], dagster_url: str | None, thresholds:
 
 
 def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
-    steps: Sequence[StepRow] = (),
+    steps: Sequence[DeclaredStep] = (),
     decisions: Sequence[DecisionRow] = (),
     *,
     bills: Mapping[date, Decimal] = EMPTY,

@@ -23,10 +23,10 @@ from capacity_assets.reading.forecasts import (
     forecast_day,
     runway_of,
 )
-from capacity_assets.reading.headlines import Headline, Subject, headline_of
+from capacity_assets.reading.headlines import Headline, PageSubject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
-from capacity_assets.reading.space import DatabaseGrowth, WhatFills, growth_inside, what_fills
+from capacity_assets.reading.space import DatabaseGrowth, SpaceUsage, growth_inside, space_usage
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import (
     LONGEST_DAYS,
@@ -74,7 +74,7 @@ class SubjectPage:
 
     Of a server, that of the volume that fills before the server as a whole. None: without a date.
     """
-    steps: Sequence[subjects.StepRow] = ()
+    steps: Sequence[subjects.DeclaredStep] = ()
     limits: Sequence[subjects.DeclaredLimit] = ()
     """Declared limits: its own, and that of the server as a whole."""
     decisions: Sequence[DecisionRow] = ()
@@ -89,7 +89,7 @@ class ServerPage(SubjectPage):
     """One server."""
 
     volumes: Sequence[subjects.ServerVolume]
-    fills: WhatFills | None
+    fills: SpaceUsage | None
     databases: Sequence[ListedDatabase]
     has_more_databases: bool
     order: str
@@ -112,7 +112,7 @@ class VolumePage(SubjectPage):
     """One volume of a server."""
 
     volume: subjects.ServerVolume
-    fills: WhatFills | None
+    fills: SpaceUsage | None
     databases: Sequence[Runway]
 
 
@@ -138,7 +138,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             **_declared(connection, query, period, number, None),
             decisions=decision_rows(connection, query.today, every=True, server_id=number),
             volumes=volumes,
-            fills=what_fills(connection, number, volumes, None, query.today),
+            fills=space_usage(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today),
             has_more_databases=more,
             order=order,
@@ -205,7 +205,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
                 if one.subject == "server" or (one.subject, one.name) == ("volume", name)
             ],
             volume=volume,
-            fills=what_fills(connection, number, volumes, name, query.today),
+            fills=space_usage(connection, number, volumes, name, query.today),
             databases=bound_by_volume(connection, query.today, number, name, shown=ON_VOLUME_SHOWN),
         )
 
@@ -233,7 +233,7 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     elif own is None:
         issued = forecast_day(connection)
         last_measured = newest_measured_days(connection, [number], query.today).get(number)
-    about = Subject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
+    about = PageSubject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
     headline = headline_of(about, own, first, thresholds, issued=issued, also=also)
     return {"server": server, "headline": headline, "runway": own, "binding": binding}
 

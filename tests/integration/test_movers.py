@@ -13,7 +13,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import summary_text
-from capacity_assets.reading.changes import Mover, WindowSizes, window_sizes
+from capacity_assets.reading.changes import SizeChange, WindowSizes, window_sizes
 from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,
@@ -62,10 +62,10 @@ def test_a_mover_has_the_size_of_the_window_before_and_where_that_is_gone_the_si
     compute_windows(service, "monthly", date(2025, 3, 1), date(2025, 4, 30))
 
     assert window_sizes(engine, PERIODS["monthly"], DATABASE, [APRIL])[APRIL.start] == WindowSizes(
-        160, 60, 100, 0, growers=(Mover("server-1", "orders", 100, 160, 60),)
+        160, 60, 100, 0, growers=(SizeChange("server-1", "orders", 100, 160, 60),)
     )
     assert window_sizes(engine, PERIODS["monthly"], INSTANCE, [APRIL])[APRIL.start] == WindowSizes(
-        160, 60, 100, 0, growers=(Mover("server-1", None, 100, 160, 60),)
+        160, 60, 100, 0, growers=(SizeChange("server-1", None, 100, 160, 60),)
     )
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_aggregations WHERE period_start = '2025-03-01'"))
@@ -99,7 +99,7 @@ def test_no_name_is_read_as_markup(name: str) -> None:
     summary = PeriodSummary(
         "daily", "database", date(2025, 1, 1), date(2025, 1, 1), 1, 1, errors=(InstanceError(1, name, "of no use"),)
     )
-    mover = Mover(name, name, 1, 2, 1)
+    mover = SizeChange(name, name, 1, 2, 1)
 
     shown = summary_text(summary, WindowSizes(growers=(mover,), shrinkers=(mover,)))
 

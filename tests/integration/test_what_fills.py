@@ -15,7 +15,7 @@ from capacity_assets.demo.sample_fleet import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.collection import slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.space import LargeSlot, large_slots, slots_named_on, what_fills
+from capacity_assets.reading.space import LargeSlot, large_slots, slots_named_on, space_usage
 from capacity_assets.reading.subjects import server_id_of, volumes_of
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -142,7 +142,7 @@ def test_the_demo_has_a_slot_that_nobody_reads_and_no_volume_holds_more_than_is_
         number = server_id_of(connection, UNREAD_SLOT_OF)
         assert number is not None
         volumes = volumes_of(connection, number, TODAY)
-        fills = what_fills(connection, number, volumes, volumes[0].volume, TODAY)
+        fills = space_usage(connection, number, volumes, volumes[0].volume, TODAY)
 
     assert (slot.server, slot.volume, slot.detail) == (
         UNREAD_SLOT_OF,

@@ -11,7 +11,7 @@ import pytest
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
 from capacity_assets.reading.forecasts import Runway, Severity, severity_of
-from capacity_assets.reading.headlines import Subject, headline_of, next_to_fill
+from capacity_assets.reading.headlines import PageSubject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
 DAY = date(2026, 11, 29)
@@ -50,9 +50,9 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> R
 
 FILLING = {"full_early": date(2027, 2, 17), "full_middle": date(2027, 3, 7), "full_late": date(2027, 3, 17)}
 DISK = runway("volume", "E:\\", **FILLING)
-BILLING = Subject("db-7", "database", "billing", last_measured=DAY)
-SERVER = Subject("db-7", "server", last_measured=DAY)
-VOLUME = Subject("db-7", "volume", "E:\\", last_measured=DAY)
+BILLING = PageSubject("db-7", "database", "billing", last_measured=DAY)
+SERVER = PageSubject("db-7", "server", last_measured=DAY)
+VOLUME = PageSubject("db-7", "volume", "E:\\", last_measured=DAY)
 
 
 def test_a_database_begins_with_the_disk_that_fills_before_it() -> None:
@@ -127,17 +127,17 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
             "Too little history for a fill date: 45 of 57 days measured, 12 more needed.",
         ),
         (BILLING, None, "No forecast yet. `capacity runway --issue` issues one now; `capacity up` does it daily."),
-        (Subject("db-7", "server"), None, "Never measured, so there is no forecast."),
-        (Subject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
-        (Subject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
+        (PageSubject("db-7", "server"), None, "Never measured, so there is no forecast."),
+        (PageSubject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
+        (PageSubject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
         (
-            Subject("db-7", "server", last_measured=DAY - timedelta(days=57)),
+            PageSubject("db-7", "server", last_measured=DAY - timedelta(days=57)),
             None,
             "Not measured since 3 Oct 2026, so there is no forecast.",
         ),
     ],
 )
-def test_every_state_has_its_words(about: Subject, own: Runway | None, said: str) -> None:
+def test_every_state_has_its_words(about: PageSubject, own: Runway | None, said: str) -> None:
     assert headline_of(about, own, own, DEFAULT_THRESHOLDS, issued=DAY).text == said
 
 
@@ -149,7 +149,7 @@ def test_without_any_forecast_the_command_that_brings_them_is_named() -> None:
 
 
 def test_a_name_with_blanks_is_quoted_in_the_command() -> None:
-    about = Subject("db-7", "database", "two words")
+    about = PageSubject("db-7", "database", "two words")
 
     found = headline_of(about, runway(state="limit unknown"), None, DEFAULT_THRESHOLDS)
 
