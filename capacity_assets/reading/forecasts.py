@@ -349,17 +349,16 @@ def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Us
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
     first = _earliest(binding)
     shown = first if first in limited else by_use
-    usage = Usage(forecast_state=own.state)
-    if shown is not None and shown.limit_mb is not None:
-        used = round(100 * shown.size_mb / shown.limit_mb, 1) if shown.limit_mb else None
-        usage = replace(usage, limit_mb=shown.limit_mb, limit_used_mb=shown.size_mb, limit_used_percent=used)
-        usage = replace(usage, limit_subject=shown.subject, limit_name=shown.name)
+    values: dict[str, Any] = {"forecast_state": own.state}
+    if shown is not None:
+        values |= {"limit_mb": shown.limit_mb, "limit_used_mb": shown.size_mb}
+        values |= {"limit_subject": shown.subject, "limit_name": shown.name}
+        values["limit_used_percent"] = round(100 * shown.size_mb / shown.limit_mb, 1) if shown.limit_mb else None
     if first is not None:
-        severity = severity_of(first, thresholds)
-        usage = replace(usage, full_by=first.full_middle, full_subject=first.subject, full_name=first.name)
-        mark = first.decision.mark if first.decision and is_left_out(first.decision) else None
-        usage = replace(usage, severity=severity, decision=mark)
-    return usage
+        values |= {"full_by": first.full_middle, "full_subject": first.subject, "full_name": first.name}
+        values["severity"] = severity_of(first, thresholds)
+        values["decision"] = first.decision.mark if first.decision and is_left_out(first.decision) else None
+    return Usage(**values)
 
 
 def fill_days(connection: sa.Connection) -> dict[SubjectKey, date]:
