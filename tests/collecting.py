@@ -94,6 +94,16 @@ class Collection:
         with self.engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query, {"server": server, "day": day})}
 
+    def used(self, database: str, day: date = TODAY) -> tuple[int, int | None]:
+        """Stored bytes of a database, and those in use inside its files; None: unknown."""
+        query = text(
+            "SELECT size_bytes, used_size_bytes FROM database_size_stats "
+            "WHERE database_name = :database AND collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            [(size, used)] = connection.execute(query, {"database": database, "day": day})
+        return size, used
+
     def total(self, server: str, day: date = TODAY) -> tuple[int, int] | None:
         """The stored total in MB and number of databases."""
         query = text(

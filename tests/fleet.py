@@ -31,7 +31,11 @@ def add_instances(engine: Engine, ids: Iterable[int], **values: object) -> None:
 
 def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows need instance_id, database_name, collected_date and size_mb."""
-    _add(engine, database_size_stats, [{"data_size_mb": None, "log_size_mb": None, **row} for row in rows])
+    _add(
+        engine,
+        database_size_stats,
+        [{"data_size_mb": None, "log_size_mb": None, "used_size_mb": None, **row} for row in rows],
+    )
 
 
 def add_instance_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:

@@ -23,6 +23,24 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0021": (
+        *(
+            f"ALTER TABLE {table} DROP COLUMN {column} CASCADE"
+            for table, columns in (
+                ("database_size_stats", ("used_size_mb", "used_size_bytes")),
+                (
+                    "database_size_aggregations",
+                    (
+                        *("avg_used_size_mb", "max_used_size_mb", "min_used_size_mb"),
+                        *("used_size_change_mb", "used_size_change_percent"),
+                        *("sum_used_size_mb", "count_used_size_mb"),
+                    ),
+                ),
+                ("database_limit_stats", ("fills_files",)),
+            )
+            for column in columns
+        ),
+    ),
     "0020": (
         "DROP TABLE object_size_stats CASCADE",
         "DROP TABLE capacity_object_sizes",

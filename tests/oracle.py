@@ -126,7 +126,7 @@ def _kept(bounds: tuple[date, date], column: str, values: Sequence[int], *, coun
 
 
 def _values(rows: Iterable[Row], column: str) -> list[int]:
-    return [row[column] for row in rows if row[column] is not None]  # type: ignore[misc]
+    return [row[column] for row in rows if row.get(column) is not None]  # type: ignore[misc]
 
 
 def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]) -> Figures | None:
@@ -136,7 +136,7 @@ def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
     if not now:
         return None
     result: Figures = {"period_end": bounds[1], "data_count": len(now)}
-    for infix in ("size", "data_size", "log_size"):
+    for infix in ("size", "data_size", "log_size", "used_size"):
         values, earlier = _values(now, f"{infix}_mb"), _values(before, f"{infix}_mb")
         result[f"avg_{infix}_mb"] = math.floor(mean(values)) if values else None
         result[f"max_{infix}_mb"] = max(values, default=None)

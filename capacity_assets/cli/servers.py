@@ -27,7 +27,7 @@ from capacity_assets.collection.engines.base import FailureKind, ServerPart, eng
 from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, Task, host_of
 from capacity_assets.collection.servers import Changes, Registered, Server, register, registered
 from capacity_assets.collection.service import CollectionSummary, share_named
-from capacity_assets.database.measures import PART_KINDS
+from capacity_assets.database.measures import PART_KINDS, USED_SIZE
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
@@ -260,6 +260,8 @@ def test(settings: Settings, /, *, name: str) -> Report:
         "ceilings_mb": {
             one.database: one.limit_bytes // BYTES_PER_MB for one in limits.ceilings if one.limit_bytes is not None
         },
+        "used_mb": {size.name: size.parts_mb[USED_SIZE] for size in outcome.sizes if USED_SIZE in size.parts_mb},
+        "unknown_used": outcome.unknown_used,
         "unknown_limits": limits.unknown,
         "parts": outcome.parts,
         "unknown_parts": outcome.unknown_parts,
@@ -298,6 +300,8 @@ def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
             "Ceilings of databases": [
                 f"{name} {human_mb(limit_mb)}" for name, limit_mb in found["ceilings_mb"].items()
             ],
+            "Used inside files": [f"{name} {human_mb(used_mb)}" for name, used_mb in found["used_mb"].items()],
+            "Used space not known": found["unknown_used"],
             "Limits not known": [f"{found['unknown_limits']}{advice}"] if found["unknown_limits"] else [],
             "Beside databases": [_part_text(part) for part in found["parts"] if part.size_bytes],
             "Not known, beside databases": found["unknown_parts"],
@@ -460,6 +464,7 @@ def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
     measured = [counted(summary.object_databases, "database")] if summary.object_databases else []
     yield from _named_lines(
         {
+            "Used space not known": summary.unknown_used,
             "Not known, beside databases": summary.unknown_parts,
             "Tables and indexes measured": measured,
             "Tables and indexes not known": summary.unknown_objects,

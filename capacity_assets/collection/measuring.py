@@ -152,6 +152,7 @@ class ProbeOutcome:
     measure_seconds: float | None = None
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    unknown_used: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
     parts: tuple[ServerPart, ...] = ()
     objects: Objects = NO_OBJECTS
@@ -276,6 +277,10 @@ class _Session:
             self.close()
         raise found.without(self.access.password)
 
+    def hidden(self, reason: str) -> str:
+        """Return a reason that is text already without the password, shortened."""
+        return MeasureError(FailureKind.UNEXPECTED, reason).without(self.access.password).reason
+
     def close(self) -> None:
         """Close the connection; the next question opens another."""
         _close(self.connection)
@@ -288,9 +293,24 @@ def _close(connection: Any) -> None:
             connection.close()
 
 
-def _limits_of(session: _Session, names: Sequence[str]) -> Limits:
+def _with_used(session: _Session, sizes: tuple[DatabaseSize, ...]) -> tuple[tuple[DatabaseSize, ...], tuple[str, ...]]:
+    """Return the sizes with their used space as far as it is known, and why it is not."""
     try:
-        return possible(session.answer(session.engine.limits, session.access, names, seconds=ANSWER_SECONDS))
+        used = session.answer(session.engine.used, session.access, sizes, seconds=ANSWER_SECONDS)
+    except MeasureError as error:
+        return sizes, (error.reason,)
+    known = {name: used_bytes for name, used_bytes in used.used_bytes.items() if used_bytes is not None}
+    return (
+        tuple(one.with_used(known[one.name], session.engine.whole_mb) if one.name in known else one for one in sizes),
+        tuple(map(session.hidden, used.unknown)),
+    )
+
+
+def _limits_of(session: _Session, names: Sequence[str]) -> Limits:
+    engine = session.engine
+    try:
+        limits = possible(session.answer(engine.limits, session.access, names, seconds=ANSWER_SECONDS))
+        return replace(limits, fills_files=engine.fills_files)
     except MeasureError as error:
         return Limits(unknown=error.reason)
 
@@ -316,9 +336,7 @@ def _objects_of(session: _Session, names: Sequence[str]) -> Objects:
         found = session.answer(session.engine.objects, session.access, names, seconds=OBJECTS_SECONDS)
     except MeasureError as error:
         return Objects(unknown=(error.reason,))
-    # What failed for one database is text already.
-    failed = (MeasureError(FailureKind.UNEXPECTED, reason) for reason in found.unknown)
-    return replace(found, unknown=tuple(one.without(session.access.password).reason for one in failed))
+    return replace(found, unknown=tuple(map(session.hidden, found.unknown)))
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
@@ -467,10 +485,11 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         one.sized = time.monotonic()
         refuse_impossible(measured.sizes)
         names = tuple(size.name for size in measured.sizes)
+        sizes, unknown_used = _with_used(session, measured.sizes)
         limits = _limits_of(session, names)
         parts = possible_parts(tuple(_parts_of(session, PartScope(names, limits))))
         objects = possible_objects(_objects_of(session, names)) if one.task.with_objects else NO_OBJECTS
-        return replace(measured, limits=limits, parts=parts, objects=objects)
+        return replace(measured, sizes=sizes, unknown_used=unknown_used, limits=limits, parts=parts, objects=objects)
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; other servers are not affected.
         known = engine.failure(error)

@@ -115,9 +115,9 @@ class CollectionSummary:
 
     `kept_instances` failed, but have a sample from an earlier run of the day. `measured_*` is what this run measured;
     the other sums are of what is stored for the day. `not_counted` names what has no known size, by server; `left_out`
-    counts servers by the name of an excluded database. `unknown_limits`, `unknown_parts` and `unknown_objects` say by
-    server, or source of volumes, what is unknown and why. `object_databases` counts the databases whose tables and
-    indexes were measured now.
+    counts servers by the name of an excluded database. `unknown_used`, `unknown_limits`, `unknown_parts` and
+    `unknown_objects` say by server, or source of volumes, what is unknown and why. `object_databases` counts the
+    databases whose tables and indexes were measured now.
     """
 
     day: date
@@ -132,6 +132,7 @@ class CollectionSummary:
     failures: tuple[Failure, ...] = ()
     not_counted: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unknown_used: tuple[str, ...] = ()
     unknown_limits: tuple[str, ...] = ()
     unknown_parts: tuple[str, ...] = ()
     imported_volumes: int = 0
@@ -195,6 +196,7 @@ class CollectionSummary:
         failures = [Failure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
         named: Mapping[str, Iterable[tuple[str, str]]] = {
             "not_counted": ((one.server, what) for one in outcomes for what in one.not_counted),
+            "unknown_used": ((one.server, what) for one in collected for what in one.unknown_used),
             "unknown_limits": ((one.server, one.limits.unknown) for one in collected if one.limits.unknown),
             "unknown_parts": ((one.server, what) for one in collected for what in one.unknown_parts),
             "unknown_objects": ((one.server, what) for one in collected for what in one.objects.unknown),
@@ -240,7 +242,7 @@ NUMBERS = (
     *("total_instances", "processed_instances", "failed_instances", "skipped_instances"),
     *("database_count", "total_size_mb", "imported_volumes", "object_databases"),
 )
-LISTS = ("not_counted", "unknown_limits", "unknown_parts", "unknown_objects")
+LISTS = ("not_counted", "unknown_used", "unknown_limits", "unknown_parts", "unknown_objects")
 
 
 logger = logging.getLogger(__name__)

@@ -43,7 +43,8 @@ def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]
         for one in outcome.limits.ceilings:
             limit_mb = None if one.limit_bytes is None else one.limit_bytes // BYTES_PER_MB
             volumes = None if one.volumes is None else list(one.volumes)
-            yield outcome.instance_id, one.database, limit_mb, one.is_unlimited, volumes, outcome.ended_at
+            how = one.is_unlimited, volumes, outcome.limits.fills_files
+            yield outcome.instance_id, one.database, limit_mb, *how, outcome.ended_at
 
 
 def _part_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
@@ -58,7 +59,8 @@ def _staged(name: str, table: Table, *names: str) -> Table:
 
 
 _VOLUMES = _staged("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
-_CEILINGS = _staged("measured_limit", database_limit_stats, "database_name", "limit_mb", "is_unlimited", "volumes")
+_OF_CEILING = ("database_name", "limit_mb", "is_unlimited", "volumes", "fills_files")
+_CEILINGS = _staged("measured_limit", database_limit_stats, *_OF_CEILING)
 _OF_PART = ("part_kind", "part_name", "size_bytes", "volume_name", "detail")
 _PARTS = _staged("measured_part", server_part_stats, *_OF_PART)
 

@@ -36,7 +36,9 @@ class PartSize:
 PART_SIZES = (
     PartSize("data_size", "the data files"),
     PartSize("log_size", "the log files"),
+    PartSize("used_size", "the used space inside the data files"),
 )
+USED_SIZE = PART_SIZES[-1].stem
 
 
 @dataclass(frozen=True)

@@ -475,6 +475,9 @@ database_limit_stats = table(
     optional("volumes", ARRAY(String(255)), "Volumes on which it grows; null: unknown"),
     limit_source(),
     timestamp("collected_at", "When the sample was taken"),
+    optional(
+        "fills_files", Boolean, "Whether any table uses free space inside its files before they grow; null: not known"
+    ),
     PrimaryKeyConstraint("collected_date", "instance_id", "database_name", name="database_limit_stats_pkey"),
     postgresql_partition_by=BY_DAY,
 )

@@ -284,6 +284,7 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
         "errors": markdown(first_bullets(list(map(str, summary.failures))) or "none"),
         "not_counted": markdown(first_bullets(summary.not_counted) or "nothing"),
         "left_out": markdown(bullets(left_out, hidden=0) or "nothing"),
+        "unknown_used": markdown(first_bullets(summary.unknown_used) or "nothing"),
         "unknown_limits": markdown(first_bullets(summary.unknown_limits) or "nothing"),
         "unknown_parts": markdown(first_bullets(summary.unknown_parts) or "nothing"),
         "unknown_objects": markdown(first_bullets(summary.unknown_objects) or "nothing"),

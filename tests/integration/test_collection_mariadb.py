@@ -339,3 +339,26 @@ def test_a_login_without_the_right_on_statistics_has_tables_that_include_their_i
     assert summary.unknown_objects == (f"shop: indexes are part of their tables: SELECT on mysql.{table} is missing",)
     assert collection.objects("orders")["t"] == ("table", measured_mariadb.file_sizes()["orders"], True)
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]
+
+
+def test_used_space_is_the_files_without_what_is_free_inside_and_unknown_where_files_are_not_read(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute(
+        "CREATE TABLE orders.wide (id int PRIMARY KEY, filler varchar(200), KEY apart (filler))",
+        "INSERT INTO orders.wide SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
+    )
+    register(collection.engine, [at(measured_mariadb, collection)])
+    collection.collect()
+    before = collection.used("orders")
+    measured_mariadb.execute("ALTER TABLE orders.wide DROP KEY apart")
+
+    summary = collection.collect(again=True)
+    after = collection.used("orders")
+    register(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
+    collection.collect(again=True)
+
+    assert (summary.unknown_used, collection.used(HOSTILE)[1]) == ((), None)
+    assert after[0] == before[0] == measured_mariadb.file_sizes()["orders"]
+    assert 4 * 1024**2 < before[1] - after[1] < after[0]
+    assert collection.used("orders")[1] is None, "pages that take no space on the disk may be free or not"

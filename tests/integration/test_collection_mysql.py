@@ -306,3 +306,32 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     assert "b/t2" in collection.objects("a")
     assert "t" in collection.objects("a/b")
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(summary.object_databases,)] == [(len(HOSTILE) + 2,)]
+
+
+def test_used_space_is_the_files_without_what_is_free_inside(
+    measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    measured_mysql.execute(
+        "CREATE TABLE `UPPER`.wide (id int PRIMARY KEY, filler varchar(200), KEY apart (filler))",
+        FILL.format(table="`UPPER`.wide"),
+        "CREATE TABLE `UPPER`.parts (id int PRIMARY KEY, filler varchar(200)) PARTITION BY HASH (id) PARTITIONS 2",
+    )
+    register(collection.engine, [at(measured_mysql, collection)])
+    collection.collect()
+    before = collection.used("UPPER")
+    # The file stays as large as it is.
+    measured_mysql.execute("ALTER TABLE `UPPER`.wide DROP KEY apart")
+
+    summary = collection.collect(again=True)
+
+    [(free,)] = asked(
+        measured_mysql,
+        "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ DATA_FREE FROM information_schema.TABLES "
+        "WHERE TABLE_SCHEMA = 'UPPER' AND TABLE_NAME = 'wide'",
+    )
+    size, used = collection.used("UPPER")
+    assert summary.unknown_used == ()
+    assert size == before[0] == measured_mysql.file_sizes()["UPPER"]
+    assert used == size - free
+    assert 4 * 1024**2 < free <= before[1] - used + 8 * 1024**2
+    assert collection.used("empty") == (0, 0)

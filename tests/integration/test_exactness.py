@@ -61,6 +61,7 @@ def database_history(draw: st.DrawFn) -> list[Row]:
                 "size_mb": draw(SIZES),
                 "data_size_mb": draw(optional),
                 "log_size_mb": draw(optional),
+                "used_size_mb": draw(optional),
             }
             for day in draw(days())
         ]

@@ -194,12 +194,11 @@ def test_unreadable_files_are_refused_before_anything_is_written(tmp_path: Path)
 def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None:
     reader = RowReader(layout_of(DATABASE), "gb", ZoneInfo("Europe/Berlin"), fixed_clock().now(), server="s")
 
-    row = reader.read(7, [None, None, " a ", "2025-07-01", "1.5", "", None, "2025-07-01T03:00:00"])
+    row = reader.read(7, [None, None, " a ", "2025-07-01", "1.5", "", None, "0.5", "2025-07-01T03:00:00"])
 
     assert row[:5] == (7, "s", None, " a ", row[4])  # type: ignore[index]
-    assert row[5:8] == (1536, None, None)  # type: ignore[index]
-    assert row[8:11] == (None, None, None)  # type: ignore[index]
-    assert str(row[11]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
+    assert row[5:9] == (1536, None, None, 512)  # type: ignore[index]
+    assert str(row[13]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engine: Engine, tmp_path: Path) -> None:

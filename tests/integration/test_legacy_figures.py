@@ -36,8 +36,8 @@ def as_text(value: object) -> str:
 
 def compared_columns(level: Level) -> list[str]:
     differ = ("change", "growth", "trend")
-    # Neither log sizes nor further measures were ever aggregated by the legacy code.
-    added = ("log_size", "last_", "yearly_rate", *level.sums)
+    # Neither log sizes, used space nor further measures were ever aggregated by the legacy code.
+    added = ("log_size", "used_size", "last_", "yearly_rate", *level.sums)
     return [name for name in level.figures if not any(word in name for word in (*differ, *added))]
 
 

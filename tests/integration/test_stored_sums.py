@@ -183,7 +183,7 @@ def test_rows_of_an_older_version_without_sums_are_filled_by_computing_again(mon
 
     assert figures(months, DATABASE) == complete
     assert tuple(DATABASE.sums) == ("sum_size_mb", "sum_data_size_mb", "count_data_size_mb", "sum_log_size_mb",
-                             "count_log_size_mb")  # fmt: skip
+                             "count_log_size_mb", "sum_used_size_mb", "count_used_size_mb")  # fmt: skip
     assert tuple(INSTANCE.sums) == ("sum_total_size_mb", "sum_database_count")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import cast
 
+import pytds
 import pytest
 import sqlglot
 from cryptography import x509
@@ -28,6 +29,7 @@ from capacity_assets.collection.engines.base import (
     Measurement,
     Objects,
     ObjectSize,
+    UsedSpace,
     ceiling_mb,
     engine_named,
     engines,
@@ -38,9 +40,9 @@ from capacity_assets.collection.engines.base import (
     objects_of,
 )
 from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, possible_objects
-from tests.recorded import Recorded
+from tests.recorded import Answers, Recorded
 
-MB = 1024 * 1024
+MB, GB = 1024**2, 1024**3
 
 
 def test_engines_are_found_by_their_entry_points() -> None:
@@ -138,6 +140,61 @@ def test_recorded_rows_of_oracle_become_tablespaces() -> None:
     assert found.left_out == ("SYSTEM",)
 
 
+ACCESS = Access("db", 1433, "probe", None)
+
+
+def used_of(engine: str, answers: Answers, *names: str) -> UsedSpace:
+    sizes = [DatabaseSize.of_bytes(name, GB) for name in names]
+    return engine_named(engine).used(Recorded(answers), ACCESS, sizes)
+
+
+def test_the_used_space_of_sql_server_is_asked_of_each_database_and_one_that_fails_is_named() -> None:
+    offline = pytds.OperationalError("Database 'old' cannot be opened because it is offline.")
+    refused = [pytds.OperationalError("not able to access the database") for _ in range(2)]
+    for error in refused:
+        error.msg_no = 916
+    found = used_of(
+        "sqlserver",
+        {
+            sqlserver.EDITION: [(3, "master")],
+            sqlserver.USED.format(database="[ERP]."): [(200 * MB,)],
+            sqlserver.USED.format(database="[a]]b]."): [(MB,)],
+            sqlserver.USED.format(database="[old]."): offline,
+            sqlserver.USED.format(database="[x]."): refused[0],
+            sqlserver.USED.format(database="[y]."): refused[1],
+        },
+        *("ERP", "a]b", "old", "x", "y"),
+    )
+
+    assert found.used_bytes == {"ERP": 200 * MB, "a]b": MB}
+    assert found.unknown == (
+        "old: Database 'old' cannot be opened because it is offline",
+        "x, y: not able to access the database",
+    )
+
+
+def test_the_used_space_of_azure_sql_database_is_that_of_the_connected_one() -> None:
+    answers = {sqlserver.EDITION: [(5, "crm")], sqlserver.USED.format(database=""): [(5 * MB,)]}
+
+    assert used_of("sqlserver", answers, "crm") == UsedSpace({"crm": 5 * MB})
+
+
+def test_of_a_tablespace_of_oracle_with_a_file_offline_the_used_space_is_unknown() -> None:
+    found = used_of(
+        "oracle", {oracle.USED: [("USERS", 70 * MB, 0), ("OLD", 9 * MB, 1), ("LEFT_OUT", 1, 1)]}, "USERS", "OLD"
+    )
+
+    assert found == UsedSpace({"USERS": 70 * MB}, ("OLD: a data file is offline",))
+
+
+def test_a_used_space_is_never_more_than_its_files() -> None:
+    size = DatabaseSize.of_bytes("ERP", 10 * MB, data_size=10 * MB)
+
+    assert size.with_used(11 * MB, floor_mb).parts_bytes == {"data_size": 10 * MB, "used_size": 10 * MB}
+    assert size.with_used(3 * MB + 1, ceiling_mb).parts_mb["used_size"] == 4
+    assert DatabaseSize("ERP", 10).with_used(MB, floor_mb) == DatabaseSize("ERP", 10)
+
+
 def test_recorded_rows_of_sql_server_become_tables_indexes_and_the_sum_of_the_others() -> None:
     rows = [
         ("dbo", "Audit", "PK_Audit", 1, 80 * MB, 3 * MB, 1000, 20 * MB, 7, 130 * MB),
@@ -179,11 +236,12 @@ def test_recorded_rows_of_oracle_become_objects_of_the_tablespaces_that_were_mea
     [
         (sqlserver.objects_query("a]b%; --") % "@P0", "tsql"),
         (sqlserver.objects_query(None) % "@P0", "tsql"),
+        (sqlserver.USED.format(database="[a]]b%; --]."), "tsql"),
         (oracle.OBJECTS, "oracle"),
         (postgresql.OBJECTS, "postgres"),
     ],
 )
-def test_the_statements_for_objects_are_one_statement_of_their_dialect(statement: str, dialect: str) -> None:
+def test_statements_about_one_database_are_one_statement_of_their_dialect(statement: str, dialect: str) -> None:
     [parsed] = sqlglot.parse(statement, dialect=dialect, error_level=sqlglot.ErrorLevel.RAISE)
 
     assert isinstance(parsed, sqlglot.exp.Select)

@@ -20,10 +20,10 @@ def database_row(**cells: str) -> tuple[object, ...] | str:
 def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_reported() -> None:
     noon = datetime(2025, 1, 31, 4, tzinfo=UTC)
 
-    no_bytes = (None, None, None)
-    assert database_row() == (3, "s", None, "d", date(2025, 1, 31), 7, None, None, *no_bytes, noon)
+    no_bytes = (None, None, None, None)
+    assert database_row() == (3, "s", None, "d", date(2025, 1, 31), 7, None, None, None, *no_bytes, noon)
     assert database_row(day="2025-01-31 00:00:00", data_size_mb="6.9", log_size_mb="0") == (
-        *(3, "s", None, "d", date(2025, 1, 31), 7, 6, 0, *no_bytes, noon),
+        *(3, "s", None, "d", date(2025, 1, 31), 7, 6, 0, None, *no_bytes, noon),
     )
     assert database_row(server="", instance_id="12")[1:3] == (None, 12)  # type: ignore[index]
 

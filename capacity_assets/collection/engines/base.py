@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of
-from capacity_assets.database.measures import PART_SIZES
+from capacity_assets.database.measures import PART_SIZES, USED_SIZE
 
+Found = TypeVar("Found")
 LONGEST_REASON = 1000
 HIDDEN = "***"
 
@@ -122,11 +123,27 @@ class Limits:
     volumes: tuple[Volume, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     unknown: str | None = None
+    fills_files: bool = False
+    """That of the engine; whoever measures sets it."""
     places: Mapping[str, str] = field(default_factory=dict)
     """The volumes of other folders than those of databases, by a key that the engine chooses."""
 
 
 NOTHING_KNOWN = Limits()
+
+
+@dataclass(frozen=True)
+class UsedSpace:
+    """The bytes in use inside the data files of databases as far as they are known; `unknown` says why others are not.
+
+    Without either, the engine does not measure them.
+    """
+
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+
+NO_USED_SPACE = UsedSpace()
 
 
 @dataclass(frozen=True)
@@ -238,25 +255,52 @@ NO_OBJECTS = Objects()
 OBJECTS_BEGIN_SECONDS = 300.0
 
 
+def by_database(
+    names: Iterable[str], read: Callable[[str], Found], failure: Callable[[Exception], MeasureError], seconds: float
+) -> tuple[dict[str, Found], list[tuple[str, str]]]:
+    """Read one database after another; return what was found, and the databases that failed with the reason.
+
+    After so many seconds no further database is begun.
+    """
+    found: dict[str, Found] = {}
+    unknown, began = [], time.monotonic()
+    for name in names:
+        if time.monotonic() - began > seconds:
+            unknown.append((name, f"not begun within {seconds:.0f} s"))
+            continue
+        try:
+            found[name] = read(name)
+        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
+            unknown.append((name, str(failure(error))))
+    return found, unknown
+
+
 def objects_by_database(
     names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
-    """Read the objects of one database after another; a database without any (None) was dropped in the meantime.
+    """Return the objects of databases; one without any (None) was dropped in the meantime."""
+    found, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
+    return Objects(
+        tuple(one for one in found.values() if one is not None), tuple(f"{name}: {reason}" for name, reason in unknown)
+    )
 
-    If one fails, it is named with the reason, and the others are read.
-    """
-    found, unknown, began = [], [], time.monotonic()
-    for name in names:
-        if time.monotonic() - began > OBJECTS_BEGIN_SECONDS:
-            unknown.append(f"{name}: not begun within {OBJECTS_BEGIN_SECONDS:.0f} s")
-            continue
-        try:
-            one = read(name)
-        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
-            unknown.append(f"{name}: {failure(error)}")
-        else:
-            found += [one] if one is not None else []
-    return Objects(tuple(found), tuple(unknown))
+
+# Shorter than the time limit of the question, so that what is known by then is not lost.
+USED_BEGIN_SECONDS = 15.0
+
+
+def used_by_database(
+    names: Iterable[str], read: Callable[[str], int | None], failure: Callable[[Exception], MeasureError]
+) -> UsedSpace:
+    """Return the used space of databases; None is unknown. Databases with the same reason are named together."""
+    found, failed = by_database(names, read, failure, USED_BEGIN_SECONDS)
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in (*failed, *((name, "no size is reported") for name, used in found.items() if used is None)):
+        by_reason.setdefault(reason, []).append(name)
+    return UsedSpace(
+        {name: used for name, used in found.items() if used is not None},
+        tuple(f"{first_of(databases, NAMED)}: {reason}" for reason, databases in by_reason.items()),
+    )
 
 
 def objects_of(database: str, objects: Iterable[ObjectSize]) -> DatabaseObjects:
@@ -332,6 +376,13 @@ class DatabaseSize:
         whole = {stem: rounded(value) for stem, value in exact.items()}
         return cls(name, rounded(int(size)), int(size), whole, exact)
 
+    def with_used(self, used_bytes: int, whole_mb: Callable[[int], int]) -> DatabaseSize:
+        """Return the size with the used space, which is at most all of it."""
+        if self.size_bytes is None:
+            return self
+        parts = {**self.parts_bytes, USED_SIZE: max(min(int(used_bytes), self.size_bytes), 0)}
+        return self.of_bytes(self.name, self.size_bytes, whole_mb=whole_mb, **parts)
+
     @property
     def values(self) -> tuple[int | None, ...]:
         """The values of a sample, in the order of the level: MiB, then bytes; None: not reported."""
@@ -347,6 +398,7 @@ class Measurement:
     sizes: tuple[DatabaseSize, ...]
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    unknown_used: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
     parts: tuple[ServerPart, ...] = ()
     objects: Objects = NO_OBJECTS
@@ -358,6 +410,16 @@ class ServerFacts:
 
     version: str
     encrypted: bool | None
+
+
+def floor_mb(size_bytes: int) -> int:
+    """Return whole MiB, rounded down."""
+    return int(size_bytes) // BYTES_PER_MB
+
+
+def ceiling_mb(size_bytes: int) -> int:
+    """Return whole MiB, rounded up."""
+    return -(-int(size_bytes) // BYTES_PER_MB)
 
 
 class EngineAdapter(ABC):
@@ -373,8 +435,12 @@ class EngineAdapter(ABC):
     verified: ClassVar[bool]
     # The statements that create the login of the collection with the least rights.
     grants: ClassVar[str]
-    # What sizes and limits are, for the reference.
+    # Whether any table of a database uses the free space inside its files before these grow: forecasts are then those
+    # of the used space.
+    fills_files: ClassVar[bool] = False
+    # What sizes, used space and limits are, for the reference.
     definition: ClassVar[str]
+    used_definition: ClassVar[str] = "none"
     limits_definition: ClassVar[str] = "none"
     # How each kind of `database/measures.py` is measured, and what it is, for the reference.
     part_sources: ClassVar[Mapping[str, PartSource]] = {}
@@ -388,6 +454,14 @@ class EngineAdapter(ABC):
     @abstractmethod
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure every database for which `is_excluded` is false; raises what the driver raises, or MeasureError."""
+
+    def whole_mb(self, size_bytes: int) -> int:
+        """Return whole MiB, rounded as the legacy application did for this engine."""
+        return floor_mb(size_bytes)
+
+    def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
+        """Return the used space of the measured databases; raises as `sizes`, in which case sizes are kept."""
+        return NO_USED_SPACE
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
         """Return the limits of the measured databases; raises as `sizes`, in which case sizes are kept."""
@@ -494,16 +568,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def floor_mb(size_bytes: int) -> int:
-    """Return whole MiB, rounded down."""
-    return int(size_bytes) // BYTES_PER_MB
-
-
-def ceiling_mb(size_bytes: int) -> int:
-    """Return whole MiB, rounded up."""
-    return -(-int(size_bytes) // BYTES_PER_MB)
 
 
 def first_line(error: object) -> str:

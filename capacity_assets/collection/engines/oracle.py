@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from capacity_assets.base.units import BYTES_PER_MB, counted
+from capacity_assets.base.units import BYTES_PER_MB, counted, first_of
 from capacity_assets.collection.engines.base import (
     CANDIDATES,
+    NAMED,
     PROGRAM,
     TLS_OFF,
     TLS_VERIFY_FULL,
@@ -31,6 +32,7 @@ from capacity_assets.collection.engines.base import (
     PartSource,
     ServerFacts,
     ServerPart,
+    UsedSpace,
     Volume,
     first_line,
     is_excluded,
@@ -41,6 +43,16 @@ from capacity_assets.database.measures import ARCHIVED_LOG, RECOVERY_AREA, REDO,
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_FREE_SPACE.html: a file without free space has
+# no row, and neither has one that is offline, of which nothing is known.
+USED = """
+SELECT d.tablespace_name, SUM(d.bytes) - COALESCE(MAX(f.bytes), 0),
+       COUNT(CASE WHEN d.online_status IN ('ONLINE', 'SYSTEM') THEN NULL ELSE 1 END)
+FROM dba_data_files d
+LEFT JOIN (SELECT tablespace_name, SUM(bytes) AS bytes FROM dba_free_space GROUP BY tablespace_name) f
+    ON f.tablespace_name = d.tablespace_name
+GROUP BY d.tablespace_name
+"""
 # maxbytes is 0 for a file that does not extend, and may be less than what a file was resized to by hand. The view of
 # usage metrics is not used, because from 18 on its sizes are bounded by the free space of the file system.
 CEILINGS = """
@@ -129,6 +141,7 @@ class Oracle(EngineAdapter):
     default_port: ClassVar[int] = 1521
     system_databases: ClassVar[tuple[str, ...]] = ()
     verified: ClassVar[bool] = False
+    fills_files: ClassVar[bool] = True
     grants: ClassVar[str] = (
         'CREATE USER capacity_probe IDENTIFIED BY "...";\n'
         "GRANT CREATE SESSION TO capacity_probe;\n"
@@ -140,6 +153,8 @@ class Oracle(EngineAdapter):
         "-- GRANT SELECT ON sys.v_$recovery_area_usage TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.v_$recovery_file_dest TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.dba_temp_files TO capacity_probe;\n"
+        "-- for used space:\n"
+        "-- GRANT SELECT ON sys.dba_free_space TO capacity_probe;\n"
         "-- for limits by ASM disk group:\n"
         "-- GRANT SELECT ON sys.v_$asm_diskgroup_stat TO capacity_probe;\n"
         "-- for tables and indexes, with CAPACITY_OBJECTS, each of:\n"
@@ -149,6 +164,9 @@ class Oracle(EngineAdapter):
         "bytes of the data files in `dba_data_files` of each tablespace, rounded down, without mirrors of ASM. "
         "Temporary tablespaces, redo and archived logs are not counted. Register each pluggable database by its own "
         "service; the root of a container database is refused"
+    )
+    used_definition: ClassVar[str] = (
+        "those bytes without what is free in `dba_free_space`, the recycle bin included; unknown with a file offline"
     )
     limits_definition: ClassVar[str] = (
         "what the data files of each tablespace may extend to, and their ASM disk groups with what is usable after "
@@ -217,6 +235,18 @@ class Oracle(EngineAdapter):
             else:
                 sizes.append(DatabaseSize.of_bytes(name, size_bytes, data_size=size_bytes))
         return Measurement(tuple(sizes), left_out=tuple(left_out))
+
+    def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
+        try:
+            rows = rows_of(connection, USED)
+        except Exception as error:
+            if not self.is_refusal(error):
+                raise
+            return UsedSpace(unknown=("its login may not see it: SELECT on dba_free_space is missing",))
+        names = {size.name for size in sizes}
+        offline = [name for name, _, files in rows if files and name in names]
+        unknown = (f"{first_of(offline, NAMED)}: a data file is offline",) if offline else ()
+        return UsedSpace({name: int(used) for name, used, files in rows if not files}, unknown)
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
         limits = dict(rows_of(connection, CEILINGS))

@@ -37,6 +37,7 @@ from capacity_assets.collection.engines.base import (
     PartSource,
     ServerFacts,
     ServerPart,
+    UsedSpace,
     Volume,
     first_line,
     is_excluded,
@@ -44,6 +45,7 @@ from capacity_assets.collection.engines.base import (
     objects_by_database,
     refuse_without_rights,
     rows_of,
+    used_by_database,
     without_driver,
 )
 from capacity_assets.database.measures import TEMPORARY, TRANSACTION_LOG
@@ -184,6 +186,9 @@ LEFT JOIN {database}sys.indexes i ON i.object_id = p.object_id AND i.index_id = 
 GROUP BY s.name, o.name, o.object_id, i.name, p.index_id
 ORDER BY SUM(p.reserved_page_count) DESC, o.object_id, p.index_id
 """
+# https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views
+# /sys-dm-db-file-space-usage-transact-sql: from 2012 on for every database. Containers of FILESTREAM are no part of it.
+USED = "SELECT SUM(allocated_extent_page_count) * 8192 FROM {database}sys.dm_db_file_space_usage"
 EDITION = "SELECT CAST(SERVERPROPERTY('EngineEdition') AS int), DB_NAME()"
 # https://learn.microsoft.com/sql/t-sql/functions/serverproperty-transact-sql, EngineEdition.
 EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
@@ -210,13 +215,14 @@ class SQLServer(EngineAdapter):
     default_database: ClassVar[str | None] = "master"
     system_databases: ClassVar[tuple[str, ...]] = ("master", "model", "msdb", "tempdb", "rdsadmin")
     verified: ClassVar[bool] = False
+    fills_files: ClassVar[bool] = True
     grants: ClassVar[str] = (
         "CREATE LOGIN capacity_probe WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_probe;\n"
         "-- Without it, databases that are offline are not seen at all:\n"
         "-- GRANT ALTER ANY DATABASE TO capacity_probe;\n"
         "-- for limits by volume (VIEW SERVER PERFORMANCE STATE from 2022 on):\n"
         "-- GRANT VIEW SERVER STATE TO capacity_probe;\n"
-        "-- for tables and indexes, with CAPACITY_OBJECTS, beside the one before:\n"
+        "-- for used space, and for tables and indexes with CAPACITY_OBJECTS, beside the one before:\n"
         "-- GRANT CONNECT ANY DATABASE TO capacity_probe;"
     )
     definition: ClassVar[str] = (
@@ -225,6 +231,7 @@ class SQLServer(EngineAdapter):
         "`sys.database_files` of the one database that is registered; elastic pools, Synapse and Fabric are not "
         "measured"
     )
+    used_definition: ClassVar[str] = "pages in allocated extents of the data files, by `sys.dm_db_file_space_usage`"
     limits_definition: ClassVar[str] = (
         "what the data files in `sys.master_files` may grow to, at most 10 GiB in the Express edition (50 from 2025 "
         "on), and their volumes, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
@@ -283,6 +290,15 @@ class SQLServer(EngineAdapter):
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         [(edition, database)] = rows_of(connection, EDITION)
         return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
+
+    def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
+        is_one = is_azure(connection)
+
+        def read(name: str) -> int | None:
+            [(used,)] = rows_of(connection, USED.format(database=prefix_of(None if is_one else name)))
+            return None if used is None else int(used)
+
+        return used_by_database([size.name for size in sizes], read, self.failure)
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
         edition, most_gb = edition_of(connection), None
@@ -351,7 +367,7 @@ class SQLServer(EngineAdapter):
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
 KINDS = {
     **dict.fromkeys((4060, 18452, 18456), FailureKind.LOGIN),
-    **dict.fromkeys((229, 297, 300), FailureKind.RIGHTS),
+    **dict.fromkeys((229, 297, 300, 916), FailureKind.RIGHTS),
     6005: FailureKind.BROKEN_OFF,
 }
 
@@ -418,11 +434,15 @@ def query_for(edition: int, database: str) -> str:
     return ONE_DATABASE
 
 
+def prefix_of(database: str | None) -> str:
+    """Return what stands before the name of a view of a database; None: the connected one."""
+    return "" if database is None else f"[{database.replace(']', ']]')}]."
+
+
 def objects_query(database: str | None) -> str:
     """Return the statement for the objects of a database; None: the connected one."""
     # The statement has a parameter, so a percent sign is doubled.
-    prefix = "" if database is None else f"[{database.replace(']', ']]').replace('%', '%%')}]."
-    return OBJECTS.format(database=prefix)
+    return OBJECTS.format(database=prefix_of(database).replace("%", "%%"))
 
 
 def objects_from(database: str, rows: Sequence[tuple[Any, ...]]) -> DatabaseObjects:
