@@ -37,6 +37,7 @@ ADDED_LATER = {
                     ),
                 ),
                 ("database_limit_stats", ("fills_files",)),
+                ("capacity_runways", ("allocated_mb",)),
             )
             for column in columns
         ),

@@ -208,7 +208,7 @@ def _cells(row: Outlook) -> list[object]:
     days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.display_name]
     limit = "unknown" if row.state == LIMIT_UNKNOWN else limit_text(row.limit_mb)
-    return [*subject, human_mb(row.size_mb), limit, row.binds or "", *days, *probabilities]
+    return [*subject, row.size_text, limit, row.binds or "", *days, *probabilities]
 
 
 SCENARIO_HEADINGS = (
@@ -384,7 +384,8 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "agrees": agrees,
     }
     lines: list[Line] = [
-        f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: {human_mb(outlook.size_mb)}",
+        f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: "
+        f"{outlook.size_text}{outlook.files_text}",
         f"Measured days: {measured_days:,}",
         *(one.sentence for one in imported),
         *(

@@ -609,6 +609,9 @@ capacity_runways = table(
         optional(f"planned_{end}_day", Date, f"As {end}_day, with that limit; null: not within a year")
         for end in ("early", "middle", "late")
     ),
+    optional(
+        "allocated_mb", BigInteger, "Size of its files on the last day, where size_mb is what is used inside; else null"
+    ),
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),

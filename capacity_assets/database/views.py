@@ -189,7 +189,8 @@ SELECT r.as_of,  -- Day up to which samples were looked at
        r.planned_limit_mb,  -- Binding limit from that day on, MiB
        r.planned_early_day AS planned_full_early,  -- As full_early, with that limit
        r.planned_middle_day AS planned_full_middle,  -- As full_middle, with that limit
-       r.planned_late_day AS planned_full_late  -- As full_late, with that limit
+       r.planned_late_day AS planned_full_late,  -- As full_late, with that limit
+       r.allocated_mb  -- Size of its files, MiB, where size_mb is what is used inside them; null: size_mb is that
 FROM {runways}
 LEFT JOIN instances i ON i.id = r.instance_id
 LEFT JOIN (

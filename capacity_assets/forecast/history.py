@@ -1,15 +1,18 @@
 """The input of forecasts: the sizes of each subject by day, and its limits.
 
-Sizes are samples; before the oldest sample they are daily aggregates. Statements read `SOURCES` by name: as CTEs or,
-where tables are distributed, as temporary tables that are filled on the nodes. Servers are given by number because
-nodes do not have the registry, and because an index then finds the rows of a single server.
+Sizes are samples; before the oldest sample they are daily aggregates. The sizes of a database whose tables share the
+free space inside its files are those of its used space, where that was measured within the last month.
+
+Statements read `SOURCES` by name: as CTEs or, where tables are distributed, as temporary tables that are filled on the
+nodes. Servers are given by number because nodes do not have the registry, and because an index then finds the rows of a
+single server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -57,6 +60,8 @@ class LimitedSubject:
     free_source: str | None = None
     volumes: Sequence[str] | None = None
     """Volumes on which it grows; None: unknown."""
+    fills_files: bool = False
+    """Whether its sizes are those of the used space inside its files."""
 
 
 _FIELDS = {one.name for one in fields(LimitedSubject)}
@@ -90,12 +95,14 @@ class HistoryScope:
 class SeriesBatch:
     """A batch of series: the subjects, and their sizes in MiB with one column per day up to the last of each.
 
-    `smooth` are the sizes without declared steps: sizes before a step are moved to the level after it.
+    `smooth` are the sizes without declared steps: sizes before a step are moved to the level after it. `files` are the
+    sizes of the files, which differ from `sizes` where these are of the used space inside.
     """
 
     subjects: Sequence[LimitedSubject]
     sizes: Sizes
     smooth: Sizes
+    files: Sizes
 
 
 def newest_day(connection: Connection, today: date) -> date | None:
@@ -141,19 +148,37 @@ class HistoryReader:
             yield self._series_batch(subjects, batch)
 
     def _series_batch(self, subjects: Sequence[LimitedSubject], batch: Sequence[Row[Any]]) -> SeriesBatch:
-        sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
-        steps = []
-        for place, row in enumerate(batch):
+        files = np.full((len(batch), HISTORY_DAYS), np.nan)
+        sizes, steps, found = files.copy(), [], list(subjects)
+        for place, (subject, row) in enumerate(zip(subjects, batch, strict=True)):
+            days, of_files = np.asarray(row.days), np.asarray(row.sizes, dtype=np.float64)
+            used = np.asarray(row.used, dtype=np.float64) if subject.fills_files else of_files
             # Each series ends with its own last measured day: an unmeasured day is not a day without a change.
-            not_measured_since = (self.scope.as_of - row.last_day).days
-            sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
-            steps.append([day - 1 + not_measured_since for day in row.steps or ()])
-        return SeriesBatch(subjects, sizes, without_steps(sizes, steps))
+            last = int(days[~np.isnan(used)].max())
+            columns, is_until = days + HISTORY_DAYS - 1 - last, days <= last
+            files[place, columns[is_until]] = of_files[is_until]
+            sizes[place, columns[is_until]] = used[is_until]
+            if subject.fills_files:
+                found[place] = replace(subject, last_day=self.scope.as_of - timedelta(days=HISTORY_DAYS - last))
+                sizes[place] = with_estimates(files[place], sizes[place])
+            steps.append([day + HISTORY_DAYS - 1 - last for day in row.steps or ()])
+        return SeriesBatch(found, sizes, without_steps(sizes, steps), files)
 
     def without_limit(self) -> dict[str, int]:
         """Count the databases without a known limit, by server."""
         rows = self.connection.execute(_statement(WITHOUT_LIMIT, from_copies=self.from_copies), self.parameters)
         return {row.server: row.databases for row in rows}
+
+
+def with_estimates(files: Sizes, used: Sizes) -> Sizes:
+    """Return the used space inside files with estimates of the days before it was first measured.
+
+    These are the files without what was free inside on that day, so that its first measurement is not a drop. As long
+    as the files had the same size as on that day, what was used inside is unknown.
+    """
+    first = int(np.argmax(~np.isnan(used)))
+    estimates = np.maximum(files[:first] - (files[first] - used[first]), 0.0)
+    return np.concatenate([np.where(files[:first] == files[first], np.nan, estimates), used[first:]])
 
 
 NEWEST_DAY = """
@@ -167,7 +192,8 @@ SELECT max(day) FROM (
 # The databases of each server on its newest day, and the total of the server on that day.
 _PRESENT = """
 SELECT s.instance_id, s.database_name, s.collected_date AS last_day,
-       coalesce(s.size_bytes / CAST(1048576 AS numeric), s.size_mb) AS size_mb, t.size_mb AS total_mb
+       coalesce(s.size_bytes / CAST(1048576 AS numeric), s.size_mb) AS size_mb, t.size_mb AS total_mb,
+       used.instance_id IS NOT NULL AS has_used
 FROM database_size_stats s
 JOIN (
     SELECT n.instance_id, max(n.collected_date) AS day FROM database_size_stats n
@@ -183,6 +209,11 @@ LEFT JOIN (
       AND t.instance_id = ANY (CAST(:instance_ids AS integer[])) AND NOT t.is_deleted
     GROUP BY t.instance_id, t.collected_date
 ) AS t ON t.instance_id = s.instance_id AND t.collected_date = s.collected_date
+LEFT JOIN (
+    SELECT DISTINCT u.instance_id, u.database_name FROM database_size_stats u
+    WHERE u.collected_date = ANY (CAST(:recent_days AS date[]))
+      AND u.instance_id = ANY (CAST(:instance_ids AS integer[])) AND u.used_size_mb IS NOT NULL
+) AS used ON used.instance_id = s.instance_id AND used.database_name = s.database_name
 WHERE s.collected_date = ANY (CAST(:recent_days AS date[])) AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
 """
 _NEWEST_VOLUMES = """
@@ -197,7 +228,7 @@ JOIN (
 WHERE v.collected_date = ANY (CAST(:recent_days AS date[])) AND v.instance_id = ANY (CAST(:instance_ids AS integer[]))
 """
 _NEWEST_CEILINGS = """
-SELECT c.instance_id, c.database_name, c.limit_mb, c.volumes, c.source
+SELECT c.instance_id, c.database_name, c.limit_mb, c.volumes, c.source, c.fills_files
 FROM database_limit_stats c
 JOIN (
     SELECT n.instance_id, max(n.collected_date) AS day FROM database_limit_stats n
@@ -262,17 +293,20 @@ FROM (
 """
 _DATABASE_SERIES = """
 SELECT d.instance_id, d.database_name AS name, array_agg(d.day - :before_first) AS days,
-       array_agg(CAST(d.size_mb AS float8)) AS sizes, max(d.day) AS last_day
+       array_agg(CAST(d.size_mb AS float8)) AS sizes, max(d.day) AS last_day,
+       CASE WHEN count(d.used_mb) > 0 THEN array_agg(CAST(d.used_mb AS float8)) END AS used
 FROM (
     SELECT s.instance_id, s.database_name, s.collected_date AS day,
-           coalesce(s.size_bytes / CAST(1048576 AS numeric), s.size_mb) AS size_mb
+           coalesce(s.size_bytes / CAST(1048576 AS numeric), s.size_mb) AS size_mb,
+           coalesce(s.used_size_bytes / CAST(1048576 AS numeric), s.used_size_mb) AS used_mb
     FROM database_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
       AND (CAST(:days AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days AS date[])))
       AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
       AND (CAST(:name AS text) IS NULL OR s.database_name = :name)
     UNION ALL
-    SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb FROM database_size_aggregations a
+    SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb, a.avg_used_size_mb
+    FROM database_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
       AND (CAST(:days AS date[]) IS NULL OR a.period_start = ANY (CAST(:days AS date[])))
       AND a.instance_id = ANY (CAST(:instance_ids AS integer[]))
@@ -318,8 +352,9 @@ WITH free AS (
 )
 SELECT p.instance_id, i.name AS server, p.database_name, p.last_day, own.limit_mb AS own_mb,
        own.source AS own_source, whole.limit_mb AS server_mb, whole.source AS server_source,
-       -- Files that cannot extend any more are as large as their ceiling, full inside or not.
-       CASE WHEN c.limit_mb > p.size_mb THEN c.limit_mb END AS ceiling_mb,
+       coalesce(c.fills_files AND p.has_used, false) AS fills_files,
+       -- Files that cannot extend any more are as large as their ceiling: without their used space, nothing is known.
+       CASE WHEN c.limit_mb > p.size_mb OR c.fills_files AND p.has_used THEN c.limit_mb END AS ceiling_mb,
        c.source AS ceiling_source, c.volumes, CAST(free.mb AS float8) AS free_mb, free.day AS free_day,
        free.source AS free_source,
        CAST(coalesce(p.total_mb, sum(p.size_mb) OVER (PARTITION BY p.instance_id)) AS float8) AS total_mb
@@ -353,7 +388,7 @@ ORDER BY i.name
 _DATABASES = """
 SELECT l.server, 'database' AS subject, l.database_name AS name, l.instance_id, l.own_mb, l.own_source, l.server_mb,
        l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb, l.volumes,
-       d.last_day, d.days, d.sizes,
+       l.fills_files, d.last_day, d.days, d.sizes, d.used,
        (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
         WHERE t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)) AS steps
 FROM limited l JOIN database_series d ON d.instance_id = l.instance_id AND d.name = l.database_name

@@ -360,13 +360,17 @@ def _scoring(
     query = _group_days(first, last, in_service) if subject == GROUP else _MEASURED[subject].columns(*_MEASURED_COLUMNS)
     measured = query.subquery("measured")
     actual_mb = runways[f"actual_{days}_mb"]
+    size_mb: sa.ColumnElement[Any] = measured.c.size_mb
+    if subject == DATABASE:
+        # A forecast of the used space is scored by it alone.
+        size_mb = sa.case((runways.allocated_mb.is_(None), size_mb), else_=measured.c.used_mb)
     scoring = sa.update(capacity_runways).where(
         runways.subject == subject,
         measured.c.instance_id == runways.instance_id,
         measured.c.name == runways.name,
         measured.c.collected_date.between(first - timedelta(days=STALE_DAYS), last),
         measured.c.collected_date == runways.last_day + days,
-        actual_mb.is_distinct_from(measured.c.size_mb),
+        actual_mb.is_distinct_from(size_mb),
         is_due,
     )
     if subject == VOLUME:
@@ -378,7 +382,7 @@ def _scoring(
             volumes.used_mb.is_(None) != measured.c.used_mb.is_(None),
         )
         scoring = scoring.where(~of_forecast.correlate(capacity_runways, measured).exists())
-    return scoring.values({actual_mb: measured.c.size_mb})
+    return scoring.values({actual_mb: size_mb})
 
 
 def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.TextualSelect:
@@ -419,7 +423,9 @@ def changed_spans(connection: Connection, as_of: date, today: date) -> list[tupl
 
 
 _MEASURED = {
-    DATABASE: text("SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats"),
+    DATABASE: text("""
+SELECT instance_id, database_name AS name, collected_date, used_size_mb AS used_mb, size_mb
+FROM database_size_stats"""),
     # A void total has no size, so that a stored score is removed.
     SERVER: text("""
 SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb

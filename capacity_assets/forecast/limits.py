@@ -395,11 +395,18 @@ def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None
 
 
 def sizes_by_day(
-    connection: Connection, subjects: Collection[tuple[Any, str, str]], days: Sequence[date]
+    connection: Connection,
+    subjects: Collection[tuple[Any, str, str]],
+    days: Sequence[date],
+    used: Collection[tuple[Any, str, str]] = (),
 ) -> dict[tuple[int, str, str], dict[date, int]]:
-    """Return the sizes in MiB of servers, databases and volumes on some days, by number, kind and name; DBAPIError."""
+    """Return the sizes in MiB of servers, databases and volumes on some days, by number, kind and name.
+
+    Those of `used` databases are what is used inside their files. Raises DBAPIError.
+    """
     ids, kinds, names = zip(*subjects, strict=True) if subjects else ((), (), ())
     asked = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
+    asked["are_used"] = [one in used for one in subjects]
     sizes: dict[tuple[int, str, str], dict[date, int]] = {}
     for row in connection.execute(text(_SIZES), asked):
         sizes.setdefault((row.instance_id, row.subject, row.name), {})[row.day] = row.size_mb
@@ -445,15 +452,17 @@ SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), curren
 # Samples, and where retention has dropped them, the daily aggregates. Days are listed: the keys begin with them.
 _SIZES = """
 WITH asked AS (
-    SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
-        AS g (instance_id, subject, name)
+    SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]),
+                         CAST(:are_used AS boolean[])) AS g (instance_id, subject, name, is_used)
 )
 SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
-    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM asked g
+    SELECT g.*, s.collected_date AS day, CASE WHEN g.is_used THEN s.used_size_mb ELSE s.size_mb END AS size_mb,
+           1 AS rank
+    FROM asked g
     JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
-    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM asked g
+    SELECT g.*, a.period_start, CASE WHEN g.is_used THEN a.avg_used_size_mb ELSE a.avg_size_mb END, 2 FROM asked g
     JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
         AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
@@ -468,7 +477,7 @@ SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
     SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM asked g
     JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
-) AS sizes ORDER BY instance_id, subject, name, day, rank
+) AS sizes WHERE size_mb IS NOT NULL ORDER BY instance_id, subject, name, day, rank
 """
 _LIST_STEPS = """
 SELECT i.name, t.database_name, t.step_date, t.note, t.declared_at, t.declared_by

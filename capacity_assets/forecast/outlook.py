@@ -101,6 +101,8 @@ class Outlook:
     """With the limit that is planned; None: no plan raises it, or no day is known."""
     volumes: Sequence[str] | None = None
     """Volumes on which it grows; None: not known."""
+    allocated_mb: int | None = None
+    """The size of its files, where the others are of the used space inside them."""
 
     @property
     def sooner_day(self) -> date | None:
@@ -141,10 +143,21 @@ class Outlook:
         """The same, or `full`."""
         return [FULL] * 3 if self.state == FULL else self.ends
 
+    @property
+    def size_text(self) -> str:
+        """The size as people read it, and whether it is what is used inside files."""
+        return human_mb(self.size_mb) if self.allocated_mb is None else f"{human_mb(self.size_mb)} used"
+
+    @property
+    def files_text(self) -> str:
+        """Say how large the files are in which the size is used; empty if it is that of the files."""
+        return "" if self.allocated_mb is None else f" in files of {human_mb(self.allocated_mb)}"
+
     def sentence(self, within_days: int) -> str:
         """Return its fill date, probability, size, limit and growth in a sentence."""
         binds = "disk" if self.binds == VOLUME_LIMIT else self.binds
-        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)} ({binds}, {self.source})."
+        limit = f"{human_mb(self.limit_mb or 0)} ({binds}, {self.source})"
+        holds = f"{self.size_text} of {limit}{self.files_text and ','}{self.files_text}."
         if self.state == FULL:
             return f"{self.display_name} on {self.server}: full. {holds}"
         middle = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"

@@ -199,17 +199,17 @@ class BatchOutlooks:
 def of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchOutlooks:
     """Compute the outlooks of a batch of series, with plans."""
     made = forecast(batch.smooth, batch.sizes)
-    bound = bindings(batch, made)
+    bound = bindings(batch)
     limits = limits_of(bound)
     rows = outlook_rows(batch, made, runways(made, limits), bound, made.last >= limits)
     return BatchOutlooks(with_plans(rows, batch, made, plans), made)
 
 
-def bindings(batch: history.SeriesBatch, made: Forecasts) -> list[BindingLimit]:
-    """Return the binding limit of each series."""
+def bindings(batch: history.SeriesBatch) -> list[BindingLimit]:
+    """Return the binding limit of each series. What it shares with others is left beside its files."""
     return [
-        binding_limit(row, float(size), _size_on(row.free_day, row.last_day, sizes))
-        for row, size, sizes in zip(batch.subjects, made.last, batch.sizes, strict=True)
+        binding_limit(row, float(files[-1]), _size_on(row.free_day, row.last_day, files))
+        for row, files in zip(batch.subjects, batch.files, strict=True)
     ]
 
 
@@ -234,7 +234,10 @@ def outlook_rows(
 ) -> list[Outlook]:
     """Return the outlook of each series of a batch."""
     return [
-        _outlook(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place]))
+        replace(
+            _outlook(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place])),
+            allocated_mb=int(batch.files[place, -1]) if row.fills_files else None,
+        )
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
     ]
 
@@ -250,8 +253,8 @@ def with_plans(
     for place, planned in enumerate(raised):
         if planned is not None:
             row = planned[1]
-            size = _size_on(row.free_day, row.last_day, batch.sizes[place])
-            limits[place] = _limit(raised_by(binding_limit(row, float(batch.sizes[place][-1]), size), add_mb))
+            size = _size_on(row.free_day, row.last_day, batch.files[place])
+            limits[place] = _limit(raised_by(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
     ends = runways(made, limits)
     return [
         row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))

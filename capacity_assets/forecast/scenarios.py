@@ -577,7 +577,7 @@ class _ScenarioForecaster:
             rows[place] = self._limited(row, every, own, day)
         # The limit of a database on a shared disk follows from its measured size.
         changed = replace(batch, subjects=rows)
-        bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed, base)]
+        bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed)]
         last = np.maximum(last, 0.0)
         if (last == base.last).all() and (drift == base.drift).all():
             return _Interval(changed, base, bound)

@@ -104,6 +104,8 @@ class Runway:
     """Whether limits, steps or plans of its server were declared after the forecast."""
     volumes: list[str] | None
     """Volumes on which it grows; None if unknown."""
+    allocated_mb: int | None
+    """The size of its files, if the other sizes are of the used space inside them."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedOutlook | None = None
     """The outlook with planned limits; None: no plan raises its limit, or no day is known."""
@@ -643,7 +645,9 @@ HISTORY_SHOWN_DAYS = 180
 def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
     """Return an issue with the histories of its risks, which should be few; raises DBAPIError."""
     days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
-    return replace(issue, histories=sizes_by_day(connection, [risk.key for risk in issue.risks], days))
+    used = [risk.key for risk in issue.risks if risk.allocated_mb is not None]
+    histories = sizes_by_day(connection, [risk.key for risk in issue.risks], days, used)
+    return replace(issue, histories=histories)
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,21 @@ def server_history(
     return mark_partial(with_gaps(windows, sizes), {start for _, start in holes} | short)
 
 
+def used_history(
+    connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
+) -> list[SizeInWindow]:
+    """Return what was used inside the files of a database in windows, with gaps; nothing if it was not measured."""
+    if not windows:
+        return []
+    statement = """
+        SELECT window_start, window_end, used_size_mb AS size_mb, measured_days FROM capacity_growth
+        WHERE server_id = :server AND database = :database AND period = :period AND used_size_mb IS NOT NULL
+          AND window_start = ANY (CAST(:starts AS date[]))"""
+    of_database = {**_of(period, windows), "server": server_id, "database": database}
+    sizes = records(SizeInWindow, connection, statement, **of_database)
+    return with_gaps(windows, sizes) if sizes else []
+
+
 def database_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:

@@ -25,7 +25,7 @@ from capacity_assets.reading.forecasts import (
 )
 from capacity_assets.reading.headlines import Headline, PageSubject, headline_of
 from capacity_assets.reading.lists import ORDERS, ListedDatabase, databases, with_usage_of_databases
-from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, volume_history
+from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, used_history, volume_history
 from capacity_assets.reading.space import DatabaseGrowth, SpaceUsage, growth_inside, space_usage
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.addresses import (
@@ -69,6 +69,8 @@ class SubjectPage:
     """Sizes of the previous year, one for each window, if they are compared."""
     runway: Runway | None
     """Its own forecast; of a database, as if the others did not grow."""
+    used: Sequence[SizeInWindow] = ()
+    """What was used inside the files of a database, if its forecast is of that."""
     binding: Runway | None = None
     """The forecast that binds: of a database, the earliest of its own, its server's and its volumes'.
 
@@ -163,9 +165,13 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         )
         others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
         history = partial(database_history, connection, period, server_id=number, database=name)
+        values = _values(connection, query, reader.thresholds, server, "database", name, stored)
+        runway, windows = values["runway"], shown.windows(newest)
+        is_of_used = runway is not None and runway.allocated_mb is not None
         return DatabasePage(
-            **_values(connection, query, reader.thresholds, server, "database", name, stored),
-            **_history(shown, shown.windows(newest), history),
+            **values,
+            used=used_history(connection, period, windows, number, name) if is_of_used else [],
+            **_history(shown, windows, history),
             **_declared(connection, query, period, number, name),
             decisions=[
                 one

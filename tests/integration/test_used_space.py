@@ -1,0 +1,207 @@
+"""A database whose files are allocated ahead is full when they are full inside: its limits, forecasts and scores."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.collection.engines.base import Ceiling, DatabaseSize, Limits, Volume, floor_mb
+from capacity_assets.collection.measuring import ProbeOutcome
+from capacity_assets.collection.storing import store
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.outlook import (
+    FORECAST,
+    FULL,
+    LIMIT_UNKNOWN,
+    OWN_CEILING,
+    TOO_LITTLE_HISTORY,
+    VOLUME_LIMIT,
+    Outlook,
+)
+from tests.clocks import TODAY
+from tests.command import capacity, printed
+from tests.computing import compute_windows
+from tests.fleet import add_instances
+from tests.pages import served_pages
+from tests.runways import found, stored_runways
+
+GIB, MIB = 1024**3, 1024**2
+DAYS = 60
+"""Days of history, up to today."""
+
+
+@pytest.fixture(autouse=True)
+def registered(engine: Engine, settings: object) -> None:  # noqa: ARG001 -- commands read it
+    add_instances(engine, [1], name="erp", db_type="sqlserver")
+
+
+def measure(
+    engine: Engine,
+    day: date,
+    files: int,
+    used: int | None,
+    *,
+    ceiling: Ceiling | None = None,
+    volume: Volume | None = None,
+    fills_files: bool = True,
+) -> None:
+    """Store what a server says on a day: bytes of the files of its one database, and of what is used inside."""
+    size = DatabaseSize.of_bytes("crm", files, data_size=files)
+    limits = Limits((volume,) if volume else (), (ceiling,) if ceiling else (), fills_files=fills_files)
+    sizes = (size if used is None else size.with_used(used, floor_mb),)
+    noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    store(engine, day, [ProbeOutcome(1, "erp", noon, sizes=sizes, limits=limits)])
+
+
+def crm(engine: Engine) -> Outlook:
+    return found(engine, server="erp")["erp", "crm"]
+
+
+def fixed_files(engine: Engine, *, days: int = DAYS, with_used: bool = True) -> None:
+    """Files of 500 GiB that cannot grow, in which 2 GiB more are used each day: 440 today."""
+    for back in range(days):
+        used = (440 - 2 * back) * GIB if with_used else None
+        measure(engine, TODAY - timedelta(days=back), 500 * GIB, used, ceiling=Ceiling("crm", 500 * GIB))
+
+
+def test_a_ceiling_of_files_that_cannot_grow_binds_on_what_is_used_inside_them(engine: Engine) -> None:
+    fixed_files(engine)
+
+    row = crm(engine)
+
+    assert (row.size_mb, row.allocated_mb, row.limit_mb) == (440 * 1024, 500 * 1024, 500 * 1024)
+    assert (row.binds, row.headroom_mb, row.state) == (OWN_CEILING, 60 * 1024, FORECAST)
+    assert row.change_mb_per_day == 2048
+    assert row.middle_day is not None
+    assert abs((row.middle_day - TODAY).days - 30) <= 3
+    assert "440.0 GiB used of 500.0 GiB (own ceiling, measured), in files of 500.0 GiB." in row.sentence(30)
+
+
+def test_without_the_used_space_such_a_ceiling_says_nothing(engine: Engine) -> None:
+    fixed_files(engine, with_used=False)
+
+    row = crm(engine)
+
+    assert (row.size_mb, row.allocated_mb, row.limit_mb, row.state) == (500 * 1024, None, None, LIMIT_UNKNOWN)
+
+
+def test_of_files_that_never_grew_the_used_space_before_it_was_measured_is_unknown(engine: Engine) -> None:
+    fixed_files(engine, with_used=False)
+    fixed_files(engine, days=3)
+
+    row = crm(engine)
+
+    assert (row.headroom_mb, row.state, row.history_days) == (60 * 1024, TOO_LITTLE_HISTORY, 3)
+
+
+def test_files_that_are_full_inside_are_full(engine: Engine) -> None:
+    measure(engine, TODAY, 500 * GIB, 500 * GIB, ceiling=Ceiling("crm", 500 * GIB))
+
+    assert crm(engine).state == FULL
+
+
+def growing_files(engine: Engine, back: int, *, with_used: bool, fills_files: bool = True) -> None:
+    """Files that grow by 10 GiB whenever they are full, on a disk that has 40 GiB left today; 1 GiB more a day."""
+    used = 195 - back
+    files = -(-used // 10) * 10
+    volume = Volume("D:\\", 1000 * GIB, (40 + 200 - files) * GIB)
+    ceiling = Ceiling("crm", is_unlimited=True, volumes=("D:\\",))
+    measure(
+        engine,
+        TODAY - timedelta(days=back),
+        files * GIB,
+        used * GIB if with_used else None,
+        ceiling=ceiling,
+        volume=volume,
+        fills_files=fills_files,
+    )
+
+
+def test_what_is_free_inside_counts_beside_what_is_free_on_the_disk(engine: Engine) -> None:
+    for back in range(DAYS):
+        growing_files(engine, back, with_used=True)
+
+    row = crm(engine)
+
+    # 5 GiB inside, 40 on the disk.
+    assert (row.binds, row.size_mb, row.limit_mb, row.headroom_mb) == (VOLUME_LIMIT, 195 * 1024, 240 * 1024, 45 * 1024)
+    assert (row.allocated_mb, row.change_mb_per_day) == (200 * 1024, 1024)
+
+
+def test_before_the_used_space_was_measured_files_that_grew_stand_for_it(engine: Engine) -> None:
+    for back in range(DAYS):
+        growing_files(engine, back, with_used=back < 2)
+
+    row = crm(engine)
+
+    assert (row.state, row.size_mb, row.headroom_mb) == (FORECAST, 195 * 1024, 45 * 1024)
+    assert abs(row.change_mb_per_day - 1024) < 200
+    assert row.history_days == DAYS
+
+
+def test_of_an_engine_that_does_not_share_free_space_between_tables_files_are_forecast(engine: Engine) -> None:
+    for back in range(DAYS):
+        growing_files(engine, back, with_used=True, fills_files=False)
+
+    row = crm(engine)
+
+    assert (row.size_mb, row.allocated_mb, row.headroom_mb) == (200 * 1024, None, 40 * 1024)
+
+
+def test_a_day_without_the_used_space_changes_nothing_else(engine: Engine) -> None:
+    fixed_files(engine)
+    with engine.begin() as connection:
+        unknown = (
+            "UPDATE database_size_stats SET used_size_mb = NULL, used_size_bytes = NULL WHERE collected_date = :day"
+        )
+        connection.execute(text(unknown), {"day": TODAY})
+
+    row = crm(engine)
+
+    assert (row.size_mb, row.last_day, row.state) == (438 * 1024, TODAY - timedelta(days=1), FORECAST)
+
+
+def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) -> None:
+    fixed_files(engine)
+    issue(engine, TODAY, TODAY)
+    due = TODAY + timedelta(days=7)
+    measure(engine, due, 500 * GIB, 455 * GIB, ceiling=Ceiling("crm", 500 * GIB))
+
+    issue(engine, due, due)
+
+    row = stored_runways(engine)["crm"]
+    assert (row["size_mb"], row["allocated_mb"], row["actual_7_mb"]) == (440 * 1024, 500 * 1024, 455 * 1024)
+    assert row["forecast_7_mb"] == 454 * 1024
+
+
+def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
+    fixed_files(engine)
+    issue(engine, TODAY, TODAY)
+
+    listed = json.loads(printed("runway", "--json"))
+    [row] = [one for one in listed["rows"] if one["database"] == "crm"]
+    explained = capacity("explain", "crm", "--runway").output
+
+    assert (row["size_mb"], row["allocated_mb"]) == (440 * 1024, 500 * 1024)
+    assert "440.0 GiB used" in printed("runway")
+    assert "440.0 GiB used in files of 500.0 GiB" in explained
+
+
+def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, service: AggregationService) -> None:
+    fixed_files(engine)
+    compute_windows(service, "daily", TODAY - timedelta(days=DAYS - 1), TODAY)
+    issue(engine, TODAY, TODAY)
+
+    with served_pages(engine.url) as pages:
+        page = pages.document("/database?server=1&name=crm&period=daily")
+        html = pages.ask("/database?server=1&name=crm&period=daily").text
+
+    assert [one["size_mb"] for one in page["used"]][-2:] == [438 * 1024, 440 * 1024]
+    assert page["sizes"][-1]["size_mb"] == 500 * 1024
+    assert (page["runway"]["size_mb"], page["runway"]["allocated_mb"]) == (440 * 1024, 500 * 1024)
+    assert "Used space of crm by day" in html
+    assert "in files of <data" in html
