@@ -1,7 +1,7 @@
 """The input of forecasts: the sizes of each subject by day, and its limits.
 
-Sizes are samples; before the oldest sample they are daily aggregates. The sizes of a database whose tables share the
-free space inside its files are those of its used space, where that was measured within the last month.
+Sizes are samples; before the oldest sample they are daily aggregates. Where tables share the free space inside the
+files of their database, and the used space was measured within the last month, sizes are those of the used space.
 
 Statements read `SOURCES` by name: as CTEs or, where tables are distributed, as temporary tables that are filled on the
 nodes. Servers are given by number because nodes do not have the registry, and because an index then finds the rows of a

@@ -43,7 +43,7 @@ from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import Period, Window, adjacent_spans, trend_rule
 from capacity_assets.base.settings import LONGEST_SETTLING
-from capacity_assets.orchestration.collection import SAMPLES_RECENT
+from capacity_assets.orchestration.collection import COLLECTION_JOB, SAMPLES_RECENT
 from capacity_assets.orchestration.graph import (
     MARKING_SECONDS,
     PARTITIONS_PER_RUN,
@@ -422,6 +422,8 @@ def _ranges(period: Period, windows: Sequence[Window]) -> list[Sequence[Window]]
 
 def computed_windows_sensor(graph: Graph) -> dg.SensorDefinition:
     """Build the sensor that marks the partitions of windows that were computed elsewhere."""
+    ours = {graph.key(asset_name(period, level)) for period in graph.periods.values() for level in LEVELS.values()}
+    jobs = {COLLECTION_JOB, *map(job_name, graph.periods.values())}
 
     @graph.sensor(
         COMPUTED_WINDOWS_SENSOR,
@@ -429,7 +431,8 @@ def computed_windows_sensor(graph: Graph) -> dg.SensorDefinition:
         "Marks the partitions of the aggregates whose windows were computed outside this Dagster.",
     )
     def mark_windows(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        if context.instance.get_runs_count(dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES))):
+        at_work = context.instance.get_runs(dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES)))
+        if any(run.job_name in jobs or ours & set(run.asset_selection or ()) for run in at_work):
             # What a run has entered in the ledger, it marks itself at its end.
             return dg.SkipReason("A run is under way.")
         runner = Services.of(context).runner

@@ -4,7 +4,8 @@ Parts are passed in, never patched: other settings, another period registry, a f
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import dagster as dg
 
@@ -15,8 +16,9 @@ from capacity_assets.orchestration.aggregates import aggregate_definitions
 from capacity_assets.orchestration.alerts import alert_definitions
 from capacity_assets.orchestration.collection import collection_definitions
 from capacity_assets.orchestration.documents import document_definitions
-from capacity_assets.orchestration.graph import RETRIES, SERVICES, Graph
+from capacity_assets.orchestration.graph import OWNERS, RETRIES, SERVICES, Graph
 from capacity_assets.orchestration.maintenance import maintenance_definitions
+from capacity_assets.orchestration.readers import reader_definitions
 from capacity_assets.orchestration.runways import runway_definitions
 from capacity_assets.runtime import excluded_databases_of
 
@@ -26,19 +28,26 @@ SUBJECTS = (
     runway_definitions,
     maintenance_definitions,
     document_definitions,
+    reader_definitions,
     alert_definitions,
 )
 
 
-def build_definitions(
+def build_definitions(  # noqa: PLR0913 -- the options of the graph
     settings: Settings,
     *,
     periods: Mapping[str, Period] = PERIODS,
     clock: Clock | None = None,
     retries: dg.RetryPolicy = RETRIES,
+    executor: dg.ExecutorDefinition | None = None,
+    key_prefix: str | Sequence[str] | None = None,
+    owners: Sequence[str] | None = None,
+    fleet: Path | None = None,
 ) -> dg.Definitions:
-    """Build the definitions of the code location.
+    """Build the definitions of the graph, of which a code location may have others beside it.
 
+    `executor` is that of the jobs, by default in one process; runs without a job, as from the page of an asset, have
+    the executor of the code location. `key_prefix` comes before the key of each asset. `fleet` is a file of servers.
     Nothing is opened here: the database is reached when a run starts.
 
     Raises:
@@ -47,7 +56,16 @@ def build_definitions(
     periods = with_trend_threshold(periods, settings.trend_percent)
     parse_retention(settings.retention_days, periods)
     excluded_databases_of(settings)
-    graph = Graph(settings, clock or Clock(settings.zone), periods, retries)
+    graph = Graph(
+        settings,
+        clock or Clock(settings.zone),
+        periods,
+        retries,
+        executor=executor or dg.in_process_executor,
+        prefix=(key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix or ()),
+        owners=list(OWNERS if owners is None else owners),
+        fleet=fleet,
+    )
     with warnings.catch_warnings():
         # Backfill policies, lenient partition mappings and code references are beta, partitions of checks a preview;
         # the pinned release bounds that.
@@ -64,6 +82,4 @@ def build_definitions(
         schedules=merged.schedules,
         sensors=merged.sensors,
         resources={SERVICES: graph.services()},
-        # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
-        executor=dg.in_process_executor,
     )

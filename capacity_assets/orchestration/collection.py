@@ -11,8 +11,9 @@ materialisation each, without a run, a few per tick.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -23,13 +24,15 @@ from capacity_assets.base.errors import CapacityError, DatabaseError, database_e
 from capacity_assets.base.settings import HOURS_PER_DAY
 from capacity_assets.base.units import counted, human_day, human_days
 from capacity_assets.collection.observing import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
-from capacity_assets.collection.servers import standing
+from capacity_assets.collection.servers import declared_servers, register, standing
 from capacity_assets.collection.service import CollectionService, CollectionSummary, Share, share_named
+from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import server_part_stats
+from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+from capacity_assets.forecast.limits import declare
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
     MARKING_SECONDS,
-    OWNERS,
     PARTITIONS_PER_RUN,
     SERVICES,
     Graph,
@@ -62,6 +65,7 @@ SHARE_TAG = "capacity/share"
 """Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
 QUEUE_TAG = "dagster-celery/queue"
 """Read by dagster-celery, which is optional."""
+REGISTERED_SERVERS = "registered_servers"
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 SAMPLE_DAYS_SENSOR = "sample_days_sensor"
@@ -83,7 +87,7 @@ KINDS = {"postgres", "table"}
 
 def collection_definitions(graph: Graph) -> dg.Definitions:
     """Return the assets of the raw tables with their job, schedule, sensor and standing check."""
-    recent = samples_recent(graph)
+    recent, registering = samples_recent(graph), [registered_servers(graph, graph.fleet)] if graph.fleet else []
     if graph.settings.collection == "off":
         job = graph.job(
             OBSERVATION_JOB,
@@ -95,7 +99,7 @@ def collection_definitions(graph: Graph) -> dg.Definitions:
             OBSERVATION_SCHEDULE, OBSERVATION_JOB, cron, "Observes the newest days of the raw tables."
         )
         return dg.Definitions(
-            assets=observed_assets(graph),
+            assets=[*observed_assets(graph), *registering],
             asset_checks=[recent],
             jobs=[job],
             # Otherwise the collection's run issues runways.
@@ -109,7 +113,7 @@ def collection_definitions(graph: Graph) -> dg.Definitions:
         "Measures every registered server for today, then computes the aggregates of the day and issues its runways.",
     )
     return dg.Definitions(
-        assets=[collected_assets(graph)],
+        assets=[collected_assets(graph), *registering],
         asset_checks=[recent],
         jobs=[job],
         schedules=[collection_schedule(graph)],
@@ -190,7 +194,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             description=_description(raw, "", HOW_COLLECTED),
             group_name=RAW_GROUP,
             partitions_def=graph.partitions(),
-            owners=OWNERS,
+            owners=graph.owners,
             kinds=KINDS,
             tags=level_tags(raw),
             metadata=table_metadata(raw.table),
@@ -352,6 +356,24 @@ def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
             )
 
     return check
+
+
+def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
+    """Build the asset that registers the servers of a file; nothing is registered while definitions load."""
+
+    @graph.asset(REGISTERED_SERVERS, None, group_name="samples", kinds={"postgres"})
+    def servers(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        """The servers that the fleet's file declares, registered for collection; all of them or none."""
+        with dagster_failures():
+            engine, declarer = Services.of(context).engine, graph.settings.declarer
+            refuse_an_unfit_database(engine, kept="Nothing was registered.")
+            refuse_the_sample_fleet(engine)
+            declared = declared_servers(path)
+            changes = register(engine, declared.servers, by=declarer)
+            declare(engine, declared.limits, by=declarer)
+        return dg.MaterializeResult(metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()})
+
+    return servers
 
 
 def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:

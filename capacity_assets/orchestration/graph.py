@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import cache, cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -230,10 +231,17 @@ class Graph:
     clock: Clock
     periods: Mapping[str, Period] = field(default_factory=lambda: PERIODS)
     retries: dg.RetryPolicy = RETRIES
+    executor: dg.ExecutorDefinition = dg.in_process_executor
+    """Of the jobs. A run has two short steps that do their work in PostgreSQL: a process for each would cost more."""
+    prefix: tuple[str, ...] = ()
+    """Of the keys of all assets."""
+    owners: Sequence[str] = field(default_factory=lambda: OWNERS)
+    fleet: Path | None = None
+    """A file of servers, for which there is an asset that registers them."""
 
     def key(self, name: str) -> dg.AssetKey:
         """Return the key of an asset."""
-        return dg.AssetKey(name)
+        return dg.AssetKey([*self.prefix, name])
 
     def services(self) -> dg.ResourceDefinition:
         """Build the resource."""
@@ -259,7 +267,11 @@ class Graph:
                 "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
             }
         decorator: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
-            key=self.key(name), retry_policy=self.retries, owners=OWNERS, required_resource_keys={SERVICES}, **more
+            key=self.key(name),
+            retry_policy=self.retries,
+            owners=self.owners,
+            required_resource_keys={SERVICES},
+            **more,
         )
         return decorator
 
@@ -278,10 +290,10 @@ class Graph:
     def job(
         self, name: str, selection: Sequence[str] | dg.AssetSelection, description: str, **more: Any
     ) -> UnresolvedAssetJobDefinition:
-        """Build a job over assets or checks."""
+        """Build a job over assets or checks. It has no owners: in Dagster 1.13 these warn whenever a job is loaded."""
         if not isinstance(selection, dg.AssetSelection):
             selection = dg.AssetSelection.assets(*map(self.key, selection))
-        return dg.define_asset_job(name, selection, description=description, **more)
+        return dg.define_asset_job(name, selection, description=description, executor_def=self.executor, **more)
 
     def schedule(  # noqa: PLR0913 -- what a schedule has
         self,

@@ -10,7 +10,8 @@ import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 from sqlalchemy import Engine, text
 
-from capacity_assets.orchestration.component import REGISTERED_SERVERS, CapacityFleet
+from capacity_assets.orchestration.collection import REGISTERED_SERVERS
+from capacity_assets.orchestration.component import CapacityFleet
 
 pytestmark = [
     # Dagster 1.13 reads a component's YAML by a function that pydantic deprecates,
@@ -34,7 +35,7 @@ host = "db-2.example"
 
 
 @contextmanager
-def loaded(attributes: dict[str, str]) -> Iterator[dg.Definitions]:
+def loaded(attributes: dict[str, object]) -> Iterator[dg.Definitions]:
     """The definitions of a project whose `defs.yaml` has these attributes, a fleet's file beside it."""
     kind = f"{CapacityFleet.__module__}.{CapacityFleet.__name__}"
     with create_defs_folder_sandbox() as sandbox:
@@ -49,11 +50,11 @@ def loaded(attributes: dict[str, str]) -> Iterator[dg.Definitions]:
 @pytest.mark.usefixtures("settings")
 def test_a_component_brings_the_graph_and_registers_the_servers_of_its_file(engine: Engine) -> None:
     with loaded({"fleet": "fleet.toml"}) as definitions:
-        asset = definitions.get_assets_def(REGISTERED_SERVERS)
+        job, registered = definitions.resolve_implicit_global_asset_job_def(), dg.AssetKey(REGISTERED_SERVERS)
         keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
 
         def register() -> dict[str, object]:
-            [event] = dg.materialize([asset]).get_asset_materialization_events()
+            [event] = job.execute_in_process(asset_selection=[registered]).get_asset_materialization_events()
             return {name: value.value for name, value in event.materialization.metadata.items()}
 
         first, second = register(), register()
@@ -70,3 +71,15 @@ def test_a_component_brings_the_graph_and_registers_the_servers_of_its_file(engi
 def test_without_a_file_the_component_is_the_graph_alone() -> None:
     with loaded({}) as definitions:
         assert dg.AssetKey(REGISTERED_SERVERS) not in definitions.resolve_asset_graph().get_all_asset_keys()
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_component_takes_a_prefix_owners_and_an_executor() -> None:
+    attributes = {"fleet": "fleet.toml", "key_prefix": ["dba", "fleet"], "owners": ["team:data"]}
+    with loaded({**attributes, "executor": "multiprocess"}) as definitions:
+        specs = definitions.resolve_all_asset_specs()
+        executor = definitions.resolve_job_def("collection_job").executor_def.name
+
+    assert {(*spec.key.path[:-1], *spec.owners) for spec in specs} == {("dba", "fleet", "team:data")}
+    assert dg.AssetKey(["dba", "fleet", REGISTERED_SERVERS]) in {spec.key for spec in specs}
+    assert executor == "multiprocess"

@@ -86,7 +86,7 @@ def test_the_version_of_the_code_follows_from_the_arithmetic(
     assert None not in versions.values()
     daily = other_threshold.get(dg.AssetKey("daily_database_aggregations"))
     assert daily.code_version != versions["daily_database"]
-    assert "growing above +5 %" in str(daily.description)
+    assert "growing or shrinking by more than 5 %" in str(daily.description)
     assert len(set(versions.values())) == 3, "levels and thresholds differ"
     assert graph_again.get(dg.AssetKey("daily_database_aggregations")).code_version == versions["daily_database"]
 

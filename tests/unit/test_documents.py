@@ -14,6 +14,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.service import CollectionSummary
+from capacity_assets.database.views import VIEWS
 from capacity_assets.digest import KINDS, Deliveries, Digest
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.retention import MaintenanceReport
@@ -105,8 +106,10 @@ def test_every_asset_job_schedule_and_pool_is_documented() -> None:
     named |= {schedule.name for schedule in definitions.get_repository_def().schedule_defs}
     named |= {pool for key in graph.executable_asset_keys for pool in graph.get(key).pools or ()}
     text = section("Periods, assets and jobs")
+    views = {view.name for view in VIEWS} & named
 
-    assert [name for name in named if f"`{name}`" not in text] == []
+    assert [name for name in views if f"### {name}\n" not in section("Views")] == []
+    assert [name for name in named - views if f"`{name}`" not in text] == []
     for config in (AggregationConfig, MaintenanceConfig, CollectionConfig, RunwayConfig, DigestConfig):
         assert [option for option in config.model_fields if f"`{option}`" not in text] == []
 
