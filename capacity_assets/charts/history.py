@@ -19,6 +19,7 @@ from capacity_assets.base.units import MONTHS, human_day, human_days, human_mb
 from capacity_assets.charts.drawing import Axis, draw, size_axis
 from capacity_assets.reading.forecasts import ForecastDay
 
+MARGIN, BILL_MARGIN = 28, 13
 # Small charts are shown side by side, with fewer dates.
 SMALL_HEIGHT, MOST_DATES, MOST_DATES_IF_SMALL = 150, 7, 3
 MONTH_STEPS, DAY_STEPS = (1, 2, 3, 6, 12, 24, 60), (1, 2, 7, 14)
@@ -105,6 +106,8 @@ class _Plot:
     axis: Axis
     first: int
     last: int
+    margin: int
+    """Height below the plot, for dates and, if there are any, amounts of bills."""
 
     def x(self, day: date) -> float:
         """Place a day, in percent of the width."""
@@ -186,7 +189,8 @@ def _plot(history: History) -> _Plot:
     # A limit far above would flatten the history; its label at the top edge says where it is.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
-    return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal())
+    margin = MARGIN + (BILL_MARGIN if any(mark.kind == "bill" for mark in history.marks) else 0)
+    return _Plot(history.height, size_axis(low, high), min(days).toordinal(), max(days).toordinal(), margin)
 
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
