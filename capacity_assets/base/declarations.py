@@ -159,7 +159,10 @@ Day = Annotated[date, BeforeValidator(day_of)]
 
 LONGEST_KEY = 63
 LONGEST_VALUE = 100
+# Names of built-in groups, such as (fleet), are in parentheses, which no key may have.
 KEY = re.compile(r"[a-z][a-z0-9_]*")
+LABEL = re.compile(rf"({KEY.pattern})=(.*)", re.DOTALL)
+"""A label as `key=value`; the value may be empty."""
 # There are groups by engine and server without any label; the others are columns of a file of labels.
 NOT_KEYS = ("engine", "server", "database", "from")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import getpass
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,14 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
-from capacity_assets.base.declarations import LONGEST_DECLARER, NOT_KEYS, checked_label, is_web_address, unfit_keys
+from capacity_assets.base.declarations import (
+    LABEL,
+    LONGEST_DECLARER,
+    NOT_KEYS,
+    checked_label,
+    is_web_address,
+    unfit_keys,
+)
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.files import text_of
 
@@ -74,7 +80,6 @@ def unknown_variables() -> list[str]:
 HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
 MOST_SHARES = 100
-SHARE = re.compile(r"[a-z][a-z0-9_]*=.*")
 # Windows before and after exist: these are far from the ends of the calendar.
 EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
 # Machines without a zone of their own have it under one or the other.
@@ -213,7 +218,7 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
         return numbered_shares(int(value[0]))
     if value and value == numbered_shares(len(value)):
         return value  # as they were written for a process that this one started
-    wrong = [share for share in value if not SHARE.fullmatch(share)]
+    wrong = [share for share in value if not LABEL.fullmatch(share)]
     if wrong:
         how = "a number of shares, or labels of one key such as zone=eu,zone=us,zone="
         raise ValueError(f"{wrong[0]!r} is not a label; write {how}")
@@ -275,6 +280,7 @@ DEFAULT_JUMP_PERCENT = 100
 DEFAULT_PARALLEL_SLICES = 2
 LONGEST_SETTLING = 30
 # 400 days hold a year and the month before it. Of volumes no aggregate is made, so their samples are kept as long.
+# Forecasts use as many days as `daily` keeps: HISTORY_DAYS in forecast/model.py.
 DEFAULT_RETENTION_DAYS = "raw=400,daily=1096,volume_size_stats=1096"
 DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32

@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Executable, Row, text
 
+from capacity_assets.base.declarations import LABEL
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, AggregationStatus, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import MOST_SHARES
@@ -44,7 +45,6 @@ from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import SERVERS_IN_SERVICE
 
 _NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
-_LABELLED = re.compile(r"([a-z][a-z0-9_]*)=(.*)", re.DOTALL)
 HOW_TO_WRITE = "write 2/4 for the second of four shares, zone=eu for servers with a label, or zone= for those without"
 
 
@@ -67,7 +67,7 @@ class Share:
 
 def share_named(name: str) -> Share:
     """Return the share with a name; raises ValidationError that says how to write one."""
-    numbered, labelled = _NUMBERED.fullmatch(name), _LABELLED.fullmatch(name)
+    numbered, labelled = _NUMBERED.fullmatch(name), LABEL.fullmatch(name)
     if labelled:
         return Share(name, key=labelled[1], value=labelled[2] or None)
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)

@@ -28,7 +28,6 @@ from capacity_assets.collection.servers import declared_servers, register, stand
 from capacity_assets.collection.service import CollectionService, CollectionSummary, Share, share_named
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import server_part_stats
-from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
@@ -364,6 +363,9 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
     @graph.asset(REGISTERED_SERVERS, None, group_name="samples", kinds={"postgres"})
     def servers(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
+        # The sample fleet brings what computes forecasts, which loading the graph does not need.
+        from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+
         with dagster_failures():
             engine, declarer = Services.of(context).engine, graph.settings.declarer
             refuse_an_unfit_database(engine, kept="Nothing was registered.")

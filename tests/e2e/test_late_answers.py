@@ -182,7 +182,7 @@ def test_an_embedded_server_that_was_killed_is_started_again_and_stops_with_up(u
 
 
 def test_an_embedded_server_that_keeps_ending_ends_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli_up, "start_again", lambda _data, _sql_port: True)
+    monkeypatch.setattr(cli_up.embedded, "start_again", lambda _data, _sql_port: True)
     restarts = cli_up._Restarts(Settings(CAPACITY_HOME=tmp_path), None)  # type: ignore[call-arg]
 
     said = [restarts.start_again_if_ended() for _ in range(cli_up.MOST_RESTARTS)]

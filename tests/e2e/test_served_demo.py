@@ -73,7 +73,7 @@ def test_bi_tools_read_the_fleet_over_the_port(stack: ui.Stack) -> None:
 def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: ui.Stack) -> None:
     port, home = stack.port, stack.home
     nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ui.ASSETS)["assetNodes"]}
-    assert len(nodes) == 26
+    assert len(nodes) == 26 + 19, "assets, and the views and pages that read them"
     monthly = nodes["monthly_database_aggregations"]
     assert monthly["groupName"] == "monthly"
     partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}
@@ -309,7 +309,7 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     expect(row).to_contain_text(human_day(first.full_middle))
     expect(section.locator("#unknown-limits")).to_have_attribute("data-databases", str(unknown))
     expect(section.locator(".forecasts svg.plot").first).to_be_visible()
-    assert section.locator(".fans figure").count() == section.locator("tbody tr").count()
+    assert section.locator(".forecasts figure").count() == section.locator("tbody tr").count()
     expect(page.locator("#headroom")).to_be_visible()
     assert section.locator(".score").count() >= 1
     page.set_viewport_size({"width": 1000, "height": 1400})

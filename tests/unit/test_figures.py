@@ -8,7 +8,7 @@ from capacity_assets.aggregates.figures import ARITHMETIC, aggregation_statement
 from capacity_assets.aggregates.levels import LEVELS
 
 # If only the text changes, renew the digest. If figures change, raise the number too.
-KNOWN = (1, "099e214fe183e00a")
+KNOWN = (1, "15e16fe1e7cd0f74")
 
 
 def test_a_statement_with_other_figures_needs_another_number() -> None:

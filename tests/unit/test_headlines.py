@@ -44,6 +44,7 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> R
         "history_days": 400,
         "is_outdated": False,
         "volumes": None,
+        "allocated_mb": None,
     }
     return Runway(**{**given, **values})
 
