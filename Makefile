@@ -81,7 +81,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (on Debian: apt-get install python3-venv)."; exit 1; }
-	@echo "Installing packages into $(VENV), some 450 MB on disk ..."
+	@echo "Installing packages into $(VENV), some 420 MB on disk ..."
 	@# A line per package, as a sign of life; a pipe would hide a failure.
 	@rm -f $(VENV)/.failed; { $(INSTALL) -e . || touch $(VENV)/.failed; } | grep -E '^(Collecting|Installing|Successfully)' || true
 	@test ! -e $(VENV)/.failed
