@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.database.measures import FurtherFigures, Measure
+from capacity_assets.database.measures import Further, Measure
 
 
 def _percent(above: str, below: str) -> str:
@@ -26,7 +26,7 @@ def _difference(measure: Measure, total: str, count: str) -> tuple[str, str]:
     return absolute, _percent(f"({difference} * 100)", f"({p} * nullif({n}, 0)::numeric)")
 
 
-def _further(measure: Measure, further: FurtherFigures, period: Period) -> dict[str, str]:
+def _further(measure: Measure, further: Further, period: Period) -> dict[str, str]:
     s, n, p, m = (f"{kind}_{measure.source}" for kind in ("s", "n", "p", "m"))
     rate = "NULL::numeric"
     if period.windows_per_year:

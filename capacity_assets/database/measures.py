@@ -4,7 +4,7 @@
   views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`.
 - A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
   measures a kind. These sizes are not part of the size of a database or server.
-- A further figure is a field of `Measure` or `FurtherFigures`, with its column. Its computation is in
+- A further figure is a field of `Measure` or `Further`, with its column. Its computation is in
   `aggregates.figures`, a second one in `aggregates.explanation`. `tables` says which measures a table has.
 """
 
@@ -78,7 +78,7 @@ COMPOUND_PERCENT = Numeric()
 
 
 @dataclass(frozen=True)
-class FurtherFigures:
+class Further:
     """The columns of a measure's first and last values in the window, and of its comparison with the year before."""
 
     last: str
@@ -113,7 +113,7 @@ class Measure:
     change: str
     change_percent: str
     average_two_decimals: str | None = None
-    further: FurtherFigures | None = None
+    further: Further | None = None
     _: KW_ONLY
     what: str = field(repr=False)
     type: type[Integer] = field(default=BigInteger, repr=False)
@@ -226,7 +226,7 @@ def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: 
     own = {"average": f"avg_{stem}_mb", "maximum": f"max_{stem}_mb", "minimum": f"min_{stem}_mb", **names}
     further = None
     if last:
-        further = FurtherFigures(
+        further = Further(
             last=last,
             growth=f"{stem}_growth_in_window_mb",
             year_change=f"{stem}_year_change_mb",
