@@ -223,16 +223,12 @@ def fills_first(
     return _runways(connection, today, in_order.limit(shown).offset(skipped))
 
 
-def runways_of(
-    connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]], as_of: date | None = None
-) -> list[Runway]:
-    """Return the forecasts of subjects by day of the issue (None: the newest), those that fill first coming first."""
+def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[Runway]:
+    """Return the newest forecasts of subjects, earliest fill date first; those without one are left out."""
     if not keys:
         return []
-    source = _NEWEST if as_of is None else _issued_on(as_of)
-    of_key = sa.tuple_(*(source.c[name] for name in SubjectKey._fields))
-    order = (source.c.full_middle, source.c.server, source.c.name)
-    return _runways(connection, today, _select(source).where(of_key.in_(list(keys))).order_by(*order))
+    chosen = _select(_NEWEST).where(sa.tuple_(_R.server_id, _R.subject, _R.name).in_(list(keys)))
+    return _runways(connection, today, chosen.order_by(_R.full_middle, _R.server, _R.name))
 
 
 def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> Runway | None:

@@ -114,14 +114,17 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
-        as_of = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today) or today
-        risks = greatest_risks(connection, as_of, today, shown=MOST_RISKS)
+        newest = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today)
+        as_of = newest or today
+        risks = greatest_risks(connection, newest, today, shown=MOST_RISKS) if newest else []
         urgent = [one for one in risks if needs_action(one, thresholds) and not is_left_out(one.decision)]
-        servers = _servers(connection, as_of, {key.server_id for key in (*opened, *(one.key for one in urgent))})
+        server_ids = sorted({key.server_id for key in (*opened, *(one.key for one in urgent))})
+        servers = {row.id: row for row in rows(connection, _SERVERS, server_ids=server_ids)}
+        measured = {row.id for row in rows(connection, _MEASURED, as_of=as_of, server_ids=server_ids)}
         # A server may have left service after the forecasts were issued.
         soon = [one for one in urgent if one.server_id in servers and servers[one.server_id].is_in_service]
         growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE])
-        known = {one.key: one for one in runways_of(connection, today, opened, as_of)}
+        known = {one.key: one for one in (runways_of(connection, today, opened) if newest else ())}
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
     keys = [*opened, *(one.key for one in soon)]
     named = {number: row.name for number, row in servers.items()}
@@ -145,7 +148,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
             key: OpenAlert(
                 names[key],
                 labels.get(subjects[key], {}),
-                _reason(known.get(key), servers.get(key.server_id), thresholds),
+                _reason(known.get(key), servers.get(key.server_id), thresholds, is_measured=key.server_id in measured),
             )
             for key in opened
         },
@@ -160,21 +163,14 @@ FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_da
 """
 
 
-def _servers(connection: Connection, as_of: date, server_ids: Collection[int]) -> dict[int, Row[Any]]:
-    """Return the registered ones of some servers: name, whether in service, whether they have forecasts of a day."""
-    found = rows(connection, _SERVERS, as_of=as_of, server_ids=sorted(server_ids))
-    return {row.id: row for row in found}
-
-
-# Forecasts are read apart from the registry, which the nodes of a cluster do not have.
 _SERVERS = """
-WITH measured AS (
-    SELECT DISTINCT instance_id FROM capacity_runways
-    WHERE as_of = :as_of AND instance_id = ANY (CAST(:server_ids AS integer[]))
-)
-SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS is_in_service, m.instance_id IS NOT NULL AS is_measured
-FROM instances i LEFT JOIN measured m ON m.instance_id = i.id
-WHERE i.id = ANY (CAST(:server_ids AS integer[]))
+SELECT id, name, is_active AND deleted_at IS NULL AS is_in_service FROM instances
+WHERE id = ANY (CAST(:server_ids AS integer[]))
+"""
+# Apart from the registry: distributed tables are not joined with local ones.
+_MEASURED = """
+SELECT DISTINCT instance_id AS id FROM capacity_runways
+WHERE as_of = :as_of AND instance_id = ANY (CAST(:server_ids AS integer[]))
 """
 
 
@@ -202,7 +198,7 @@ ORDER BY change_mb DESC, d.name
 """
 
 
-def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Thresholds) -> str | None:
+def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Thresholds, *, is_measured: bool) -> str | None:
     """Return why an alert is resolved; None: it stays open, as while its risk is to be watched.
 
     A server that was not measured resolves nothing.
@@ -210,7 +206,7 @@ def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Threshol
     if server is None or not server.is_in_service:
         return "its server is no longer in service"
     if runway is None:
-        return "it is no longer there" if server.is_measured else None
+        return "it is no longer there" if is_measured else None
     if runway.state in _WITHOUT_A_DATE:
         return _WITHOUT_A_DATE[runway.state]
     if runway.decision is not None and is_left_out(runway.decision):
