@@ -21,7 +21,7 @@ from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregates.figures import aggregation_statement, execute
 from capacity_assets.aggregates.levels import SERVER_LEVELS
-from capacity_assets.aggregates.runs import SESSION_OF_A_SLICE, Work
+from capacity_assets.aggregates.runs import SESSION_OF_A_SLICE, AggregationWork
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
@@ -111,7 +111,7 @@ def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
 
 def _decide(engine: Engine, period: Period, window: Window) -> None:
     """Compute the figures, and what would happen to each row; count, and write nothing."""
-    work = Work(period, [window], AggregationService(engine, Clock(ZoneInfo("UTC"))).instances(None))
+    work = AggregationWork(period, [window], AggregationService(engine, Clock(ZoneInfo("UTC"))).instances(None))
     for level in SERVER_LEVELS.values():
         with engine.connect() as connection:
             connection.execute(SESSION_OF_A_SLICE)

@@ -33,7 +33,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.ownership.bills import issue_bill
 from tests.citus import VARIABLE, citus_cluster
 from tests.clocks import fixed_clock
@@ -91,7 +91,7 @@ def _issues(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
     """What nodes put together and the coordinator takes over, one row per series or database."""
     last = fleet.last_day
     month = PERIODS["monthly"].window_of(last)
-    yield "issue the runways of a day", lambda side: issue(side.engine, last, last)
+    yield "issue the runways of a day", lambda side: issue_runways(side.engine, last, last)
     yield "issue the bill of a month", lambda side: issue_bill(side.engine, month, fixed_clock(last), ["team"])
 
 
@@ -106,7 +106,7 @@ def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:
         with engine.begin() as connection:
             connection.execute(text(LABELS))
             connection.execute(text(VOLUMES), {"day": fleet.last_day})
-        issue(engine, fleet.last_day, fleet.last_day)
+        issue_runways(engine, fleet.last_day, fleet.last_day)
         compute_groups(engine, fleet)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM (ANALYZE)"))

@@ -37,7 +37,7 @@ from capacity_assets.collection.engines.base import (
     engines,
 )
 from capacity_assets.collection.measuring import ProbeContext
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
@@ -154,14 +154,14 @@ def main(*, servers: int, hanging_percent: int, workers: int) -> None:
         click.echo("| run | seconds | against without | measured | failed |\n|---|---|---|---|---|")
         every = declared(servers, silent, port)
         healthy = [one for one in every if not str(one.username).startswith(SILENT)]
-        register(database, healthy)
+        register_servers(database, healthy)
         without: dict[int, float] = {}
         for day, label in enumerate(("first day", "next day")):
             without[day], measured, failed = collected(database, day, workers)
             click.echo(f"| without, {label} | {without[day]:.1f} | | {measured:,} | {failed:,} |")
         with database.begin() as connection:
             connection.execute(text("TRUNCATE capacity_collection_attempts"))
-        register(database, every)
+        register_servers(database, every)
         for day, label in enumerate(("first day", "next day")):
             seconds, measured, failed = collected(database, day + 2, workers)
             ratio = seconds / without[day]

@@ -24,7 +24,7 @@ from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregates.ledger import KnownWindow
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
-from capacity_assets.aggregates.runs import Part
+from capacity_assets.aggregates.runs import StoredWindow
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
@@ -38,7 +38,7 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[Part]:
+    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[StoredWindow]:
         return frozenset()
 
 

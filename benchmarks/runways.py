@@ -17,7 +17,7 @@ from benchmarks.server import temporary_server
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 
 _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stats GROUP BY 1, 2"
 
@@ -47,7 +47,7 @@ def _measure(engine: Engine, last: date) -> None:
     click.echo(f"{count:,} databases: a plain scan with their sums {scanned:.1f} s")
     for attempt in ("first", "again"):
         began = time.perf_counter()
-        issued = issue(engine, last, last)
+        issued = issue_runways(engine, last, last)
         took = time.perf_counter() - began
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         click.echo(

@@ -28,8 +28,8 @@ from capacity_assets.base.units import (
 )
 from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
-from capacity_assets.forecast.outlook import day_text
-from capacity_assets.messages.message import Line, Message, Section, Sentence, html_of, text_of
+from capacity_assets.forecast.results import day_text
+from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, text_of
 from capacity_assets.messages.sending import (
     CONCURRENT_DELIVERIES,
     DIGEST,
@@ -40,11 +40,11 @@ from capacity_assets.messages.sending import (
     send,
 )
 from capacity_assets.reading.changes import (
-    DatabaseSize,
-    Decline,
+    DatabaseOfOneWindow,
+    ShrunkDatabase,
     UnusualChange,
     databases_only_in,
-    declines,
+    shrunk_databases,
     unusual_changes,
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
@@ -77,15 +77,15 @@ class Digest:
     growers: Sequence[UnusualChange]
     runways: Sequence[FillDate]
     silent: Sequence[SilentServer]
-    new: Sequence[DatabaseSize]
-    gone: Sequence[DatabaseSize]
+    new: Sequence[DatabaseOfOneWindow]
+    gone: Sequence[DatabaseOfOneWindow]
     counts: dict[str, int] = field(default_factory=dict)
     history: Sequence[tuple[date, int]] = ()
     has_forecast: bool = True
     """Whether a forecast was issued in the week; without one, fill dates are unknown."""
     shrinkers: Sequence[UnusualChange] = ()
     later: Sequence[FillDate] = ()
-    declines: Sequence[Decline] = ()
+    declines: Sequence[ShrunkDatabase] = ()
     """The largest decreases besides `shrinkers`; empty unless the total shrank."""
     is_partial: bool = False
     """Whether a part was not measured in the week."""
@@ -137,7 +137,9 @@ def _read(
     has_shrunk = not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
     named = {(one.server_id, one.database) for one in shrinkers}
-    shrunk = declines(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if has_shrunk else []
+    shrunk = (
+        shrunk_databases(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if has_shrunk else []
+    )
     news: dict[str, Sequence[Any]] = {
         "soon": dates.soon,
         "growers": [change for change in unusual if change.change_mb > 0],
@@ -203,7 +205,7 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     return [
         Section(
             heading,
-            [Line(printable(sentence(one)), pages_url and page_url(pages_url, _page_of(one))) for one in listed],
+            [MessageLine(printable(sentence(one)), pages_url and page_url(pages_url, _page_of(one))) for one in listed],
             digest.counts[kind] - len(listed),
         )
         for kind, (heading, sentence) in KINDS.items()
@@ -211,7 +213,7 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     ]
 
 
-def _page_of(one: FillDate | UnusualChange | Decline | DatabaseSize | SilentServer | LargeSlot) -> str:
+def _page_of(one: FillDate | UnusualChange | ShrunkDatabase | DatabaseOfOneWindow | SilentServer | LargeSlot) -> str:
     match one:
         case FillDate():
             return subject_address(one.subject, one.server_id, one.name)
@@ -220,7 +222,7 @@ def _page_of(one: FillDate | UnusualChange | Decline | DatabaseSize | SilentServ
     return subject_address("database", one.server_id, one.database)
 
 
-def _size_text(one: DatabaseSize) -> str:
+def _size_text(one: DatabaseOfOneWindow) -> str:
     return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
 
 
@@ -239,7 +241,7 @@ def _risk_text(one: FillDate) -> str:
     return f"{one.display_name} on {one.server}: {risk}"
 
 
-def _decline_text(one: Decline) -> str:
+def _decline_text(one: ShrunkDatabase) -> str:
     return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}"
 
 
@@ -287,7 +289,7 @@ def message_of(digest: Digest, pages_url: str | None = None) -> Message:
         *others, last = sentences
         sentences = [Sentence(" ".join([*map(str, others), last.text]), last.command)]
     page = "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
-    link = None if pages_url is None else Line(f"More about {digest.whose}", page_url(pages_url, page))
+    link = None if pages_url is None else MessageLine(f"More about {digest.whose}", page_url(pages_url, page))
     return Message(subject_of(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 
 
@@ -355,7 +357,7 @@ def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[da
 
 
 @dataclass(frozen=True)
-class Deliveries:
+class DigestDeliveries:
     """The receivers of a week's digest by outcome; those that failed have a reason."""
 
     sent: Sequence[str] = ()
@@ -374,7 +376,7 @@ def send_digests(  # noqa: PLR0913 -- the options of sending
     today: date | None = None,
     again: bool = False,
     now: datetime | None = None,
-) -> Deliveries:
+) -> DigestDeliveries:
     """Send a week's digest to receivers that did not get it, with `again` to all; raises DatabaseError.
 
     Digests are read one after the other and sent concurrently, so that a mail server that hangs delays its receiver
@@ -397,7 +399,7 @@ def send_digests(  # noqa: PLR0913 -- the options of sending
                 digest = read_digest(engine, week, receiver.label, settings.thresholds, today=today)
                 deliveries[receiver.name] = threads.submit(_send_to, engine, digest, receiver, remaining, settings)
     problems = {name: delivery and delivery.result() for name, delivery in deliveries.items()}
-    return Deliveries(
+    return DigestDeliveries(
         [name for name, reasons in problems.items() if reasons == []],
         [name for name, reasons in problems.items() if reasons is None],
         tuple((name, " ".join(reasons)) for name, reasons in problems.items() if reasons),

@@ -14,7 +14,7 @@ from capacity_assets.aggregates.checks import (
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
     SERVERS_STORED,
-    Severity,
+    CheckSeverity,
     checks_of,
 )
 from capacity_assets.aggregates.levels import LEVELS
@@ -80,7 +80,7 @@ def periods() -> str:
 def checks() -> str:
     """Every check, and whether it calls a person or tells one."""
     severities = {check.name: (check.severity, check.levels) for check in CHECKS}
-    severities |= dict.fromkeys((SERVERS_STORED, PARTITIONS_COMPLETE), (Severity.ERROR, tuple(LEVELS)))
+    severities |= dict.fromkeys((SERVERS_STORED, PARTITIONS_COMPLETE), (CheckSeverity.ERROR, tuple(LEVELS)))
     described = dict(pair for level in LEVELS.values() for pair in checks_of(level))
     described[PARTITIONS_COMPLETE] = PARTITIONS_COMPLETE_DESCRIPTION
     rows = [

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Thresholds, load_settings
 from capacity_assets.messages.alerts import AlertUpdate, message_of
-from capacity_assets.messages.message import FORMS, NEW, html_of, pagerduty_events
+from capacity_assets.messages.message import NEW, RENDERERS, html_of, pagerduty_events
 from capacity_assets.messages.sending import Receiver, SendingSettings
 from capacity_assets.reading.risks import read_risks
 from capacity_assets.runtime import open_engine
@@ -102,8 +102,8 @@ def picture_messages(browser: Browser, address: str) -> None:
     message = message_of(Receiver("dba"), news, sending)
     pictures = {
         "alert": html_of(message),
-        "alert-slack": STYLE + "".join(slack_html(FORMS["slack"](message))),
-        "alert-teams": STYLE + "".join(teams_html(FORMS["teams"](message)["attachments"][0]["content"])),
+        "alert-slack": STYLE + "".join(slack_html(RENDERERS["slack"](message))),
+        "alert-teams": STYLE + "".join(teams_html(RENDERERS["teams"](message)["attachments"][0]["content"])),
         "alert-pagerduty": STYLE + "".join(pagerduty_html(pagerduty_events(message, "ROUTING_KEY")[0])),
     }
     page = browser.new_page(viewport={"width": 700, "height": 100})

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event
 
 from capacity_assets.aggregates.ledger import KnownWindow
 from capacity_assets.aggregates.levels import LEVELS, Level
-from capacity_assets.aggregates.runs import Part
+from capacity_assets.aggregates.runs import StoredWindow
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -22,7 +22,7 @@ DAYS = 731  # two years, the first a leap year
 class FromDays(AggregationService):
     """Reads samples alone, as if no window were vouched for."""
 
-    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[Part]:
+    def _usable(self, _level: Level, _known: Sequence[KnownWindow]) -> frozenset[StoredWindow]:
         return frozenset()
 
 

@@ -11,13 +11,13 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.decisions import Decision, decide
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps
 from capacity_assets.forecast.scenarios import Growth, Scenario
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
-from capacity_assets.ownership.scenario_results import result_of, store
+from capacity_assets.ownership.scenario_results import result_of, store_scenario
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -65,18 +65,18 @@ def filled(engine: Engine) -> None:
         connection.execute(text(FAILED), {"today": TODAY})
     declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
     declare_labels(engine, [Label("server-1", "still", "team", "archive", ALWAYS)], TODAY)
-    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
+    declare_limits(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
     declare_steps(engine, [SizeStep("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)
     decide(engine, [Decision("server-2", "crm", None, "excluded", TODAY + timedelta(days=90), "scratch space")])
     for ago in (20, 0):
-        issue(engine, TODAY - timedelta(days=ago), TODAY)
+        issue_runways(engine, TODAY - timedelta(days=ago), TODAY)
     declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
     issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), fixed_clock(), KEYS)
     twice = Scenario(growth=[Growth(factor=Decimal(2), database="orders")])
-    store(engine, "twice the growth", result_of(engine, TODAY, twice, "team", KEYS))
+    store_scenario(engine, "twice the growth", result_of(engine, TODAY, twice, "team", KEYS))
 
 
 VOLUMES = """

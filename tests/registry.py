@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from capacity_assets.collection.servers import registered
+from capacity_assets.collection.servers import registered_servers
 
 
 def names(engine: Engine) -> dict[str, str]:
-    return {one.server.name: one.state for one in registered(engine)}
+    return {one.server.name: one.state for one in registered_servers(engine)}

@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.forecast.limits import Limit, declare
-from capacity_assets.forecast.outlook import Outlook
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.limits import Limit, declare_limits
+from capacity_assets.forecast.results import Runway
+from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.command import printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -25,9 +25,11 @@ def declared(*arguments: str) -> None:
     printed("limits", "set", *arguments)
 
 
-def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Outlook]:
+def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Runway]:
     """Runways of servers and databases, by server and database."""
-    return {(row.server, row.database): row for row in outlooks(engine, TODAY, **options).rows if row.volume is None}
+    return {
+        (row.server, row.database): row for row in compute_runways(engine, TODAY, **options).rows if row.volume is None
+    }
 
 
 def add_volume(engine: Engine, server: int, name: str, day: date, total_mb: int, free_mb: int) -> None:
@@ -61,7 +63,7 @@ def fill_with_limits(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
     add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
-    declare(engine, [Limit("server-1", "orders", 3214), Limit("server-1", "young", 1000)])
+    declare_limits(engine, [Limit("server-1", "orders", 3214), Limit("server-1", "young", 1000)])
 
 
 def stored_runways(engine: Engine, as_of: date = TODAY) -> dict[str, dict[str, object]]:

@@ -32,7 +32,7 @@ LEVELS_TOLERANCE_MB = 1024
 JUMP_FROM_ZERO_MB = 1024
 
 
-class Severity(StrEnum):
+class CheckSeverity(StrEnum):
     """Whether a failed check needs a person to act, or only informs."""
 
     ERROR = "error"
@@ -73,7 +73,7 @@ class CheckOutcome:
     """What a check found: the number of places, the first of them in words, and what to do."""
 
     name: str
-    severity: Severity
+    severity: CheckSeverity
     places: int
     listed: tuple[str, ...]
     advice: str
@@ -107,7 +107,7 @@ class Check:
 
     name: str
     description: str
-    severity: Severity
+    severity: CheckSeverity
     advice: str
     statement: str
     on_nodes: str = ""
@@ -119,7 +119,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="samples_complete",
         description="Every server was measured on every day of the window, counted from its first sample on.",
-        severity=Severity.WARN,
+        severity=CheckSeverity.WARN,
         advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
         statement="""
 SELECT period_start, expected - measured AS weight,
@@ -164,7 +164,7 @@ WHERE measured < expected
     Check(
         name="values_possible",
         description="No stored size or count is negative, and no size is above 8 EiB.",
-        severity=Severity.ERROR,
+        severity=CheckSeverity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement="""
 SELECT a.period_start, 0 AS weight,
@@ -177,7 +177,7 @@ WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date
         name="jumps_named",
         description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
         f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
-        severity=Severity.WARN,
+        severity=CheckSeverity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
         statement="""
 SELECT a.period_start, coalesce(abs({percent}), 'infinity') AS weight,
@@ -192,7 +192,7 @@ WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS dat
         name="levels_agree",
         description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
         f"and {LEVELS_TOLERANCE_MB:,} MiB.",
-        severity=Severity.WARN,
+        severity=CheckSeverity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
         statement="""
 SELECT w.period_start, abs(t.total - coalesce(d.total, 0)) AS weight,
@@ -215,7 +215,7 @@ WHERE abs(t.total - coalesce(d.total, 0)) > greatest(:tolerance_mb, t.total * :t
     Check(
         name="groups_add_up",
         description="Engines and the groups of each label add up to the fleet, to the MiB.",
-        severity=Severity.ERROR,
+        severity=CheckSeverity.ERROR,
         advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
         statement="""
 SELECT period_start, 0 AS weight,
@@ -276,7 +276,7 @@ def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> list[Chec
     elsewhere = {start: (servers, [f"{counted(servers, 'server')} failed"]) for start, servers in failed.items()}
     return [
         CheckOutcome(
-            *(SERVERS_STORED, Severity.ERROR, servers, tuple(listed[:MAXIMUM_LISTED_ERRORS]), advice, start),
+            *(SERVERS_STORED, CheckSeverity.ERROR, servers, tuple(listed[:MAXIMUM_LISTED_ERRORS]), advice, start),
             incident=f"{servers} failed" if servers else None,
         )
         for start, (servers, listed) in sorted((elsewhere | of_run).items())
@@ -289,7 +289,7 @@ PARTITIONS_COMPLETE_DESCRIPTION = (
 )
 
 
-def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) -> CheckOutcome:
+def partitions_complete(left: Sequence[IncompleteWindow], severity: CheckSeverity) -> CheckOutcome:
     """Build the outcome from the windows that are left, adjacent windows together."""
     stretches = [
         (reason, span)

@@ -2,10 +2,10 @@
 
 A *state* is what figures are made of: counts, exact sums, extremes, and the values of the first and last measured days.
 
-1. `states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows themselves,
-   per key and window, and puts the window before and the one a year before beside each window. The steps are the same
-   for one window and for many, for days and for years. Windows are compared with the stored row of another window if
-   it was built from more samples than are left. Sources that are known to be empty are not read (`Sources`).
+1. `window_states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows
+   themselves, per key and window, and puts the window before and the one a year before beside each. The steps are the
+   same for one window and for many, for days and for years. Windows are compared with the stored row of another window
+   if it was built from more samples than are left. Sources known to be empty are not read (`StatementSources`).
 2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
    once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
    denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
@@ -75,7 +75,7 @@ from capacity_assets.database.sql import DIALECT
 Element: TypeAlias = ColumnElement[Any]
 
 
-class Parameters:
+class StatementParameters:
     """The parameters of the statement.
 
     `starts`, `ends` and `wanted` describe the windows that are read, in order; only the `wanted` ones are written. The
@@ -120,17 +120,19 @@ class Parameters:
 _DAY_BITS = 2 * (LARGEST_MB + 1)
 
 
-def states(level: Level, sources: Sources) -> Subquery:
+def window_states(level: Level, sources: StatementSources) -> Subquery:
     """Return the states of each key and wanted window, with those of the windows that it is compared with.
 
     Columns: the keys, `bucket`, `period_start`, `data_count` (null: only a stored row is left), per measure what
-    `named` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`; the
-    counts and sums again with `previous_` and, of measures with further figures, `year_before_` in front.
+    `state_column` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`;
+    the counts and sums again with `previous_` and, of measures with further figures, `year_before_` in front.
     """
     united = _united(level, sources)
     keys = [united.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
-    a_year_before = FrameClause(Parameters.year_interval, Parameters.year_interval, preceding, preceding)
+    a_year_before = FrameClause(
+        StatementParameters.year_interval, StatementParameters.year_interval, preceding, preceding
+    )
     others = {"previous": func.lag(united.c.valid).over(partition_by=keys, order_by=united.c.period_start)}
     if sources.year_before:
         others["year_before"] = func.first_value(united.c.valid).over(
@@ -146,7 +148,7 @@ def states(level: Level, sources: Sources) -> Subquery:
             columns.append(a_year_ago.label(f"year_before_{name}"))
     return (
         select(*(beside.c[key] for key in level.keys), *columns)
-        .where(window_of(Parameters.wanted, beside.c.bucket))
+        .where(window_of(StatementParameters.wanted, beside.c.bucket))
         .subquery("states")
     )
 
@@ -155,7 +157,7 @@ def _element(values: Element, place: int) -> Element:
     return window_of(type_coerce(values, ARRAY(BigInteger)), literal_column(str(place), Integer))
 
 
-def named(kind: str, measure: Measure) -> str:
+def state_column(kind: str, measure: Measure) -> str:
     """Return the name of a part of the state of a measure."""
     return f"{kind}_{measure.source}"
 
@@ -171,15 +173,15 @@ def _compared_names(level: Level, *, further: bool = False) -> Iterator[str]:
     yield "data_count"
     for measure in level.measures:
         if measure.further or not further:
-            yield named("count", measure)
-            yield named("sum", measure)
+            yield state_column("count", measure)
+            yield state_column("sum", measure)
 
 
 def _own_names(level: Level) -> Iterator[str]:
     yield "data_count"
     for measure in level.measures:
         kinds = ("count", "sum", "max", "min", "first", "last") if measure.further else ("count", "sum", "max", "min")
-        yield from (named(kind, measure) for kind in kinds)
+        yield from (state_column(kind, measure) for kind in kinds)
 
 
 _UNITE: dict[str, Callable[[Element], Element]] = {
@@ -188,15 +190,15 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 }  # fmt: skip
 
 
-def _united(level: Level, sources: Sources) -> Subquery:
+def _united(level: Level, sources: StatementSources) -> Subquery:
     """Unite the rows of each key and window."""
     selects = [_of_samples(level)] if sources.samples else []
     if sources.shorter_windows:
         selects.append(_of_shorter_windows(level))
     if sources.rows or not selects:
         # In two SELECTs, because PostgreSQL prunes partitions by one span, not by alternatives.
-        selects.append(_of_stored_rows(level, Parameters.before_first, Parameters.wanted_last))
-        selects.append(_of_stored_rows(level, Parameters.year_first, Parameters.year_last))
+        selects.append(_of_stored_rows(level, StatementParameters.before_first, StatementParameters.wanted_last))
+        selects.append(_of_stored_rows(level, StatementParameters.year_first, StatementParameters.year_last))
     rows = union_all(*selects).subquery("rows")
     keys = [rows.c[name] for name in (*level.keys, "period_start")]
     columns: dict[str, Element] = {"bucket": rows.c.bucket if sources.are_disjoint else func.max(rows.c.bucket)}
@@ -217,7 +219,7 @@ def _united(level: Level, sources: Sources) -> Subquery:
         is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
         if not level.has_servers:
             # Days of a group appear and disappear with the labels.
-            is_stored = and_(is_stored, rows.c.period_start == func.any(Parameters.unread_starts))
+            is_stored = and_(is_stored, rows.c.period_start == func.any(StatementParameters.unread_starts))
         # What others are compared with: the stored row if it was built from more samples than there are. In one array,
         # because each access to another row costs as much as reading it.
         kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
@@ -233,10 +235,10 @@ def _of_samples(level: Level) -> Any:
     columns: dict[str, Element] = {"data_count": literal_column("1", Integer)}
     for measure in level.measures:
         value = samples.c[measure.source]
-        columns[named("count", measure)] = cast(value.is_not(None), Integer)
-        columns |= {named(kind, measure): cast(value, BigInteger) for kind in ("sum", "max", "min")}
+        columns[state_column("count", measure)] = cast(value.is_not(None), Integer)
+        columns |= {state_column(kind, measure): cast(value, BigInteger) for kind in ("sum", "max", "min")}
         if measure.further:
-            columns |= {named(end, measure): _dated(day, value) for end in ("first", "last")}
+            columns |= {state_column(end, measure): _dated(day, value) for end in ("first", "last")}
     return _found(level, samples, day, columns)
 
 
@@ -245,12 +247,12 @@ def _samples(level: Level) -> FromClause:
     day = raw.c.collected_date
     conditions = [
         or_(
-            day.between(Parameters.read_first, Parameters.read_last),
-            day.between(Parameters.read_year_first, Parameters.read_year_last),
+            day.between(StatementParameters.read_first, StatementParameters.read_last),
+            day.between(StatementParameters.read_year_first, StatementParameters.read_year_last),
         ),
         # Not `= 1`, which PostgreSQL estimates to hold for one row in two hundred, and would sort instead of hashing.
-        func.width_bucket(day, Parameters.cuts) % 2 != 0,
-        *level.of_servers(raw, Parameters.instance_ids),
+        func.width_bucket(day, StatementParameters.cuts) % 2 != 0,
+        *level.of_servers(raw, StatementParameters.instance_ids),
         *level.live(),
     ]
     keys = [raw.c[key] for key in level.keys]
@@ -266,27 +268,27 @@ def _of_shorter_windows(level: Level) -> Any:
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
-        columns |= {named(kind, measure): value for kind, value in _kept(level, measure).items()}
-        columns[named("max", measure)] = cast(target.c[measure.maximum], BigInteger)
-        columns[named("min", measure)] = cast(target.c[measure.minimum], BigInteger)
+        columns |= {state_column(kind, measure): value for kind, value in _kept(level, measure).items()}
+        columns[state_column("max", measure)] = cast(target.c[measure.maximum], BigInteger)
+        columns[state_column("min", measure)] = cast(target.c[measure.minimum], BigInteger)
         if measure.further:
             last, growth = target.c[measure.further.last], target.c[measure.further.growth]
             start = target.c.period_start
-            columns[named("first", measure)] = _dated(start, last - func.coalesce(growth, 0))
-            columns[named("last", measure)] = _dated(start, last)
+            columns[state_column("first", measure)] = _dated(start, last - func.coalesce(growth, 0))
+            columns[state_column("last", measure)] = _dated(start, last)
     # Parts do not overlap, so their first days are unique.
-    place = func.array_position(Parameters.part_starts, target.c.period_start)
+    place = func.array_position(StatementParameters.part_starts, target.c.period_start)
     return _found(level, target, target.c.period_start, columns).where(
         # The two arrays beside it are for the index and for pruning partitions.
-        window_of(Parameters.part_types, place) == target.c.period_type,
-        target.c.period_type == func.any(Parameters.part_types),
-        target.c.period_start == func.any(Parameters.part_starts),
-        *level.of_servers(target, Parameters.instance_ids),
+        window_of(StatementParameters.part_types, place) == target.c.period_type,
+        target.c.period_type == func.any(StatementParameters.part_types),
+        target.c.period_start == func.any(StatementParameters.part_starts),
+        *level.of_servers(target, StatementParameters.instance_ids),
     )
 
 
 @dataclass(frozen=True)
-class Sources:
+class StatementSources:
     """The sources of a statement. Empty ones are left out, because PostgreSQL would still join and group them.
 
     `rows` are stored rows of any window that is read, `wanted_rows` those of the windows that are written, and
@@ -302,7 +304,7 @@ class Sources:
     are_disjoint: bool = False
 
 
-EVERY_SOURCE = Sources()
+EVERY_SOURCE = StatementSources()
 
 
 def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
@@ -311,24 +313,24 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
     Of a row without sums, which an older version wrote, only its number of samples counts: nothing is compared with it.
     """
     target = level.target
-    keeps_sums = or_(_is_day(level), target.c[named("sum", level.headline)].is_not(None))
+    keeps_sums = or_(_is_day(level), target.c[state_column("sum", level.headline)].is_not(None))
     columns: dict[str, Element] = {
         "samples": target.c.data_count,
         "stored_data_count": case((keeps_sums, target.c.data_count)),
     }
     for measure in level.measures:
-        columns |= {named(f"stored_{kind}", measure): value for kind, value in _kept(level, measure).items()}
+        columns |= {state_column(f"stored_{kind}", measure): value for kind, value in _kept(level, measure).items()}
     return _found(level, target, target.c.period_start, columns).where(
-        target.c.period_type == Parameters.period_type,
+        target.c.period_type == StatementParameters.period_type,
         target.c.period_start.between(first, last),
-        target.c.period_start == func.any(Parameters.starts),
-        *level.of_servers(target, Parameters.instance_ids),
+        target.c.period_start == func.any(StatementParameters.starts),
+        *level.of_servers(target, StatementParameters.instance_ids),
     )
 
 
 def _found(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
     """Select rows in the columns that all sources have, with their window."""
-    bucket = func.width_bucket(day, Parameters.starts)
+    bucket = func.width_bucket(day, StatementParameters.starts)
     columns_of_keys = {key: source.c[key] for key in level.keys}
     # Texts are sorted by bytes, which is several times faster than by a language.
     keys = [
@@ -337,7 +339,9 @@ def _found(level: Level, source: FromClause, day: Element, columns: dict[str, El
     ]
     names = (*_own_names(level), *_stored_names(level))
     given = [columns.get(name, _nothing(name)).label(name) for name in names]
-    return select(*keys, bucket.label("bucket"), window_of(Parameters.starts, bucket).label("period_start"), *given)
+    return select(
+        *keys, bucket.label("bucket"), window_of(StatementParameters.starts, bucket).label("period_start"), *given
+    )
 
 
 def _nothing(name: str) -> Element:
@@ -357,11 +361,11 @@ def _kept(level: Level, measure: Measure) -> dict[str, Element]:
 
     Without a count of its own, every sample has the value.
     """
-    columns, is_day, count = level.target.c, _is_day(level), named("count", measure)
+    columns, is_day, count = level.target.c, _is_day(level), state_column("count", measure)
     value, of_several = columns[measure.average], columns[count if count in level.sums else "data_count"]
     return {
         "count": case((is_day, cast(value.is_not(None), Integer)), else_=of_several),
-        "sum": cast(case((is_day, value), else_=columns[named("sum", measure)]), BigInteger),
+        "sum": cast(case((is_day, value), else_=columns[state_column("sum", measure)]), BigInteger),
     }
 
 
@@ -385,7 +389,7 @@ LARGEST_FAST = 10**14
 """Up to this numerator, 20,000 times it plus a denominator fit in 64 bits; above it, percentages use numerics."""
 
 
-def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Compute one row of figures for each key and wanted window that has a sample or a stored row.
 
     `fenced` keeps PostgreSQL from computing a figure again wherever it is named; Citus does not support that.
@@ -394,9 +398,9 @@ def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     `previous_data_count` and `year_before_data_count`, null where there is nothing to compare with.
     """
     measured = _measured(level, sources, fenced=fenced)
-    end = window_of(Parameters.ends, measured.c.bucket)
+    end = window_of(StatementParameters.ends, measured.c.bucket)
     growth_rate = measured.c[level.headline.change_percent]
-    sums = (measured.c[named("sum", level.headline)], measured.c.previous_headline_sum)
+    sums = (measured.c[state_column("sum", level.headline)], measured.c.previous_headline_sum)
     derived: dict[str, Element] = {
         "period_end": end,
         "growth_rate": growth_rate,
@@ -414,7 +418,7 @@ def window_figures(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     ).subquery("figures")
 
 
-def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+def _measured(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Compute the figures of each measure once; the next step names them several times."""
     compared = _compared(level, sources, fenced=fenced)
     state = dict(compared.c.items())
@@ -424,50 +428,55 @@ def _measured(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
     for ratio in level.ratios:
         numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == _whole(0), _whole(0)), else_=_floor(numerator, denominator))
-    columns |= {name: compared.c[name] for name in (*level.sums, named("sum", level.headline))}
-    columns["previous_headline_sum"] = compared.c[named("previous_sum", level.headline)]
+    columns |= {name: compared.c[name] for name in (*level.sums, state_column("sum", level.headline))}
+    columns["previous_headline_sum"] = compared.c[state_column("previous_sum", level.headline)]
     names = (*level.keys, "bucket", "period_start", "data_count", "previous_data_count", "year_before_data_count")
     rows = select(*(compared.c[name] for name in names), *(column.label(name) for name, column in columns.items()))
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("measured")
 
 
-def _compared(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+def _compared(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Add to each state its differences to the others, as one fraction per measure and window.
 
     The difference of two means is `difference_` / `counts_`, and relative to the other mean `difference_` / `base_`.
     """
-    own = states(level, sources)
+    own = window_states(level, sources)
     columns: list[Element] = []
     for measure in level.measures:
-        total, count = own.c[named("sum", measure)], own.c[named("count", measure)]
+        total, count = own.c[state_column("sum", measure)], own.c[state_column("count", measure)]
         for other in ("previous_", "year_before_") if measure.further else ("previous_",):
-            other_total, other_count = own.c[named(f"{other}sum", measure)], own.c[named(f"{other}count", measure)]
-            columns.append((total * other_count - other_total * count).label(named(f"{other}difference", measure)))
-            columns.append((other_total * count).label(named(f"{other}base", measure)))
-            columns.append(func.nullif(count * other_count, _whole(0)).label(named(f"{other}counts", measure)))
+            other_total, other_count = (
+                own.c[state_column(f"{other}sum", measure)],
+                own.c[state_column(f"{other}count", measure)],
+            )
+            columns.append(
+                (total * other_count - other_total * count).label(state_column(f"{other}difference", measure))
+            )
+            columns.append((other_total * count).label(state_column(f"{other}base", measure)))
+            columns.append(func.nullif(count * other_count, _whole(0)).label(state_column(f"{other}counts", measure)))
     rows = select(*own.c, *columns)
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("compared")
 
 
 def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
     """Return the figures of one measure."""
-    total, count = state[named("sum", measure)], func.nullif(state[named("count", measure)], _whole(0))
+    total, count = state[state_column("sum", measure)], func.nullif(state[state_column("count", measure)], _whole(0))
     change, change_percent = _difference(measure, state, "previous_")
     figures: dict[str, Element] = {
         measure.average: _floor(total, count),
-        measure.maximum: _possible(measure, state[named("max", measure)]),
-        measure.minimum: state[named("min", measure)],
+        measure.maximum: _possible(measure, state[state_column("max", measure)]),
+        measure.minimum: state[state_column("min", measure)],
         measure.change: _possible(measure, change),
         measure.change_percent: change_percent,
     }
     if measure.average_two_decimals:
         figures[measure.average_two_decimals] = _two_decimals(total, count)
     if measure.further:
-        first, last = state[named("first", measure)], state[named("last", measure)]
+        first, last = state[state_column("first", measure)], state[state_column("last", measure)]
         year_change, year_change_percent = _difference(measure, state, "year_before_")
         figures |= {
             measure.further.last: last,
-            measure.further.growth: case((state[named("count", measure)] > _whole(1), last - first)),
+            measure.further.growth: case((state[state_column("count", measure)] > _whole(1), last - first)),
             measure.further.year_change: _possible(measure, year_change),
             measure.further.year_change_percent: year_change_percent,
             measure.further.yearly_rate_percent: _yearly_rate(measure, state),
@@ -487,8 +496,11 @@ def _possible(measure: Measure, size_mb: Element) -> Element:
 
 def _difference(measure: Measure, state: Columns, other: str) -> tuple[Element, Element]:
     """Return the change of the exact mean against another window, cut toward zero, and in percent."""
-    difference, counts = state[named(f"{other}difference", measure)], state[named(f"{other}counts", measure)]
-    base = func.nullif(state[named(f"{other}base", measure)], _whole(0))
+    difference, counts = (
+        state[state_column(f"{other}difference", measure)],
+        state[state_column(f"{other}counts", measure)],
+    )
+    base = func.nullif(state[state_column(f"{other}base", measure)], _whole(0))
     return _div(difference, counts), _two_decimals(difference, base, percent=True)
 
 
@@ -498,8 +510,10 @@ def _yearly_rate(measure: Measure, state: Columns) -> Element:
     Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. There is no rate
     for a factor below zero, which impossible sizes have.
     """
-    difference, base = (state[named(f"previous_{kind}", measure)] for kind in ("difference", "base"))
-    above, below = (func.power(cast(each, Numeric), Parameters.windows_per_year) for each in (difference + base, base))
+    difference, base = (state[state_column(f"previous_{kind}", measure)] for kind in ("difference", "base"))
+    above, below = (
+        func.power(cast(each, Numeric), StatementParameters.windows_per_year) for each in (difference + base, base)
+    )
     mean_has_sign_of_base = or_(
         and_(base > _whole(0), difference >= -base), and_(base < _whole(0), difference <= -base)
     )
@@ -517,8 +531,8 @@ def _trend(percent: Element, total: Element, previous_total: Element) -> Element
     grew_from_nothing = and_(previous_total == 0, total > 0)
     return case(
         (previous_total.is_(None), null()),
-        (or_(percent > Parameters.trend_percent, grew_from_nothing), literal_column("'growing'", String)),
-        (percent < -Parameters.trend_percent, literal_column("'shrinking'", String)),
+        (or_(percent > StatementParameters.trend_percent, grew_from_nothing), literal_column("'growing'", String)),
+        (percent < -StatementParameters.trend_percent, literal_column("'shrinking'", String)),
         else_=literal_column("'stable'", String),
     )
 
@@ -563,7 +577,7 @@ Rows = Select[tuple[Any, ...]]
 
 @cache
 def aggregation_statement(
-    level: Level, sources: Sources = EVERY_SOURCE, *, overwrite: bool = True, dry_run: bool = False
+    level: Level, sources: StatementSources = EVERY_SOURCE, *, overwrite: bool = True, dry_run: bool = False
 ) -> Compiled:
     """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
@@ -609,11 +623,11 @@ def stored_windows(level: Level) -> Compiled:
     Each window is looked up on its own, so that no plan reads all of its rows.
     """
     target = level.target
-    window: Any = func.unnest(Parameters.starts).column_valued("window_start")
+    window: Any = func.unnest(StatementParameters.starts).column_valued("window_start")
     row = select(literal_column("1", Integer)).where(
-        target.c.period_type == Parameters.period_type,
+        target.c.period_type == StatementParameters.period_type,
         target.c.period_start == window,
-        *level.of_servers(target, Parameters.instance_ids),
+        *level.of_servers(target, StatementParameters.instance_ids),
     )
     return select(window).join(row.limit(1).lateral("stored_row"), true()).compile(dialect=DIALECT)
 
@@ -625,7 +639,7 @@ def execute(connection: Connection, statement: Compiled, parameters: Mapping[str
 
 @dataclass(frozen=True)
 class NodeStatements:
-    """The statements of one slice where tables are distributed, in order; parameters as in `Parameters`.
+    """The statements of one slice where tables are distributed, in order; parameters as in `StatementParameters`.
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
     - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`.
@@ -691,7 +705,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HALF_A_FINGERPRINT]
 
 
-def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) -> Rows:
+def _classified(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced: bool) -> Rows:
     """Decide what happens to each row, before anything is written, and insert the comparisons that are kept.
 
     Unchanged rows are sorted out here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
@@ -708,7 +722,7 @@ def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) 
         (joined.c.data_count.is_(None), UNSAMPLED),
         (joined.c.stored_data_count.is_(None), INSERT),
         (~computed.is_distinct_from(as_stored), UNCHANGED),
-        (and_(joined.c.stored_data_count > joined.c.data_count, ~Parameters.overwrite), PROTECTED),
+        (and_(joined.c.stored_data_count > joined.c.data_count, ~StatementParameters.overwrite), PROTECTED),
         # Only what is kept would have changed.
         (~tuple_(*taken.values()).is_distinct_from(as_stored), PROTECTED),
         else_=UPDATE,
@@ -717,7 +731,7 @@ def _classified(level: Level, sources: Sources = EVERY_SOURCE, *, fenced: bool) 
     return select(*keys, *(value.label(name) for name, value in taken.items()), action)
 
 
-def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
+def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Join the stored row to each computed row, with which of its comparisons are kept."""
     figures = window_figures(level, sources, fenced=fenced)
     stored = _stored(level).subquery("stored_rows")
@@ -728,9 +742,9 @@ def _beside_stored(level: Level, sources: Sources, *, fenced: bool) -> Subquery:
         conditions: list[ColumnElement[bool]] = [has_no_other, change.is_not(None)]
         if comparison.other == "previous":
             # The legacy application stored 0 for an unknown change.
-            conditions.append(or_(change != 0, stored.c.period_start == func.any(Parameters.computed_starts)))
+            conditions.append(or_(change != 0, stored.c.period_start == func.any(StatementParameters.computed_starts)))
         conditions.append(_own_is_the_same(level, comparison.measure, stored, figures))
-        keeps.append(and_(~Parameters.overwrite, *conditions).label(f"keeps_{change.name}"))
+        keeps.append(and_(~StatementParameters.overwrite, *conditions).label(f"keeps_{change.name}"))
     rows = select(
         *(figures.c[name] for name in (*level.keys, "period_start", *level.figures)),
         *(stored.c[name].label(f"stored_{name}") for name in level.figures),
@@ -750,10 +764,10 @@ def _stored(level: Level) -> Rows:
 def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
     """Whether a stored row belongs to the slice, by conditions that do not depend on computed figures."""
     return and_(
-        target.c.period_type == Parameters.period_type,
-        target.c.period_start.between(Parameters.wanted_first, Parameters.wanted_last),
-        target.c.period_start == func.any(Parameters.wanted_starts),
-        *level.of_servers(target, Parameters.instance_ids),
+        target.c.period_type == StatementParameters.period_type,
+        target.c.period_start.between(StatementParameters.wanted_first, StatementParameters.wanted_last),
+        target.c.period_start == func.any(StatementParameters.wanted_starts),
+        *level.of_servers(target, StatementParameters.instance_ids),
     )
 
 
@@ -782,7 +796,7 @@ def _insert(level: Level, rows: FromClause, own: Mapping[str, Element] | None = 
     take half as long again. Rows are in the order of the key, so that the index grows at one place.
     """
     given: dict[str, Element] = {name: rows.c[name] for name in (*level.keys, "period_start", *level.figures)}
-    given |= {"period_type": cast(Parameters.period_type, String)}
+    given |= {"period_type": cast(StatementParameters.period_type, String)}
     given |= {"calculated_at": func.now(), "created_at": func.now(), **(own or {})}
     chosen = select(*given.values()).where(rows.c.action == INSERT)
     ordered = chosen.order_by(rows.c.period_start, *(rows.c[key] for key in level.keys))
@@ -794,7 +808,7 @@ def _update(level: Level, rows: FromClause, at: Element | None = None) -> Update
     target = level.target
     values = {name: rows.c[name] for name in level.figures}
     # Repeated, because another session may update a row between reading and writing.
-    still_wanted = or_(Parameters.overwrite, target.c.data_count <= rows.c.data_count)
+    still_wanted = or_(StatementParameters.overwrite, target.c.data_count <= rows.c.data_count)
     return (
         update(target)
         .values({**values, "calculated_at": func.now() if at is None else at})
@@ -814,7 +828,7 @@ def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
     other = others.alias("sampled")
     names = [name for name in ("instance_id", "period_start") if name in rows.c]
     is_sampled = exists().where(other.c.action != UNSAMPLED, *(other.c[name] == rows.c[name] for name in names))
-    return and_(Parameters.overwrite, rows.c.action == UNSAMPLED, is_sampled)
+    return and_(StatementParameters.overwrite, rows.c.action == UNSAMPLED, is_sampled)
 
 
 def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
@@ -836,7 +850,7 @@ def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = N
         counted.append(func.coalesce(func.max(rows.c.max_server_count), 0).label("servers"))
     by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
     is_sampled = by_server.c.records > 0
-    is_removed = and_(Parameters.overwrite, is_sampled)
+    is_removed = and_(StatementParameters.overwrite, is_sampled)
     sums: dict[str, Element] = {name: by_server.c[name] for name in actions}
     sums["unsampled"] = case((is_removed, _whole(0)), else_=by_server.c.unsampled)
     sums["removed"] = case((is_removed, by_server.c.unsampled), else_=_whole(0))

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.aggregates.levels import Level
-from capacity_assets.aggregates.runs import Part, PeriodSummary
+from capacity_assets.aggregates.runs import PeriodSummary, StoredWindow
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.changes import STALE_WHEN_GATHERED, TRACKING, gather_changes, gather_records
@@ -132,7 +132,7 @@ class Ledger:
                 wanted[row.level][row.period_start] = row.wanted
         return wanted
 
-    def known(self, parts: Mapping[Level, Collection[Part]]) -> dict[Level, list[KnownWindow]]:
+    def known(self, parts: Mapping[Level, Collection[StoredWindow]]) -> dict[Level, list[KnownWindow]]:
         """Return those of some windows that were computed, by level.
 
         Call it after `begin`: later changes cause these windows to be computed again.

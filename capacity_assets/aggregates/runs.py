@@ -29,7 +29,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregates.figures import Sources, aggregation_statement, execute, node_statements, stored_windows
+from capacity_assets.aggregates.figures import (
+    StatementSources,
+    aggregation_statement,
+    execute,
+    node_statements,
+    stored_windows,
+)
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
 from capacity_assets.base.errors import (
     MAXIMUM_LISTED_ERRORS,
@@ -78,7 +84,7 @@ class RunOptions:
 DEFAULT_OPTIONS = RunOptions()
 
 
-Part = tuple[str, Window]
+StoredWindow = tuple[str, Window]
 """A stored window: the name of its period, and its days."""
 
 
@@ -92,7 +98,7 @@ class InstanceRef:
 
 
 @dataclass(frozen=True)
-class Work:
+class AggregationWork:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
     `usable` are the stored windows that may be read in place of samples, and `shorter` the periods that a window may be
@@ -106,18 +112,18 @@ class Work:
     instances: Sequence[InstanceRef]
     options: RunOptions = DEFAULT_OPTIONS
     shorter: Sequence[Period] = ()
-    usable: Collection[Part] = ()
+    usable: Collection[StoredWindow] = ()
     computed: frozenset[date] = frozenset()
     gone: Mapping[Window, int] = field(default_factory=dict)
     since: date = date.min
 
     @cached_property
-    def reading(self) -> tuple[list[Part], list[Window]]:
+    def reading(self) -> tuple[list[StoredWindow], list[Window]]:
         """The stored shorter windows that are read, and the spans of days whose samples are read, in order."""
-        parts: list[Part] = []
+        parts: list[StoredWindow] = []
         days: list[Window] = []
         asked_for, unread = set(self.windows), self._unread
-        for window in sorted(asked_for | compared(self.period, self.windows)):
+        for window in sorted(asked_for | compared_windows(self.period, self.windows)):
             if window in unread:
                 continue
             stored, left = self._own_row(window) or self._cover(window, self.shorter)
@@ -128,21 +134,21 @@ class Work:
     @property
     def _unread(self) -> set[Window]:
         """The windows that are compared with and read from their stored rows alone."""
-        others = compared(self.period, self.windows).difference(self.windows)
+        others = compared_windows(self.period, self.windows).difference(self.windows)
         return {one for one in others if (self.period.name, one) in self.usable or one in self.gone}
 
-    def _own_row(self, window: Window) -> tuple[list[Part], list[Window]] | None:
+    def _own_row(self, window: Window) -> tuple[list[StoredWindow], list[Window]] | None:
         """Cover a window by its own stored row, if only a compared window has changed. Days have no sums."""
         own = (self.period.name, window)
         is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
         return None if is_asked_for or own not in self.usable else ([own], [])
 
-    def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
+    def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[StoredWindow], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
         if not periods:
             return [], [window]
         longest, *others = periods
-        parts: list[Part] = []
+        parts: list[StoredWindow] = []
         days: list[Window] = []
         cut = _cut(longest, window)
         for piece in cut or [window]:
@@ -171,12 +177,12 @@ class Work:
         return max(1, len(parts) + sum(span.days for span in days))
 
     def parameters(self) -> dict[str, object]:
-        """Return the parameters of the statement, as in `figures.Parameters`."""
+        """Return the parameters of the statement, as in `figures.StatementParameters`."""
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
         asked_for = set(self.windows)
-        windows = sorted(asked_for | compared(period, self.windows))
+        windows = sorted(asked_for | compared_windows(period, self.windows))
         parts, days = self.reading
         return {
             "period": period.name,
@@ -203,7 +209,7 @@ class Work:
             "overwrite": self.options.overwrite,
         }
 
-    def halves(self, *, by_server: bool = True) -> tuple[Work, Work] | None:
+    def halves(self, *, by_server: bool = True) -> tuple[AggregationWork, AggregationWork] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""
         for name in ("instances", "windows") if by_server else ("windows",):
             several = getattr(self, name)
@@ -213,9 +219,9 @@ class Work:
         return None
 
 
-def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[Part]:
+def candidate_windows(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[StoredWindow]:
     """Return every stored window that could replace days of `windows` or of windows that they are compared with."""
-    others = compared(period, windows)
+    others = compared_windows(period, windows)
     return {(period.name, window) for window in others} | {
         (other.name, piece) for window in {*windows, *others} for other in shorter for piece in _cut(other, window)
     }
@@ -233,7 +239,7 @@ def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level)
     return sorted(shorter, key=lambda other: other.months, reverse=True)
 
 
-def compared(period: Period, windows: Sequence[Window]) -> set[Window]:
+def compared_windows(period: Period, windows: Sequence[Window]) -> set[Window]:
     """Return the previous windows of `windows`, and those a year before."""
     return {other for window in windows for other in (period.previous(window), period.year_before(window))}
 
@@ -255,7 +261,7 @@ SERVER_DAYS_PER_STATEMENT = 100_000
 """Bounds what one statement sorts, whatever the size of the fleet."""
 
 
-def prepare_group_days(connection: sa.Connection, work: Work) -> dict[Window, int]:
+def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
     Return the windows whose stored rows were built from more days than are left, with the number of these rows, which
@@ -273,7 +279,7 @@ def prepare_group_days(connection: sa.Connection, work: Work) -> dict[Window, in
         dropped = sorted(set.intersection(*unsampled))
         if dropped:
             connection.execute(sa.text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
-    windows = {window.start: window for window in (*work.windows, *compared(work.period, work.windows))}
+    windows = {window.start: window for window in (*work.windows, *compared_windows(work.period, work.windows))}
     parameters = {
         "period_type": work.period.name,
         "starts": list(windows),
@@ -354,7 +360,7 @@ class AggregationRunner:
     _guarding: Lock = field(default_factory=Lock)
     _distributed: bool = False
 
-    def aggregate(self, whole: Work) -> tuple[PeriodSummary, ...]:
+    def aggregate(self, whole: AggregationWork) -> tuple[PeriodSummary, ...]:
         """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
 
         In a dry run nothing is written, and the summaries say what would be.
@@ -380,7 +386,7 @@ class AggregationRunner:
         share = (time.perf_counter() - started) / len(whole.windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
 
-    def _slices(self, whole: Work) -> Iterator[Work]:
+    def _slices(self, whole: AggregationWork) -> Iterator[AggregationWork]:
         if not self.level.has_servers:
             yield whole
             return
@@ -397,7 +403,7 @@ class AggregationRunner:
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
 
-    def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
+    def _aggregate_slices(self, slices: Sequence[AggregationWork]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
         After an error no further slice is begun; running slices are finished, and kept.
@@ -408,7 +414,7 @@ class AggregationRunner:
         with ThreadPoolExecutor(self.parallel_slices, thread_name_prefix="slice") as threads:
             yield from threads.map(self._aggregate_slice, slices)
 
-    def _aggregate_slice(self, work: Work, turn: int = 1) -> list[PeriodSummary]:
+    def _aggregate_slice(self, work: AggregationWork, turn: int = 1) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead.
 
         If another session inserted one of its rows meanwhile, it is written again, over that row.
@@ -427,7 +433,7 @@ class AggregationRunner:
             raise self._failure(error, work) from error
         return [part for half in halves for part in self._aggregate_slice(half)]
 
-    def _write(self, work: Work) -> list[PeriodSummary]:
+    def _write(self, work: AggregationWork) -> list[PeriodSummary]:
         options = work.options
         with self.engine.begin() as connection:
             if not self.level.has_servers:
@@ -442,7 +448,7 @@ class AggregationRunner:
                     options.guard()
         return [self._counted(work, window, counts.get(window.start)) for window in work.windows]
 
-    def _counted(self, work: Work, window: Window, row: sa.Row[Any] | None) -> PeriodSummary:
+    def _counted(self, work: AggregationWork, window: Window, row: sa.Row[Any] | None) -> PeriodSummary:
         """Summarise a window from its row of counts; without one it has no samples, or its rows were kept."""
         empty = self._empty(work.period, window)
         if row is None:
@@ -459,7 +465,7 @@ class AggregationRunner:
             unsampled_records=row.unsampled,
         )
 
-    def _at_once(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
+    def _at_once(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than there are now is replaced.
         overwrite = work.options.overwrite or not self.level.has_servers
@@ -469,10 +475,12 @@ class AggregationRunner:
         connection.execute(SESSION_OF_A_SLICE)
         return {row.period_start: row for row in execute(connection, statement, parameters)}
 
-    def _sources(self, connection: sa.Connection, work: Work, parameters: Mapping[str, object]) -> Sources:
+    def _sources(
+        self, connection: sa.Connection, work: AggregationWork, parameters: Mapping[str, object]
+    ) -> StatementSources:
         """Return the sources to read; if all windows were computed before, they have rows, and none is looked up."""
         parts, days = work.reading
-        read = Sources(samples=bool(days), shorter_windows=bool(parts))
+        read = StatementSources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}
         if wanted <= work.computed:
             return read
@@ -490,7 +498,7 @@ class AggregationRunner:
             are_disjoint=not (parts or is_read_twice or is_stored_twice),
         )
 
-    def _on_nodes(self, connection: sa.Connection, work: Work) -> dict[date, Any]:
+    def _on_nodes(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Do the same with several statements that run on the nodes: count, and write if there is anything to write."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
@@ -520,7 +528,7 @@ class AggregationRunner:
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
 
-    def _failed(self, work: Work, error: DBAPIError) -> PeriodSummary:
+    def _failed(self, work: AggregationWork, error: DBAPIError) -> PeriodSummary:
         [window] = work.windows
         instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
         reason = reason_of(error)
@@ -529,7 +537,7 @@ class AggregationRunner:
         failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
-    def _failure(self, error: DatabaseFailure, work: Work) -> Exception:
+    def _failure(self, error: DatabaseFailure, work: AggregationWork) -> Exception:
         first, last = work.windows[0].start, work.windows[-1].end
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
         kept = "What was committed before was kept; the slice at work was rolled back whole."
@@ -550,7 +558,7 @@ class InstanceError:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class WindowCoverage:
     """The coverage of a window: days with samples, days up to and including today, all days."""
 
     measured_days: int
@@ -604,7 +612,7 @@ class PeriodSummary:
     unsampled_records: int = 0
     errors: tuple[InstanceError, ...] = ()
     duration_seconds: float = 0.0
-    coverage: Coverage | None = None
+    coverage: WindowCoverage | None = None
 
     @property
     def total_instances(self) -> int:
@@ -791,7 +799,7 @@ def _status(failed: int, processed: int) -> AggregationStatus:
 
 def coverage_of(
     engine: sa.Engine, levels: Sequence[Level], windows: Sequence[Window], today: date
-) -> dict[str, dict[date, Coverage]]:
+) -> dict[str, dict[date, WindowCoverage]]:
     """Count the days with a sample of any server, by level and first day of each window; raises DatabaseError."""
     days = [day for window in windows for day in window.dates if day <= today]
     sampled: dict[sa.Table, set[date]] = {}
@@ -802,11 +810,13 @@ def coverage_of(
         for raw in {raw for level in levels for raw in level.raw_tables}:
             asked = _sampled_days(raw, days, on_nodes=is_distributed(engine))
             sampled[raw] = set(connection.execute(asked).scalars())
-    found: dict[str, dict[date, Coverage]] = {}
+    found: dict[str, dict[date, WindowCoverage]] = {}
     for level in levels:
         measured = set().union(*(sampled[raw] for raw in level.raw_tables))
         found[level.name] = {
-            window.start: Coverage(len(measured.intersection(window.dates)), window.elapsed_days(today), window.days)
+            window.start: WindowCoverage(
+                len(measured.intersection(window.dates)), window.elapsed_days(today), window.days
+            )
             for window in windows
         }
     return found

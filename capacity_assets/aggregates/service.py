@@ -27,14 +27,14 @@ from capacity_assets.aggregates.runs import (
     INSTANCES_PER_SLICE,
     SCOPE_ALL,
     AggregationRunner,
+    AggregationWork,
     InstanceRef,
     InstanceSummary,
-    Part,
     PeriodSummary,
     RunOptions,
     RunSummary,
-    Work,
-    candidates,
+    StoredWindow,
+    candidate_windows,
     coverage_of,
     shorter_periods,
 )
@@ -179,14 +179,16 @@ class AggregationService:
             begun = self._begin(chosen, list(levels), wanted, options)
             own = {(chosen.name, window) for window in wanted}
             known = self.ledger.known(
-                {level: own | candidates(shorter, chosen, wanted) for level, shorter in levels.items()}
+                {level: own | candidate_windows(shorter, chosen, wanted) for level, shorter in levels.items()}
             )
             # Read after `begin`, so that a server activated later counts as a change that this run does not include.
             active = [one for one in self.instances(options.instance_ids) if one.active]
             parts: list[PeriodSummary] = []
             for runner in runners:
                 level = runner.level
-                work = Work(chosen, wanted, active, guarded, levels[level], self._usable(level, known[level]))
+                work = AggregationWork(
+                    chosen, wanted, active, guarded, levels[level], self._usable(level, known[level])
+                )
                 parts += self._computed(runner, work, known[level], begun.get(level.name, {}))
             days = coverage_of(self.engine, list(levels), wanted, self.clock.today())
         return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
@@ -204,7 +206,7 @@ class AggregationService:
         is_recorded = options.instance_ids is None and not options.dry_run
         return self.ledger.begin(period, levels, windows) if is_recorded else {}
 
-    def _usable(self, level: Level, known: Sequence[KnownWindow]) -> frozenset[Part]:
+    def _usable(self, level: Level, known: Sequence[KnownWindow]) -> frozenset[StoredWindow]:
         """Return the stored windows that may be read instead of samples."""
         mark = sums_fingerprint(level)
         return frozenset((one.period_type, one.window) for one in known if one.has_current_sums(mark))
@@ -225,7 +227,7 @@ class AggregationService:
             yield replace(options, guard=guard)
 
     def _computed(
-        self, runner: AggregationRunner, whole: Work, known: Sequence[KnownWindow], begun: Mapping[date, int]
+        self, runner: AggregationRunner, whole: AggregationWork, known: Sequence[KnownWindow], begun: Mapping[date, int]
     ) -> Iterator[PeriodSummary]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
 

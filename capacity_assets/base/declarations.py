@@ -87,7 +87,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-class Things(list[T]):
+class DeclaredItems(list[T]):
     """The things that a file declares, and where each one is."""
 
     def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
@@ -95,9 +95,9 @@ class Things(list[T]):
         self.places = list(places)
 
 
-def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) -> Things[T]:
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T]) -> DeclaredItems[T]:
     """Read entries, each with its place in the file; raises ValidationError with the problems of all of them."""
-    things: Things[T] = Things()
+    things: DeclaredItems[T] = DeclaredItems()
     problems = []
     for place, entry in entries:
         try:

@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
-from capacity_assets.base.declarations import Things, declaration, names_of, read_each
+from capacity_assets.base.declarations import DeclaredItems, declaration, names_of, read_each
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import meant
 
@@ -160,14 +160,14 @@ DELIMITERS = ",;\t"
 T = TypeVar("T")
 
 
-def things_of_file(path: Path, kind: type[T]) -> Things[T]:
+def items_of_file(path: Path, kind: type[T]) -> DeclaredItems[T]:
     """Return the things of one type that a CSV file declares, one per row; raises as `declarations`."""
     return declarations(path, *names_of(kind), lambda row: declaration(kind, row))
 
 
 def declarations(
     path: Path, columns: Sequence[str], needed: Sequence[str], parse: Callable[[Mapping[str, str]], T]
-) -> Things[T]:
+) -> DeclaredItems[T]:
     """Return what `parse` makes of each row of a file; it raises ValidationError for a wrong row.
 
     A misspelt heading is refused. Otherwise a limit for one database would become one for the whole server.

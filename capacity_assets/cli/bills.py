@@ -21,10 +21,10 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text, first_of, meant
 from capacity_assets.cli import declaring, options
-from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table, say
-from capacity_assets.collection.servers import registered
+from capacity_assets.collection.servers import registered_servers
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import prices as price_list
@@ -59,7 +59,7 @@ restate_option = click.option(
 @restate_option
 @declaring.command
 def set_(
-    registry: Registry, /, *, price: str, currency: str, first_day: date | None, restate: bool, **subject: Any
+    session: DeclarationSession, /, *, price: str, currency: str, first_day: date | None, restate: bool, **subject: Any
 ) -> DeclarationReport:
     """Declare the PRICE of a GiB per month: a number, or none.
 
@@ -73,8 +73,8 @@ def set_(
       capacity prices set 0.40 --currency EUR --engine oracle --always
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01 --restate
     """
-    wanted = Price(price_list.price_of(price), currency, *_subject(registry, **subject), first_day)
-    changes = _declare(registry, [wanted], restate=restate or first_day == ALWAYS)
+    wanted = Price(price_list.price_of(price), currency, *_subject(session, **subject), first_day)
+    changes = _declare(session, [wanted], restate=restate or first_day == ALWAYS)
     [declared] = changes.prices
     if declared.price is None:
         effect = (
@@ -82,35 +82,35 @@ def set_(
         )
     else:
         effect = f"{_price_text(declared)} per GiB and month, {declaring.since_text(declared.valid_from)}."
-    lines = [f"{declared.display_name}: {effect}", *(f"note: {note}" for note in _notes(registry.engine, declared))]
+    lines = [f"{declared.display_name}: {effect}", *(f"note: {note}" for note in _notes(session.engine, declared))]
     if first_day is None and declared.valid_from != ALWAYS:
         lines.append("Earlier months are not changed. Use --always to apply the price to them as well.")
     return _price_report(changes, lines)
 
 
-def _subject(registry: Registry, engine: str, label: tuple[str, str] | None) -> tuple[str, str, str]:
+def _subject(session: DeclarationSession, engine: str, label: tuple[str, str] | None) -> tuple[str, str, str]:
     written = None if label is None else "=".join(label)
-    return engine, *price_list.label_of(written, registry.settings.label_keys)
+    return engine, *price_list.label_of(written, session.settings.label_keys)
 
 
-def _declare(registry: Registry, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
+def _declare(session: DeclarationSession, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
     """Declare prices; say first which bills of closed months change."""
-    engine, today = registry.engine, registry.today()
-    changes = price_list.price_changes(engine, wanted, today, registry.settings.label_keys)
-    _say_changed_bills(registry, changes, restate=restate)
-    if not registry.dry_run:
+    engine, today = session.engine, session.today()
+    changes = price_list.price_changes(engine, wanted, today, session.settings.label_keys)
+    _say_changed_bills(session, changes, restate=restate)
+    if not session.dry_run:
         restate = restate or not changes.months
-        price_list.declare_prices(engine, wanted, today, by=registry.by, restate=restate)
+        price_list.declare_prices(engine, wanted, today, by=session.by, restate=restate)
     return changes
 
 
-def _say_changed_bills(registry: Registry, changes: PriceChanges, *, restate: bool) -> None:
+def _say_changed_bills(session: DeclarationSession, changes: PriceChanges, *, restate: bool) -> None:
     """Say which final bills change and by how much; raises ValidationError if that was not confirmed."""
     if not changes.months:
         return
     months = [*(bill.text for bill in changes.bills), *map(bills.month_named, changes.older_months)]
     named = first_of(months, price_list.MONTHS_COMPUTED)
-    if not restate and not registry.dry_run:
+    if not restate and not session.dry_run:
         raise ValidationError(
             f"Bills of closed months would change: {named}. Nothing was changed. To restate them, add --restate."
         )
@@ -126,22 +126,22 @@ def _price_report(changes: PriceChanges, lines: Sequence[str]) -> DeclarationRep
     return DeclarationReport(document, lines, follow_up=partial(_compute_bills, changes=changes))
 
 
-def _compute_bills(registry: Registry, changes: PriceChanges) -> None:
+def _compute_bills(session: DeclarationSession, changes: PriceChanges) -> None:
     first = min(price.valid_from or ALWAYS for price in changes.prices)
-    issue_bills(registry, [*changes.months, *bills.unfinished_months(registry.engine, first)])
+    issue_bills(session, [*changes.months, *bills.unfinished_months(session.engine, first)])
 
 
-def issue_bills(registry: Registry, months: Iterable[date]) -> None:
+def issue_bills(session: DeclarationSession, months: Iterable[date]) -> None:
     """Recompute bills after a declaration, newest month first, for some seconds; name those that are left.
 
     Raises CapacityError; its message says that the declaration is stored.
     """
-    clock = Clock(registry.settings.zone)
+    clock = Clock(session.settings.zone)
     until = time.monotonic() + SECONDS_PER_COMMAND
     left, issued = sorted(set(months)), list[date]()
     try:
         while left and time.monotonic() <= until:
-            bills.issue_bill(registry.engine, bills.MONTHLY.window_of(left[-1]), clock, registry.settings.label_keys)
+            bills.issue_bill(session.engine, bills.MONTHLY.window_of(left[-1]), clock, session.settings.label_keys)
             issued.append(left.pop())
     except CapacityError as error:
         raise type(error)(f"The declaration is stored, but not every bill was computed. {error}") from error
@@ -157,7 +157,7 @@ def issue_bills(registry: Registry, months: Iterable[date]) -> None:
 
 def _notes(engine: Engine, declared: Price) -> Iterator[str]:
     if declared.engine:
-        engines = {one.server.engine for one in registered(engine)}
+        engines = {one.server.engine for one in registered_servers(engine)}
         if declared.engine not in engines:
             yield f"No registered server has the engine {declared.engine!r}.{meant(declared.engine, engines)}"
     if declared.key and (unknown := label_of_nothing(engine, declared.key, declared.value)):
@@ -172,15 +172,15 @@ def _price_text(price: Price) -> str:
 @declaring.file_argument
 @restate_option
 @declaring.command
-def import_(registry: Registry, /, *, file: Path, restate: bool) -> DeclarationReport:
+def import_(session: DeclarationSession, /, *, file: Path, restate: bool) -> DeclarationReport:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (a day, or always; empty: as
     for `set`). Either all prices are stored or none.
     """
-    declared = price_list.prices_of_file(file, registry.settings.label_keys)
-    changes = _declare(registry, declared, restate=restate)
-    return _price_report(changes, [registry.read_from(file, len(declared), "price")])
+    declared = price_list.prices_of_file(file, session.settings.label_keys)
+    changes = _declare(session, declared, restate=restate)
+    return _price_report(changes, [session.read_from(file, len(declared), "price")])
 
 
 def _price_cells(stored: PriceEntry) -> list[object]:
@@ -212,18 +212,20 @@ def list_(engine: Engine, /) -> list[tuple[PriceEntry, object]]:
 )
 @restate_option
 @declaring.change_command
-def remove(registry: Registry, /, *, first_day: date | None, restate: bool, **subject: Any) -> DeclarationReport:
+def remove(
+    session: DeclarationSession, /, *, first_day: date | None, restate: bool, **subject: Any
+) -> DeclarationReport:
     """Remove a price, as if it had never been declared.
 
     To end a price and keep earlier bills, use `capacity prices set none --from DAY` instead.
     """
-    price = Price(None, "", *_subject(registry, **subject), first_day or ALWAYS)
+    price = Price(None, "", *_subject(session, **subject), first_day or ALWAYS)
     if first_day is None:
-        price = _only_one(registry.engine, price)
-    changes = price_list.removal_changes(registry.engine, price, registry.settings.label_keys)
-    _say_changed_bills(registry, changes, restate=restate)
-    if not registry.dry_run:
-        price_list.forget_price(registry.engine, price, restate=restate or not changes.months)
+        price = _only_one(session.engine, price)
+    changes = price_list.removal_changes(session.engine, price, session.settings.label_keys)
+    _say_changed_bills(session, changes, restate=restate)
+    if not session.dry_run:
+        price_list.forget_price(session.engine, price, restate=restate or not changes.months)
     return _price_report(
         changes, [f"Removed the price of {price.display_name}, {declaring.since_text(price.valid_from)}."]
     )
@@ -277,7 +279,7 @@ def bill(settings: Settings, /, *, month: date | None, by: str | None, issue: in
     if form is None:
         return Report(_bill_json(issued), _bill_lines(issued))
     options.write_text(output, BILL_FORMATS[form](issued))
-    line = f"{bills.title(issued)}: {bills.amount_text(issued.bill)}, written to {output}"
+    line = f"{bills.bill_title(issued)}: {bills.amount_text(issued.bill)}, written to {output}"
     return Report(_bill_json(issued), [line])
 
 
@@ -301,9 +303,9 @@ def _bill_lines(issued: BillByGroup) -> Iterator[Line]:
     headings += [f">Amount, {bill.currency or NO_CURRENCY}", *([">Projected"] if bill.days_so_far else [])]
     headings += [">Change"] if issued.compared_issue is not None else []
     headings += [">Budget", ">Over budget"] if issued.has_budget else []
-    yield Table(bills.title(issued), headings, rows)
+    yield Table(bills.bill_title(issued), headings, rows)
     yield f"Version {bill.issue} of this bill, of {bills.moment(bill.issued_at)}."
-    yield from (*bills.notes(issued), bills.quantity_note(issued))
+    yield from (*bills.bill_notes(issued), bills.quantity_note(issued))
 
 
 NO_CURRENCY, UNPRICED = "no currency", "no price"

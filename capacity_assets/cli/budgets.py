@@ -17,7 +17,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text, counted, human_mb, human_month
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.bills import NO_CURRENCY, UNPRICED, csv_text, format_of, heading
-from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
@@ -128,8 +128,8 @@ months_options = options.combine(
 )
 
 
-def _months(registry: Registry, month: date | None, number: int) -> list[date]:
-    today = registry.today()
+def _months(session: DeclarationSession, month: date | None, number: int) -> list[date]:
+    today = session.today()
     first = month or bills.MONTHLY.following(bills.MONTHLY.window_of(today)).start
     windows = [bills.MONTHLY.window_of(first)]
     while len(windows) < number:
@@ -144,7 +144,7 @@ def _months(registry: Registry, month: date | None, number: int) -> list[date]:
 @click.option("--currency", help="EUR, USD or another ISO 4217 code. Default: that of the price list.")
 @declaring.command
 def set_(
-    registry: Registry, /, *, group: str, amount: str, month: date | None, months: int, currency: str | None
+    session: DeclarationSession, /, *, group: str, amount: str, month: date | None, months: int, currency: str | None
 ) -> DeclarationReport:
     """Declare the AMOUNT that GROUP may cost in a month.
 
@@ -156,44 +156,46 @@ def set_(
       capacity budgets set team=payments 500
       capacity budgets set team=payments 500 --month 2027-01 --months 12
     """
-    starts, keys = _months(registry, month, months), registry.settings.label_keys
+    starts, keys = _months(session, month, months), session.settings.label_keys
     values = [{"group": group, "amount": amount, "currency": currency, "month": f"{start:%Y-%m}"} for start in starts]
-    return _declare(registry, [ownership.month_budget(each, keys) for each in values], [])
+    return _declare(session, [ownership.month_budget(each, keys) for each in values], [])
 
 
 @budgets.command("import")
 @declaring.file_argument
 @declaring.command
-def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
+def import_(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
     """Declare the budgets that a CSV file lists.
 
     Columns are group (as team=payments), month (as 2027-01), amount and, optionally, currency. Either all budgets are
     stored or none.
     """
-    declared = ownership.budgets_of_file(file, registry.settings.label_keys)
-    return _declare(registry, declared, [registry.read_from(file, len(declared), "budget")])
+    declared = ownership.budgets_of_file(file, session.settings.label_keys)
+    return _declare(session, declared, [session.read_from(file, len(declared), "budget")])
 
 
 @budgets.command()
 @click.option("--group-by", "grouping", help="engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @coming_months_option
 @declaring.command
-def adopt(registry: Registry, /, *, grouping: str | None, months: int) -> DeclarationReport:
+def adopt(session: DeclarationSession, /, *, grouping: str | None, months: int) -> DeclarationReport:
     """Declare what `capacity budget` computes."""
-    keys, today = registry.settings.label_keys, registry.today()
+    keys, today = session.settings.label_keys, session.today()
     by, coming = grouping or default_grouping(keys), ownership.coming_months(today, months)
-    with database_errors(doing="reading a budget"), snapshot(registry.engine) as connection:
+    with database_errors(doing="reading a budget"), snapshot(session.engine) as connection:
         found = ownership.read_budget(connection, by, coming, today, keys)
-    declared = ownership.adopted(found)
-    return _declare(registry, declared, [f"{counted(len(declared), 'budget')} declared from the forecasts."])
+    declared = ownership.adopted_budgets(found)
+    return _declare(session, declared, [f"{counted(len(declared), 'budget')} declared from the forecasts."])
 
 
-def _declare(registry: Registry, declared: Sequence[MonthBudget], headlines: Sequence[str]) -> DeclarationReport:
-    stored = ownership.declare_budgets(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+def _declare(
+    session: DeclarationSession, declared: Sequence[MonthBudget], headlines: Sequence[str]
+) -> DeclarationReport:
+    stored = ownership.declare_budgets(session.engine, declared, by=session.by, dry_run=session.dry_run)
     changes = [(budget, before) for budget, before in stored if not headlines or before is not None]
     lines = [*headlines, *declaring.first_lines((_text(*change) for change in changes), "more budget")]
     document = {"budgets": [budget for budget, _ in stored]}
-    return DeclarationReport(document, [*lines, *_notes(registry, [budget for budget, _ in stored])])
+    return DeclarationReport(document, [*lines, *_notes(session, [budget for budget, _ in stored])])
 
 
 def _text(budget: MonthBudget, before: Decimal | None) -> str:
@@ -201,11 +203,11 @@ def _text(budget: MonthBudget, before: Decimal | None) -> str:
     return f"{budget.group}: {money(budget.amount)} {budget.currency} for {bills.month_named(budget.month)}{replaced}."
 
 
-def _notes(registry: Registry, declared: Sequence[MonthBudget]) -> Iterator[str]:
+def _notes(session: DeclarationSession, declared: Sequence[MonthBudget]) -> Iterator[str]:
     for group in dict.fromkeys(one.group for one in declared):
         key, _, name = group.partition("=")
-        is_label = name and key in registry.settings.label_keys
-        if is_label and (unknown := label_of_nothing(registry.engine, key, name)):
+        is_label = name and key in session.settings.label_keys
+        if is_label and (unknown := label_of_nothing(session.engine, key, name)):
             yield f"note: {unknown}"
 
 
@@ -233,10 +235,10 @@ def list_(engine: Engine, /) -> list[tuple[BudgetEntry, object]]:
 @click.argument("group")
 @months_options
 @declaring.change_command
-def remove(registry: Registry, /, *, group: str, month: date | None, months: int) -> DeclarationReport:
+def remove(session: DeclarationSession, /, *, group: str, month: date | None, months: int) -> DeclarationReport:
     """Remove the budgets of GROUP in some months."""
-    checked = ownership.checked_group(group, registry.settings.label_keys)
-    starts = _months(registry, month, months)
-    number = ownership.remove_budgets(registry.engine, checked, starts, dry_run=registry.dry_run)
+    checked = ownership.checked_group(group, session.settings.label_keys)
+    starts = _months(session, month, months)
+    number = ownership.remove_budgets(session.engine, checked, starts, dry_run=session.dry_run)
     document = {"removed": {"group": checked, "months": starts}}
     return DeclarationReport(document, [f"{counted(number, 'budget')} of {checked} removed."])

@@ -27,8 +27,8 @@ from capacity_assets.collection.credentials import OWN, SecretFolders, password_
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.prometheus import VARIABLE as SOURCES
 from capacity_assets.collection.prometheus import PrometheusSource, prometheus_sources
-from capacity_assets.collection.servers import Registered, registered, standing
-from capacity_assets.collection.service import ALL, chosen_by, share_named
+from capacity_assets.collection.servers import RegisteredServer, collection_state, registered_servers
+from capacity_assets.collection.service import ALL, parse_share, servers_of_share
 from capacity_assets.database import engine as database
 from capacity_assets.database.changes import lost_nodes
 from capacity_assets.database.distributing import distribution_text, placements
@@ -334,7 +334,7 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Report how many servers are measured, and whose password cannot be looked up; connect to none."""
-    every = registered(engine)
+    every = registered_servers(engine)
     measured = [one for one in every if one.active and one.is_collected]
     for one in measured:
         reference = one.server.password_from
@@ -349,7 +349,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         off = "off: another application fills the raw tables, which are observed"
         yield _note("collection", off) if measured else _ok("collection", off)
         return
-    failing = standing(engine).failing
+    failing = collection_state(engine).failing
     at = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
     if failing:
         names = first_of((one.server for one in failing), NAMED)
@@ -358,7 +358,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield _ok("collection", at) if measured else _note("collection", at)
 
 
-def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[str]:
+def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredServer]) -> Iterator[str]:
     """Name what makes totals of the fleet wrong: a server registered twice, a replica that no other server counts."""
     places: dict[tuple[str, str | None], list[str]] = {}
     for one in measured:
@@ -378,11 +378,11 @@ def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> It
 
 def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
     """Name servers and labels of CAPACITY_OBJECTS by which no server is chosen."""
-    servers = {one.server.name: one for one in registered(engine)} if settings.objects else {}
+    servers = {one.server.name: one for one in registered_servers(engine)} if settings.objects else {}
     ids = [one.id for one in servers.values()]
     for word in settings.objects:
         key, is_label, value = word.partition("=")
-        if is_label and value and not chosen_by(engine, share_named(word), ids, today):
+        if is_label and value and not servers_of_share(engine, parse_share(word), ids, today):
             own = f"No server has the label {word}; those of single databases do not count"
             yield _note(OBJECTS, label_of_nothing(engine, key, value) or own)
         elif not is_label and word not in {ALL, *servers}:

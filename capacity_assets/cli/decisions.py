@@ -16,12 +16,12 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_mb
 from capacity_assets.cli import declaring, options
-from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Report, Table, say
 from capacity_assets.forecast import decisions as forecast
 from capacity_assets.forecast.decisions import Decision, StoredDecision, percent
-from capacity_assets.forecast.outlook import display_name
+from capacity_assets.forecast.results import display_name
 from capacity_assets.reading.forecasts import runway_of
 from capacity_assets.reading.subjects import server_id_of
 
@@ -48,7 +48,7 @@ subject_arguments = options.combine(
 @volume_option
 @declaring.command
 def decide(
-    registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool, **values: Any
+    session: DeclarationSession, /, *, server: str, names: Sequence[str], is_volume: bool, **values: Any
 ) -> DeclarationReport:
     """Declare a decision about something that may fill.
 
@@ -64,9 +64,9 @@ def decide(
           --ticket https://tickets.example/4711
       capacity decide db-9 excluded --until 2027-06-30 --note "scratch space, may fill"
     """
-    subject = forecast.subject_named(registry.engine, server, _only(names), is_volume=is_volume)
-    decision = forecast.checked_decision({**asdict(subject), **values}, registry.today())
-    return _declare(registry, [decision], [f"{decision.display_name}: {decision.text}."])
+    subject = forecast.subject_named(session.engine, server, _only(names), is_volume=is_volume)
+    decision = forecast.checked_decision({**asdict(subject), **values}, session.today())
+    return _declare(session, [decision], [f"{decision.display_name}: {decision.text}."])
 
 
 def _only(names: Sequence[str]) -> str | None:
@@ -75,14 +75,14 @@ def _only(names: Sequence[str]) -> str | None:
     return names[0] if names else None
 
 
-def _declare(registry: Registry, decisions: Sequence[Decision], lines: Sequence[str]) -> DeclarationReport:
-    changes = forecast.decide(registry.engine, decisions, by=registry.by, dry_run=registry.dry_run)
+def _declare(session: DeclarationSession, decisions: Sequence[Decision], lines: Sequence[str]) -> DeclarationReport:
+    changes = forecast.decide(session.engine, decisions, by=session.by, dry_run=session.dry_run)
     replaced = (f"note: It replaces {one.text}: {one.note}" for one in changes.closed)
     raised = [one for one in decisions if one.added_mb is not None]
     judged = list(zip(decisions, changes.probabilities, strict=True))
     document = {
         "decisions": [{**asdict(one), "probability": probability} for one, probability in judged],
-        "replaced": [decision_json(one, registry.today()) for one in changes.closed],
+        "replaced": [decision_json(one, session.today()) for one in changes.closed],
     }
     is_single = len(decisions) == 1
     risks = [_risk_text(*judged[0])] if is_single else []
@@ -107,11 +107,11 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
     return f"{left_out}. Probability of being full by then: {percent(probability)}. {ends}, they name it again."
 
 
-def _say_planned(registry: Registry, *, decision: Decision) -> None:
+def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
     """Say when a subject is full with its raised limit."""
-    with database_errors(doing="reading forecasts"), registry.engine.connect() as connection:
+    with database_errors(doing="reading forecasts"), session.engine.connect() as connection:
         number = server_id_of(connection, decision.server) or 0
-        runway = runway_of(connection, registry.today(), number, decision.subject, decision.name)
+        runway = runway_of(connection, session.today(), number, decision.subject, decision.name)
     say(runway.planned.sentence if runway and runway.planned else "No date with the raised limit is known.")
 
 
@@ -123,14 +123,14 @@ def decisions() -> None:
 @decisions.command("import")
 @declaring.file_argument
 @declaring.command
-def import_(registry: Registry, /, *, file: Path) -> DeclarationReport:
+def import_(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
     """Declare the decisions that a CSV file lists.
 
     Columns are server, database or volume (both empty: the whole server), kind, until, note and, optionally, ticket and
     gb. Either all decisions are stored or none.
     """
-    declared = forecast.decisions_of_file(file, registry.today())
-    return _declare(registry, declared, [registry.read_from(file, len(declared), "decision")])
+    declared = forecast.decisions_of_file(file, session.today())
+    return _declare(session, declared, [session.read_from(file, len(declared), "decision")])
 
 
 @decisions.command("list")
@@ -169,13 +169,13 @@ def decision_json(stored: StoredDecision, today: date) -> dict[str, object]:
 @subject_arguments
 @volume_option
 @declaring.command
-def remove(registry: Registry, /, *, server: str, names: Sequence[str], is_volume: bool) -> DeclarationReport:
+def remove(session: DeclarationSession, /, *, server: str, names: Sequence[str], is_volume: bool) -> DeclarationReport:
     """Remove the decision on SERVER, or on a DATABASE or VOLUME of it.
 
     It is closed, and stays in `capacity decisions list --all`.
     """
-    subject = forecast.subject_decided_on(registry.engine, server, _only(names), is_volume=is_volume)
-    closed = forecast.withdraw(registry.engine, subject, by=registry.by, dry_run=registry.dry_run)
+    subject = forecast.subject_decided_on(session.engine, server, _only(names), is_volume=is_volume)
+    closed = forecast.withdraw(session.engine, subject, by=session.by, dry_run=session.dry_run)
     servers = {server} if closed.added_mb is not None else set()
     line = f"Removed the decision on {subject.display_name}: {closed.text}."
-    return DeclarationReport({"removed": decision_json(closed, registry.today())}, [line], servers=servers)
+    return DeclarationReport({"removed": decision_json(closed, session.today())}, [line], servers=servers)

@@ -1,4 +1,4 @@
-"""What the commands that declare things share: the open registry, --by, --dry-run, --json, files, lists, first days.
+"""What the commands that declare things share: the open database, --by, --dry-run, --json, files, lists, first days.
 
 Such a command returns what it declared, which is printed here. The forecasts of its servers are then updated.
 """
@@ -34,7 +34,7 @@ LINES_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Registry:
+class DeclarationSession:
     """The open database of a declaring command, and the general options of the command."""
 
     settings: Settings
@@ -60,7 +60,7 @@ class DeclarationReport(Report):
     document: Mapping[str, object]
     servers: Collection[str] = ()
     """Servers whose forecasts it changes."""
-    follow_up: Callable[[Registry], None] = lambda _registry: None
+    follow_up: Callable[[DeclarationSession], None] = lambda _registry: None
     """Runs after everything is stored."""
 
 
@@ -76,7 +76,7 @@ by_option = click.option(
 
 
 def command(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
-    """Run a command that stores declarations in the open registry, with --by, --dry-run and --json."""
+    """Run a command that stores declarations in the open session, with --by, --dry-run and --json."""
     return by_option(change_command(function))
 
 
@@ -88,30 +88,30 @@ def change_command(function: Callable[..., DeclarationReport]) -> Callable[..., 
     @wraps(function)
     def run(settings: Settings, /, *, dry_run: bool, by: str | None = None, **values: Any) -> int:
         with open_database(settings) as engine:
-            registry = Registry(settings, engine, dry_run, by or settings.declarer)
-            declared = function(registry, **values)
+            session = DeclarationSession(settings, engine, dry_run, by or settings.declarer)
+            declared = function(session, **values)
             say(*declared.lines, *([NOTHING_CHANGED] if dry_run else []))
             document: dict[str, object] = {"dry_run": dry_run, **declared.document}
             try:
                 if not dry_run and declared.servers:
                     document["forecasts"] = None
-                    document["forecasts"] = _update_forecasts(registry, declared.servers)
+                    document["forecasts"] = _update_forecasts(session, declared.servers)
             finally:
                 # Also if the forecasts fail: the declaration is stored.
                 if options.wants_json():
                     options.print_json(document)
             if not dry_run:
-                declared.follow_up(registry)
+                declared.follow_up(session)
         return declared.code
 
     return run
 
 
-def _update_forecasts(registry: Registry, servers: Collection[str]) -> ForecastUpdate:
+def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> ForecastUpdate:
     """Update the forecasts of servers, so that pages show a declaration, and say which; raises DatabaseError."""
     from capacity_assets.forecast.issuing import update_forecasts
 
-    done = update_forecasts(registry.engine, servers, Clock(registry.settings.zone))
+    done = update_forecasts(session.engine, servers, Clock(session.settings.zone))
     if done.later:
         say(f"The forecasts of {first_of(sorted(servers), NAMES_SHOWN)} are not updated yet: {done.later}")
         return done

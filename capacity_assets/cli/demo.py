@@ -21,13 +21,13 @@ from capacity_assets.base.settings import ConfigurationError, Settings, load_set
 from capacity_assets.base.units import counted
 from capacity_assets.cli.growth import top_databases, top_table
 from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
-from capacity_assets.cli.runway import outlook_lines
+from capacity_assets.cli.runway import runway_lines
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo import sample_fleet
 from capacity_assets.demo.sample_fleet import LoadedFleet
 from capacity_assets.forecast.decisions import OpenDecisions, stored_decisions
 from capacity_assets.forecast.issuing import update_forecasts
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.orchestration.sample_runs import forget_runs, mark_days, materialise, open_work
 from capacity_assets.report.data import file_name
@@ -79,7 +79,7 @@ def _run(settings: Settings) -> None:
             fastest = top_databases(engine, MONTHLY, month, by="percent", limit=FASTEST_SHOWN)
             say(top_table(MONTHLY, month, "percent", fastest))
             decisions = OpenDecisions(stored_decisions(engine, today))
-            say(*outlook_lines(outlooks(engine, today), decisions, show=FASTEST_SHOWN))
+            say(*runway_lines(compute_runways(engine, today), decisions, show=FASTEST_SHOWN))
     say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
     say("Next: `make up` (or `capacity up`) serves the pages and the Dagster UI, which shows these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` how to compute without Dagster.")

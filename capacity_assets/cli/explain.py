@@ -20,7 +20,7 @@ from capacity_assets.cli.declaring import since_text
 from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, label_option, period_option
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME
+from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
 from capacity_assets.ownership import groups as ownership
 from capacity_assets.ownership.groups import GroupExplanation, GroupPart
 from capacity_assets.ownership.labels import labels_of_each

@@ -37,7 +37,7 @@ VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_gro
 RUNWAY_VIEW = "capacity_runway"
 OBJECT_VIEW = "capacity_objects"
 OBJECT_ORDER = ["day", "server", "database", "kind", "schema_name", "table_name", "object_name"]
-FORMATS = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
+FORMAT_BY_SUFFIX = {"": "csv", ".csv": "csv", ".txt": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
 ROWS_AT_ONCE = 50_000
 # The most rows of a sheet below its headings.
 SHEET_ROWS = 1_048_575
@@ -89,11 +89,11 @@ class Export:
             return "csv"
         path = Path(self.output).resolve()
         extension = path.suffix.lower()
-        if self.form is None and extension not in FORMATS:
+        if self.form is None and extension not in FORMAT_BY_SUFFIX:
             raise ValidationError(f"{extension} is not a known format: use .csv, .xlsx or .parquet, or give --format.")
         if path.exists() and not path.is_file():
             raise ValidationError(f"{path} exists and is not an ordinary file.")
-        return self.form or FORMATS[extension]
+        return self.form or FORMAT_BY_SUFFIX[extension]
 
 
 @click.command()

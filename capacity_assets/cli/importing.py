@@ -31,7 +31,7 @@ from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.history import legacy, loading, monitoring, origins, rows, sources
 from capacity_assets.history.loading import LoadReport
 from capacity_assets.history.origins import Origin
-from capacity_assets.history.rows import Survey
+from capacity_assets.history.rows import FileSurvey
 from capacity_assets.history.sources import FileSource, Source
 from capacity_assets.runtime import lock_manager
 
@@ -55,7 +55,7 @@ OF_MONITORING = {"on_conflict", "register_as", "first", "last", "dry_run"}
 OF_ZABBIX = {*OF_MONITORING, "origin", "password_from"}
 OF_LEGACY_DATABASES = {"on_conflict", "password_from", "dry_run"}
 OPTION_NAMES = {"mapping": "map", "first": "from", "last": "to"}
-NOT_SURVEYED = Survey()
+NOT_SURVEYED = FileSurvey()
 
 
 @dataclass(frozen=True)
@@ -263,16 +263,16 @@ class _Import:
         source = monitoring.ZabbixExport(Path(path), days, self.settings.zone, layout)
         return self._trends(source, days, place=monitoring.place_of)
 
-    def _trends(self, source: Source, days: monitoring.Days, **how: Any) -> list[LoadReport]:
+    def _trends(self, source: Source, days: monitoring.ImportDays, **how: Any) -> list[LoadReport]:
         report = self._load(source, DATABASE, rows.BYTES, origins.ZABBIX, **how)
         return self._finish([report], source=source.description, **asdict(days), **asdict(report))
 
     def _opened(self, address: str) -> AbstractContextManager[Engine]:
         return disposed(legacy.open_legacy(legacy.address_of(address, self.options.password_from, self.settings)))
 
-    def _days(self) -> monitoring.Days:
+    def _days(self) -> monitoring.ImportDays:
         today = Clock(self.settings.zone).today()
-        days = monitoring.Days.between(self.options.first, self.options.last, today)
+        days = monitoring.ImportDays.between(self.options.first, self.options.last, today)
         say(f"{human_day(days.first)} to {human_day(days.last)}, of each day the last value.")
         return days
 
@@ -320,9 +320,9 @@ class _Import:
             say(*self._next_steps(report))
         return reports
 
-    def _survey(self, source: FileSource, level: Level) -> Survey:
+    def _survey(self, source: FileSource, level: Level) -> FileSurvey:
         chosen = self.options
-        surveyor = rows.Surveyor(
+        surveyor = rows.FileSurveyor(
             rows.layout_of(level),
             server=chosen.server,
             date_format=None if chosen.date_format is None else rows.checked_date_format(chosen.date_format),
@@ -348,7 +348,7 @@ class _Import:
         origin: Origin,
         *,
         place: Callable[[int], str] = "row {}".format,
-        survey: Survey = NOT_SURVEYED,
+        survey: FileSurvey = NOT_SURVEYED,
         **how: Any,
     ) -> LoadReport:
         """Load a source into the raw table of a level; `how` has further fields of `Loader`."""

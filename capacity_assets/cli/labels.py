@@ -17,11 +17,11 @@ from capacity_assets.base.files import key_and_value
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.bills import issue_bills
-from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import say
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.forecast.limits import named
+from capacity_assets.forecast.limits import subject_text
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import unfinished_months
 from capacity_assets.ownership.labels import Label, LabelChange, LabelSpan
@@ -51,7 +51,14 @@ now_option = click.option(
 @now_option
 @declaring.command
 def set_(
-    registry: Registry, /, *, server: str, pairs: Sequence[str], database: str | None, first_day: date | None, now: bool
+    session: DeclarationSession,
+    /,
+    *,
+    server: str,
+    pairs: Sequence[str],
+    database: str | None,
+    first_day: date | None,
+    now: bool,
 ) -> DeclarationReport:
     """Declare labels of SERVER, or of databases on it.
 
@@ -68,8 +75,8 @@ def set_(
     values = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice.")
-    declared = ownership.labels_from_values(server, database, values, registry.settings.label_keys, first_day)
-    return _declare(registry, declared, now=now, notes=_notes(registry.engine, declared))
+    declared = ownership.labels_from_values(server, database, values, session.settings.label_keys, first_day)
+    return _declare(session, declared, now=now, notes=_notes(session.engine, declared))
 
 
 def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
@@ -85,10 +92,15 @@ def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
 
 
 def _declare(
-    registry: Registry, declared: Sequence[Label], *, now: bool, count: bool = False, notes: Iterable[str] = ()
+    session: DeclarationSession,
+    declared: Sequence[Label],
+    *,
+    now: bool,
+    count: bool = False,
+    notes: Iterable[str] = (),
 ) -> DeclarationReport:
-    engine, today = registry.engine, registry.today()
-    changes = ownership.declare_labels(engine, declared, today, by=registry.by, dry_run=registry.dry_run)
+    engine, today = session.engine, session.today()
+    changes = ownership.declare_labels(engine, declared, today, by=session.by, dry_run=session.dry_run)
     counts = [f"{counted(len(declared), 'label')} read, {len(changes):,} of them changed."] if count else []
     lines = declaring.first_lines(map(_change_text, changes), "more label") or [
         "No change: these labels are declared already."
@@ -97,11 +109,11 @@ def _declare(
     return DeclarationReport(document, [*counts, *lines, *notes], follow_up=partial(_compute, now=now, changes=changes))
 
 
-def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -> None:
+def _compute(session: DeclarationSession, *, now: bool, changes: Sequence[LabelChange]) -> None:
     """Compute the groups that the changes affect, all of them or for a few seconds, and their bills."""
     if not changes:
         return
-    runner = task_runner(registry.engine, registry.settings)
+    runner = task_runner(session.engine, session.settings)
     seconds = None if now else SECONDS_PER_COMMAND
     with options.progress_bar("windows of groups") as update:
         done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
@@ -113,7 +125,7 @@ def _compute(registry: Registry, *, now: bool, changes: Sequence[LabelChange]) -
             "`capacity groups --now` computes them now."
         )
     first = min(change.label.valid_from or ALWAYS for change in changes)
-    issue_bills(registry, unfinished_months(registry.engine, first))
+    issue_bills(session, unfinished_months(session.engine, first))
 
 
 def _change_text(change: LabelChange) -> str:
@@ -126,20 +138,20 @@ def _change_text(change: LabelChange) -> str:
     elif change.later:
         later = (f"{value or 'none'} {declaring.since_text(day)}" for day, value in change.later)
         replaced = f"; replaces {first_of(later, CHANGES_NAMED)}"
-    return f"{named(label.server, label.database)}: {now}, {first}{until}{before}{replaced}."
+    return f"{subject_text(label.server, label.database)}: {now}, {first}{until}{before}{replaced}."
 
 
 @labels.command("import")
 @declaring.file_argument
 @now_option
 @declaring.command
-def import_(registry: Registry, /, *, file: Path, now: bool) -> DeclarationReport:
+def import_(session: DeclarationSession, /, *, file: Path, now: bool) -> DeclarationReport:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
     An empty field changes nothing. Either all labels are stored or none.
     """
-    return _declare(registry, ownership.labels_of_file(file, registry.settings.label_keys), now=now, count=True)
+    return _declare(session, ownership.labels_of_file(file, session.settings.label_keys), now=now, count=True)
 
 
 @labels.command()
@@ -147,13 +159,13 @@ def import_(registry: Registry, /, *, file: Path, now: bool) -> DeclarationRepor
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @now_option
 @declaring.command
-def adopt(registry: Registry, /, *, column: str, key: str | None, now: bool) -> DeclarationReport:
+def adopt(session: DeclarationSession, /, *, column: str, key: str | None, now: bool) -> DeclarationReport:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes to the column.
     """
-    label_key, _ = checked_label(key or column, None, registry.settings.label_keys)
-    return _declare(registry, ownership.labels_of_column(registry.engine, column, label_key), now=now, count=True)
+    label_key, _ = checked_label(key or column, None, session.settings.label_keys)
+    return _declare(session, ownership.labels_of_column(session.engine, column, label_key), now=now, count=True)
 
 
 def _cells(stored: LabelSpan) -> list[object]:
@@ -196,11 +208,18 @@ def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tu
 @now_option
 @declaring.command
 def remove(
-    registry: Registry, /, *, server: str, keys: Sequence[str], database: str | None, first_day: date | None, now: bool
+    session: DeclarationSession,
+    /,
+    *,
+    server: str,
+    keys: Sequence[str],
+    database: str | None,
+    first_day: date | None,
+    now: bool,
 ) -> DeclarationReport:
     """Remove labels of SERVER, or of databases on it.
 
     They end today, unless --from or --always is given. Earlier figures keep their groups.
     """
     # The key may be one that CAPACITY_LABEL_KEYS no longer has.
-    return _declare(registry, [Label(server, database, key, None, first_day) for key in dict.fromkeys(keys)], now=now)
+    return _declare(session, [Label(server, database, key, None, first_day) for key in dict.fromkeys(keys)], now=now)

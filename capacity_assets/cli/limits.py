@@ -16,14 +16,14 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb, printable
 from capacity_assets.cli import declaring, options
-from capacity_assets.cli.declaring import DECLARED, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection import volumes as measured
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.prometheus import VARIABLE
 from capacity_assets.forecast import limits as declared_limits
-from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep, named
+from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep, subject_text
 
 subject_arguments = options.combine(click.argument("server"), click.argument("database", required=False))
 
@@ -44,7 +44,7 @@ def limit_text(limit_mb: int | None) -> str:
 @click.option("--unlimited", is_flag=True, help="Declare that there is no limit.")
 @click.option("--note", help="Source of the limit, for readers.")
 @declaring.command
-def set_limit(registry: Registry, /, *, gb: str | None, unlimited: bool, **values: Any) -> DeclarationReport:
+def set_limit(session: DeclarationSession, /, *, gb: str | None, unlimited: bool, **values: Any) -> DeclarationReport:
     """Declare the limit of SERVER, or of one DATABASE of it.
 
     Replaces an earlier limit. The limit of a server applies to all its databases together, as a disk does.
@@ -58,14 +58,16 @@ def set_limit(registry: Registry, /, *, gb: str | None, unlimited: bool, **value
     if unlimited == (gb is not None):
         raise ValidationError("Give either --gb or --unlimited.")
     limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
-    return _declare_limits(registry, [limit], f"{named(limit.server, limit.database)}: {limit_text(limit.limit_mb)}.")
+    return _declare_limits(
+        session, [limit], f"{subject_text(limit.server, limit.database)}: {limit_text(limit.limit_mb)}."
+    )
 
 
-def _declare_limits(registry: Registry, declared: Sequence[Limit], headline: str) -> DeclarationReport:
-    replaced = declared_limits.declare(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
-    exceeded = declared_limits.below_the_size(registry.engine, declared)
+def _declare_limits(session: DeclarationSession, declared: Sequence[Limit], headline: str) -> DeclarationReport:
+    replaced = declared_limits.declare_limits(session.engine, declared, by=session.by, dry_run=session.dry_run)
+    exceeded = declared_limits.limits_below_size(session.engine, declared)
     warnings = (
-        f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit."
+        f"note: {subject_text(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit."
         for limit, size_mb in exceeded
     )
     lines = [
@@ -80,20 +82,20 @@ def _declare_limits(registry: Registry, declared: Sequence[Limit], headline: str
 
 def _replaced_text(limit: Limit) -> str:
     note = f" ({printable(limit.note)})" if limit.note else ""
-    return f"note: {named(limit.server, limit.database)} was {limit_text(limit.limit_mb)}{note}."
+    return f"note: {subject_text(limit.server, limit.database)} was {limit_text(limit.limit_mb)}{note}."
 
 
 @limits.command("import")
 @declaring.file_argument
 @declaring.command
-def import_limits(registry: Registry, /, *, file: Path) -> DeclarationReport:
+def import_limits(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
     """Declare the limits that a CSV file lists.
 
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note.
     Either all limits are stored or none.
     """
     declared = declared_limits.limits_of_file(file)
-    return _declare_limits(registry, declared, registry.read_from(file, len(declared), "limit"))
+    return _declare_limits(session, declared, session.read_from(file, len(declared), "limit"))
 
 
 def _limit_cells(stored: StoredLimit) -> list[object]:
@@ -121,11 +123,11 @@ def list_limits(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
 @limits.command("remove")
 @subject_arguments
 @declaring.change_command
-def remove_limit(registry: Registry, /, *, server: str, database: str | None) -> DeclarationReport:
+def remove_limit(session: DeclarationSession, /, *, server: str, database: str | None) -> DeclarationReport:
     """Remove the limit of SERVER, or of one DATABASE of it."""
-    declared_limits.forget(registry.engine, server, database, dry_run=registry.dry_run)
+    declared_limits.forget_limit(session.engine, server, database, dry_run=session.dry_run)
     document = {"removed": {"server": server, "database": database}}
-    return DeclarationReport(document, [f"Removed the limit of {named(server, database)}."], servers={server})
+    return DeclarationReport(document, [f"Removed the limit of {subject_text(server, database)}."], servers={server})
 
 
 @click.group(cls=OrderedGroup)
@@ -138,7 +140,7 @@ def steps() -> None:
 @click.option("--day", required=True, type=options.DAY, help="First day with the new size.")
 @click.option("--note", required=True, help="What happened, such as 'archive purged'.")
 @declaring.command
-def add_step(registry: Registry, /, **values: Any) -> DeclarationReport:
+def add_step(session: DeclarationSession, /, **values: Any) -> DeclarationReport:
     """Declare a change of size that happened once.
 
     The size of SERVER changed, or that of one DATABASE of it. Forecasts ignore the change and continue from the new
@@ -152,9 +154,9 @@ def add_step(registry: Registry, /, **values: Any) -> DeclarationReport:
     step = SizeStep(**values)
     if not step.note.strip():
         raise ValidationError("--note is empty: describe what happened.")
-    effect = _effect_of(*declared_limits.sizes_around(registry.engine, step))
-    headline = f"{named(step.server, step.database)}: {printable(step.note)}, {step.day}. {effect}"
-    return _declare_steps(registry, [step], headline)
+    effect = _effect_of(*declared_limits.sizes_around(session.engine, step))
+    headline = f"{subject_text(step.server, step.database)}: {printable(step.note)}, {step.day}. {effect}"
+    return _declare_steps(session, [step], headline)
 
 
 def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
@@ -165,14 +167,14 @@ def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
     return f"Forecasts ignore the change from {human_mb(before_mb)} to {human_mb(after_mb)}."
 
 
-def _declare_steps(registry: Registry, declared: Sequence[SizeStep], headline: str) -> DeclarationReport:
-    replaced = declared_limits.declare_steps(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
+def _declare_steps(session: DeclarationSession, declared: Sequence[SizeStep], headline: str) -> DeclarationReport:
+    replaced = declared_limits.declare_steps(session.engine, declared, by=session.by, dry_run=session.dry_run)
     lines = [headline]
     if replaced:
         step, more = replaced[0], len(replaced) - 1
         others = f" and those of {counted(more, 'other step')}" if more else ""
-        verb = "would replace" if registry.dry_run else "replaces"
-        subject = f"{named(step.server, step.database)}, {step.day}"
+        verb = "would replace" if session.dry_run else "replaces"
+        subject = f"{subject_text(step.server, step.database)}, {step.day}"
         lines.append(f"note: This {verb} the note {step.note!r} of {subject}{others}.")
     document = {"steps": declared, "replaced_notes": replaced}
     return DeclarationReport(document, lines, servers={step.server for step in declared})
@@ -181,14 +183,14 @@ def _declare_steps(registry: Registry, declared: Sequence[SizeStep], headline: s
 @steps.command("import")
 @declaring.file_argument
 @declaring.command
-def import_steps(registry: Registry, /, *, file: Path) -> DeclarationReport:
+def import_steps(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
     """Declare the steps that a CSV file lists.
 
     Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
     none.
     """
     declared = declared_limits.steps_of_file(file)
-    return _declare_steps(registry, declared, registry.read_from(file, len(declared), "step"))
+    return _declare_steps(session, declared, session.read_from(file, len(declared), "step"))
 
 
 def _step_cells(stored: StoredStep) -> list[object]:
@@ -213,10 +215,10 @@ def list_steps(engine: Engine, /) -> list[tuple[StoredStep, object]]:
 @subject_arguments
 @click.option("--day", required=True, type=options.DAY, help="Day of the step.")
 @declaring.change_command
-def remove_step(registry: Registry, /, *, server: str, database: str | None, day: date) -> DeclarationReport:
+def remove_step(session: DeclarationSession, /, *, server: str, database: str | None, day: date) -> DeclarationReport:
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
-    declared_limits.forget_step(registry.engine, server, database, day, dry_run=registry.dry_run)
-    line = f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again."
+    declared_limits.forget_step(session.engine, server, database, day, dry_run=session.dry_run)
+    line = f"Removed the step of {subject_text(server, database)} on {day}. Forecasts include its change again."
     document = {"removed": {"server": server, "database": database, "day": day}}
     return DeclarationReport(document, [line], servers={server})
 
@@ -245,17 +247,17 @@ def list_volumes(engine: Engine, /) -> list[tuple[Row[Any], object]]:
 
 @volumes.command("fetch")
 @declaring.change_command
-def fetch_volumes(registry: Registry, /) -> DeclarationReport:
+def fetch_volumes(session: DeclarationSession, /) -> DeclarationReport:
     """Fetch today's volumes from CAPACITY_VOLUME_SOURCES.
 
     The collection does this once a day. If a query returns several volumes of a server, it is unknown which of them
     holds a database: let the query select the one with the data.
     """
-    settings = registry.settings
+    settings = session.settings
     if settings.volume_sources is None:
         raise ValidationError(f"{VARIABLE} is unset: set it to the file that lists the sources.")
     today, secrets = Clock(settings.zone).today(), SecretFolders.of(settings)
-    answer = measured.fetch_volumes(registry.engine, today, settings.volume_sources, secrets, dry_run=registry.dry_run)
+    answer = measured.fetch_volumes(session.engine, today, settings.volume_sources, secrets, dry_run=session.dry_run)
     sizes = [
         f"{volume.volume} of {volume.server}: {human_mb(volume.total_bytes // BYTES_PER_MB)}, "
         f"{human_mb(volume.free_bytes // BYTES_PER_MB)} of it free."
@@ -270,15 +272,15 @@ def fetch_volumes(registry: Registry, /) -> DeclarationReport:
 @volumes.command("import")
 @declaring.file_argument
 @declaring.command
-def import_volumes(registry: Registry, /, *, file: Path) -> DeclarationReport:
+def import_volumes(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
     """Import volumes of any day from a CSV file.
 
     Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all volumes are
     stored or none. Values that a server reported itself are kept.
     """
-    declared = measured.volumes_of_file(file, Clock(registry.settings.zone).today())
-    written = measured.store_volumes(registry.engine, declared, by=registry.by, dry_run=registry.dry_run)
-    outcome = "read" if registry.dry_run else f"read, {written:,} stored or changed"
+    declared = measured.volumes_of_file(file, Clock(session.settings.zone).today())
+    written = measured.store_volumes(session.engine, declared, by=session.by, dry_run=session.dry_run)
+    outcome = "read" if session.dry_run else f"read, {written:,} stored or changed"
     lines = [f"{counted(len(declared), 'volume')} {outcome}, from {file}."]
     servers = {volume.server for volume in declared}
     return DeclarationReport({"read": len(declared), "written": written}, lines, servers=servers)

@@ -24,14 +24,15 @@ from capacity_assets.cli import options
 from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import Line, Report, Table
-from capacity_assets.collection.servers import registered
+from capacity_assets.collection.servers import registered_servers
 from capacity_assets.forecast import model, scenarios
 from capacity_assets.forecast import runway as forecasting
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, open_decisions, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.forecast.limits import SizeStep, stored_steps
-from capacity_assets.forecast.model import LEAST_HISTORY_DAYS, RISE_DAYS, Forecasts, forecast, without_steps
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.model import LEAST_HISTORY_DAYS, RISE_DAYS, SizeForecasts, forecast, without_steps
+from capacity_assets.forecast.reference import ReferenceForecast, reference
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -41,13 +42,12 @@ from capacity_assets.forecast.outlook import (
     TOO_LITTLE_HISTORY,
     VOLUME,
     VOLUME_LIMIT,
-    Outlook,
-    Outlooks,
+    Runway,
+    RunwayList,
     day_text,
     standing_for_themselves,
 )
-from capacity_assets.forecast.reference import ReferenceForecast, reference
-from capacity_assets.forecast.runway import SeriesOutlook
+from capacity_assets.forecast.runway import RunwayWithSizes
 from capacity_assets.ownership import scenario_results as results
 from capacity_assets.ownership.bills import group_named, money, money_change
 from capacity_assets.ownership.groups import default_grouping
@@ -105,7 +105,7 @@ def runway(
         raise click.UsageError("Give either --issue or --add-gb.")
     with options.open_database(settings, settings.zone) as opened:
         if server is not None:
-            registered(opened, [server])  # refuses an unknown name
+            registered_servers(opened, [server])  # refuses an unknown name
         clock = Clock(settings.zone)
         today = clock.today()
         issued = RunwayService(opened, clock).issue(today) if issue else None
@@ -114,7 +114,7 @@ def runway(
             higher = scenarios.higher_limits(add_gb)
             forecasts = scenarios.compare(opened, today, higher, scenarios.no_label, (server, database)).changed
         else:
-            forecasts = forecasting.outlooks(opened, today, server, database)
+            forecasts = forecasting.compute_runways(opened, today, server, database)
         decisions = OpenDecisions(stored_decisions(opened, today))
         if engine is not None or label is not None:
             forecasts = _only(opened, forecasts, today, label=label, of_engine=engine)
@@ -124,7 +124,7 @@ def runway(
     if filters and not forecasts.rows:
         lines: list[Line] = [f"No database with a known limit matches {' and '.join(filters)}."]
     else:
-        lines = outlook_lines(forecasts, decisions, add_gb=add_gb, show=show, every=server is not None)
+        lines = runway_lines(forecasts, decisions, add_gb=add_gb, show=show, every=server is not None)
     rows = []
     for row in forecasts.rows:
         decision = decisions.on(row)
@@ -136,7 +136,7 @@ def runway(
     return Report(document, lines)
 
 
-def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -> None:
+def _refuse_unmeasured(forecasts: RunwayList, server: str, database: str | None) -> None:
     if forecasts.rows or forecasts.unknown_limits:
         return
     if database is not None:
@@ -145,8 +145,8 @@ def _refuse_unmeasured(forecasts: Outlooks, server: str, database: str | None) -
 
 
 def _only(
-    engine: Engine, forecasts: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
-) -> Outlooks:
+    engine: Engine, forecasts: RunwayList, today: date, *, label: tuple[str, str] | None, of_engine: str | None
+) -> RunwayList:
     """Return the rows with a label and an engine, without counts of databases with unknown limits.
 
     Raises NotFoundError if nothing ever had the label.
@@ -163,11 +163,11 @@ def _only(
     ]
     if label is not None and not rows:
         refuse_unknown_label(engine, *label)
-    return Outlooks(forecasts.as_of, rows, 0, {})
+    return RunwayList(forecasts.as_of, rows, 0, {})
 
 
-def outlook_lines(
-    forecasts: Outlooks, decisions: OpenDecisions, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False
+def runway_lines(
+    forecasts: RunwayList, decisions: OpenDecisions, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False
 ) -> list[Line]:
     """Return the first rows as a table, what was decided about them, and the number of unknown limits.
 
@@ -196,13 +196,13 @@ def outlook_lines(
     return lines
 
 
-def _decided_text(row: Outlook, decision: StoredDecision) -> str:
+def _decided_text(row: Runway, decision: StoredDecision) -> str:
     # The decision may be on the volume or server whose limit binds it.
     subject = "" if decision.name == row.name else f"{decision.display_name}: "
     return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
 
-def _cells(row: Outlook) -> list[object]:
+def _cells(row: Runway) -> list[object]:
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
     days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
@@ -260,7 +260,7 @@ def scenario(
     with options.open_database(settings, settings.zone) as engine:
         today = Clock(settings.zone).today()
         if removed_name is not None:
-            results.remove(engine, removed_name)
+            results.remove_scenario(engine, removed_name)
             return Report({"removed": removed_name}, [f"Removed the stored scenario {removed_name}."])
         if fit is not None:
             added = scenarios.new_database_everywhere(fit)
@@ -268,11 +268,11 @@ def scenario(
             return Report(found, _fit_lines(found, fit, show))
         assert file is not None  # noqa: S101 -- one of the three was given
         assumed = scenarios.scenario_of_file(file)
-        registered(engine, sorted(assumed.servers))  # refuses unknown names
+        registered_servers(engine, sorted(assumed.servers))  # refuses unknown names
         by = by or default_grouping(settings.label_keys)
         result = results.result_of(engine, today, assumed, by, settings.label_keys)
         if stored_name is not None:
-            results.store(engine, stored_name, result)
+            results.store_scenario(engine, stored_name, result)
     return Report({**asdict(result), "stored": stored_name}, _scenario_lines(result, show, stored_name))
 
 
@@ -312,7 +312,7 @@ def _chance(figures: RunwayFigures) -> str:
     return "" if figures.within_365_days is None else f"{figures.within_365_days:.0%}"
 
 
-def _fit_lines(found: Sequence[results.Fit], gb: Decimal, show: int) -> Iterator[Line]:
+def _fit_lines(found: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -> Iterator[Line]:
     if not found:
         yield "No server has a known limit. `capacity limits set` declares one."
         return
@@ -344,31 +344,31 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     if "" in {name, server}:
         raise ValidationError("A name is empty.")
     if server is not None:
-        registered(engine, [server])
+        registered_servers(engine, [server])
     today = Clock(settings.zone).today()
-    series = forecasting.outlook_with_sizes(engine, today, kind, name, server)
+    series = forecasting.runway_with_sizes(engine, today, kind, name, server)
     if series is None:
         subject = server if name is None else f"{kind} {printable(name)}"
         raise NotFoundError(
             f"{subject} was not measured within the last month, or does not exist. Names are case-sensitive."
         )
-    outlook = series.outlook
+    runway = series.runway
     with database_errors(doing="reading earlier forecasts"), engine.connect() as connection:
-        earlier = earlier_forecasts(connection, outlook)
-        decision = open_decisions(connection, today).on(outlook)
+        earlier = earlier_forecasts(connection, runway)
+        decision = open_decisions(connection, today).on(runway)
         imported = _imported(connection, series, kind, name)
     # A step of a database is also a step of its server's total.
-    declared = stored_steps(engine, outlook.server, name if kind == DATABASE else None)
+    declared = stored_steps(engine, runway.server, name if kind == DATABASE else None)
     steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
     first = forecast(series.smooth[None, :], series.sizes[None, :])
     measured, smooth = (
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)
     )
     second = reference(smooth, measured)
-    agrees = _agree(first, second) and _days_agree(outlook, first, second)
+    agrees = _agree(first, second) and _days_agree(runway, first, second)
     measured_days = sum(size is not None for size in measured)
     document = {
-        "outlook": outlook,
+        "outlook": runway,
         "decision": decision and decision_json(decision, today),
         "measured_days": measured_days,
         "imported": imported,
@@ -384,39 +384,39 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "agrees": agrees,
     }
     lines: list[Line] = [
-        f"{outlook.display_name} on {outlook.server}, as of {human_day(outlook.last_day)}: "
-        f"{outlook.size_text}{outlook.files_text}",
+        f"{runway.display_name} on {runway.server}, as of {human_day(runway.last_day)}: "
+        f"{runway.size_text}{runway.files_text}",
         f"Measured days: {measured_days:,}",
         *(one.sentence for one in imported),
         *(
             f"Ignored: {human_day(step.day)}, {printable(': '.join(filter(None, (step.database, step.note))))}."
             for step in steps
         ),
-        *(_forecast_lines(outlook, first, second) if outlook.history_days >= LEAST_HISTORY_DAYS else ()),
+        *(_forecast_lines(runway, first, second) if runway.history_days >= LEAST_HISTORY_DAYS else ()),
         "Limit: unknown. `capacity limits set` declares one."
-        if outlook.binds is None
-        else f"Limit: {limit_text(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.",
-        _days_text(outlook),
+        if runway.binds is None
+        else f"Limit: {limit_text(runway.limit_mb)}, {runway.binds}, {runway.source}.",
+        _days_text(runway),
         *([] if decision is None else [decision.sentence]),
-        *([] if outlook.planned is None else [outlook.planned.sentence]),
-        *([] if outlook.sooner_day is None else [outlook.remark]),
+        *([] if runway.planned is None else [runway.planned.sentence]),
+        *([] if runway.sooner_day is None else [runway.remark]),
         *([Table("Earlier forecasts", EARLIER_HEADINGS, list(map(_earlier_cells, earlier)))] if earlier else []),
         "Both calculations agree." if agrees else "The two calculations DIFFER. Please report this as a defect.",
     ]
     return Report(document, lines)
 
 
-def _imported(connection: Connection, series: SeriesOutlook, kind: str, name: str | None) -> list[SampleOrigin]:
+def _imported(connection: Connection, series: RunwayWithSizes, kind: str, name: str | None) -> list[SampleOrigin]:
     """Return which of the sizes that the forecast reads were imported."""
-    outlook = series.outlook
-    number = server_id_of(connection, outlook.server)
+    runway = series.runway
+    number = server_id_of(connection, runway.server)
     if kind == VOLUME or number is None:
         return []
-    first = outlook.last_day - timedelta(days=len(series.sizes) - 1)
-    return origins_of(connection, number, name, first, outlook.last_day)
+    first = runway.last_day - timedelta(days=len(series.sizes) - 1)
+    return origins_of(connection, number, name, first, runway.last_day)
 
 
-def _agree(first: Forecasts, second: ReferenceForecast) -> bool:
+def _agree(first: SizeForecasts, second: ReferenceForecast) -> bool:
     """Whether both calculations agree, apart from rounding."""
     bands = [(first.lower[0, n], first.upper[0, n]) for n in range(len(HORIZONS_DAYS))]
     figures = (first.drift[0], first.pace[0], first.spread[0], first.fallen[0])
@@ -429,40 +429,40 @@ def _agree(first: Forecasts, second: ReferenceForecast) -> bool:
     return all(np.allclose(*two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True) for two in compared)
 
 
-def _days_agree(outlook: Outlook, first: Forecasts, second: ReferenceForecast) -> bool:
+def _days_agree(runway: Runway, first: SizeForecasts, second: ReferenceForecast) -> bool:
     """Whether the days of both calculations agree, apart from one day, which rounding may decide."""
-    if outlook.state != FORECAST or outlook.limit_mb is None:
+    if runway.state != FORECAST or runway.limit_mb is None:
         return True
-    ends, beyond = model.runways(first, np.array([float(outlook.limit_mb)])), RISE_DAYS[-1] + 1
+    ends, beyond = model.fill_days(first, np.array([float(runway.limit_mb)])), RISE_DAYS[-1] + 1
     for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
-        again = second.day(outlook.limit_mb, round(100 * share))
+        again = second.day(runway.limit_mb, round(100 * share))
         found = beyond if day == model.NOT_WITHIN_HORIZON else day
         if abs(found - (beyond if again is None else again)) > 1:
             return False
     return True
 
 
-def _is_ignored(step: SizeStep, series: SeriesOutlook) -> bool:
+def _is_ignored(step: SizeStep, series: RunwayWithSizes) -> bool:
     """Whether the forecast ignores a declared step: sizes before and after it are known, and differ."""
-    if step.day > series.outlook.last_day or np.array_equal(series.smooth, series.sizes, equal_nan=True):
+    if step.day > series.runway.last_day or np.array_equal(series.smooth, series.sizes, equal_nan=True):
         return False
-    column = len(series.sizes) - 1 - (series.outlook.last_day - step.day).days
+    column = len(series.sizes) - 1 - (series.runway.last_day - step.day).days
     return not np.array_equal(without_steps(series.sizes[None, :], [[column]])[0], series.sizes, equal_nan=True)
 
 
-def _days_text(outlook: Outlook) -> str:
-    if outlook.state == FULL:
+def _days_text(runway: Runway) -> str:
+    if runway.state == FULL:
         return "It is full."
-    if outlook.state == FORECAST:
-        early, middle, late = outlook.days_text
+    if runway.state == FORECAST:
+        early, middle, late = runway.days_text
         return f"Full: early {early}, middle {middle}, late {late}."
-    if outlook.state == TOO_LITTLE_HISTORY:
-        history = counted(outlook.history_days, "day")
+    if runway.state == TOO_LITTLE_HISTORY:
+        history = counted(runway.history_days, "day")
         return f"No date: {history} of history; at least {LEAST_HISTORY_DAYS} are needed."
-    return f"No date: {outlook.state}."
+    return f"No date: {runway.state}."
 
 
-def _forecast_lines(outlook: Outlook, first: Forecasts, second: ReferenceForecast) -> Iterator[Line]:
+def _forecast_lines(runway: Runway, first: SizeForecasts, second: ReferenceForecast) -> Iterator[Line]:
     yield (
         f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
         f"{second.cut_changes:,} beyond were cut to these."
@@ -470,10 +470,10 @@ def _forecast_lines(outlook: Outlook, first: Forecasts, second: ReferenceForecas
     last_size = "The last size was the better forecast, so it is used."
     better = "It was the better forecast." if second.follows_drift else last_size
     yield f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}"
-    rows = [_band_cells(outlook, first, second, place) for place in range(len(HORIZONS_DAYS))]
+    rows = [_band_cells(runway, first, second, place) for place in range(len(HORIZONS_DAYS))]
     yield Table("Bands in MiB", BAND_HEADINGS, rows)
-    if outlook.state == FORECAST:
-        evidence = [_evidence_cells(float(outlook.limit_mb or 0), second, days) for days in HORIZONS_DAYS]
+    if runway.state == FORECAST:
+        evidence = [_evidence_cells(float(runway.limit_mb or 0), second, days) for days in HORIZONS_DAYS]
         yield Table("Evidence of being full, each piece times its weight", EVIDENCE_HEADINGS, evidence)
 
 
@@ -486,12 +486,12 @@ def _earlier_cells(earlier: EarlierForecast) -> list[object]:
     return [human_day(earlier.as_of), middle, f"{earlier.horizon_days} days", *sizes, error]
 
 
-def _band_cells(outlook: Outlook, first: Forecasts, second: ReferenceForecast, place: int) -> list[object]:
+def _band_cells(runway: Runway, first: SizeForecasts, second: ReferenceForecast, place: int) -> list[object]:
     days = HORIZONS_DAYS[place]
     sizes = [f"{size[0, place]:,.1f}" for size in (first.lower, first.middle, first.upper)]
     own = len(second.errors[days])
     errors = own if first.counts[0, place] else f"{own}, borrowed"
-    probability = outlook.probabilities.get(days)
+    probability = runway.probabilities.get(days)
     full = "" if probability is None else f"{probability:.0%}"
     band = second.band.get(days)
     again = "none" if band is None else f"{band[0]:,.1f} to {band[1]:,.1f}"

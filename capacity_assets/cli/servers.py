@@ -17,20 +17,26 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
 from capacity_assets.cli import declaring, options
-from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, Registry
+from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection import servers as registry_of_servers
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import FailureKind, ServerPart, engine_named, engine_names
-from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, Task, host_of
-from capacity_assets.collection.servers import Changes, Registered, Server, register, registered
-from capacity_assets.collection.service import CollectionSummary, share_named
+from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, ServerToMeasure, host_of
+from capacity_assets.collection.servers import (
+    RegisteredServer,
+    RegistrationChanges,
+    Server,
+    register_servers,
+    registered_servers,
+)
+from capacity_assets.collection.service import CollectionSummary, parse_share
 from capacity_assets.database.measures import PART_KINDS, USED_SIZE
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.forecast.limits import declare
+from capacity_assets.forecast.limits import declare_limits
 from capacity_assets.ownership.labels import declare_labels
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 
@@ -81,7 +87,7 @@ names_argument = click.argument("names", nargs=-1, required=True)
 @connection_options
 @click.option("--replace", is_flag=True, help='Change the given values of a registered server; "" clears a value.')
 @declaring.command
-def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> DeclarationReport:
+def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: Any) -> DeclarationReport:
     """Register the server NAME for collection.
 
     \b
@@ -91,13 +97,13 @@ def add(registry: Registry, /, *, name: str, replace: bool, **values: Any) -> De
       capacity instances add shop --engine mariadb --host 10.0.0.5 --tls verify-full --tls-ca /etc/ssl/ca.pem \\
           --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
-    refuse_the_sample_fleet(registry.engine)
-    known = {one.server.name: one for one in registered(registry.engine)}.get(name)
+    refuse_the_sample_fleet(session.engine)
+    known = {one.server.name: one for one in registered_servers(session.engine)}.get(name)
     if known is not None and known.is_collected and not replace:
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
     server = _server(name, values, known.server if known else None)
-    changes = register(registry.engine, [server], by=registry.by, dry_run=registry.dry_run)
-    return _report(registry, changes, [server], f"Next: capacity instances test {name}")
+    changes = register_servers(session.engine, [server], by=session.by, dry_run=session.dry_run)
+    return _report(session, changes, [server], f"Next: capacity instances test {name}")
 
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
@@ -115,7 +121,9 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
     return Server(name=name, **values)
 
 
-def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *further: str) -> DeclarationReport:
+def _report(
+    session: DeclarationSession, changes: RegistrationChanges, servers: Sequence[Server], *further: str
+) -> DeclarationReport:
     """Report which servers were registered, changed, or taken out of service, and which cannot be measured here."""
     lines = [
         f"{kind.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})"
@@ -124,7 +132,7 @@ def _report(registry: Registry, changes: Changes, servers: Sequence[Server], *fu
     ]
     if changes.out_of_service:
         lines.append("`capacity instances enable` puts them back into service.")
-    return DeclarationReport(asdict(changes), [*lines, *_password_warnings(registry.settings, servers), *further])
+    return DeclarationReport(asdict(changes), [*lines, *_password_warnings(session.settings, servers), *further])
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
@@ -146,7 +154,7 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
 )
 @declaring.file_argument
 @declaring.command
-def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> DeclarationReport:
+def import_(session: DeclarationSession, /, *, file: Path, disable_others: bool) -> DeclarationReport:
     """Register the servers that FILE declares, TOML or CSV.
 
     Changes servers that are already registered. Either all servers are registered or none.
@@ -163,17 +171,17 @@ def import_(registry: Registry, /, *, file: Path, disable_others: bool) -> Decla
     limit_gb = 2000
     labels = { team = "payments", environment = "production" }
     """
-    engine, dry_run = registry.engine, registry.dry_run
-    servers, limits, labels = registry_of_servers.declared_servers(file, registry.settings.label_keys)
+    engine, dry_run = session.engine, session.dry_run
+    servers, limits, labels = registry_of_servers.declared_servers(file, session.settings.label_keys)
     # Labels have a first day, so the time zone matters.
-    today = registry.today() if labels else None
+    today = session.today() if labels else None
     refuse_the_sample_fleet(engine)
-    changes = register(engine, servers, disable_others=disable_others, by=registry.by, dry_run=dry_run)
+    changes = register_servers(engine, servers, disable_others=disable_others, by=session.by, dry_run=dry_run)
     if not dry_run:
-        declare(engine, limits, by=registry.by)
+        declare_limits(engine, limits, by=session.by)
         if today is not None:
-            declare_labels(engine, labels, today, by=registry.by)
-    return replace(_report(registry, changes, servers), servers={limit.server for limit in limits})
+            declare_labels(engine, labels, today, by=session.by)
+    return replace(_report(session, changes, servers), servers={limit.server for limit in limits})
 
 
 @instances.command("list")
@@ -184,7 +192,7 @@ def list_(settings: Settings, /) -> Report:
     Also shows how each is reached; of a password, only its source. Imported samples do not count as collected.
     """
     with options.open_database(settings) as engine:
-        servers = registered(engine)
+        servers = registered_servers(engine)
         attempts = registry_of_servers.last_attempts(engine)
     document = [_as_dict(one, attempts.get(one.id)) for one in servers]
     if not servers:
@@ -202,7 +210,7 @@ def list_(settings: Settings, /) -> Report:
     return Report(document, lines)
 
 
-def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
+def _cells(one: RegisteredServer, attempts: Row[Any] | None) -> list[object]:
     server = one.server
     state = f"{one.state}, counted by {server.counted_by}" if server.counted_by else one.state
     last_collected = (attempts and attempts.last_collected) or "never"
@@ -211,7 +219,7 @@ def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
     return [server.name, server.engine, server.place, password_from, tls, state, last_collected, *declared]
 
 
-def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
+def _as_dict(one: RegisteredServer, attempts: Row[Any] | None) -> dict[str, object]:
     return {
         "id": one.id,
         **asdict(one.server),
@@ -231,12 +239,12 @@ def test(settings: Settings, /, *, name: str) -> Report:
     Does the same as the collection, but stores nothing.
     """
     with options.open_database(settings) as engine:
-        [one] = registered(engine, [name])
+        [one] = registered_servers(engine, [name])
         if not one.is_collected:
             raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
         service = collection_service(engine, settings)
         fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
-        [outcome] = filter(None, fleet.outcomes([Task(one.id, one.server)]))
+        [outcome] = filter(None, fleet.outcomes([ServerToMeasure(one.id, one.server)]))
     server, kind, limits = one.server, engine_named(one.server.engine), outcome.limits
     warnings = []
     if readable_by_others(server.password_from, service.context.secrets):
@@ -325,14 +333,16 @@ def _part_text(part: ServerPart) -> str:
 @instances.command()
 @names_argument
 @declaring.change_command
-def disable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
+def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> DeclarationReport:
     """Take the servers NAMES out of service.
 
     They are no longer measured or aggregated. Their history is kept.
     """
-    registry_of_servers.set_active(registry.engine, names, active=False, dry_run=registry.dry_run)
+    registry_of_servers.set_active(session.engine, names, active=False, dry_run=session.dry_run)
     lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
-    replicas = [one.server.name for one in registered(registry.engine) if one.active and one.server.counted_by in names]
+    replicas = [
+        one.server.name for one in registered_servers(session.engine) if one.active and one.server.counted_by in names
+    ]
     if replicas:
         lines.append(
             f"Fleet totals now leave out these servers, and {first_of(replicas, NAMES_SHOWN)}, which they count. To "
@@ -344,9 +354,9 @@ def disable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport
 @instances.command()
 @names_argument
 @declaring.change_command
-def enable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
+def enable(session: DeclarationSession, /, *, names: Sequence[str]) -> DeclarationReport:
     """Put the servers NAMES back into service."""
-    registry_of_servers.set_active(registry.engine, names, active=True, dry_run=registry.dry_run)
+    registry_of_servers.set_active(session.engine, names, active=True, dry_run=session.dry_run)
     line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
     return DeclarationReport({"enabled": names}, [line])
 
@@ -354,12 +364,12 @@ def enable(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
 @instances.command()
 @names_argument
 @declaring.change_command
-def remove(registry: Registry, /, *, names: Sequence[str]) -> DeclarationReport:
+def remove(session: DeclarationSession, /, *, names: Sequence[str]) -> DeclarationReport:
     """Remove the servers NAMES from the collection.
 
     A server without history is removed. The others are disabled, and keep their history.
     """
-    disabled = registry_of_servers.remove(registry.engine, names, dry_run=registry.dry_run)
+    disabled = registry_of_servers.remove_servers(session.engine, names, dry_run=session.dry_run)
     removed = [name for name in names if name not in disabled]
     lines = [f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []
     if disabled:
@@ -399,7 +409,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, share
         raise ConfigurationError(
             "CAPACITY_COLLECTION is off: another application fills the raw tables. Set it to on to measure here."
         )
-    chosen_share = None if share is None else share_named(share)
+    chosen_share = None if share is None else parse_share(share)
     with open_engine(settings, existing=not own) as engine:
         if own:
             prepare_database(engine, settings)
@@ -448,10 +458,12 @@ def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
 
 
 def _register_own(engine: Engine) -> None:
-    if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
+    if any(one.server.name == OWN_SERVER and one.is_collected for one in registered_servers(engine)):
         return
     url = engine.url
-    register(engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")])
+    register_servers(
+        engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")]
+    )
 
 
 def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:

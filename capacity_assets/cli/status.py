@@ -24,14 +24,14 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.cli.options import Line, Report, Table, json_command
-from capacity_assets.collection.observing import STOPPED_ADVICE, Newest, newest_samples
-from capacity_assets.collection.servers import Standing, standing
+from capacity_assets.collection.observing import STOPPED_ADVICE, NewestSamples, newest_samples
+from capacity_assets.collection.servers import CollectionState, collection_state
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, untracked_changes
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
-from capacity_assets.reading.forecasts import ForecastIssue, Runway, recent_issue
+from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway, recent_issue
 from capacity_assets.reading.windows import SampledDays, StoredWindows, sampled_days, stored_windows
 from capacity_assets.runtime import open_engine, task_runner
 
@@ -228,7 +228,7 @@ def status(settings: Settings, /) -> Report:
         stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
         # An older schema has none of these; `capacity check` says so.
         is_current = revision == SCHEMA_REVISION
-        collecting = standing(engine) if is_current else None
+        collecting = collection_state(engine) if is_current else None
         runways = recent_issue(engine, today, shown=RISKS_SHOWN) if is_current else None
         distribution = distribution_text(placements(engine, with_sizes=False))
         untracked = untracked_changes(engine)
@@ -294,7 +294,7 @@ def _late_and_stale(
     return _by_reason(late), _by_reason(stale), ""
 
 
-def _collection_lines(collecting: Standing | None) -> Iterator[Line]:
+def _collection_lines(collecting: CollectionState | None) -> Iterator[Line]:
     if collecting is None:
         return
     yield collecting.text
@@ -305,7 +305,7 @@ def _collection_lines(collecting: Standing | None) -> Iterator[Line]:
 
 
 def _stored_lines(
-    samples: Sequence[SampledDays], windows: Sequence[dict[str, object]], stopped: Sequence[Newest]
+    samples: Sequence[SampledDays], windows: Sequence[dict[str, object]], stopped: Sequence[NewestSamples]
 ) -> Iterator[Line]:
     sampled = [_cells(asdict(one)) for one in samples]
     yield Table("Samples", ("Table", "First day", "Last day", ">Rows on last day"), sampled)
@@ -342,12 +342,12 @@ def _issue_json(issue: ForecastIssue) -> dict[str, object]:
     return {**figures, "risks": list(map(_risk_json, issue.risks))}
 
 
-def _risk_json(risk: Runway) -> dict[str, object]:
+def _risk_json(risk: StoredRunway) -> dict[str, object]:
     bands = {
         (one.day - risk.last_day).days: {"lower_mb": one.lower_mb, "middle_mb": one.size_mb, "upper_mb": one.upper_mb}
         for one in risk.ahead
     }
-    return {"instance_id": risk.server_id, "outlook": risk.outlook, "bands": bands, "decision": risk.decision}
+    return {"instance_id": risk.server_id, "outlook": risk.runway, "bands": bands, "decision": risk.decision}
 
 
 def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
@@ -362,8 +362,8 @@ def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
         yield f"Limits, steps or plans changed after {issued_at}: `capacity runway --issue` updates the forecasts."
     if issue.risks:
         marks = [risk.decision.mark if risk.decision else "" for risk in issue.risks]
-        outlooks = (risk.outlook for risk in issue.risks)
-        rows = [[one.server, one.display_name, *one.days_text, mark] for one, mark in zip(outlooks, marks, strict=True)]
+        runways = (risk.runway for risk in issue.risks)
+        rows = [[one.server, one.display_name, *one.days_text, mark] for one, mark in zip(runways, marks, strict=True)]
         headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)", "Decision")
         yield Table(f"Fills first, as of {human_day(issue.as_of)}", headings, rows)
     else:

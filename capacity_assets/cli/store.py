@@ -99,7 +99,7 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int) -> Report:
     return Report(document, [table, outcome, *([options.NOTHING_CHANGED] if dry_run else [])])
 
 
-def _place(placement: distributing.Placement) -> str:
+def _place(placement: distributing.TablePlacement) -> str:
     if not placement.is_distributed:
         return "on the coordinator"
     return f"{counted(placement.shards, 'shard')} on {counted(placement.nodes, 'node')}"

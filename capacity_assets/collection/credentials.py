@@ -28,7 +28,7 @@ from capacity_assets.base.settings import (
 )
 
 OWN = "own"
-FORMS = "env:NAME, file:/PATH or secret:NAME"
+REFERENCE_FORMS = "env:NAME, file:/PATH or secret:NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ASSIGNMENT = re.compile(rf"(export\s+)?({OUR_PREFIX}|DAGSTER_)[A-Z0-9_]+=")
 _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -49,8 +49,8 @@ def checked_reference(reference: str) -> str:
     }
     if not well_formed.get(scheme, False):
         raise ValidationError(
-            f"A password is given by where it is, not by itself: write {FORMS}, with a path that begins with /. "
-            "What was written is not repeated here."
+            f"A password is given by where it is, not by itself: write {REFERENCE_FORMS}, with a path that begins with "
+            "/. What was written is not repeated here."
         )
     return reference
 

@@ -73,7 +73,7 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         )
 
 
-def possible(limits: object) -> Limits:
+def possible_limits(limits: object) -> Limits:
     """Return limits; if no table can hold them, they are unknown, and sizes are kept."""
     try:
         return limits if isinstance(limits, Limits) and _limits_fit(limits) else IMPOSSIBLE
@@ -309,7 +309,7 @@ def _with_used(session: _Session, sizes: tuple[DatabaseSize, ...]) -> tuple[tupl
 def _limits_of(session: _Session, names: Sequence[str]) -> Limits:
     engine = session.engine
     try:
-        limits = possible(session.answer(engine.limits, session.access, names, seconds=ANSWER_SECONDS))
+        limits = possible_limits(session.answer(engine.limits, session.access, names, seconds=ANSWER_SECONDS))
         return replace(limits, fills_files=engine.fills_files)
     except MeasureError as error:
         return Limits(unknown=error.reason)
@@ -339,7 +339,7 @@ def _objects_of(session: _Session, names: Sequence[str]) -> Objects:
     return replace(found, unknown=tuple(map(session.hidden, found.unknown)))
 
 
-def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
+def timeout_error(server: Server, seconds: float, *, connected: bool) -> MeasureError:
     """Return the error for an exceeded time limit; drivers word it in different ways, some of them wrong."""
     if not connected:
         return MeasureError(
@@ -406,7 +406,7 @@ class ProbeHistory:
 
 
 @dataclass(frozen=True)
-class Task:
+class ServerToMeasure:
     """A server to be measured."""
 
     instance_id: int
@@ -422,7 +422,7 @@ class Task:
 class _MeasurementInProgress:
     """The stages of a measurement by the monotonic clock; other threads read them while it goes on."""
 
-    task: Task
+    task: ServerToMeasure
     connect_seconds: float
     go: threading.Event = field(default_factory=threading.Event)
     went: float = 0.0
@@ -462,11 +462,11 @@ class _MeasurementInProgress:
         now = time.monotonic()
         if self.connected is None:
             if now - self.began > self.connect_seconds + GRACE_SECONDS:
-                return timed_out(self.task.server, self.connect_seconds, connected=False)
+                return timeout_error(self.task.server, self.connect_seconds, connected=False)
         elif self.sized is not None:
             return None
         elif self.go.is_set() and now - self.went > self.task.history.statement_seconds + GRACE_SECONDS:
-            return timed_out(self.task.server, self.task.history.statement_seconds, connected=True)
+            return timeout_error(self.task.server, self.task.history.statement_seconds, connected=True)
         return None
 
 
@@ -496,7 +496,7 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         if known.kind is FailureKind.TIMEOUT:
             connected = one.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
-            known = timed_out(one.task.server, seconds, connected=connected)
+            known = timeout_error(one.task.server, seconds, connected=connected)
         raise known.without(access.password) from None
     finally:
         one.ended = time.monotonic()
@@ -515,7 +515,7 @@ class FleetMeasurement:
     """Whether outcomes include the version and encryption of the server."""
 
     def outcomes(
-        self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True
+        self, tasks: Iterable[ServerToMeasure], may_begin: Callable[[], bool] = lambda: True
     ) -> Iterator[ProbeOutcome | None]:
         """Yield the outcome of each task as soon as it is known, and None from time to time in between.
 
@@ -556,7 +556,9 @@ class FleetMeasurement:
                 one.go.set()
                 yield self._failed(one, _day_over())
 
-    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _MeasurementInProgress:
+    def _begin(
+        self, task: ServerToMeasure, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
+    ) -> _MeasurementInProgress:
         one = _MeasurementInProgress(task, task.history.connect_seconds(self.connect_seconds))
 
         def work() -> None:

@@ -63,7 +63,7 @@ SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND c
 
 
 @dataclass(frozen=True)
-class Newest:
+class NewestSamples:
     """The newest day, up to today, with a sample in a raw table of sizes; None: there is none."""
 
     table: str
@@ -88,7 +88,7 @@ class Newest:
         )
 
 
-def newest_samples(engine: Engine, today: date) -> list[Newest]:
+def newest_samples(engine: Engine, today: date) -> list[NewestSamples]:
     """Return the newest day with samples of each raw table of sizes; raises DatabaseError.
 
     Days in the future do not count: a sample from a wrong clock would hide missing ones for weeks.
@@ -98,7 +98,7 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
         for level in SERVER_LEVELS.values():
             day = level.source.c.collected_date
             newest = select(func.max(day)).where(day <= today, *level.live())
-            newest_by_table.append(Newest(level.source.name, reader.execute(newest).scalar(), today))
+            newest_by_table.append(NewestSamples(level.source.name, reader.execute(newest).scalar(), today))
     return newest_by_table
 
 

@@ -89,7 +89,7 @@ class Server:
         return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
 
 
-def complete(server: Server) -> Server:
+def with_engine_defaults(server: Server) -> Server:
     """Return the server with the defaults of its engine.
 
     Raises:
@@ -139,7 +139,7 @@ LABELS, LABEL_COLUMN = "labels", "label_"
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
-class Declarations(NamedTuple):
+class ServerDeclarations(NamedTuple):
     """What a file of servers declares: servers, and limits and labels of whole servers."""
 
     servers: list[Server]
@@ -147,7 +147,7 @@ class Declarations(NamedTuple):
     labels: list[Label]
 
 
-def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> Declarations:
+def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> ServerDeclarations:
     """Read a file; labels (`labels`, in CSV `label_KEY`) are read if there are `label_keys`.
 
     Raises ValidationError with all problems: the file cannot be read, or declarations are wrong.
@@ -163,7 +163,7 @@ def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> Dec
     if not declared:
         raise ValidationError(f"{path} declares no server: each needs {', '.join(names_of(Server)[1])}.")
     servers, limits, labels = zip(*declared, strict=True)
-    return Declarations(list(servers), list(chain(*limits)), list(chain(*labels)))
+    return ServerDeclarations(list(servers), list(chain(*limits)), list(chain(*labels)))
 
 
 def _label_values(values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -207,14 +207,14 @@ def _server(declared: Mapping[str, Any]) -> Server:
     }
     if SECRETS.intersection(map(str.lower, values)):
         raise ValidationError("a password does not belong in the file; write password_from.")
-    return complete(declaration(Server, values))
+    return with_engine_defaults(declaration(Server, values))
 
 
 NOT_NULL_VIOLATION = "23502"
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredServer:
     """A row of the registry."""
 
     id: int
@@ -266,13 +266,15 @@ _REGISTRY = (
 )
 
 
-def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
+def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> list[RegisteredServer]:
     """Return all servers or the named ones, by name; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry"), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).mappings().all()
     known = ("id", "active", "is_collected", "declared_at", "declared_by")
     servers = [
-        Registered(server=Server(**{name: row[name] for name in _OF_SERVER}), **{name: row[name] for name in known})
+        RegisteredServer(
+            server=Server(**{name: row[name] for name in _OF_SERVER}), **{name: row[name] for name in known}
+        )
         for row in rows
     ]
     if names is None:
@@ -287,7 +289,7 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
 
 
 @dataclass(frozen=True)
-class Changes:
+class RegistrationChanges:
     """The names of servers that a registration added, changed, and so on, or would in a dry run."""
 
     added: tuple[str, ...] = ()
@@ -297,14 +299,14 @@ class Changes:
     out_of_service: tuple[str, ...] = ()
 
 
-def register(
+def register_servers(
     engine: Engine,
     servers: Iterable[Server],
     *,
     disable_others: bool = False,
     by: str | None = None,
     dry_run: bool = False,
-) -> Changes:
+) -> RegistrationChanges:
     """Add servers, or change those that exist, in one transaction; `by` declares them. A dry run writes nothing.
 
     `disable_others` takes other servers that are measured here out of service. A disabled server remains disabled.
@@ -313,12 +315,12 @@ def register(
         ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
         DatabaseError: the database failed; nothing was registered.
     """
-    wanted = [complete(server) for server in servers]
+    wanted = [with_engine_defaults(server) for server in servers]
     names = [server.name for server in wanted]
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValidationError(f"Declared more than once: {', '.join(twice)}. Nothing was registered.")
-    before = {one.server.name: one for one in registered(engine)}
+    before = {one.server.name: one for one in registered_servers(engine)}
     changes = _compared(wanted, before, disable_others=disable_others)
     try:
         with engine.connect() as connection, connection.begin() as transaction:
@@ -336,12 +338,14 @@ def register(
     return changes
 
 
-def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disable_others: bool) -> Changes:
+def _compared(
+    wanted: Sequence[Server], before: dict[str, RegisteredServer], *, disable_others: bool
+) -> RegistrationChanges:
     known = {name: one.server for name, one in before.items() if one.is_collected}
     names = [server.name for server in wanted]
     others = [name for name, one in before.items() if one.active and one.is_collected and name not in names]
     unchanged = [server.name for server in wanted if known.get(server.name) == server]
-    return Changes(
+    return RegistrationChanges(
         added=tuple(name for name in names if name not in before),
         changed=tuple(name for name in names if name in before and name not in unchanged),
         unchanged=tuple(unchanged),
@@ -400,7 +404,7 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
     return int(row.id)
 
 
-def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
+def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
     """Delete the connection settings and attempts of servers; return those that remain because of their history.
 
     A server without samples and aggregates is deleted, unless it counts another one; the others are disabled.
@@ -409,7 +413,7 @@ def remove(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tu
         NotFoundError: one of the names is not registered; nothing was changed.
         DatabaseError: the database failed; nothing was changed.
     """
-    ids = {one.id: one.server.name for one in registered(engine, names)}
+    ids = {one.id: one.server.name for one in registered_servers(engine, names)}
     with declaring(engine, "removing servers", dry_run=dry_run) as connection:
         for table in (collection_targets, collection_attempts):
             connection.execute(delete(table).where(table.c.instance_id.in_(ids)))
@@ -438,7 +442,7 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
         NotFoundError: one of the names is not registered; nothing was changed.
         DatabaseError: the database failed; nothing was changed.
     """
-    servers = registered(engine, names)
+    servers = registered_servers(engine, names)
     values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
     with declaring(engine, "changing the registry", dry_run=dry_run) as connection:
@@ -456,7 +460,7 @@ class FailingServer:
 
 
 @dataclass(frozen=True)
-class Standing:
+class CollectionState:
     """The servers in service that are registered for collection, by outcome on the newest day of attempts."""
 
     registered: int
@@ -481,13 +485,13 @@ class Standing:
         )
 
 
-def standing(engine: Engine) -> Standing:
+def collection_state(engine: Engine) -> CollectionState:
     """Return the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection"), engine.connect() as connection:
         parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
         counts = connection.execute(with_parts(_COUNTS, **parts)).one()
         failing = [FailingServer(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
-    return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
+    return CollectionState(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
 def last_attempts(engine: Engine) -> dict[int, Row[Any]]:

@@ -34,9 +34,9 @@ from capacity_assets.collection.measuring import (
     ProbeContext,
     ProbeHistory,
     ProbeOutcome,
-    Task,
+    ServerToMeasure,
 )
-from capacity_assets.collection.servers import Registered, registered
+from capacity_assets.collection.servers import RegisteredServer, registered_servers
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
 from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
@@ -49,7 +49,7 @@ HOW_TO_WRITE = "write 2/4 for the second of four shares, zone=eu for servers wit
 
 
 @dataclass(frozen=True)
-class Share:
+class CollectionShare:
     """Some of the servers: those whose number has a certain remainder, or those with a label."""
 
     name: str
@@ -65,19 +65,19 @@ class Share:
         return labels.get(server_id) == self.value
 
 
-def share_named(name: str) -> Share:
+def parse_share(name: str) -> CollectionShare:
     """Return the share with a name; raises ValidationError that says how to write one."""
     numbered, labelled = _NUMBERED.fullmatch(name), LABEL.fullmatch(name)
     if labelled:
-        return Share(name, key=labelled[1], value=labelled[2] or None)
+        return CollectionShare(name, key=labelled[1], value=labelled[2] or None)
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
     if not 1 <= number <= of <= MOST_SHARES:
         raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
     # `02/4` is the same share, and has the same lock.
-    return Share(f"{number}/{of}", number=number - 1, of=of)
+    return CollectionShare(f"{number}/{of}", number=number - 1, of=of)
 
 
-def chosen_by(engine: Engine, share: Share, server_ids: Sequence[int], day: date) -> set[int]:
+def servers_of_share(engine: Engine, share: CollectionShare, server_ids: Sequence[int], day: date) -> set[int]:
     """Return the servers that belong to a share, by their labels on a day; raises DatabaseError."""
     labels: dict[int, str] = {}
     if share.key is not None:
@@ -97,7 +97,7 @@ WHERE key = :key AND database_pattern = '' AND value IS NOT NULL AND valid_from 
 
 
 @dataclass(frozen=True)
-class Failure:
+class ServerFailure:
     """A server that was not measured."""
 
     server: str
@@ -129,7 +129,7 @@ class CollectionSummary:
     measured_size_mb: int = 0
     database_count: int = 0
     total_size_mb: int = 0
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ServerFailure, ...] = ()
     not_counted: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     unknown_used: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ class CollectionSummary:
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Return the summary with further outcomes, of whose sizes only sums are kept."""
         collected = [one for one in outcomes if one.collected]
-        failures = [Failure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
+        failures = [ServerFailure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
         named: Mapping[str, Iterable[tuple[str, str]]] = {
             "not_counted": ((one.server, what) for one in outcomes for what in one.not_counted),
             "unknown_used": ((one.server, what) for one in collected for what in one.unknown_used),
@@ -251,7 +251,7 @@ ALL = "all"
 BATCH_SERVERS = 200
 BATCH_SECONDS = 5.0
 # The days from which a server's usual time is taken.
-HISTORY_DAYS = 14
+PROBE_HISTORY_DAYS = 14
 
 Progress = Callable[[ProbeOutcome, int], None]
 
@@ -277,7 +277,7 @@ class CollectionService:
         names: Sequence[str] | None = None,
         *,
         again: bool = False,
-        share: Share | None = None,
+        share: CollectionShare | None = None,
         progress: Progress = lambda _outcome, _left: None,
     ) -> CollectionSummary:
         """Measure all registered servers, a share of them, or the named ones, for `day`, which must be today.
@@ -319,14 +319,14 @@ class CollectionService:
 
     def has_servers(self) -> bool:
         """Whether a server in service is registered for collection; raises DatabaseError."""
-        return any(one.active and one.is_collected for one in registered(self.engine))
+        return any(one.active and one.is_collected for one in registered_servers(self.engine))
 
-    def left(self, day: date, share: Share | None = None) -> int:
+    def left(self, day: date, share: CollectionShare | None = None) -> int:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         query = with_parts(_LEFT, in_service=SERVERS_IN_SERVICE)
         left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
-        return len(left if share is None else chosen_by(self.engine, share, left, day))
+        return len(left if share is None else servers_of_share(self.engine, share, left, day))
 
     def _refuse_another_day(self, day: date) -> None:
         today = self.clock.today()
@@ -339,12 +339,12 @@ class CollectionService:
         )
 
     def _tasks(
-        self, day: date, names: Sequence[str] | None, *, again: bool, share: Share | None
-    ) -> tuple[list[Task], int, int]:
+        self, day: date, names: Sequence[str] | None, *, again: bool, share: CollectionShare | None
+    ) -> tuple[list[ServerToMeasure], int, int]:
         """Return what is to be measured, and the numbers of servers measured before and filled elsewhere."""
-        servers = registered(self.engine, names)
+        servers = registered_servers(self.engine, names)
         if share is not None:
-            chosen = chosen_by(self.engine, share, [one.id for one in servers], day)
+            chosen = servers_of_share(self.engine, share, [one.id for one in servers], day)
             servers = [one for one in servers if one.id in chosen]
         if names is not None:
             _refuse_unmeasurable(servers)
@@ -353,12 +353,13 @@ class CollectionService:
         left = [one for one in wanted if again or one.id not in done]
         due = self._due_objects(left, day)
         tasks = [
-            Task(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done, one.id in due) for one in left
+            ServerToMeasure(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done, one.id in due)
+            for one in left
         ]
         elsewhere = sum(one.active and not one.is_collected for one in servers)
         return tasks, len(wanted) - len(left), elsewhere
 
-    def _due_objects(self, servers: Sequence[Registered], day: date) -> set[int]:
+    def _due_objects(self, servers: Sequence[RegisteredServer], day: date) -> set[int]:
         """Return the servers whose tables and indexes are due on `day`."""
         if not self.objects or not servers:
             return set()
@@ -367,14 +368,14 @@ class CollectionService:
         for word in self.objects:
             key, sign, value = word.partition("=")
             if sign:
-                label = Share(word, key=key, value=value or None)
-                chosen |= chosen_by(self.engine, label, [one.id for one in servers], day)
+                label = CollectionShare(word, key=key, value=value or None)
+                chosen |= servers_of_share(self.engine, label, [one.id for one in servers], day)
         since = day - timedelta(days=self.objects_days)
         rows = self._read(text(_OBJECTS_MEASURED), {"day": day, "since": since}, "reading when objects were measured")
         return chosen - {row.instance_id for row in rows}
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
-        since = day - timedelta(days=HISTORY_DAYS)
+        since = day - timedelta(days=PROBE_HISTORY_DAYS)
         rows = self._read(text(_HISTORY), {"day": day, "since": since}, "reading earlier attempts")
         history = {
             row.instance_id: ProbeHistory(
@@ -389,7 +390,7 @@ class CollectionService:
             return connection.execute(query, parameters).all()
 
     def _measured(
-        self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
+        self, summary: CollectionSummary, tasks: Sequence[ServerToMeasure], held: HeldLock, progress: Progress
     ) -> CollectionSummary:
         fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)
         waiting: list[ProbeOutcome] = []
@@ -423,7 +424,7 @@ class CollectionService:
         return summary
 
 
-def _refuse_unmeasurable(servers: Sequence[Registered]) -> None:
+def _refuse_unmeasurable(servers: Sequence[RegisteredServer]) -> None:
     for one in servers:
         if not one.active:
             raise ValidationError(

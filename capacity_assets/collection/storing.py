@@ -82,12 +82,14 @@ def _store_beside(connection: Connection, day: date, table: Table, staged: Table
     is_gone = (table.c[key] == gone.c[key] for key in keys)
     connection.execute(delete(table).where(table.c.collected_date == day, *is_gone))
     rows = select(*[*fixed.values(), *staged.c])
-    store = insert(table).from_select([*fixed, *staged.c.keys()], rows, include_defaults=False)
+    insertion = insert(table).from_select([*fixed, *staged.c.keys()], rows, include_defaults=False)
     unique = ["collected_date", *keys]
-    changes: dict[str, object] = {one: store.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique}
+    changes: dict[str, object] = {
+        one: insertion.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique
+    }
     if "declared_by" in table.c:
         changes["declared_by"] = null()  # an import from a file may have set it
-    connection.execute(store.on_conflict_do_update(index_elements=unique, set_=changes))
+    connection.execute(insertion.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
 LARGEST_LISTED = 50
@@ -217,7 +219,7 @@ REFUSED_DATA = ("22", "23")
 ATTEMPTS_KEPT_DAYS = 90
 
 
-def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
+def store_outcomes(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
     """Write outcomes of a day in one transaction; raises DatabaseError, in which case none is written."""
     with (
         database_errors(
@@ -247,7 +249,7 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
         DatabaseError: the database failed for another reason; what was written before is kept.
     """
     try:
-        store(engine, day, outcomes)
+        store_outcomes(engine, day, outcomes)
     except DatabaseError as error:
         if (error.sqlstate or "")[:2] not in REFUSED_DATA:
             raise
@@ -263,12 +265,12 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
             return store_each(engine, day, [replace(refused, limits=unknown, parts=())])
         reason = f"its sizes cannot be stored: {error}"
         outcomes = [replace(refused, sizes=(), kind=FailureKind.UNEXPECTED, reason=reason)]
-        store(engine, day, outcomes)
+        store_outcomes(engine, day, outcomes)
     return list(outcomes)
 
 
 def forget_old_attempts(engine: Engine, clock: Clock) -> None:
-    """Delete old attempts, unless the date may be wrong; raises like `store`."""
+    """Delete old attempts, unless the date may be wrong; raises like `store_outcomes`."""
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
         judged = judged_day(connection, clock)

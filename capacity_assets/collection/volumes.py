@@ -31,9 +31,9 @@ from capacity_assets.collection.prometheus import (
     prometheus_sources,
     values_now,
 )
-from capacity_assets.collection.servers import registered
+from capacity_assets.collection.servers import registered_servers
 from capacity_assets.database.sql import with_parts
-from capacity_assets.forecast.limits import columns_of, declaring, ids_of, naming_places, refuse_repeated
+from capacity_assets.forecast.limits import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
 
 IMPORTED = "imported"
 Size = Annotated[int, BeforeValidator(bytes_of_gb)]
@@ -72,7 +72,7 @@ def store_volumes(
     """
     keys = ((one.volume, one.server, one.day) for one in volumes)
     refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
-    with naming_places(volumes), declaring(engine, "storing volumes", dry_run=dry_run) as connection:
+    with places_in_errors(volumes), declaring(engine, "storing volumes", dry_run=dry_run) as connection:
         ids = ids_of(connection, {one.server for one in volumes})
         rows = [
             {
@@ -239,7 +239,7 @@ def fetch_volumes(
     except CapacityError as error:
         fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines())}")
         return fetched
-    known = {one.server.name for one in registered(engine) if one.active}
+    known = {one.server.name for one in registered_servers(engine) if one.active}
     for source in sources:
         try:
             volumes, left_out = volumes_of(source, known, secrets, day)

@@ -37,7 +37,7 @@ OnTable = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Placement:
+class TablePlacement:
     """Where a table lies: its rows, and whether they are distributed."""
 
     table: str
@@ -47,7 +47,7 @@ class Placement:
     nodes: int
 
 
-def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
+def placements(engine: Engine, *, with_sizes: bool = True) -> list[TablePlacement]:
     """Return where each of the tables lies; nothing if the database has no Citus. Raises DBAPIError.
 
     Without sizes, for which every node is asked, they are 0.
@@ -58,10 +58,10 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
         rows = connection.execute(
             text(_PLACEMENTS), {"names": [table.name for table in BY_SERVER], "with_sizes": with_sizes}
         )
-        return [Placement(**row) for row in rows.mappings()]
+        return [TablePlacement(**row) for row in rows.mappings()]
 
 
-def distribution_text(placements: Sequence[Placement]) -> str | None:
+def distribution_text(placements: Sequence[TablePlacement]) -> str | None:
     """Return in words where tables lie; None if no table is distributed."""
     done = [one for one in placements if one.is_distributed]
     if not done:

@@ -65,7 +65,7 @@ _MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks
 
 
 @dataclass(frozen=True, order=True)
-class Span:
+class PartitionBounds:
     """What one partition holds: the days from `first` to the day before `after`, of one period or (None) of all."""
 
     period_type: str | None
@@ -88,7 +88,7 @@ class Partition:
     """An existing partition; `span` is None for the default one, and for bounds of another kind."""
 
     name: str
-    span: Span | None
+    span: PartitionBounds | None
     is_default: bool
 
 
@@ -96,28 +96,28 @@ class Partition:
 class DefaultRows:
     """The rows of a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
 
-    spans: tuple[Span, ...] = ()
+    spans: tuple[PartitionBounds, ...] = ()
     staying: tuple[str, ...] = ()
 
 
-def span_of(day: date, period: Period | None = None) -> Span:
+def bounds_of(day: date, period: Period | None = None) -> PartitionBounds:
     """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
     unit = _MONTH if period is None or period.days == 1 else YEAR
     window = unit.window_of(day)
-    return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
+    return PartitionBounds(None if period is None else period.name, window.start, window.end + timedelta(days=1))
 
 
-def spans_between(first: date, last: date, period: Period | None = None) -> list[Span]:
+def bounds_between(first: date, last: date, period: Period | None = None) -> list[PartitionBounds]:
     """Return the spans that hold a day from `first` to `last`, in order."""
-    spans = [span_of(first, period)]
+    spans = [bounds_of(first, period)]
     while spans[-1].after <= last:
-        spans.append(span_of(spans[-1].after, period))
+        spans.append(bounds_of(spans[-1].after, period))
     return spans
 
 
-def partition_name(table: sa.Table, span: Span) -> str:
+def partition_name(table: sa.Table, span: PartitionBounds) -> str:
     """Return the name for the partition of `span`."""
-    whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
+    whole_year = bounds_of(span.first, YEAR).after == span.after and span.first.month == 1
     when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
     return "_".join(part for part in (table.name, span.period_type, when) if part)
 
@@ -130,14 +130,14 @@ def layout_of(connection: sa.Connection, table: sa.Table) -> PartitionLayout:
     return PartitionLayout(table, key, tuple(partitions))
 
 
-def _span(bound: str) -> Span | None:
+def _span(bound: str) -> PartitionBounds | None:
     """Read `FOR VALUES FROM (...) TO (...)`; None unless it is of whole days, of one period or of all."""
     with suppress(ValueError):
         match _QUOTED.findall(bound):
             case [first, after]:
-                return Span(None, date.fromisoformat(first), date.fromisoformat(after))
+                return PartitionBounds(None, date.fromisoformat(first), date.fromisoformat(after))
             case [period, first, same, after] if period == same:
-                return Span(period, date.fromisoformat(first), date.fromisoformat(after))
+                return PartitionBounds(period, date.fromisoformat(first), date.fromisoformat(after))
     return None
 
 
@@ -173,7 +173,7 @@ class PartitionLayout:
         """The partition for rows that no other partition takes."""
         return next((partition for partition in self.partitions if partition.is_default), None)
 
-    def covers(self, span: Span) -> bool:
+    def covers(self, span: PartitionBounds) -> bool:
         """Whether a partition holds `span`, or a part of it."""
         spans = (partition.span for partition in self.partitions if partition.span)
         return any(
@@ -190,8 +190,8 @@ class PartitionLayout:
         is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
         month = sa.case((is_plausible, sa.cast(sa.func.date_trunc(sa.literal_column("'month'"), day), sa.Date)))
         found = sa.select(period.label("period_type"), month.label("month")).distinct()
-        spans: set[Span] = set()
-        ahead: set[Span] = set()
+        spans: set[PartitionBounds] = set()
+        ahead: set[PartitionBounds] = set()
         staying: set[str] = set()
         for row in connection.execute(found):
             if row.period_type is not None and row.period_type not in PERIODS:
@@ -199,7 +199,7 @@ class PartitionLayout:
             elif row.month is None:
                 staying.add(f"rows dated before {FIRST_PLAUSIBLE.year} or after {AFTER_PLAUSIBLE.year - 1}")
             else:
-                span = span_of(row.month, PERIODS[row.period_type] if row.period_type else None)
+                span = bounds_of(row.month, PERIODS[row.period_type] if row.period_type else None)
                 if self.covers(span):
                     staying.add(f"rows of {span}, of which another partition holds a part,")
                 else:
@@ -209,13 +209,13 @@ class PartitionLayout:
             sentences.append(f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,")
         return DefaultRows(tuple(sorted(spans, key=str)), tuple(sentences))
 
-    def count(self, connection: sa.Connection, partition: Partition, span: Span | None = None) -> int:
+    def count(self, connection: sa.Connection, partition: Partition, span: PartitionBounds | None = None) -> int:
         """Count the rows of a partition, or those of a span in it."""
         rows = self._rows_of(partition)
         counted = sa.select(sa.func.count()).select_from(rows).where(*self._is_in(rows, span) if span else ())
         return connection.execute(counted).scalar_one()
 
-    def add(self, connection: sa.Connection, span: Span) -> int:
+    def add(self, connection: sa.Connection, span: PartitionBounds) -> int:
         """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
 
         Readers are blocked only at the end; writers wait until the caller's transaction ends. They wait for the table,
@@ -238,7 +238,7 @@ class PartitionLayout:
         self._attach(connection, f"ALTER TABLE {table} ATTACH PARTITION {quoted(name)} FOR VALUES {bounds}")
         return moved
 
-    def _move(self, connection: sa.Connection, default: Partition, span: Span, name: str) -> int:
+    def _move(self, connection: sa.Connection, default: Partition, span: PartitionBounds, name: str) -> int:
         # By name: the columns of the default partition may be in another order, and some are generated.
         stored = connection.execute(sa.text(_STORED_COLUMNS), {"table": self.table.name}).scalars().all()
         rows = self._rows_of(default)
@@ -295,7 +295,7 @@ class PartitionLayout:
         columns = (sa.column(one.name, one.type) for one in self.table.columns)
         return sa.table(quoted_name(partition.name, quote=False), *columns)
 
-    def _is_in(self, rows: sa.TableClause, span: Span) -> list[sa.ColumnElement[bool]]:
+    def _is_in(self, rows: sa.TableClause, span: PartitionBounds) -> list[sa.ColumnElement[bool]]:
         """Return the conditions for rows of `span`."""
         day = rows.c[self._day]
         period = [rows.c.period_type == span.period_type] if span.period_type else []

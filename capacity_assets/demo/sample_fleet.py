@@ -24,7 +24,7 @@ from capacity_assets.base.errors import CapacityError
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.tables import ALWAYS, instance_size_stats, instances, is_active, metadata
 from capacity_assets.forecast.decisions import PLANNED, Decision, decide, stored_decisions
-from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps, stored_limits, stored_steps
+from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps, stored_limits, stored_steps
 from capacity_assets.ownership.bills import MONTHLY
 from capacity_assets.ownership.budgets import MonthBudget, coming_months, declare_budgets, declared_budgets
 from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
@@ -323,7 +323,7 @@ def declare_sample(engine: Engine, today: date) -> None:
     """
     if not stored_limits(engine):
         with engine.connect() as connection:
-            declare(engine, [*_disks(connection, today), *_quota(connection, today)], by=DECLARED_BY)
+            declare_limits(engine, [*_disks(connection, today), *_quota(connection, today)], by=DECLARED_BY)
     if not stored_steps(engine):
         declare_steps(engine, _steps(engine, today), by=DECLARED_BY)
     if not stored_labels(engine):

@@ -39,12 +39,12 @@ from capacity_assets.forecast.limits import (
     declaring,
     ids_of,
     keys_of,
-    named,
-    naming_places,
+    places_in_errors,
     refuse_repeated,
     rows_of,
+    subject_text,
 )
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -125,7 +125,7 @@ class DecisionSubject:
     @property
     def display_name(self) -> str:
         """The name as people read it."""
-        return named(self.server, f"disk {self.volume}" if self.volume else self.database)
+        return subject_text(self.server, f"disk {self.volume}" if self.volume else self.database)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def decide(
     """
     subjects = (one.display_name for one in decisions)
     refuse_repeated(subjects, str, "More than one decision on")
-    with naming_places(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
+    with places_in_errors(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
         # Two concurrent calls would each leave an open decision on the same subject.
         wait_for_lock(connection, "decisions")
         keys = _keys(connection, decisions)

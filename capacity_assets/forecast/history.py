@@ -22,7 +22,7 @@ from sqlalchemy import ARRAY, Connection, Row, Text, TextualSelect, any_, litera
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.model import HISTORY_DAYS, Sizes, without_steps
-from capacity_assets.forecast.outlook import DATABASE, GROUP, SERVER, STALE_DAYS, VOLUME
+from capacity_assets.forecast.results import DATABASE, GROUP, SERVER, STALE_DAYS, VOLUME
 
 BATCH = 500
 """Number of series that are read and forecast together, which bounds memory on large fleets."""

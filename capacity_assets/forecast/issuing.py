@@ -31,8 +31,8 @@ from capacity_assets.database.tables import capacity_runways, instances, is_acti
 from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import COMPLETE_GROUP_DAYS, KINDS, LAST_MEASURED, OF_NO_SERVER
-from capacity_assets.forecast.model import Forecasts
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.model import SizeForecasts
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -43,10 +43,10 @@ from capacity_assets.forecast.outlook import (
     STORED_PLANS,
     TOO_LITTLE_HISTORY,
     VOLUME,
-    Outlook,
+    Runway,
     is_due,
 )
-from capacity_assets.forecast.runway import coming_plans, of_batch
+from capacity_assets.forecast.runway import coming_plans, runways_of_batch
 
 logger = logging.getLogger("capacity_assets")
 
@@ -105,7 +105,7 @@ def is_in_time(as_of: date, today: date) -> bool:
     return as_of >= today - timedelta(days=IN_TIME_DAYS)
 
 
-def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
+def issue_runways(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
     """Compute the forecasts of a day from the samples up to it, and store them; all of them or none.
 
     For a day that is over, forecasts that were issued in time are kept, unless `overwrite` is set.
@@ -126,7 +126,7 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
     in_time = is_in_time(as_of, today)
     scope = history.HistoryScope(as_of, every=True)
     written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
-    score(connection, as_of, today)
+    score_forecasts(connection, as_of, today)
     states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
     return IssuedRunways(as_of, written, states, left_out)
 
@@ -277,16 +277,16 @@ def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     with history.reading(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):
-                made = of_batch(batch, plans)
+                made = runways_of_batch(batch, plans)
                 rows = _rows(scope.as_of, batch, made.rows, made.made, left_out)
                 copy_rows(connection, "COPY issued_runway FROM STDIN", rows)
     return sorted(left_out)
 
 
 def _rows(
-    as_of: date, batch: history.SeriesBatch, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
+    as_of: date, batch: history.SeriesBatch, rows: Sequence[Runway], made: SizeForecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of outlooks, with the ends of bands rounded outwards.
+    """Yield the rows of runways, with the ends of bands rounded outwards.
 
     If another program stored an impossible size or limit, its server is added to `left_out` instead.
     """
@@ -330,7 +330,7 @@ WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:in
 """
 
 
-def score(connection: Connection, as_of: date, today: date) -> None:
+def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
     """Store measured sizes beside the forecasts that came due since the previous issue, and those of this issue.
 
     Forecasts are also scored if samples of their due day arrived or changed later. Those of this issue may have come
@@ -402,7 +402,7 @@ def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.Textua
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
-    """Return the spans of days whose samples changed since the issue before a day; raises as `score`.
+    """Return the spans of days whose samples changed since the issue before a day; raises as `score_forecasts`.
 
     Neighbouring days are merged, because fewer statements matter more than fewer rows.
     """
@@ -479,7 +479,7 @@ class RunwayService:
         # Forecasts in hindsight are marked, so a wrong clock does no harm there.
         if apart and is_in_time(as_of, today):
             raise ValidationError(f"{apart} No forecast is issued while the date is in doubt.")
-        return issue(self.engine, as_of, today, overwrite=overwrite)
+        return issue_runways(self.engine, as_of, today, overwrite=overwrite)
 
     def is_in_time(self, as_of: date) -> bool:
         """Whether forecasts of a day that are issued now count as issued in time."""

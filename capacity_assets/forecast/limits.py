@@ -20,11 +20,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, mb_of_gb
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.files import things_of_file
+from capacity_assets.base.files import items_of_file
 from capacity_assets.base.units import first_of, meant, printable
 from capacity_assets.database.cluster import copied_for_reading, tables_are_distributed
 from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_steps
-from capacity_assets.forecast.outlook import DATABASE, SERVER
+from capacity_assets.forecast.results import DATABASE, SERVER
 
 WHOLE_SERVER = ""
 """The database name of a server as a whole; no database has it."""
@@ -38,13 +38,13 @@ class UnknownSubjectError(NotFoundError):
     """Servers are not registered, or databases were never measured; `subjects` lists them (database None: a server)."""
 
     def __init__(self, message: str, subjects: Collection[tuple[str, str | None]]) -> None:
-        """Keep the subjects, so that `naming_places` can name their places in a file."""
+        """Keep the subjects, so that `places_in_errors` can name their places in a file."""
         super().__init__(message)
         self.subjects = subjects
 
 
 @contextmanager
-def naming_places(things: Sequence[Any]) -> Iterator[None]:
+def places_in_errors(things: Sequence[Any]) -> Iterator[None]:
     """Prefix the error about unknown servers and databases with their places in a file."""
     try:
         yield
@@ -119,7 +119,7 @@ def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) 
     return connection.execute(chosen.returning(table)).first()
 
 
-def named(server: str, database: str | None) -> str:
+def subject_text(server: str, database: str | None) -> str:
     """Return a server, or a database of it, as people read it."""
     return printable(server if database is None else f"{database} on {server}")
 
@@ -250,7 +250,9 @@ class StoredLimit:
     declared_by: str | None
 
 
-def declare(engine: Engine, limits: Sequence[Limit], *, by: str | None = None, dry_run: bool = False) -> list[Limit]:
+def declare_limits(
+    engine: Engine, limits: Sequence[Limit], *, by: str | None = None, dry_run: bool = False
+) -> list[Limit]:
     """Store limits declared by `by`, replacing earlier ones of the same subjects. Stores all of them or none.
 
     A dry run only checks them. Returns the earlier limits that were replaced by different ones.
@@ -261,8 +263,8 @@ def declare(engine: Engine, limits: Sequence[Limit], *, by: str | None = None, d
         DatabaseError: the database failed; nothing was changed.
     """
     subjects = [(limit.server, limit.database) for limit in limits]
-    refuse_repeated(subjects, lambda key: named(*key), "More than one limit of")
-    with naming_places(limits), declaring(engine, "storing limits", dry_run=dry_run) as connection:
+    refuse_repeated(subjects, lambda key: subject_text(*key), "More than one limit of")
+    with places_in_errors(limits), declaring(engine, "storing limits", dry_run=dry_run) as connection:
         rows = [
             {**key, "limit_mb": limit.limit_mb, "source": DECLARED, "note": limit.note}
             for key, limit in zip(keys_of(connection, subjects), limits, strict=True)
@@ -271,18 +273,18 @@ def declare(engine: Engine, limits: Sequence[Limit], *, by: str | None = None, d
     return [replace(limits[number], limit_mb=row["limit_mb"], note=row["note"]) for number, row in replaced]
 
 
-def forget(engine: Engine, server: str, database: str | None, *, dry_run: bool = False) -> None:
+def forget_limit(engine: Engine, server: str, database: str | None, *, dry_run: bool = False) -> None:
     """Delete the limit of a server, or of one of its databases.
 
     Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
     """
     with declaring(engine, "removing a limit", dry_run=dry_run) as connection:
         if remove_row(connection, capacity_limits, key_of(connection, server, database)) is None:
-            raise NotFoundError(f"{named(server, database)} has no limit.")
+            raise NotFoundError(f"{subject_text(server, database)} has no limit.")
 
 
-def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
-    """Return the limits that are below the last measured size, each with that size in MiB; raises as `declare`."""
+def limits_below_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
+    """Return the limits below the last measured size, each with that size in MiB; raises as `declare_limits`."""
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
@@ -303,7 +305,7 @@ def limits_of_file(path: Path) -> list[Limit]:
 
     Raises ValidationError, with all problems of all lines.
     """
-    return things_of_file(path, Limit)
+    return items_of_file(path, Limit)
 
 
 _SAMPLES_OF_SERVERS = {
@@ -367,8 +369,8 @@ def declare_steps(
         DatabaseError: the database failed; nothing was changed.
     """
     keys = ((step.server, step.database, step.day) for step in steps)
-    refuse_repeated(keys, lambda key: f"{named(key[0], key[1])}, {key[2]}", "More than one step of")
-    with naming_places(steps), declaring(engine, "storing steps", dry_run=dry_run) as connection:
+    refuse_repeated(keys, lambda key: f"{subject_text(key[0], key[1])}, {key[2]}", "More than one step of")
+    with places_in_errors(steps), declaring(engine, "storing steps", dry_run=dry_run) as connection:
         subjects = keys_of(connection, [(step.server, step.database) for step in steps])
         rows = [{**key, "step_date": step.day, "note": step.note} for key, step in zip(subjects, steps, strict=True)]
         return [
@@ -421,7 +423,7 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
     with declaring(engine, "removing a step", dry_run=dry_run) as connection:
         key = {**key_of(connection, server, database), "step_date": day}
         if remove_row(connection, capacity_steps, key) is None:
-            raise NotFoundError(f"{named(server, database)} has no step on {day}.")
+            raise NotFoundError(f"{subject_text(server, database)} has no step on {day}.")
 
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[StoredStep]:
@@ -437,7 +439,7 @@ def steps_of_file(path: Path) -> list[SizeStep]:
 
     Raises ValidationError, with all problems of all lines.
     """
-    return things_of_file(path, SizeStep)
+    return items_of_file(path, SizeStep)
 
 
 # Mistyped days are ignored.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.forecast.outlook import SHARES
+from capacity_assets.forecast.results import SHARES
 
 
 def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
@@ -74,7 +74,7 @@ GROWTH_OF_ERRORS = 0.75
 
 
 @dataclass(frozen=True)
-class Forecasts:
+class SizeForecasts:
     """Forecasts of a batch of series; every array has one row per series."""
 
     last: Sizes
@@ -117,7 +117,7 @@ def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:
     return np.maximum(last + drift * days, 0.0)
 
 
-def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
+def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where not measured.
 
     If steps were removed from `sizes`, `measured` has the sizes with them: no forecast falls by more than was measured.
@@ -140,7 +140,7 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
     lately = levels[:, -1 - SPREAD_DAYS :]
     spread = np.fmax.reduce(lately, axis=1) - np.fmin.reduce(lately, axis=1)
     fallen = np.fmax.reduce(levels[:, -1 - PEAK_DAYS :], axis=1) - last
-    return Forecasts(last, drift, known, errors, counts, lower, upper, _rises(levels), pace, spread, fallen)
+    return SizeForecasts(last, drift, known, errors, counts, lower, upper, _rises(levels), pace, spread, fallen)
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -221,7 +221,7 @@ def _backtest(
 
 
 def _rises(levels: Sizes) -> Sizes:
-    """Return the largest rises after past days; see `Forecasts.rises`."""
+    """Return the largest rises after past days; see `SizeForecasts.rises`."""
     series, columns = levels.shape
     rises = np.full((series, len(RISE_DAYS), MOST_ORIGINS), np.nan)
     # The largest size over a power of two of days from each column on; two of them cover any number of days.
@@ -278,7 +278,7 @@ NOT_WITHIN_HORIZON = -1
 
 
 @dataclass(frozen=True)
-class Runways:
+class FillDays:
     """When each series of a batch reaches its limit; every array has one row per series.
 
     Days count from the last known size; 0: reached already. They are NOT_WITHIN_HORIZON also if the limit is unknown
@@ -297,7 +297,7 @@ class Runways:
     has_band: NDArray[np.bool_]
 
 
-def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
+def fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
     """Compare forecasts with limits, in the unit of the sizes: NaN is an unknown limit, infinity means unlimited.
 
     The days follow from the probabilities: a day lies within a horizon if and only if the probability there is at least
@@ -314,7 +314,7 @@ def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     )
     within = [RISE_DAYS.index(days) for days in HORIZONS_DAYS]
     at_horizons = np.where((known & has_band)[:, None], probability[:, within], np.nan)
-    return Runways(early, middle, late, at_horizons, known, has_band)
+    return FillDays(early, middle, late, at_horizons, known, has_band)
 
 
 PIECES = ("constant", "small free share", "drift", "last week", "spread", "fallen", "past rises")
@@ -331,7 +331,7 @@ MOST_PROBABLE = 0.99
 """Largest probability of a forecast; what is full already has 1."""
 
 
-def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
+def evidence(forecasts: SizeForecasts, limits: Sizes) -> Sizes:
     """Return the evidence for reaching limits, series by RISE_DAYS by PIECES; a higher limit has less."""
     free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
     last, grown, count, days = _known(forecasts)
@@ -339,7 +339,7 @@ def evidence(forecasts: Forecasts, limits: Sizes) -> Sizes:
     return np.stack([np.ones_like(rises), *_size_pieces(free, last, grown), rises], axis=2)
 
 
-def _known(forecasts: Forecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
+def _known(forecasts: SizeForecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
     """Return last sizes, the growth compared with free space, numbers of rises and days, each series by RISE_DAYS."""
     days = np.broadcast_to(np.asarray(RISE_DAYS, dtype=np.float64), forecasts.rises.shape[:2])
     columns = (forecasts.last, forecasts.drift, forecasts.pace, forecasts.spread, forecasts.fallen)
@@ -368,7 +368,7 @@ _WEIGHTS_BY_DAYS = np.stack(
 )
 
 
-def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
+def _probabilities(forecasts: SizeForecasts, goal: Sizes) -> Sizes:
     """Return the probability of reaching the goal within each of RISE_DAYS."""
     odds = np.sum(evidence(forecasts, goal) * _WEIGHTS_BY_DAYS, axis=2)
     probability = np.minimum(np.maximum.accumulate(1 / (1 + np.exp(-odds)), axis=1), MOST_PROBABLE)
@@ -384,7 +384,7 @@ ROUNDING_DAYS = 1e-6
 """A smaller part of a day is an error of rounding."""
 
 
-def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
+def _reached(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
     """Return the first day by which the goal is reached with each of SHARES, series by share.
 
     Between two of RISE_DAYS, days are interpolated by free space, not by probability, which jumps where the free space
@@ -408,7 +408,7 @@ def _reached(forecasts: Forecasts, goal: Sizes, probability: Sizes) -> NDArray[n
 
 
 def _free_by_days(
-    forecasts: Forecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
+    forecasts: SizeForecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
 ) -> Sizes:
     """Return the largest free space that is used up with each share within 0 and RISE_DAYS, up to the `until`th."""
     ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
@@ -418,7 +418,9 @@ def _free_by_days(
     return np.maximum.accumulate(ends, axis=1)
 
 
-def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArray[np.int64], needed: Sizes) -> Sizes:
+def _largest_free(
+    forecasts: SizeForecasts, series: NDArray[np.int64], column: NDArray[np.int64], needed: Sizes
+) -> Sizes:
     """Return the largest free space for which each series has the needed odds in its column; 0: none.
 
     Between two neighbouring past rises, the number of rises that reach the free space is constant. These two are found
@@ -452,7 +454,7 @@ def _largest_free(forecasts: Forecasts, series: NDArray[np.int64], column: NDArr
     return np.select([found == 0, found < levels], [np.inf, low])
 
 
-def _levels(forecasts: Forecasts) -> tuple[Sizes, NDArray[np.int64]]:
+def _levels(forecasts: SizeForecasts) -> tuple[Sizes, NDArray[np.int64]]:
     """Return the bounds of free space and the past rises between them, largest first, and the number of these rises.
 
     The place of a level is the number of rises that reach it, up to the number of rises.

@@ -1,7 +1,7 @@
-"""Computes outlooks: forecasts of sizes, the limits that bind, and plans that raise them.
+"""Computes runways: forecasts of sizes, the limits that bind, and plans that raise them.
 
 The smallest known limit binds. Plans add a second fill date, with the limits that hold from their days on. The
-arithmetic is in `model`, the outlook itself in `outlook`.
+arithmetic is in `model`, the runway itself in `results`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from capacity_assets.base.units import first_of
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import KINDS, LimitedSubject
 from capacity_assets.forecast.limits import DECLARED
-from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, Forecasts, Runways, Sizes, forecast, runways
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, FillDays, SizeForecasts, Sizes, fill_days, forecast
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -36,9 +36,9 @@ from capacity_assets.forecast.outlook import (
     TOO_LITTLE_HISTORY,
     VOLUME,
     VOLUME_LIMIT,
-    Outlook,
-    Outlooks,
-    PlannedOutlook,
+    PlannedRunway,
+    Runway,
+    RunwayList,
 )
 
 
@@ -128,8 +128,8 @@ WHERE added_mb IS NOT NULL AND closed_at IS NULL AND until_day > :as_of
 NAMED = 10
 
 
-def outlooks(engine: Engine, today: date, server: str | None = None, database: str | None = None) -> Outlooks:
-    """Compute the outlooks of all servers, or of one server, or of one of its databases.
+def compute_runways(engine: Engine, today: date, server: str | None = None, database: str | None = None) -> RunwayList:
+    """Compute the runways of all servers, or of one server, or of one of its databases.
 
     A database that is limited by its server or a volume has all the free space there, as if nothing else grew.
 
@@ -139,7 +139,7 @@ def outlooks(engine: Engine, today: date, server: str | None = None, database: s
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
-            return Outlooks(None, (), 0, {})
+            return RunwayList(None, (), 0, {})
         # One server is shown with everything on it, with or without a limit.
         servers = None if server is None else (server,)
         scope = history.HistoryScope(as_of, servers, database, every=server is not None)
@@ -147,26 +147,29 @@ def outlooks(engine: Engine, today: date, server: str | None = None, database: s
         plans = coming_plans(connection, as_of)
         with history.reading(connection, scope, kinds) as reader:
             rows = [
-                outlook for kind in kinds for batch in reader.series(kind) for outlook in of_batch(batch, plans).rows
+                runway
+                for kind in kinds
+                for batch in reader.series(kind)
+                for runway in runways_of_batch(batch, plans).rows
             ]
             unknown = reader.without_limit()
     rows.sort(key=lambda row: (row.risk, row.server, row.name))
-    return Outlooks(as_of, rows, sum(unknown.values()), unknown)
+    return RunwayList(as_of, rows, sum(unknown.values()), unknown)
 
 
 @dataclass(frozen=True)
-class SeriesOutlook:
-    """An outlook with its sizes, as measured and without declared steps."""
+class RunwayWithSizes:
+    """A runway with its sizes, as measured and without declared steps."""
 
-    outlook: Outlook
+    runway: Runway
     sizes: Sizes
     smooth: Sizes
 
 
-def outlook_with_sizes(
+def runway_with_sizes(
     engine: Engine, today: date, kind: str, name: str | None, server: str | None
-) -> SeriesOutlook | None:
-    """Return the outlook of one series with its sizes; None: it was not measured within the last month.
+) -> RunwayWithSizes | None:
+    """Return the runway of one series with its sizes; None: it was not measured within the last month.
 
     Raises ValidationError if several servers have that name, and DatabaseError.
     """
@@ -178,34 +181,34 @@ def outlook_with_sizes(
         plans = coming_plans(connection, as_of)
         with history.reading(connection, scope, (kind,)) as reader:
             series = [
-                SeriesOutlook(*three)
+                RunwayWithSizes(*three)
                 for batch in reader.series(kind)
-                for three in zip(of_batch(batch, plans).rows, batch.sizes, batch.smooth, strict=True)
+                for three in zip(runways_of_batch(batch, plans).rows, batch.sizes, batch.smooth, strict=True)
             ]
     if len(series) > 1:
-        names = first_of((one.outlook.server for one in series), NAMED)
+        names = first_of((one.runway.server for one in series), NAMED)
         raise ValidationError(f"{len(series)} servers have a {kind} of the name {name}: {names}. Add --server.")
     return series[0] if series else None
 
 
 @dataclass(frozen=True)
-class BatchOutlooks:
-    """The outlooks of a batch and their forecasts, one row each."""
+class BatchRunways:
+    """The runways of a batch and their forecasts, one row each."""
 
-    rows: Sequence[Outlook]
-    made: Forecasts
+    rows: Sequence[Runway]
+    made: SizeForecasts
 
 
-def of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchOutlooks:
-    """Compute the outlooks of a batch of series, with plans."""
+def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
+    """Compute the runways of a batch of series, with plans."""
     made = forecast(batch.smooth, batch.sizes)
-    bound = bindings(batch)
+    bound = binding_limits(batch)
     limits = limits_of(bound)
-    rows = outlook_rows(batch, made, runways(made, limits), bound, made.last >= limits)
-    return BatchOutlooks(with_plans(rows, batch, made, plans), made)
+    rows = runway_rows(batch, made, fill_days(made, limits), bound, made.last >= limits)
+    return BatchRunways(with_plans(rows, batch, made, plans), made)
 
 
-def bindings(batch: history.SeriesBatch) -> list[BindingLimit]:
+def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
     """Return the binding limit of each series. What it shares with others is left beside its files."""
     return [
         binding_limit(row, float(files[-1]), _size_on(row.free_day, row.last_day, files))
@@ -213,7 +216,7 @@ def bindings(batch: history.SeriesBatch) -> list[BindingLimit]:
     ]
 
 
-def raised_by(bound: BindingLimit, add_mb: int) -> BindingLimit:
+def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
     """Return a limit raised by so many MiB; unlimited and unknown ones stay as they are."""
     if not add_mb or bound.limit_mb is None:
         return bound
@@ -221,21 +224,21 @@ def raised_by(bound: BindingLimit, add_mb: int) -> BindingLimit:
 
 
 def limits_of(bound: Sequence[BindingLimit]) -> Sizes:
-    """Return limits as an array for `runways`."""
+    """Return limits as an array for `fill_days`."""
     return np.array([_limit(one) for one in bound], dtype=np.float64)
 
 
-def outlook_rows(
+def runway_rows(
     batch: history.SeriesBatch,
-    made: Forecasts,
-    ends: Runways,
+    made: SizeForecasts,
+    ends: FillDays,
     bound: Sequence[BindingLimit],
     is_full: NDArray[np.bool_],
-) -> list[Outlook]:
-    """Return the outlook of each series of a batch."""
+) -> list[Runway]:
+    """Return the runway of each series of a batch."""
     return [
         replace(
-            _outlook(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place])),
+            _runway(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place])),
             allocated_mb=int(batch.files[place, -1]) if row.fills_files else None,
         )
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
@@ -243,9 +246,9 @@ def outlook_rows(
 
 
 def with_plans(
-    rows: Sequence[Outlook], batch: history.SeriesBatch, made: Forecasts, plans: Plans, add_mb: int = 0
-) -> Sequence[Outlook]:
-    """Return outlooks with their fill dates after plans; every limit is higher by `add_mb`."""
+    rows: Sequence[Runway], batch: history.SeriesBatch, made: SizeForecasts, plans: Plans, add_mb: int = 0
+) -> Sequence[Runway]:
+    """Return runways with their fill dates after plans; every limit is higher by `add_mb`."""
     if not plans:
         return rows
     raised = [raised_limits(row, plans) for row in batch.subjects]
@@ -254,21 +257,21 @@ def with_plans(
         if planned is not None:
             row = planned[1]
             size = _size_on(row.free_day, row.last_day, batch.files[place])
-            limits[place] = _limit(raised_by(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
-    ends = runways(made, limits)
+            limits[place] = _limit(raised_limit(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
+    ends = fill_days(made, limits)
     return [
         row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
         for place, (row, planned) in enumerate(zip(rows, raised, strict=True))
     ]
 
 
-def _planned(row: Outlook, day: date, place: int, limit: float, ends: Runways) -> PlannedOutlook | None:
-    """Return the outlook with a planned limit; None: that is no higher than today's, or no date is known."""
+def _planned(row: Runway, day: date, place: int, limit: float, ends: FillDays) -> PlannedRunway | None:
+    """Return the runway with a planned limit; None: that is no higher than today's, or no date is known."""
     if not np.isfinite(limit) or row.limit_mb is None or int(limit) <= row.limit_mb or not ends.has_band[place]:
         return None
     days = (_day(row.last_day, int(each[place])) for each in (ends.early_days, ends.middle_days, ends.late_days))
     # If it is full before the plan, it is still full on that day at the earliest.
-    return PlannedOutlook(day, int(limit), *(None if full is None else max(full, day) for full in days))
+    return PlannedRunway(day, int(limit), *(None if full is None else max(full, day) for full in days))
 
 
 def _size_on(day: date | None, last_day: date, sizes: Sizes) -> float:
@@ -299,15 +302,15 @@ def _recent(smooth: Sizes) -> float | None:
     return None if np.isnan(before) else round(float(smooth[-1] - before) / RECENT_DAYS, 3)
 
 
-def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
+def _runway(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
     row: LimitedSubject,
     place: int,
-    made: Forecasts,
-    ends: Runways,
+    made: SizeForecasts,
+    ends: FillDays,
     bound: BindingLimit,
     is_full: bool,
     recent: float | None,
-) -> Outlook:
+) -> Runway:
     limit = _limit(bound)
     state = _state(bound, is_full=is_full, has_band=bool(ends.has_band[place]))
     limit_mb = int(limit) if np.isfinite(limit) else None
@@ -319,7 +322,7 @@ def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
         early = middle = late = row.last_day
         probabilities = dict.fromkeys(HORIZONS_DAYS, 1.0)
     size_mb = int(made.last[place])
-    return Outlook(
+    return Runway(
         server=row.server,
         database=row.name if row.subject == DATABASE else None,
         volume=row.name if row.subject == VOLUME else None,

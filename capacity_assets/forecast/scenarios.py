@@ -1,4 +1,4 @@
-"""Scenarios: outlooks with assumptions beside those without them, the base case. Nothing is stored here.
+"""Scenarios: runways with assumptions beside those without them, the base case. Nothing is stored here.
 
 An assumption changes sizes or limits from a day on. It changes single databases; their server, volumes and groups
 change by the sum. Whatever no assumption touches is equal to the base case. The rules are in docs/forecast.md,
@@ -26,18 +26,18 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, meant
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import LimitedSubject
-from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, Forecasts, Runways, Sizes, forecast, runways
-from capacity_assets.forecast.outlook import DATABASE, SERVER, VOLUME, Outlook, Outlooks
+from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, FillDays, SizeForecasts, Sizes, fill_days, forecast
+from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME, Runway, RunwayList
 from capacity_assets.forecast.runway import (
-    BatchOutlooks,
+    BatchRunways,
     BindingLimit,
     Plans,
-    bindings,
+    binding_limits,
     coming_plans,
     limits_of,
-    of_batch,
-    outlook_rows,
-    raised_by,
+    raised_limit,
+    runway_rows,
+    runways_of_batch,
     with_plans,
 )
 
@@ -267,13 +267,13 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Outlooks without and with assumptions; `pairs` has both of each subject, greatest risk with assumptions first."""
+class ScenarioComparison:
+    """Runways without and with assumptions; `pairs` has both of each subject, greatest risk with assumptions first."""
 
     as_of: date | None
-    base: Outlooks
-    changed: Outlooks
-    pairs: Sequence[tuple[Outlook, Outlook]] = ()
+    base: RunwayList
+    changed: RunwayList
+    pairs: Sequence[tuple[Runway, Runway]] = ()
     effects: Sequence[Effect] = ()
     notes: Sequence[str] = ()
     """Assumptions that could only be applied in part."""
@@ -285,8 +285,8 @@ def compare(
     scenario: Scenario,
     having: LabelFilter,
     shown: tuple[str | None, str | None] = (None, None),
-) -> Comparison:
-    """Compute outlooks without and with assumptions; stores nothing.
+) -> ScenarioComparison:
+    """Compute runways without and with assumptions; stores nothing.
 
     `shown` are the server and the database to compare; None: all.
 
@@ -299,8 +299,8 @@ def compare(
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
-            nothing = Outlooks(None, (), 0, {})
-            return Comparison(None, nothing, nothing)
+            nothing = RunwayList(None, (), 0, {})
+            return ScenarioComparison(None, nothing, nothing)
         server, database = shown
         # Assumptions about databases also change other subjects, and apply to databases without a limit.
         names_servers = any(one.server for one in scenario.limit)
@@ -318,7 +318,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
     scenario: Scenario,
     having: LabelFilter,
     shown: tuple[str | None, str | None],
-) -> Comparison:
+) -> ScenarioComparison:
     plans = coming_plans(connection, scope.as_of)
     with history.reading(connection, scope, kinds) as reader:
         measured = _measurements(reader, scenario, kinds)
@@ -330,7 +330,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
             pair
             for kind in kinds
             for batch in reader.series(kind)
-            for base in (of_batch(batch, plans),)
+            for base in (runways_of_batch(batch, plans),)
             for pair in zip(base.rows, changes.of_batch(batch, base).rows, strict=True)
             if _is_shown(pair[0], *shown)
         ]
@@ -343,15 +343,15 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
     kept = [pair for pair in pairs if server is not None or any(one.binds is not None for one in pair)]
     kept.sort(key=lambda pair: _order(pair[1]))
     every = (sorted((pair[place] for pair in kept), key=_order) for place in (0, 1))
-    base, changed = (Outlooks(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
-    return Comparison(scope.as_of, base, changed, kept, effects, [*notes, *changes.notes])
+    base, changed = (RunwayList(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
+    return ScenarioComparison(scope.as_of, base, changed, kept, effects, [*notes, *changes.notes])
 
 
-def _order(row: Outlook) -> tuple[object, ...]:
+def _order(row: Runway) -> tuple[object, ...]:
     return (row.risk, row.server, row.name)
 
 
-def _is_shown(row: Outlook, server: str | None, database: str | None) -> bool:
+def _is_shown(row: Runway, server: str | None, database: str | None) -> bool:
     return server in {None, row.server} and database in {None, row.database}
 
 
@@ -519,7 +519,7 @@ class _Interval:
     """The series, forecasts and binding limits of a batch from some day on."""
 
     batch: history.SeriesBatch
-    made: Forecasts
+    made: SizeForecasts
     bound: Sequence[BindingLimit]
 
 
@@ -538,15 +538,15 @@ class _ScenarioForecaster:
             f"{name}: the disk is not known, so only the server changes. `volume` names the disk." for name in placeless
         ]
 
-    def of_batch(self, batch: history.SeriesBatch, outlooks: BatchOutlooks) -> BatchOutlooks:
-        """Return the outlooks of a batch with the assumptions; untouched ones are those of the base case."""
-        base = outlooks.made
+    def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> BatchRunways:
+        """Return the runways of a batch with the assumptions; untouched ones are those of the base case."""
+        base = without.made
         if not any(row.server in self._by_server or self._limits_on(row.server, date.max) for row in batch.subjects):
-            return outlooks
+            return without
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
         intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combined(starts, [runways(one.made, limits_of(one.bound)) for one in intervals])
+        ends = _combined(starts, [fill_days(one.made, limits_of(one.bound)) for one in intervals])
         newest = intervals[-1]
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
@@ -557,12 +557,12 @@ class _ScenarioForecaster:
             ]
         )
         shown = replace(base, drift=newest.made.drift)
-        rows = outlook_rows(batch, shown, ends, newest.bound, is_full)
-        return BatchOutlooks(
+        rows = runway_rows(batch, shown, ends, newest.bound, is_full)
+        return BatchRunways(
             with_plans(rows, newest.batch, newest.made, self._plans, self._higher_by(date.max)), newest.made
         )
 
-    def _interval(self, batch: history.SeriesBatch, base: Forecasts, day: date) -> _Interval:
+    def _interval(self, batch: history.SeriesBatch, base: SizeForecasts, day: date) -> _Interval:
         """Return the forecasts and limits from a day on."""
         last, drift = base.last.copy(), base.drift.copy()
         rows = list(batch.subjects)
@@ -577,7 +577,7 @@ class _ScenarioForecaster:
             rows[place] = self._limited(row, every, own, day)
         # The limit of a database on a shared disk follows from its measured size.
         changed = replace(batch, subjects=rows)
-        bound = [raised_by(one, self._higher_by(day)) for one in bindings(changed)]
+        bound = [raised_limit(one, self._higher_by(day)) for one in binding_limits(changed)]
         last = np.maximum(last, 0.0)
         if (last == base.last).all() and (drift == base.drift).all():
             return _Interval(changed, base, bound)
@@ -651,14 +651,14 @@ ASSUMED = "assumed"
 """Source of limits that a scenario sets."""
 
 
-def _moved(ends: Sizes, base: Forecasts, last: Sizes, drift: Sizes) -> Sizes:
+def _moved(ends: Sizes, base: SizeForecasts, last: Sizes, drift: Sizes) -> Sizes:
     """Return the ends of bands, moved with their forecasts."""
     days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
     more = (last - base.last)[:, None] + (drift - base.drift)[:, None] * days
     return np.maximum(ends + more, 0.0)
 
 
-def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
+def _combined(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
     """Combine the runways of intervals; each counts from its first day until the next interval begins."""
     if len(every) == 1:
         return every[0]
@@ -684,4 +684,4 @@ def _combined(starts: Sequence[Sizes], every: Sequence[Runways]) -> Runways:
     probability = np.where(
         (newest.is_known & newest.has_band)[:, None], np.maximum.accumulate(probability, axis=1), np.nan
     )
-    return Runways(**days, probability=probability, is_known=newest.is_known, has_band=newest.has_band)
+    return FillDays(**days, probability=probability, is_known=newest.is_known, has_band=newest.has_band)

@@ -29,7 +29,7 @@ from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table, with_parts
 from capacity_assets.history.origins import FILE, Origin, claim_samples
-from capacity_assets.history.rows import RowReader, Span, count_of
+from capacity_assets.history.rows import RowReader, ServerDays, count_of
 from capacity_assets.history.sources import PositionedRow, Source
 
 
@@ -178,7 +178,7 @@ FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :f
 
 
 @dataclass(frozen=True)
-class Gaps:
+class GapTotals:
     """How many servers have gaps, how many days these are in total, and how many the longest has."""
 
     servers: int = 0
@@ -245,7 +245,7 @@ WHERE m.instance_id = ANY (CAST(:servers AS integer[])) AND m.collected_date BET
 """
 
 
-def gaps_of(connection: Connection, level: Level, spans: Sequence[Span]) -> list[ServerGaps]:
+def gaps_of(connection: Connection, level: Level, spans: Sequence[ServerDays]) -> list[ServerGaps]:
     """Return the days of each span without a stored sample, most days first; raises DBAPIError.
 
     Servers that are not registered are left out.
@@ -286,7 +286,7 @@ class LoadReport:
     """Rows of days before the first partition."""
     first_rows: list[dict[str, object]] = field(default_factory=list)
     """What the first rows of a dry run were read as."""
-    gaps: Gaps = field(default_factory=Gaps)
+    gaps: GapTotals = field(default_factory=GapTotals)
 
     @property
     def left_out(self) -> int:
@@ -345,7 +345,7 @@ class Loader:
     start_date: date = date.min
     """First day of the first partition."""
     origin: Origin = FILE
-    with_gaps: Sequence[Span] = ()
+    with_gaps: Sequence[ServerDays] = ()
     """Servers whose days in the source have gaps."""
 
     def load(self, source: Source, fingerprint: str) -> LoadReport:
@@ -398,7 +398,7 @@ class Loader:
 
     def _find_gaps(self, connection: Connection, report: LoadReport) -> None:
         found = gaps_of(connection, self.level, self.with_gaps)
-        report.gaps = Gaps(
+        report.gaps = GapTotals(
             servers=len(found),
             days=sum(one.days for one in found),
             longest_days=max((one.longest for one in found), default=0),

@@ -48,17 +48,17 @@ ByDay = dict[date, dict[Labels, str]]
 
 
 @dataclass(frozen=True)
-class Days:
+class ImportDays:
     """The days to import, both included, all of them over."""
 
     first: date
     last: date
 
     @staticmethod
-    def between(first: date | None, last: date | None, today: date) -> Days:
+    def between(first: date | None, last: date | None, today: date) -> ImportDays:
         """Return the days of `--from` and `--to`; by default the year up to yesterday. Raises ValidationError."""
         yesterday = today - timedelta(days=1)
-        chosen = Days(first or (last or yesterday) - timedelta(days=DEFAULT_DAYS - 1), last or yesterday)
+        chosen = ImportDays(first or (last or yesterday) - timedelta(days=DEFAULT_DAYS - 1), last or yesterday)
         if chosen.last > yesterday:
             raise ValidationError(f"--to {human_day(chosen.last)} is not over: the last value of a day counts.")
         if chosen.first > chosen.last:
@@ -87,7 +87,7 @@ class PrometheusHistory:
 
     source: PrometheusSource
     headers: Mapping[str, str]
-    days: Days
+    days: ImportDays
     zone: ZoneInfo
     layout: ImportColumns
     known: Collection[str]
@@ -169,7 +169,7 @@ def import_volumes(
     return report
 
 
-def zabbix_history(zabbix: Engine, days: Days, zone: ZoneInfo, layout: ImportColumns) -> QuerySource:
+def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: ImportColumns) -> QuerySource:
     """Return the sizes of databases in the trends of a Zabbix on PostgreSQL as rows, by day.
 
     Raises ValidationError if it is no database of Zabbix, DatabaseError if it cannot be read.
@@ -204,7 +204,7 @@ class ZabbixExport:
     """
 
     path: Path
-    days: Days
+    days: ImportDays
     zone: ZoneInfo
     layout: ImportColumns
 

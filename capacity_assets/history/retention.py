@@ -34,12 +34,12 @@ from capacity_assets.database.partitions import (
     UNREAD,
     DefaultRows,
     Partition,
+    PartitionBounds,
     PartitionLayout,
-    Span,
+    bounds_between,
+    bounds_of,
     layout_of,
     partition_name,
-    span_of,
-    spans_between,
 )
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways, object_size_stats
@@ -112,17 +112,17 @@ class RetentionPlan:
     retention: Retention
     periods: Mapping[str, Period]
 
-    def wanted(self, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
+    def wanted(self, layout: PartitionLayout, today: date, last: date) -> Iterator[PartitionBounds]:
         """The spans from the first day that is kept to the last one wanted ahead."""
         table = layout.table
         if not layout.by_period:
             # Rows of earlier days, if there are any, get their partitions when they are there.
             begin = today if table in UNREAD else self._begin(today, self.days(table, None))
-            yield from spans_between(min(begin, last), last)
+            yield from bounds_between(min(begin, last), last)
             return
         for period in self.periods.values():
             begin = self._begin(today, self.days(table, period.name))
-            yield from spans_between(min(period.window_of(begin).start, last), last, period)
+            yield from bounds_between(min(period.window_of(begin).start, last), last, period)
 
     def days(self, table: Table, period: str | None) -> int | None:
         """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
@@ -132,7 +132,7 @@ class RetentionPlan:
         bounded = [days for days in every if days is not None]
         return max(bounded) if len(bounded) == len(every) else None
 
-    def is_old(self, table: Table, span: Span, today: date) -> bool:
+    def is_old(self, table: Table, span: PartitionBounds, today: date) -> bool:
         """Whether the last day of `span` is longer ago than its rows are kept."""
         days = self.days(table, span.period_type)
         return days is not None and span.last < today - timedelta(days=days)
@@ -141,7 +141,7 @@ class RetentionPlan:
         return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
 
     def reason_to_keep(
-        self, connection: Connection, table: Table, span: Span, today: date, *, is_locked: bool
+        self, connection: Connection, table: Table, span: PartitionBounds, today: date, *, is_locked: bool
     ) -> str | None:
         """Name a window that still needs the samples of `span`; None for tables that no window reads.
 
@@ -175,7 +175,7 @@ class RetentionPlan:
     ) -> str | None:
         """Name one of the windows that lacks rows for another reason than retention."""
         for period, reading in windows.items():
-            stored = [one for one in reading if not self.is_old(level.target, span_of(one.start, period), today)]
+            stored = [one for one in reading if not self.is_old(level.target, bounds_of(one.start, period), today)]
             lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
                 return self._sentence(lost)
@@ -190,7 +190,7 @@ class RetentionPlan:
         return period.window_of(self.first_day).start
 
 
-def _reading(period: Period, span: Span) -> Sequence[Window]:
+def _reading(period: Period, span: PartitionBounds) -> Sequence[Window]:
     """The windows that hold a day of `span`, the one after them, and those that compare with them a year later."""
     windows = period.windows_between(span.first, span.last)
     later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
@@ -352,7 +352,7 @@ class TableMaintenance:
                 layout.empty_default(connection)
         return planned
 
-    def _add(self, table: Table, span: Span) -> int | None:
+    def _add(self, table: Table, span: PartitionBounds) -> int | None:
         """Add a partition, retrying while another session is in the way; return the rows moved; None: it is there."""
         for pause_seconds in range(1, TRIES + 1):
             try:
@@ -409,7 +409,7 @@ class TableMaintenance:
         self,
         layout: PartitionLayout,
         partition: Partition,
-        span: Span,
+        span: PartitionBounds,
         today: date,
         report: MaintenanceReport,
         *,

@@ -139,7 +139,7 @@ _GROUPED = {
 
 
 @dataclass(frozen=True)
-class Conventions:
+class ValueFormats:
     """How days and sizes are written; a column without a mark of its own has a decimal point."""
 
     dates: str = ISO
@@ -169,7 +169,7 @@ class Conventions:
         return None if misplaced in text else text.replace(mark, POINT)
 
 
-ISO_CONVENTIONS = Conventions()
+ISO_FORMATS = ValueFormats()
 
 
 def checked_date_format(written: str) -> str:
@@ -185,7 +185,7 @@ def checked_date_format(written: str) -> str:
 
 
 @dataclass(frozen=True)
-class Span:
+class ServerDays:
     """The days of a server in a file; some between the first and the last are missing there."""
 
     server: str
@@ -196,11 +196,11 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Survey:
+class FileSurvey:
     """How a whole file is written, and which servers have gaps in it."""
 
-    conventions: Conventions = ISO_CONVENTIONS
-    with_gaps: Sequence[Span] = ()
+    conventions: ValueFormats = ISO_FORMATS
+    with_gaps: Sequence[ServerDays] = ()
 
 
 _Ways = dict[str, tuple[int, str]]
@@ -211,7 +211,7 @@ ROWS_PER_UPDATE = 10_000
 
 
 @dataclass(frozen=True)
-class Surveyor:
+class FileSurveyor:
     """Reads the rows of a file once; `date_format` and `decimal` None: to be detected."""
 
     layout: ImportColumns
@@ -226,7 +226,7 @@ class Surveyor:
 
     def survey(
         self, rows: Iterable[tuple[int, Sequence[str | None]]], progress: Callable[[int], None] = lambda _rows: None
-    ) -> Survey:
+    ) -> FileSurvey:
         """Return how a file is written; raises ValidationError if it does not tell, or contradicts itself."""
         columns = self.layout.columns
         places = {name: place for place, name in enumerate(columns)}
@@ -256,10 +256,10 @@ class Surveyor:
                 key = (name, "" if name else (row[places[INSTANCE_ID]] or "").strip())
                 days_of[key] = days_of.get(key, 0) | 1 << index
         progress(read)
-        conventions = Conventions(self._dates(dates), self._decimals(sizes))
-        return Survey(conventions, _with_gaps(dict(self._valid(days, conventions)), days_of))
+        conventions = ValueFormats(self._dates(dates), self._decimals(sizes))
+        return FileSurvey(conventions, _with_gaps(dict(self._valid(days, conventions)), days_of))
 
-    def _valid(self, days: Mapping[str, int], conventions: Conventions) -> Iterator[tuple[int, date]]:
+    def _valid(self, days: Mapping[str, int], conventions: ValueFormats) -> Iterator[tuple[int, date]]:
         for text, index in days.items():
             with suppress(ValueError):
                 day = conventions.moment(text).date()
@@ -277,7 +277,7 @@ class Surveyor:
             )
         if not _shown(ways) and "?" in ways:
             position, text = ways["?"]
-            readings = [human_day(Conventions(order).moment(text).date()) for order in ORDERED]
+            readings = [human_day(ValueFormats(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
                 f"{DAY} {text!r:.40} in row {position} is {readings[0]} (--date-format day-first) or "
                 f"{readings[1]} (--date-format month-first), and the file contains no date that decides it. "
@@ -333,7 +333,7 @@ def _order(text: str) -> str | None:
     moments = {}
     for order in ORDERED:
         with suppress(ValueError):
-            moments[order] = Conventions(order).moment(text)
+            moments[order] = ValueFormats(order).moment(text)
     if len(moments) == len(ORDERED):
         return "?=" if moments[DAY_FIRST] == moments[MONTH_FIRST] else "?"
     return next(iter(moments), None)
@@ -352,7 +352,7 @@ def _mark(text: str) -> str | None:
     return f"?{mark}" if _GROUPED[other].fullmatch(text) else mark
 
 
-def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], int]) -> list[Span]:
+def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], int]) -> list[ServerDays]:
     """Return the servers with fewer days than from their first to their last."""
 
     @cache  # Most servers have the same days.
@@ -363,7 +363,7 @@ def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], i
         first, last = min(found, default=date.max), max(found, default=date.min)
         return (first, last) if (last - first).days >= len(found) > 0 else None
 
-    return [Span(*server, *span) for server, indexes in days_of.items() if (span := ends(indexes)) is not None]
+    return [ServerDays(*server, *span) for server, indexes in days_of.items() if (span := ends(indexes)) is not None]
 
 
 class _BadValue(Exception):  # noqa: N818 -- becomes a problem
@@ -381,7 +381,7 @@ class RowReader:
         now: datetime,
         *,
         server: str | None = None,
-        conventions: Conventions = ISO_CONVENTIONS,
+        conventions: ValueFormats = ISO_FORMATS,
         place: Callable[[int], str] = "row {}".format,
     ) -> None:
         """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given.
@@ -395,7 +395,7 @@ class RowReader:
         # A file has few days, and many rows of each.
         self._day = lru_cache(maxsize=4096)(partial(_day, conventions))
         # A format of days says nothing of times.
-        self._times = conventions if conventions.dates in ORDERS else ISO_CONVENTIONS
+        self._times = conventions if conventions.dates in ORDERS else ISO_FORMATS
         self._places = {name: place for place, name in enumerate(layout.columns)}
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | str:
@@ -472,7 +472,7 @@ def _name(column: str, name: str) -> str:
     return name
 
 
-def _day(conventions: Conventions, text: str) -> date:
+def _day(conventions: ValueFormats, text: str) -> date:
     try:
         # Files of other programs write a day as its midnight.
         moment = conventions.moment(text)
@@ -504,7 +504,7 @@ def _noon(day: date, zone: ZoneInfo) -> datetime:
     return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
 
 
-def _moment(times: Conventions, text: str, day: date, zone: ZoneInfo) -> datetime:
+def _moment(times: ValueFormats, text: str, day: date, zone: ZoneInfo) -> datetime:
     """Return when it was measured; where that is not told, noon of its day."""
     if not text:
         return _noon(day, zone)

@@ -22,8 +22,8 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, printable
 from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
-from capacity_assets.forecast.outlook import DATABASE, RECENT_DAYS, VOLUME_LIMIT
-from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Line, Message, Section
+from capacity_assets.forecast.results import DATABASE, RECENT_DAYS, VOLUME_LIMIT
+from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Message, MessageLine, Section
 from capacity_assets.messages.sending import (
     CONCURRENT_DELIVERIES,
     Receiver,
@@ -163,7 +163,7 @@ def message_of(
     label = receiver.label
     page = "/filling" if label is None else address("/group", by=label[0], name=label[1])
     more = f"More about {printable(fleet_or_label(label))}"
-    link = None if pages_url is None else Line(more, page_url(pages_url, page))
+    link = None if pages_url is None else MessageLine(more, page_url(pages_url, page))
     return Message(title, sections=sections, link=link)
 
 
@@ -176,12 +176,12 @@ def _section(update: AlertUpdate, within_days: int, pages_url: str | None, insta
         assert update.alert is not None  # noqa: S101 -- an update has a risk or an alert
         return _resolved(update, update.alert, url, dedup)
     lines, event = list(_lines(update, risk, within_days)), _event(update, risk, within_days, dedup)
-    command = printable(decide_command(risk.outlook.server, key.subject, key.name))
+    command = printable(decide_command(risk.runway.server, key.subject, key.name))
     return Section(_heading(risk, within_days), lines, url=url, command=command, event=event)
 
 
 def _heading(risk: AlertRisk, within_days: int) -> str:
-    named = printable(subject_of(risk.key, risk.outlook.server))
+    named = printable(subject_of(risk.key, risk.runway.server))
     if risk.key.subject != DATABASE:
         named = f"{named[0].upper()}{named[1:]}"
     if risk.full_by is None:
@@ -193,64 +193,64 @@ def _probability_text(risk: AlertRisk, within_days: int) -> str:
     return f"{100 * risk.probability:.0f} % within {within_days} days"
 
 
-def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[Line]:
+def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[MessageLine]:
     """Yield what a responder needs: size and limit, fill date, probability, growth, age of the alert, labels."""
-    outlook = risk.outlook
-    binds = "disk" if outlook.binds == VOLUME_LIMIT else outlook.binds
-    yield Line(
-        f"{human_mb(outlook.size_mb)} of {human_mb(outlook.limit_mb or 0)} ({binds}, {outlook.source})", name="Used"
+    runway = risk.runway
+    binds = "disk" if runway.binds == VOLUME_LIMIT else runway.binds
+    yield MessageLine(
+        f"{human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)} ({binds}, {runway.source})", name="Used"
     )
     if risk.range_text:
-        yield Line(risk.range_text, name="80 % range")
+        yield MessageLine(risk.range_text, name="80 % range")
     if not risk.is_full:
-        yield Line(_probability_text(risk, within_days), name="Probability")
+        yield MessageLine(_probability_text(risk, within_days), name="Probability")
     if update.kind == WORSE and update.told is not None and update.told.sent_on:
         before = "no date" if update.told.full_by is None else human_day(update.told.full_by)
-        yield Line(f"{before}, sent on {human_day(update.told.sent_on)}", name="Last message")
-    growth = f"{human_change_mb(round(outlook.change_mb_per_day))} per day"
-    yield Line(growth + ("" if outlook.sooner_day is None else f". {outlook.remark}"), name="Forecast growth")
+        yield MessageLine(f"{before}, sent on {human_day(update.told.sent_on)}", name="Last message")
+    growth = f"{human_change_mb(round(runway.change_mb_per_day))} per day"
+    yield MessageLine(growth + ("" if runway.sooner_day is None else f". {runway.remark}"), name="Forecast growth")
     if risk.growers:
         grown = ", ".join(f"{name} {human_change_mb(change)}" for name, change in risk.growers)
-        yield Line(printable(grown), name=f"Grew most in {RECENT_DAYS} days")
-    yield Line(human_day(update.opened), name="Act since")
-    if outlook.planned is not None:
-        yield Line(outlook.planned.sentence, name="Planned")
+        yield MessageLine(printable(grown), name=f"Grew most in {RECENT_DAYS} days")
+    yield MessageLine(human_day(update.opened), name="Act since")
+    if runway.planned is not None:
+        yield MessageLine(runway.planned.sentence, name="Planned")
     if risk.decision is not None:
-        yield Line(risk.decision.sentence, name="Decided")
+        yield MessageLine(risk.decision.sentence, name="Decided")
     labels = ", ".join("=".join(label) for label in sorted(risk.labels.items()))
-    yield Line(printable(labels) or "none", name="Labels")
+    yield MessageLine(printable(labels) or "none", name="Labels")
 
 
 def _resolved(update: AlertUpdate, alert: OpenAlert, url: str | None, dedup: str) -> Section:
     named = printable(subject_of(update.key, alert.server))
-    lines = [Line(printable(update.reason), name="Why"), Line(human_day(update.opened), name="Act since")]
+    lines = [MessageLine(printable(update.reason), name="Why"), MessageLine(human_day(update.opened), name="Act since")]
     figures = {"server": alert.server, **_subject(update.key), "labels": dict(alert.labels), "reason": update.reason}
     event = Event(RESOLVED, dedup, "info", alert.server, figures)
     return Section(f"Resolved: {named}", lines, url=url, event=event)
 
 
 def _event(update: AlertUpdate, risk: AlertRisk, within_days: int, dedup: str) -> Event:
-    outlook = risk.outlook
-    days = {"full_by": risk.full_by, "early": outlook.early_day, "late": outlook.late_day}
+    runway = risk.runway
+    days = {"full_by": risk.full_by, "early": runway.early_day, "late": runway.late_day}
     figures = {
-        "server": outlook.server,
+        "server": runway.server,
         **_subject(update.key),
-        "size_mb": outlook.size_mb,
-        "limit_mb": outlook.limit_mb,
-        "binds": outlook.binds,
-        "limit_source": outlook.source,
-        "state": outlook.state,
+        "size_mb": runway.size_mb,
+        "limit_mb": runway.limit_mb,
+        "binds": runway.binds,
+        "limit_source": runway.source,
+        "state": runway.state,
         **{name: day and day.isoformat() for name, day in days.items()},
         "probability": risk.probability,
         "within_days": within_days,
-        "change_mb_per_day": outlook.change_mb_per_day,
+        "change_mb_per_day": runway.change_mb_per_day,
         "grew": [{"database": name, "change_mb": change} for name, change in risk.growers],
         "since": update.opened.isoformat(),
         "labels": dict(risk.labels),
         "decision": risk.decision and risk.decision.sentence,
     }
     severity = "critical" if risk.is_full else "error"
-    return Event(update.kind, dedup, severity, outlook.server, figures)
+    return Event(update.kind, dedup, severity, runway.server, figures)
 
 
 def _subject(key: SubjectKey) -> dict[str, object]:

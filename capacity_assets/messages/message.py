@@ -39,7 +39,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Line:
+class MessageLine:
     """A line of text with an optional name and page."""
 
     text: str
@@ -70,7 +70,7 @@ class Section:
     """A part of a message: heading, lines, the number of lines left out, its page, and a command to run."""
 
     heading: str
-    lines: Sequence[Line] = ()
+    lines: Sequence[MessageLine] = ()
     more: int = 0
     url: str | None = None
     command: str | None = None
@@ -84,7 +84,7 @@ class Message:
     title: str
     opening: Sequence[Sentence] = ()
     sections: Sequence[Section] = ()
-    link: Line | None = None
+    link: MessageLine | None = None
     more: int = 0
     event: Event | None = None
     """For a message without sections."""
@@ -177,7 +177,7 @@ def _slack(message: Message) -> dict[str, Any]:
     return {"text": _escaped_for_slack(message.title), "blocks": [header, *sections]}
 
 
-def _line_of_slack(line: Line) -> str:
+def _line_of_slack(line: MessageLine) -> str:
     text = _escaped_for_slack(line.text)
     named = text if line.name is None else f"*{line.name}:* {text}"
     return f"<{line.url}|{named}>" if line.url else named
@@ -228,7 +228,7 @@ def _block(text: str, **looks: object) -> dict[str, Any]:
     return {"type": "TextBlock", "text": _escaped_for_teams(text), "wrap": True, **looks}
 
 
-def _line_of_teams(line: Line) -> str:
+def _line_of_teams(line: MessageLine) -> str:
     text = _escaped_for_teams(str(line))
     return f"- [{text}]({line.url})" if line.url else f"- {text}"
 
@@ -244,7 +244,7 @@ def pagerduty_events(message: Message, routing_key: str) -> list[dict[str, Any]]
 
 
 def _events(message: Message) -> list[tuple[Section, Event]]:
-    whole = Section(message.title, [Line(text_of(message), name="Text")], url=message.url, event=message.event)
+    whole = Section(message.title, [MessageLine(text_of(message), name="Text")], url=message.url, event=message.event)
     return [(section, section.event) for section in (*message.sections, whole) if section.event is not None]
 
 
@@ -289,6 +289,11 @@ def _shortened(text: str, longest: int) -> str:
 
 
 PAGERDUTY = "pagerduty"
-FORMS: dict[str, Callable[[Message], dict[str, Any]]] = {"text": _text, "json": _json, "slack": _slack, "teams": _teams}
-FORMATS = (*FORMS, PAGERDUTY)
+RENDERERS: dict[str, Callable[[Message], dict[str, Any]]] = {
+    "text": _text,
+    "json": _json,
+    "slack": _slack,
+    "teams": _teams,
+}
+MESSAGE_FORMATS = (*RENDERERS, PAGERDUTY)
 """Formats of webhooks."""

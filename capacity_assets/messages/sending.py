@@ -31,7 +31,7 @@ from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Threshol
 from capacity_assets.base.units import meant
 from capacity_assets.collection.credentials import CredentialError, SecretFolders, checked_reference, password_of
 from capacity_assets.database.locks import NO_TIME_LIMIT, wait_for_lock
-from capacity_assets.messages.message import FORMATS, FORMS, PAGERDUTY, Message, mail_of, pagerduty_events
+from capacity_assets.messages.message import MESSAGE_FORMATS, PAGERDUTY, RENDERERS, Message, mail_of, pagerduty_events
 
 TABLE = "receivers"
 LONGEST_NAME = 255
@@ -124,7 +124,7 @@ def receivers_of_alerts(path: Path | None, keys: Sequence[str], *, has_alert_web
 
 def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
     receiver = declaration(Receiver, values)
-    gets, known = tuple(receiver.gets), ", ".join(FORMATS)
+    gets, known = tuple(receiver.gets), ", ".join(MESSAGE_FORMATS)
     if isinstance(receiver.webhook, str):
         _refuse_an_address(receiver.webhook)
     problems = (
@@ -138,8 +138,8 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
         ),
         (not receiver.channels, "nobody would get it: write to = [...], or webhook = true."),
         (
-            receiver.format not in FORMATS,
-            f"format is {receiver.format!r}; write one of {known}.{meant(receiver.format, FORMATS)}",
+            receiver.format not in MESSAGE_FORMATS,
+            f"format is {receiver.format!r}; write one of {known}.{meant(receiver.format, MESSAGE_FORMATS)}",
         ),
         (not gets or not set(gets) <= {DIGEST, ALERTS}, f'gets is a list of "{DIGEST}" and "{ALERTS}".'),
         (
@@ -248,7 +248,7 @@ def send(
     if receiver.format == PAGERDUTY:
         url, payloads = receiver.events_url or PAGERDUTY_URL, pagerduty_events(message, address)
     else:
-        url, payloads = address, [FORMS[receiver.format](message)]
+        url, payloads = address, [RENDERERS[receiver.format](message)]
     for payload in payloads:
         try:
             post_json(url, payload, settings.seconds_left)

@@ -32,7 +32,7 @@ from capacity_assets.aggregates.checks import (
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
     CheckOutcome,
-    Severity,
+    CheckSeverity,
     checks_of,
     partitions_complete,
 )
@@ -212,7 +212,7 @@ def _results(
     results: dict[str, list[dg.AssetCheckResult]] = {key: [] for key in ours}
     for check, found in by_check.items():
         example = next(iter(found.values()))
-        failing = failing_partitions(context, check) if example.severity is Severity.ERROR else set()
+        failing = failing_partitions(context, check) if example.severity is CheckSeverity.ERROR else set()
         mended = {key: replace(example, places=0, listed=(), incident=None) for key in failing - set(found)}
         for key, outcome in (found | mended).items():
             if key in ours or (key in failing) == outcome.passed:
@@ -286,7 +286,7 @@ def standing_check(graph: Graph, period: Period) -> dg.AssetChecksDefinition:
         f"{period.name}_{PARTITIONS_COMPLETE}", levels, PARTITIONS_COMPLETE, PARTITIONS_COMPLETE_DESCRIPTION
     )
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        severity = Severity.ERROR if context.run.job_name == STANDING_CHECK_JOB else Severity.WARN
+        severity = CheckSeverity.ERROR if context.run.job_name == STANDING_CHECK_JOB else CheckSeverity.WARN
         for key in context.selected_asset_check_keys:
             with dagster_failures():
                 left = Services.of(context).runner.incomplete_windows(period, levels[key.asset_key])

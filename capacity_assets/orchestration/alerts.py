@@ -84,9 +84,9 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
     )
     def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
-            context.update_cursor(_State(newest_event(context.instance)).recorded())
+            context.update_cursor(_SensorState(newest_event(context.instance)).recorded())
             return dg.SkipReason("Begins here; what failed before is not sent.")
-        state = _State.of(context.cursor)
+        state = _SensorState.of(context.cursor)
         links = Links(settings.dagster_url_of_people, settings.pages_url)
         state.held += _Events(context.instance, state, links).messages()
         said = _Outbox(settings, graph.clock, state, links).send()
@@ -97,7 +97,7 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
 
 
 @dataclass
-class _State:
+class _SensorState:
     """The state of the sensor: the last event it saw, and the failing checks, jobs and assets it has reported.
 
     It also holds runs that Dagster is about to retry, with their jobs; the outcome is checked later.
@@ -119,7 +119,7 @@ class _State:
     """The week whose digest waits for the end of quiet hours."""
 
     @classmethod
-    def of(cls, recorded: str) -> "_State":
+    def of(cls, recorded: str) -> "_SensorState":
         """Read what was recorded, by whatever version."""
         return cls(**{name: value for name, value in json.loads(recorded).items() if name in cls.__dataclass_fields__})
 
@@ -155,7 +155,7 @@ class Links:
 class _Outbox:
     """Sends what is held, and what fills soon, within one tick."""
 
-    def __init__(self, settings: Settings, clock: Clock, state: _State, links: Links) -> None:
+    def __init__(self, settings: Settings, clock: Clock, state: _SensorState, links: Links) -> None:
         self._settings, self._clock, self._state, self._links = settings, clock, state, links
         self._sending = replace(SendingSettings.of(settings), ends_at=time.monotonic() + TICK_SECONDS)
         self._problem, has_webhook = "", settings.alert_webhook_url is not None
@@ -283,7 +283,7 @@ class _Events:
     """
 
     instance: dg.DagsterInstance
-    state: _State
+    state: _SensorState
     links: Links
 
     def messages(self) -> list[str]:

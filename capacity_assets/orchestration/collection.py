@@ -24,11 +24,11 @@ from capacity_assets.base.errors import CapacityError, DatabaseError, database_e
 from capacity_assets.base.settings import HOURS_PER_DAY
 from capacity_assets.base.units import counted, human_day, human_days
 from capacity_assets.collection.observing import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
-from capacity_assets.collection.servers import declared_servers, register, standing
-from capacity_assets.collection.service import CollectionService, CollectionSummary, Share, share_named
+from capacity_assets.collection.servers import collection_state, declared_servers, register_servers
+from capacity_assets.collection.service import CollectionService, CollectionShare, CollectionSummary, parse_share
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import server_part_stats
-from capacity_assets.forecast.limits import declare
+from capacity_assets.forecast.limits import declare_limits
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
     MARKING_SECONDS,
@@ -140,7 +140,7 @@ class RequestedDays:
 
 
 def measure_requested(
-    service: CollectionService, keys: Sequence[str], *, again: bool, share: Share | None = None
+    service: CollectionService, keys: Sequence[str], *, again: bool, share: CollectionShare | None = None
 ) -> RequestedDays:
     """Measure all servers or a share if today is among the days, and find which others have samples.
 
@@ -220,7 +220,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         with dagster_failures():
             service = Services.of(context).collection
-            share = share_named(config.share) if config.share else None
+            share = parse_share(config.share) if config.share else None
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
@@ -304,7 +304,7 @@ def _servers_result(
         not_measured = f"{counted(failed, 'server')} not measured on {human_day(measured.day)}."
         text = not_measured if failing else "All servers measured."
     else:
-        fleet = standing(engine)
+        fleet = collection_state(engine)
         failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
         servers, text = [one.server for one in fleet.failing], fleet.text
     with database_errors(doing="looking up servers"), engine.connect() as connection:
@@ -371,8 +371,8 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
             refuse_an_unfit_database(engine, kept="Nothing was registered.")
             refuse_the_sample_fleet(engine)
             declared = declared_servers(path)
-            changes = register(engine, declared.servers, by=declarer)
-            declare(engine, declared.limits, by=declarer)
+            changes = register_servers(engine, declared.servers, by=declarer)
+            declare_limits(engine, declared.limits, by=declarer)
         return dg.MaterializeResult(metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()})
 
     return servers
@@ -390,7 +390,7 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
             return dg.SkipReason(f"{human_day(day)} is over; only today can be measured.")
         shares = list(settings.collection_shares) or [""]
         try:
-            shares = [name for name in shares if service.left(day, share_named(name) if name else None)]
+            shares = [name for name in shares if service.left(day, parse_share(name) if name else None)]
         except CapacityError as error:
             # The run waits for the database; a tick that failed would not come back.
             context.log.warning(str(error))

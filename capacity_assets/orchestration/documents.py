@@ -19,7 +19,7 @@ from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
-from capacity_assets.digest import Deliveries, Digest, opening, read_digest, sections, send_digests
+from capacity_assets.digest import Digest, DigestDeliveries, opening, read_digest, sections, send_digests
 from capacity_assets.messages.sending import SendingSettings, receivers_of
 from capacity_assets.orchestration.graph import (
     REPORTS_PATH,
@@ -251,7 +251,7 @@ def _table(issued: bills.BillByGroup) -> str:
         for group in issued.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([issued.grouped_by, "GiB", f"Amount, {issued.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([note.strip() for note in bills.notes(issued)], hidden=0)
+    remarks = bullets([note.strip() for note in bills.bill_notes(issued)], hidden=0)
     hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{bills.amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
@@ -291,7 +291,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
         waiting: dict[str, str] = {}
 
         def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
-            service, deliveries, path = runner.service, Deliveries(), settings.receivers
+            service, deliveries, path = runner.service, DigestDeliveries(), settings.receivers
             receivers = [] if path is None else receivers_of(path, settings.label_keys)
             today = service.clock.today()
             if week == period.last(today):
@@ -329,7 +329,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
     return dg.Definitions(assets=[make_digest], jobs=[job], schedules=[schedule])
 
 
-def digest_metadata(digest: Digest, deliveries: Deliveries, pages_url: str | None = None) -> MetadataMapping:
+def digest_metadata(digest: Digest, deliveries: DigestDeliveries, pages_url: str | None = None) -> MetadataMapping:
     """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
     return {
         "digest": markdown(digest_text(digest, pages_url)),

@@ -13,7 +13,7 @@ import dagster as dg
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregates.checks import CheckOutcome, Severity
+from capacity_assets.aggregates.checks import CheckOutcome, CheckSeverity
 from capacity_assets.aggregates.levels import LEVELS, Level
 from capacity_assets.aggregates.runs import PeriodSummary, RunSummary
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
@@ -264,7 +264,7 @@ def result_of(
         outcome.name,
         outcome.text.partition("\n")[0],
         outcome.listed,
-        is_error=outcome.severity is Severity.ERROR,
+        is_error=outcome.severity is CheckSeverity.ERROR,
         places=outcome.places,
         metadata={**metadata, **incident},
         asset=asset,

@@ -133,14 +133,14 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         )
 
 
-class _Part:
+class _PooledStorage:
     """What the parts share. Their connections are kept already, and the part of the runs limits statements for all."""
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
         """Change nothing."""
 
 
-class _Events(_Part, PostgresEventLogStorage):
+class _Events(_PooledStorage, PostgresEventLogStorage):
     """The events and what follows from them."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
@@ -215,7 +215,7 @@ def _evaluation_record(entry: EventLogEntry, number: int) -> dict[str, Any]:
     }
 
 
-class _Schedules(_Part, PostgresScheduleStorage):
+class _Schedules(_PooledStorage, PostgresScheduleStorage):
     """The ticks of schedules and sensors."""
 
 

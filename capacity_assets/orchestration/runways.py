@@ -39,7 +39,7 @@ from capacity_assets.reading.subjects import subject_address
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import IssuedRunways
-    from capacity_assets.reading.forecasts import ForecastIssue, Runway
+    from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
@@ -136,15 +136,15 @@ def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", sett
     }
 
 
-def _risk_cells(risk: "Runway") -> list[str]:
-    row = risk.outlook
+def _risk_cells(risk: "StoredRunway") -> list[str]:
+    row = risk.runway
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
     mark = risk.decision.mark if risk.decision else ""
     named = [escaped(row.server), escaped(row.display_name)]
     return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}", mark]
 
 
-def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[Runway]":
+def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[StoredRunway]":
     """Return what fills soon and nobody decided on or, `decided`, what is left out because somebody did."""
     risks = issue.risks if issue else ()
     return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
@@ -168,11 +168,11 @@ def _check_result(issue: "ForecastIssue | None", settings: Settings, *, in_time:
     )
 
 
-def _named(risk: "Runway") -> str:
+def _named(risk: "StoredRunway") -> str:
     return f"{risk.display_name} on {risk.server}"
 
 
-def _risk_text(risk: "Runway", settings: Settings) -> str:
+def _risk_text(risk: "StoredRunway", settings: Settings) -> str:
     """Say when it is full and, where its risk has grown past a decision, what was decided."""
-    text = risk.outlook.sentence(settings.fills_soon_days)
+    text = risk.runway.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"

@@ -68,7 +68,7 @@ class RunFailedError(CapacityError):
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PlannedRun:
     """Adjacent windows that one run of a job computes."""
 
     job: str
@@ -80,12 +80,12 @@ class Chunk:
 class OpenWork:
     """The remaining work: windows to compute, documents to make of them, and maintenance, which drops samples."""
 
-    windows: list[Chunk]
-    documents: list[Chunk]
-    maintenance: list[Chunk]
+    windows: list[PlannedRun]
+    documents: list[PlannedRun]
+    maintenance: list[PlannedRun]
 
     @property
-    def chunks(self) -> list[Chunk]:
+    def chunks(self) -> list[PlannedRun]:
         """All chunks, in order."""
         return [*self.windows, *self.documents, *self.maintenance]
 
@@ -116,11 +116,11 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
     def done(assets: Sequence[str]) -> set[str]:
         return set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
 
-    def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[Chunk]:
+    def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[PlannedRun]:
         made = done(assets)
         windows = period.windows_between(first_day, today)
         left = [one for one in windows if one.key not in made or _reads_new_samples(period, one, fleet)]
-        return [Chunk(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
+        return [PlannedRun(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
 
     aggregates = [
         chunk
@@ -133,7 +133,7 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
     due = [today - timedelta(days=days) for days in (*reversed(HORIZONS_DAYS), 0)]
     issued = done([RUNWAY])
     runways = [
-        Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)])
+        PlannedRun(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)])
         for day in due
         if day >= first_day and day.isoformat() not in issued
     ]
@@ -148,7 +148,7 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
             *chunks(monthly, [documents.SHOWBACK], documents.SHOWBACK_JOB, "the bills"),
             *chunks(weekly, [documents.DIGEST], documents.DIGEST_JOB, "the digests"),
         ],
-        [] if has_partitions else [Chunk(MAINTENANCE_JOB, "the tables' partitions", ())],
+        [] if has_partitions else [PlannedRun(MAINTENANCE_JOB, "the tables' partitions", ())],
     )
 
 
@@ -185,7 +185,7 @@ def materialise(
     without_mail = settings.model_copy(update={"receivers": None, "digest_receivers": None})
     definitions = build_definitions(without_mail, retries=_DemoRetryPolicy(*RETRIES))
 
-    def run(chunks: Sequence[Chunk]) -> int:
+    def run(chunks: Sequence[PlannedRun]) -> int:
         written = 0
         for chunk in chunks:
             written += _written_by(definitions.resolve_job_def(chunk.job), instance, chunk)
@@ -203,7 +203,7 @@ def materialise(
         return written + run(work.maintenance), summary
 
 
-def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: Chunk) -> int:
+def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: PlannedRun) -> int:
     """Run a job in this process, as one of the code location that `capacity up` serves; return the written rows."""
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
     run = instance.create_run_for_job(

@@ -500,7 +500,7 @@ def month_of(written: object) -> date:
     raise ValidationError(f"{written!r} is not a month; write 2026-10.")
 
 
-def title(found: BillByGroup) -> str:
+def bill_title(found: BillByGroup) -> str:
     """Return the title of a bill."""
     so_far = "" if found.bill.is_final else " so far"
     return f"Bill of {month_named(found.bill.month)}{so_far}, by {found.grouped_by}"
@@ -557,7 +557,7 @@ def mean_price(value: Decimal) -> str:
     return f"{value:,.{MEAN_PRICE_PLACES}f}"
 
 
-def notes(found: BillByGroup) -> list[str]:
+def bill_notes(found: BillByGroup) -> list[str]:
     """Say what the amounts leave out, replace and are compared with, one sentence each."""
     bill = found.bill
     sentences = [found.restated, *_differences(found)] if found.restated else []

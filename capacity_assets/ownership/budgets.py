@@ -32,7 +32,7 @@ from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.limits import declaring, refuse_repeated, replace_rows, rows_of
-from capacity_assets.forecast.outlook import STALE_DAYS, TOO_LITTLE_HISTORY
+from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, money, month_named, month_of
 from capacity_assets.ownership.groups import refuse_unknown_grouping
@@ -330,7 +330,7 @@ def _size_range(lower_mb: int | None, upper_mb: int | None) -> str:
     )
 
 
-def adopted(found: Budget) -> list[MonthBudget]:
+def adopted_budgets(found: Budget) -> list[MonthBudget]:
     """Return the amounts of a computed budget as budgets to be declared; raises ValidationError without amounts."""
     if found.total.amount is None:
         raise ValidationError(found.notes[-1])

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
-from capacity_assets.base.declarations import Things, checked_label, day_of
+from capacity_assets.base.declarations import DeclaredItems, checked_label, day_of
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.files import declarations, refuse_lacking
 from capacity_assets.base.units import first_of, meant
@@ -30,11 +30,11 @@ from capacity_assets.forecast.limits import (
     declaring,
     ids_of,
     keys_of,
-    named,
-    naming_places,
+    places_in_errors,
     refuse_repeated,
     replace_rows,
     rows_of,
+    subject_text,
 )
 
 Subject = TypeVar("Subject", bound=tuple[str, str | None])
@@ -84,12 +84,12 @@ def declare_labels(
         DatabaseError: the database failed; nothing was changed.
     """
     subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
-    refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
-    with naming_places(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
+    refuse_repeated(subjects, lambda one: f"{one[2]} of {subject_text(one[0], one[1])}", "Given more than once:")
+    with places_in_errors(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
         placed = [_change(label, row) for label, row in zip(labels, _placed(connection, rows, today), strict=True)]
         changes = [change for change in placed if change is not None]
-        removed = [named(label.server, label.database) for label in labels if label.value is None]
+        removed = [subject_text(label.server, label.database) for label in labels if label.value is None]
         if removed and not changes:
             raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days.")
         changed = [
@@ -231,7 +231,7 @@ def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
 
     rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), read)
     placed = [(label, place) for labels, place in zip(rows, rows.places, strict=True) for label in labels]
-    return Things((label for label, _ in placed), (place for _, place in placed))
+    return DeclaredItems((label for label, _ in placed), (place for _, place in placed))
 
 
 def labels_from_values(

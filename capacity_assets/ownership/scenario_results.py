@@ -21,8 +21,8 @@ from capacity_assets.base.errors import NotFoundError, ValidationError, database
 from capacity_assets.base.units import human_range, natural_key
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import capacity_scenarios
-from capacity_assets.forecast.outlook import FORECAST, SERVER, VOLUME, Outlook, day_text, standing_for_themselves
-from capacity_assets.forecast.scenarios import Comparison, Scenario, compare
+from capacity_assets.forecast.results import FORECAST, SERVER, VOLUME, Runway, day_text, standing_for_themselves
+from capacity_assets.forecast.scenarios import Scenario, ScenarioComparison, compare
 from capacity_assets.ownership.budgets import MOST_MONTHS, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import labels_of_each
 
@@ -46,8 +46,8 @@ class RunwayFigures:
     """The 80 % range of the middle day as people read it; empty if it is a single day or unknown."""
 
     @classmethod
-    def of(cls, row: Outlook) -> RunwayFigures:
-        """Return those of an outlook."""
+    def of(cls, row: Runway) -> RunwayFigures:
+        """Return those of a runway."""
         within, longest = (row.probabilities.get(days) for days in (WITHIN_DAYS, LONGEST_HORIZON))
         beyond = row.last_day + timedelta(days=LONGEST_HORIZON)
         around = human_range(row.early_day, row.late_day, beyond) if row.state == FORECAST else ""
@@ -108,7 +108,7 @@ class ScenarioResult:
 
 
 @dataclass(frozen=True)
-class Fit:
+class NewDatabaseFit:
     """What a new database does to the runway of one server: to the disk or limit that is then full first."""
 
     server: str
@@ -161,7 +161,7 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
     )
 
 
-def _standing(found: Comparison) -> set[tuple[str, str, str]]:
+def _standing(found: ScenarioComparison) -> set[tuple[str, str, str]]:
     """Name what stands for itself, with the assumptions or without: a thousand databases may share one volume."""
     every = [*standing_for_themselves(found.base.rows), *standing_for_themselves(found.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}
@@ -175,9 +175,9 @@ def _budget_change(
     return BudgetChange(name, before.end_size_mb if before else 0, after.end_size_mb, amount, after.amount, difference)
 
 
-def fits(found: Comparison) -> list[Fit]:
+def fits(found: ScenarioComparison) -> list[NewDatabaseFit]:
     """Return the servers with the smallest risk after a new database first; those with too little history last."""
-    riskiest: dict[str, tuple[Outlook, Outlook]] = {}
+    riskiest: dict[str, tuple[Runway, Runway]] = {}
     for before, after in found.pairs:
         if after.subject in {SERVER, VOLUME} and after.headroom_mb is not None:
             other = riskiest.get(after.server)
@@ -187,12 +187,14 @@ def fits(found: Comparison) -> list[Fit]:
     ordered.sort(key=lambda pair: _greatest_risk(pair[1])[1:], reverse=True)
     ordered.sort(key=lambda pair: not pair[1].probabilities)
     return [
-        Fit(after.server, after.display_name, after.headroom_mb or 0, RunwayFigures.of(before), RunwayFigures.of(after))
+        NewDatabaseFit(
+            after.server, after.display_name, after.headroom_mb or 0, RunwayFigures.of(before), RunwayFigures.of(after)
+        )
         for before, after in ordered
     ]
 
 
-def _greatest_risk(row: Outlook) -> tuple[object, ...]:
+def _greatest_risk(row: Runway) -> tuple[object, ...]:
     """Sort by the greatest known risk, then by the least space left."""
     return (not row.probabilities, *row.risk, row.headroom_mb)
 
@@ -209,7 +211,7 @@ class ScenarioRecord:
 _RESULTS = TypeAdapter(ScenarioResult)
 
 
-def store(engine: Engine, name: str, result: ScenarioResult) -> None:
+def store_scenario(engine: Engine, name: str, result: ScenarioResult) -> None:
     """Store a result in place of an earlier one of the same name; raises ValidationError and DatabaseError."""
     if not name.strip() or len(name) > LONGEST_VALUE or not name.isprintable():
         raise ValidationError(f"The name of a scenario must have 1 to {LONGEST_VALUE} printable characters.")
@@ -220,7 +222,7 @@ def store(engine: Engine, name: str, result: ScenarioResult) -> None:
         connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changes))
 
 
-def remove(engine: Engine, name: str) -> None:
+def remove_scenario(engine: Engine, name: str) -> None:
     """Remove a stored result; raises NotFoundError where there is none, and DatabaseError."""
     chosen = sa.delete(capacity_scenarios).where(capacity_scenarios.c.name == name)
     with database_errors(doing="removing a scenario"), engine.begin() as connection:
@@ -228,7 +230,7 @@ def remove(engine: Engine, name: str) -> None:
             raise NotFoundError(f"There is no stored scenario {name!r}.")
 
 
-def stored_names(connection: Connection) -> list[str]:
+def stored_scenario_names(connection: Connection) -> list[str]:
     """Name the stored scenarios, the newest first; raises DBAPIError."""
     scenarios = capacity_scenarios.c
     query = sa.select(scenarios.name).order_by(scenarios.stored_at.desc(), scenarios.name)

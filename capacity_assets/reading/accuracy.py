@@ -15,7 +15,7 @@ from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_runways, instances
-from capacity_assets.forecast.outlook import GROUP, display_name, is_due
+from capacity_assets.forecast.results import GROUP, display_name, is_due
 from capacity_assets.reading.access import records, rows
 
 LATELY_DAYS = 90

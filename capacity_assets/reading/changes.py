@@ -48,7 +48,7 @@ NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeTotals:
     """Sums over the databases of one kind, MiB; each counts with its share of its server's days."""
 
     databases: int = 0
@@ -58,7 +58,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Database:
+class DatabaseChange:
     """One database in two windows; a mean size is None if it has no row.
 
     `change_mb` is what it added to its server's total: the stored change or, if it existed on only some of the days,
@@ -78,23 +78,23 @@ class Database:
 class DatabaseChanges:
     """Sums over the databases of each kind, and the largest changes."""
 
-    sums: Mapping[ChangeKind, Change]
-    largest: Mapping[ChangeKind, Sequence[Database]]
+    sums: Mapping[ChangeKind, ChangeTotals]
+    largest: Mapping[ChangeKind, Sequence[DatabaseChange]]
 
 
 def database_changes(
     connection: Connection, period: Period, window: Window, server_id: int | None, *, largest: int
 ) -> DatabaseChanges:
     """Compare the databases of the fleet and list the `largest` changes of each kind; of one server, list all."""
-    sums = dict.fromkeys(ChangeKind, Change())
-    databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
+    sums = dict.fromkeys(ChangeKind, ChangeTotals())
+    databases: dict[ChangeKind, list[DatabaseChange]] = {kind: [] for kind in ChangeKind}
     of_windows = _of(period, window, server_id)
     for row in rows(connection, _DATABASES, **of_windows, largest_mb=LARGEST_MB, listed=largest):
         kind = ChangeKind(row.kind)
-        sums[kind] = Change(row.databases, int(row.sum_before_mb), int(row.sum_mb), int(row.sum_change_mb))
+        sums[kind] = ChangeTotals(row.databases, int(row.sum_before_mb), int(row.sum_mb), int(row.sum_change_mb))
         if kind is not ChangeKind.SAME or server_id is not None:
             days = _days(row.days_there_before, row.days_before), _days(row.days_there, row.days)
-            changed = Database(row.server, row.database, row.before_mb, row.size_mb, int(row.moved_mb), *days)
+            changed = DatabaseChange(row.server, row.database, row.before_mb, row.size_mb, int(row.moved_mb), *days)
             databases[kind].append(changed)
     return DatabaseChanges(sums, databases)
 
@@ -165,7 +165,7 @@ def unusual_changes(
 
 
 @dataclass(frozen=True)
-class Decline:
+class ShrunkDatabase:
     """A database that is smaller than in the window before, MiB."""
 
     server_id: int
@@ -175,17 +175,17 @@ class Decline:
     change_mb: int
 
 
-def declines(
+def shrunk_databases(
     connection: Connection, period: Period, window: Window, label: tuple[str, str] | None, *, largest: int
-) -> list[Decline]:
+) -> list[ShrunkDatabase]:
     """Return the databases with this label that shrank most."""
     key, value = label or (None, None)
     of_window = {"period": period.name, "start": window.start, "listed": largest}
-    return records(Decline, connection, _DECLINES, **of_window, key=key, value=value)
+    return records(ShrunkDatabase, connection, _DECLINES, **of_window, key=key, value=value)
 
 
 @dataclass(frozen=True)
-class DatabaseSize:
+class DatabaseOfOneWindow:
     """A database that was created or removed, with its mean size in the window in which it existed, MiB."""
 
     server_id: int
@@ -196,11 +196,11 @@ class DatabaseSize:
 
 def databases_only_in(
     connection: Connection, period: Period, window: Window, other: Window, label: tuple[str, str] | None
-) -> list[DatabaseSize]:
+) -> list[DatabaseOfOneWindow]:
     """Return the databases with this label in `window` but not in `other`, on servers measured in both."""
     key, value = label or (None, None)
     windows = {"period": period.name, "start": window.start, "other": other.start}
-    return records(DatabaseSize, connection, _ONLY_IN, **windows, key=key, value=value)
+    return records(DatabaseOfOneWindow, connection, _ONLY_IN, **windows, key=key, value=value)
 
 
 def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import RUNWAY_VIEW, RUNWAYS_OF_DAY
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
 from capacity_assets.forecast.limits import sizes_by_day
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -35,8 +35,8 @@ from capacity_assets.forecast.outlook import (
     STALE_DAYS,
     VOLUME,
     VOLUME_LIMIT,
-    Outlook,
-    PlannedOutlook,
+    PlannedRunway,
+    Runway,
     display_name,
 )
 from capacity_assets.ownership.labels import labels_of_each
@@ -76,7 +76,7 @@ class ForecastDay:
 
 
 @dataclass(frozen=True)
-class Runway:
+class StoredRunway:
     """A stored forecast. Its fields are named as the columns of the view; days are None beyond a year or if unknown."""
 
     server_id: int
@@ -107,8 +107,8 @@ class Runway:
     allocated_mb: int | None
     """The size of its files, if the other sizes are of the used space inside them."""
     ahead: Sequence[ForecastDay] = field(default=())
-    planned: PlannedOutlook | None = None
-    """The outlook with planned limits; None: no plan raises its limit, or no day is known."""
+    planned: PlannedRunway | None = None
+    """The runway with planned limits; None: no plan raises its limit, or no day is known."""
     decision: StoredDecision | None = None
     """The open decision on it, or on the volume or server that limits it; None: none."""
 
@@ -133,11 +133,11 @@ class Runway:
         return probability
 
     @property
-    def outlook(self) -> Outlook:
-        """The outlook that was stored, which has sentences."""
+    def runway(self) -> Runway:
+        """The runway that was stored, which has sentences."""
         known = {days: self.probability_within(days) for days in HORIZONS_DAYS}
-        return Outlook(
-            **{one.name: getattr(self, one.name) for one in fields(Outlook) if hasattr(self, one.name)},
+        return Runway(
+            **{one.name: getattr(self, one.name) for one in fields(Runway) if hasattr(self, one.name)},
             database=self.name if self.subject == DATABASE else None,
             volume=self.name if self.subject == VOLUME else None,
             source=self.limit_source,
@@ -152,7 +152,7 @@ def _key(row: Any) -> SubjectKey:
     return SubjectKey(row.server_id, row.subject, row.name)
 
 
-def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
+def severity_of(runway: StoredRunway, thresholds: Thresholds) -> Severity | None:
     """Return how urgent a forecast is; None: not urgent, or its probability is unknown."""
     probability = runway.probability_within(thresholds.days)
     if runway.state == FULL:
@@ -162,7 +162,7 @@ def severity_of(runway: Runway, thresholds: Thresholds) -> Severity | None:
     return Severity.ACT if probability >= thresholds.act_percent / 100 else Severity.WATCH
 
 
-def needs_action(runway: Runway, thresholds: Thresholds) -> bool:
+def needs_action(runway: StoredRunway, thresholds: Thresholds) -> bool:
     """Whether somebody has to act, apart from decisions: it is full, or likely to be full soon."""
     return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
 
@@ -171,7 +171,7 @@ _COLUMNS = [sa.column(one.name, sa.ARRAY(sa.Text) if one.name == "volumes" else 
 _NEWEST = sa.table(RUNWAY_VIEW.name, *_COLUMNS).alias("r")
 _PLANNED = ("planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late")
 _ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS}
-_OWN = [one.name for one in fields(Runway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
+_OWN = [one.name for one in fields(StoredRunway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
 
 
 def _issued_on(day: date) -> sa.Subquery:
@@ -184,7 +184,9 @@ def _select(source: sa.FromClause) -> sa.Select[Any]:
     return sa.select(*(source.c[name] for name in names))
 
 
-def _runways(connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa.CompoundSelect[Any]) -> list[Runway]:
+def _runways(
+    connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa.CompoundSelect[Any]
+) -> list[StoredRunway]:
     found = rows(connection, chosen)
     decisions = open_decisions(connection, today) if found else None
     runways = []
@@ -192,14 +194,14 @@ def _runways(connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa
         values = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name
         bands = {days: [values[name] for name in ends] for days, ends in _ENDS.items()}
         runways.append(
-            Runway(
+            StoredRunway(
                 **{name: values[name] for name in _OWN},
                 ahead=[
                     ForecastDay(row.last_day + timedelta(days=days), *band)
                     for days, band in bands.items()
                     if None not in band
                 ],
-                planned=PlannedOutlook(*(values[name] for name in _PLANNED)) if row.planned_from else None,
+                planned=PlannedRunway(*(values[name] for name in _PLANNED)) if row.planned_from else None,
                 decision=decisions.on(row) if decisions else None,
             )
         )
@@ -211,7 +213,7 @@ _R = _NEWEST.c
 
 def fills_first(
     connection: sa.Connection, today: date, *, shown: int, skipped: int = 0, server: str | None = None
-) -> list[Runway]:
+) -> list[StoredRunway]:
     """Return what fills within a year, of all servers or of one, earliest first.
 
     If a volume or server limits several databases, only the volume or server is listed.
@@ -223,7 +225,7 @@ def fills_first(
     return _runways(connection, today, in_order.limit(shown).offset(skipped))
 
 
-def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[Runway]:
+def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[StoredRunway]:
     """Return the newest forecasts of subjects, earliest fill date first; those without one are left out."""
     if not keys:
         return []
@@ -231,12 +233,12 @@ def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[in
     return _runways(connection, today, chosen.order_by(_R.full_middle, _R.server, _R.name))
 
 
-def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> Runway | None:
+def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> StoredRunway | None:
     """Return the newest forecast of a server, database or volume; None: there is none."""
     return next(iter(runways_of(connection, today, [(server_id, subject, name)])), None)
 
 
-def binding_of(connection: sa.Connection, today: date, runway: Runway | None) -> Runway | None:
+def binding_of(connection: sa.Connection, today: date, runway: StoredRunway | None) -> StoredRunway | None:
     """Return which fills first: a database, the limit of its server or one of its volumes; None: no date is known."""
     if runway is None:
         return None
@@ -244,7 +246,7 @@ def binding_of(connection: sa.Connection, today: date, runway: Runway | None) ->
     return _earliest(_binding(runway, _runways(connection, today, chosen.order_by(_R.subject, _R.name))))
 
 
-def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
+def _binding(runway: StoredRunway, shared: Sequence[StoredRunway]) -> list[StoredRunway]:
     """Return a forecast and those of its shared space: server and volumes of a database, volumes of a server."""
     if runway.subject == SERVER:
         return [runway, *(one for one in shared if one.subject == VOLUME)]
@@ -253,12 +255,14 @@ def _binding(runway: Runway, shared: Sequence[Runway]) -> list[Runway]:
     return [runway, *own, *volumes]
 
 
-def _earliest(runways: Sequence[Runway]) -> Runway | None:
+def _earliest(runways: Sequence[StoredRunway]) -> StoredRunway | None:
     dated = [one for one in runways if one.full_middle is not None]
     return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
 
 
-def first_on_server(connection: sa.Connection, today: date, server_id: int) -> tuple[Runway | None, Runway | None]:
+def first_on_server(
+    connection: sa.Connection, today: date, server_id: int
+) -> tuple[StoredRunway | None, StoredRunway | None]:
     """Return what fills first on a server and, if that is a database, which of its disks or its own limit does."""
     dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
     # On the same day, a volume comes before a server or database.
@@ -270,7 +274,9 @@ def first_on_server(connection: sa.Connection, today: date, server_id: int) -> t
     return first, next(iter(_runways(connection, today, shared)), None)
 
 
-def bound_by_volume(connection: sa.Connection, today: date, server_id: int, volume: str, *, shown: int) -> list[Runway]:
+def bound_by_volume(
+    connection: sa.Connection, today: date, server_id: int, volume: str, *, shown: int
+) -> list[StoredRunway]:
     """Return the databases that a volume limits, the largest first."""
     on_it = sa.or_(_R.volumes.is_(None), sa.literal(volume) == sa.any_(_R.volumes))
     of_server = _select(_NEWEST).where(_R.server_id == server_id, _R.subject == DATABASE, _R.binds == VOLUME_LIMIT)
@@ -314,8 +320,8 @@ def usages_of(
     servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
     of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER, VOLUME]))
     of_databases = _of_databases(named, on_nodes=tables_are_distributed(connection))
-    shared: dict[int, list[Runway]] = {}
-    own: dict[tuple[int, str], Runway] = {}
+    shared: dict[int, list[StoredRunway]] = {}
+    own: dict[tuple[int, str], StoredRunway] = {}
     for one in _runways(connection, today, of_servers.union_all(of_databases)):
         if one.subject != VOLUME:
             own[one.server_id, one.name] = one
@@ -341,7 +347,7 @@ def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Sel
     return sa.select(of_key.lateral("of_key")).select_from(keys)
 
 
-def _usage(own: Runway, binding: Sequence[Runway], thresholds: Thresholds) -> Usage:
+def _usage(own: StoredRunway, binding: Sequence[StoredRunway], thresholds: Thresholds) -> Usage:
     # Free space of a shared limit is no limit of its own; the use of the volume or server is shown.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
@@ -446,7 +452,7 @@ class ForecastIssue:
     """When the newest of them was computed."""
     is_outdated: bool
     """Whether limits, steps or plans were declared or removed since."""
-    risks: Sequence[Runway]
+    risks: Sequence[StoredRunway]
     """What is full within a year with 10 % probability or more, greatest risk first; shared space is named once."""
     headroom_mb: int | None
     """Free space of volumes and, for servers without volumes, up to their own limit; None: no limit is known."""
@@ -507,7 +513,7 @@ def newest_day_of_issue(connection: sa.Connection, first: date, last: date) -> d
 
 def greatest_risks(
     connection: sa.Connection, as_of: date, today: date, server: str | None = None, *, shown: int
-) -> list[Runway]:
+) -> list[StoredRunway]:
     """Return what is full within a year with 10 % probability or more by the issue of a day, greatest risk first."""
     source = _issued_on(as_of)
     chosen = _select(source).where(source.c.full_early.is_not(None), source.c.stands_for_itself)
@@ -613,7 +619,7 @@ def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]
 
 def _to_be_named(
     connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds, before: Collection[SubjectKey]
-) -> list[Runway]:
+) -> list[StoredRunway]:
     """Return what fills within WITHIN_DAYS or is to be watched, and those of `before` with a known or later date."""
     source, latest = _issued_on(as_of), as_of + timedelta(days=WITHIN_DAYS)
     of = source.c
@@ -658,20 +664,20 @@ class EarlierForecast:
     actual_mb: int | None
 
 
-def earlier_forecasts(connection: sa.Connection, outlook: Outlook) -> list[EarlierForecast]:
+def earlier_forecasts(connection: sa.Connection, runway: Runway) -> list[EarlierForecast]:
     """Return the newest forecasts of a subject that are a horizon old, by horizon; raises DBAPIError."""
     runways, issues = capacity_runways.c, capacity_runways.alias("issues").c
-    number = sa.select(instances.c.id).where(instances.c.name == outlook.server).scalar_subquery()
+    number = sa.select(instances.c.id).where(instances.c.name == runway.server).scalar_subquery()
     forecasts = []
     for days in HORIZONS_DAYS:
-        until = outlook.last_day - timedelta(days=days)
+        until = runway.last_day - timedelta(days=days)
         is_recent = sa.and_(issues.as_of <= until, issues.as_of > until - timedelta(days=STALE_DAYS))
         sizes = (runways[f"forecast_{days}_mb"], runways[f"actual_{days}_mb"])
         forecasts.append(
             sa.select(sa.literal(days), runways.as_of, runways.state, runways.middle_day, *sizes).where(
                 runways.instance_id == number,
-                runways.subject == outlook.subject,
-                runways.name == outlook.name,
+                runways.subject == runway.subject,
+                runways.name == runway.name,
                 runways.as_of == sa.select(sa.func.max(issues.as_of)).where(is_recent).scalar_subquery(),
             )
         )

@@ -10,7 +10,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
 from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -21,7 +21,7 @@ from capacity_assets.forecast.outlook import (
     TOO_LITTLE_HISTORY,
     VOLUME,
 )
-from capacity_assets.reading.forecasts import Runway, Severity, severity_of
+from capacity_assets.reading.forecasts import Severity, StoredRunway, severity_of
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Headline:
 
 def headline_of(  # noqa: PLR0913 -- what the sentence is made of
     about: PageSubject,
-    own: Runway | None,
-    first: Runway | None,
+    own: StoredRunway | None,
+    first: StoredRunway | None,
     thresholds: Thresholds,
     *,
     issued: date | None = None,
-    also: Runway | None = None,
+    also: StoredRunway | None = None,
 ) -> Headline:
     """Return the headline of a server, database or volume.
 
@@ -82,7 +82,7 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
 
 
 def next_to_fill(
-    first: Runway | None, thresholds: Thresholds, *, issued: date | None, unknown_limits: int = 0
+    first: StoredRunway | None, thresholds: Thresholds, *, issued: date | None, unknown_limits: int = 0
 ) -> Headline:
     """Return the headline of the fleet or of a group."""
     if first is not None:
@@ -104,13 +104,13 @@ def limit_command(about: PageSubject) -> str:
     return f"capacity limits set {shlex.join(named)} --gb GIB"
 
 
-def _headline(runway: Runway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
+def _headline(runway: StoredRunway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
     severity = None if is_left_out(runway.decision) else severity_of(runway, thresholds)
     return Headline(text, severity, runway.full_middle, linked, *place)
 
 
-def _said(runway: Runway, named: str = "") -> str:
+def _said(runway: StoredRunway, named: str = "") -> str:
     """Return when something is full; without a name, the sentence is about the subject of the page."""
     if runway.state == FULL:
         said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
@@ -123,30 +123,30 @@ def _said(runway: Runway, named: str = "") -> str:
     return f"{named} {said}{_decided(runway)}" if named else f"{said}{_decided(runway)}"
 
 
-def _decided(runway: Runway) -> str:
+def _decided(runway: StoredRunway) -> str:
     """Return the decision on what fills, and its date with planned limits; empty without these."""
     decided = [f"{runway.decision.mark[0].upper()}{runway.decision.mark[1:]}."] if runway.decision else []
     planned = [runway.planned.sentence] if runway.planned else []
     return "".join(f" {sentence}" for sentence in (*decided, *planned))
 
 
-def range_of(runway: Runway) -> str:
+def range_of(runway: StoredRunway) -> str:
     """Render the 80 % range of a fill date; empty if it is a single day."""
     beyond = runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
     return human_range(runway.full_early or runway.full_middle, runway.full_late, beyond)
 
 
-def _named(runway: Runway) -> str:
+def _named(runway: StoredRunway) -> str:
     """Return the name of what fills, as the beginning of a sentence."""
     names = {VOLUME: f"Disk {runway.name}", SERVER: "Whole server", DATABASE: f"Database {runway.name}"}
     return printable(names[runway.subject])
 
 
-def _is(runway: Runway, about: PageSubject) -> bool:
+def _is(runway: StoredRunway, about: PageSubject) -> bool:
     return (runway.server, runway.subject, runway.name) == (about.server, about.subject, about.name)
 
 
-def _alone(about: PageSubject, own: Runway | None) -> list[str]:
+def _alone(about: PageSubject, own: StoredRunway | None) -> list[str]:
     """Return when a database would be full if nothing else grew."""
     if about.subject != DATABASE or own is None or own.state not in {FORECAST, FULL}:
         return []
@@ -155,7 +155,7 @@ def _alone(about: PageSubject, own: Runway | None) -> list[str]:
     return [f"On its own it would be full by {human_day(own.full_middle)}."]
 
 
-def _without_date(about: PageSubject, own: Runway) -> str:
+def _without_date(about: PageSubject, own: StoredRunway) -> str:
     """Return why a forecast has no date; empty if it has one, or nothing fills within a year."""
     if own.state == LIMIT_UNKNOWN:
         return f"No limit known, so no fill date. Declare one: `{limit_command(about)}`."

@@ -14,7 +14,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day, human_range
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out
-from capacity_assets.forecast.outlook import (
+from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
@@ -23,14 +23,14 @@ from capacity_assets.forecast.outlook import (
     RECENT_DAYS,
     SERVER,
     STALE_DAYS,
-    Outlook,
+    Runway,
     display_name,
 )
 from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows
 from capacity_assets.reading.forecasts import (
     MOST_RISKS,
-    Runway,
+    StoredRunway,
     SubjectKey,
     greatest_risks,
     needs_action,
@@ -52,7 +52,7 @@ class AlertRisk:
     """A risk that somebody has to act on."""
 
     key: SubjectKey
-    outlook: Outlook
+    runway: Runway
     probability: float
     """Probability of being full within the days of the thresholds."""
     labels: Mapping[str, str]
@@ -64,18 +64,18 @@ class AlertRisk:
     @property
     def full_by(self) -> date | None:
         """The fill date; for what is full already, the last measured day."""
-        return self.outlook.last_day if self.is_full else self.outlook.middle_day
+        return self.runway.last_day if self.is_full else self.runway.middle_day
 
     @property
     def is_full(self) -> bool:
         """Whether it is full already."""
-        return self.outlook.state == FULL
+        return self.runway.state == FULL
 
     @property
     def range_text(self) -> str:
         """The 80 % range of that day; empty if it is a single day."""
-        beyond = self.outlook.last_day + timedelta(days=HORIZONS_DAYS[-1])
-        return "" if self.is_full else human_range(self.outlook.early_day, self.outlook.late_day, beyond)
+        beyond = self.runway.last_day + timedelta(days=HORIZONS_DAYS[-1])
+        return "" if self.is_full else human_range(self.runway.early_day, self.runway.late_day, beyond)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         [
             AlertRisk(
                 one.key,
-                one.outlook,
+                one.runway,
                 one.probability_within(thresholds.days) or 0.0,
                 labels.get(subjects[one.key], {}),
                 growers.get(one.key, ()),
@@ -198,7 +198,9 @@ ORDER BY change_mb DESC, d.name
 """
 
 
-def _reason(runway: Runway | None, server: Row[Any] | None, thresholds: Thresholds, *, is_measured: bool) -> str | None:
+def _reason(
+    runway: StoredRunway | None, server: Row[Any] | None, thresholds: Thresholds, *, is_measured: bool
+) -> str | None:
     """Return why an alert is resolved; None: it stays open, as while its risk is to be watched.
 
     A server that was not measured resolves nothing.

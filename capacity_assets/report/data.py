@@ -41,7 +41,7 @@ from capacity_assets.reading.sizes import FleetSize, SeriesSize, database_shares
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.windows import WindowFacts, window_facts
 
-WINDOWS_SHOWN = 13
+WINDOWS_OF_REPORT = 13
 LONGEST_IN_A_FILE_NAME = 50
 DATABASES_LISTED = 10
 """Listed databases of each kind; the report of a single server lists all."""
@@ -136,7 +136,7 @@ class Report:
     def windows(self) -> tuple[Window, ...]:
         """The windows of the history, oldest first, from the first one with rows on."""
         oldest = min((bar.window_start for bar in self.history), default=self.window.start)
-        shown = self.period.back(self.window, WINDOWS_SHOWN)
+        shown = self.period.back(self.window, WINDOWS_OF_REPORT)
         return tuple(window for window in shown if window.start >= oldest)
 
 
@@ -190,7 +190,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         raise NotFoundError(
             f"There is no server {server!r}. Names are case-sensitive; `capacity instances list` shows them."
         )
-    before, shown = period.previous(window), period.back(window, WINDOWS_SHOWN)
+    before, shown = period.previous(window), period.back(window, WINDOWS_OF_REPORT)
     sizes = fleet_sizes(connection, period, [before, window], server_id)
     facts = window_facts(connection, period, window, server_id)
     days = measured_days(connection, before.start, window.end, server_id)

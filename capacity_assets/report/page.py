@@ -50,7 +50,7 @@ from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup
 from capacity_assets.reading.changes import NOT_COMPARABLE, ChangeKind
 from capacity_assets.reading.coverage import late_samples
-from capacity_assets.reading.forecasts import HISTORY_SHOWN_DAYS, ForecastDay, ForecastIssue, Runway
+from capacity_assets.reading.forecasts import HISTORY_SHOWN_DAYS, ForecastDay, ForecastIssue, StoredRunway
 from capacity_assets.reading.groups import measured_notes
 from capacity_assets.report.data import OTHER, Report
 
@@ -84,7 +84,7 @@ LIKELIHOODS = ((0.9, "nearly certain"), (0.5, "likely"), (0.1, "possible"), (0.0
 
 
 @dataclass(frozen=True)
-class Issue:
+class ReportIssue:
     """The metadata of a page: its number, when it was first issued, its figures in MiB, and its subject.
 
     Pages of earlier versions do not contain their subject.
@@ -98,7 +98,7 @@ class Issue:
     known_change_mb: int | None
     subject: str = ""
 
-    def is_of(self, other: Issue) -> bool:
+    def is_of(self, other: ReportIssue) -> bool:
         """Whether both cover the same window of the fleet or of the same server."""
         return not (self.subject and other.subject) or self.subject == other.subject
 
@@ -117,8 +117,8 @@ class Issue:
 class Edition:
     """An issue, and the one that it replaces, if any: its file, and the reason of the difference."""
 
-    issue: Issue
-    before: Issue | None = None
+    issue: ReportIssue
+    before: ReportIssue | None = None
     kept_as: str = ""
     reason: str = ""
 
@@ -136,14 +136,14 @@ class Edition:
         )
 
 
-def issue_of(path: Path) -> Issue | None:
+def issue_of(path: Path) -> ReportIssue | None:
     """Return the metadata of the page at `path`; None if there is no page of this project."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             figures = FIGURES.search(file.read(HEAD_CHARACTERS))
         content: dict[str, object] = json.loads(unescape(figures[1])) if figures else {}
-        known = {name: content[name] for name in Issue.__dataclass_fields__ if name in content}
-        return Issue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
+        known = {name: content[name] for name in ReportIssue.__dataclass_fields__ if name in content}
+        return ReportIssue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -152,7 +152,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     """Return the issue that the page of `report` at `path` becomes; raises DatabaseError."""
     subject = " ".join(filter(None, (report.period.name, f"{report.window.start}", report.server)))
     figures = (report.start_mb, report.end_mb, report.known_change_mb)
-    issue = Issue(1, report.facts.read_at, report.is_open, *figures, subject)
+    issue = ReportIssue(1, report.facts.read_at, report.is_open, *figures, subject)
     before = issue_of(path)
     if before is None or before.is_open or not before.is_of(issue):
         return Edition(issue)
@@ -167,7 +167,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     return Edition(issue, before, earlier.name, _reason(engine, report, before.issued_at))
 
 
-def path_of_issue(path: Path, issue: Issue) -> Path:
+def path_of_issue(path: Path, issue: ReportIssue) -> Path:
     """Return the file name for an earlier issue, which is never that of another window."""
     kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
     existing = issue_of(kept)
@@ -254,8 +254,8 @@ def render_bill(issued: BillByGroup) -> str:
         .get_template("bill.html.j2")
         .render(
             found=issued,
-            title=bills.title(issued),
-            notes=bills.notes(issued),
+            title=bills.bill_title(issued),
+            notes=bills.bill_notes(issued),
             quantity=bills.quantity_note(issued),
         )
     )
@@ -423,7 +423,7 @@ def forecast_charts(issue: ForecastIssue) -> list[tuple[str, Markup]]:
     ]
 
 
-def _history(risk: Runway, sizes: Mapping[date, int]) -> History:
+def _history(risk: StoredRunway, sizes: Mapping[date, int]) -> History:
     first, drawn_until = min(sizes, default=risk.last_day), risk.last_day + timedelta(days=DRAWN_DAYS)
     days = [first + timedelta(days=number) for number in range((risk.last_day - first).days + 1)]
     ahead = [ForecastDay(risk.last_day, risk.size_mb, risk.size_mb, risk.size_mb)]
@@ -438,7 +438,7 @@ def _history(risk: Runway, sizes: Mapping[date, int]) -> History:
     )
 
 
-def band_bar(risk: Runway) -> Markup:
+def band_bar(risk: StoredRunway) -> Markup:
     """Draw the fill dates of a risk on the year of its forecast; a date beyond it is at the edge."""
     early, late = (_share_of_year(day, risk.last_day) for day in (risk.full_early, risk.full_late))
     middle = None if risk.full_middle is None else _share_of_year(risk.full_middle, risk.last_day)

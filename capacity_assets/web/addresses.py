@@ -26,7 +26,7 @@ MONTH = re.compile(r"\d{4}-\d{2}")
 NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
          "range", "first", "last", "compare", "state", "horizon", "months", "format")  # fmt: skip
 """All parameters of pages."""
-FORMATS = ("html", "json", "csv")
+PAGE_FORMATS = ("html", "json", "csv")
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ def shown_range(reader: Reader, query: PageQuery, default: str = "daily", most: 
     """Return the range of the address, by a period that fits; raises ValidationError, DBAPIError."""
     chosen = chosen_range(query, default)
     if chosen.name == ALL:
-        chosen = replace(chosen, first=reader.kept_of("oldest window", oldest_window, OLDEST_SECONDS))
+        chosen = replace(chosen, first=reader.read_cached("oldest window", oldest_window, OLDEST_SECONDS))
     return chosen.fitted(query.today, most)
 
 

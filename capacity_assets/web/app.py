@@ -49,34 +49,34 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.subjects import address, subject_address
-from capacity_assets.web.addresses import FORMATS, PageQuery, known_values
+from capacity_assets.web.addresses import PAGE_FORMATS, PageQuery, known_values
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
 from capacity_assets.web.forecasts import read_accuracy, read_decisions_page, read_filling, read_scenario
 from capacity_assets.web.groups import read_group, read_groups
 from capacity_assets.web.lists import read_databases, read_search, read_servers
 from capacity_assets.web.reader import Reader, shared_notice, shared_revision
-from capacity_assets.web.rendering import Page, page_templates
+from capacity_assets.web.rendering import PageRoute, page_templates
 from capacity_assets.web.subjects import read_database, read_server, read_volume
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
 PAGES = (
-    Page("/", "Fleet", read_fleet, "sizes", in_menu=True, has_figures=True),
-    Page("/servers", "Servers", read_servers, "servers", in_menu=True, has_figures=True),
-    Page("/databases", "Databases", read_databases, "databases", in_menu=True, has_figures=True),
-    Page("/groups", "Groups", read_groups, "groups", in_menu=True),
-    Page("/filling", "Fills first", read_filling, "runways", in_menu=True),
-    Page("/bill", "Bill", read_bill_page, "groups", ("/",), in_menu=True, beside=BILL_COLUMNS),
-    Page("/accuracy", "Accuracy", read_accuracy, "months", in_menu=True),
-    Page("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), is_found=True, beside=BUDGET_COLUMNS),
-    Page("/decisions", "Decisions", read_decisions_page, "decisions", ("/", "/filling"), is_found=True),
-    Page("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling"), is_found=True),
-    Page("/server", "Server", read_server, "sizes", ("/", "/servers"), has_figures=True),
-    Page("/database", "Database", read_database, "sizes", ("/", "/servers", "/server"), has_figures=True),
-    Page("/volume", "Volume", read_volume, "sizes", ("/", "/servers", "/server")),
-    Page("/group", "Group", read_group, "sizes", ("/", "/groups")),
-    Page("/search", "Search", read_search, "found", is_kept=False),
+    PageRoute("/", "Fleet", read_fleet, "sizes", in_menu=True, has_figures=True),
+    PageRoute("/servers", "Servers", read_servers, "servers", in_menu=True, has_figures=True),
+    PageRoute("/databases", "Databases", read_databases, "databases", in_menu=True, has_figures=True),
+    PageRoute("/groups", "Groups", read_groups, "groups", in_menu=True),
+    PageRoute("/filling", "Fills first", read_filling, "runways", in_menu=True),
+    PageRoute("/bill", "Bill", read_bill_page, "groups", ("/",), in_menu=True, beside=BILL_COLUMNS),
+    PageRoute("/accuracy", "Accuracy", read_accuracy, "months", in_menu=True),
+    PageRoute("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), is_found=True, beside=BUDGET_COLUMNS),
+    PageRoute("/decisions", "Decisions", read_decisions_page, "decisions", ("/", "/filling"), is_found=True),
+    PageRoute("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling"), is_found=True),
+    PageRoute("/server", "Server", read_server, "sizes", ("/", "/servers"), has_figures=True),
+    PageRoute("/database", "Database", read_database, "sizes", ("/", "/servers", "/server"), has_figures=True),
+    PageRoute("/volume", "Volume", read_volume, "sizes", ("/", "/servers", "/server")),
+    PageRoute("/group", "Group", read_group, "sizes", ("/", "/groups")),
+    PageRoute("/search", "Search", read_search, "found", is_cached=False),
 )
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
@@ -126,7 +126,7 @@ class WebOptions:
 
 def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
     """Create the application; it reads nothing before it starts."""
-    answers = Answers(reader, serving)
+    answers = PageServer(reader, serving)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -174,7 +174,7 @@ class ReadContent:
     read_at: datetime
 
 
-class Answers:
+class PageServer:
     """Answers requests with pages or error pages."""
 
     def __init__(self, reader: Reader, serving: WebOptions) -> None:
@@ -191,7 +191,7 @@ class Answers:
         self._threads.shutdown()
         self._reader.close()
 
-    def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+    def of(self, page: PageRoute) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint of a page."""
 
         async def answer(request: Request) -> Response:
@@ -223,17 +223,17 @@ class Answers:
                     logger.exception("A page that is read ahead has a defect. The other pages work.")
             ended.wait(SECONDS_BETWEEN_READING_AHEAD)
 
-    def _read(self, page: Page, query: PageQuery) -> ReadContent:
+    def _read(self, page: PageRoute, query: PageQuery) -> ReadContent:
         """Read a page, or return what was read within the last seconds."""
 
         def read() -> ReadContent:
             return ReadContent(page.read(self._reader, query), self._serving.clock.local_now())
 
-        if not page.is_kept or query.values.get("format") == "csv":
+        if not page.is_cached or query.values.get("format") == "csv":
             # A file is large and for a single reader.
             return read()
         values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
-        return self._reader.kept((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
+        return self._reader.cached((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an unknown address."""
@@ -247,10 +247,10 @@ class Answers:
     def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
         return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
 
-    def _answer(self, request: Request, page: Page) -> Response:
+    def _answer(self, request: Request, page: PageRoute) -> Response:
         query = self._query(request.url.path, request.query_params)
         try:
-            form = query.one_of("format", FORMATS)
+            form = query.one_of("format", PAGE_FORMATS)
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
         except ValidationError as error:
@@ -268,7 +268,7 @@ class Answers:
         notice = shared_notice(self._reader, query.today) if page.has_figures else ""
         return HTMLResponse(self._rendered(page, query, answer, user, notice))
 
-    def _rendered(self, page: Page, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> str:
+    def _rendered(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> str:
         """Return the page as HTML, rendered once for all readers of the same content."""
         key = (page.path, tuple(sorted(query.values.items())), user, notice)
         kept = self._html.get(key)
@@ -277,7 +277,7 @@ class Answers:
         values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
         template = self._templates.get_template(f"{page.name}.html.j2")
         html = template.render(**values, notice=notice, query=query, title=page.title, user=user)
-        if page.is_kept:
+        if page.is_cached:
             with self._html_lock:
                 self._html[key] = (answer, html)
                 while len(self._html) > MOST_HTML_KEPT:
@@ -293,7 +293,7 @@ class Answers:
         return HTMLResponse(html, status_code=status)
 
 
-def _crumbs(page: Page, content: Any) -> list[tuple[str, str]]:
+def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
     """Return title and address of the pages above a page: the server of a database, the list by the same grouping."""
     return [
         (content.server.server, subject_address("server", content.server.server_id))

@@ -19,9 +19,9 @@ from capacity_assets.ownership.bills import (
     BillByGroup,
     BillGroup,
     MonthlyAmount,
+    bill_notes,
     groups_of_bill,
     monthly_amounts,
-    notes,
     quantity_note,
     read_bill_of,
 )
@@ -113,7 +113,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         currency=currency,
         amount=None if bill.amount is None else f"{bill.amount:f}",
         groups=groups,
-        notes=[*notes(issued), quantity_note(issued)],
+        notes=[*bill_notes(issued), quantity_note(issued)],
         is_outdated=outdated,
         found=issued,
         is_final=bill.is_final,
@@ -132,12 +132,12 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
 def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
     """Return the unchanged databases, which all groupings of a bill show and which take long to read."""
     read = partial(unchanged_databases, month=month, issue=issue, shown=COSTLIEST_SHOWN)
-    return reader.kept_of(("unchanged", month, issue), read, UNCHANGED_SECONDS)
+    return reader.read_cached(("unchanged", month, issue), read, UNCHANGED_SECONDS)
 
 
 def _free_space(reader: Reader, bill: tuple[Window, int], by: str = "", name: str | None = None) -> FreeSpace | None:
     read = partial(free_space, bill=bill, shown=COSTLIEST_SHOWN, by=by, name=name or "")
-    return reader.kept_of(("free", *bill, by, name), read, UNCHANGED_SECONDS)
+    return reader.read_cached(("free", *bill, by, name), read, UNCHANGED_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_
     """Return a budget, of which the page of each group shows a line. Raises as `read_budget`."""
     coming = coming_months(query.today, months)
     read = partial(read_budget, by=by, months=coming, today=query.today, keys=query.label_keys)
-    return reader.kept_of(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
+    return reader.read_cached(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
 
 
 def _drawn(found: Budget) -> list[MonthlyAmount]:

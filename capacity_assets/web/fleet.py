@@ -21,7 +21,7 @@ from capacity_assets.reading.coverage import (
     servers_in_service,
     unmeasured_servers,
 )
-from capacity_assets.reading.forecasts import FreeCapacity, Runway, free_capacity
+from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, free_capacity
 from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
 from capacity_assets.reading.headlines import Headline, next_to_fill
@@ -51,7 +51,7 @@ MOVED_SINCE = ("daily", "weekly", "monthly")
 
 
 @dataclass(frozen=True)
-class Movers:
+class LargestChanges:
     """The largest changes in the newest complete window of a period."""
 
     period: str
@@ -67,7 +67,7 @@ class Movers:
 
 
 @dataclass(frozen=True)
-class Trust:
+class MeasuredShare:
     """How much of the fleet was measured."""
 
     newest_day: date | None
@@ -96,10 +96,10 @@ class FleetPage:
     databases: int
     servers: int
     """Servers with a known size."""
-    moved: Sequence[Movers]
-    fills_first: Sequence[Runway]
+    moved: Sequence[LargestChanges]
+    fills_first: Sequence[StoredRunway]
     headroom: FreeCapacity
-    trust: Trust
+    trust: MeasuredShare
     unmeasured: Sequence[UnmeasuredServer]
     unmeasured_servers: int
     missed: Sequence[MissedDays]
@@ -138,7 +138,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         grouped_by=default_grouping(query.label_keys),
         thresholds=reader.thresholds,
     )
-    fleet = reader.kept_of(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)
+    fleet = reader.read_cached(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)
     fleet = replace(fleet, period=period.name, shown=shown, declared_since=shared_outdated(reader))
     if period.name not in fleet.periods:
         return fleet
@@ -150,7 +150,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         steps = steps_between(connection, windows[0].start, windows[-1].end) if windows else []
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
-        incomplete = reader.kept_of(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
+        incomplete = reader.read_cached(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
         sizes = mark_partial(sizes, incomplete)
     return replace(fleet, sizes=sizes, earlier=earlier, steps=steps)
 
@@ -164,7 +164,9 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         if (window := complete_window(connection, PERIODS[name], newest.get(name), today))
     }
     moved = [
-        Movers(name, window.start, window.end, *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN))
+        LargestChanges(
+            name, window.start, window.end, *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN)
+        )
         for name, window in complete.items()
     ]
     unmeasured = unmeasured_servers(connection, today)
@@ -193,7 +195,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         moved=moved,
         fills_first=fills,
         headroom=free,
-        trust=Trust(
+        trust=MeasuredShare(
             newest_day=unmeasured.day,
             servers=active,
             measured_servers=active - len(unmeasured.servers),

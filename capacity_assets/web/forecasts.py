@@ -11,9 +11,14 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.decisions import read_decisions
-from capacity_assets.ownership.scenario_results import RunwayChange, ScenarioResult, stored_names, stored_scenario
+from capacity_assets.ownership.scenario_results import (
+    RunwayChange,
+    ScenarioResult,
+    stored_scenario,
+    stored_scenario_names,
+)
 from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
-from capacity_assets.reading.forecasts import Runway, fills_first, free_capacity
+from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.subjects import server_facts, server_ids_of
 from capacity_assets.web.addresses import PageQuery, part_of_page
@@ -32,7 +37,7 @@ class FillingPage:
     """What fills within a year, in the order of fill dates."""
 
     headline: Headline
-    runways: Sequence[Runway]
+    runways: Sequence[StoredRunway]
     declared_since: Sequence[str]
     """Servers whose limits, steps or plans changed after the newest forecast."""
     page: int
@@ -134,7 +139,7 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
     """Read a scenario. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
     asked = query.text("name")
     with reader.transaction() as connection:
-        names = stored_names(connection)
+        names = stored_scenario_names(connection)
         if asked is None and not names:
             return ScenarioPage(names)
         found = stored_scenario(connection, asked or names[0])
@@ -155,7 +160,7 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     """Read the accuracy. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     asked = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
     read = partial(accuracy_of, today=query.today, thresholds=reader.thresholds)
-    found = reader.kept_of(("accuracy", query.today), read, ACCURACY_SECONDS)
+    found = reader.read_cached(("accuracy", query.today), read, ACCURACY_SECONDS)
     horizon = int(asked) if asked else _default_horizon(found)
     shown = {name: [one for one in getattr(found, name) if one.horizon_days == horizon] for name in OF_HORIZON}
     return AccuracyPage(

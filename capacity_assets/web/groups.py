@@ -24,7 +24,7 @@ from capacity_assets.ownership.groups import (
     fills_first,
     groups_changed_at,
 )
-from capacity_assets.reading.forecasts import Runway, forecast_day, runways_of
+from capacity_assets.reading.forecasts import StoredRunway, forecast_day, runways_of
 from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import (
     Group,
@@ -80,7 +80,7 @@ class GroupsPage:
 
 
 @dataclass(frozen=True)
-class Member(ListedDatabase):
+class GroupMember(ListedDatabase):
     """A database of a group, with its cost in the last final bill; `amount` None: not billed."""
 
     amount: Decimal | None = None
@@ -103,9 +103,9 @@ class GroupPage:
     """Sizes of the previous year, if they are compared."""
     missed: Sequence[ShortServer]
     """Servers that make windows partly measured."""
-    members: Sequence[Member]
+    members: Sequence[GroupMember]
     has_more_members: bool
-    fills_first: Sequence[Runway]
+    fills_first: Sequence[StoredRunway]
     has_forecast: bool
     declared_since: Sequence[str]
     """Servers of the fleet whose limits, steps or plans changed after the newest forecast."""
@@ -177,14 +177,16 @@ def _notice(connection: Connection, period: Period, windows: Sequence[Window], b
 def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
     if by == "server":
         # There are as many groups as servers, so only the first name of each is kept.
-        return reader.kept_of(("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS)
+        return reader.read_cached(
+            ("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS
+        )
     return {name: dates[0] for name, dates in _filling(reader, by).items()}
 
 
 def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
     """Return what fills first in each group, for the list of groups and for the page of each."""
     read = partial(fill_dates, by=by, most=MEMBERS_SHOWN)
-    return reader.kept_of(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
+    return reader.read_cached(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
 
 
 def read_group(reader: Reader, query: PageQuery) -> GroupPage:
@@ -220,7 +222,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     short = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     key = ("partial", period.name, by, name, *ends)
-    missed = reader.kept_of(key, short, PARTIAL_SECONDS)
+    missed = reader.read_cached(key, short, PARTIAL_SECONDS)
     sizes = mark_partial(sizes, {one.window_start for one in missed})
     with reader.transaction() as connection:
         sizes = like_for_like(connection, period, sizes, by, name)
@@ -280,15 +282,15 @@ def _members(
 
 def _with_cost(
     connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[ListedDatabase]
-) -> list[Member]:
+) -> list[GroupMember]:
     """Return the databases of a group with their cost in the month of its bill."""
     if cost is None:
-        return [Member(**vars(row)) for row in listed]
+        return [GroupMember(**vars(row)) for row in listed]
     keys, whole = [(row.server_id, row.database) for row in listed], cost.bill.exact_amount
     billed = amounts_of_databases(connection, (cost.month, cost.issue), by, name, keys)
     members = []
     for row, key in zip(listed, keys, strict=True):
-        member, amount = Member(**vars(row)), billed.get(key)
+        member, amount = GroupMember(**vars(row)), billed.get(key)
         if amount is not None:
             share = float(100 * amount / whole) if whole else None
             member = replace(member, amount=amount.quantize(CENT, ROUND_HALF_UP), amount_percent=share)

@@ -109,7 +109,7 @@ def _unmeasured(
         return [], {}
     is_newest = not query.day("window")
     read = partial(servers_missing_in, period=period, window=window, with_never_measured=is_newest)
-    missing = reader.kept_of(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
+    missing = reader.read_cached(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
     newest = shared_unmeasured(reader, query.today).servers if is_newest else ()
     by_number = {one.server_id: one for one in newest}
     # The newest day has the reason of the failure.
@@ -147,7 +147,7 @@ def _list_values(reader: Reader, query: PageQuery, period: Period, window: Windo
     if window is not None:
         # Finding them reads all servers of the window.
         read = partial(engines, period=period, window=window)
-        known_engines = reader.kept_of(("engines", period.name, window.start), read, ENGINES_SECONDS)
+        known_engines = reader.read_cached(("engines", period.name, window.start), read, ENGINES_SECONDS)
     newest_day, unmeasured, has_samples = None, [], False
     if query.page == 1 and not query.day("window"):
         newest = shared_unmeasured(reader, query.today)

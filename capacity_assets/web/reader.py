@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CachedValue:
     """A cached value with its times, on the clock `time.monotonic`, and its size."""
 
     value: Any
@@ -55,7 +55,7 @@ class Reader:
         """Read with an engine of `reading_engine`; the thresholds are those of watch and act."""
         self._engine = engine
         self.thresholds = thresholds
-        self._kept: dict[Hashable, _Kept] = {}
+        self._cache: dict[Hashable, _CachedValue] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
@@ -70,13 +70,13 @@ class Reader:
 
     def refuse_a_newer_schema(self) -> None:
         """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""
-        newer = self.kept_of(
+        newer = self.read_cached(
             "schema", lambda connection: newer_schema(connection.connection), SECONDS_BETWEEN_REVISIONS
         )
         if newer:
             raise DatabaseError(newer)
 
-    def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
+    def cached(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
         """Return the result of `read`, or a cached one.
 
         A value older than `seconds` is returned once more and read again in the background, so that only the first
@@ -84,7 +84,7 @@ class Reader:
         """
         now = time.monotonic()
         with self._lock:
-            kept = self._kept.get(key)
+            kept = self._cache.get(key)
             if kept is not None and now < kept.shown_until:
                 if now - kept.read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
@@ -100,14 +100,14 @@ class Reader:
         awaited: T = reading.result()
         return awaited
 
-    def kept_of(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
-        """Return the result of `read` in its own transaction, cached as in `kept`."""
+    def read_cached(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
+        """Return the result of `read` in its own transaction, cached as in `cached`."""
 
         def in_transaction() -> T:
             with self.transaction() as connection:
                 return read(connection)
 
-        return self.kept(key, in_transaction, seconds)
+        return self.cached(key, in_transaction, seconds)
 
     def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
         """Read, and give the result to all waiting callers."""
@@ -127,32 +127,32 @@ class Reader:
     def _keep(self, key: Hashable, value: Any, seconds: float, size_bytes: int) -> None:
         """Cache a value; drop expired values, and if the cache is full, those that expire first."""
         now = time.monotonic()
-        self._kept.pop(key, None)
-        for old in [old for old, kept in self._kept.items() if kept.shown_until <= now]:
-            del self._kept[old]
-        total_bytes = size_bytes + sum(kept.size_bytes for kept in self._kept.values())
-        while self._kept and total_bytes > MOST_KEPT_BYTES:
-            first = min(self._kept, key=lambda kept_key: self._kept[kept_key].shown_until)
-            total_bytes -= self._kept.pop(first).size_bytes
-        self._kept[key] = _Kept(value, now, now + STALE_TIMES * seconds, size_bytes)
+        self._cache.pop(key, None)
+        for old in [old for old, kept in self._cache.items() if kept.shown_until <= now]:
+            del self._cache[old]
+        total_bytes = size_bytes + sum(kept.size_bytes for kept in self._cache.values())
+        while self._cache and total_bytes > MOST_KEPT_BYTES:
+            first = min(self._cache, key=lambda kept_key: self._cache[kept_key].shown_until)
+            total_bytes -= self._cache.pop(first).size_bytes
+        self._cache[key] = _CachedValue(value, now, now + STALE_TIMES * seconds, size_bytes)
 
 
 def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:
     """Return the names that contain all words of a query, from a cached index; raises DBAPIError."""
-    index = reader.kept_of(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
+    index = reader.read_cached(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
     return index.search(query, shown)
 
 
 def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
     """Return the unmeasured servers."""
-    return reader.kept_of(
+    return reader.read_cached(
         ("unmeasured", today), lambda connection: unmeasured_servers(connection, today), UNMEASURED_SECONDS
     )
 
 
 def shared_outdated(reader: Reader) -> list[str]:
     """Return the servers whose limits, steps or plans changed after the newest forecast."""
-    return reader.kept_of(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
+    return reader.read_cached(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
 
 
 def shared_notice(reader: Reader, today: date) -> str:
@@ -165,7 +165,7 @@ def shared_notice(reader: Reader, today: date) -> str:
             return notice_of(uncomputed_samples(connection, today), today)
         return ""
 
-    return reader.kept(("outstanding", today), read, UNMEASURED_SECONDS)
+    return reader.cached(("outstanding", today), read, UNMEASURED_SECONDS)
 
 
 def notice_of(found: UncomputedSamples, today: date) -> str:
@@ -189,4 +189,4 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
     """Return a part of the cache keys of everything with forecasts, so that updates are shown within seconds."""
-    return reader.kept_of("forecasts", forecasts_revision, FORECASTS_SECONDS)
+    return reader.read_cached("forecasts", forecasts_revision, FORECASTS_SECONDS)

@@ -37,9 +37,9 @@ from capacity_assets.charts.drawing import CENTS, environment_of
 from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
 from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_out
-from capacity_assets.forecast.outlook import FORECAST, FULL, display_name
+from capacity_assets.forecast.results import FORECAST, FULL, display_name
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
-from capacity_assets.reading.forecasts import ForecastDay, Runway, Severity, Usage, severity_of
+from capacity_assets.reading.forecasts import ForecastDay, Severity, StoredRunway, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.headlines import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
@@ -61,7 +61,7 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 
 
 @dataclass(frozen=True)
-class Page:
+class PageRoute:
     """A page: its path, the function that reads its content, and which of its lists is written as CSV."""
 
     path: str
@@ -77,7 +77,7 @@ class Page:
     """Values of the page that are repeated in each row of the CSV file."""
     has_figures: bool = False
     """Whether it shows windows of databases and servers, and so the notice about samples not included yet."""
-    is_kept: bool = True
+    is_cached: bool = True
     """Whether its content is cached for others who ask for the same."""
 
     @property
@@ -245,7 +245,7 @@ FUNCTIONS = (
 
 
 @cache  # Compiling templates takes longer than rendering them.
-def page_templates(pages: tuple[Page, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
+def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
     """Return the templates of pages, with links to these and, if its address is known, to Dagster's UI."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(FILTERS)
@@ -272,7 +272,7 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
     *,
     bills: Mapping[date, Decimal] = EMPTY,
     currency: str | None = None,
-    binding: Runway | None = None,
+    binding: StoredRunway | None = None,
     name: str = "",
 ) -> list[Mark]:
     """Return the marks of a chart: declared steps, decisions, bills by month, and the fill date of what binds.
@@ -305,7 +305,7 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     sizes: Sequence[SizeInWindow],
     period: str,
     *,
-    runway: Runway | None = None,
+    runway: StoredRunway | None = None,
     marks: Sequence[Mark] = (),
     earlier: Sequence[SizeInWindow] = (),
     today: date = date.max,
@@ -333,7 +333,7 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     return history_chart(history if runway is None else _with_forecast(history, sizes, runway))
 
 
-def _with_forecast(history: History, sizes: Sequence[SizeInWindow], runway: Runway) -> History:
+def _with_forecast(history: History, sizes: Sequence[SizeInWindow], runway: StoredRunway) -> History:
     # A shared limit only holds while the others do not grow; the headline has the fill date that binds.
     is_own = not runway.is_shared
     history = replace(history, limit_mb=runway.limit_mb if is_own else None)
@@ -344,7 +344,7 @@ def _with_forecast(history: History, sizes: Sequence[SizeInWindow], runway: Runw
     return replace(history, ahead=ahead, full=full)
 
 
-def is_past(sizes: Sequence[SizeInWindow], runway: Runway) -> bool:
+def is_past(sizes: Sequence[SizeInWindow], runway: StoredRunway) -> bool:
     """Whether a chart ends some days before the newest measurement, and therefore shows no forecast."""
     return (runway.last_day - sizes[-1].window_end).days > PAST_DAYS
 
@@ -368,7 +368,7 @@ def _middle(one: SizeInWindow) -> date:
     return one.window_start + (one.window_end - one.window_start) // 2
 
 
-def _ahead_until(runway: Runway, last: date) -> list[ForecastDay]:
+def _ahead_until(runway: StoredRunway, last: date) -> list[ForecastDay]:
     """Return the forecast up to a day, which is interpolated between the forecasts around it."""
     days = [ForecastDay(runway.last_day, runway.size_mb, runway.size_mb, runway.size_mb)]
     for day in runway.ahead:
@@ -382,7 +382,7 @@ def _ahead_until(runway: Runway, last: date) -> list[ForecastDay]:
     return days
 
 
-def _days_ahead(points: Sequence[Point], runway: Runway) -> int:
+def _days_ahead(points: Sequence[Point], runway: StoredRunway) -> int:
     """Return how many days of forecast to draw: past the fill date, but not much more than the history."""
     if not points:
         return 0

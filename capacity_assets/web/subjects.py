@@ -16,7 +16,7 @@ from capacity_assets.base.settings import Thresholds
 from capacity_assets.reading import subjects
 from capacity_assets.reading.coverage import newest_measured_days
 from capacity_assets.reading.forecasts import (
-    Runway,
+    StoredRunway,
     binding_of,
     bound_by_volume,
     first_on_server,
@@ -67,11 +67,11 @@ class SubjectPage:
     sizes: Sequence[SizeInWindow]
     earlier: Sequence[SizeInWindow]
     """Sizes of the previous year, one for each window, if they are compared."""
-    runway: Runway | None
+    runway: StoredRunway | None
     """Its own forecast; of a database, as if the others did not grow."""
     used: Sequence[SizeInWindow] = ()
     """What was used inside the files of a database, if its forecast is of that."""
-    binding: Runway | None = None
+    binding: StoredRunway | None = None
     """The forecast that binds: of a database, the earliest of its own, its server's and its volumes'.
 
     Of a server, that of the volume that fills before the server as a whole. None: without a date.
@@ -115,7 +115,7 @@ class VolumePage(SubjectPage):
 
     volume: subjects.ServerVolume
     fills: SpaceUsage | None
-    databases: Sequence[Runway]
+    databases: Sequence[StoredRunway]
 
 
 def read_server(reader: Reader, query: PageQuery) -> ServerPage:

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest import Digest, read_digest
@@ -118,7 +118,7 @@ def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: p
     monkeypatch.setenv("WRONG_PASSWORD", "guess-W0rd")
     port = measured_postgres.port
     login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": port, "username": "capacity_probe"}
-    register(
+    register_servers(
         engine,
         [
             Server("pg", **login, password_from="env:RIGHT_PASSWORD"),  # noqa: S106

@@ -19,8 +19,8 @@ from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.collection.volumes import volumes_of_file
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.forecasts import issue_of
@@ -47,7 +47,7 @@ def fleet(engine: Engine) -> Engine:
         for name in ("orders", "log"):
             add_database_sizes(engine, sizes(server, name, FIRST.isoformat(), GROWING))
         add_instance_sizes(engine, totals(server, FIRST.isoformat(), [(2 * size, 2) for size in GROWING]))
-    declare(engine, [Limit(f"server-{server}", None, 5000) for server in (1, 2)])
+    declare_limits(engine, [Limit(f"server-{server}", None, 5000) for server in (1, 2)])
     declare_labels(engine, [Label("server-1", None, "team", "red", ALWAYS)], TODAY)
     return engine
 
@@ -96,7 +96,7 @@ def test_a_sample_that_no_engine_can_hold_fails_its_own_server_alone(
 
     failed = computed(fleet)
     with caplog.at_level(logging.WARNING):
-        issued = issue(fleet, TODAY, TODAY)
+        issued = issue_runways(fleet, TODAY, TODAY)
 
     for name, errors in failed.items():
         # What cannot be counts in no group.
@@ -126,7 +126,7 @@ def test_the_largest_size_that_can_be_is_computed(fleet: Engine) -> None:
 
     failed = {name for name, errors in computed(fleet).items() if errors}
     assert failed == {f"{period} group" for period in PERIODS_SHOWN}, "two such servers are more than can be computed"
-    assert issue(fleet, TODAY, TODAY).left_out == []
+    assert issue_runways(fleet, TODAY, TODAY).left_out == []
 
 
 def test_rows_that_versions_before_computed_of_it_stop_no_page_and_are_named(fleet: Engine, database: URL) -> None:
@@ -166,7 +166,7 @@ def test_a_sample_of_a_day_that_lies_ahead_is_of_no_newest_day(fleet: Engine, da
     assert (trust["newest_day"], trust["measured_servers"], page["unmeasured"]) == (str(TODAY), 2, [])
     for row in json.loads(capacity("status", "--json").output)["samples"]:
         assert row["last_day"] == str(TODAY)
-    assert issue(fleet, TODAY, TODAY).as_of == TODAY
+    assert issue_runways(fleet, TODAY, TODAY).as_of == TODAY
 
 
 def test_of_a_database_whose_clock_is_right_a_day_ahead_is_not_the_newest_one(engine: Engine) -> None:

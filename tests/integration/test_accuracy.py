@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.reading import accuracy
 from capacity_assets.reading.accuracy import accuracy_of, headline
 from tests.clocks import TODAY
@@ -150,7 +150,7 @@ def test_before_enough_forecasts_came_due_the_page_says_when_the_first_does(engi
 
     assert said() == "No forecast was issued yet, so there is nothing to judge."
     fill_with_limits(engine)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     assert said() == "Too few forecasts have come due to judge: the first comes due on 19 Aug 2025."
     with served_pages(engine.url) as pages:
         page = pages.document("/accuracy")
@@ -168,7 +168,7 @@ def test_before_enough_forecasts_came_due_the_page_says_when_the_first_does(engi
 def test_forecasts_that_were_computed_in_hindsight_are_said_to_be(engine: Engine) -> None:
     fill_with_limits(engine)
     for ago in range(40, 33, -1):
-        issue(engine, TODAY - timedelta(days=ago), TODAY)
+        issue_runways(engine, TODAY - timedelta(days=ago), TODAY)
 
     with engine.connect() as connection:
         found = accuracy_of(connection, TODAY)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.schema import SCHEMA_REVISION
 from capacity_assets.forecast.decisions import Decision, decide
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_definitions
 from capacity_assets.orchestration.build import build_definitions
@@ -137,7 +137,7 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "or ders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
     add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
-    declare(engine, [Limit("server-1", "or ders", 2290)])
+    declare_limits(engine, [Limit("server-1", "or ders", 2290)])
     house.run("2026-07-01", "runway_job")
     house.run("2026-07-01")
     house.tick()
@@ -195,7 +195,7 @@ def test_what_fills_soon_is_told_once_to_whom_it_concerns_and_not_again_by_its_c
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
     add_database_sizes(engine, sizes(1, "log", "2026-03-04", [500 + day for day in range(120)]))
-    declare(engine, [Limit("server-1", "orders", 2290)])
+    declare_limits(engine, [Limit("server-1", "orders", 2290)])
     declare_labels(engine, [Label("server-1", "log", "team", "payments")], date(2026, 7, 1))
     for day in ("2026-06-30", "2026-07-01", "2026-06-15"):
         house.run(day, "runway_job")
@@ -204,13 +204,13 @@ def test_what_fills_soon_is_told_once_to_whom_it_concerns_and_not_again_by_its_c
     [message] = receiver.texts
     assert message.startswith("orders on server-1 is likely full by ")
     assert "- Forecast growth: +10 MiB per day" in message
-    declare(engine, [Limit("server-1", "log", 630)])
+    declare_limits(engine, [Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
     house.tick()
     assert [text.partition(" is likely full")[0] for text in receiver.texts[1:]] == ["log on server-1"] * 2, (
         "all, and its team"
     )
-    declare(engine, [Limit("server-1", "orders", 90_000), Limit("server-1", "log", 90_000)])
+    declare_limits(engine, [Limit("server-1", "orders", 90_000), Limit("server-1", "log", 90_000)])
     house.run("2026-07-01", "runway_job")
     house.tick()
     resolved = ["Resolved: log on server-1", "Resolved: log on server-1, and 1 more"]
@@ -228,7 +228,7 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
     add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
-    declare(engine, [Limit("server-1", "orders", 2290)])
+    declare_limits(engine, [Limit("server-1", "orders", 2290)])
     house.run("2026-07-01", "runway_job")
     house.run("2026-07-01")
     house.tick()
@@ -328,7 +328,7 @@ def fill_two_databases(house: House, engine: Engine) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
     add_database_sizes(engine, sizes(1, "log", "2026-03-04", [500 + day for day in range(120)]))
-    declare(engine, [Limit("server-1", "orders", 2290), Limit("server-1", "log", 630)])
+    declare_limits(engine, [Limit("server-1", "orders", 2290), Limit("server-1", "log", 630)])
     house.run("2026-07-01", "runway_job")
 
 

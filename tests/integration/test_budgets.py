@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.ownership.budgets import SCALE, daily_sizes
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
@@ -37,7 +37,7 @@ def filled(engine: Engine, service: AggregationService) -> None:
         )
         connection.execute(text(growing))
     compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
 
 def budget(*options: str) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def test_what_another_label_took_over_counts_once(engine: Engine, service: Aggre
     filled(engine, service)
     printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10")
     compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     before = budget()
 
     printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10")
     compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     assert set(by_name(before)) == {"search", "payments", "shop"}
     assert set(by_name(budget())) == {"payments", "shop"}

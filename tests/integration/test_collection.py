@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, YESTERDAY, Collection, at, failures
 from tests.servers import PostgresServer, silent_socket
@@ -23,7 +23,7 @@ def test_what_is_stored_is_what_the_server_says_and_the_total_is_its_sum(
     measured_postgres.execute(
         "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 50000)", database="orders"
     )
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     summary = collection.collect()
 
@@ -47,7 +47,7 @@ def test_a_collection_that_removes_no_sample_leaves_every_window_as_it_was_compu
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     """A trigger records a DELETE of no row, too, and the whole history then counted as stale."""
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     deletions = "SELECT count(*) FROM capacity_changes WHERE kind = 'deleted'"
 
     collection.collect()
@@ -64,7 +64,7 @@ def test_a_collection_that_removes_no_sample_leaves_every_window_as_it_was_compu
 def test_databases_created_dropped_and_renamed_between_two_days_are_so_on_their_days(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect(YESTERDAY)
     measured_postgres.execute(
         'ALTER DATABASE "orders" RENAME TO "orders_2"', 'DROP DATABASE "Ünïcødé; --"', 'CREATE DATABASE "new"'
@@ -82,7 +82,7 @@ def test_many_small_databases_lose_nothing_by_rounding(
 ) -> None:
     """Rounded down one by one, twenty databases of 7.4 MiB would be 140 of 148."""
     measured_postgres.execute(*(f"CREATE DATABASE small_{number}" for number in range(20)))
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     collection.collect()
 
@@ -98,7 +98,7 @@ def test_closed_databases_and_templates_count_and_system_databases_are_left_out_
     measured_postgres.execute(
         'CREATE DATABASE "closed" ALLOW_CONNECTIONS false', 'CREATE DATABASE "a_template" IS_TEMPLATE true'
     )
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     collection.collect()
     assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --", "closed", "a_template"}
@@ -107,7 +107,7 @@ def test_closed_databases_and_templates_count_and_system_databases_are_left_out_
     summary = service.collect(TODAY, again=True)
     assert set(collection.sizes("pg")) == {"postgres", "Ünïcødé; --", "closed", "a_template"}
     assert summary.left_out == {"orders": 1, "template0": 1, "template1": 1}
-    register(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
+    register_servers(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
     assert failures(collection.collect(again=True)) == {}
     assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --", "closed", "a_template"}
     measured_postgres.execute('DROP DATABASE "closed"')
@@ -123,7 +123,7 @@ def test_statistics_are_a_cheaper_way_to_nearly_the_same_sizes(
         "VACUUM ANALYZE",
         database="orders",
     )
-    register(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
+    register_servers(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
 
     summary = collection.collect()
 
@@ -138,7 +138,7 @@ def test_a_wrong_password_fails_its_server_alone_and_none_is_in_a_log_a_table_or
 ) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = collection.password("wrong", "guess-W0rd")
-    register(
+    register_servers(
         collection.engine,
         [
             at(measured_postgres, collection),
@@ -176,7 +176,7 @@ def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
 ) -> None:
     with silent_socket() as port:
         silent = [at(measured_postgres, collection, f"silent-{number}", port=port) for number in range(4)]
-        register(collection.engine, [at(measured_postgres, collection), *silent])
+        register_servers(collection.engine, [at(measured_postgres, collection), *silent])
         servers: list[str] = []
 
         summary = collection.service(workers=1).collect(
@@ -192,14 +192,14 @@ def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
 def test_a_refused_connection_and_an_unknown_host_are_unreachable(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(
+    register_servers(
         collection.engine,
         [
             at(measured_postgres, collection, "off", port=1),
             at(measured_postgres, collection, "nowhere", tls="off"),
         ],
     )
-    register(
+    register_servers(
         collection.engine,
         [Server("nowhere", "postgresql", "no-such-host.invalid", username="x", tls="off")],
     )
@@ -213,7 +213,7 @@ def test_a_refused_connection_and_an_unknown_host_are_unreachable(
 def test_a_revoked_right_fails_the_whole_server_and_names_the_database(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect(YESTERDAY)
     measured_postgres.execute(
         "REVOKE pg_read_all_stats FROM capacity_probe", 'REVOKE CONNECT ON DATABASE "orders" FROM PUBLIC'
@@ -235,7 +235,7 @@ def test_a_second_run_of_the_day_measures_only_the_servers_that_failed(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     right = collection.password("late", "not yet")
-    register(
+    register_servers(
         collection.engine,
         [at(measured_postgres, collection), at(measured_postgres, collection, "late", password_from=right)],
     )
@@ -259,10 +259,10 @@ def test_a_second_run_of_the_day_measures_only_the_servers_that_failed(
 def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect()
     before = collection.sizes("pg")
-    register(collection.engine, [at(measured_postgres, collection, port=1)])
+    register_servers(collection.engine, [at(measured_postgres, collection, port=1)])
 
     summary = collection.collect(again=True)
 

@@ -11,7 +11,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.orchestration.build import build_definitions
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import PASSWORD
@@ -162,7 +162,7 @@ def test_a_today_that_others_have_measured_is_kept_although_every_server_of_ours
     with engine.begin() as connection:
         connection.execute(text("SELECT setval('instances_id_seq', 100)"))
     login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u"}
-    register(engine, [Server("away", **login)])
+    register_servers(engine, [Server("away", **login)])
 
     result = run_job(settings.model_copy(update={"pages_url": "https://pages.example"}), "collection_job")
 
@@ -187,7 +187,7 @@ def test_without_registered_servers_a_day_that_was_loaded_is_kept_today_too(sett
 def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(
     settings: Settings, engine: Engine
 ) -> None:
-    register(engine, [Server("shut", "postgresql", "127.0.0.1", port=1, username="u")])
+    register_servers(engine, [Server("shut", "postgresql", "127.0.0.1", port=1, username="u")])
 
     result = run_job(settings, "collection_job")
 

@@ -16,7 +16,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.collection.servers import Server, register, set_active
+from capacity_assets.collection.servers import Server, register_servers, set_active
 from capacity_assets.database.locks import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
 from tests.collecting import YESTERDAY, Collection, at, failures, granting
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("collection_login", "measured_databases")
 def test_measuring_again_without_a_change_touches_no_row(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect()
     query = "SELECT xmin::text FROM database_size_stats UNION ALL SELECT xmin::text FROM instance_size_stats ORDER BY 1"
     before = collection.rows(query)
@@ -42,7 +42,7 @@ def test_a_day_is_a_day_of_the_configured_zone_whatever_zone_server_and_machine_
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     measured_postgres.execute("ALTER ROLE capacity_probe SET timezone = 'America/Los_Angeles'")
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     # Half past midnight in Shanghai, still the day before everywhere west of it.
     moment = datetime(2025, 7, 19, 16, 30, tzinfo=UTC)
 
@@ -57,7 +57,7 @@ def test_a_day_is_a_day_of_the_configured_zone_whatever_zone_server_and_machine_
 def test_a_past_day_is_refused_before_anything_is_asked(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server only reports how large .* now"):
         collection.service().collect(YESTERDAY)
@@ -68,7 +68,7 @@ def test_a_past_day_is_refused_before_anything_is_asked(
 def test_servers_whose_turn_comes_after_midnight_fail_instead_of_lending_the_next_day_to_this_one(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(3)])
+    register_servers(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(3)])
     noon = datetime(2025, 7, 20, 4, 0, tzinfo=UTC)
     moments = iter([noon] * 5)
 
@@ -94,7 +94,7 @@ def doomed() -> Iterator[PostgresServer]:
 def test_a_server_that_dies_while_it_is_measured_is_failed_and_its_history_kept(
     doomed: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(collection.engine, [at(doomed, collection)])
+    register_servers(collection.engine, [at(doomed, collection)])
     doomed.execute("CREATE DATABASE mine")
     collection.collect(YESTERDAY)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
@@ -118,7 +118,7 @@ def test_a_server_that_freezes_while_it_is_measured_is_left_behind(
     monkeypatch.setattr(measuring, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
     doomed.execute("CREATE DATABASE mine")
-    register(collection.engine, [at(doomed, collection)])
+    register_servers(collection.engine, [at(doomed, collection)])
     freezer = threading.Timer(0.7, doomed.freeze)
     freezer.start()
     began = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_statement_that_takes_too_long_is_a_timeout_that_names_the_cheaper_way
 ) -> None:
     monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     kind, reason = failures(collection.collect())["pg"]
 
@@ -146,7 +146,7 @@ def test_a_statement_that_takes_too_long_is_a_timeout_that_names_the_cheaper_way
 def test_what_was_measured_before_an_interruption_is_kept_and_the_rest_comes_with_the_next_run(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(4)])
+    register_servers(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(4)])
 
     def interrupt(_outcome: ProbeOutcome, left: int) -> None:
         if left == 2:
@@ -162,7 +162,7 @@ def test_what_was_measured_before_an_interruption_is_kept_and_the_rest_comes_wit
 
 
 def test_two_collections_at_once_are_refused(measured_postgres: PostgresServer, collection: Collection) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     service = collection.service()
 
     with (
@@ -175,7 +175,7 @@ def test_two_collections_at_once_are_refused(measured_postgres: PostgresServer, 
 def test_disabled_servers_are_not_measured_and_cannot_be_asked_for(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection), at(measured_postgres, collection, "old")])
+    register_servers(collection.engine, [at(measured_postgres, collection), at(measured_postgres, collection, "old")])
     set_active(collection.engine, ["old"], active=False)
 
     assert collection.collect().total_instances == 1
@@ -186,7 +186,7 @@ def test_disabled_servers_are_not_measured_and_cannot_be_asked_for(
 def test_how_long_a_server_took_decides_how_long_it_may_take(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect(YESTERDAY)
     collection.rows("SELECT 1")
     with collection.engine.begin() as connection:
@@ -201,7 +201,9 @@ def test_how_long_a_server_took_decides_how_long_it_may_take(
 
 
 def test_sizes_that_did_not_come_in_time_get_twice_as_long_the_next_time(collection: Collection) -> None:
-    register(collection.engine, [Server("slow", "postgresql", "127.0.0.1"), Server("silent", "mysql", "127.0.0.1")])
+    register_servers(
+        collection.engine, [Server("slow", "postgresql", "127.0.0.1"), Server("silent", "mysql", "127.0.0.1")]
+    )
     with collection.engine.begin() as connection:
         for day, status, connected in ((3, "collected", 1.0), (2, "failed", 1.0), (1, "failed", None)):
             connection.exec_driver_sql(
@@ -222,7 +224,7 @@ def test_a_database_without_an_encoding_tells_its_names_as_text(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     measured_postgres.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0")
-    register(collection.engine, [at(measured_postgres, collection, database="plain")])
+    register_servers(collection.engine, [at(measured_postgres, collection, database="plain")])
 
     assert failures(collection.collect()) == {}
     assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --", "plain"}
@@ -244,7 +246,7 @@ def test_a_reason_that_no_text_could_hold_spoils_nobody_elses_day(
 
         threading.Thread(target=answer, daemon=True).start()
         odd = Server("odd", "mysql", "127.0.0.1", port=int(listener.getsockname()[1]), username="u")
-        register(collection.engine, [at(measured_postgres, collection), odd])
+        register_servers(collection.engine, [at(measured_postgres, collection), odd])
         found = failures(collection.collect())
 
     assert list(found) == ["odd"]
@@ -256,7 +258,7 @@ def test_a_reason_that_no_text_could_hold_spoils_nobody_elses_day(
 def test_a_server_whose_sizes_the_tables_refuse_fails_alone(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(5)])
+    register_servers(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(5)])
     with collection.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE database_size_stats ADD CONSTRAINT no_third CHECK (instance_id <> 3)")
 
@@ -280,7 +282,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
         "another-ca": {"tls": "verify-full", "tls_ca": str(files.other_ca)},
         "missing-ca": {"tls": "verify-full", "tls_ca": "/nowhere/ca.pem"},
     }
-    register(collection.engine, [at(measured_postgres, collection, name, **way) for name, way in ways.items()])
+    register_servers(collection.engine, [at(measured_postgres, collection, name, **way) for name, way in ways.items()])
 
     summary = collection.collect()
 
@@ -291,7 +293,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
 def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:
     with postgres_server(tls=False) as plain:
         plain.execute(*granting("postgresql"))
-        register(collection.engine, [at(plain, collection, tls="require")])
+        register_servers(collection.engine, [at(plain, collection, tls="require")])
 
         kind, reason = failures(collection.collect())["pg"]
 

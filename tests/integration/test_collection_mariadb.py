@@ -10,7 +10,7 @@ import pytest
 
 from capacity_assets.collection import measuring
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from tests import collecting
 from tests.clocks import TODAY
 from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
@@ -50,7 +50,7 @@ def at(server: MariaDBServer, collection: Collection, name: str = "shop", **valu
 def test_sizes_are_those_of_the_files_rounded_up_and_names_are_decoded(
     measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     summary = collection.collect()
 
@@ -71,7 +71,7 @@ def test_sizes_are_those_of_the_files_rounded_up_and_names_are_decoded(
 def test_schemas_created_and_dropped_between_two_days_are_so_on_their_days(
     measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
     collection.collect(YESTERDAY)
     measured_mariadb.execute("DROP DATABASE orders", "CREATE DATABASE `New`", "CREATE DATABASE `new`")
 
@@ -85,7 +85,7 @@ def test_statistics_are_a_cheaper_way_that_also_tells_data_from_indexes(
     measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
     measured_mariadb.execute("ANALYZE TABLE orders.t")
-    register(collection.engine, [at(measured_mariadb, collection, sizing="statistics")])
+    register_servers(collection.engine, [at(measured_mariadb, collection, sizing="statistics")])
 
     assert failures(collection.collect()) == {}
 
@@ -115,7 +115,7 @@ def test_a_wrong_password_and_each_missing_right_fail_their_server_instead_of_mi
     locked = at(measured_mariadb, collection, "locked", password_from=wrong)
     others = [at(measured_mariadb, collection, user, username=user) for user in users]
     others.append(at(measured_mariadb, collection, "cheap", username="former", sizing="statistics"))
-    register(collection.engine, [at(measured_mariadb, collection), locked, *others])
+    register_servers(collection.engine, [at(measured_mariadb, collection), locked, *others])
 
     found = failures(collection.collect())
 
@@ -146,7 +146,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
         "another-ca": {"tls": "verify-full", "tls_ca": str(files.other_ca)},
         "missing-ca": {"tls": "verify-full", "tls_ca": "/nowhere/ca.pem"},
     }
-    register(
+    register_servers(
         collection.engine,
         [at(measured_mariadb, collection, name, username="careful", **way) for name, way in ways.items()],
     )
@@ -171,7 +171,7 @@ def test_an_account_that_proves_its_password_by_ed25519_needs_no_tls(
         f"CREATE OR REPLACE USER 'modern'@'%' IDENTIFIED VIA ed25519 USING PASSWORD('{PASSWORD}')",
         "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'modern'@'%'",
     )
-    register(collection.engine, [at(measured_mariadb, collection, username="modern", tls="off")])
+    register_servers(collection.engine, [at(measured_mariadb, collection, username="modern", tls="off")])
 
     assert failures(collection.collect()) == {}
 
@@ -179,7 +179,7 @@ def test_an_account_that_proves_its_password_by_ed25519_needs_no_tls(
 def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:
     with mariadb_server(tls=False) as plain:
         plain.execute(*granting("mariadb"))
-        register(collection.engine, [at(plain, collection, tls="require")])
+        register_servers(collection.engine, [at(plain, collection, tls="require")])
 
         kind, reason = failures(collection.collect())["shop"]
 
@@ -192,7 +192,7 @@ def test_a_server_that_dies_while_it_is_measured_is_failed(
     monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", "SELECT * FROM files WHERE sleep(30) = 0")
     with mariadb_server() as doomed:
         doomed.execute(*granting("mariadb"))
-        register(collection.engine, [at(doomed, collection)])
+        register_servers(collection.engine, [at(doomed, collection)])
         killer = threading.Timer(1.0, doomed.kill)
         killer.start()
 
@@ -208,7 +208,7 @@ def test_a_statement_that_takes_too_long_is_a_timeout(
 ) -> None:
     monkeypatch.setattr(measuring, "STATEMENT_SECONDS", 1.0)
     monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", "SELECT * FROM files WHERE sleep(30) = 0")
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     kind, reason = failures(collection.collect())["shop"]
 
@@ -231,7 +231,7 @@ def test_tables_of_every_engine_count_and_those_whose_size_is_not_told_are_named
         "CREATE TABLE listed.m (id int) ENGINE = MEMORY",
         "FLUSH TABLES",
     )
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     summary = collection.collect()
 
@@ -255,7 +255,7 @@ def test_tables_in_the_shared_tablespace_count_by_their_statistics(
         "ANALYZE TABLE `sh/ared`.`t#1`",
         "SET GLOBAL innodb_file_per_table = 1",
     )
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     assert failures(collection.collect()) == {}
 
@@ -271,7 +271,7 @@ def test_allocated_sizes_are_what_compressed_pages_take_on_the_disk(
         "FLUSH TABLES orders.compressed FOR EXPORT",
         "UNLOCK TABLES",
     )
-    register(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
+    register_servers(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
 
     assert failures(collection.collect()) == {}
 
@@ -285,7 +285,7 @@ def test_an_endless_answer_is_given_up_and_the_others_are_stored(
     columns = "information_schema.COLUMNS"
     endless = f"SELECT repeat('x', 1000), 1, 1 FROM {columns} a, {columns} b, {columns} c"
     monkeypatch.setattr(mysql, "FILES_BY_SCHEMA", endless)
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     kind, reason = failures(collection.collect())["shop"]
 
@@ -305,7 +305,7 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
         "CREATE TABLE orders.`t#P#x` (a int) ENGINE=InnoDB",
         "ANALYZE TABLE orders.t, orders.parts, orders.heap",
     )
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     summary = collection.collect_objects()
 
@@ -332,7 +332,7 @@ def test_a_login_without_the_right_on_statistics_has_tables_that_include_their_i
     table: str, measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
     measured_mariadb.execute(f"REVOKE SELECT ON mysql.{table} FROM 'capacity_probe'@'%'")
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
 
     summary = collection.collect_objects()
 
@@ -349,7 +349,7 @@ def test_used_space_is_the_files_without_what_is_free_inside_and_unknown_where_f
         "CREATE TABLE orders.wide (id int PRIMARY KEY, filler varchar(200), KEY apart (filler))",
         "INSERT INTO orders.wide SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
     )
-    register(collection.engine, [at(measured_mariadb, collection)])
+    register_servers(collection.engine, [at(measured_mariadb, collection)])
     collection.collect()
     before = collection.used("orders")
     measured_mariadb.execute("ALTER TABLE orders.wide DROP KEY apart")
@@ -358,7 +358,7 @@ def test_used_space_is_the_files_without_what_is_free_inside_and_unknown_where_f
     deadline = time.monotonic() + 60
     while (summary := collection.collect(again=True)) and (after := collection.used("orders")) == before:
         assert time.monotonic() < deadline, "no page was freed"
-    register(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
+    register_servers(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
     collection.collect(again=True)
 
     assert (summary.unknown_used, collection.used(HOSTILE)[1]) == ((), None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.database.sql import text_of, with_parts
 from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MySQLServer
@@ -61,7 +61,7 @@ def stored_bytes(collection: Collection) -> dict[str, int]:
 def test_sizes_are_those_of_the_files_to_the_byte_whatever_a_schema_is_called(
     measured_mysql: MySQLServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_mysql, collection)])
+    register_servers(collection.engine, [at(measured_mysql, collection)])
 
     summary = collection.collect()
 
@@ -93,7 +93,7 @@ def test_tables_of_other_engines_and_in_shared_tablespaces_count(
         "ANALYZE TABLE `a/b`.`in general`, `a/b`.`in system`",
         "FLUSH TABLES",
     )
-    register(collection.engine, [at(measured_mysql, collection)])
+    register_servers(collection.engine, [at(measured_mysql, collection)])
 
     summary = collection.collect()
 
@@ -106,11 +106,11 @@ def test_tables_of_other_engines_and_in_shared_tablespaces_count(
 
 def test_allocated_sizes_and_statistics_are_other_ways(measured_mysql: MySQLServer, collection: Collection) -> None:
     measured_mysql.execute("ANALYZE TABLE orders.t")
-    register(collection.engine, [at(measured_mysql, collection, sizing="allocated")])
+    register_servers(collection.engine, [at(measured_mysql, collection, sizing="allocated")])
     assert failures(collection.collect()) == {}
     assert stored_bytes(collection)["orders"] == measured_mysql.file_sizes(allocated=True)["orders"]
 
-    register(collection.engine, [at(measured_mysql, collection, sizing="statistics")])
+    register_servers(collection.engine, [at(measured_mysql, collection, sizing="statistics")])
     assert failures(collection.collect(again=True)) == {}
 
     files = measured_mysql.file_sizes()["orders"]
@@ -122,7 +122,7 @@ def test_a_hidden_schema_or_table_fails_the_server(measured_mysql: MySQLServer, 
     measured_mysql.execute(
         f"CREATE USER 'poor'@'%' IDENTIFIED BY '{PASSWORD}'", "GRANT PROCESS, SHOW DATABASES ON *.* TO 'poor'@'%'"
     )
-    register(collection.engine, [at(measured_mysql, collection, username="poor")])
+    register_servers(collection.engine, [at(measured_mysql, collection, username="poor")])
 
     kind, reason = failures(collection.collect())["shop"]
     measured_mysql.execute("DROP USER 'poor'@'%'")
@@ -137,7 +137,7 @@ def test_tls_is_verified_by_default_for_a_server_elsewhere(measured_mysql: MySQL
     found = {}
     for name, authority in ways.items():
         verified = {"tls": "verify-full", "tls_ca": authority, "server_public_key": None}
-        register(collection.engine, [at(measured_mysql, collection, **verified)])
+        register_servers(collection.engine, [at(measured_mysql, collection, **verified)])
         found[name] = failures(collection.collect(again=True))
 
     assert found["verify-full"] == {}
@@ -164,9 +164,9 @@ def test_a_password_itself_goes_to_a_known_server_only(
     found = {}
     for name, way in ways.items():
         measured_mysql.execute("FLUSH PRIVILEGES")  # clears the cache of logins, like a restart
-        register(collection.engine, [at(measured_mysql, collection, username="fresh", **way)])
+        register_servers(collection.engine, [at(measured_mysql, collection, username="fresh", **way)])
         found[name] = failures(collection.collect(again=True))
-    register(collection.engine, [at(measured_mysql, collection, username="fresh", **ways["nothing"])])
+    register_servers(collection.engine, [at(measured_mysql, collection, username="fresh", **ways["nothing"])])
     afterwards = failures(collection.collect(again=True))
     measured_mysql.execute("DROP USER 'fresh'@'%'")
 
@@ -193,7 +193,7 @@ def test_only_a_public_key_takes_the_extra_and_a_missing_one_is_named_with_the_o
     found = {}
     for name, way in ways.items():
         measured_mysql.execute("FLUSH PRIVILEGES")
-        register(collection.engine, [at(measured_mysql, collection, **way)])
+        register_servers(collection.engine, [at(measured_mysql, collection, **way)])
         found[name] = failures(collection.collect(again=True))
 
     assert (found["socket"], found["verified"]) == ({}, {})
@@ -250,7 +250,7 @@ def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
     def opened() -> int:
         return int(asked(measured_mysql, "SHOW GLOBAL STATUS LIKE 'Opened_table_definitions'")[0][1])
 
-    register(collection.engine, [at(measured_mysql, collection)])
+    register_servers(collection.engine, [at(measured_mysql, collection)])
     # With cold caches, as after a time in which other clients used them.
     measured_mysql.kill()
     measured_mysql.start()
@@ -290,7 +290,7 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
         "INSERT INTO orders.old VALUES ('x')",
         "ANALYZE TABLE orders.t, orders.parts, orders.heap",
     )
-    register(collection.engine, [at(measured_mysql, collection)])
+    register_servers(collection.engine, [at(measured_mysql, collection)])
 
     summary = collection.collect_objects()
 
@@ -316,7 +316,7 @@ def test_used_space_is_the_files_without_what_is_free_inside(
         FILL.format(table="`UPPER`.wide"),
         "CREATE TABLE `UPPER`.parts (id int PRIMARY KEY, filler varchar(200)) PARTITION BY HASH (id) PARTITIONS 2",
     )
-    register(collection.engine, [at(measured_mysql, collection)])
+    register_servers(collection.engine, [at(measured_mysql, collection)])
     collection.collect()
     before = collection.used("UPPER")
     # The file stays as large as it is.

@@ -12,7 +12,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER
-from capacity_assets.collection.servers import Server, register, registered
+from capacity_assets.collection.servers import Server, register_servers, registered_servers
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES, metadata
@@ -44,7 +44,7 @@ def filled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The sample, a registered server, and a computed month."""
     load_sample(engine)
     execute(engine, "SELECT setval('instances_id_seq', 1000)")
-    register(
+    register_servers(
         engine,
         [Server("db-7", "postgresql", "db-7.example", username="probe", password_from="env:DB_7_PASSWORD")],  # noqa: S106 -- a place
     )
@@ -69,7 +69,9 @@ def test_every_row_is_there_and_the_work_goes_on_where_it_was(
     assert ADMIN_PASSWORD not in done.output
     for table in set(metadata.tables) - {"capacity_settings", "capacity_locks"}:
         assert rows(target, table) == rows(filled, table), table
-    assert [one.server for one in registered(target, ["db-7"])] == [one.server for one in registered(filled, ["db-7"])]
+    assert [one.server for one in registered_servers(target, ["db-7"])] == [
+        one.server for one in registered_servers(filled, ["db-7"])
+    ]
     monkeypatch.setenv("CAPACITY_DATABASE_URL", target.url.render_as_string(hide_password=False))
     before = {level: stored(target, LEVELS[level]) for level in LEVELS}
     again = capacity("aggregate", "--period", "monthly", "--from", "2025-03-01", "--to", "2025-04-30")
@@ -77,7 +79,7 @@ def test_every_row_is_there_and_the_work_goes_on_where_it_was(
     assert {level: stored(target, LEVELS[level]) for level in LEVELS} == before
     assert schema_state(target).fit
     add_database_sizes(target, sizes(1, "new", "2025-04-01", [7]))
-    register(target, [Server("db-8", "postgresql", "db-8.example")])
+    register_servers(target, [Server("db-8", "postgresql", "db-8.example")])
     assert ("database_size_stats", date(2025, 4, 1)) in recorded(target), "the triggers are on again"
 
 

@@ -16,7 +16,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.observing import data_versions
-from capacity_assets.collection.servers import registered, standing
+from capacity_assets.collection.servers import collection_state, registered_servers
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.history.legacy import legacy_tables
 from capacity_assets.reading.changes import window_sizes
@@ -30,12 +30,12 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "service.aggregate": lambda engine: AggregationService(engine, fixed_clock()).aggregate("monthly", [MARCH]),
     "ledger.stale": lambda engine: AggregationService(engine, fixed_clock()).ledger.stale(),
     "quality.run_checks": lambda engine: run_checks(engine, CheckScope("monthly", DATABASE, [MARCH], TODAY, 50)),
-    "registry.registered": registered,
+    "registry.registered": registered_servers,
     "coverage": lambda engine: coverage_of(engine, [DATABASE], [MARCH], TODAY),
     "movers": lambda engine: window_sizes(engine, MONTHLY, DATABASE, [MARCH]),
     "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI, kept="Nothing was written."),
     "explanation": lambda engine: find_subjects(engine, "orders", None),
-    "collection standing": standing,
+    "collection standing": collection_state,
     "observing": lambda engine: data_versions(engine, RAW_TABLES[0], TODAY),
     "report": lambda engine: read_report(engine, MONTHLY, MARCH, today=TODAY),
 }

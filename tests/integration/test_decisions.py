@@ -29,9 +29,9 @@ from capacity_assets.forecast.decisions import (
     stored_decisions,
     withdraw,
 )
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, declare
-from capacity_assets.reading.forecasts import Runway, newest_issue, recent_issue
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
+from capacity_assets.reading.forecasts import StoredRunway, newest_issue, recent_issue
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
@@ -48,7 +48,7 @@ def decision(database: str | None = "orders", kind: str = ACKNOWLEDGED, **values
     return Decision("server-1", database, kind=kind, **given)  # type: ignore[arg-type]  # a test's own values
 
 
-def risks(engine: Engine, today: date = TODAY) -> dict[str, Runway]:
+def risks(engine: Engine, today: date = TODAY) -> dict[str, StoredRunway]:
     with engine.connect() as connection:
         issued = newest_issue(connection, TODAY, TODAY + timedelta(days=60), shown=10, today=today)
     assert issued is not None
@@ -61,14 +61,14 @@ def only(engine: Engine) -> StoredDecision:
 
 
 def test_a_decision_leaves_its_subject_out_through_its_last_day_and_no_longer(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(until=TODAY + timedelta(days=1))], by="anna")
     today = risks(engine)["orders"]
     for day in (1, 2):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
-    issue(engine, TODAY + timedelta(days=1), TODAY + timedelta(days=1))
+    issue_runways(engine, TODAY + timedelta(days=1), TODAY + timedelta(days=1))
     on_its_day = risks(engine, TODAY + timedelta(days=1))["orders"]
-    issue(engine, TODAY + timedelta(days=2), TODAY + timedelta(days=2))
+    issue_runways(engine, TODAY + timedelta(days=2), TODAY + timedelta(days=2))
     after = risks(engine, TODAY + timedelta(days=2))["orders"]
 
     assert today.decision is not None
@@ -83,12 +83,12 @@ def test_a_decision_leaves_its_subject_out_through_its_last_day_and_no_longer(en
 def test_a_risk_that_grows_past_what_was_decided_on_ends_it_unless_the_subject_is_excluded(
     kind: str, is_still_left_out: bool, engine: Engine
 ) -> None:
-    declare(engine, [Limit("server-1", "orders", 3400)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 3400)])
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(kind=kind)])
     before = only(engine)
-    declare(engine, [Limit("server-1", "orders", 3100)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 3100)])
+    issue_runways(engine, TODAY, TODAY)
     after = risks(engine)["orders"].decision
 
     assert (before.probability, before.probability_now) == (before.probability, before.probability)
@@ -100,15 +100,15 @@ def test_a_risk_that_grows_past_what_was_decided_on_ends_it_unless_the_subject_i
 
 
 def test_a_plan_gives_a_second_date_with_the_raised_limit_and_leaves_the_first_as_it_was(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     before = stored_runways(engine)["orders"]
     decide(engine, [decision(kind=PLANNED, added_mb=1000)])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     planned = stored_runways(engine)["orders"]
     full = risks(engine)["orders"].planned
-    declare(engine, [Limit("server-1", "orders", 4214)])
+    declare_limits(engine, [Limit("server-1", "orders", 4214)])
     withdraw(engine, decision())
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     carried_out = stored_runways(engine)["orders"]
 
     unchanged = [name for name in before if not name.startswith("planned_") and name != "issued_at"]
@@ -128,9 +128,9 @@ def test_a_plan_for_a_disk_raises_what_its_server_and_databases_have_left_there(
         add_volume(engine, 1, name, TODAY, 4000, 100)
     add_ceiling(engine, "orders", ["/data"])
     add_ceiling(engine, "still", ["/data"])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(None, PLANNED, volume="/data", added_mb=50)])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     stored = stored_runways(engine)
 
@@ -149,7 +149,7 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
     add_volume(engine, 1, "/data", TODAY, 4000, 100)
     for name in ("orders", "still"):
         add_ceiling(engine, name, ["/data"])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(None, volume="/data")])
 
     with engine.connect() as connection:
@@ -178,7 +178,7 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
 
 
 def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(note="first")], by="anna")
     closed = decide(engine, [decision(note="second")], by="ben").closed
     withdraw(engine, decision(), by="carla")
@@ -255,7 +255,7 @@ UNION ALL SELECT subject, name, as_of, size_mb FROM capacity_runways ORDER BY 1,
 
 
 def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     figures = "SELECT * FROM capacity_forecasts ORDER BY as_of, server, subject, name, horizon_days"
     before = rows(engine, SIZES), rows(engine, figures)
 
@@ -266,14 +266,14 @@ def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Eng
                     decision(name, kind, added_mb=added_mb, until=until) for name in ("orders", "still", "young", None)
                 ]
                 decide(engine, made)
-                issue(engine, TODAY, TODAY)
+                issue_runways(engine, TODAY, TODAY)
 
                 assert (rows(engine, SIZES), rows(engine, figures)) == before, made
 
 
 @pytest.mark.usefixtures("today")
 def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_path: Path) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     add_volume(engine, 1, "/data", TODAY, 4000, 100)
     until = ["--until", str(SOON), "--note", "new disk", "--by", "anna"]
 
@@ -340,14 +340,14 @@ def test_invalid_decisions_are_refused_in_a_sentence() -> None:
 
 @pytest.mark.usefixtures("today")
 def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mark_it(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     week = PERIODS["weekly"].window_of(TODAY)
     before = read_digest(engine, week, today=TODAY)
     with served_pages(engine.url) as pages:
         undecided = pages.ask("/database?server=1&name=orders").text
     made = decision(kind=PLANNED, added_mb=1024, note="new <disk>", ticket="https://tickets.example/1?a=1&b=2")
     decide(engine, [made], by="anna")
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     with served_pages(engine.url) as pages:
         page = pages.ask("/database?server=1&name=orders").text
@@ -411,7 +411,7 @@ def test_a_file_of_decisions_names_the_lines_that_cannot_be_declared(engine: Eng
 
 def test_decisions_are_those_of_today_and_not_of_the_day_of_the_forecast(engine: Engine) -> None:
     compute_windows(AggregationService(engine, fixed_clock()), "weekly", TODAY, TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(until=TODAY + timedelta(days=1))])
     week = PERIODS["weekly"].window_of(TODAY)
 
@@ -438,6 +438,6 @@ def test_decisions_are_those_of_today_and_not_of_the_day_of_the_forecast(engine:
 
 def test_a_plan_beyond_the_end_of_the_forecast_says_nothing_of_a_date(engine: Engine) -> None:
     decide(engine, [decision(kind=PLANNED, added_mb=1000, until=TODAY + timedelta(days=400))])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     assert stored_runways(engine)["orders"]["planned_day"] is None

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
@@ -122,7 +122,7 @@ def test_budgets_come_from_a_file_or_from_the_forecast(
     assert budgets_of(bill())["payments"] == ("14.00", "1.00")
     assert budgets_of(bill())[None] == ("0.50", "-0.50")
     compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     bill()
     forecast = json.loads(printed("budget", "--months", "2", "--json"))
 

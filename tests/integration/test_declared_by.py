@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.forecast.limits import Limit, declare, stored_limits
+from capacity_assets.forecast.limits import Limit, declare_limits, stored_limits
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.databases import rows
@@ -79,7 +79,7 @@ def test_declared_things_on_pages_and_in_views_have_it_and_those_of_an_older_ver
     printed("limits", "set", "server-1", "--gb", "1", "--by", "anna <b>")
     printed("steps", "add", "server-1", "--day", "2025-01-01", "--note", "purged", "--by", "ben")
     printed("instances", "add", "server-1", "--engine", "postgresql", "--host", "db-7", "--by", "carla")
-    declare(engine, [Limit("server-1", "orders", 1)])
+    declare_limits(engine, [Limit("server-1", "orders", 1)])
 
     with served_pages(engine.url) as pages:
         page = pages.ask("/server?server=1").text

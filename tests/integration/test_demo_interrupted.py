@@ -17,14 +17,14 @@ from capacity_assets.aggregates.levels import DATABASE
 from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.sample_runs import Chunk, OpenWork, materialise
+from capacity_assets.orchestration.sample_runs import OpenWork, PlannedRun, materialise
 from capacity_assets.runtime import task_runner
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.ledger import stale
 
 DAY = PERIODS["daily"].window_of(date(2025, 3, 2))
 WEEK = PERIODS["weekly"].window_of(date(2025, 2, 24))
-DAILY = Chunk("daily_aggregation_job", "the daily windows", [DAY])
+DAILY = PlannedRun("daily_aggregation_job", "the daily windows", [DAY])
 WAITING = text("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 SECONDS = 10
 
@@ -82,7 +82,7 @@ def test_the_recomputation_beside_the_documents_ends_before_its_next_commit(orde
         if commits:
             raise KeyboardInterrupt
 
-    work = OpenWork([], [Chunk("weekly_aggregation_job", "the weekly windows", [WEEK])] * 20, [])
+    work = OpenWork([], [PlannedRun("weekly_aggregation_job", "the weekly windows", [WEEK])] * 20, [])
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(KeyboardInterrupt):
         materialise(settings, instance, work, on_windows=interrupt, recompute=recompute)
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.digest import Deliveries, send_digests
+from capacity_assets.digest import DigestDeliveries, send_digests
 from capacity_assets.messages import sending
 from capacity_assets.messages.message import Message
 from capacity_assets.messages.sending import Receiver as WantsDigest
@@ -71,7 +71,7 @@ def test_who_could_not_be_reached_in_the_time_there_is_waits_for_the_next_attemp
     over = SendingSettings(webhook_url="http://127.0.0.1:1", ends_at=time.monotonic())
     receiver = WantsDigest("dba", webhook=True)
 
-    assert send_digests(engine, WEEK, [receiver], over) == Deliveries([], [], waiting=("dba",))
+    assert send_digests(engine, WEEK, [receiver], over) == DigestDeliveries([], [], waiting=("dba",))
     with pytest.raises(SendingError, match="No time was left"):
         send(Message("title"), receiver, "webhook", over)
 

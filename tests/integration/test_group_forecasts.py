@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.computing import compute_windows
@@ -36,7 +36,7 @@ def test_groups_are_forecast_from_their_sums_and_a_change_of_hands_is_a_step(
     declare_labels(engine, [Label("server-1", "still", "team", "archive", moved_on)], TODAY)
     compute_windows(service, "daily", FIRST, TODAY)
 
-    issued = issue(engine, TODAY, TODAY)
+    issued = issue_runways(engine, TODAY, TODAY)
 
     found = group_forecasts(engine)
     assert {name: row["change_mb_per_day"] for name, row in found.items() if name != "team="} == {
@@ -66,10 +66,10 @@ def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins
             execute(engine, f"DELETE FROM {table} WHERE instance_id = 1 AND collected_date {days}")
     compute_windows(service, "daily", FIRST, TODAY)
 
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     missing = group_forecasts(engine)[FLEET]
     execute(engine, "UPDATE instances SET is_active = false WHERE id = 1")
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     retired = group_forecasts(engine)[FLEET]
 
     assert (missing["last_day"], missing["change_mb_per_day"]) == (TODAY - timedelta(days=3), 10)
@@ -79,7 +79,7 @@ def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins
 def test_a_forecast_of_a_group_is_scored_by_the_sum_of_its_due_day(engine: Engine, service: AggregationService) -> None:
     compute_windows(service, "daily", FIRST, TODAY)
     past = TODAY - timedelta(days=30)
-    issue(engine, past, TODAY)
+    issue_runways(engine, past, TODAY)
 
     with engine.connect() as connection:
         [fleet] = connection.execute(

@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.collection.engines.base import DatabaseSize
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.collection.storing import store
+from capacity_assets.collection.storing import store_outcomes
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.databases import rows
@@ -67,7 +67,9 @@ def test_a_sample_that_is_measured_later_on_its_day_is_imported_no_more(engine: 
     imported(tmp_path, f"alpha,orders,{YESTERDAY},1", f"alpha,orders,{TODAY},2", f"beta,shop,{TODAY},2")
     [(alpha,)] = rows(engine, "SELECT id FROM instances WHERE name = 'alpha'")
 
-    store(engine, TODAY, [ProbeOutcome(int(str(alpha)), "alpha", datetime.now(tz=UTC), (DatabaseSize("orders", 2),))])
+    store_outcomes(
+        engine, TODAY, [ProbeOutcome(int(str(alpha)), "alpha", datetime.now(tz=UTC), (DatabaseSize("orders", 2),))]
+    )
 
     assert [row[:3] + row[4:] for row in rows(engine, ORIGINS)] == [
         ("alpha", "orders", "file", str(YESTERDAY)),

@@ -50,7 +50,7 @@ def measured(
         (DatabaseSize.of_bytes(database, size_bytes),),
         objects=Objects((DatabaseObjects(database, tuple(objects), *others),)),
     )
-    storing.store(engine, day, [outcome])
+    storing.store_outcomes(engine, day, [outcome])
 
 
 def table(name: str, size_mb: int, **values: object) -> ObjectSize:

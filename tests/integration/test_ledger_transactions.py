@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregates.ledger import Ledger
 from capacity_assets.aggregates.levels import DATABASE
-from capacity_assets.aggregates.runs import AggregationRunner, RunOptions, Work
+from capacity_assets.aggregates.runs import AggregationRunner, AggregationWork, RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.changes import gather_changes
@@ -66,7 +66,9 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
     assert service.ledger.stale() == [], "not computed yet"
 
-    parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
+    parts = AggregationRunner(DATABASE, engine).aggregate(
+        AggregationWork(PERIODS["monthly"], march, service.instances(None))
+    )
     service.ledger.finish(begun, parts, "")
 
     assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"
@@ -189,7 +191,9 @@ def test_a_change_that_commits_after_the_samples_were_read_is_followed_and_one_t
     late.dispose()
     service.ledger.take_over("")
     begun = service.ledger.begin(PERIODS["monthly"], [DATABASE], march)[DATABASE.name]
-    parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
+    parts = AggregationRunner(DATABASE, engine).aggregate(
+        AggregationWork(PERIODS["monthly"], march, service.instances(None))
+    )
     service.ledger.finish(begun, parts, "")
     [first] = stored(engine, DATABASE)
     assert first["avg_size_mb"] == 1, "it was committed before the samples were read"

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.units import human_day
 from capacity_assets.forecast import history
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
@@ -259,7 +259,7 @@ def test_files_that_cannot_extend_any_more_are_no_limit(engine: Engine) -> None:
     """Their size is what is allocated: full or not is not measured."""
     add_ceiling(engine, "orders", None, limit_mb=3014)
 
-    every = outlooks(engine, TODAY)
+    every = compute_runways(engine, TODAY)
 
     assert [row.state for row in every.rows] == []
     assert every.unknown_limits == 3

@@ -13,7 +13,7 @@ from capacity_assets.database.changes import STALE_WINDOWS
 from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.database.partitions import CAPACITY_TABLES, PARTITIONED, Span, span_of, spans_between
+from capacity_assets.database.partitions import CAPACITY_TABLES, PARTITIONED, PartitionBounds, bounds_between, bounds_of
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import database_size_aggregations, database_size_stats, metadata
 from tests.clocks import TODAY
@@ -29,13 +29,17 @@ from tests.partitions import (
 
 
 def test_samples_are_cut_by_month_aggregates_by_period_and_month_or_year() -> None:
-    assert span_of(date(2025, 2, 28)) == Span(None, date(2025, 2, 1), date(2025, 3, 1))
-    assert span_of(date(2024, 2, 29), PERIODS["daily"]) == Span("daily", date(2024, 2, 1), date(2024, 3, 1))
-    assert span_of(date(2025, 12, 29), PERIODS["weekly"]) == Span("weekly", date(2025, 1, 1), date(2026, 1, 1))
-    assert spans_between(date(2025, 11, 30), date(2026, 1, 1)) == [
-        Span(None, date(2025, 11, 1), date(2025, 12, 1)),
-        Span(None, date(2025, 12, 1), date(2026, 1, 1)),
-        Span(None, date(2026, 1, 1), date(2026, 2, 1)),
+    assert bounds_of(date(2025, 2, 28)) == PartitionBounds(None, date(2025, 2, 1), date(2025, 3, 1))
+    assert bounds_of(date(2024, 2, 29), PERIODS["daily"]) == PartitionBounds(
+        "daily", date(2024, 2, 1), date(2024, 3, 1)
+    )
+    assert bounds_of(date(2025, 12, 29), PERIODS["weekly"]) == PartitionBounds(
+        "weekly", date(2025, 1, 1), date(2026, 1, 1)
+    )
+    assert bounds_between(date(2025, 11, 30), date(2026, 1, 1)) == [
+        PartitionBounds(None, date(2025, 11, 1), date(2025, 12, 1)),
+        PartitionBounds(None, date(2025, 12, 1), date(2026, 1, 1)),
+        PartitionBounds(None, date(2026, 1, 1), date(2026, 2, 1)),
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from capacity_assets.collection.engines.base import DatabaseSize, Limits, Volume
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
@@ -54,7 +54,7 @@ def ceilings(collection: Collection) -> dict[str, tuple[object, ...]]:
 def register_probed(collection: Collection, name: str, engine: str, port: int) -> None:
     password = collection.password(name, PASSWORD)
     server = Server(name, engine, "127.0.0.1", port=port, username="capacity_probe", password_from=password, tls="off")
-    register(collection.engine, [server])
+    register_servers(collection.engine, [server])
 
 
 @pytest.fixture(scope="module")

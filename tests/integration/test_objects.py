@@ -8,7 +8,7 @@ import pytest
 
 from capacity_assets.collection import storing
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.servers import register
+from capacity_assets.collection.servers import register_servers
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.collecting import OBJECTS_THAT_ADD_UP, YESTERDAY, Collection, at
@@ -37,7 +37,7 @@ def test_tables_and_indexes_are_listed_exactly_and_add_up_to_the_database(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     measured_postgres.execute(*TABLES, database="orders")
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     summary = collection.collect_objects()
 
@@ -73,7 +73,7 @@ def test_a_locked_table_keeps_its_estimate_and_a_database_that_is_closed_is_name
 ) -> None:
     measured_postgres.execute(*TABLES, "ANALYZE", database="orders")
     measured_postgres.execute('ALTER DATABASE "Ünïcødé; --" ALLOW_CONNECTIONS false')
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     with measured_postgres.admin(database="orders") as connection, connection.transaction():
         connection.execute("LOCK TABLE audit")
@@ -98,7 +98,7 @@ def test_only_the_largest_and_the_fastest_growing_are_listed_and_the_others_are_
     monkeypatch.setattr(storing, "LARGEST_LISTED", 2)
     monkeypatch.setattr(storing, "FASTEST_LISTED", 1)
     measured_postgres.execute(*TABLES, "CREATE TABLE small (what text)", "CREATE TABLE idle ()", database="orders")
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     collection.collect_objects(YESTERDAY - timedelta(days=7))
     first = collection.objects("orders", YESTERDAY - timedelta(days=7))
@@ -125,7 +125,7 @@ def test_only_the_largest_and_the_fastest_growing_are_listed_and_the_others_are_
 def test_objects_are_measured_of_the_servers_that_are_named_alone(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(
+    register_servers(
         collection.engine,
         [at(measured_postgres, collection, name) for name in ("named", "labelled", "other")],
     )
@@ -144,7 +144,7 @@ def test_many_tables_are_read_in_one_statement_and_stored_in_a_bounded_number_of
     monkeypatch.setattr(postgresql, "MOST_EXACT", 5)
     many = "DO $$ BEGIN FOR n IN 1..1500 LOOP EXECUTE format('CREATE TABLE t%s AS SELECT 1 AS a', n); END LOOP; END $$"
     measured_postgres.execute(many, database="orders")
-    register(collection.engine, [at(measured_postgres, collection)])
+    register_servers(collection.engine, [at(measured_postgres, collection)])
 
     collection.collect_objects()
 

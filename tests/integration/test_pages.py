@@ -13,7 +13,7 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES
 from tests.clocks import TODAY, fixed_clock
@@ -445,7 +445,7 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
 def test_a_declared_limit_is_shown_with_its_day_and_note_also_where_another_one_binds(
     pages: Pages, engine: Engine
 ) -> None:
-    declare(engine, [Limit("server-1", "still", 10**6, note="agreed <with> finance")])
+    declare_limits(engine, [Limit("server-1", "still", 10**6, note="agreed <with> finance")])
 
     [limit] = pages.document("/database?server=1&name=still")["limits"]
 

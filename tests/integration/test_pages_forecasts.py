@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
 from capacity_assets.forecast.decisions import Decision, DecisionSubject, decide, withdraw
-from capacity_assets.forecast.issuing import issue, update_forecasts
-from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
-from capacity_assets.forecast.outlook import standing_for_themselves
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.issuing import issue_runways, update_forecasts
+from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps
+from capacity_assets.forecast.results import standing_for_themselves
+from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
 from capacity_assets.web.reader import FORECASTS_SECONDS
@@ -120,7 +120,7 @@ def test_a_page_that_is_cached_shows_an_updated_forecast_and_a_price_within_seco
         return (*listed, database["runway"]["limit_mb"], pages.document("/bill?month=2025-06")["is_outdated"])
 
     before = shown()
-    declare(engine, [Limit("server-1", "orders", limit_mb)])
+    declare_limits(engine, [Limit("server-1", "orders", limit_mb)])
     update_forecasts(engine, {"server-1"}, fixed_clock())
     declare_prices(engine, [Price(Decimal(2), "EUR", valid_from=date(2025, 6, 1))], TODAY, restate=True)
     until = time.monotonic() + 7
@@ -159,7 +159,7 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
     add_ceiling(engine, "orders", ["/data"])
 
     def bound_by() -> tuple[str, str, str]:
-        issue(engine, TODAY, TODAY)
+        issue_runways(engine, TODAY, TODAY)
         with served_pages(engine.url) as pages:
             address = "/database?server=1&name=orders"
             binding, page = pages.document(address)["binding"], pages.ask(address).text
@@ -175,12 +175,12 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
         bound = {name: pages.document(f"/volume?server=1&name={name}")["databases"] for name in ("/data", "/log")}
     assert {name: [one["name"] for one in rows] for name, rows in bound.items()} == {"/data": ["orders"], "/log": []}
 
-    declare(engine, [Limit("server-1", None, 2 * GROWING[-1] + 80)])
+    declare_limits(engine, [Limit("server-1", None, 2 * GROWING[-1] + 80)])
     subject, middle, links = bound_by()
     assert (subject, middle) == ("server", str(TODAY + timedelta(days=4)))
     assert 'href="/server?server=1"' in links
 
-    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20)])
+    declare_limits(engine, [Limit("server-1", "orders", GROWING[-1] + 20)])
     subject, middle, links = bound_by()
     assert (subject, middle) == ("database", str(TODAY + timedelta(days=2)))
     assert "href" not in links
@@ -199,7 +199,7 @@ def fill_one_disk(engine: Engine) -> None:
     declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
 
 def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
@@ -243,8 +243,8 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     fill_one_disk(engine)
     add_instances(engine, [2])
     add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(70, 0)] * 195 + [None] + [(70, 0)] * 4))
-    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20), Limit("server-2", None, 140)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", GROWING[-1] + 20), Limit("server-2", None, 140)])
+    issue_runways(engine, TODAY, TODAY)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     names = ("limit_mb", "limit_used_mb", "limit_subject", "limit_name", "full_by", "full_subject", "severity")
 
@@ -286,7 +286,7 @@ def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine)
         }
 
     assert listed == {address: [("volume", "/data")] for address in addresses}
-    assert [one.display_name for one in standing_for_themselves(outlooks(engine, TODAY).rows)] == ["disk /data"]
+    assert [one.display_name for one in standing_for_themselves(compute_runways(engine, TODAY).rows)] == ["disk /data"]
 
 
 def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
@@ -294,7 +294,7 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
     add_instances(engine, [2], is_active=False)
     add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
     add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
-    declare(engine, [Limit("server-1", "young", 1000)])
+    declare_limits(engine, [Limit("server-1", "young", 1000)])
 
     def said(*addresses: str) -> list[str]:
         with served_pages(engine.url) as pages:
@@ -311,7 +311,7 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
 
     add_database_sizes(engine, sizes(1, "dropped", FIRST.isoformat(), [5] * 150))
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     assert said("/database?server=1&name=dropped") == [
         "No longer on its server; last measured on 31 May 2025.",
     ]

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.servers import Server, register, registered, set_active
+from capacity_assets.collection.servers import Server, register_servers, registered_servers, set_active
 from capacity_assets.forecast.limits import stored_limits
 from tests.command import capacity
 from tests.fleet import add_instances
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 
 def test_a_server_is_registered_changed_and_found_as_it_was_declared(engine: Engine) -> None:
-    first = register(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
-    again = register(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
-    moved = register(engine, [Server("a", "mariadb", "/run/my.sock")])
+    first = register_servers(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
+    again = register_servers(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
+    moved = register_servers(engine, [Server("a", "mariadb", "/run/my.sock")])
 
     assert (first.added, again.unchanged, moved.changed) == (("a",), ("a",), ("a",))
-    [one] = registered(engine)
+    [one] = registered_servers(engine)
     assert one.server == Server("a", "mariadb", "/run/my.sock", port=3306, tls="off", sizing="files")
 
 
@@ -38,7 +38,7 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     assert refused.exit_code == 2
     assert "is already registered. `--replace` changes it." in refused.output
     assert replaced.exit_code == 0
-    assert registered(engine)[0].server.host == "two"
+    assert registered_servers(engine)[0].server.host == "two"
 
 
 NO_SERVERS = [
@@ -57,14 +57,14 @@ def test_invalid_servers_are_refused_in_a_sentence(engine: Engine) -> None:
         assert refused.exit_code == 2, arguments
         assert reason in refused.output, arguments
         assert "hunter2" not in refused.output, arguments
-        assert registered(engine) == [], arguments
+        assert registered_servers(engine) == [], arguments
 
 
 def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "servers.toml"
     path.write_text("".join(f"[[servers]]\nname='s{n}'\nengine='mysql'\nhost='h'\n" for n in range(3)))
     add_instances(engine, [9], name="elsewhere")
-    register(engine, [Server("other", "mysql", "h")])
+    register_servers(engine, [Server("other", "mysql", "h")])
 
     rehearsed = capacity("instances", "import", str(path), "--disable-others", "--dry-run")
     assert names(engine) == {"elsewhere": "filled elsewhere", "other": "measured here"}
@@ -87,7 +87,7 @@ def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path:
 
 
 def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
-    register(engine, [Server("a", "mysql", "h"), Server("b", "mysql", "h")])
+    register_servers(engine, [Server("a", "mysql", "h"), Server("b", "mysql", "h")])
 
     assert capacity("instances", "disable", "a", "b").exit_code == 0
     assert names(engine) == {"a": "disabled", "b": "disabled"}
@@ -100,8 +100,8 @@ def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
 
 
 def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engine) -> None:
-    register(engine, [Server("replica", "mysql", "h", counted_by="primary"), Server("primary", "mysql", "h")])
-    assert {one.server.name: one.server.counted_by for one in registered(engine)} == {
+    register_servers(engine, [Server("replica", "mysql", "h", counted_by="primary"), Server("primary", "mysql", "h")])
+    assert {one.server.name: one.server.counted_by for one in registered_servers(engine)} == {
         "primary": None,
         "replica": "primary",
     }
@@ -112,15 +112,15 @@ def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engi
         Server("c", "mysql", "h", counted_by="c"): "cannot be counted by itself",
     }.items():
         with pytest.raises(ValidationError, match=reason):
-            register(engine, [wrong])
-    register(engine, [Server("d", "mysql", "h")])
+            register_servers(engine, [wrong])
+    register_servers(engine, [Server("d", "mysql", "h")])
     with pytest.raises(ValidationError, match="one that counts others cannot be counted by another"):
-        register(engine, [Server("primary", "mysql", "h", counted_by="d")])
-    assert len(registered(engine)) == 3
+        register_servers(engine, [Server("primary", "mysql", "h", counted_by="d")])
+    assert len(registered_servers(engine)) == 3
 
 
 def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engine: Engine) -> None:
-    register(engine, [Server("a", "mysql", "db.example", username="u", password_from="env:A_PASSWORD")])  # noqa: S106
+    register_servers(engine, [Server("a", "mysql", "db.example", username="u", password_from="env:A_PASSWORD")])  # noqa: S106
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -151,19 +151,20 @@ def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeyp
 
 def test_what_is_not_given_stays_as_it_was_and_what_is_given_empty_goes(engine: Engine) -> None:
     primary = Server("primary", "mysql", "h")
-    register(engine, [primary, Server("a", "mysql", "h", username="u", password_from="env:A", counted_by="primary")])  # noqa: S106
+    replica = Server("a", "mysql", "h", username="u", password_from="env:A", counted_by="primary")  # noqa: S106
+    register_servers(engine, [primary, replica])
 
     assert capacity("instances", "add", "a", "--replace", "--port", "3307").exit_code == 0
-    server = {one.server.name: one.server for one in registered(engine)}["a"]
+    server = {one.server.name: one.server for one in registered_servers(engine)}["a"]
     assert (server.port, server.username, server.password_from, server.counted_by) == (3307, "u", "env:A", "primary")
 
     assert capacity("instances", "add", "a", "--replace", "--counted-by", "").exit_code == 0
-    server = {one.server.name: one.server for one in registered(engine)}["a"]
+    server = {one.server.name: one.server for one in registered_servers(engine)}["a"]
     assert (server.port, server.counted_by) == (3307, None)
 
 
 def test_a_disabled_server_that_is_declared_again_is_named(engine: Engine, tmp_path: Path) -> None:
-    register(engine, [Server("a", "mysql", "h")])
+    register_servers(engine, [Server("a", "mysql", "h")])
     set_active(engine, ["a"], active=False)
     (tmp_path / "s.toml").write_text("[[servers]]\nname='a'\nengine='mysql'\nhost='h'\n")
 
@@ -174,7 +175,7 @@ def test_a_disabled_server_that_is_declared_again_is_named(engine: Engine, tmp_p
 
 
 def test_disabling_a_primary_says_that_its_replica_is_counted_by_nobody(engine: Engine) -> None:
-    register(engine, [Server("primary", "mysql", "h"), Server("replica", "mysql", "h", counted_by="primary")])
+    register_servers(engine, [Server("primary", "mysql", "h"), Server("replica", "mysql", "h", counted_by="primary")])
 
     message = capacity("instances", "disable", "primary").output
 
@@ -182,7 +183,7 @@ def test_disabling_a_primary_says_that_its_replica_is_counted_by_nobody(engine: 
 
 
 def test_a_server_without_history_can_be_removed_and_one_with_history_is_disabled(engine: Engine) -> None:
-    register(engine, [Server("typo", "mysql", "h"), Server("old", "mysql", "h")])
+    register_servers(engine, [Server("typo", "mysql", "h"), Server("old", "mysql", "h")])
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -199,7 +200,7 @@ def test_a_server_without_history_can_be_removed_and_one_with_history_is_disable
 
 
 def test_check_names_what_would_make_a_fleet_total_wrong(engine: Engine) -> None:
-    register(
+    register_servers(
         engine,
         [
             Server("one", "mysql", "h"),
@@ -229,6 +230,6 @@ def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_tha
     done = [capacity("instances", "import", str(good)) for _ in range(2)]
 
     assert (refused.exit_code, "server 1: 'much' is not a number of GiB" in refused.output) == (2, True)
-    assert [one.server.name for one in registered(engine)] == ["core", "shop"]
+    assert [one.server.name for one in registered_servers(engine)] == ["core", "shop"]
     assert "unchanged" in done[1].output.lower()
     assert [(one.limit.server, one.limit.limit_mb) for one in stored_limits(engine)] == [("core", None), ("shop", 1536)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.servers import Server, register, registered
+from capacity_assets.collection.servers import Server, register_servers, registered_servers
 from capacity_assets.demo.sample_fleet import (
     holds_sample_fleet,
     load_sample_fleet,
@@ -31,7 +31,7 @@ def test_a_server_that_the_legacy_application_registered_is_measured_once_it_is_
     added = capacity("instances", "add", "legacy", "--username", "u", "--password-from", "env:A")
 
     assert added.exit_code == 0, added.output
-    [one] = registered(engine)
+    [one] = registered_servers(engine)
     assert (one.id, one.state) == (7, "measured here")
     assert (one.server.host, one.server.port, one.server.engine) == ("db-7", 5433, "postgresql")
 
@@ -126,7 +126,7 @@ def _sizes(engine: Engine) -> list[object]:
 def test_with_the_collection_off_nothing_is_measured_into_the_tables_of_others(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(engine, [Server("a", "mysql", "127.0.0.1", port=1)])
+    register_servers(engine, [Server("a", "mysql", "127.0.0.1", port=1)])
     monkeypatch.setenv("CAPACITY_COLLECTION", "off")
 
     refused = capacity("collect")

@@ -9,7 +9,7 @@ import sys
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from tests.collecting import PASSWORD, granting
 from tests.command import capacity
 from tests.servers import PostgresServer, silent_socket
@@ -27,7 +27,7 @@ def test_trying_a_server_says_what_works(
     )
     monkeypatch.setenv("TRIED_PASSWORD", PASSWORD)
     place = {"port": measured_postgres.port, "username": "capacity_probe", "password_from": "env:TRIED_PASSWORD"}
-    register(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
+    register_servers(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
 
     tried = capacity("instances", "test", "a")
     answer = json.loads(capacity("instances", "test", "a", "--json").output)
@@ -45,7 +45,7 @@ def test_trying_a_server_says_what_works(
 
 def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Engine) -> None:
     with silent_socket() as port:
-        register(engine, [Server("silent", "mysql", "127.0.0.1", port=port, username="u")])
+        register_servers(engine, [Server("silent", "mysql", "127.0.0.1", port=port, username="u")])
         tried = capacity("instances", "test", "silent")
 
     assert tried.exit_code == 1
@@ -57,7 +57,7 @@ def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Eng
 def test_trying_a_server_whose_login_is_refused_says_which_login_and_rights_it_needs(
     engine: Engine, measured_postgres: PostgresServer
 ) -> None:
-    register(engine, [Server("a", "postgresql", "127.0.0.1", port=measured_postgres.port, username="nobody")])
+    register_servers(engine, [Server("a", "postgresql", "127.0.0.1", port=measured_postgres.port, username="nobody")])
 
     tried = capacity("instances", "test", "a")
 
@@ -67,7 +67,7 @@ def test_trying_a_server_whose_login_is_refused_says_which_login_and_rights_it_n
 
 
 def test_a_file_of_tls_that_is_missing_is_told_by_its_name(engine: Engine) -> None:
-    register(engine, [Server("a", "mysql", "127.0.0.1", port=1, tls="verify-full", tls_ca="/nowhere/ca.pem")])
+    register_servers(engine, [Server("a", "mysql", "127.0.0.1", port=1, tls="verify-full", tls_ca="/nowhere/ca.pem")])
 
     tried = capacity("instances", "test", "a")
 

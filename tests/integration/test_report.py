@@ -20,7 +20,7 @@ from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import human_change_mb
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.changes import Change, ChangeKind, window_sizes
+from capacity_assets.reading.changes import ChangeKind, ChangeTotals, window_sizes
 from capacity_assets.reading.coverage import measured_days
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import footer_query, next_edition, notes, render, write_report
@@ -35,14 +35,14 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
     assert report.databases.sums == {
-        ChangeKind.GROWN: Change(1, 100, 150, 50),
-        ChangeKind.SHRUNK: Change(1, 80, 50, -30),
-        ChangeKind.SAME: Change(2, 8, 8),
-        ChangeKind.PARTLY: Change(),
-        ChangeKind.NEW: Change(1, 0, 30, 30),
-        ChangeKind.GONE: Change(1, 20, 0, -20),
-        ChangeKind.APPEARED: Change(1, 0, 500, 500),
-        ChangeKind.MISSING: Change(1, 60, 0, -60),
+        ChangeKind.GROWN: ChangeTotals(1, 100, 150, 50),
+        ChangeKind.SHRUNK: ChangeTotals(1, 80, 50, -30),
+        ChangeKind.SAME: ChangeTotals(2, 8, 8),
+        ChangeKind.PARTLY: ChangeTotals(),
+        ChangeKind.NEW: ChangeTotals(1, 0, 30, 30),
+        ChangeKind.GONE: ChangeTotals(1, 20, 0, -20),
+        ChangeKind.APPEARED: ChangeTotals(1, 0, 500, 500),
+        ChangeKind.MISSING: ChangeTotals(1, 60, 0, -60),
     }
     assert (report.start_mb, report.end_mb) == (268, 738)
     assert adds_up(report)

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Window
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.reading.forecasts import ForecastDay
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import (
@@ -146,13 +146,13 @@ def filling(engine: Engine, service: AggregationService) -> Engine:
     add_database_sizes(engine, sizes(1, "still", "2024-10-01", [500] * 151))
     add_instance_sizes(engine, totals(1, "2024-10-01", [(1524 + 10 * day, 2) for day in days]))
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
-    declare(engine, [Limit("server-1", "orders", 2724)])
+    declare_limits(engine, [Limit("server-1", "orders", 2724)])
     return engine
 
 
 def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were_off(filling: Engine) -> None:
     for day in (date(2025, 1, 29), date(2025, 2, 28)):
-        issue(filling, day, day)
+        issue_runways(filling, day, day)
 
     report = read_report(filling, MONTHLY, FEBRUARY)
     page = render(report)
@@ -187,7 +187,7 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
         add_volume(
             filling, 1, "/data", last - timedelta(days=ago), total, total - 10_000 - 30 * ((299 - ago + 35) % 60)
         )
-    issue(filling, last, last)
+    issue_runways(filling, last, last)
     issued = read_report(filling, MONTHLY, FEBRUARY).runways
     assert issued is not None
 
@@ -206,8 +206,8 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
 
 def test_the_page_of_a_month_keeps_the_runways_that_were_issued_in_it(filling: Engine) -> None:
     before = read_report(filling, MONTHLY, FEBRUARY).runways
-    issue(filling, date(2025, 2, 27), date(2025, 2, 27))
-    issue(filling, date(2025, 3, 1), date(2025, 3, 1))
+    issue_runways(filling, date(2025, 2, 27), date(2025, 2, 27))
+    issue_runways(filling, date(2025, 3, 1), date(2025, 3, 1))
 
     after = read_report(filling, MONTHLY, FEBRUARY).runways
 
@@ -221,8 +221,8 @@ def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engin
     add_instances(filling, [2])
     add_database_sizes(filling, sizes(2, "log", "2024-10-01", [100 + day for day in range(151)]))
     add_instance_sizes(filling, totals(2, "2024-10-01", [(100 + day, 1) for day in range(151)]))
-    declare(filling, [Limit("server-1", None, 5000), Limit("server-2", None, 300)])
-    issue(filling, date(2025, 2, 28), date(2025, 2, 28))
+    declare_limits(filling, [Limit("server-1", None, 5000), Limit("server-2", None, 300)])
+    issue_runways(filling, date(2025, 2, 28), date(2025, 2, 28))
 
     fleet, one = (read_report(filling, MONTHLY, FEBRUARY, server).runways for server in (None, "server-2"))
 

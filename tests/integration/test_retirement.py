@@ -11,7 +11,7 @@ from capacity_assets.aggregates.ledger import Ledger
 from capacity_assets.aggregates.levels import DATABASE, GROUP, INSTANCE, LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.database.partitions import CAPACITY_TABLES, Span
+from capacity_assets.database.partitions import CAPACITY_TABLES, PartitionBounds
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import capacity_object_sizes
 from capacity_assets.history.retention import Retention, RetentionPlan
@@ -44,7 +44,7 @@ def test_the_window_of_a_year_later_that_ends_today_is_not_over(
     """Even where it is the first that anyone asked for."""
     periods = {period: PERIODS[period]}
     plan = RetentionPlan(Ledger(engine, periods), last_reader, Retention({}), periods)
-    span = Span(None, day, day + timedelta(days=1))
+    span = PartitionBounds(None, day, day + timedelta(days=1))
 
     with engine.connect() as connection:
         reasons = [

@@ -19,13 +19,13 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.collection.servers import Server, register
+from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
-from capacity_assets.digest import Deliveries, SendingSettings, read_digest, send_digests
+from capacity_assets.digest import DigestDeliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.retention import Retention, TableMaintenance
 from capacity_assets.ownership.bills import issue_bill
@@ -125,7 +125,7 @@ def test_the_collector_measures_and_imports(
 ) -> None:
     url = granted.url
     host = str(url.host or url.query["host"])
-    register(granted, [Server("own", "postgresql", host, url.port, password_from="own")])  # noqa: S106 -- where
+    register_servers(granted, [Server("own", "postgresql", host, url.port, password_from="own")])  # noqa: S106 -- where
     as_collector = database.update_query_dict({"options": "-c role=capacity_collector"})
     (tmp_path / "backups.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,5\n")
     backups = ("import", str(tmp_path / "backups.csv"), "--origin", "sqlserver-backups")
@@ -209,7 +209,7 @@ def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_wo
             assert RunwayService(limited, fixed_clock()).issue(date(2025, 3, 1)).states
             assert send_digests(
                 limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), SendingSettings()
-            ) == Deliveries([], [], ())
+            ) == DigestDeliveries([], [], ())
             TableMaintenance(limited, date(2025, 1, 1), Retention({})).prepare(date(2025, 7, 20))
             assert initialise(limited) == ()
             limited.dispose()

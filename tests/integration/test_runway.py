@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.outlook import OWN_CEILING, OWN_LIMIT, SERVER_LIMIT, VOLUME_LIMIT
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.results import OWN_CEILING, OWN_LIMIT, SERVER_LIMIT, VOLUME_LIMIT
+from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.computing import compute_windows
@@ -61,7 +61,7 @@ def test_unknown_is_neither_unlimited_nor_zero_and_too_little_history_says_so(en
     declared("server-1", "still", "--unlimited")
     declared("server-2", "young", "--gb", "1")
 
-    every = outlooks(engine, TODAY)
+    every = compute_runways(engine, TODAY)
 
     assert every.unknown_limits == 1, "orders"
     states = {row.database: (row.state, row.limit_mb, row.probabilities) for row in every.rows}
@@ -187,7 +187,7 @@ def test_no_ceiling_on_a_volume_that_is_not_known_is_an_unknown_limit_and_not_un
     add_volume(engine, 1, "/data", TODAY, 9000, 600)
     add_ceiling(engine, "orders", volumes)
 
-    every = outlooks(engine, TODAY)
+    every = compute_runways(engine, TODAY)
 
     assert [row.database for row in every.rows if row.database] == []
     assert every.unknown_limits == 3
@@ -198,7 +198,7 @@ def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Eng
         add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 570 + 30 * ago)
     add_ceiling(engine, "orders", ["/data"])
 
-    every = outlooks(engine, TODAY).rows
+    every = compute_runways(engine, TODAY).rows
     shown = capacity("runway", columns=200).output
 
     [volume] = [row for row in every if row.volume]
@@ -214,4 +214,4 @@ def test_limits_that_were_not_measured_for_a_month_are_unknown(engine: Engine) -
     add_volume(engine, 1, "/data", long_ago, 9000, 600)
     add_ceiling(engine, "orders", ["/data"], day=long_ago)
 
-    assert (found(engine), outlooks(engine, TODAY).unknown_limits) == ({}, 3)
+    assert (found(engine), compute_runways(engine, TODAY).unknown_limits) == ({}, 3)

@@ -12,8 +12,8 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day
 from capacity_assets.forecast.decisions import Decision, decide
-from capacity_assets.forecast.issuing import RunwayService, issue
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.issuing import RunwayService, issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.graph import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit_is_known_or_not(
     engine: Engine,
 ) -> None:
-    issued = issue(engine, TODAY, TODAY)
+    issued = issue_runways(engine, TODAY, TODAY)
 
     rows = stored_runways(engine)
     assert {name: row["state"] for name, row in rows.items()} == {
@@ -52,12 +52,12 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
 
 
 def test_the_same_again_writes_nothing_and_a_changed_day_is_replaced_while_it_lasts(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
-    again = issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+    again = issue_runways(engine, TODAY, TODAY)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE database_name = 'young'"))
-    declare(engine, [Limit("server-1", "orders", 9000)])
-    changed = issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 9000)])
+    changed = issue_runways(engine, TODAY, TODAY)
 
     assert (again.written, changed.written) == (0, 2), "one replaced, one removed"
     assert stored_runways(engine)["orders"]["limit_mb"] == 9000
@@ -101,12 +101,12 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
 
 
 def test_the_check_leaves_out_what_was_decided_on_until_its_risk_grows_past_that(engine: Engine) -> None:
-    declare(engine, [Limit("server-1", "orders", 3514)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 3514)])
+    issue_runways(engine, TODAY, TODAY)
     until = TODAY + timedelta(days=30)
     noted = Decision("server-1", "orders", None, "acknowledged", until, "purge *runs* soon")
     decide(engine, [noted], by="anna")
-    declare(engine, [Limit("server-1", "orders", 3094)])
+    declare_limits(engine, [Limit("server-1", "orders", 3094)])
     [grown] = materialise([TODAY]).get_asset_check_evaluations()
     decide(engine, [noted], by="anna")
     [decided] = materialise([TODAY]).get_asset_check_evaluations()
@@ -172,9 +172,9 @@ def test_a_past_day_that_is_materialised_again_shows_what_is_stored_and_changes_
     engine: Engine,
 ) -> None:
     past = TODAY - timedelta(days=25)
-    issue(engine, past, past)
+    issue_runways(engine, past, past)
     materialise([TODAY])
-    declare(engine, [Limit("server-1", "still", 501), Limit("server-1", "orders", 9000)])
+    declare_limits(engine, [Limit("server-1", "still", 501), Limit("server-1", "orders", 9000)])
 
     result = materialise([past])
 

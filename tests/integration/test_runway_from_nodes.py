@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from capacity_assets.database import cluster
 from capacity_assets.forecast import history
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
@@ -34,10 +34,10 @@ def test_runways_are_those_of_one_statement(engine: Engine, request: pytest.Fixt
     for day in (TODAY - timedelta(days=1), TODAY):
         add_volume(engine, 1, "/data", day, 8000, 400)
     add_ceiling(engine, "orders", ["/data"], limit_mb=9000)
-    at_once = [outlooks(engine, TODAY), outlooks(engine, TODAY, "server-1")]
+    at_once = [compute_runways(engine, TODAY), compute_runways(engine, TODAY, "server-1")]
 
     request.getfixturevalue("copied")
-    apart = [outlooks(engine, TODAY), outlooks(engine, TODAY, "server-1")]
+    apart = [compute_runways(engine, TODAY), compute_runways(engine, TODAY, "server-1")]
 
     assert apart == at_once
     assert {row.volume for row in at_once[0].rows} == {None, "/data"}
@@ -79,6 +79,6 @@ def test_a_server_whose_aggregates_are_newer_than_its_samples_stops_no_other(eng
         connection.execute(text(gone), {"day": TODAY})
     declared("server-1", "orders", "--gb", "100")
 
-    [orders] = outlooks(engine, TODAY, "server-1", "orders").rows
+    [orders] = compute_runways(engine, TODAY, "server-1", "orders").rows
 
     assert (orders.database, orders.size_mb, orders.last_day) == ("orders", 3014, TODAY)

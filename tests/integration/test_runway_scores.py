@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.forecast.issuing import changed_spans, issue
+from capacity_assets.forecast.issuing import changed_spans, issue_runways
 from capacity_assets.reading.forecasts import figures_of, issue_of
 from tests.clocks import TODAY
 from tests.computing import compute_windows
@@ -20,21 +20,21 @@ pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
 
 def test_what_was_issued_in_time_stays_whatever_is_corrected_later_unless_it_is_overwritten(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     before = stored_runways(engine)
     later = TODAY + timedelta(days=2)
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = size_mb + 7 WHERE database_name = 'orders'"))
 
-    kept = issue(engine, TODAY, later)
+    kept = issue_runways(engine, TODAY, later)
     assert (kept.written, stored_runways(engine)) == (0, before)
-    replaced = issue(engine, TODAY, later, overwrite=True)
+    replaced = issue_runways(engine, TODAY, later, overwrite=True)
 
     assert (replaced.written, stored_runways(engine)["orders"]["size_mb"]) == (1, 3021)
 
 
 def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     due = TODAY + timedelta(days=7)
     for day in range(1, 8):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
@@ -44,7 +44,7 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
     with engine.begin() as connection:
         connection.execute(add_day_volume, {"day": due})
 
-    issue(engine, due, due)
+    issue_runways(engine, due, due)
 
     rows = stored_runways(engine)
     assert {name: row["actual_7_mb"] for name, row in rows.items()} == {
@@ -65,12 +65,12 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
 
 
 def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     for day in range(1, 61):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
 
     late = TODAY + timedelta(days=60)
-    issue(engine, late, late)
+    issue_runways(engine, late, late)
 
     orders = stored_runways(engine)["orders"]
     assert (orders["actual_7_mb"], orders["actual_30_mb"], orders["actual_90_mb"]) == (3084, 3314, None)
@@ -82,7 +82,7 @@ def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_on
 def test_past_days_that_are_issued_in_hindsight_are_scored_at_once_in_whatever_order(engine: Engine) -> None:
     days = [TODAY - timedelta(days=ago) for ago in (10, 40, 20)]
     for day in days:
-        issue(engine, day, TODAY)
+        issue_runways(engine, day, TODAY)
 
     assert [stored_runways(engine, day)["orders"]["actual_7_mb"] for day in days] == [2984, 2684, 2884]
     assert {row["in_time"] for day in days for row in stored_runways(engine, day).values()} == {False}
@@ -92,7 +92,7 @@ def test_samples_that_lag_behind_the_day_of_the_issue_are_scored_too(engine: Eng
     for day in range(9):
         if day:
             add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
-        issue(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
+        issue_runways(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
 
     assert stored_runways(engine, TODAY + timedelta(days=1))["orders"]["actual_7_mb"] == 3084
     assert issue_of(engine, TODAY + timedelta(days=9), TODAY + timedelta(days=9)) is not None
@@ -102,10 +102,10 @@ def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured
     past = TODAY - timedelta(days=20)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = :day"), {"day": past})
-    issue(engine, past, TODAY)
+    issue_runways(engine, past, TODAY)
     before = stored_runways(engine, past)["orders"]
     add_database_sizes(engine, sizes(1, "orders", past.isoformat(), [2814]))
-    issue(engine, past, TODAY, overwrite=True)
+    issue_runways(engine, past, TODAY, overwrite=True)
     after = stored_runways(engine, past)["orders"]
 
     assert (before["last_day"], before["actual_7_mb"]) == (past - timedelta(days=1), 2874)
@@ -128,8 +128,8 @@ def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
             connection.execute(
                 text("UPDATE volume_size_stats SET used_mb = 5000 WHERE collected_date < :day"), {"day": due}
             )
-    issue(engine, TODAY, TODAY)
-    issue(engine, due, due)
+    issue_runways(engine, TODAY, TODAY)
+    issue_runways(engine, due, due)
 
     expected = {(None, None): 6000, ("used_mb", 5100): 5100, (None, 5100): None}[used_then, used_mb]
     assert stored_runways(engine)["/data"]["actual_7_mb"] == expected
@@ -150,10 +150,10 @@ def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_o
         add_day(engine, as_of, 3014 + 10 * day)
         if aggregated:
             compute_windows(service, "daily", TODAY, as_of)
-        issue(engine, as_of, as_of)
+        issue_runways(engine, as_of, as_of)
         return {name: row["actual_7_mb"] for name, row in stored_runways(engine).items()}
 
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     for day in (1, 6, 8):
         next_day(day)
     none = {"": None, "orders": None, "still": None, "young": None, "/data": None}
@@ -183,7 +183,7 @@ def test_only_days_that_changed_since_the_issue_before_are_compared_again(
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
     last = TODAY + timedelta(days=59)
     compute_windows(service, "daily", TODAY, last)
-    issue(engine, last, last)
+    issue_runways(engine, last, last)
     execute(engine, "UPDATE capacity_computed_windows SET computed_at = CAST(period_start AS timestamptz)")
 
     def spans(as_of: date) -> list[tuple[date, date]]:

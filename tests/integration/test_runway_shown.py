@@ -20,8 +20,8 @@ from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
-from capacity_assets.forecast.issuing import issue, update_forecasts
-from capacity_assets.forecast.limits import Limit, declare, forget
+from capacity_assets.forecast.issuing import issue_runways, update_forecasts
+from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
 from capacity_assets.ownership.groups import fills_first
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.forecasts import ForecastIssue, figures_of, issue_of, newest_issue
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
 def issued(engine: Engine) -> ForecastIssue:
     """What is stored of today once its forecasts are issued."""
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     stored = issue_of(engine, TODAY, TODAY)
     assert stored is not None
     return stored
@@ -64,7 +64,7 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
             ),
             {"day": TODAY},
         )
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     with engine.connect() as connection:
         shown = newest_issue(connection, TODAY, TODAY, shown=5, today=TODAY)
@@ -77,11 +77,11 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
 
 
 def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     for day in range(1, 8):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
     due = TODAY + timedelta(days=7)
-    issue(engine, due, due)
+    issue_runways(engine, due, due)
 
     with engine.connect() as connection:
         newest = connection.execute(
@@ -107,7 +107,7 @@ def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engi
 
 
 def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured(engine: Engine) -> None:
-    declare(engine, [Limit("server-1", None, 9999)])
+    declare_limits(engine, [Limit("server-1", None, 9999)])
     declared = issued(engine).headroom_mb
     with engine.begin() as connection:
         connection.execute(
@@ -127,7 +127,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     for name in ("/data", "=log"):
         add_volume(engine, 1, name, TODAY, 90_000, 80_000)
     add_ceiling(engine, "orders", ["/data", "=log"])
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     shown = capacity("status", columns=200)
     document = json.loads(capacity("status", "--json").output)
@@ -172,9 +172,9 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
 
 @pytest.mark.usefixtures("today")
 def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     before = capacity("status", columns=200).output
-    declare(engine, [Limit("server-1", "still", 501)])
+    declare_limits(engine, [Limit("server-1", "still", 501)])
 
     assert "changed after" not in before
     assert ": `capacity runway --issue` updates the forecasts." in capacity("status", columns=200).output
@@ -183,7 +183,7 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> N
 @pytest.mark.usefixtures("today")
 def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: Engine) -> None:
     for ago in (30, 7):
-        issue(engine, TODAY - timedelta(days=ago), TODAY)
+        issue_runways(engine, TODAY - timedelta(days=ago), TODAY)
 
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
@@ -199,7 +199,7 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
 
 @pytest.mark.usefixtures("today")
 def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_present(engine: Engine) -> None:
-    issue(engine, TODAY - timedelta(days=7), TODAY)
+    issue_runways(engine, TODAY - timedelta(days=7), TODAY)
     execute(engine, "UPDATE capacity_runways SET forecast_7_mb = actual_7_mb / 2 WHERE name = 'orders'")
 
     message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
@@ -209,8 +209,8 @@ def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_presen
 
 
 def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_changed(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
-    declare(engine, [Limit("server-1", "orders", 4000)])
+    issue_runways(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 4000)])
     query = "SELECT name, is_outdated FROM capacity_runway WHERE subject = 'database' AND name <> 'young' ORDER BY 1"
 
     def outdated() -> list[tuple[str, bool]]:
@@ -218,17 +218,17 @@ def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_cha
             return [(row.name, row.is_outdated) for row in connection.execute(text(query))]
 
     assert outdated() == [("orders", True), ("still", True)]
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     assert outdated() == [("orders", False), ("still", False)]
 
 
 @pytest.mark.usefixtures("today")
 def test_a_limit_that_was_removed_since_a_forecast_outdates_what_was_computed_with_it(engine: Engine) -> None:
-    declare(engine, [Limit("server-1", "orders", 4000)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", "orders", 4000)])
+    issue_runways(engine, TODAY, TODAY)
     before = capacity("status", columns=200).output
 
-    forget(engine, "server-1", "orders")
+    forget_limit(engine, "server-1", "orders")
 
     query = "SELECT name FROM capacity_runway WHERE is_outdated"
     with engine.connect() as connection:
@@ -249,7 +249,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
 ) -> None:
     add_instances(engine, [2])
     add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     execute(engine, "UPDATE capacity_runways SET issued_at = '2025-07-20 01:00+08'")
     before, other = shown(engine, "orders"), shown(engine, "other")
 
@@ -298,7 +298,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
 def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_they_are_issued(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, why: str, said: str
 ) -> None:
-    issue(engine, TODAY - timedelta(days=2 if "old" in why else 0), TODAY)
+    issue_runways(engine, TODAY - timedelta(days=2 if "old" in why else 0), TODAY)
     if "large" in why:
         monkeypatch.setattr(issuing, "MOST_AT_ONCE", 3)
     monkeypatch.setattr(issuing, "BUSY_SECONDS", 0)
@@ -327,11 +327,11 @@ def test_the_first_declaration_of_a_day_issues_every_forecast_as_the_asset_does(
     add_instances(engine, [2, 3])
     add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
     if issued_ago is not None:
-        issue(engine, TODAY - timedelta(days=issued_ago), TODAY)
+        issue_runways(engine, TODAY - timedelta(days=issued_ago), TODAY)
 
     said = printed("limits", "set", "server-1", "orders", "--gb", "3")
     declared = stored_runways(engine)
-    again = issue(engine, TODAY, TODAY)
+    again = issue_runways(engine, TODAY, TODAY)
 
     assert "Forecast of server-1 updated." in said
     assert (again.written, stored_runways(engine)) == (0, declared), "the asset stores the same"
@@ -345,7 +345,7 @@ def test_the_first_declaration_of_a_day_issues_every_forecast_as_the_asset_does(
 
 @pytest.mark.usefixtures("today")
 def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     execute(engine, "ALTER TABLE capacity_runways ADD CONSTRAINT broken CHECK (limit_mb IS DISTINCT FROM 3072)")
 
     failed = capacity("limits", "set", "server-1", "orders", "--gb", "3")
@@ -362,11 +362,11 @@ def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(en
 
 @pytest.mark.usefixtures("today")
 def test_a_declaration_waits_for_a_run_that_may_have_read_the_limits_before(engine: Engine) -> None:
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     with ThreadPoolExecutor(1) as threads:
         with engine.begin() as connection:
             wait_for_lock(connection, "runways")
-            declare(engine, [Limit("server-1", "orders", 3072)])
+            declare_limits(engine, [Limit("server-1", "orders", 3072)])
             issuing_anew = threads.submit(update_forecasts, engine, {"server-1"}, fixed_clock())
             wait([issuing_anew], timeout=1)
             assert not issuing_anew.done()
@@ -380,12 +380,12 @@ def test_a_declaration_updates_the_forecasts_of_today_that_another_run_issues_me
 ) -> None:
     add_instances(engine, [2])
     add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
-    issue(engine, TODAY - timedelta(days=1), TODAY)
+    issue_runways(engine, TODAY - timedelta(days=1), TODAY)
     monkeypatch.setattr(issuing, "MOST_AT_ONCE", 4)
     with ThreadPoolExecutor(1) as threads:
         with engine.begin() as connection:
             wait_for_lock(connection, "runways")
-            declare(engine, [Limit("server-1", "orders", 3072)])
+            declare_limits(engine, [Limit("server-1", "orders", 3072)])
             updating = threads.submit(update_forecasts, engine, {"server-1"}, fixed_clock())
             wait([updating], timeout=1)
             connection.execute(text("UPDATE capacity_runways SET as_of = :today"), {"today": TODAY})
@@ -398,14 +398,14 @@ def test_a_declaration_updates_the_forecasts_of_today_that_another_run_issues_me
 def test_an_issue_of_one_server_leaves_the_mark_of_another_that_its_forecasts_are_older(engine: Engine) -> None:
     add_instances(engine, [2])
     add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
-    issue(engine, TODAY, TODAY)
-    declare(engine, [Limit("server-2", "other", 4000)])
+    issue_runways(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-2", "other", 4000)])
 
     printed("limits", "set", "server-1", "orders", "--gb", "3")
 
     assert (shown(engine, "orders").is_outdated, shown(engine, "other").is_outdated) == (False, True)
     assert "changed after" in capacity("status", columns=200).output
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     assert not shown(engine, "other").is_outdated
     assert "changed after" not in capacity("status", columns=200).output
 
@@ -440,7 +440,7 @@ def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no
     compute_windows(AggregationService(engine, fixed_clock()), "monthly", TODAY, TODAY)
     for server, free_mb in ((1, 100), (2, 70)):
         add_volume(engine, server, "/data", TODAY, 5000, free_mb)
-    declare(engine, [Limit("server-2", "copy", 1000)])
+    declare_limits(engine, [Limit("server-2", "copy", 1000)])
 
     summary = issued(engine)
 

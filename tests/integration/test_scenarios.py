@@ -13,13 +13,13 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.declarations import declaration
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.outlook import Outlook
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.results import Runway
+from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.forecast.scenarios import (
     KINDS_OF_ASSUMPTIONS,
-    Comparison,
     Scenario,
+    ScenarioComparison,
     compare,
     higher_limits,
     new_database_everywhere,
@@ -41,11 +41,11 @@ def assumed(kind: str, **values: object) -> Scenario:
     return Scenario(**{kind: [declaration(KINDS_OF_ASSUMPTIONS[kind], values)]})
 
 
-def compared(engine: Engine, scenario: Scenario, server: str | None = None) -> Comparison:
+def compared(engine: Engine, scenario: Scenario, server: str | None = None) -> ScenarioComparison:
     return compare(engine, TODAY, scenario, lambda subjects, _label: set(subjects), (server, None))
 
 
-def after(engine: Engine, scenario: Scenario) -> dict[tuple[str, str], Outlook]:
+def after(engine: Engine, scenario: Scenario) -> dict[tuple[str, str], Runway]:
     """What is forecast with the assumptions, by server and name."""
     return {(one.server, one.name): one for one in compared(engine, scenario).changed.rows}
 
@@ -74,7 +74,7 @@ NOTHING = {
 
 def test_a_scenario_that_assumes_nothing_is_the_base_case_to_the_last_digit(limited: Engine) -> None:
     for server in (None, "server-1"):
-        base = outlooks(limited, TODAY, server)
+        base = compute_runways(limited, TODAY, server)
         for name, nothing in NOTHING.items():
             comparison = compared(limited, nothing, server)
             assert (comparison.base, comparison.changed) == (base, base), name
@@ -223,7 +223,7 @@ def test_a_file_gives_runways_and_budget_beside_the_base_case_and_nothing_is_sto
     printed("labels", "set", "server-1", "team=shop")
     printed("prices", "set", "0.5", "--currency", "EUR", "--always")
     compute_windows(service, "daily", FIRST, TODAY)
-    issue(limited, TODAY, TODAY)
+    issue_runways(limited, TODAY, TODAY)
     printed("bill", "--month", "2025-06")
     file = tmp_path / "next.toml"
     file.write_text(FILE)
@@ -261,7 +261,7 @@ def budgeted(limited: Engine, service: AggregationService) -> Engine:
     printed("labels", "set", "server-2", "team=search", "--always")
     printed("prices", "set", "0.337", "--currency", "EUR", "--always")
     compute_windows(service, "daily", FIRST, TODAY)
-    issue(limited, TODAY, TODAY)
+    issue_runways(limited, TODAY, TODAY)
     printed("bill", "--month", "2025-06")
     return limited
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from capacity_assets.collection import measuring
-from capacity_assets.collection.servers import register
+from capacity_assets.collection.servers import register_servers
 from tests.collecting import Collection, at, granting
 from tests.mysql_servers import MariaDBServer, MySQLServer, mariadb_server
 from tests.servers import ADMIN_PASSWORD, PostgresServer, postgres_server
@@ -36,7 +36,7 @@ def postgres() -> Iterator[PostgresServer]:
 def test_a_slot_whose_consumer_is_gone_is_told_from_one_that_is_read(
     postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(postgres, collection, tls="off")])
+    register_servers(collection.engine, [at(postgres, collection, tls="off")])
     postgres.execute(
         "SELECT pg_create_physical_replication_slot(name, true) FROM (VALUES ('gone'), ('read')) AS s (name)",
         *(2 * ("SELECT pg_switch_wal()", "CREATE TABLE IF NOT EXISTS t AS SELECT 1 AS n")),
@@ -77,7 +77,7 @@ def mariadb() -> Iterator[MariaDBServer]:
 def test_mariadb_reports_redo_undo_and_temporary_tablespaces_as_on_its_disk(
     mariadb: MariaDBServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(mariadb, collection, "shop", "mariadb", tls="off")])
+    register_servers(collection.engine, [at(mariadb, collection, "shop", "mariadb", tls="off")])
 
     without_right = collection.collect()
     mariadb.execute("GRANT REPLICATION CLIENT, REPLICA MONITOR ON *.* TO 'capacity_probe'@'%'")
@@ -105,7 +105,7 @@ def mysql(measured_mysql: MySQLServer) -> MySQLServer:
 
 def test_mysql_reports_its_logs_as_on_its_disk(mysql: MySQLServer, collection: Collection) -> None:
     ca = str(mysql.certificates.ca)
-    register(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
+    register_servers(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
     # A channel has relay logs, whether its source answers or not.
     mysql.execute("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=1 FOR CHANNEL 'eu'")
 
@@ -143,7 +143,7 @@ def test_one_kind_that_does_not_answer_leaves_the_others_known(
     """With all kinds in one time limit, a long list of binary logs left redo, undo and the others unknown."""
     mysql.execute("FLUSH BINARY LOGS")
     ca = str(mysql.certificates.ca)
-    register(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
+    register_servers(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])
     monkeypatch.setattr(measuring, "ANSWER_SECONDS", 2.0)
 
     with never_opened(mysql.folder / "data" / "binlog.000001"):

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.servers import Server, register, registered
-from capacity_assets.collection.service import CollectionService, CollectionSummary, share_named
+from capacity_assets.collection.servers import Server, register_servers, registered_servers
+from capacity_assets.collection.service import CollectionService, CollectionSummary, parse_share
 from capacity_assets.database.locks import LockHeldError, samples_of
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures
@@ -25,7 +25,7 @@ def servers(measured_postgres: PostgresServer, collection: Collection) -> list[S
     """Nine names of one server, the last of which has a wrong password; labels for six of them."""
     found = [at(measured_postgres, collection, f"db-{number}") for number in range(1, SERVERS)]
     found.append(at(measured_postgres, collection, "db-9", password_from=collection.password("wrong", "wrong")))
-    register(collection.engine, found)
+    register_servers(collection.engine, found)
     with collection.engine.begin() as connection:
         connection.execute(
             text(
@@ -58,7 +58,7 @@ def stored(collection: Collection) -> list[tuple[object, ...]]:
 def test_shares_measure_every_server_once_and_end_as_one_run_does(
     collection: Collection, shares: Sequence[str]
 ) -> None:
-    parts = [collection.collect(share=share_named(share)) for share in shares]
+    parts = [collection.collect(share=parse_share(share)) for share in shares]
     in_shares = stored(collection)
     with collection.engine.begin() as connection:
         connection.execute(text("TRUNCATE database_size_stats, instance_size_stats, capacity_collection_attempts"))
@@ -74,15 +74,15 @@ def test_shares_measure_every_server_once_and_end_as_one_run_does(
 
 @pytest.mark.usefixtures("servers")
 def test_a_share_is_repeated_alone_and_measures_only_what_failed_in_it(collection: Collection) -> None:
-    collection.collect(share=share_named("zone=eu"))
-    collection.collect(share=share_named("zone=us"))
+    collection.collect(share=parse_share("zone=eu"))
+    collection.collect(share=parse_share("zone=us"))
     (collection.secrets / "wrong").write_text(PASSWORD)
-    failed_in = "zone=eu" if collection.service().left(TODAY, share_named("zone=eu")) else "zone=us"
+    failed_in = "zone=eu" if collection.service().left(TODAY, parse_share("zone=eu")) else "zone=us"
 
-    again = collection.collect(share=share_named(failed_in))
+    again = collection.collect(share=parse_share(failed_in))
 
     assert (again.processed_instances, again.failed_instances) == (1, 0)
-    assert collection.service().left(TODAY, share_named(failed_in)) == 0
+    assert collection.service().left(TODAY, parse_share(failed_in)) == 0
     assert collection.service().left(TODAY) == 3, "those without a label were not asked for"
 
 
@@ -101,7 +101,7 @@ def test_shares_are_measured_side_by_side_and_one_share_not_twice_at_once(
     monkeypatch.setattr(CollectionService, "_measured", meet)
     done: list[CollectionSummary] = []
     threads = [
-        threading.Thread(target=lambda share=share: done.append(service.collect(TODAY, share=share_named(share))))
+        threading.Thread(target=lambda share=share: done.append(service.collect(TODAY, share=parse_share(share))))
         for share in ("1/2", "2/2")
     ]
     for thread in threads:
@@ -111,13 +111,13 @@ def test_shares_are_measured_side_by_side_and_one_share_not_twice_at_once(
     assert sum(part.processed_instances for part in done) == SERVERS - 1
 
     with service.locks.job_lock(samples_of("1/2")), pytest.raises(LockHeldError, match="samples of the share 1/2"):
-        service.collect(TODAY, share=share_named("1/2"))
+        service.collect(TODAY, share=parse_share("1/2"))
 
 
 def test_every_server_is_in_one_share_however_many_there_are(collection: Collection, servers: list[Server]) -> None:
-    ids = [one.id for one in registered(collection.engine)]
+    ids = [one.id for one in registered_servers(collection.engine)]
     for of in (1, 2, 7, 100):
-        held = [[share_named(f"{number}/{of}").holds(one, {}) for number in range(1, of + 1)] for one in ids]
+        held = [[parse_share(f"{number}/{of}").holds(one, {}) for number in range(1, of + 1)] for one in ids]
         assert all(sum(one) == 1 for one in held), of
     assert len(ids) == len(servers)
 
@@ -130,4 +130,4 @@ def test_an_invalid_share_is_refused_with_the_right_form() -> None:
         with pytest.raises(
             ValidationError, match="write 2/4 for the second of four shares, zone=eu for servers with a"
         ):
-            share_named(wrong)
+            parse_share(wrong)

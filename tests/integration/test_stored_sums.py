@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.aggregates.runs import InstanceRef, Part, RunOptions, Work, candidates, shorter_periods
+from capacity_assets.aggregates.runs import (
+    AggregationWork,
+    InstanceRef,
+    RunOptions,
+    StoredWindow,
+    candidate_windows,
+    shorter_periods,
+)
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.engine import capacity_engine, disposed
@@ -192,10 +199,14 @@ def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year()
     periods = {**PERIODS, half.name: half}
     year, first_half = YEARLY.window_of(date(2025, 1, 1)), half.window_of(date(2025, 3, 1))
     made_of = {period.name: shorter_periods(periods, period, DATABASE) for period in (YEARLY, half)}
-    stored = candidates(made_of["yearly"], YEARLY, [year]) | candidates(made_of[half.name], half, [first_half])
+    stored = candidate_windows(made_of["yearly"], YEARLY, [year]) | candidate_windows(
+        made_of[half.name], half, [first_half]
+    )
 
-    def reading(period: Period, window: Window, usable: set[Part]) -> tuple[list[Part], list[Window]]:
-        return Work(period, [window], [InstanceRef(1, "db-1")], shorter=made_of[period.name], usable=usable).reading
+    def reading(period: Period, window: Window, usable: set[StoredWindow]) -> tuple[list[StoredWindow], list[Window]]:
+        return AggregationWork(
+            period, [window], [InstanceRef(1, "db-1")], shorter=made_of[period.name], usable=usable
+        ).reading
 
     quarters = [("quarterly", one) for one in _halves(QUARTERLY, first_half)]
     assert reading(half, first_half, stored - {(half.name, first_half)}) == (quarters, [])

@@ -11,16 +11,16 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.collection.engines.base import Ceiling, DatabaseSize, Limits, Volume, floor_mb
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.collection.storing import store
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.outlook import (
+from capacity_assets.collection.storing import store_outcomes
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.results import (
     FORECAST,
     FULL,
     LIMIT_UNKNOWN,
     OWN_CEILING,
     TOO_LITTLE_HISTORY,
     VOLUME_LIMIT,
-    Outlook,
+    Runway,
 )
 from tests.clocks import TODAY
 from tests.command import capacity, printed
@@ -54,10 +54,10 @@ def measure(
     limits = Limits((volume,) if volume else (), (ceiling,) if ceiling else (), fills_files=fills_files)
     sizes = (size if used is None else size.with_used(used, floor_mb),)
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
-    store(engine, day, [ProbeOutcome(1, "erp", noon, sizes=sizes, limits=limits)])
+    store_outcomes(engine, day, [ProbeOutcome(1, "erp", noon, sizes=sizes, limits=limits)])
 
 
-def crm(engine: Engine) -> Outlook:
+def crm(engine: Engine) -> Runway:
     return found(engine, server="erp")["erp", "crm"]
 
 
@@ -167,11 +167,11 @@ def test_a_day_without_the_used_space_changes_nothing_else(engine: Engine) -> No
 
 def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) -> None:
     fixed_files(engine)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     due = TODAY + timedelta(days=7)
     measure(engine, due, 500 * GIB, 455 * GIB, ceiling=Ceiling("crm", 500 * GIB))
 
-    issue(engine, due, due)
+    issue_runways(engine, due, due)
 
     row = stored_runways(engine)["crm"]
     assert (row["size_mb"], row["allocated_mb"], row["actual_7_mb"]) == (440 * 1024, 500 * 1024, 455 * 1024)
@@ -180,7 +180,7 @@ def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) ->
 
 def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
     fixed_files(engine)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     listed = json.loads(printed("runway", "--json"))
     [row] = [one for one in listed["rows"] if one["database"] == "crm"]
@@ -194,7 +194,7 @@ def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
 def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, service: AggregationService) -> None:
     fixed_files(engine)
     compute_windows(service, "daily", TODAY - timedelta(days=DAYS - 1), TODAY)
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
 
     with served_pages(engine.url) as pages:
         page = pages.document("/database?server=1&name=crm&period=daily")

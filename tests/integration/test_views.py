@@ -19,8 +19,8 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.database.views import VIEWS
 from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, SizeStep, declare, declare_steps
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.data import read_report
@@ -93,7 +93,7 @@ def filling_fleet(engine: Engine) -> None:
         "SELECT i.name, s.total_size_mb AS mb FROM instance_size_stats s JOIN instances i ON i.id = s.instance_id "
         f"WHERE s.collected_date = '{days['last']}' AND i.is_active AND NOT s.is_deleted ORDER BY mb DESC LIMIT 1",
     )
-    declare(engine, [Limit(server["name"], None, server["mb"] + 1)])
+    declare_limits(engine, [Limit(server["name"], None, server["mb"] + 1)])
     declare_labels(engine, [Label(server["name"], None, "team", "payments")], days["last"])
     for period in ("monthly", "daily"):
         compute_windows(AggregationService(engine, fixed_clock()), period, days["first"], days["last"], scope="group")
@@ -105,7 +105,7 @@ def filling_fleet(engine: Engine) -> None:
         for statement in (VOLUME, CEILING, PART, OBJECTS, TARGET, *IMPORT):
             connection.execute(text(statement), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
-        issue(engine, day, day)
+        issue_runways(engine, day, day)
     execute(engine, "UPDATE capacity_runways SET in_time = true")
 
 

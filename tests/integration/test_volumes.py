@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.collection import prometheus as client
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.collecting import Collection
 from tests.command import capacity
@@ -122,7 +122,7 @@ def test_a_real_prometheus_says_what_df_does_and_the_databases_of_the_server_hav
     with engine.connect() as connection:
         used_mb = connection.execute(text("SELECT used_mb FROM capacity_volumes")).scalar_one()
     assert abs(used_mb - (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024**2) < 512, "as df says"
-    [orders] = [row for row in outlooks(engine, TODAY).rows if row.database]
+    [orders] = [row for row in compute_runways(engine, TODAY).rows if row.database]
     assert (orders.binds, orders.source) == ("volume", "imported")
     assert orders.limit_mb == 1080 + int(str(volume["free_mb"]))
 
@@ -290,7 +290,7 @@ def test_a_reserve_is_neither_used_nor_a_limit_and_does_not_look_like_a_change(e
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT used_mb, free_mb, total_mb FROM capacity_volumes ORDER BY day")).all()
     assert tuple(rows[-1]) == (500 * 1024, 400 * 1024, 1000 * 1024)
-    [volume] = [row for row in outlooks(engine, TODAY).rows if row.volume]
+    [volume] = [row for row in compute_runways(engine, TODAY).rows if row.volume]
     assert (volume.size_mb, volume.limit_mb) == (500 * 1024, 900 * 1024)
     assert volume.middle_day == TODAY + timedelta(days=204), "2 GiB a day, as ever"
 
@@ -301,7 +301,7 @@ def test_with_two_volumes_it_is_not_known_where_a_database_lies(engine: Engine, 
 
     assert capacity("volumes", "import", str(file)).exit_code == 0
 
-    every = outlooks(engine, TODAY)
+    every = compute_runways(engine, TODAY)
     assert [row.volume for row in every.rows] == ["/a", "/b"]
     assert every.unknown_limits == 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.collection.servers import Server, complete, declared_servers
+from capacity_assets.collection.servers import Server, declared_servers, with_engine_defaults
 
 TOML = """
 [defaults]
@@ -146,5 +146,5 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_what_leaves_this_machine_goes_to_a_verified_server_unless_somebody_says_otherwise(host: str, tls: str) -> None:
-    assert complete(Server("a", "postgresql", host)).tls == tls
-    assert complete(Server("a", "postgresql", host, tls="require")).tls == "require"
+    assert with_engine_defaults(Server("a", "postgresql", host)).tls == tls
+    assert with_engine_defaults(Server("a", "postgresql", host, tls="require")).tls == "require"

@@ -9,13 +9,13 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from capacity_assets.aggregates.runs import Coverage, PeriodSummary
+from capacity_assets.aggregates.runs import PeriodSummary, WindowCoverage
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings, variable_names
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.service import CollectionSummary
 from capacity_assets.database.views import VIEWS
-from capacity_assets.digest import KINDS, Deliveries, Digest
+from capacity_assets.digest import KINDS, Digest, DigestDeliveries
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.retention import MaintenanceReport
 from capacity_assets.orchestration.aggregates import AggregationConfig
@@ -27,13 +27,13 @@ from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, BillByGroup
 from capacity_assets.reading.accuracy import Accuracy
-from capacity_assets.reading.changes import Change, ChangeKind, DatabaseChanges, ServerChanges, WindowSizes
+from capacity_assets.reading.changes import ChangeKind, ChangeTotals, DatabaseChanges, ServerChanges, WindowSizes
 from capacity_assets.reading.coverage import ServersInService
 from capacity_assets.reading.forecasts import ForecastIssue
 from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
 from capacity_assets.report.data import Report
-from capacity_assets.report.page import Edition, Issue
+from capacity_assets.report.page import Edition, ReportIssue
 from capacity_assets.web.app import PAGES
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 
@@ -116,7 +116,7 @@ def test_every_asset_job_schedule_and_pool_is_documented() -> None:
 
 def test_every_metadata_key_is_documented_and_no_other() -> None:
     day = PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1))
-    summary = replace(day, processed_instances=1, coverage=Coverage(1, 1, 1))
+    summary = replace(day, processed_instances=1, coverage=WindowCoverage(1, 1, 1))
 
     assert first_cells("Metadata of a partition") == set(
         summary_metadata(summary, WindowSizes(100, 10, 90), "http://127.0.0.1:3001")
@@ -152,7 +152,7 @@ def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
     week = PERIODS["weekly"].window_of(date(2025, 1, 6))
     found = Digest(week, None, 0, None, (), (), (), (), (), (), counts)
 
-    assert first_cells("Metadata of digest") == set(digest_metadata(found, Deliveries()))
+    assert first_cells("Metadata of digest") == set(digest_metadata(found, DigestDeliveries()))
 
 
 def test_every_kind_of_failure_is_documented() -> None:
@@ -175,7 +175,7 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         facts=WindowFacts(datetime(2025, 2, 1, tzinfo=UTC), None, None, None),
         size=nothing,
         size_before=nothing,
-        databases=DatabaseChanges(dict.fromkeys(ChangeKind, Change()), dict.fromkeys(ChangeKind, ())),
+        databases=DatabaseChanges(dict.fromkeys(ChangeKind, ChangeTotals()), dict.fromkeys(ChangeKind, ())),
         servers=ServerChanges((), 0, 0),
         history=(),
         days=(),
@@ -183,7 +183,7 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         missing=(),
     )
 
-    edition = Edition(Issue(1, report.facts.read_at, False, 0, 0, None))
+    edition = Edition(ReportIssue(1, report.facts.read_at, False, 0, 0, None))
 
     assert first_cells("Metadata of growth_report") == set(report_metadata(report, edition, ROOT))
 

@@ -12,7 +12,7 @@ from capacity_assets.collection.engines import oracle, postgresql, sqlserver
 from capacity_assets.collection.engines.base import Access, Ceiling, Limits, Volume, engine_named, volume_of
 from capacity_assets.collection.engines.postgresql import limits_by_extension
 from capacity_assets.collection.engines.sqlserver import NO_VOLUMES
-from capacity_assets.collection.measuring import LARGEST_BYTES, possible
+from capacity_assets.collection.measuring import LARGEST_BYTES, possible_limits
 from tests.recorded import Answers, Recorded
 
 GIB = 1024**3
@@ -220,5 +220,5 @@ GOOD = Volume("a", 2, 1)
     ],
 )
 def test_limits_that_no_table_could_hold_are_unknown(limits: object) -> None:
-    assert possible(limits).unknown == "it reported an impossible limit or name of a volume"
-    assert possible(Limits((GOOD,), (Ceiling("d", 5, volumes=("a",)),))).unknown is None
+    assert possible_limits(limits).unknown == "it reported an impossible limit or name of a volume"
+    assert possible_limits(Limits((GOOD,), (Ceiling("d", 5, volumes=("a",)),))).unknown is None

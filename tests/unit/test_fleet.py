@@ -26,7 +26,13 @@ from capacity_assets.collection.engines.base import (
     ServerFacts,
     engines,
 )
-from capacity_assets.collection.measuring import FleetMeasurement, ProbeContext, ProbeHistory, ProbeOutcome, Task
+from capacity_assets.collection.measuring import (
+    FleetMeasurement,
+    ProbeContext,
+    ProbeHistory,
+    ProbeOutcome,
+    ServerToMeasure,
+)
 from capacity_assets.collection.servers import Server
 from tests.clocks import fixed_clock
 from tests.servers import silent_socket
@@ -105,14 +111,14 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def tasks(count: int, port: int, first: int = 0, history: ProbeHistory = ProbeHistory()) -> list[Task]:  # noqa: B008 -- frozen
+def tasks(count: int, port: int, first: int = 0, history: ProbeHistory = ProbeHistory()) -> list[ServerToMeasure]:  # noqa: B008 -- frozen
     return [
-        Task(number, Server(f"server-{number}", "simulated", "127.0.0.1", port=port, tls="off"), history)
+        ServerToMeasure(number, Server(f"server-{number}", "simulated", "127.0.0.1", port=port, tls="off"), history)
         for number in range(first, first + count)
     ]
 
 
-def measured(work: list[Task], workers: int, connect_seconds: float = 30) -> list[ProbeOutcome]:
+def measured(work: list[ServerToMeasure], workers: int, connect_seconds: float = 30) -> list[ProbeOutcome]:
     # By default time enough to connect on a machine that is busy with other tests.
     context = ProbeContext(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
     measurement = FleetMeasurement(context, fixed_clock(), workers, connect_seconds)

@@ -27,10 +27,10 @@ from capacity_assets.forecast.model import (
     SMALLEST_FREE,
     WEIGHTS,
     WINSORISED_SHARE,
-    Forecasts,
+    SizeForecasts,
     Sizes,
+    fill_days,
     forecast,
-    runways,
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
@@ -43,7 +43,7 @@ def line(per_day: float, days: int = MANY_DAYS, start: float = 10_000) -> Sizes:
     return start + per_day * np.arange(days, dtype=np.float64)
 
 
-def one(values: Sizes) -> Forecasts:
+def one(values: Sizes) -> SizeForecasts:
     return forecast(values[None, :])
 
 
@@ -74,7 +74,7 @@ def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> Non
     assert made.drift.tolist() == [5]
     assert made.middle[0].tolist() == [12_495 + 5 * days for days in HORIZONS_DAYS]
     assert made.lower[0, :3].tolist() == made.upper[0, :3].tolist() == [12_495 + 5 * days for days in (7, 30, 90)]
-    ends = runways(made, np.array([12_495.0 + 5 * 40]))
+    ends = fill_days(made, np.array([12_495.0 + 5 * 40]))
     assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (24, 40, 91)
     assert ends.probability[0].round(3).tolist() == [0.018, 0.140, 0.899, 0.975]
 
@@ -84,7 +84,7 @@ def test_the_middle_day_of_even_growth_is_the_one_on_which_its_line_meets_the_li
     days_before: int, per_day: float, due: int
 ) -> None:
     made = one(line(per_day, start=per_day * days_before))
-    ends = runways(made, made.last + per_day * due)
+    ends = fill_days(made, made.last + per_day * due)
 
     # Where the last digit of a size decides whether a past rise reaches the limit, it is the day after.
     assert due <= ends.middle_days[0] <= due + 1
@@ -113,7 +113,7 @@ def test_how_far_the_days_of_even_growth_are_apart_depends_on_its_history(
     history: int, due: int, days: tuple[int, int, int]
 ) -> None:
     made = one(line(5, history))
-    ends = runways(made, made.last + 5 * due)
+    ends = fill_days(made, made.last + 5 * due)
 
     assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == days
 
@@ -125,7 +125,7 @@ def test_a_limit_one_part_in_a_thousand_higher_moves_days_of_even_growth_by_litt
 ) -> None:
     made = one(line(per_day, history))
     free = per_day * due
-    low, high = (runways(made, made.last + more) for more in (free, free * 1.001))
+    low, high = (fill_days(made, made.last + more) for more in (free, free * 1.001))
 
     for name in ("early_days", "middle_days", "late_days"):
         before, after = (
@@ -137,18 +137,18 @@ def test_a_limit_one_part_in_a_thousand_higher_moves_days_of_even_growth_by_litt
 
 def test_a_series_that_stands_still_is_seldom_full_but_nothing_is_certain() -> None:
     made = one(line(0))
-    nearly_full = runways(made, np.array([10_001.0]))
+    nearly_full = fill_days(made, np.array([10_001.0]))
 
     assert nearly_full.probability[0].round(3).tolist() == [0.005, 0.025, 0.071, 0.213]
     assert (nearly_full.early_days[0], nearly_full.middle_days[0]) == (121, NOT_WITHIN_HORIZON)
-    assert runways(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
+    assert fill_days(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
 
 
 def test_only_what_is_full_is_certain() -> None:
     made = one(line(500, 1_096))
 
-    assert runways(made, made.last + 1).probability[0].max() == MOST_PROBABLE
-    assert runways(made, made.last).probability[0].tolist() == [1, 1, 1, 1]
+    assert fill_days(made, made.last + 1).probability[0].max() == MOST_PROBABLE
+    assert fill_days(made, made.last).probability[0].tolist() == [1, 1, 1, 1]
 
 
 def test_a_step_is_no_trend() -> None:
@@ -172,7 +172,7 @@ def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
 @pytest.mark.parametrize("changes", [0, 1, LEAST_CHANGES - 1, 55])
 def test_too_little_history_has_no_band_and_no_date(changes: int) -> None:
     made = one(line(50, changes + 1))
-    ends = runways(made, np.array([10_050.0]))
+    ends = fill_days(made, np.array([10_050.0]))
 
     assert made.known_changes.tolist() == [changes]
     assert np.isnan(made.upper).all()
@@ -186,7 +186,7 @@ def test_fifty_six_known_changes_are_enough_for_a_band() -> None:
 
 
 def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_full() -> None:
-    ends = runways(forecast(np.stack([line(5), line(5)])), np.array([np.nan, np.inf]))
+    ends = fill_days(forecast(np.stack([line(5), line(5)])), np.array([np.nan, np.inf]))
 
     assert ends.is_known.tolist() == [False, True]
     assert np.isnan(ends.probability[0]).all()
@@ -197,7 +197,7 @@ def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_
 def test_the_middle_day_agrees_with_the_probabilities() -> None:
     """Purged every sixty days: the last size stays, but most weeks end above it."""
     made = one(10_000 + 30.0 * (np.arange(805) % 60))
-    ends = runways(made, made.last + 150)
+    ends = fill_days(made, made.last + 150)
 
     assert made.drift.tolist() == [0]
     assert ends.probability[0, 0] > 0.7
@@ -205,7 +205,7 @@ def test_the_middle_day_agrees_with_the_probabilities() -> None:
 
 
 def test_what_is_full_already_is_full_today() -> None:
-    ends = runways(one(line(5)), np.array([12_495.0]))
+    ends = fill_days(one(line(5)), np.array([12_495.0]))
 
     assert (ends.early_days[0], ends.late_days[0]) == (0, 0)
     assert ends.probability[0].tolist() == [1, 1, 1, 1]
@@ -238,7 +238,7 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
 
     for name in ("drift", "lower", "upper", "errors", "rises", "pace", "spread", "fallen"):
         np.testing.assert_array_equal(getattr(together, name)[order], getattr(shuffled, name))
-    ends, again = (runways(each, each.last * 1.05) for each in (together, shuffled))
+    ends, again = (fill_days(each, each.last * 1.05) for each in (together, shuffled))
     np.testing.assert_array_equal(ends.probability[order], again.probability)
     for place, values in enumerate(every):
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
@@ -253,7 +253,7 @@ def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes, missi
     other = reference([None if np.isnan(value) else float(value) for value in values])
     # No size is a whole number and a bit, so that the last digit of a sum decides nothing.
     limit = made.last[0] + missing + 0.3721
-    ends = runways(made, np.array([limit]))
+    ends = fill_days(made, np.array([limit]))
 
     assert made.drift[0] == pytest.approx(other.drift, abs=1e-6)
     assert [len(errors) >= LEAST_ERRORS for errors in other.errors.values()] == (made.counts[0] > 0).tolist()
@@ -292,7 +292,7 @@ def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_
 ) -> None:
     made = forecast(np.stack([values, values]))
     limit = made.last[0] * (1 + share)
-    ends = runways(made, np.array([limit, limit * (1 + more)]))
+    ends = fill_days(made, np.array([limit, limit * (1 + more)]))
 
     for days in (ends.early_days, ends.middle_days, ends.late_days):
         low, high = (HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day for day in days)
@@ -305,7 +305,7 @@ def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_
 @given(series())
 def test_the_early_day_comes_before_the_late_one(values: Sizes) -> None:
     made = one(values)
-    ends = runways(made, made.last * 1.05)
+    ends = fill_days(made, made.last * 1.05)
     in_order = [
         HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day
         for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0])
@@ -361,7 +361,7 @@ def test_a_day_lies_within_a_horizon_if_and_only_if_the_probability_there_is_its
     values: Sizes, missing: float
 ) -> None:
     made = one(values)
-    ends = runways(made, made.last + missing)
+    ends = fill_days(made, made.last + missing)
 
     for place, horizon in enumerate(HORIZONS_DAYS):
         for share, days in ((0.1, ends.early_days), (0.5, ends.middle_days), (0.9, ends.late_days)):

@@ -10,7 +10,7 @@ import pytest
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
-from capacity_assets.reading.forecasts import Runway, Severity, severity_of
+from capacity_assets.reading.forecasts import Severity, StoredRunway, severity_of
 from capacity_assets.reading.headlines import PageSubject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
@@ -18,7 +18,7 @@ DAY = date(2026, 11, 29)
 GIB = 1024
 
 
-def runway(subject: str = "database", name: str = "billing", **values: Any) -> Runway:
+def runway(subject: str = "database", name: str = "billing", **values: Any) -> StoredRunway:
     """A forecast without a date."""
     given: dict[str, Any] = {
         "server_id": 7,
@@ -46,7 +46,7 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> R
         "volumes": None,
         "allocated_mb": None,
     }
-    return Runway(**{**given, **values})
+    return StoredRunway(**{**given, **values})
 
 
 FILLING = {"full_early": date(2027, 2, 17), "full_middle": date(2027, 3, 7), "full_late": date(2027, 3, 17)}
@@ -138,7 +138,7 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
         ),
     ],
 )
-def test_every_state_has_its_words(about: PageSubject, own: Runway | None, said: str) -> None:
+def test_every_state_has_its_words(about: PageSubject, own: StoredRunway | None, said: str) -> None:
     assert headline_of(about, own, own, DEFAULT_THRESHOLDS, issued=DAY).text == said
 
 

@@ -8,20 +8,27 @@ from datetime import date
 import pytest
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.history.rows import Conventions, ImportColumns, Span, Survey, Surveyor, checked_date_format
+from capacity_assets.history.rows import (
+    FileSurvey,
+    FileSurveyor,
+    ImportColumns,
+    ServerDays,
+    ValueFormats,
+    checked_date_format,
+)
 
 LAYOUT = ImportColumns(("day",), ("size_mb",), ("log_size_mb",))
 
 
 def survey(
     *rows: tuple[str, ...], decimal: str | None = None, date_format: str | None = None, point_is_usual: bool = True
-) -> Survey:
+) -> FileSurvey:
     """Rows hold a day, and perhaps a size, a size of logs and a server."""
 
     def texts(day: str, size: str = "1", log: str = "", server: str = "a") -> Sequence[str | None]:
         return [server, None, day, size, log, None]
 
-    how = Surveyor(
+    how = FileSurveyor(
         LAYOUT,
         date_format=date_format,
         decimal=decimal,
@@ -76,7 +83,7 @@ def test_days_of_both_orders_are_refused() -> None:
     ],
 )
 def test_a_day_is_read_in_its_format(order: str, text: str, day: str) -> None:
-    assert Conventions(checked_date_format(order)).moment(text).isoformat() == day
+    assert ValueFormats(checked_date_format(order)).moment(text).isoformat() == day
 
 
 @pytest.mark.parametrize("written", ["european", "%d.%m", "%Y", "%Q", "%", ""])
@@ -138,4 +145,4 @@ def test_servers_with_days_between_the_first_and_the_last_missing_are_found() ->
         ("02/03/2025", "1", "", "torn"),
     )
 
-    assert found.with_gaps == [Span("torn", "", date(2025, 1, 31), date(2025, 2, 5))]
+    assert found.with_gaps == [ServerDays("torn", "", date(2025, 1, 31), date(2025, 2, 5))]

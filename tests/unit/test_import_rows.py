@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
-from capacity_assets.history.rows import Conventions, RowReader, layout_of
+from capacity_assets.history.rows import RowReader, ValueFormats, layout_of
 from tests.clocks import SHANGHAI, fixed_clock
 
 
@@ -81,7 +81,7 @@ def test_units_become_whole_megabytes_rounded_down(unit: str, text: str, size_mb
 
 def size_with(decimal: str, text: str) -> object:
     layout = layout_of(INSTANCE)
-    written = Conventions(decimals={"total_size_mb": decimal})
+    written = ValueFormats(decimals={"total_size_mb": decimal})
     reader = RowReader(layout, "mb", SHANGHAI, fixed_clock().now(), server="s", conventions=written)
     found = reader.read(1, [None, None, "2025-01-31", text, "3", None])
     return found if isinstance(found, str) else found[4]

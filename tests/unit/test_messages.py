@@ -13,9 +13,9 @@ import pytest
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.forecast.outlook import Outlook
+from capacity_assets.forecast.results import Runway
 from capacity_assets.messages.alerts import AlertUpdate, SentAlert, dedup_key, is_worse, message_of
-from capacity_assets.messages.message import FORMS, NEW, RESOLVED, Message, pagerduty_events, text_of
+from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, text_of
 from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, receivers_of_alerts, unreachable
 from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.risks import AlertRisk, OpenAlert
@@ -23,7 +23,7 @@ from tests.alerted_fleet import KEY, sending_settings
 from tests.contracts import TEAMS_BYTES, PagerDutyEvent, SlackMessage, TeamsMessage
 
 DAY = date(2025, 7, 20)
-OUTLOOK = Outlook(
+RUNWAY = Runway(
     server="db-1",
     database=None,
     volume="/data",
@@ -42,14 +42,14 @@ OUTLOOK = Outlook(
     late_day=None,
     probabilities={7: 0.1, 30: 0.74, 90: 0.9, 365: 0.99},
 )
-RISK = AlertRisk(SubjectKey(1, "volume", "/data"), OUTLOOK, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
+RISK = AlertRisk(SubjectKey(1, "volume", "/data"), RUNWAY, 0.74, {"team": "payments"}, [("orders", 300), ("crm", 20)])
 HOSTILE = "<!channel> *a* [b](http://c) & `d`\r\n" + "x" * 220
 
 
 def news(number: int = 1, name: str = "/data") -> list[AlertUpdate]:
     """So many risks, and one alert that is over."""
     risks = [
-        replace(RISK, key=SubjectKey(one, "volume", name), outlook=replace(OUTLOOK, volume=name, server=f"db-{one}"))
+        replace(RISK, key=SubjectKey(one, "volume", name), runway=replace(RUNWAY, volume=name, server=f"db-{one}"))
         for one in range(1, number + 1)
     ]
     alert, reason = OpenAlert("db-1", {}, None), "it has no limit any more"
@@ -66,7 +66,7 @@ SIZES = pytest.mark.parametrize(("number", "name"), [(1, "/data"), (1, HOSTILE),
 
 @SIZES
 def test_slack_gets_blocks_within_its_limits_in_which_no_name_is_markup(number: int, name: str) -> None:
-    sent = SlackMessage.model_validate(FORMS["slack"](message(number, name)))
+    sent = SlackMessage.model_validate(RENDERERS["slack"](message(number, name)))
 
     texts = "\n".join(block.text.text for block in sent.blocks[1:])
     assert "<!channel>" not in texts
@@ -77,7 +77,7 @@ def test_slack_gets_blocks_within_its_limits_in_which_no_name_is_markup(number: 
 
 @SIZES
 def test_teams_gets_an_adaptive_card_of_a_size_that_a_workflow_takes(number: int, name: str) -> None:
-    content = FORMS["teams"](message(number, name))
+    content = RENDERERS["teams"](message(number, name))
     sent = TeamsMessage.model_validate(content)
 
     card = sent.attachments[0].content
@@ -102,7 +102,7 @@ def test_pagerduty_gets_an_event_for_each_thing(number: int, name: str) -> None:
 
 
 def test_json_has_the_figures_that_a_ticket_needs() -> None:
-    content = json.loads(json.dumps(FORMS["json"](message())))
+    content = json.loads(json.dumps(RENDERERS["json"](message())))
 
     new, over = content["events"]
     assert content["text"].startswith("Disk /data on db-1 is likely full by 9 Aug 2025, and 1 more\n")
@@ -151,7 +151,7 @@ def test_a_risk_is_worse_when_less_than_half_of_the_time_is_left_or_it_is_full(
     full_by: date | None, state: str, *, worse: bool
 ) -> None:
     """Told on 20 July to be full on 9 August: half of the time ends on 30 July."""
-    now = replace(RISK, outlook=replace(OUTLOOK, state=state, middle_day=full_by))
+    now = replace(RISK, runway=replace(RUNWAY, state=state, middle_day=full_by))
 
     assert is_worse(SentAlert(DAY, DAY, date(2025, 8, 9)), now) is worse
     assert not is_worse(SentAlert(DAY, DAY, DAY), now), "what was told to be full cannot get worse"
@@ -164,7 +164,7 @@ def test_a_risk_is_worse_when_less_than_half_of_the_time_is_left_or_it_is_full(
 def test_a_risk_that_was_told_without_a_day_is_worse_when_it_has_one_or_is_full(
     full_by: date | None, state: str, *, worse: bool
 ) -> None:
-    now = replace(RISK, outlook=replace(OUTLOOK, state=state, middle_day=full_by))
+    now = replace(RISK, runway=replace(RUNWAY, state=state, middle_day=full_by))
 
     assert is_worse(SentAlert(DAY, DAY, None), now) is worse
 
@@ -180,7 +180,7 @@ def test_a_risk_that_was_told_without_a_day_is_worse_when_it_has_one_or_is_full(
 def test_the_title_says_what_is_full_and_when_or_how_likely_it_is(
     key: SubjectKey, change: dict[str, object], title: str
 ) -> None:
-    risk = replace(RISK, key=key, outlook=replace(OUTLOOK, **change))  # type: ignore[arg-type]
+    risk = replace(RISK, key=key, runway=replace(RUNWAY, **change))  # type: ignore[arg-type]
 
     assert message_of(Receiver("dba"), [AlertUpdate(NEW, key, DAY, risk=risk)], sending_settings()).title == title
 
@@ -303,7 +303,7 @@ def test_the_alert_webhook_is_the_default_receiver_unless_the_file_has_one(tmp_p
 def test_the_page_on_alerts_shows_what_is_sent() -> None:
     """Its example is the risk above alone."""
     told = message_of(Receiver("dba"), news()[:1], sending_settings())
-    sent = [FORMS["slack"](told), FORMS["teams"](told), *pagerduty_events(told, KEY), FORMS["json"](told)]
+    sent = [RENDERERS["slack"](told), RENDERERS["teams"](told), *pagerduty_events(told, KEY), RENDERERS["json"](told)]
     page = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 
     shown = re.findall(r"```json\n(.*?)```", page, re.DOTALL)

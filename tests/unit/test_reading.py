@@ -7,21 +7,21 @@ from datetime import date
 import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, GROUP, Level
-from capacity_assets.aggregates.runs import InstanceRef, Part, Work, shorter_periods
+from capacity_assets.aggregates.runs import AggregationWork, InstanceRef, StoredWindow, shorter_periods
 from capacity_assets.base.periods import PERIODS, Period, Window
 
 APRIL = date(2025, 4, 1)
 MONTHS = ["2025-04", "2025-05", "2025-06"]
 
 
-def stored(period: str, *months: str) -> list[Part]:
+def stored(period: str, *months: str) -> list[StoredWindow]:
     return [(period, PERIODS[period].window_of(date.fromisoformat(f"{month}-01"))) for month in months]
 
 
-def work(period: str, usable: list[Part], level: Level = DATABASE) -> Work:
+def work(period: str, usable: list[StoredWindow], level: Level = DATABASE) -> AggregationWork:
     chosen = PERIODS[period]
     shorter = shorter_periods(PERIODS, chosen, level)
-    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], shorter=shorter, usable=usable)
+    return AggregationWork(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], shorter=shorter, usable=usable)
 
 
 def spans(*days: str) -> list[Window]:
@@ -54,7 +54,7 @@ def spans(*days: str) -> list[Window]:
     ],
 )
 def test_of_a_window_its_stored_parts_are_read_and_of_the_others_their_rows(
-    period: str, usable: list[Part], parts: list[Part], days: list[str]
+    period: str, usable: list[StoredWindow], parts: list[StoredWindow], days: list[str]
 ) -> None:
     assert work(period, usable).reading == (parts, spans(*days))
 

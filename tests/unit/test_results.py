@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregates.runs import Coverage, InstanceError, PeriodSummary, RunSummary
+from capacity_assets.aggregates.runs import InstanceError, PeriodSummary, RunSummary, WindowCoverage
 from capacity_assets.base.errors import AggregationStatus
 
 DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
@@ -59,10 +59,10 @@ def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
 
 
 def test_an_open_window_says_how_many_of_its_days_were_measured_so_far() -> None:
-    run = replace(DAY, processed_instances=3, written_records=3, coverage=Coverage(26, 27, 30))
+    run = replace(DAY, processed_instances=3, written_records=3, coverage=WindowCoverage(26, 27, 30))
 
     assert run.message.endswith("The window is open: samples on 26 of 27 days so far, of 30 days in all.")
     kept = {name: run.to_dict()[name] for name in ("measured_days", "elapsed_days", "window_days", "coverage_percent")}
     assert kept == {"measured_days": 26, "elapsed_days": 27, "window_days": 30, "coverage_percent": 86.7}
     assert run.to_dict()["is_open"] is True
-    assert replace(run, coverage=Coverage(29, 30, 30)).message.endswith("Samples on 29 of 30 days.")
+    assert replace(run, coverage=WindowCoverage(29, 30, 30)).message.endswith("Samples on 29 of 30 days.")

@@ -18,9 +18,9 @@ from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.partitions import UNREAD
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES
-from capacity_assets.forecast.issuing import issue, update_forecasts
-from capacity_assets.forecast.limits import Limit, declare, forget
-from capacity_assets.forecast.runway import outlooks
+from capacity_assets.forecast.issuing import issue_runways, update_forecasts
+from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
+from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
@@ -147,18 +147,18 @@ def test_limits_and_forecasts_are_those_of_a_single_server(distributed: Engine, 
         for engine in (distributed, plain):
             days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
             volumes = store_volumes(engine, days)
-            past = issue(engine, LAST - timedelta(days=60), today)
-            runways = issue(engine, today, today)
+            past = issue_runways(engine, LAST - timedelta(days=60), today)
+            runways = issue_runways(engine, today, today)
             assert volumes == (2 if written else 0)
             assert runways.to_dict()["written_records"] == (2 * len(SERVERS) + 2 if written else 0)
             answers.append({"issued": runways.to_dict(), "past": past.to_dict()})
-            answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
-            declare(engine, [Limit("server-2", None, 10_000)])
+            answers[-1]["rows"] = compute_runways(engine, today, server="server-2").rows
+            declare_limits(engine, [Limit("server-2", None, 10_000)])
             assert update_forecasts(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
             with engine.connect() as connection:
                 query = "SELECT count(*) FROM capacity_runway WHERE server = 'server-2' AND is_outdated"
                 assert connection.execute(text(query)).scalar() == 0
-            forget(engine, "server-2", None)
+            forget_limit(engine, "server-2", None)
             assert update_forecasts(engine, {"server-2"}, fixed_clock(today)).updated == ["server-2"]
         assert answers[0] == answers[1]
         for table in UNREAD:

@@ -1,6 +1,6 @@
-"""The outlook of a server, database or volume: its size, its limit and when it is full; and its stored columns.
+"""The runway of a server, database or volume: its size, its limit and when it is full; and its stored columns.
 
-How an outlook is computed is in `runway`.
+How a runway is computed is in `runway`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def display_name(subject: str, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class PlannedOutlook:
-    """When a subject is full with its planned limit, MiB, which holds from `day` on; other days as in `Outlook`."""
+class PlannedRunway:
+    """When a subject is full with its planned limit, MiB, which holds from `day` on; other days as in `Runway`."""
 
     day: date
     limit_mb: int
@@ -69,7 +69,7 @@ class PlannedOutlook:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Runway:
     """A server, database or volume: its size, its limit, and when that is reached.
 
     Days and probabilities count from `last_day`. A day is None if the limit is not reached within a year, or `state` is
@@ -97,7 +97,7 @@ class Outlook:
     late_day: date | None
     probabilities: dict[int, float]
     """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
-    planned: PlannedOutlook | None = None
+    planned: PlannedRunway | None = None
     """With the limit that is planned; None: no plan raises it, or no day is known."""
     volumes: Sequence[str] | None = None
     """Volumes on which it grows; None: not known."""
@@ -191,11 +191,11 @@ class Outlook:
 _STORED_AS = {"source": "limit_source"}
 STORED = {
     column: one.name
-    for one in fields(Outlook)
+    for one in fields(Runway)
     if (column := _STORED_AS.get(one.name, one.name)) in capacity_runways.columns
 }
-"""The stored fields of an outlook by column. A field with the name of a column is stored without further code."""
-STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedOutlook)}
+"""The stored fields of a runway by column. A field with the name of a column is stored without further code."""
+STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
 """The same for planned limits."""
 
 
@@ -214,17 +214,17 @@ def is_due(days: int, first: date, last: date) -> sa.ColumnElement[bool]:
 
 
 @dataclass(frozen=True)
-class Outlooks:
+class RunwayList:
     """All servers and databases with a limit, greatest risk first, and the number of databases without a known one."""
 
     as_of: date | None
-    rows: Sequence[Outlook]
+    rows: Sequence[Runway]
     unknown_limits: int
     unknown_on: Mapping[str, int]
     """The same by server."""
 
 
-def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
+def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
     """Leave out rows that are limited by a volume or server whose own row is at least as urgent.
 
     A server that is limited by its volumes is the same space as these: it is left out if the range of one overlaps its
