@@ -24,7 +24,7 @@ from capacity_assets.collection.engines.base import engines
 from capacity_assets.database.locks import SAMPLES, redis_key
 from capacity_assets.database.tables import metadata
 from capacity_assets.database.views import VIEWS
-from capacity_assets.history.origins import ORIGINS
+from capacity_assets.history.sources import ORIGINS
 from capacity_assets.orchestration.graph import asset_name, job_name, pool_name, schedule_name
 
 REFERENCE = Path(__file__).with_name("reference.md")

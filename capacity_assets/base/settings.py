@@ -37,10 +37,10 @@ from capacity_assets.base.declarations import (
     NOT_KEYS,
     checked_label,
     is_web_address,
+    text_of,
     unfit_keys,
 )
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.files import text_of
 
 HORIZONS_DAYS = (7, 30, 90, 365)
 ENV_FILE = ".env"

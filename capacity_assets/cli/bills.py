@@ -29,8 +29,7 @@ from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import prices as price_list
 from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_named, money
-from capacity_assets.ownership.groups import default_grouping, refuse_unknown_grouping
-from capacity_assets.ownership.labels import label_of_nothing
+from capacity_assets.ownership.labels import default_grouping, label_of_nothing, refuse_unknown_grouping
 from capacity_assets.ownership.prices import Price, PriceChanges, PriceEntry
 
 

@@ -25,8 +25,7 @@ from capacity_assets.ownership import bills
 from capacity_assets.ownership import budgets as ownership
 from capacity_assets.ownership.bills import group_named, money
 from capacity_assets.ownership.budgets import Budget, BudgetEntry, BudgetLine, BudgetTotal, MonthBudget
-from capacity_assets.ownership.groups import default_grouping
-from capacity_assets.ownership.labels import label_of_nothing
+from capacity_assets.ownership.labels import default_grouping, label_of_nothing
 
 LONGEST_PLAN = 60
 coming_months_option = click.option(

@@ -24,7 +24,6 @@ from capacity_assets.base.units import counted, first_of, meant
 from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, Report, Table, command_without_settings, json_option
 from capacity_assets.cli.status import daemon_works, silent_location
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
-from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.prometheus import VARIABLE as SOURCES
 from capacity_assets.collection.prometheus import PrometheusSource, prometheus_sources
 from capacity_assets.collection.servers import RegisteredServer, collection_state, registered_servers
@@ -42,7 +41,7 @@ from capacity_assets.messages.sending import Receiver, SendingSettings, receiver
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.space import slots_named_on
-from capacity_assets.reading.windows import first_days_ahead, wrong_trends
+from capacity_assets.reading.windows import STOPPED_ADVICE, first_days_ahead, newest_samples, wrong_trends
 from capacity_assets.runtime import excluded_databases_of, open_engine, open_reading_engine, retention_service
 
 ZONE = "CAPACITY_TIMEZONE"

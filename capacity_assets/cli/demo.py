@@ -13,6 +13,7 @@ from datetime import date
 import click
 from sqlalchemy import Engine
 
+from capacity_assets import demo as sample_fleet
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.runs import Guard, RunOptions, RunSummary
 from capacity_assets.base.errors import AggregationStatus
@@ -23,8 +24,7 @@ from capacity_assets.cli.growth import top_databases, top_table
 from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
 from capacity_assets.cli.runway import runway_lines
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.demo import sample_fleet
-from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.demo import LoadedFleet
 from capacity_assets.forecast.decisions import OpenDecisions, stored_decisions
 from capacity_assets.forecast.issuing import update_forecasts
 from capacity_assets.forecast.runway import compute_runways

@@ -21,9 +21,8 @@ from capacity_assets.cli.options import DAY, Line, Report, Table, json_command, 
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
-from capacity_assets.ownership import groups as ownership
-from capacity_assets.ownership.groups import GroupExplanation, GroupPart
-from capacity_assets.ownership.labels import labels_of_each
+from capacity_assets.ownership import labels as ownership
+from capacity_assets.ownership.labels import GroupExplanation, GroupPart, labels_of_each
 from capacity_assets.reading.subjects import SampleOrigin, origins_of
 from capacity_assets.runtime import open_task_runner
 

@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
+from capacity_assets.base.declarations import atomic_write
 from capacity_assets.base.errors import ValidationError, database_error
-from capacity_assets.base.files import atomic_write
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import FORMULA, counted
 from capacity_assets.cli import options

@@ -18,7 +18,7 @@ from capacity_assets.base.units import BYTES_PER_MB, human_change_mb, human_day,
 from capacity_assets.cli import options
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
-from capacity_assets.ownership import groups as ownership
+from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes

@@ -27,12 +27,11 @@ from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.database.engine import disposed, safe_url
 from capacity_assets.database.locks import SAMPLES, HeldLock
-from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.history import legacy, loading, monitoring, origins, rows, sources
+from capacity_assets.demo import refuse_the_sample_fleet
+from capacity_assets.history import legacy, loading, monitoring, rows, sources
 from capacity_assets.history.loading import LoadReport
-from capacity_assets.history.origins import Origin
 from capacity_assets.history.rows import FileSurvey
-from capacity_assets.history.sources import FileSource, Source
+from capacity_assets.history.sources import FileSource, Origin, Source
 from capacity_assets.runtime import lock_manager
 
 OUTCOMES = {
@@ -136,7 +135,7 @@ class ImportOptions:
 @click.option("--register-as", metavar="ENGINE", help="Register unknown servers with this engine.")
 @click.option(
     "--origin",
-    type=click.Choice(origins.ORIGINS_OF_FILES),
+    type=click.Choice(sources.ORIGINS_OF_FILES),
     help="What measured the samples, if they are of another program.",
 )
 @click.option(
@@ -185,7 +184,7 @@ def _kind_of(source: str, chosen: ImportOptions) -> tuple[Callable[[_Import, str
         return _Import.zabbix_export, OF_MONITORING | {"origin"}, "an export of Zabbix"
     if not legacy.is_address(source):
         return _Import.file, OF_FILES, "a file"
-    if chosen.origin == origins.ZABBIX.name:
+    if chosen.origin == sources.ZABBIX.name:
         return _Import.zabbix, OF_ZABBIX, "Zabbix"
     return _Import.database, OF_LEGACY_DATABASES, "a legacy database"
 
@@ -201,7 +200,7 @@ class _Import:
         chosen, level = self.options, SERVER_LEVELS.get(self.options.level)
         if level is None:
             raise ValidationError(f"{chosen.level!r} is not a level; use {' or '.join(SERVER_LEVELS)}.")
-        mapping, origin = _mapping(chosen.mapping), origins.ORIGINS[chosen.origin] if chosen.origin else origins.FILE
+        mapping, origin = _mapping(chosen.mapping), sources.ORIGINS[chosen.origin] if chosen.origin else sources.FILE
         if origin.suffix and rows.INSTANCE_ID in mapping:
             raise ValidationError(
                 f"--origin {origin.name} finds servers by name, not by number, and stores sizes as those of "
@@ -230,7 +229,7 @@ class _Import:
         try:
             if source.sizes is not None:
                 how: dict[str, Any] = {"place": monitoring.place_of, "slice_rows": monitoring.SLICE_ROWS}
-                reports.append(self._load(history, DATABASE, rows.BYTES, origins.PROMETHEUS, **how))
+                reports.append(self._load(history, DATABASE, rows.BYTES, sources.PROMETHEUS, **how))
                 document[DATABASE.source.name] = reports[0]
             if source.volume_queries:
                 document["volume_size_stats"] = self._volumes(replace(history, known=self._known()))
@@ -256,15 +255,15 @@ class _Import:
             return self._trends(source, days)
 
     def zabbix_export(self, path: str) -> list[LoadReport]:
-        if self.options.origin != origins.ZABBIX.name:
-            name = origins.ZABBIX.name
+        if self.options.origin != sources.ZABBIX.name:
+            name = sources.ZABBIX.name
             raise ValidationError(f"Only exports of Zabbix are read from such files; write --origin {name}.")
         days, layout = self._days(), rows.layout_of(DATABASE)
         source = monitoring.ZabbixExport(Path(path), days, self.settings.zone, layout)
         return self._trends(source, days, place=monitoring.place_of)
 
     def _trends(self, source: Source, days: monitoring.ImportDays, **how: Any) -> list[LoadReport]:
-        report = self._load(source, DATABASE, rows.BYTES, origins.ZABBIX, **how)
+        report = self._load(source, DATABASE, rows.BYTES, sources.ZABBIX, **how)
         return self._finish([report], source=source.description, **asdict(days), **asdict(report))
 
     def _opened(self, address: str) -> AbstractContextManager[Engine]:
@@ -300,7 +299,7 @@ class _Import:
                 if samples in tables:
                     source = legacy.legacy_samples(opened, level)
                     how: dict[str, Any] = {"derive_totals": derive_totals, "rehearsal": servers.add}
-                    reports.append(self._load(source, level, "mb", origins.LEGACY, **how))
+                    reports.append(self._load(source, level, "mb", sources.LEGACY, **how))
                     document[samples] = reports[-1]
                 if aggregates in tables:
                     with _rows_read(aggregates) as on_rows:

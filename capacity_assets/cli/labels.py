@@ -11,9 +11,8 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND, follow_labels
-from capacity_assets.base.declarations import checked_label
+from capacity_assets.base.declarations import checked_label, key_and_value
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.files import key_and_value
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.bills import issue_bills

@@ -28,9 +28,8 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base import errors
-from capacity_assets.base.declarations import day_of, mb_of_gb
+from capacity_assets.base.declarations import atomic_write, day_of, key_and_value, mb_of_gb
 from capacity_assets.base.errors import CapacityError, ValidationError
-from capacity_assets.base.files import atomic_write, key_and_value
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.process import PRIVATE_UMASK
 from capacity_assets.base.settings import ConfigurationError, Settings, load_settings

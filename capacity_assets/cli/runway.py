@@ -30,12 +30,13 @@ from capacity_assets.forecast import runway as forecasting
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, open_decisions, stored_decisions
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.forecast.limits import SizeStep, stored_steps
-from capacity_assets.forecast.model import LEAST_HISTORY_DAYS, RISE_DAYS, SizeForecasts, forecast, without_steps
+from capacity_assets.forecast.model import RISE_DAYS, SizeForecasts, forecast, without_steps
 from capacity_assets.forecast.reference import ReferenceForecast, reference
 from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
     FULL,
+    LEAST_HISTORY_DAYS,
     LIMIT_UNKNOWN,
     SERVER_LIMIT,
     SHARES,
@@ -50,8 +51,7 @@ from capacity_assets.forecast.results import (
 from capacity_assets.forecast.runway import RunwayWithSizes
 from capacity_assets.ownership import scenario_results as results
 from capacity_assets.ownership.bills import group_named, money, money_change
-from capacity_assets.ownership.groups import default_grouping
-from capacity_assets.ownership.labels import labels_of_each, refuse_unknown_label
+from capacity_assets.ownership.labels import default_grouping, labels_of_each, refuse_unknown_label
 from capacity_assets.ownership.scenario_results import BudgetChange, RunwayFigures, ScenarioResult
 from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts, figures_of, issue_of
 from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of

@@ -35,7 +35,7 @@ from capacity_assets.collection.servers import (
 from capacity_assets.collection.service import CollectionSummary, parse_share
 from capacity_assets.database.measures import PART_KINDS, USED_SIZE
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+from capacity_assets.demo import refuse_the_sample_fleet
 from capacity_assets.forecast.limits import declare_limits
 from capacity_assets.ownership.labels import declare_labels
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner

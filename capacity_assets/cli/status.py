@@ -24,7 +24,6 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.cli.options import Line, Report, Table, json_command
-from capacity_assets.collection.observing import STOPPED_ADVICE, NewestSamples, newest_samples
 from capacity_assets.collection.servers import CollectionState, collection_state
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
@@ -32,7 +31,15 @@ from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, un
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
 from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway, recent_issue
-from capacity_assets.reading.windows import SampledDays, StoredWindows, sampled_days, stored_windows
+from capacity_assets.reading.windows import (
+    STOPPED_ADVICE,
+    NewestSamples,
+    SampledDays,
+    StoredWindows,
+    newest_samples,
+    sampled_days,
+    stored_windows,
+)
 from capacity_assets.runtime import open_engine, task_runner
 
 if TYPE_CHECKING:

@@ -36,9 +36,16 @@ from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.database.views import READER_ROLE
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
+from capacity_assets.orchestration.instance import (
+    POLL_SECONDS,
+    Processes,
+    dagster_environment,
+    dagster_instance,
+    dagster_processes,
+    dagster_storage,
+    folder_lock,
+)
 from capacity_assets.orchestration.private import DagsterPostgresException
-from capacity_assets.orchestration.processes import POLL_SECONDS, Processes, dagster_processes, folder_lock
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 
 START_TIMEOUT_SECONDS = 120

@@ -18,9 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration
+from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, named_tables
 from capacity_assets.base.errors import CapacityError, ValidationError
-from capacity_assets.base.files import named_tables
 from capacity_assets.base.network import LateError, UnansweredError, ask
 from capacity_assets.collection.credentials import SecretFolders, checked_reference, password_of
 

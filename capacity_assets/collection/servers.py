@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, declaration, names_of, read_each
+from capacity_assets.base.declarations import NO_OTHER_NAMES, csv_rows, declaration, names_of, read_each, toml_document
 from capacity_assets.base.errors import (
     DATABASE_FAILURES,
     DatabaseError,
@@ -30,7 +30,6 @@ from capacity_assets.base.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.base.files import csv_rows, toml_document
 from capacity_assets.base.units import counted, human_day, meant
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import (

@@ -17,9 +17,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, names_of
+from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, declaration, declarations, names_of
 from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
-from capacity_assets.base.files import declarations
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.measuring import LONGEST_NAME

@@ -24,12 +24,12 @@ from capacity_assets.base.declarations import (
     DatabaseName,
     Day,
     declaration,
+    declarations,
     is_web_address,
     mb_of_gb,
     names_of,
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.files import declarations
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, meant, printable
 from capacity_assets.database.locks import wait_for_lock

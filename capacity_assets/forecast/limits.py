@@ -18,9 +18,8 @@ from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine, Row, RowMapping, Table, text
 from sqlalchemy.dialects.postgresql import insert
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, mb_of_gb
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, items_of_file, mb_of_gb
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.files import items_of_file
 from capacity_assets.base.units import first_of, meant, printable
 from capacity_assets.database.cluster import copied_for_reading, tables_are_distributed
 from capacity_assets.database.tables import ALWAYS, capacity_limits, capacity_steps

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.forecast.results import SHARES
+from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS, SHARES
 
 
 def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
@@ -49,8 +49,6 @@ DRIFT_DAYS = 400
 WINSORISED_SHARE = 0.05
 """Daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
 
-LEAST_CHANGES = 28
-ORIGIN_STEP_DAYS = 7
 MOST_ORIGINS = 104
 JUDGED_BY_DAYS = 90
 """The horizon at which the drift and the last value are compared."""
@@ -58,16 +56,10 @@ JUDGED_BY_DAYS = 90
 BAND = 0.8
 """Share of outcomes that should lie between the lower and the upper end."""
 
-LEAST_ERRORS = 4
-"""A horizon with fewer past errors uses those of the next shorter one, scaled."""
-
 RISE_DAYS = (7, 14, 30, 45, 60, 90, 120, 180, 270, 365)
 """The days within which something may fill: HORIZONS_DAYS and days between them."""
 
 WEEK_DAYS, SPREAD_DAYS, PEAK_DAYS = 7, 90, 365
-
-LEAST_HISTORY_DAYS = 1 + LEAST_CHANGES + HORIZONS_DAYS[0] + (LEAST_ERRORS - 1) * ORIGIN_STEP_DAYS
-"""With fewer days of history the shortest horizon has too few errors: there is no band and no fill date."""
 
 GROWTH_OF_ERRORS = 0.75
 """Errors grow with the horizon to this power: between a random walk, 0.5, and a wrong drift, 1."""

@@ -18,14 +18,11 @@ from capacity_assets.forecast.model import (
     HISTORY_DAYS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
-    LEAST_CHANGES,
-    LEAST_ERRORS,
     LEAST_FREE,
     MOST_FREE,
     MOST_ORIGINS,
     MOST_PROBABLE,
     MOST_USED,
-    ORIGIN_STEP_DAYS,
     PEAK_DAYS,
     RISE_DAYS,
     ROUNDING_DAYS,
@@ -35,6 +32,7 @@ from capacity_assets.forecast.model import (
     WEIGHTS,
     WINSORISED_SHARE,
 )
+from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
 
 SAME_FREE = 1e-9
 """Relative precision of free space."""

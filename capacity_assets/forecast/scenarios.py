@@ -19,9 +19,16 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, declaration, mb_of_gb, read_each
+from capacity_assets.base.declarations import (
+    NO_OTHER_NAMES,
+    Day,
+    declaration,
+    key_and_value,
+    mb_of_gb,
+    read_each,
+    toml_document,
+)
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.files import key_and_value, toml_document
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, meant
 from capacity_assets.forecast import history

@@ -28,9 +28,8 @@ from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
 from capacity_assets.database.sql import temporary_table, with_parts
-from capacity_assets.history.origins import FILE, Origin, claim_samples
 from capacity_assets.history.rows import RowReader, ServerDays, count_of
-from capacity_assets.history.sources import PositionedRow, Source
+from capacity_assets.history.sources import FILE, Origin, PositionedRow, Source, claim_samples
 
 
 def _staged(level: Level) -> Table:

@@ -22,8 +22,8 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.declarations import LONGEST_LINE
 from capacity_assets.base.errors import ValidationError, database_errors
-from capacity_assets.base.files import LONGEST_LINE
 from capacity_assets.base.units import human_day
 from capacity_assets.collection.prometheus import (
     Labels,
@@ -34,9 +34,8 @@ from capacity_assets.collection.prometheus import (
 )
 from capacity_assets.collection.volumes import store_volumes, volumes_from
 from capacity_assets.database.engine import safe_url
-from capacity_assets.history.origins import ZABBIX_POSTGRESQL
 from capacity_assets.history.rows import DATABASE_NAME, DAY, SERVER, ImportColumns
-from capacity_assets.history.sources import GZIP, PositionedRow, QuerySource
+from capacity_assets.history.sources import GZIP, ZABBIX_POSTGRESQL, PositionedRow, QuerySource
 
 PAGE_DAYS = 30
 SLICE_ROWS = 10_000

@@ -23,9 +23,15 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BeforeValidator
 from sqlalchemy import Engine, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, is_web_address
+from capacity_assets.base.declarations import (
+    NO_OTHER_NAMES,
+    checked_label,
+    declaration,
+    is_web_address,
+    key_and_value,
+    named_tables,
+)
 from capacity_assets.base.errors import ValidationError, database_errors
-from capacity_assets.base.files import key_and_value, named_tables
 from capacity_assets.base.network import Connections, WebhookError, post_json, run_within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
 from capacity_assets.base.units import meant

@@ -23,7 +23,6 @@ from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERV
 from capacity_assets.base.errors import CapacityError, DatabaseError, database_errors
 from capacity_assets.base.settings import HOURS_PER_DAY
 from capacity_assets.base.units import counted, human_day, human_days
-from capacity_assets.collection.observing import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
 from capacity_assets.collection.servers import collection_state, declared_servers, register_servers
 from capacity_assets.collection.service import CollectionService, CollectionShare, CollectionSummary, parse_share
 from capacity_assets.database.schema import refuse_an_unfit_database
@@ -56,6 +55,7 @@ from capacity_assets.orchestration.private import create_external_asset_from_sou
 from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
 from capacity_assets.reading.space import MOST_SLOT_PERCENT, slots_named_on
 from capacity_assets.reading.subjects import server_id_of, subject_address
+from capacity_assets.reading.windows import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
 
 RAW_GROUP = "raw"
 RAW_ASSETS = [raw.name for raw in RAW_TABLES]
@@ -364,7 +364,7 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
     def servers(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
         # The sample fleet brings what computes forecasts, which loading the graph does not need.
-        from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
+        from capacity_assets.demo import refuse_the_sample_fleet
 
         with dagster_failures():
             engine, declarer = Services.of(context).engine, graph.settings.declarer

@@ -41,7 +41,7 @@ from capacity_assets.orchestration.metadata import (
     table_metadata,
 )
 from capacity_assets.ownership import bills
-from capacity_assets.ownership.groups import default_grouping
+from capacity_assets.ownership.labels import default_grouping
 from capacity_assets.reading.changes import ChangeKind
 from capacity_assets.report.data import Report, file_name, read_report
 from capacity_assets.report.page import Edition, make_report_folder, next_edition, write_report

@@ -1,16 +1,25 @@
-"""What Dagster's processes need around them: databases that run, a home with the shipped configuration.
+"""What Dagster needs around the graph: databases that run, a home with the shipped configuration, and its processes.
 
-Shared by `capacity demo` and `capacity up`. The contents of `dagster.yaml` are not decided here.
+`capacity up` runs code server, web server, daemon and the pages as one process group: not `dagster dev`, whose web
+server answers requests from pages of any site; see `orchestration.webserver`.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import NoSuchTableError
@@ -18,8 +27,9 @@ from sqlalchemy.exc import NoSuchTableError
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, reason_of
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, env_file_values
-from capacity_assets.database.embedded import FolderRefusedError, own_folder
+from capacity_assets.database.embedded import FolderRefusedError, own_folder, socket_folder
 from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
+from capacity_assets.orchestration.private import DagsterGrpcClient, DagsterUserCodeUnreachableError
 from capacity_assets.runtime import open_dagster_database
 
 if TYPE_CHECKING:
@@ -155,3 +165,205 @@ def shipped_file(name: str) -> Path:
 
 def _plain(url: URL) -> str:
     return url.render_as_string(hide_password=False)
+
+
+LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
+CODE_SOCKET = "code.sock"
+CODE_TIMEOUT_SECONDS = 60
+STOP_TIMEOUT_SECONDS = 30
+POLL_SECONDS = 0.5
+STOP_POLL_SECONDS = 0.1
+KILLED_SECONDS = 5
+"""How long processes that were just killed may take to end, and to let go of what they hold."""
+REPORT_SECONDS = 3
+
+
+class ProcessesError(CapacityError):
+    """The processes cannot be started in this folder; the text says why and what to do."""
+
+
+@dataclass
+class Processes:
+    """Code server, web server, daemon and pages, in a process group of their own: Ctrl-C reaches only `capacity up`."""
+
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]
+    ) -> None:
+        """Start a process; the first one leads the group."""
+        process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
+            [sys.executable, "-m", *arguments],
+            # In another folder Dagster might read a .env file, which overrides the environment.
+            cwd=environment["DAGSTER_HOME"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=self.group if self.running else 0,
+            pass_fds=[lock.fileno()],
+        )
+        self.running[name] = process
+
+    @property
+    def group(self) -> int:
+        """The number of the process group."""
+        return next(iter(self.running.values())).pid
+
+    @property
+    def ended(self) -> subprocess.Popen[bytes] | None:
+        """The first process that has ended, or None."""
+        return next((process for process in self.running.values() if process.poll() is not None), None)
+
+    def end(self, report: Callable[[str], None]) -> None:
+        """Interrupt each process, the code server last, then end the group; `report` gets a text if that takes long."""
+        for process in reversed(self.running.values()):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        self._wait(report)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal_group(number)
+        for process in self.running.values():
+            process.wait()
+
+    def _wait(self, report: Callable[[str], None]) -> None:
+        started = time.monotonic()
+        report_at = REPORT_SECONDS
+        while (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
+            names = [name for name, process in self.running.items() if process.poll() is None]
+            if not names:
+                return
+            if waited >= report_at:
+                # The terminal may be closed; the processes must still end.
+                with suppress(OSError):
+                    report(f"Waiting for {', '.join(names)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
+                report_at += REPORT_SECONDS
+            time.sleep(STOP_POLL_SECONDS)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """Signal what remains of the group, and wait until it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.group, number)
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while _group_remains(self.group) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            self.ended  # noqa: B018 -- collects processes that ended, which would remain as zombies
+
+
+def _open_no_link(path: Path, mode: str) -> IO[Any]:
+    """Open a file in the data folder; raises ProcessesError if it is a symbolic link."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ProcessesError(f"{path} is a symbolic link. Remove the link.") from None
+
+
+@contextmanager
+def folder_lock(settings: Settings) -> Iterator[IO[str]]:
+    """Refuse a second `capacity up` on the same folder: two daemons would launch every run twice.
+
+    Dagster's processes inherit the lock and hold it until they end, even if this process is killed.
+    """
+    home = kept_home(settings)
+    with _open_no_link(home / "up.lock", "a+") as lock:
+        deadline = time.monotonic() + KILLED_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().split()
+                if _is_up(*holder[:1]) or time.monotonic() > deadline:
+                    raise ProcessesError(_holder_text(home, holder)) from None
+            time.sleep(POLL_SECONDS)
+        lock.truncate(0)
+        # The process group of Dagster is appended when it has started.
+        lock.write(f"{os.getpid()} ")
+        lock.flush()
+        yield lock
+
+
+def _holder_text(home: Path, numbers: Sequence[str]) -> str:
+    """Describe the holder of the lock; `numbers` are those of its process and of Dagster's process group."""
+    process, group = (*numbers, "unknown", "unknown")[:2]
+    if _is_up(process):
+        return (
+            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one, or set "
+            "CAPACITY_HOME to another folder."
+        )
+    return (
+        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "
+        f"it with `kill -- -{group}`, wait ten seconds, and run this command again."
+    )
+
+
+def _is_up(process: str = "unknown") -> bool:
+    try:
+        return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@contextmanager
+def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes need
+    workspace: Path,
+    environment: Mapping[str, str],
+    others: Mapping[str, Sequence[str]],
+    log: Path,
+    lock: IO[str],
+    report: Callable[[str], None],
+) -> Iterator[Processes]:
+    """Run a code server and the `others`, each a module with its arguments, and end them in order.
+
+    `workspace` is the file in Dagster's home that names the code server, `log` the file of all output. The number of
+    the process group is appended to `lock`. `report` gets a text if ending takes long.
+    """
+    code = socket_folder(workspace.parent, CODE_SOCKET) / CODE_SOCKET
+    code.unlink(missing_ok=True)
+    target = {"socket": str(code), "location_name": LOCATION}
+    workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
+    # Not `code-server start`: its inner server exits if a pause, such as a sleeping laptop, delays its heartbeat, and
+    # is not restarted.
+    code_server = ["dagster", "api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
+    processes = Processes()
+    with _open_no_link(log, "wb") as output:
+        try:
+            processes.start("the code server", code_server, environment, output, lock)
+            lock.write(str(processes.group))
+            lock.flush()
+            _wait_for_code(processes, code)
+            # The group of a code server that has ended cannot be joined; waiting for the web server reports why.
+            for name, arguments in others.items() if not processes.ended else ():
+                processes.start(name, arguments, environment, output, lock)
+            yield processes
+        finally:
+            if processes.running:
+                processes.end(report)
+            # Later commands must not contact a code location that is no longer served.
+            workspace.unlink(missing_ok=True)
+
+
+def _wait_for_code(processes: Processes, code: Path) -> None:
+    """Wait for the code server: without it the web server first shows a page without assets.
+
+    Returns also if it has ended or takes too long; waiting for the web server reports that.
+    """
+    client = DagsterGrpcClient(socket=str(code))
+    deadline = time.monotonic() + CODE_TIMEOUT_SECONDS
+    while not processes.ended and time.monotonic() < deadline:
+        try:
+            client.ping("")
+        except DagsterUserCodeUnreachableError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def _group_remains(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -17,7 +17,7 @@ from capacity_assets.aggregates.runs import Guard, RunSummary
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window, adjacent_spans
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
-from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.demo import LoadedFleet
 from capacity_assets.orchestration import documents
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import unmarked_days

@@ -30,7 +30,7 @@ from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_bills
-from capacity_assets.ownership.groups import WITHOUT_LABEL, refuse_unknown_grouping
+from capacity_assets.ownership.labels import WITHOUT_LABEL, refuse_unknown_grouping
 
 MONTHLY = PERIODS["monthly"]
 CENT, MICRO = Decimal("0.01"), Decimal("0.000001")

@@ -22,9 +22,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from sqlalchemy import Connection, Engine, Row, delete, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, names_of
+from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, declarations, names_of
 from capacity_assets.base.errors import NotFoundError, ValidationError
-from capacity_assets.base.files import declarations
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
@@ -35,8 +34,7 @@ from capacity_assets.forecast.limits import declaring, refuse_repeated, replace_
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, money, month_named, month_of
-from capacity_assets.ownership.groups import refuse_unknown_grouping
-from capacity_assets.ownership.labels import SUBJECTS
+from capacity_assets.ownership.labels import SUBJECTS, refuse_unknown_grouping
 from capacity_assets.ownership.prices import refuse_currencies
 
 MONTHLY = PERIODS["monthly"]

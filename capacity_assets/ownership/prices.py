@@ -15,9 +15,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.base.declarations import checked_label, day_of
+from capacity_assets.base.declarations import checked_label, day_of, declarations, key_and_value, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError
-from capacity_assets.base.files import declarations, key_and_value, refuse_lacking
 from capacity_assets.base.units import first_of
 from capacity_assets.database.tables import ALWAYS, capacity_prices
 from capacity_assets.forecast.limits import (

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, percent_of
 from capacity_assets.ownership.bills import group_named
-from capacity_assets.ownership.groups import WITHOUT_LABEL, GroupFillDate
+from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import NOTICEABLE
 from capacity_assets.reading.lists import DatabaseRow, databases

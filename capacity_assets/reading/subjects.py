@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import counted, human_day
-from capacity_assets.history.origins import ORIGINS
+from capacity_assets.history.sources import ORIGINS
 from capacity_assets.ownership.bills import DECLARED_STATE
 from capacity_assets.reading.access import records, rows
 

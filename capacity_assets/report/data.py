@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.engine import snapshot
-from capacity_assets.ownership.groups import fills_first
+from capacity_assets.ownership.labels import fills_first
 from capacity_assets.reading.access import plan_with_loops
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,

@@ -22,8 +22,8 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 from markupsafe import Markup
 from sqlalchemy import Engine
 
+from capacity_assets.base.declarations import atomic_write
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.files import atomic_write
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import (
@@ -35,16 +35,17 @@ from capacity_assets.base.units import (
     human_pair_mb,
     human_percent,
 )
-from capacity_assets.charts.bars import (
+from capacity_assets.charts.drawing import (
     MOST_SERIES,
+    STYLES,
     ColumnChart,
     Series,
     WaterfallStep,
     columns_chart,
+    environment_of,
     span_bar,
     waterfall_chart,
 )
-from capacity_assets.charts.drawing import STYLES, environment_of
 from capacity_assets.charts.history import FillRange, History, Point, history_chart
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup

@@ -49,15 +49,20 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.subjects import address, subject_address
-from capacity_assets.web.addresses import PAGE_FORMATS, PageQuery, known_values
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
 from capacity_assets.web.forecasts import read_accuracy, read_decisions_page, read_filling, read_scenario
 from capacity_assets.web.groups import read_group, read_groups
-from capacity_assets.web.lists import read_databases, read_search, read_servers
-from capacity_assets.web.reader import Reader, shared_notice, shared_revision
+from capacity_assets.web.reader import PAGE_FORMATS, PageQuery, Reader, known_values, shared_notice, shared_revision
 from capacity_assets.web.rendering import PageRoute, page_templates
-from capacity_assets.web.subjects import read_database, read_server, read_volume
+from capacity_assets.web.subjects import (
+    read_database,
+    read_databases,
+    read_search,
+    read_server,
+    read_servers,
+    read_volume,
+)
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Window
-from capacity_assets.charts.bars import MOST_SERIES
+from capacity_assets.charts.drawing import MOST_SERIES
 from capacity_assets.ownership.bills import (
     BillByGroup,
     BillGroup,
@@ -26,11 +26,10 @@ from capacity_assets.ownership.bills import (
     read_bill_of,
 )
 from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
-from capacity_assets.ownership.groups import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
-from capacity_assets.reading.savings import FreeSpace, UnchangedDatabases, free_space, unchanged_databases
+from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
+from capacity_assets.reading.space import FreeSpace, UnchangedDatabases, free_space, unchanged_databases
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final
-from capacity_assets.web.addresses import PageQuery, part_of_page
-from capacity_assets.web.reader import Reader, shared_revision
+from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_revision
 
 MONTHLY = PERIODS["monthly"]
 HISTORY_MONTHS = 12

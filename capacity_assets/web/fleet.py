@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Thresholds
-from capacity_assets.ownership.groups import default_grouping, fills_first
+from capacity_assets.ownership.labels import default_grouping, fills_first
 from capacity_assets.reading.coverage import (
     Coverage,
     MissedDays,
@@ -24,8 +24,8 @@ from capacity_assets.reading.coverage import (
 from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, free_capacity
 from capacity_assets.reading.forecasts import fills_first as runways_by_day
 from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
-from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, most_changed
+from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import (
     CurrentFleetSize,
     SizeInWindow,
@@ -37,11 +37,19 @@ from capacity_assets.reading.sizes import (
 )
 from capacity_assets.reading.subjects import DeclaredStep, steps_between
 from capacity_assets.reading.windows import complete_window, newest_window
-from capacity_assets.web.addresses import MOST_FLEET_WINDOWS, ChartRange, PageQuery, shown_range
 from capacity_assets.web.bills import total_amounts
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
-from capacity_assets.web.lists import UNMEASURED_SHOWN
-from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
+from capacity_assets.web.reader import (
+    MOST_FLEET_WINDOWS,
+    PARTIAL_SECONDS,
+    ChartRange,
+    PageQuery,
+    Reader,
+    shared_outdated,
+    shared_revision,
+    shown_range,
+)
+from capacity_assets.web.subjects import UNMEASURED_SHOWN
 
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS, MISSED_SHOWN = 30, 20

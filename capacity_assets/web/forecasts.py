@@ -19,10 +19,9 @@ from capacity_assets.ownership.scenario_results import (
 )
 from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
 from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
-from capacity_assets.reading.headlines import Headline, next_to_fill
+from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.subjects import server_facts, server_ids_of
-from capacity_assets.web.addresses import PageQuery, part_of_page
-from capacity_assets.web.reader import Reader, shared_outdated
+from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_outdated
 
 OPEN, EVERY = "open", "all"
 ACCURACY_SECONDS = 1800

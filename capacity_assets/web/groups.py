@@ -16,7 +16,7 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import human_percent
 from capacity_assets.ownership.bills import CENT, amounts_of_databases
 from capacity_assets.ownership.budgets import BudgetLine
-from capacity_assets.ownership.groups import (
+from capacity_assets.ownership.labels import (
     WITHOUT_LABEL,
     GroupFillDate,
     being_computed,
@@ -36,14 +36,23 @@ from capacity_assets.reading.groups import (
     short_servers,
     space_of_groups,
 )
-from capacity_assets.reading.headlines import Headline, next_to_fill
 from capacity_assets.reading.lists import DatabaseRow, ListedDatabase, databases, with_usage_of_databases
-from capacity_assets.reading.savings import FreeSpace
+from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
+from capacity_assets.reading.space import FreeSpace
 from capacity_assets.reading.subjects import server_id_of
-from capacity_assets.web.addresses import ChartRange, PageQuery, chosen_window, part_of_page, shown_range
 from capacity_assets.web.bills import MONTHLY, GroupCost, cost_of, grouping_of, shared_budget, shared_free_space
-from capacity_assets.web.reader import PARTIAL_SECONDS, Reader, shared_outdated, shared_revision
+from capacity_assets.web.reader import (
+    PARTIAL_SECONDS,
+    ChartRange,
+    PageQuery,
+    Reader,
+    chosen_window,
+    part_of_page,
+    shared_outdated,
+    shared_revision,
+    shown_range,
+)
 
 GROUP_WINDOWS = 13
 FILLS_SECONDS = 30

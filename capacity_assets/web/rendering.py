@@ -32,21 +32,27 @@ from capacity_assets.base.units import (
     human_mb,
     human_percent,
 )
-from capacity_assets.charts.bars import ColumnChart, Series, columns_chart, share_bar
-from capacity_assets.charts.drawing import CENTS, environment_of
+from capacity_assets.charts.drawing import (
+    CENTS,
+    ColumnChart,
+    Series,
+    Tile,
+    columns_chart,
+    environment_of,
+    share_bar,
+    treemap,
+)
 from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
-from capacity_assets.charts.treemap import Tile, treemap
 from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_out
 from capacity_assets.forecast.results import FORECAST, FULL, display_name
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
 from capacity_assets.reading.forecasts import ForecastDay, Severity, StoredRunway, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
-from capacity_assets.reading.headlines import Headline, range_of
+from capacity_assets.reading.risks import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.subjects import DeclaredStep, address, subject_address
-from capacity_assets.web.addresses import RANGES, PageQuery
 from capacity_assets.web.forecasts import DecisionRow
-from capacity_assets.web.reader import Reader
+from capacity_assets.web.reader import RANGES, PageQuery, Reader
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"

@@ -24,7 +24,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.cli import up as cli_up
 from capacity_assets.cli.options import CommandFailedError
 from capacity_assets.database.embedded import socket_folder
-from capacity_assets.orchestration import processes
+from capacity_assets.orchestration import instance
 from tests.clocks import SHANGHAI
 from tests.daemon import Daemon
 from tests.e2e.stack import (
@@ -82,8 +82,8 @@ def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
 
 
 def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "REPORT_SECONDS", 0.3)
-    monkeypatch.setattr(processes, "STOP_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(instance, "REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(instance, "STOP_TIMEOUT_SECONDS", 1)
     stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], process_group=0, stdout=subprocess.PIPE)
     assert stubborn.stdout
     stubborn.stdout.readline()
@@ -95,7 +95,7 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
         if len(said) > 1:
             raise BrokenPipeError
 
-    processes.Processes({"the daemon": stubborn}).end(report)
+    instance.Processes({"the daemon": stubborn}).end(report)
 
     assert len(said) > 1
     assert said[0] == "Waiting for the daemon: 1 s at most ..."

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from capacity_assets.base import files
+from capacity_assets.base import declarations
 from capacity_assets.database.embedded import embedded_server
 from tests.forked import run_forked
 from tests.servers import free_port, silent_socket
@@ -297,14 +297,16 @@ def _(folder: Path, home: Path) -> Answer:
 
 @fault("an import of a file without line breaks", says="is not CSV: a line is longer than 131,072 characters", code=2)
 def _(folder: Path, home: Path) -> Answer:
-    (folder / "long.csv").write_text("x" * (files.LONGEST_LINE + 1))
+    (folder / "long.csv").write_text("x" * (declarations.LONGEST_LINE + 1))
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
 @fault("an import of a file with one endless line", says="cannot be read past row 1: a line is longer", code=2)
 def _(folder: Path, home: Path) -> Answer:
     row = "db-1,orders,2025-01-01,1\n"
-    (folder / "long.csv").write_text(f"server,database,day,size_mb\n{row}{'x' * (files.LONGEST_LINE + 1)}\n{row}")
+    (folder / "long.csv").write_text(
+        f"server,database,day,size_mb\n{row}{'x' * (declarations.LONGEST_LINE + 1)}\n{row}"
+    )
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.bills import issue_bill
-from capacity_assets.ownership.groups import GroupExplanation, explain_group
+from capacity_assets.ownership.labels import GroupExplanation, explain_group
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

@@ -24,7 +24,7 @@ from capacity_assets.collection import prometheus as prometheus_api
 from capacity_assets.collection.prometheus import pages_of_days
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.history import monitoring
-from capacity_assets.history.origins import ZABBIX_MYSQL
+from capacity_assets.history.sources import ZABBIX_MYSQL
 from tests.clocks import SHANGHAI, TODAY
 from tests.command import capacity
 from tests.databases import Databases, execute, rows

@@ -18,7 +18,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.demo.sample_fleet import load_sample_fleet
+from capacity_assets.demo import load_sample_fleet
 from capacity_assets.reading import space as reading
 from capacity_assets.reading.space import growth_inside
 from tests.collecting import OBJECTS_THAT_ADD_UP

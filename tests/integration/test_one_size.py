@@ -18,8 +18,7 @@ from capacity_assets.cli.growth import top_databases
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import read_digest
-from capacity_assets.ownership.groups import explain_group
-from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.labels import Label, declare_labels, explain_group
 from capacity_assets.reading.changes import ChangeKind, window_sizes
 from capacity_assets.reading.groups import groups_of
 from capacity_assets.report.data import read_report

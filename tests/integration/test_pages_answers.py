@@ -252,7 +252,7 @@ def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, mo
     def broken(*_arguments: object) -> None:
         raise RuntimeError("secret of the defect")
 
-    monkeypatch.setattr("capacity_assets.web.lists.chosen_window", broken)
+    monkeypatch.setattr("capacity_assets.web.subjects.chosen_window", broken)
     answer = pages.ask("/servers")
 
     assert answer.status == 500
@@ -322,7 +322,7 @@ def test_a_defect_while_reading_ahead_is_logged_and_the_next_round_comes(
         rounds.append(1)
         raise ValueError("a defect")
 
-    monkeypatch.setattr("capacity_assets.web.lists.found_names", search)
+    monkeypatch.setattr("capacity_assets.web.subjects.found_names", search)
     monkeypatch.setattr(app, "SECONDS_BETWEEN_READING_AHEAD", 0)
     with served_pages(database, reads_ahead=True) as pages:
         deadline = time.monotonic() + 30

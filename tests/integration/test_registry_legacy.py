@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.collection.servers import Server, register_servers, registered_servers
-from capacity_assets.demo.sample_fleet import (
+from capacity_assets.demo import (
     holds_sample_fleet,
     load_sample_fleet,
     other_instances,

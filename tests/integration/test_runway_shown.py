@@ -22,8 +22,7 @@ from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue_runways, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
-from capacity_assets.ownership.groups import fills_first
-from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.labels import Label, declare_labels, fills_first
 from capacity_assets.reading.forecasts import ForecastIssue, figures_of, issue_of, newest_issue
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed

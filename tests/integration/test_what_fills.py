@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.demo.sample_fleet import UNREAD_SLOT_OF, load_sample_fleet
+from capacity_assets.demo import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.collection import slots_result
 from capacity_assets.ownership.labels import Label, declare_labels

@@ -15,19 +15,24 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.charts.bars import (
+from capacity_assets.charts.drawing import (
     MOST_SERIES,
+    Area,
+    Axis,
     ColumnChart,
     Series,
+    Tile,
     WaterfallStep,
     columns_chart,
+    count_axis,
     share_bar,
+    size_axis,
     span_bar,
+    squarified,
+    treemap,
     waterfall_chart,
 )
-from capacity_assets.charts.drawing import Axis, count_axis, size_axis
 from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
-from capacity_assets.charts.treemap import Area, Tile, squarified, treemap
 from capacity_assets.digest import MARK_HEIGHT, ROW_HEIGHT, size_chart
 from capacity_assets.reading.forecasts import ForecastDay
 

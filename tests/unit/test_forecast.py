@@ -16,13 +16,10 @@ from capacity_assets.forecast.model import (
     HISTORY_DAYS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
-    LEAST_CHANGES,
-    LEAST_ERRORS,
     MOST_ORIGINS,
     MOST_PROBABLE,
     MOST_USED,
     NOT_WITHIN_HORIZON,
-    ORIGIN_STEP_DAYS,
     RISE_DAYS,
     SMALLEST_FREE,
     WEIGHTS,
@@ -34,6 +31,7 @@ from capacity_assets.forecast.model import (
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
+from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
 from tests.documents import ROOT
 
 MANY_DAYS = 500

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
-from capacity_assets.forecast.model import LEAST_HISTORY_DAYS
+from capacity_assets.forecast.results import LEAST_HISTORY_DAYS
 from capacity_assets.reading.forecasts import Severity, StoredRunway, severity_of
-from capacity_assets.reading.headlines import PageSubject, headline_of, next_to_fill
+from capacity_assets.reading.risks import PageSubject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
 DAY = date(2026, 11, 29)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlglot
 
-from capacity_assets.history.origins import ORIGINS, ORIGINS_OF_FILES
+from capacity_assets.history.sources import ORIGINS, ORIGINS_OF_FILES
 
 EACH = {program: query for origin in ORIGINS.values() for program, query in origin.queries.items()}
 

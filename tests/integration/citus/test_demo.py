@@ -13,7 +13,7 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.distributing import distribute, placements
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.schema import initialise
-from capacity_assets.demo.sample_fleet import load_sample_fleet
+from capacity_assets.demo import load_sample_fleet
 from tests import citus
 from tests.citus_fleet import SHARDS, service
 from tests.clocks import SHANGHAI

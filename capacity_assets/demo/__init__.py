@@ -1,1 +1,0 @@
-"""The sample fleet of the demo: its servers, its samples, and the check that keeps real servers apart from it."""
