@@ -41,6 +41,7 @@ from capacity_assets.collection.engines.base import (
     engines,
     is_loopback,
 )
+from capacity_assets.database.declaring import declaring
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import (
     SERVERS_IN_SERVICE,
@@ -53,7 +54,7 @@ from capacity_assets.database.tables import (
     instances,
     is_active,
 )
-from capacity_assets.forecast.limits import Limit, declaring, megabytes_of
+from capacity_assets.forecast.limits import Limit, megabytes_of
 from capacity_assets.ownership.labels import Label, labels_from_values
 
 LARGEST_PORT = 65535

@@ -31,8 +31,8 @@ from capacity_assets.collection.prometheus import (
     values_now,
 )
 from capacity_assets.collection.servers import registered_servers
+from capacity_assets.database.declaring import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
 from capacity_assets.database.sql import with_parts
-from capacity_assets.forecast.limits import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
 
 IMPORTED = "imported"
 Size = Annotated[int, BeforeValidator(bytes_of_gb)]

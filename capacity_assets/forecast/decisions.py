@@ -32,9 +32,7 @@ from capacity_assets.base.declarations import (
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, meant, printable
-from capacity_assets.database.locks import wait_for_lock
-from capacity_assets.database.tables import capacity_decisions
-from capacity_assets.forecast.limits import (
+from capacity_assets.database.declaring import (
     UnknownSubjectError,
     declaring,
     ids_of,
@@ -44,6 +42,8 @@ from capacity_assets.forecast.limits import (
     rows_of,
     subject_text,
 )
+from capacity_assets.database.locks import wait_for_lock
+from capacity_assets.database.tables import capacity_decisions
 from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,

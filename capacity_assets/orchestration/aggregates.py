@@ -11,6 +11,9 @@ ledger says which computed windows have not followed a change, and a run that su
 so nothing is lost by a restart and nothing is requested forever. Another one marks the partitions of windows that the
 command line, the task functions or another deployment computed: Dagster knows a partition only by its materialisations.
 
+The partitions of the tables are an asset too: each materialisation adds future ones and applies retention, and says
+what was added, moved and dropped, and what was kept and why. It also deletes old check records of Dagster.
+
 Most checks are part of an asset's own computation, so that they know which windows were written. Each partition has its
 own result, in a range run too. A check of severity error also corrects the results of other partitions: one that is
 wrong fails, whoever computed it, and one that was mended passes. The standing check looks for incomplete windows, after
@@ -43,6 +46,7 @@ from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import Period, Window, adjacent_spans, trend_rule
 from capacity_assets.base.settings import LONGEST_SETTLING
+from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.collection import COLLECTION_JOB, SAMPLES_RECENT
 from capacity_assets.orchestration.graph import (
     MARKING_SECONDS,
@@ -62,8 +66,11 @@ from capacity_assets.orchestration.graph import (
     windows_of,
 )
 from capacity_assets.orchestration.metadata import (
+    MetadataMapping,
     aggregate_metadata,
     failure_metadata,
+    first_bullets,
+    markdown,
     plain,
     result_of,
     summary_metadata,
@@ -77,6 +84,7 @@ from capacity_assets.orchestration.private import (
     UnresolvedAssetJobDefinition,
     evaluate_partitions,
     failing_partitions,
+    purge_check_records,
 )
 from capacity_assets.reading.changes import window_sizes
 
@@ -460,3 +468,65 @@ def _unmarked_windows(
                 if computed.window.key not in known:
                     metadata = plain({"origin": ORIGIN_OF_WINDOWS, **vars(computed)})
                     yield dg.AssetMaterialization(key, partition=computed.window.key, metadata=metadata)
+
+
+TABLE_PARTITIONS = "table_partitions"
+MAINTENANCE_GROUP = "maintenance"
+MAINTENANCE_JOB, MAINTENANCE_SCHEDULE = "table_maintenance_job", "table_maintenance_schedule"
+MAINTENANCE_MINUTE = 30
+MAINTENANCE_LINES_SHOWN = 50
+
+MAINTENANCE_DESCRIPTION = """\
+The partitions of the four capacity tables, and the retention of their rows.
+
+A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
+the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` allows. Samples are
+dropped only after every window that reads them is over and computed from them as they are now. Check records in
+Dagster's own storage that nothing reads any more are deleted. If today's date may be wrong, nothing is dropped, and the
+run fails if a partition was due. `dry_run` only reports what would be done.
+"""
+
+
+class MaintenanceConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    dry_run: bool = Field(default=False, description="Only say what would be done; nothing is changed.")
+
+
+def maintenance_definitions(graph: Graph) -> dg.Definitions:
+    """Return the asset, its job and its schedule."""
+
+    @graph.asset(
+        TABLE_PARTITIONS, None, description=MAINTENANCE_DESCRIPTION, group_name=MAINTENANCE_GROUP, kinds={"postgres"}
+    )
+    def maintain(context: dg.AssetExecutionContext, config: MaintenanceConfig) -> dg.MaterializeResult[None]:
+        with dagster_failures():
+            try:
+                report = Services.of(context).retention.maintain(dry_run=config.dry_run)
+            except MaintenanceError as error:
+                done = maintenance_metadata(error.report)
+                raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None
+            events = context.instance.event_log_storage
+            report.purged_check_records = purge_check_records(events, dry_run=config.dry_run)
+        return dg.MaterializeResult(metadata=maintenance_metadata(report))
+
+    job = graph.job(
+        MAINTENANCE_JOB, [TABLE_PARTITIONS], "Adds partitions ahead of time and drops those that need not be kept."
+    )
+    schedule = graph.schedule(
+        MAINTENANCE_SCHEDULE,
+        MAINTENANCE_JOB,
+        # When the day's aggregates have had time to be computed.
+        graph.daily(MAINTENANCE_MINUTE),
+        "Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day.",
+    )
+    return dg.Definitions(assets=[maintain], jobs=[job], schedules=[schedule])
+
+
+def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
+    """Return the counts, which plot over time, and the lists as one text."""
+    values = report.to_dict()
+    lists = {
+        key: first_bullets(lines, MAINTENANCE_LINES_SHOWN) for key, lines in values.items() if isinstance(lines, list)
+    }
+    return {**plain(values), **{key: markdown(listed or "none") for key, listed in lists.items()}}

@@ -18,12 +18,11 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.database.tables import capacity_bill_lines, capacity_runways
 from capacity_assets.database.views import VIEWS
 from capacity_assets.history.retention import parse_retention
-from capacity_assets.orchestration.aggregates import aggregate_definitions
+from capacity_assets.orchestration.aggregates import aggregate_definitions, maintenance_definitions
 from capacity_assets.orchestration.alerts import alert_definitions
 from capacity_assets.orchestration.collection import collection_definitions
 from capacity_assets.orchestration.documents import REPORT_PERIOD, SHOWBACK, document_definitions
 from capacity_assets.orchestration.graph import OWNERS, RETRIES, SERVICES, Graph, asset_name
-from capacity_assets.orchestration.maintenance import maintenance_definitions
 from capacity_assets.orchestration.runways import RUNWAY, runway_definitions
 from capacity_assets.runtime import excluded_databases_of
 

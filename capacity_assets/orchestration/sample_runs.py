@@ -19,6 +19,7 @@ from capacity_assets.base.periods import PERIODS, Clock, Period, Window, adjacen
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.demo import LoadedFleet
 from capacity_assets.orchestration import documents
+from capacity_assets.orchestration.aggregates import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import unmarked_days
 from capacity_assets.orchestration.graph import (
@@ -30,7 +31,6 @@ from capacity_assets.orchestration.graph import (
     job_name,
     range_tags,
 )
-from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.private import (
     RUNLESS_JOB_NAME,
     RUNLESS_RUN_ID,

@@ -27,10 +27,10 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
+from capacity_assets.database.declaring import declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_parts
 from capacity_assets.database.tables import capacity_budgets
-from capacity_assets.forecast.limits import declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, money, month_named, month_of

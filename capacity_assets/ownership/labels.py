@@ -23,10 +23,7 @@ from capacity_assets.base.declarations import DeclaredItems, checked_label, day_
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_day, meant
-from capacity_assets.database.labels import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days
-from capacity_assets.database.sql import with_parts
-from capacity_assets.database.tables import ALWAYS, capacity_labels
-from capacity_assets.forecast.limits import (
+from capacity_assets.database.declaring import (
     WHOLE_SERVER,
     clear_history,
     columns_of,
@@ -39,6 +36,9 @@ from capacity_assets.forecast.limits import (
     rows_of,
     subject_text,
 )
+from capacity_assets.database.labels import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days
+from capacity_assets.database.sql import with_parts
+from capacity_assets.database.tables import ALWAYS, capacity_labels
 
 Subject = TypeVar("Subject", bound=tuple[str, str | None])
 

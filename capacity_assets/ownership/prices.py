@@ -18,8 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.declarations import checked_label, day_of, declarations, key_and_value, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.units import first_of
-from capacity_assets.database.tables import ALWAYS, capacity_prices
-from capacity_assets.forecast.limits import (
+from capacity_assets.database.declaring import (
     clear_history,
     columns_of,
     declaring,
@@ -28,6 +27,7 @@ from capacity_assets.forecast.limits import (
     replace_rows,
     rows_of,
 )
+from capacity_assets.database.tables import ALWAYS, capacity_prices
 from capacity_assets.ownership.bills import BillChange, bill_changes
 
 COLUMNS = ("engine", "label", "price", "currency", "from")

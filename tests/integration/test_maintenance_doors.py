@@ -16,8 +16,8 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.database import partitions
 from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.history import retention
+from capacity_assets.orchestration.aggregates import MAINTENANCE_JOB
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes

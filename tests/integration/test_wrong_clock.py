@@ -17,8 +17,8 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.forecast.issuing import RunwayService
+from capacity_assets.orchestration.aggregates import MAINTENANCE_JOB
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.collecting import Collection
 from tests.command import capacity, printed

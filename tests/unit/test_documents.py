@@ -18,11 +18,10 @@ from capacity_assets.database.views import VIEWS
 from capacity_assets.digest import KINDS, Digest, DigestDeliveries
 from capacity_assets.forecast.issuing import IssuedRunways
 from capacity_assets.history.retention import MaintenanceReport
-from capacity_assets.orchestration.aggregates import AggregationConfig
+from capacity_assets.orchestration.aggregates import AggregationConfig, MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
 from capacity_assets.orchestration.documents import DigestConfig, bill_metadata, digest_metadata, report_metadata
-from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.ownership.bills import Bill, BillByGroup
