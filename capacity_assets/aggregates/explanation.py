@@ -64,7 +64,8 @@ def reference_figures(
             yield from _compared_figures(*names, now, a_year_ago, "a year before")
             yield measure.further.yearly_rate_percent, _yearly_rate(now, before, period.windows_per_year)
         total = (f"sum of {counted(len(now), 'value')}", Decimal(sum(now.values()))) if now else UNMEASURED
-        kept = {f"sum_{measure.source}": total, f"count_{measure.source}": ("values measured", len(now))}
+        count = UNMEASURED if measure.since and not now else ("values measured", len(now))
+        kept = {f"sum_{measure.source}": total, f"count_{measure.source}": count}
         for name in kept.keys() & level.sums:
             yield name, kept[name] if window.days > 1 else ("not kept for a single day", None)
         if measure is level.headline:

@@ -406,8 +406,11 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
         "growth_rate": growth_rate,
         "trend_direction": _trend(growth_rate, *sums),
     }
-    # A day's sum is its value.
-    derived |= {name: case((end > measured.c.period_start, measured.c[name])) for name in level.sums}
+    uncounted = {named("count", measure) for measure in level.measures if measure.since}
+    for name in level.sums:
+        kept = func.nullif(measured.c[name], 0) if name in uncounted else measured.c[name]
+        # A day's sum is its value.
+        derived[name] = case((end > measured.c.period_start, kept))
     columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
     return select(
         *(measured.c[key] for key in level.keys),
@@ -688,17 +691,30 @@ ARITHMETIC = 1
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
     """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
-    It changes with the measures and the trend threshold. Its second half is the fingerprint of the sums.
+    It changes with the trend threshold, and with the measures except those added since 0.3.0. Its second half is the
+    fingerprint of the sums.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
-    made_of = f"{ARITHMETIC} {level.measures} {level.ratios} {level.figures}"
+    measures, sums = _of_0_3_0(level)
+    added = {name for measure in level.measures if measure.since for name in measure.targets} | level.sums.keys() - sums
+    figures = tuple(name for name in level.figures if name not in added)
+    made_of = f"{ARITHMETIC} {measures} {level.ratios} {figures}"
     return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
 
 
 @cache
 def sums_fingerprint(level: Level) -> str:
     """Return a fingerprint of what stored sums are made of: 32 digits. If their meaning changes, raise the number."""
-    return _digest(f"1 {level.source.name} {level.values} {level.void_flag} {sorted(level.sums)}{level.rule}")
+    measures, sums = _of_0_3_0(level)
+    values = tuple(measure.source for measure in measures)
+    return _digest(f"1 {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
+
+
+def _of_0_3_0(level: Level) -> tuple[tuple[Measure, ...], list[str]]:
+    """Return the measures of a level that no revision since 0.3.0 added, and the columns of their sums."""
+    measures = tuple(measure for measure in level.measures if not measure.since)
+    sources = {measure.source for measure in measures}
+    return measures, [name for name, source in level.sums.items() if source in sources]
 
 
 def _digest(text: str) -> str:

@@ -26,6 +26,8 @@ class PartSize:
     stem: str
     files: str
     """What is measured, as in "Size of the data files"."""
+    since: str | None = None
+    """The revision of the schema that added it; None: that of 0.3.0 has it."""
 
     @property
     def what(self) -> str:
@@ -36,7 +38,7 @@ class PartSize:
 PART_SIZES = (
     PartSize("data_size", "the data files"),
     PartSize("log_size", "the log files"),
-    PartSize("used_size", "the used space inside the data files"),
+    PartSize("used_size", "the used space inside the data files", since="0022"),
 )
 USED_SIZE = PART_SIZES[-1].stem
 
@@ -103,7 +105,8 @@ class Measure:
     """One raw column, and the columns of the aggregate table that are made of it.
 
     `what` is the measured value in the comments of the columns. `optional` names the columns of the mean and the
-    extremes that may be null. The representation is part of the fingerprint of computed windows.
+    extremes that may be null. The representation is part of the fingerprint of computed windows, unless a revision
+    added the measure `since`: rows of before have null, as rows of now without a value, so none is computed again.
     """
 
     source: str
@@ -118,6 +121,7 @@ class Measure:
     what: str = field(repr=False)
     type: type[Integer] = field(default=BigInteger, repr=False)
     optional: tuple[str, ...] = field(default=(), repr=False)
+    since: str | None = field(default=None, repr=False)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -191,7 +195,9 @@ class Measure:
         comment = f"Exact sum of the {self.what} over the samples of the window{daily}"
         yield Column(f"sum_{self.source}", Numeric, comment=comment)
         if self.average in self.optional:
-            yield Column(f"count_{self.source}", Integer, comment=f"Samples of the window with a {self.what}{daily}")
+            none = "; null: none" if self.since else ""
+            comment = f"Samples of the window with a {self.what}{none or daily}"
+            yield Column(f"count_{self.source}", Integer, comment=comment)
 
 
 _THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
@@ -218,10 +224,18 @@ def figure_columns(measures: Sequence[Measure], samples: str, *ratios: Column[An
     ]
 
 
-def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: bool = False, **names: str) -> Measure:
+def size_measure(
+    stem: str,
+    what: str,
+    *,
+    last: str | None = None,
+    is_optional: bool = False,
+    since: str | None = None,
+    **names: str,
+) -> Measure:
     """Return the measure of a size; its columns are named after the stem, or as `names` say.
 
-    With the name of a column for its last value it has the further figures.
+    With the name of a column for its last value it has the further figures. `since` is the revision that added it.
     """
     own = {"average": f"avg_{stem}_mb", "maximum": f"max_{stem}_mb", "minimum": f"min_{stem}_mb", **names}
     further = None
@@ -243,6 +257,7 @@ def size_measure(stem: str, what: str, *, last: str | None = None, is_optional: 
         further=further,
         what=what,
         optional=tuple(own.values()) if is_optional else (),
+        since=since,
     )
 
 

@@ -247,7 +247,7 @@ instance_size_stats = table(
 
 DATABASE_MEASURES = (
     size_measure("size", "total size", last="last_size_mb"),
-    *(size_measure(part.stem, part.what, is_optional=True) for part in PART_SIZES),
+    *(size_measure(part.stem, part.what, is_optional=True, since=part.since) for part in PART_SIZES),
 )
 database_size_aggregations = table(
     "database_size_aggregations",

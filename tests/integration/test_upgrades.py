@@ -8,6 +8,7 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, inspect, text
 
+from capacity_assets.aggregates.explanation import explanation_of, find_subjects
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock
@@ -18,7 +19,7 @@ from tests.computing import compute_windows
 from tests.databases import Databases, execute, rows
 from tests.fleet import figures, load_sample, raw_rows, stored
 from tests.former_revisions import ADDED_LATER
-from tests.ledger import compute_everything, half_a_year_of_two_servers, redo, stale
+from tests.ledger import LAST, compute_everything, half_a_year_of_two_servers, redo, stale
 from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
 from tests.unchanged import months_read
 
@@ -77,7 +78,13 @@ def fill_as_of_0_3_0(engine: Engine) -> None:
     )
 
 
-PREPARED = {"as_of_0_3_0": fill_as_of_0_3_0}
+def fill_as_of_0021(engine: Engine) -> None:
+    """The same in a database of the revision before used space was measured."""
+    half_a_year_of_two_servers(engine)
+    execute(engine, *ADDED_LATER["0021"], f"UPDATE {VERSION_TABLE} SET version_num = '0021'")
+
+
+PREPARED = {"as_of_0_3_0": fill_as_of_0_3_0, "as_of_0021": fill_as_of_0021}
 
 
 @pytest.fixture
@@ -155,6 +162,46 @@ def test_foreign_writes_and_servers_that_0_3_0_had_recorded_are_known_afterwards
     redo(service)
     assert compute_everything(service) == 0
     assert service.ledger.outdated() == []
+
+
+@pytest.fixture
+def as_of_0021() -> None:
+    """The database has no used space; `tests/unit/test_figures.py` has the fingerprints of its windows."""
+
+
+@pytest.mark.usefixtures("as_of_0021")
+def test_a_further_size_makes_no_window_of_before_be_computed_again_and_changes_no_row(engine: Engine) -> None:
+    initialise(engine)
+
+    service = AggregationService(engine, fixed_clock())
+    assert service.ledger.outdated() == []
+    assert months_read(engine, service) == {}
+    assert compute_everything(service) == compute_everything(service, recompute=True) == 0
+    march = PERIODS["monthly"].window_of(date(2025, 3, 1))
+    explained = explanation_of(engine, find_subjects(engine, "orders", "server-1")[0], PERIODS["monthly"], march, LAST)
+    assert explained.verdict == "Every stored figure is what its samples give."
+
+    execute(
+        engine,
+        "UPDATE database_size_stats SET used_size_mb = 7, used_size_bytes = 7 * 1024 * 1024 "
+        "WHERE instance_id = 1 AND collected_date BETWEEN '2025-06-30' AND '2025-07-01'",
+    )
+    redo(service)
+    used = (
+        "SELECT period_type, period_start, avg_used_size_mb, sum_used_size_mb, count_used_size_mb, data_count "
+        "FROM database_size_aggregations WHERE avg_used_size_mb IS NOT NULL ORDER BY period_start, data_count"
+    )
+    assert rows(engine, used) == [
+        ("yearly", date(2025, 1, 1), 7, 14, 2, 201),
+        ("quarterly", date(2025, 4, 1), 7, 7, 1, 91),
+        ("monthly", date(2025, 6, 1), 7, 7, 1, 30),
+        ("daily", date(2025, 6, 30), 7, None, None, 1),
+        ("weekly", date(2025, 6, 30), 7, 14, 2, 7),
+        ("daily", date(2025, 7, 1), 7, None, None, 1),
+        ("monthly", date(2025, 7, 1), 7, 7, 1, 20),
+        ("quarterly", date(2025, 7, 1), 7, 7, 1, 20),
+    ]
+    assert compute_everything(service, recompute=True) == 0
 
 
 @pytest.fixture(scope="module")
