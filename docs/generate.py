@@ -26,6 +26,7 @@ from capacity_assets.database.tables import metadata
 from capacity_assets.database.views import VIEWS
 from capacity_assets.history.sources import ORIGINS
 from capacity_assets.orchestration.graph import asset_name, job_name, pool_name, schedule_name
+from capacity_assets.web.metrics import DESCRIPTIONS
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -146,6 +147,11 @@ def locks() -> str:
     return table(["lock, row in PostgreSQL", "key in Redis"], rows)
 
 
+def metrics() -> str:
+    """Every metric of the pages' port."""
+    return table(["metric", "meaning"], [[f"`capacity_{name}`", text] for name, text in DESCRIPTIONS.items()])
+
+
 def tables() -> str:
     """Every table with its columns."""
     dialect = postgresql.dialect()
@@ -181,6 +187,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "grants": grants,
     "history queries": history_queries,
     "locks": locks,
+    "metrics": metrics,
     "tables": tables,
     "views": views,
 }

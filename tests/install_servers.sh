@@ -31,11 +31,13 @@ echo "Fetching MySQL for the tests ..."
 "$(dirname "$0")/fetch_mysql.sh" build/mysql ||
     echo "No MySQL here: the tests that need it will be skipped."
 
-# Single files of packages whose servers are not wanted here: MariaDB's plugin `disks`, Prometheus,
+# Single files of packages whose servers are not wanted here: MariaDB's plugin `disks`, Prometheus and promtool,
 # PostgreSQL with pgnodemx.
 "$(dirname "$0")/unpack_packages.sh" "$PWD/build/mariadb" mariadb-server ||
     echo "No plugin of MariaDB here: the tests that need it will be skipped."
 "$(dirname "$0")/unpack_packages.sh" "$PWD/build/prometheus" prometheus prometheus-node-exporter ||
     echo "No Prometheus here: the tests that need it will be skipped."
+"$(dirname "$0")/unpack_packages.sh" "$PWD/build/promtool" promtool ||
+    echo "No promtool here: the tests that need it will be skipped."
 "$(dirname "$0")/unpack_packages.sh" "$PWD/build/pgnodemx" postgresql-17 postgresql-17-pgnodemx ||
     echo "No pgnodemx for PostgreSQL here: the tests that need it will be skipped."

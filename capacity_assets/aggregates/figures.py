@@ -406,7 +406,7 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
         "growth_rate": growth_rate,
         "trend_direction": _trend(growth_rate, *sums),
     }
-    uncounted = {named("count", measure) for measure in level.measures if measure.since}
+    uncounted = {state_column("count", measure) for measure in level.measures if measure.since}
     for name in level.sums:
         kept = func.nullif(measured.c[name], 0) if name in uncounted else measured.c[name]
         # A day's sum is its value.

@@ -194,14 +194,17 @@ def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _objects(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    for word in value:
-        key, is_label, text = word.partition("=")
-        if is_label and (keys := info.data.get("label_keys")):
-            try:
-                checked_label(key, text or None, keys)
-            except ValidationError as error:
-                raise ValueError(str(error)) from None
+def _labels(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for key, _, text in (word.partition("=") for word in value):
+        try:
+            checked_label(key, text or None, info.data.get("label_keys") or (key,))
+        except ValidationError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+def _servers_and_labels(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    _labels(tuple(word for word in value if "=" in word), info)
     return value
 
 
@@ -269,7 +272,8 @@ Hour = Annotated[int, BeforeValidator(_check_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Shares = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_shares)]
-ServersAndLabels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_objects)]
+ServersAndLabels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_servers_and_labels)]
+Labels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_labels)]
 LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_label_keys)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
 
@@ -404,6 +408,9 @@ class Variables(BaseSettings):
     sql_password: Token | None = None
     """Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 characters. Unset:
     generated and stored in the file `sql-password` under CAPACITY_HOME."""
+    metrics_databases: Labels = ()
+    """Databases with metrics at `/metrics` of the pages, beside servers and volumes: keys of labels such as `team`, and
+    labels such as `environment=production`, separated by commas. Unset: none."""
     web_token: Token | None = None
     """Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none."""
     web_user_header: str | None = None

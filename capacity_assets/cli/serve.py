@@ -53,6 +53,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         settings.dagster_url_of_people,
         settings.web_token.get_secret_value() if settings.web_token else None,
         settings.web_user_header,
+        metrics_databases=settings.metrics_databases,
     )
     with listener, open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine:
         app = create_app(Reader(engine, settings.thresholds), serving)

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
@@ -231,6 +232,29 @@ def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[in
         return []
     chosen = _select(_NEWEST).where(sa.tuple_(_R.server_id, _R.subject, _R.name).in_(list(keys)))
     return _runways(connection, today, chosen.order_by(_R.full_middle, _R.server, _R.name))
+
+
+def newest_runways(
+    connection: sa.Connection, today: date, labels: Collection[tuple[str, str | None]] = (), *, most_databases: int
+) -> list[StoredRunway]:
+    """Return the newest forecasts of all servers and volumes, and of the largest databases with one of the labels.
+
+    A label is a key and a value; a value of None takes every value of the key.
+    """
+    held = sa.type_coerce(_R.labels, JSONB)
+    labelled = [held[key].astext.is_not(None) if value is None else held[key].astext == value for key, value in labels]
+    of_servers = _select(_NEWEST).where(_R.subject != DATABASE).order_by(_R.server, _R.subject, _R.name)
+    of_databases = _select(_NEWEST).where(_R.subject == DATABASE, sa.or_(sa.false(), *labelled))
+    largest_first = of_databases.order_by(_R.size_mb.desc(), _R.server, _R.name).limit(most_databases)
+    found = _runways(connection, today, of_servers)
+    return [*found, *_runways(connection, today, largest_first)] if labels else found
+
+
+def actions_needed(connection: sa.Connection, thresholds: Thresholds) -> set[SubjectKey]:
+    """Return what needs action by the newest forecasts, apart from decisions; shared space is named once."""
+    is_soon = _R[f"probability_{thresholds.days}_days"] >= thresholds.act_percent / 100
+    chosen = sa.select(_R.server_id, _R.subject, _R.name).where(_R.stands_for_itself, sa.or_(is_soon, _R.state == FULL))
+    return {_key(row) for row in rows(connection, chosen)}
 
 
 def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> StoredRunway | None:

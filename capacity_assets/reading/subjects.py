@@ -88,6 +88,14 @@ def server_ids_of(connection: Connection, servers: Sequence[str]) -> dict[str, i
     return {row.server: row.server_id for row in rows(connection, named, servers=sorted(set(servers)))}
 
 
+def active_servers(connection: Connection) -> list[ServerFacts]:
+    """Return the servers in service, by name."""
+    statement = """
+        SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
+        WHERE is_active ORDER BY server"""
+    return records(ServerFacts, connection, statement)
+
+
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:
     """Return a server by its ID; raises NotFoundError if it is neither registered nor in any figures."""
     registered = """

@@ -90,6 +90,15 @@ def uncomputed_samples(connection: Connection, today: date) -> UncomputedSamples
     return UncomputedSamples(measured if is_behind else None, *rows(connection, statement)[0])
 
 
+def stale_windows(connection: Connection) -> dict[tuple[str, str], int]:
+    """Return the number of computed windows whose samples or labels changed since, by period and level."""
+    statement = """
+        SELECT period_type, level, count(*) AS windows FROM capacity_stale_windows
+        WHERE newest_change IS NOT NULL GROUP BY period_type, level"""
+    found = {(row.period_type, row.level): row.windows for row in rows(connection, statement)}
+    return {key: found.get(key, 0) for key in product(PERIODS, LEVELS)}
+
+
 @dataclass(frozen=True)
 class WindowFacts:
     """When a window was read and computed, and the first and last day with totals of servers, up to today."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
 from capacity_assets.web.forecasts import read_accuracy, read_decisions_page, read_filling, read_scenario
 from capacity_assets.web.groups import read_group, read_groups
+from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import PAGE_FORMATS, PageQuery, Reader, known_values, shared_notice, shared_revision
 from capacity_assets.web.rendering import PageRoute, page_templates
 from capacity_assets.web.subjects import (
@@ -125,6 +127,8 @@ class WebOptions:
     dagster_url: str | None = None
     token: str | None = None
     user_header: str | None = None
+    metrics_databases: Sequence[str] = ()
+    """Keys of labels, and labels, of the databases with metrics."""
     reads_ahead: bool = True
     """Whether to keep reading what every reader sees, so that nobody waits for it."""
 
@@ -151,6 +155,7 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
         routes=[
             *(Route(page.path, answers.of(page)) for page in PAGES),
             Route("/schema", schema),
+            Route("/metrics", answers.in_time(answers.metrics)),
             Mount("/static", StaticFiles(directory=STATIC)),
             Mount("/charts", StaticFiles(directory=STYLES)),
         ],
@@ -186,6 +191,7 @@ class PageServer:
         """Answer from `reader`."""
         self._reader, self._serving = reader, serving
         self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds)
+        self._metrics_scope = MetricsScope.of(serving.clock.zone, serving.metrics_databases)
         self._html: dict[Hashable, tuple[ReadContent, str]] = {}
         self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.
@@ -198,16 +204,32 @@ class PageServer:
 
     def of(self, page: PageRoute) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint of a page."""
+        return self.in_time(partial(self._answer, page=page))
+
+    def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint that responds from a thread, or refuses after the time limit.
+
+        The query still finishes, for repeated requests.
+        """
 
         async def answer(request: Request) -> Response:
-            """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
-            answering = self._threads.submit(self._answer, request, page)
+            answering = self._threads.submit(respond, request)
             try:
                 return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
             except TimeoutError:
                 return self._refused(request, 503, _slow(ANSWER_SECONDS))
 
         return answer
+
+    def metrics(self, request: Request) -> Response:
+        """Answer with the metrics, or a sentence in plain text."""
+        try:
+            self._reader.refuse_a_newer_schema()
+            text = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
+        except (DatabaseError, *DATABASE_FAILURES) as error:
+            return PlainTextResponse(f"{_trouble(error)}\n", 503)
+        takes_openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        return Response(text, media_type=OPENMETRICS if takes_openmetrics else PLAIN)
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; requests show failures."""

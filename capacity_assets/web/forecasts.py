@@ -155,11 +155,16 @@ class AccuracyPage(Scores):
     horizon_days: int
 
 
+def shared_accuracy(reader: Reader, today: date) -> FleetAccuracy:
+    """Return the accuracy of the fleet; raises sqlalchemy.exc.DBAPIError."""
+    read = partial(accuracy_of, today=today, thresholds=reader.thresholds)
+    return reader.read_cached(("accuracy", today), read, ACCURACY_SECONDS)
+
+
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     """Read the accuracy. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     asked = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
-    read = partial(accuracy_of, today=query.today, thresholds=reader.thresholds)
-    found = reader.read_cached(("accuracy", query.today), read, ACCURACY_SECONDS)
+    found = shared_accuracy(reader, query.today)
     horizon = int(asked) if asked else _default_horizon(found)
     shown = {name: [one for one in getattr(found, name) if one.horizon_days == horizon] for name in OF_HORIZON}
     return AccuracyPage(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,12 +28,11 @@ from tests.command import capacity
 from tests.databases import Databases, execute, rows
 from tests.importing import samples, totals
 from tests.mysql_servers import MariaDBServer
-from tests.servers import BUILD, free_port
+from tests.prometheus import prometheus
 from tests.volume_sources import serving
 
 pytestmark = pytest.mark.usefixtures("today", "alpha_and_beta")
 
-PROGRAMS = BUILD / "prometheus" / "usr" / "bin"
 GIB = 1024**3
 SOURCE = """
 [[prometheus]]
@@ -88,58 +85,22 @@ def metrics() -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
-CONFIGURATION = """
-global:
-  scrape_interval: 1s
-scrape_configs:
-  - job_name: exporters
-    static_configs:
-      - targets: ["{exporter}"]
-"""
-
-
 @contextmanager
-def prometheus(folder: Path) -> Iterator[str]:
+def scraping(folder: Path) -> Iterator[str]:
     """A Prometheus that scraped these days, whose times the exporter gives; yields its address."""
-    if not (PROGRAMS / "prometheus").exists():
-        pytest.skip("no Prometheus here; see tests/install_servers.sh")
-    address = f"127.0.0.1:{free_port()}"
-    command = [
-        *[PROGRAMS / "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--web.listen-address={address}"],
-        *[f"--storage.tsdb.path={folder / 'data'}", "--storage.tsdb.retention.time=100y"],
-    ]
-    content = metrics()
-    with serving(lambda _path, _login: (200, content)) as exporter:
-        (folder / "prometheus.yml").write_text(CONFIGURATION.format(exporter=exporter))
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait_for_a_sample(f"http://{address}")
-            yield f"http://{address}"
-        finally:
-            running.kill()
-            running.wait(30)
-
-
-def _wait_for_a_sample(address: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    query = {"query": "pg_database_size_bytes", "time": at(FIRST + timedelta(days=4), 22)}
-    while time.monotonic() < deadline:
-        try:
-            url = f"{address}/api/v1/query?{urllib.parse.urlencode(query)}"
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own
-                if json.load(answer)["data"]["result"]:
-                    return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    pytest.fail("Prometheus has no sample")
+    content, last = metrics(), at(FIRST + timedelta(days=4), 22)
+    with (
+        serving(lambda _path, _login: (200, content)) as exporter,
+        prometheus(folder, exporter, "pg_database_size_bytes", at=last) as address,
+    ):
+        yield address
 
 
 def test_a_real_prometheus_gives_the_last_value_of_each_day_and_volumes(
     engine: Engine, sources: Path, tmp_path: Path
 ) -> None:
     days = ("--from", str(FIRST), "--to", str(FIRST + timedelta(days=4)))
-    with prometheus(tmp_path) as url:
+    with scraping(tmp_path) as url:
         sources.write_text(SOURCE.format(url=url))
         rehearsed = capacity("import", "prometheus:monitoring", *days, "--dry-run", columns=200)
         before = samples(engine)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,57 +19,25 @@ from tests.clocks import TODAY
 from tests.collecting import Collection
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.servers import BUILD, free_port, silent_socket
+from tests.prometheus import PROGRAMS, prometheus
+from tests.servers import free_port, silent_socket
 from tests.volume_sources import SOURCE, answering, vector
-
-PROGRAMS = BUILD / "prometheus" / "usr" / "bin"
-CONFIGURATION = """
-global:
-  scrape_interval: 1s
-scrape_configs:
-  - job_name: node
-    static_configs:
-      - targets: ["127.0.0.1:{port}"]
-"""
 
 
 @contextmanager
-def prometheus(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield its address, and the label `instance` of the exporter."""
-    if not (PROGRAMS / "prometheus").exists():
-        pytest.skip("no Prometheus here; see tests/install_servers.sh")
-    exporter, port = free_port(), free_port()
-    (folder / "prometheus.yml").write_text(CONFIGURATION.format(port=exporter))
-    commands = [
-        [PROGRAMS / "prometheus-node-exporter", f"--web.listen-address=127.0.0.1:{exporter}"],
-        [
-            *[PROGRAMS / "prometheus", f"--config.file={folder / 'prometheus.yml'}"],
-            *[f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
-        ],
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(command, **quiet) for command in commands]  # type: ignore[call-overload]
+def scraping(folder: Path) -> Iterator[tuple[str, str]]:
+    """A Prometheus that scrapes an exporter of this machine; yields its address, and the label `instance`."""
+    program, exporter = PROGRAMS / "prometheus-node-exporter", f"127.0.0.1:{free_port()}"
+    if not program.exists():
+        pytest.skip("no exporter here; see tests/install_servers.sh")
+    command = [program, f"--web.listen-address={exporter}"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for_a_sample(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}", f"127.0.0.1:{exporter}"
+        with prometheus(folder, exporter, "node_filesystem_avail_bytes") as address:
+            yield address, exporter
     finally:
-        for process in running:
-            process.kill()
-            process.wait(30)
-
-
-def _wait_for_a_sample(address: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    query = urllib.parse.urlencode({"query": "node_filesystem_avail_bytes"})
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/api/v1/query?{query}", timeout=5) as answer:  # noqa: S310 -- our own
-                if json.load(answer)["data"]["result"]:
-                    return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    pytest.fail("Prometheus has no sample")
+        running.kill()
+        running.wait(30)
 
 
 GIB = 1024**3
@@ -105,7 +70,7 @@ def fetched() -> dict[str, list[str]]:
 def test_a_real_prometheus_says_what_df_does_and_the_databases_of_the_server_have_a_limit(
     engine: Engine, sources: Path, tmp_path: Path
 ) -> None:
-    with prometheus(tmp_path) as (url, label):
+    with scraping(tmp_path) as (url, label):
         sources.write_text(SOURCE.format(url=url, label=label))
         rehearsed = capacity("volumes", "fetch", "--dry-run", columns=200)
         before = listed()

@@ -92,6 +92,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_REDIS_URL", f"http://:{SECRET}@redis", "is not a Redis URL; write redis://"),
         ("CAPACITY_REDIS_URL", f"redis://:{SECRET}@redis/0?ssl_cert_reqs=none", "is not a Redis URL"),
         ("CAPACITY_START_DATE", "2025-02-30", "'2025-02-30' is not a date"),
+        ("CAPACITY_METRICS_DATABASES", "team,environment=production,tier", "'tier' is not a label key"),
         (
             "CAPACITY_OBJECTS",
             "db-7,enviroment=production",

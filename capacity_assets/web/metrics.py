@@ -1,0 +1,182 @@
+"""`/metrics`: the figures of servers, volumes and chosen databases as gauges, in the text format of OpenMetrics.
+
+Prometheus' own text format is the same but for the last line, which it takes for a comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from importlib.metadata import version
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import BYTES_PER_MB
+from capacity_assets.forecast.decisions import is_left_out
+from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
+from capacity_assets.reading.access import limit_seconds
+from capacity_assets.reading.coverage import unmeasured_servers
+from capacity_assets.reading.forecasts import StoredRunway, actions_needed, forecast_day, newest_runways
+from capacity_assets.reading.sizes import fleet_now, last_sizes
+from capacity_assets.reading.subjects import active_servers
+from capacity_assets.reading.windows import newest_window, stale_windows
+from capacity_assets.web.forecasts import shared_accuracy
+from capacity_assets.web.reader import OUTSTANDING_SECONDS, Reader, shared_revision
+
+METRICS_SECONDS = 30
+MOST_DATABASES = 5_000
+"""Databases with metrics at most, the largest ones."""
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+
+DESCRIPTIONS = {
+    "build_info": "Always 1; the label has the version of capacity_assets.",
+    "fleet_size_bytes": "Last known sizes of all servers in service; replicas are not counted twice.",
+    "forecast_timestamp_seconds": "Day for which the newest forecasts were issued.",
+    "forecast_error_ratio": "Median absolute error of the forecasts that came due in the last 90 days, by horizon.",
+    "forecast_covered_ratio": "Share of sizes within the 80 % range of these forecasts, by horizon.",
+    "window_timestamp_seconds": "First day of the newest computed window, by period.",
+    "stale_windows": "Computed windows whose samples or labels changed since, by period and level.",
+    "server_info": "Always 1; the labels have the ID, the engine, and the declared labels as label_KEY.",
+    "server_measured": "Whether the server was measured on the newest day with a sample or an attempt of any server.",
+    "server_databases": "Databases in the newest sample.",
+    "server_size_bytes": "Size in the newest sample.",
+    "volume_size_bytes": "Used size in the newest sample.",
+    "database_size_bytes": "Size in the newest sample; what is used inside the files if that has the limit.",
+    **{
+        f"{subject}_{name}": text
+        for subject in (SERVER, VOLUME, DATABASE)
+        for name, text in {
+            "sample_timestamp_seconds": "Day of the newest sample.",
+            "limit_bytes": "The limit that binds; none: unlimited, or unknown.",
+            "headroom_bytes": "Free space up to the limit.",
+            "full_probability_ratio": "Calibrated probability of being full within a horizon.",
+            "full_timestamp_seconds": "Day by which it is full with a probability; none: beyond a year, or unknown.",
+            "needs_action": "Whether it is full or reaches CAPACITY_ACT_PERCENT, shared space counted once, and no "
+            "decision leaves it out.",
+        }.items()
+    },
+}
+"""What each metric says, by its name without the prefix. All are gauges; a timestamp is the beginning of a day."""
+
+Samples = list[tuple[Mapping[str, object], float | int]]
+
+
+@dataclass(frozen=True)
+class MetricsScope:
+    """Of what there are metrics: always servers and volumes, and databases with one of the labels (key, value)."""
+
+    zone: ZoneInfo
+    database_labels: tuple[tuple[str, str | None], ...] = ()
+
+    @classmethod
+    def of(cls, zone: ZoneInfo, words: Sequence[str]) -> MetricsScope:
+        """Return the scope of the words of CAPACITY_METRICS_DATABASES: keys, and labels as key=value."""
+        return cls(zone, tuple((key, value or None) for key, _, value in (word.partition("=") for word in words)))
+
+
+def read_metrics(reader: Reader, today: date, scope: MetricsScope) -> str:
+    """Return all metrics as text, cached. Raises sqlalchemy.exc.DBAPIError."""
+
+    def read() -> str:
+        found: dict[str, Samples] = {name: [] for name in DESCRIPTIONS}
+        for name, value, labels in _samples(reader, today, scope):
+            if value is not None:
+                found[name].append((labels, value))
+        return "".join(_lines(found))
+
+    return reader.cached(("metrics", today, scope, shared_revision(reader)), read, METRICS_SECONDS)
+
+
+Sample = tuple[str, float | int | None, Mapping[str, object]]
+"""Name without the prefix, value (None: unknown) and labels."""
+
+
+def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Sample]:
+    yield "build_info", 1, {"version": version("capacity_assets")}
+    # What takes too long is left out, so that the other figures are known.
+    with suppress(DBAPIError):
+        for one in shared_accuracy(reader, today).horizons:
+            horizon = {"horizon_days": one.horizon_days}
+            yield "forecast_error_ratio", _ratio(one.median_error_percent), horizon
+            yield "forecast_covered_ratio", _ratio(one.covered_percent), horizon
+    with suppress(DBAPIError), reader.transaction() as connection:
+        limit_seconds(connection, OUTSTANDING_SECONDS)
+        for (name, level), windows in stale_windows(connection).items():
+            yield "stale_windows", windows, {"period": name, "level": level}
+    with reader.transaction() as connection:
+        yield "fleet_size_bytes", _bytes(fleet_now(connection, today).size_mb), {}
+        yield "forecast_timestamp_seconds", _seconds(forecast_day(connection), scope.zone), {}
+        for period in PERIODS.values():
+            window = newest_window(connection, period)
+            start = None if window is None else window.start
+            yield "window_timestamp_seconds", _seconds(start, scope.zone), {"period": period.name}
+        yield from _of_servers(connection, today, scope.zone)
+        needing = actions_needed(connection, reader.thresholds)
+        for runway in newest_runways(connection, today, scope.database_labels, most_databases=MOST_DATABASES):
+            needs_action = runway.key in needing and not is_left_out(runway.decision)
+            yield from _of_runway(runway, scope.zone, needs_action=needs_action)
+
+
+def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[Sample]:
+    servers = active_servers(connection)
+    sizes = last_sizes(connection, [one.server_id for one in servers], today)
+    unmeasured = {one.server_id for one in unmeasured_servers(connection, today).servers}
+    for one in servers:
+        server = {"server": one.server}
+        declared = {f"label_{key}": value for key, value in one.labels.items()}
+        yield "server_info", 1, {**server, "server_id": one.server_id, "engine": one.engine, **declared}
+        yield "server_measured", int(one.server_id not in unmeasured), server
+        size = sizes.get(one.server_id)
+        if size is not None:
+            yield "server_databases", size.databases, server
+            yield "server_size_bytes", _bytes(size.size_mb), server
+            yield "server_sample_timestamp_seconds", _seconds(size.day, zone), server
+
+
+def _of_runway(runway: StoredRunway, zone: ZoneInfo, *, needs_action: bool) -> Iterator[Sample]:
+    subject = runway.subject
+    labels: dict[str, object] = {"server": runway.server}
+    if subject != SERVER:
+        labels[subject] = runway.name
+        yield f"{subject}_size_bytes", _bytes(runway.size_mb), labels
+        yield f"{subject}_sample_timestamp_seconds", _seconds(runway.last_day, zone), labels
+    yield f"{subject}_limit_bytes", _bytes(runway.limit_mb), labels
+    yield f"{subject}_headroom_bytes", _bytes(runway.headroom_mb), labels
+    for days in HORIZONS_DAYS:
+        horizon = {**labels, "horizon_days": days}
+        yield f"{subject}_full_probability_ratio", runway.probability_within(days), horizon
+    for probability, day in {"0.1": runway.full_early, "0.5": runway.full_middle, "0.9": runway.full_late}.items():
+        yield f"{subject}_full_timestamp_seconds", _seconds(day, zone), {**labels, "probability": probability}
+    yield f"{subject}_needs_action", int(needs_action), labels
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
+def _bytes(size_mb: int | None) -> int | None:
+    return None if size_mb is None else size_mb * BYTES_PER_MB
+
+
+def _seconds(day: date | None, zone: ZoneInfo) -> int | None:
+    return None if day is None else int(datetime.combine(day, time(), zone).timestamp())
+
+
+_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+
+def _lines(found: Mapping[str, Samples]) -> Iterator[str]:
+    for name, samples in found.items():
+        if samples:
+            yield f"# HELP capacity_{name} {DESCRIPTIONS[name]}\n# TYPE capacity_{name} gauge\n"
+        for labels, value in samples:
+            written = ",".join(f'{key}="{str(one).translate(_ESCAPED)}"' for key, one in labels.items())
+            yield f"capacity_{name}{{{written}}} {value}\n" if written else f"capacity_{name} {value}\n"
+    yield "# EOF\n"

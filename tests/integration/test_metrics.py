@@ -1,0 +1,191 @@
+"""`/metrics`: the figures as Prometheus reads them, and the rules that alert on them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.forecast.decisions import Decision, decide
+from capacity_assets.forecast.issuing import issue
+from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.reading import accuracy
+from capacity_assets.web import metrics
+from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
+from tests.clocks import SHANGHAI, TODAY
+from tests.databases import execute
+from tests.documents import ROOT
+from tests.pages import Pages, header, served_pages
+from tests.pages_fleet import DAYS, FIRST, GROWING, HOSTILE, filled
+from tests.prometheus import prometheus, promtool, queried, wait_for
+
+PREPARED = {"pages": filled}
+RULES = ROOT / "deploy" / "prometheus" / "capacity.rules.yaml"
+MIB = 1024**2
+
+
+def measured(pages: Pages) -> dict[str, float]:
+    """The value of each series."""
+    lines = pages.ask("/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def seconds(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=SHANGHAI).timestamp()
+
+
+def test_figures_of_servers_and_volumes_are_those_of_the_pages_in_base_units(pages: Pages) -> None:
+    found = measured(pages)
+
+    fleet, volume = pages.document("/"), pages.document("/volume?server=1&name=%2Fdata")["runway"]
+    assert found["capacity_fleet_size_bytes"] == fleet["now"]["size_mb"] * MIB
+    assert found['capacity_server_size_bytes{server="server-1"}'] == (GROWING[-1] + 600) * MIB
+    assert found['capacity_server_databases{server="server-1"}'] == 3
+    assert found['capacity_server_sample_timestamp_seconds{server="server-1"}'] == seconds(TODAY)
+    assert found['capacity_server_sample_timestamp_seconds{server="server-2"}'] == seconds(TODAY - timedelta(days=1))
+    data = 'server="server-1",volume="/data"'
+    assert found[f"capacity_volume_limit_bytes{{{data}}}"] == 40_000 * MIB
+    assert found[f"capacity_volume_headroom_bytes{{{data}}}"] == (20_000 - 50 * (DAYS - 1)) * MIB
+    assert found[f"capacity_volume_size_bytes{{{data}}}"] == (20_000 + 50 * (DAYS - 1)) * MIB
+    for days in (7, 30, 90, 365):
+        probability = found[f'capacity_volume_full_probability_ratio{{{data},horizon_days="{days}"}}']
+        assert probability == pytest.approx(volume[f"probability_{days}_days"])
+    full_by = found[f'capacity_volume_full_timestamp_seconds{{{data},probability="0.5"}}']
+    assert full_by == seconds(date.fromisoformat(volume["full_middle"]))
+    info = 'server="server-1",server_id="1",engine="postgresql",label_team="payments"'
+    assert found[f"capacity_server_info{{{info}}}"] == 1
+
+
+def test_what_failed_and_what_is_late_is_said(pages: Pages) -> None:
+    found = measured(pages)
+
+    assert {name: value for name, value in found.items() if name.startswith("capacity_server_measured")} == {
+        'capacity_server_measured{server="server-1"}': 1,
+        'capacity_server_measured{server="server-2"}': 0,
+        'capacity_server_measured{server="server-3"}': 1,
+    }
+    assert found['capacity_window_timestamp_seconds{period="daily"}'] == seconds(TODAY)
+    assert 'capacity_window_timestamp_seconds{period="weekly"}' not in found, "none was computed"
+    stale = [value for name, value in found.items() if name.startswith("capacity_stale_windows")]
+    assert (len(stale), sum(stale)) == (15, 0)
+    assert found["capacity_forecast_timestamp_seconds"] == seconds(TODAY)
+
+
+def test_a_changed_sample_makes_windows_stale_and_a_decision_ends_the_need_for_action(
+    pages: Pages, engine: Engine
+) -> None:
+    needs = 'capacity_volume_needs_action{server="server-1",volume="/data"}'
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE volume_size_stats SET free_mb = 900 WHERE collected_date = :day"), {"day": TODAY}
+        )
+    issue(engine, TODAY, TODAY)
+    assert measured(pages)[needs] == 1
+    with engine.begin() as connection:
+        changed = "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = :day"
+        connection.execute(text(changed), {"day": FIRST})
+    decide(engine, [Decision("server-1", None, "/data", "excluded", TODAY + timedelta(days=9), "moved next week")])
+
+    found = measured_again(pages, needs, 0)
+
+    assert found['capacity_stale_windows{period="daily",level="database"}'] == 2, "the next day compares with it"
+    assert found['capacity_stale_windows{period="monthly",level="database"}'] == 2
+    assert found['capacity_stale_windows{period="weekly",level="database"}'] == 0
+
+
+def measured_again(pages: Pages, name: str, value: float) -> dict[str, float]:
+    """The metrics once a series has a value: the revision of forecasts is looked for every two seconds."""
+    deadline = time.monotonic() + 30
+    while (found := measured(pages)).get(name) != value:
+        assert time.monotonic() < deadline, f"{name} stays {found.get(name)}"
+        time.sleep(0.2)
+    return found
+
+
+def test_databases_have_metrics_where_a_label_is_named_the_largest_first(
+    database: URL, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [name for name in measured(pages) if name.startswith("capacity_database_")] == []
+
+    def named(*words: str) -> list[str]:
+        with served_pages(database, metrics_databases=words) as chosen:
+            found = measured(chosen)
+        series = sorted(name for name in found if name.startswith("capacity_database_size_bytes"))
+        return [name.removeprefix("capacity_database_size_bytes") for name in series]
+
+    escaped = HOSTILE.replace('"', r"\"")
+    still, orders = '{server="server-1",database="still"}', '{server="server-1",database="orders"}'
+    hostile = f'{{server="server-1",database="{escaped}"}}'
+    assert named("team=archive") == [still]
+    assert named("team") == sorted([hostile, orders, still])
+    assert named("team=nobody", "environment") == []
+    monkeypatch.setattr(metrics, "MOST_DATABASES", 1)
+    assert named("team") == [orders]
+
+
+@pytest.mark.usefixtures("pages")
+def test_the_text_is_that_of_prometheus_and_of_openmetrics(
+    database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "LEAST_CASES", 1)
+    declare(engine, [Limit("server-1", None, GROWING[-1] + 2_000)])
+    issue(engine, TODAY, TODAY)
+    with served_pages(database, metrics_databases=["team"]) as pages:
+        plain, strict = pages.ask("/metrics"), pages.ask("/metrics", Accept=f"{OPENMETRICS};q=0.6,text/plain;q=0.5")
+        judged = {one["horizon_days"]: one for one in pages.document("/accuracy")["horizons"]}[7]
+        found = measured(pages)
+
+    assert (header(plain, "content-type"), header(strict, "content-type")) == (PLAIN, OPENMETRICS)
+    assert plain.text == strict.text
+    assert plain.text.endswith("\n# EOF\n")
+    assert promtool("check", "metrics", given=plain.text) == "", "it has nothing to complain about"
+    families = set(re.findall("^# TYPE capacity_(\\S+) gauge$", plain.text, re.MULTILINE))
+    assert families == set(DESCRIPTIONS), "every metric has a value here"
+    assert found['capacity_forecast_error_ratio{horizon_days="7"}'] == judged["median_error_percent"] / 100
+    assert found['capacity_forecast_covered_ratio{horizon_days="7"}'] == judged["covered_percent"] / 100
+
+
+@pytest.mark.usefixtures("pages")
+def test_a_real_prometheus_scrapes_the_pages_and_the_rules_alert(database: URL, tmp_path: Path) -> None:
+    with (
+        served_pages(database, metrics_databases=["team"]) as pages,
+        prometheus(tmp_path, pages.address.removeprefix("http://"), "capacity_build_info", rules=(str(RULES),)) as its,
+    ):
+        [target] = queried(its, 'up{job="capacity"}')
+        sizes = queried(its, 'capacity_server_size_bytes{server="server-1"}')
+        [hostile] = queried(its, f"capacity_database_size_bytes{{database={json.dumps(HOSTILE)}}}")
+        wait_for(its, 'ALERTS{alertname="CapacityServerNotMeasured",alertstate="pending"}')
+        wait_for(its, 'ALERTS{alertname="CapacityNothingMeasured"}')
+        alerts = queried(its, "ALERTS")
+        scraped = queried(its, 'scrape_samples_scraped{job="capacity"}')
+
+    assert target["value"][1] == "1"
+    assert float(sizes[0]["value"][1]) == (GROWING[-1] + 600) * MIB
+    assert float(hostile["value"][1]) == 100 * MIB
+    named = {(one["metric"]["alertname"], one["metric"].get("database")) for one in alerts}
+    assert ("CapacityDatabaseFillsSoon", "orders") in named, "it fills in days, by its limit"
+    assert 0 < float(scraped[0]["value"][1]) < 500
+
+
+def test_the_rules_and_the_configuration_are_sound() -> None:
+    assert "SUCCESS" in promtool("check", "config", str(RULES.with_name("prometheus.yaml")))
+    assert "SUCCESS" in promtool("test", "rules", str(ROOT / "tests" / "prometheus_rules.yaml"))
+    written = set(re.findall("capacity_([a-z_]+)(?=[ {)=])", RULES.read_text()))
+    assert written - set(DESCRIPTIONS) == {"assets"}, "rules name metrics that exist"
+
+
+def test_metrics_ask_for_the_token_and_say_in_plain_text_why_there_are_none(database: URL, engine: Engine) -> None:
+    with served_pages(database, token="a-secret-of-readers") as pages:  # noqa: S106 -- of this test
+        assert pages.ask("/metrics").status == 401
+        assert pages.ask("/metrics", Authorization="Bearer a-secret-of-readers").status == 200
+    execute(engine, "UPDATE capacity_alembic_version SET version_num = '9999'")
+    with served_pages(database) as pages:
+        refused = pages.ask("/metrics")
+
+    assert (refused.status, header(refused, "content-type")) == (503, "text/plain; charset=utf-8")
+    assert "newer" in refused.text
