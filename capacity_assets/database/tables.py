@@ -610,8 +610,11 @@ capacity_runways = table(
         for end in ("early", "middle", "late")
     ),
     optional(
-        "allocated_mb", BigInteger, "Size of its files on the last day, where size_mb is what is used inside; else null"
+        "allocated_mb",
+        BigInteger,
+        "Size of its files, MiB, where size_mb is what is used inside; null: size_mb is that",
     ),
+    # Readers of the view `capacity_runway` see every further column from here on.
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),

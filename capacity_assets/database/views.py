@@ -144,6 +144,13 @@ _NEWEST_RUNWAYS = """(SELECT max(as_of) AS as_of FROM capacity_runways) AS newes
 JOIN capacity_runways r ON r.as_of = newest.as_of"""
 
 
+_COLUMNS = list(tables.capacity_runways.columns)
+_FURTHER_FIGURES = "".join(
+    f"\n       , r.{column.name}  -- {column.comment}"
+    for column in _COLUMNS[_COLUMNS.index(tables.capacity_runways.c.planned_late_day) + 1 :]
+)
+
+
 def _runway(labels_of_database: str, labels_of_server: str, join: str = "", runways: str = _NEWEST_RUNWAYS) -> str:
     """Return the query of runways: the newest, or the rows `r` of other ones."""
     horizons = "".join(
@@ -189,8 +196,7 @@ SELECT r.as_of,  -- Day up to which samples were looked at
        r.planned_limit_mb,  -- Binding limit from that day on, MiB
        r.planned_early_day AS planned_full_early,  -- As full_early, with that limit
        r.planned_middle_day AS planned_full_middle,  -- As full_middle, with that limit
-       r.planned_late_day AS planned_full_late,  -- As full_late, with that limit
-       r.allocated_mb  -- Size of its files, MiB, where size_mb is what is used inside them; null: size_mb is that
+       r.planned_late_day AS planned_full_late  -- As full_late, with that limit{_FURTHER_FIGURES}
 FROM {runways}
 LEFT JOIN instances i ON i.id = r.instance_id
 LEFT JOIN (

@@ -73,30 +73,43 @@ class PlannedRunway:
         return f"With {human_mb(self.limit_mb)} from {human_day(self.day)} on: {full}."
 
 
-@dataclass(frozen=True)
-class Runway:
+@dataclass(frozen=True, kw_only=True)
+class RunwayFigures:
+    """What is known of a server, database or volume, with and without a fill date.
+
+    Each field but `server` is stored in the column of its name, and read from that of the view `capacity_runway`.
+    """
+
+    server: str
+    state: str
+    last_day: date
+    size_mb: int
+    limit_mb: int | None
+    """The binding limit: the smallest that is known; None: unlimited, or unknown."""
+    headroom_mb: int | None
+    binds: str | None
+    change_mb_per_day: float
+    """Forecast change."""
+    recent_mb_per_day: float | None
+    """Change over the last RECENT_DAYS; None: not measured then."""
+    history_days: int
+    volumes: Sequence[str] | None = None
+    """Volumes on which it grows; None: not known."""
+    allocated_mb: int | None = None
+    """The size of its files, where the others are of the used space inside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runway(RunwayFigures):
     """A server, database or volume: its size, its limit, and when that is reached.
 
     Days and probabilities count from `last_day`. A day is None if the limit is not reached within a year, or `state` is
     neither `forecast` nor `full`.
     """
 
-    server: str
     database: str | None
     volume: str | None
-    last_day: date
-    size_mb: int
-    limit_mb: int | None
-    """The binding limit: the smallest that is known; None: unlimited, or unknown."""
-    binds: str | None
     source: str | None
-    headroom_mb: int | None
-    change_mb_per_day: float
-    """Forecast change."""
-    recent_mb_per_day: float | None
-    """Change over the last RECENT_DAYS; None: not measured then."""
-    history_days: int
-    state: str
     early_day: date | None
     middle_day: date | None
     late_day: date | None
@@ -104,10 +117,6 @@ class Runway:
     """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
     planned: PlannedRunway | None = None
     """With the limit that is planned; None: no plan raises it, or no day is known."""
-    volumes: Sequence[str] | None = None
-    """Volumes on which it grows; None: not known."""
-    allocated_mb: int | None = None
-    """The size of its files, where the others are of the used space inside them."""
 
     @property
     def sooner_day(self) -> date | None:

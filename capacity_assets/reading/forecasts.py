@@ -38,6 +38,7 @@ from capacity_assets.forecast.results import (
     VOLUME_LIMIT,
     PlannedRunway,
     Runway,
+    RunwayFigures,
     display_name,
 )
 from capacity_assets.ownership.labels import labels_of_each
@@ -77,19 +78,19 @@ class ForecastDay:
 
 
 @dataclass(frozen=True)
-class StoredRunway:
-    """A stored forecast. Its fields are named as the columns of the view; days are None beyond a year or if unknown."""
+class RunwaySubject:
+    """What a stored forecast is of; `name` is empty for a server."""
 
     server_id: int
     server: str
     subject: str
     name: str
-    state: str
-    last_day: date
-    size_mb: int
-    limit_mb: int | None
-    headroom_mb: int | None
-    binds: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRunway(RunwayFigures, RunwaySubject):
+    """A stored forecast. Its fields are named as the columns of the view; days are None beyond a year or if unknown."""
+
     limit_source: str | None
     full_early: date | None
     full_middle: date | None
@@ -98,15 +99,8 @@ class StoredRunway:
     probability_30_days: float | None
     probability_90_days: float | None
     probability_365_days: float | None
-    change_mb_per_day: float
-    recent_mb_per_day: float | None
-    history_days: int
     is_outdated: bool
     """Whether limits, steps or plans of its server were declared after the forecast."""
-    volumes: list[str] | None
-    """Volumes on which it grows; None if unknown."""
-    allocated_mb: int | None
-    """The size of its files, if the other sizes are of the used space inside them."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedRunway | None = None
     """The runway with planned limits; None: no plan raises its limit, or no day is known."""
