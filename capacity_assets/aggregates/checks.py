@@ -23,7 +23,7 @@ from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS, database_errors
 from capacity_assets.base.periods import Window, adjacent_spans
 from capacity_assets.base.units import counted
 from capacity_assets.database.cluster import is_distributed
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import impossible_values
 
 LEVELS_TOLERANCE_PERCENT = 1
@@ -318,7 +318,7 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
         for check in CHECKS:
             if scope.level.name in check.levels:
                 statement = check.on_nodes if distributed and check.on_nodes else check.statement
-                listed = with_parts(_LISTED, found=statement.format(**parts))
+                listed = with_queries(_LISTED, found=statement.format(**parts))
                 found: dict[date, list[Any]] = {window.start: [] for window in scope.windows}
                 for row in connection.execute(listed, scope.parameters()):
                     found.setdefault(row.period_start, []).append(row)

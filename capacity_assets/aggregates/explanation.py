@@ -19,7 +19,7 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, Date, Engine, Table, an
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import counted, meant
+from capacity_assets.base.units import counted, suggestion
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.measures import Measure
 
@@ -32,7 +32,7 @@ PLACES_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class ValuesOfDay:
     """The measured values of one day, by column, MiB or a number."""
 
     day: date
@@ -40,16 +40,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class WindowSamples:
+class SamplesOfWindows:
     """Samples in the order of their days: of a window, of the one before, and of the one a year before."""
 
-    own: tuple[Sample, ...]
-    before: tuple[Sample, ...]
-    year_before: tuple[Sample, ...]
+    own: tuple[ValuesOfDay, ...]
+    before: tuple[ValuesOfDay, ...]
+    year_before: tuple[ValuesOfDay, ...]
 
 
 def reference_figures(
-    level: Level, period: Period, window: Window, samples: WindowSamples
+    level: Level, period: Period, window: Window, samples: SamplesOfWindows
 ) -> Iterator[tuple[str, Arithmetic]]:
     """Yield each figure of a row with its arithmetic; only the window itself needs a sample."""
     yield "period_end", ("last day of the window", window.end)
@@ -80,7 +80,7 @@ def reference_figures(
 UNMEASURED: Arithmetic = ("no value was measured", None)
 
 
-def _days(samples: Sequence[Sample], column: str) -> Days:
+def _days(samples: Sequence[ValuesOfDay], column: str) -> Days:
     return {sample.day: value for sample in samples if (value := sample.values[column]) is not None}
 
 
@@ -222,7 +222,7 @@ class Explanation:
     subject: Subject
     period: Period
     window: Window
-    samples: WindowSamples
+    samples: SamplesOfWindows
     stored: Mapping[str, Value] | None
     today: date
 
@@ -307,7 +307,7 @@ def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundErr
         known = connection.execute(text(names), asked).scalars().all()
     return NotFoundError(
         f"There is no {what} among the registered servers: names must match exactly."
-        f"{meant(str(written), known)} The view capacity_latest lists those that are known."
+        f"{suggestion(str(written), known)} The view capacity_latest lists those that are known."
     )
 
 
@@ -368,17 +368,17 @@ def explanation_of(engine: Engine, subject: Subject, period: Period, window: Win
     def of_subject(table: Table) -> list[ColumnElement[bool]]:
         return [table.c[name] == value for name, value in subject.key.items()]
 
-    def samples_of(connection: Connection, some: Window) -> tuple[Sample, ...]:
+    def samples_of(connection: Connection, some: Window) -> tuple[ValuesOfDay, ...]:
         # Listed, because the key begins with the day.
         days = day == any_(literal(some.dates, ARRAY(Date)))
         rows = select(day, *sums).where(*of_subject(raw), days, *level.live()).group_by(day).order_by(day)
         values = ((day, [None if one is None else int(one) for one in sums]) for day, *sums in connection.execute(rows))
-        return tuple(Sample(day, dict(zip(level.values, some, strict=True))) for day, some in values)
+        return tuple(ValuesOfDay(day, dict(zip(level.values, some, strict=True))) for day, some in values)
 
     is_window = (target.c.period_type == period.name, target.c.period_start == window.start)
     row = select(*(target.c[name] for name in level.figures)).where(*of_subject(target), *is_window)
     with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
         windows = (window, period.previous(window), period.year_before(window))
-        read = WindowSamples(*(samples_of(connection, some) for some in windows))
+        read = SamplesOfWindows(*(samples_of(connection, some) for some in windows))
         stored = connection.execute(row).mappings().one_or_none()
     return Explanation(subject, period, window, read, None if stored is None else dict(stored), today)

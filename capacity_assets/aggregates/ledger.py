@@ -23,8 +23,8 @@ from capacity_assets.aggregates.runs import PeriodSummary, StoredWindow
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.database.changes import STALE_WHEN_GATHERED, TRACKING, gather_changes, gather_records
-from capacity_assets.database.cluster import ask_again, is_distributed
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.cluster import forget_distribution, is_distributed
+from capacity_assets.database.sql import with_queries
 
 PATIENCE_SECONDS = 3600
 
@@ -147,7 +147,7 @@ class Ledger:
         with self._work("looking for unchanged windows", "Nothing was written.") as connection:
             known = _KNOWN.format(stored=f"CASE w.level {stored} END")
             named = {"stale": STALE_WHEN_GATHERED, "tracking": TRACKING}
-            query = with_parts(known, materialized=named, **named)
+            query = with_queries(known, materialized=named, **named)
             rows = connection.execute(query, parameters).all()
         found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
         for name, start, end, *rest in rows:
@@ -228,7 +228,7 @@ class Ledger:
 
     def undecided(self, connection: Connection) -> str | None:
         """Return why the ledger may lack changes, as a transaction sees it; None if it does not. Raises DBAPIError."""
-        row = connection.execute(with_parts(_UNDECIDED, tracking=TRACKING)).one()
+        row = connection.execute(with_queries(_UNDECIDED, tracking=TRACKING)).one()
         if not row.tracking_is_on:
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
         return "a server was put into service just now" if row.servers_are_unread else None
@@ -278,7 +278,7 @@ class Ledger:
         """
         if within_seconds is not None:
             # Another process may just have distributed the tables.
-            ask_again(self.engine)
+            forget_distribution(self.engine)
         with database_errors(doing="reading the changes of the nodes", kept=kept):
             gather_records(self.engine, within_seconds, kept=kept)
 

@@ -28,7 +28,7 @@ from pydantic import ValidationError as PydanticValidationError
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR
-from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB, MB_PER_GB, meant
+from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB, MB_PER_GB, suggestion
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
@@ -77,7 +77,7 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
     names, _ = names_of(kind)
     for name, found in problems.items():
         if found == ["unexpected_keyword_argument"]:
-            yield f"{name!r} is not one of {', '.join(names)}.{meant(name, names)}"
+            yield f"{name!r} is not one of {', '.join(names)}.{suggestion(name, names)}"
         elif found != ["missing"]:
             # A value that can have several types has one problem for each of them.
             natures = [NATURES.get(problem.partition("_")[0]) for problem in found]
@@ -191,7 +191,7 @@ def checked_label(key: str, value: str | None, keys: Sequence[str]) -> tuple[str
     """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
     if key not in keys:
         raise ValidationError(
-            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)}"
+            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{suggestion(key, keys)}"
         )
     if value is None:
         return key, None
@@ -360,7 +360,7 @@ def declarations(
         raise ValidationError(f"{path} has no column {', '.join(missing)}. {known}")
     unknown = [name for name in headings if name not in columns]
     if unknown:
-        raise ValidationError(f"{path} has an unknown column {unknown[0]!r}.{meant(unknown[0], columns)} {known}")
+        raise ValidationError(f"{path} has an unknown column {unknown[0]!r}.{suggestion(unknown[0], columns)} {known}")
     twice = next((name for name in headings if headings.count(name) > 1), None)
     if twice:
         raise ValidationError(f"{path} has the column {twice!r} twice.")

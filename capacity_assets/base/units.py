@@ -145,7 +145,7 @@ def first_of(names: Iterable[object], shown: int) -> str:
     return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the question whether one of the known names was meant, if one is close; it begins with a blank."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

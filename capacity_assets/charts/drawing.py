@@ -364,7 +364,7 @@ class Tile:
         return "" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
 
 
-class Line(NamedTuple):
+class TileLine(NamedTuple):
     """A line of text, with a further part that phones do not show; `is_wide`: phones do not show it at all."""
 
     text: str
@@ -372,7 +372,7 @@ class Line(NamedTuple):
     is_wide: bool = False
 
 
-class Area(NamedTuple):
+class TileArea(NamedTuple):
     """A rectangle in the units of MAP_WIDTH and MAP_HEIGHT."""
 
     x: float
@@ -386,7 +386,7 @@ class TileOnMap:
     """A tile at its position."""
 
     tile: Tile
-    area: Area
+    area: TileArea
     is_heading: bool = False
 
     @property
@@ -400,15 +400,15 @@ class TileOnMap:
         return 100 * self.area.width / MAP_WIDTH
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[TileLine]:
         """The lines of text that fit."""
         if self.area.width < LEAST_TEXT_WIDTH or self.area.height < LEAST_TEXT_HEIGHT:
             return []
         figures = [human_mb(self.tile.size_mb), self.tile.growth]
         if self.is_heading:
-            lines = [Line(self.tile.name, " · ".join(filter(None, figures)))]
+            lines = [TileLine(self.tile.name, " · ".join(filter(None, figures)))]
         else:
-            lines = [Line(text) for text in (self.tile.name, *figures)]
+            lines = [TileLine(text) for text in (self.tile.name, *figures)]
             lines = lines[: 1 + int((self.area.height - LEAST_TEXT_HEIGHT) // LINE_HEIGHT)]
         most = int(self.width / 100 * PHONE_WIDTH / CHARACTER_WIDTH) - 1
         return [line._replace(is_wide=len(line.text) > most) for line in lines]
@@ -431,16 +431,16 @@ def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
 
 
 def _nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
-    for tile, area in squarified(tiles, Area(0, 0, MAP_WIDTH, MAP_HEIGHT)):
+    for tile, area in squarified(tiles, TileArea(0, 0, MAP_WIDTH, MAP_HEIGHT)):
         has_heading = bool(tile.parts) and area.height > 2 * HEADING
         yield TileOnMap(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)
         if has_heading:
-            inside = Area(area.x, area.y + HEADING, area.width, area.height - HEADING)
+            inside = TileArea(area.x, area.y + HEADING, area.width, area.height - HEADING)
             for part, part_area in squarified(tile.parts, inside):
                 yield TileOnMap(part, part_area)
 
 
-def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]:
+def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, TileArea]]:
     """Yield the tiles that have a size, largest first, with rectangles that together fill the area.
 
     Tiles smaller than the rest by many orders of magnitude may find no area and are left out.
@@ -461,14 +461,14 @@ def squarified(tiles: Sequence[Tile], area: Area) -> Iterator[tuple[Tile, Area]]
         for tile in row:
             length = side * tile.size_mb / row_mb
             if is_column:
-                yield tile, Area(area.x, area.y + before, thickness, length)
+                yield tile, TileArea(area.x, area.y + before, thickness, length)
             else:
-                yield tile, Area(area.x + before, area.y, length, thickness)
+                yield tile, TileArea(area.x + before, area.y, length, thickness)
             before += length
         if is_column:
-            area = Area(area.x + thickness, area.y, area.width - thickness, area.height)
+            area = TileArea(area.x + thickness, area.y, area.width - thickness, area.height)
         else:
-            area = Area(area.x, area.y + thickness, area.width, area.height - thickness)
+            area = TileArea(area.x, area.y + thickness, area.width, area.height - thickness)
 
 
 def _worst(row: Sequence[Tile], side: float, scale: float) -> float:

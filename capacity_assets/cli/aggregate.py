@@ -17,7 +17,7 @@ from capacity_assets.cli import options
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table
 from capacity_assets.runtime import open_task_runner
 
-work_options = options.combine(
+work_options = options.combined_options(
     click.option(
         "--period",
         "periods",

@@ -19,7 +19,7 @@ from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
 from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import as_plain_text, first_of, meant
+from capacity_assets.base.units import as_plain_text, first_of, suggestion
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
@@ -38,7 +38,7 @@ def prices() -> None:
     """Declare what a GiB costs per month."""
 
 
-subject_options = options.combine(
+subject_options = options.combined_options(
     click.option("--engine", default=price_list.EVERYTHING, help="Only for servers of this engine."),
     options.label_option("Only for databases with this label."),
 )
@@ -158,7 +158,7 @@ def _notes(engine: Engine, declared: Price) -> Iterator[str]:
     if declared.engine:
         engines = {one.server.engine for one in registered_servers(engine)}
         if declared.engine not in engines:
-            yield f"No registered server has the engine {declared.engine!r}.{meant(declared.engine, engines)}"
+            yield f"No registered server has the engine {declared.engine!r}.{suggestion(declared.engine, engines)}"
     if declared.key and (unknown := label_of_nothing(engine, declared.key, declared.value)):
         yield unknown
 

@@ -119,7 +119,7 @@ def budgets() -> None:
     """Declare what groups may cost, to compare bills with it."""
 
 
-months_options = options.combine(
+months_options = options.combined_options(
     click.option("--month", type=options.MONTH, help="First month. Default: the next one."),
     click.option(
         "--months", type=click.IntRange(1, LONGEST_PLAN), default=1, show_default=True, help="Number of months."

@@ -20,7 +20,7 @@ from capacity_assets.base import errors
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
-from capacity_assets.base.units import counted, first_of, meant
+from capacity_assets.base.units import counted, first_of, suggestion
 from capacity_assets.cli.options import BAD_USAGE, DONE, FAILED, Report, Table, command_without_settings, json_option
 from capacity_assets.cli.status import daemon_works, silent_location
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
@@ -32,7 +32,7 @@ from capacity_assets.database import engine as database
 from capacity_assets.database.changes import lost_nodes
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.embedded import EmbeddedServerError, others_can_write
-from capacity_assets.database.engine import UnreachableError, judged_day, safe_url
+from capacity_assets.database.engine import UnreachableError, check_today, safe_url
 from capacity_assets.database.locks import ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
 from capacity_assets.forecast.history import HistoryScope, reading
@@ -298,7 +298,7 @@ def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
     if problem := database.another_zone(engine, settings.timezone):
         yield _bad(ZONE, problem)
     with engine.connect() as connection:
-        doubt = judged_day(connection, Clock(settings.zone)).why_nothing_is_deleted
+        doubt = check_today(connection, Clock(settings.zone)).why_nothing_is_deleted
         ahead = first_days_ahead(connection, today)
         contradicting = wrong_trends(connection)
     if doubt:
@@ -385,7 +385,7 @@ def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
             own = f"No server has the label {word}; those of single databases do not count"
             yield _note(OBJECTS, label_of_nothing(engine, key, value) or own)
         elif not is_label and word not in {ALL, *servers}:
-            yield _note(OBJECTS, f"No server is named {word!r}.{meant(word, servers)}")
+            yield _note(OBJECTS, f"No server is named {word!r}.{suggestion(word, servers)}")
         elif word in servers and not (servers[word].active and servers[word].is_collected):
             yield _note(OBJECTS, f"Server {word!r} is not measured here: {servers[word].state}")
 

@@ -31,7 +31,7 @@ HEADINGS = ("Server", "What", "Decision", "Until", ">Added", ">Risk then", ">Ris
 volume_option = click.option(
     "--volume", "is_volume", is_flag=True, help="The name is that of a volume, not of a database of the same name."
 )
-subject_arguments = options.combine(
+subject_arguments = options.combined_options(
     click.argument("server"), click.argument("names", nargs=-1, metavar="[DATABASE|VOLUME]")
 )
 

@@ -195,7 +195,7 @@ def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..
             raise click.UsageError("Give either --from or --always.")
         return ALWAYS if context.meta["always"] else day
 
-    return options.combine(
+    return options.combined_options(
         click.option("--from", "first_day", type=options.DAY, callback=first_day, help=from_help),
         # Eager: it is read before --from, in whatever order they are given.
         click.option(

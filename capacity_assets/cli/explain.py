@@ -10,7 +10,14 @@ from decimal import Decimal
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.aggregates.explanation import Explanation, Figure, Sample, Subject, explanation_of, find_subjects
+from capacity_assets.aggregates.explanation import (
+    Explanation,
+    Figure,
+    Subject,
+    ValuesOfDay,
+    explanation_of,
+    find_subjects,
+)
 from capacity_assets.base.declarations import checked_label
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window
@@ -208,7 +215,7 @@ def _shown(value: object) -> object:
     return "unknown" if value is None else value
 
 
-def _samples(heading: str, samples: Sequence[Sample], *, list_all: bool) -> Line:
+def _samples(heading: str, samples: Sequence[ValuesOfDay], *, list_all: bool) -> Line:
     """Return a table of the first and last samples, or of all; the figures name the days of the extremes."""
     if not samples:
         return heading

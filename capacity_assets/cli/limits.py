@@ -26,7 +26,7 @@ from capacity_assets.database.declaring import subject_text
 from capacity_assets.forecast import limits as declared_limits
 from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep
 
-subject_arguments = options.combine(click.argument("server"), click.argument("database", required=False))
+subject_arguments = options.combined_options(click.argument("server"), click.argument("database", required=False))
 
 
 @click.group(cls=OrderedGroup)

@@ -258,7 +258,7 @@ def completion_of(values: Iterable[str]) -> Callable[[click.Context, click.Param
     return lambda _context, _parameter, start: [value for value in values if value.startswith(start)]
 
 
-def combine(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def combined_options(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return several options as one decorator."""
     return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
 
@@ -283,7 +283,7 @@ def period_option(default: str | None = None) -> Callable[[Any], Any]:
     return click.option("--period", default=default, show_default=True, help=names, shell_complete=complete)
 
 
-window_options = combine(
+window_options = combined_options(
     period_option("monthly"),
     click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one."),
 )
@@ -302,7 +302,7 @@ def label_option(description: str) -> Callable[[Any], Any]:
     return click.option("--label", type=label, multiple=True, callback=_once, help=description)
 
 
-filter_options = combine(
+filter_options = combined_options(
     click.option("--engine", help="Only servers of this engine."),
     label_option("Only databases with this label, such as team=payments."),
 )

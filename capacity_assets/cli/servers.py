@@ -52,7 +52,7 @@ def instances() -> None:
     """Register the servers to be measured, and test them."""
 
 
-connection_options = options.combine(
+connection_options = options.combined_options(
     click.option("--engine", help=f"One of {', '.join(engine_names())}."),
     click.option("--host", help="Name, address, or path of a socket."),
     click.option("--port", type=click.IntRange(1, 65535), help="Default: the engine's usual port."),

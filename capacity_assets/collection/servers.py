@@ -30,7 +30,7 @@ from capacity_assets.base.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.base.units import counted, human_day, meant
+from capacity_assets.base.units import counted, human_day, suggestion
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import (
     FILES,
@@ -42,7 +42,7 @@ from capacity_assets.collection.engines.base import (
     is_loopback,
 )
 from capacity_assets.database.declaring import declaring
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import (
     SERVERS_IN_SERVICE,
     capacity_decisions,
@@ -281,7 +281,7 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
         return servers
     unknown = sorted({*names} - {one.server.name for one in servers})
     if unknown:
-        close = meant(unknown[0], (one.server.name for one in servers))
+        close = suggestion(unknown[0], (one.server.name for one in servers))
         raise NotFoundError(
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
         )
@@ -489,8 +489,8 @@ def collection_state(engine: Engine) -> CollectionState:
     """Return the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection"), engine.connect() as connection:
         parts = {"in_service": SERVERS_IN_SERVICE, "servers": _MEASURED_FROM_HERE}
-        counts = connection.execute(with_parts(_COUNTS, **parts)).one()
-        failing = [FailingServer(*row) for row in connection.execute(with_parts(_FAILING, **parts))]
+        counts = connection.execute(with_queries(_COUNTS, **parts)).one()
+        failing = [FailingServer(*row) for row in connection.execute(with_queries(_FAILING, **parts))]
     return CollectionState(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 

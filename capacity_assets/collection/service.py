@@ -39,9 +39,9 @@ from capacity_assets.collection.measuring import (
 from capacity_assets.collection.servers import RegisteredServer, registered_servers
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.collection.volumes import fetch_volumes
-from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_of
+from capacity_assets.database.locks import SAMPLES, CapacityLockManager, HeldLock, samples_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import SERVERS_IN_SERVICE
 
 _NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
@@ -293,7 +293,7 @@ class CollectionService:
         self._refuse_another_day(day)
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         began = time.monotonic()
-        with self.locks.job_lock(samples_of(share.name) if share else SAMPLES) as held:
+        with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
             summary = self._with_imported(self._measured(known, tasks, held, progress))
@@ -314,7 +314,7 @@ class CollectionService:
 
     def _stored(self, day: date) -> tuple[int, int]:
         """Return the number and MiB of databases stored for the day on servers measured here, by any run."""
-        [row] = self._read(with_parts(_STORED, in_service=SERVERS_IN_SERVICE), {"day": day}, "adding up the day")
+        [row] = self._read(with_queries(_STORED, in_service=SERVERS_IN_SERVICE), {"day": day}, "adding up the day")
         return int(row.database_count), int(row.total_size_mb)
 
     def has_servers(self) -> bool:
@@ -324,7 +324,7 @@ class CollectionService:
     def left(self, day: date, share: CollectionShare | None = None) -> int:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
-        query = with_parts(_LEFT, in_service=SERVERS_IN_SERVICE)
+        query = with_queries(_LEFT, in_service=SERVERS_IN_SERVICE)
         left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
         return len(left if share is None else servers_of_share(self.engine, share, left, day))
 

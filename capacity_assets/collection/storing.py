@@ -22,7 +22,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted
 from capacity_assets.collection.engines.base import FailureKind, Limits, Objects
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.database.engine import copy_rows, judged_day
+from capacity_assets.database.engine import check_today, copy_rows
 from capacity_assets.database.legacy_tables import record_measured
 from capacity_assets.database.sql import temporary_table
 from capacity_assets.database.tables import database_limit_stats, server_part_stats, volume_size_stats
@@ -273,7 +273,7 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
     """Delete old attempts, unless the date may be wrong; raises like `store_outcomes`."""
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
-        judged = judged_day(connection, clock)
+        judged = check_today(connection, clock)
         if judged.why_nothing_is_deleted:
             logger.warning(f"{judged.why_nothing_is_deleted} Old collection attempts are kept.")
         else:

@@ -32,7 +32,7 @@ from capacity_assets.collection.prometheus import (
 )
 from capacity_assets.collection.servers import registered_servers
 from capacity_assets.database.declaring import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 
 IMPORTED = "imported"
 Size = Annotated[int, BeforeValidator(bytes_of_gb)]
@@ -90,7 +90,7 @@ def store_volumes(
         store = text(_STORE + (_REPLACE if replace else _KEEP))
         written = len(connection.execute(store, {**columns_of(rows), "source": IMPORTED}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
-            connection.execute(with_parts(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
+            connection.execute(with_queries(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
         return written
 
 

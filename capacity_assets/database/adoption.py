@@ -1,6 +1,6 @@
 """Bringing existing tables to their definitions by adding and widening only, whatever is there already.
 
-`present_tables` reads the tables as they are. `table_steps` compares one with its definition and returns the steps,
+`existing_tables` reads the tables as they are. `table_steps` compares one with its definition and returns the steps,
 each with a reason a person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row
 or a column; they drop checks that refuse registered periods, and keys and indexes that another one replaces. What no
 step can fix (duplicate keys, for example) is one of the `table_problems`, which say what to do.
@@ -31,7 +31,7 @@ Index = sa.Row[Any]
 
 
 @dataclass(frozen=True)
-class PresentTable:
+class ExistingTable:
     """An existing table, and the definition that it is to have."""
 
     wanted: sa.Table
@@ -46,7 +46,7 @@ class PresentTable:
         return self.wanted.name
 
 
-def present_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> list[PresentTable]:
+def existing_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> list[ExistingTable]:
     """Return the tables that exist, in the given order."""
     inspector = sa.inspect(connection)
     there = set(inspector.get_table_names())
@@ -58,7 +58,7 @@ def present_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> lis
     facts = {row.name: row for row in connection.execute(sa.text(_FACTS), {"names": names})}
     indexes = indexes_of(connection, names)
     return [
-        PresentTable(table, {one["name"]: one for one in columns[table.name]}, indexes[table.name], facts[table.name])
+        ExistingTable(table, {one["name"]: one for one in columns[table.name]}, indexes[table.name], facts[table.name])
         for table in tables
     ]
 
@@ -104,7 +104,7 @@ ORDER BY c.relname
 """
 
 
-def table_steps(connection: sa.Connection, present: PresentTable) -> list[SchemaStep]:
+def table_steps(connection: sa.Connection, present: ExistingTable) -> list[SchemaStep]:
     """Compare an existing table with its definition."""
     return [
         *_column_steps(present.wanted, present.columns),
@@ -115,7 +115,7 @@ def table_steps(connection: sa.Connection, present: PresentTable) -> list[Schema
     ]
 
 
-def table_problems(connection: sa.Connection, present: PresentTable) -> list[str]:
+def table_problems(connection: sa.Connection, present: ExistingTable) -> list[str]:
     """Return what prevents the steps, or inserts after them, in words."""
     return [*_column_problems(present.wanted, present.columns)] or [*key_problems(connection, present)]
 
@@ -162,7 +162,7 @@ def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -
             )
 
 
-def widened_columns(present: PresentTable) -> list[str]:
+def widened_columns(present: ExistingTable) -> list[str]:
     """List the columns of an existing table whose type has to change; no view may read them meanwhile."""
     both = [(present.columns[one.name], one) for one in present.wanted.columns if one.name in present.columns]
     return [wanted.name for stored, wanted in both if _is_widened(stored, wanted)]
@@ -182,7 +182,7 @@ def _is_widened(stored: ReflectedColumn, wanted: sa.Column[object]) -> bool:
     return False
 
 
-def _period_check_steps(present: PresentTable) -> Iterator[SchemaStep]:
+def _period_check_steps(present: ExistingTable) -> Iterator[SchemaStep]:
     """Drop a legacy check on period_type alone that lists fewer periods than are registered."""
     for name, definition in present.facts.period_checks.items():
         listed = [period for period in PERIODS if f"'{period}'" in definition]
@@ -208,7 +208,7 @@ def default_partition_steps(connection: sa.Connection, wanted: sa.Table) -> Iter
         )
 
 
-def _partition_trigger_steps(present: PresentTable) -> Iterator[SchemaStep]:
+def _partition_trigger_steps(present: ExistingTable) -> Iterator[SchemaStep]:
     """Disable a row trigger of the legacy application that creates partitions during an insert.
 
     PostgreSQL refuses that once the row belongs to a partition, even the default one. Here, partitions are added ahead.
@@ -232,7 +232,7 @@ WHERE c.oid = to_regclass(:table) AND r.rolname <> current_user
 """
 
 
-def comment_statements(tables: Iterable[PresentTable]) -> Iterator[str]:
+def comment_statements(tables: Iterable[ExistingTable]) -> Iterator[str]:
     """Yield statements for the comments of tables and columns that are missing or differ."""
     for table in tables:
         if table.wanted.comment and table.facts.comment != table.wanted.comment:
@@ -301,7 +301,7 @@ def is_by_number(index: Index) -> bool:
     return bool(index.is_primary and index.columns[0] == "id")
 
 
-def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[SchemaStep]:
+def index_steps(connection: sa.Connection, present: ExistingTable) -> Iterator[SchemaStep]:
     """Yield the steps that add the keys and indexes of a table, and drop those that they replace."""
     table, indexes = present.wanted, present.indexes
     for wanted in wanted_indexes(table):
@@ -319,7 +319,7 @@ def index_steps(connection: sa.Connection, present: PresentTable) -> Iterator[Sc
             yield SchemaStep(reason, _drop(table, index))
 
 
-def key_problems(connection: sa.Connection, present: PresentTable) -> Iterator[str]:
+def key_problems(connection: sa.Connection, present: ExistingTable) -> Iterator[str]:
     """Yield messages on rows that prevent a unique key."""
     for wanted in wanted_indexes(present.wanted):
         if wanted.is_unique and not _is_unique(wanted, present.indexes):
@@ -336,14 +336,14 @@ def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable
             connection.execute(sa.text("SET statement_timeout = 0"))
             # It waits for every older transaction, such as a dump or a report.
             connection.execute(sa.text("SET lock_timeout = 0"))
-            for present in present_tables(connection, tables):
+            for present in existing_tables(connection, tables):
                 for leaf, wanted in list(missing_indexes(connection, present)):
                     _build(connection, present.wanted, leaf, wanted, on_step)
         finally:
             connection.invalidate()  # it carries settings of its own
 
 
-def missing_indexes(connection: sa.Connection, present: PresentTable) -> Iterator[tuple[str, WantedIndex]]:
+def missing_indexes(connection: sa.Connection, present: ExistingTable) -> Iterator[tuple[str, WantedIndex]]:
     """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
 
     A table without a unique key may have duplicates, which are looked for before one is added. No index is built on

@@ -36,7 +36,16 @@ from sqlalchemy.schema import CreateTable
 
 from capacity_assets.base.errors import CapacityError, DatabaseError
 from capacity_assets.database.cluster import number_distributed
-from capacity_assets.database.sql import DIALECT, SchemaStep, View, current_schema, literal, quoted, text_of, with_parts
+from capacity_assets.database.sql import (
+    DIALECT,
+    SchemaStep,
+    View,
+    current_schema,
+    literal,
+    quoted,
+    text_of,
+    with_queries,
+)
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, changes, instances
 
 # Stands for the schema of the tables in the bodies of the functions.
@@ -308,7 +317,7 @@ def gather_changes(connection: Connection) -> None:
         of_servers = {"servers": [row.instance_id for row in servers], "changed_at": newest}
         connection.execute(text(_DAYS_OF_SERVERS), of_servers)
     parts = {"taken": _TAKEN, "changed": _CHANGED, "touched": _TOUCHED, "locked": _LOCKED}
-    connection.execute(with_parts(_GATHER, materialized=["changed"], **parts))
+    connection.execute(with_queries(_GATHER, materialized=["changed"], **parts))
 
 
 def distrust_windows(connection: Connection) -> None:
@@ -420,7 +429,7 @@ SELECT period_type, level, period_start, false FROM capacity_computed_windows
 WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL)
 """
 STALE_WHEN_GATHERED = text_of(
-    with_parts(_GATHERED, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE)
+    with_queries(_GATHERED, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE)
 )
 """The rows of the view for a run, which has just gathered, without planning for the samples of servers put into
 service. While such a server is unread, every window counts as stale. `true` is selected because Citus needs a
@@ -428,9 +437,11 @@ column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that a new computation may change.",
-    text_of(with_parts(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)),
+    text_of(
+        with_queries(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)
+    ),
     # A view does not ask nodes: what they recorded, and servers put into service, count once they are gathered.
-    query_on_nodes=text_of(with_parts(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
+    query_on_nodes=text_of(with_queries(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
 )
 
 

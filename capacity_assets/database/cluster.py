@@ -43,7 +43,7 @@ def is_distributed(engine: Engine) -> bool:
     return number_distributed(engine) == len(NAMES)
 
 
-def ask_again(engine: Engine) -> None:
+def forget_distribution(engine: Engine) -> None:
     """Forget what is known of a database: its tables may just have been distributed."""
     _known.pop(engine, None)
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, RowMapping, Table, text
 from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.units import first_of, meant, printable
+from capacity_assets.base.units import first_of, printable, suggestion
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import ALWAYS
 
@@ -136,7 +136,7 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     missing = sorted(set(names) - set(ids))
     if missing:
         every = connection.execute(text("SELECT name FROM instances")).scalars()
-        message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)}"
+        message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{suggestion(missing[0], every)}"
         raise UnknownSubjectError(message, [(name, None) for name in missing])
     return ids
 
@@ -157,7 +157,7 @@ def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) 
         names = first_of((f"{database!r} on {server}" for server, database in unknown), NAMED)
         [(server, database), *_] = unknown
         every = connection.execute(text(_NAMES), {"server": server}).scalars()
-        message = f"No database {names} was ever measured.{meant(str(database), every)}"
+        message = f"No database {names} was ever measured.{suggestion(str(database), every)}"
         raise UnknownSubjectError(message, unknown)
     return keys
 

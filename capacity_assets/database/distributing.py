@@ -13,7 +13,12 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import prepare_nodes
-from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION, ask_again, change_shards_in_turn, distributed_tables
+from capacity_assets.database.cluster import (
+    ROW_NUMBER_FUNCTION,
+    change_shards_in_turn,
+    distributed_tables,
+    forget_distribution,
+)
 from capacity_assets.database.partitions import UNREAD, layout_of
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.database.sql import execute
@@ -123,7 +128,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             # Views for distributed tables, as soon as enough tables are distributed.
             create_views(connection, outdated_views(connection))
         on_table(table.name)
-    ask_again(engine)
+    forget_distribution(engine)
     with engine.begin() as connection:
         create_views(connection, outdated_views(connection))
     return [table.name for table in left]

@@ -4,9 +4,9 @@ Engines have a small pool, a pre-ping and bounded waits, and name their sessions
 is prepared, and every writer compares it with its own: samples carry a day, not a moment, and days of two zones in one
 history would not be comparable.
 
-A wrong clock must not delete samples or close a month, so one rule (`judged_day`) serves all that is deleted, issued or
-made final by date: the local clock is compared with PostgreSQL's and with the days of the samples. If both clocks are
-wrong, as on a single machine, the samples end long before "today".
+A wrong clock must not delete samples or close a month, so one rule (`check_today`) serves all that is deleted, issued
+or made final by date: the local clock is compared with PostgreSQL's and with the days of the samples. If both clocks
+are wrong, as on a single machine, the samples end long before "today".
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ LONGEST_PAUSE = timedelta(days=45)
 
 
 @dataclass(frozen=True)
-class JudgedDay:
+class TodayCheck:
     """Today's date, and the reasons why it may be wrong."""
 
     today: date
@@ -230,7 +230,7 @@ class JudgedDay:
         return self.doubt or self.pause
 
 
-def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
+def check_today(connection: Connection, clock: Clock) -> TodayCheck:
     """Compare the clocks with each other and with the samples; raises DBAPIError."""
     database_now = clock.local_database_now(connection)
     today = min(clock.today(), database_now.date())
@@ -245,7 +245,7 @@ def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
         pause = (
             f"There are no samples between {days.before} and {days.after}; today is {today}: the clock may be wrong."
         )
-    return JudgedDay(today, days.newest or days.before, _apart(clock.local_now(), database_now), stale, pause)
+    return TodayCheck(today, days.newest or days.before, _apart(clock.local_now(), database_now), stale, pause)
 
 
 def _apart(local: datetime, database: datetime) -> str | None:

@@ -62,19 +62,19 @@ class HeldLock:
 SAMPLES = "samples"
 
 
-def samples_of(share: str) -> str:
+def samples_lock(share: str) -> str:
     """Return the name of the lock for a share of the servers, because shares are collected side by side."""
     return f"{SAMPLES} of the share {share}"
 
 
-def subject(period: str) -> str:
+def lock_subject(period: str) -> str:
     """Return in words what a lock protects."""
     return period if period.startswith(SAMPLES) else f"{period} aggregates"
 
 
-def nothing_written(period: str) -> str:
+def nothing_written_text(period: str) -> str:
     """Return the sentence that says so."""
-    return f"Nothing of the {subject(period)} was written."
+    return f"Nothing of the {lock_subject(period)} was written."
 
 
 def owner_name() -> str:
@@ -82,19 +82,19 @@ def owner_name() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def held_by(period: str, who: str | None) -> LockHeldError:
+def lock_held_error(period: str, who: str | None) -> LockHeldError:
     """Return the error for a lock that another session holds; `who` is None if it is not known."""
-    return LockHeldError(
-        f"The {subject(period)} {f'are being written by {who}' if who else 'were being written by another session'}. "
-        f"{nothing_written(period)} Run this again {'when it is done' if who else 'now: that session has finished'}."
-    )
+    writer, when = f"are being written by {who}", "when it is done"
+    if not who:
+        writer, when = "were being written by another session", "now: that session has finished"
+    return LockHeldError(f"The {lock_subject(period)} {writer}. {nothing_written_text(period)} Run this again {when}.")
 
 
-def lost(period: str, why: str) -> LockLostError:
+def lock_lost_error(period: str, why: str) -> LockLostError:
     """Return the error for a lock that was lost, with the reason."""
     return LockLostError(
-        f"The lock of the {subject(period)} was lost during the work: {why}. The open transaction was rolled back, "
-        "what was committed before was kept. Run this again."
+        f"The lock of the {lock_subject(period)} was lost during the work: {why}. The open transaction was rolled "
+        "back, what was committed before was kept. Run this again."
     )
 
 
@@ -162,7 +162,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         holder = None if taken else _asked(client, lambda: client.get(lock.name))
     if not taken:
         client.close()
-        raise held_by(period, _readable_token(holder))
+        raise lock_held_error(period, _readable_token(holder))
     stopped = threading.Event()
 
     def renew() -> None:
@@ -175,9 +175,9 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         try:
             owned = _asked(client, lock.owned)
         except RedisError as error:
-            raise lost(period, "Redis does not say whether it is still held") from error
+            raise lock_lost_error(period, "Redis does not say whether it is still held") from error
         if not owned:
-            raise lost(period, "its key expired, was flushed, or belongs to another holder")
+            raise lock_lost_error(period, "its key expired, was flushed, or belongs to another holder")
 
     renewer = threading.Thread(target=renew, name=f"lock-{period}", daemon=True)
     renewer.start()
@@ -217,7 +217,7 @@ def _redis_errors(period: str) -> Iterator[None]:
             case _:
                 why, advice = "the address in CAPACITY_REDIS_URL cannot be used", "Fix it."
         raise LockUnavailableError(
-            f"The lock of the {subject(period)} cannot be taken: {why}. {nothing_written(period)} {advice}",
+            f"The lock of the {lock_subject(period)} cannot be taken: {why}. {nothing_written_text(period)} {advice}",
             transient=transient,
         ) from error
 
@@ -266,7 +266,7 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
     """Hold a row locked, in a transaction that is open as long as the lock is held."""
     parameters = {"name": period, "application": f"capacity_assets lock {owner_name()}"[:63]}
     with ExitStack() as opened:
-        with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
+        with database_errors(doing=f"taking the lock of {period}", kept=nothing_written_text(period)):
             connection = opened.enter_context(engine.connect())
             taken = _take_row(connection, parameters)
             if not taken:
@@ -276,14 +276,14 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
                 taken = _take_row(connection, parameters)
             holder = None if taken else connection.execute(text(_HOLDER), parameters).first()
         if not taken:
-            raise held_by(period, _readable_holder(holder) if holder else None)
+            raise lock_held_error(period, _readable_holder(holder) if holder else None)
 
         def ensure_held() -> None:
             try:
                 connection.execute(text("SELECT 1"))
             except (DBAPIError, PendingRollbackError) as error:
                 # After the loss, SQLAlchemy itself refuses further calls.
-                raise lost(period, "its connection was closed") from error
+                raise lock_lost_error(period, "its connection was closed") from error
 
         try:
             yield HeldLock(ensure_held)

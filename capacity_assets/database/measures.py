@@ -1,6 +1,6 @@
 """What is measured, and the figures made of it: the registries that tables, statements, views and the reference follow.
 
-- A further size of a database is an entry of `PART_SIZES`: columns of samples and aggregates, figures, imports and
+- A further size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and
   views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`.
 - A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
   measures a kind. These sizes are not part of the size of a database or server.
@@ -20,7 +20,7 @@ from capacity_assets.base.periods import PERIODS, trend_rule
 
 
 @dataclass(frozen=True)
-class PartSize:
+class SizeKind:
     """A part of a database's size, `{stem}_mb` and `{stem}_bytes` of a sample; null if the engine reports none."""
 
     stem: str
@@ -35,12 +35,12 @@ class PartSize:
         return self.stem.replace("_", " ")
 
 
-PART_SIZES = (
-    PartSize("data_size", "the data files"),
-    PartSize("log_size", "the log files"),
-    PartSize("used_size", "the used space inside the data files", since="0022"),
+SIZE_KINDS = (
+    SizeKind("data_size", "the data files"),
+    SizeKind("log_size", "the log files"),
+    SizeKind("used_size", "the used space inside the data files", since="0022"),
 )
-USED_SIZE = PART_SIZES[-1].stem
+USED_SIZE = SIZE_KINDS[-1].stem
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from capacity_assets.database.adoption import (
     build_ahead,
     comment_statements,
     default_partition_steps,
+    existing_tables,
     missing_indexes,
-    present_tables,
     table_problems,
     table_steps,
     widened_columns,
@@ -119,7 +119,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
         done += _restore_views(connection, *taken)
-        execute(connection, [*comment_statements(present_tables(connection, metadata.sorted_tables))])
+        execute(connection, [*comment_statements(existing_tables(connection, metadata.sorted_tables))])
     return tuple(done)
 
 
@@ -164,7 +164,7 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     Not on a cluster, where a key cannot take over an existing index.
     """
     with engine.connect() as connection:
-        present = present_tables(connection, metadata.sorted_tables)
+        present = existing_tables(connection, metadata.sorted_tables)
         tables = [table.wanted for table in present if any(missing_indexes(connection, table))]
         if not tables or distributed_tables(connection):
             return []
@@ -198,7 +198,7 @@ def _schema_lock(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[
             done = _create_locks(connection)
             if try_lock(connection, "schema"):
                 if not is_checked:
-                    present = present_tables(connection, metadata.sorted_tables)
+                    present = existing_tables(connection, metadata.sorted_tables)
                     problems = (problem for table in present for problem in table_problems(connection, table))
                     _refuse(_another_schema(connection) or name_conflicts(connection) or [*problems])
                 connection.execute(text(NO_TIME_LIMIT))
@@ -226,7 +226,7 @@ def _create_locks(connection: Connection) -> list[str]:
 
 def _blocking_readers(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
     """Find what reads columns that are to be widened, or with `ours` our views, which are created again."""
-    tables = present_tables(connection, metadata.sorted_tables)
+    tables = existing_tables(connection, metadata.sorted_tables)
     widened = [(table.name, column) for table in tables for column in widened_columns(table)]
     return readers_of(connection, widened, ours=ours)
 
@@ -266,7 +266,7 @@ def _restore_views(connection: Connection, back: list[str], taken: list[str]) ->
 
 def _adopt(connection: Connection) -> list[str]:
     """Create missing tables, and bring the others to their definitions; return the steps."""
-    present = {table.name: table for table in present_tables(connection, metadata.sorted_tables)}
+    present = {table.name: table for table in existing_tables(connection, metadata.sorted_tables)}
     done: list[str] = []
     for table in metadata.sorted_tables:
         if table.name in present:
@@ -378,7 +378,7 @@ FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
 def schema_state(engine: Engine) -> SchemaState:
     """Return the state of the database."""
     with engine.connect() as connection:
-        present = present_tables(connection, metadata.sorted_tables)
+        present = existing_tables(connection, metadata.sorted_tables)
         there = {table.name for table in present}
         missing = tuple(table.name for table in metadata.sorted_tables if table.name not in there)
         shortcomings = _untrusted_objects(connection)

@@ -113,7 +113,7 @@ def literal(value: str) -> str:
     return f"'{doubled}'" if "\\" not in value else "E'" + doubled.replace("\\", "\\\\") + "'"
 
 
-def with_parts(query: str, *, materialized: Collection[str] = (), **parts: str) -> TextualSelect:
+def with_queries(query: str, *, materialized: Collection[str] = (), **parts: str) -> TextualSelect:
     """Return a statement that reads `parts`, which are queries, by name; a later part may read an earlier one.
 
     PostgreSQL evaluates the `materialized` parts once, others perhaps for each row that reads them.

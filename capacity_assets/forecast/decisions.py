@@ -31,7 +31,7 @@ from capacity_assets.base.declarations import (
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_day, human_mb, meant, printable
+from capacity_assets.base.units import human_day, human_mb, printable, suggestion
 from capacity_assets.database.declaring import (
     UnknownSubjectError,
     declaring,
@@ -72,7 +72,7 @@ GROWN_BY = 0.1
 def _kind(written: object) -> str:
     if written not in DECISION_KINDS:
         raise ValidationError(
-            f"{written!r} is not one of {', '.join(DECISION_KINDS)}.{meant(str(written), DECISION_KINDS)}"
+            f"{written!r} is not one of {', '.join(DECISION_KINDS)}.{suggestion(str(written), DECISION_KINDS)}"
         )
     return str(written)
 
@@ -357,7 +357,7 @@ def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[K
         if one.volume is not None and (ids[one.server], one.volume) not in volumes:
             names = (volume for server_id, volume in volumes if server_id == ids[one.server])
             problem = f"No disk {one.volume!r} on {one.server} was measured within the last month."
-            raise UnknownSubjectError(f"{problem}{meant(one.volume, names)}", [(one.server, one.volume)])
+            raise UnknownSubjectError(f"{problem}{suggestion(one.volume, names)}", [(one.server, one.volume)])
     return [(ids[one.server], one.subject, one.name) for one in subjects]
 
 

@@ -23,10 +23,10 @@ from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB, first_of
-from capacity_assets.database.engine import copy_rows, judged_day
+from capacity_assets.database.engine import check_today, copy_rows
 from capacity_assets.database.locks import try_lock, wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.database.sql import temporary_table, with_parts
+from capacity_assets.database.sql import temporary_table, with_queries
 from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
 from capacity_assets.database.views import DECLARED_FOR_FORECASTS
 from capacity_assets.forecast import history
@@ -159,7 +159,7 @@ def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> 
     with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
         if not connection.execute(text(_MAY_ISSUE)).scalar_one():
             return ForecastUpdate(later="This role may not write forecasts. The next run updates them.")
-        apart = judged_day(connection, clock).apart
+        apart = check_today(connection, clock).apart
         if apart:
             return ForecastUpdate(later=f"{apart} The next run updates them.")
         today = clock.today()
@@ -241,7 +241,7 @@ def _store(
         ids = None if scope.servers is None else _ids_of(connection, scope.servers)
         written += _remove_subjects_gone(connection, scope.as_of, ids)
         # Unchanged rows include the declaration too.
-        query = with_parts(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
+        query = with_queries(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
         declared = connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars().all()
         is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
         confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
@@ -475,7 +475,7 @@ class RunwayService:
         refuse_an_unfit_database(self.engine, self.clock.zone)
         doing = database_errors(doing="reading the clock")
         with doing, self.engine.connect() as connection:
-            apart = judged_day(connection, self.clock).apart
+            apart = check_today(connection, self.clock).apart
         # Forecasts in hindsight are marked, so a wrong clock does no harm there.
         if apart and is_in_time(as_of, today):
             raise ValidationError(f"{apart} No forecast is issued while the date is in doubt.")

@@ -30,7 +30,7 @@ from capacity_assets.base.declarations import (
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, meant
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, suggestion
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import LimitedSubject
 from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, FillDays, SizeForecasts, Sizes, fill_days, forecast
@@ -230,7 +230,7 @@ def scenario_of_file(path: Path) -> Scenario:
     every = [tables if isinstance(tables, list) else [None] for tables in document.values()]
     if unknown or not all(isinstance(table, dict) for tables in every for table in tables):
         known = ", ".join(f"[[{name}]]" for name in KINDS_OF_ASSUMPTIONS)
-        close = meant(unknown[0], KINDS_OF_ASSUMPTIONS) if unknown else ""
+        close = suggestion(unknown[0], KINDS_OF_ASSUMPTIONS) if unknown else ""
         raise ValidationError(f"{path} holds tables {known}, and nothing else.{close}")
     if not any(every):
         raise ValidationError(f"{path} assumes nothing: write at least one table, such as [[growth]].")

@@ -27,7 +27,7 @@ from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
 from capacity_assets.database.locks import HeldLock
-from capacity_assets.database.sql import temporary_table, with_parts
+from capacity_assets.database.sql import temporary_table, with_queries
 from capacity_assets.history.rows import RowReader, ServerDays, count_of
 from capacity_assets.history.sources import FILE, Origin, PositionedRow, Source, claim_samples
 
@@ -258,7 +258,7 @@ def gaps_of(connection: Connection, level: Level, spans: Sequence[ServerDays]) -
     if not found:
         return []
     of_level = {"table": level.source.name, "is_valid": _IS_VALID[level.name]}
-    statement = with_parts(_GAPS, asked=_ASKED, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
+    statement = with_queries(_GAPS, asked=_ASKED, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
     firsts, lasts = ([getattr(span, end) for span in found.values()] for end in ("first_day", "last_day"))
     every_day = {"servers": list(found), "first": min(firsts), "last": max(lasts)}
     with copied_for_reading(connection, {level.source.name: _MEASURED.format(**of_level)}, every_day):

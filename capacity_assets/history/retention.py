@@ -26,7 +26,7 @@ from capacity_assets.base.periods import PERIODS, Clock, Period, Window
 from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_day
 from capacity_assets.database.cluster import size_of_table
-from capacity_assets.database.engine import JudgedDay, judged_day
+from capacity_assets.database.engine import TodayCheck, check_today
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.partitions import (
     AHEAD_DAYS,
@@ -498,6 +498,6 @@ class RetentionService:
         """Return what keeps old rows from leaving, in words; changes nothing."""
         return self.tables.shortcomings(self._judged_day().certain_day)
 
-    def _judged_day(self) -> JudgedDay:
+    def _judged_day(self) -> TodayCheck:
         with database_errors(doing="reading the clock"), self.engine.connect() as connection:
-            return judged_day(connection, self.clock)
+            return check_today(connection, self.clock)

@@ -34,7 +34,7 @@ from sqlalchemy import Connection, Engine, Executable
 from capacity_assets.base.declarations import UTF_16, LineTooLongError, bounded_lines, next_line, refuse_workbook
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.history.rows import MOST_LISTED, ImportColumns, column_positions
 
 if TYPE_CHECKING:
@@ -520,4 +520,4 @@ WHERE t.instance_id = n.instance_id AND t.database_name = n.database_name AND t.
 def claim_samples(connection: Connection, fingerprint: str, *, replaced: bool) -> None:
     """Record that the rows taken of `compared` are of an import; `replaced`: they may have been of another one."""
     for statement in (_CLAIM, _TAKE_FROM_OTHERS) if replaced else (_CLAIM,):
-        connection.execute(with_parts(statement, imported=_IMPORTED), {"fingerprint": fingerprint})
+        connection.execute(with_queries(statement, imported=_IMPORTED), {"fingerprint": fingerprint})

@@ -34,7 +34,7 @@ from capacity_assets.base.declarations import (
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.network import Connections, WebhookError, post_json, run_within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
-from capacity_assets.base.units import meant
+from capacity_assets.base.units import suggestion
 from capacity_assets.collection.credentials import CredentialError, SecretFolders, checked_reference, password_of
 from capacity_assets.database.locks import NO_TIME_LIMIT, wait_for_lock
 from capacity_assets.messages.message import MESSAGE_FORMATS, PAGERDUTY, RENDERERS, Message, mail_of, pagerduty_events
@@ -145,7 +145,7 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
         (not receiver.channels, "nobody would get it: write to = [...], or webhook = true."),
         (
             receiver.format not in MESSAGE_FORMATS,
-            f"format is {receiver.format!r}; write one of {known}.{meant(receiver.format, MESSAGE_FORMATS)}",
+            f"format is {receiver.format!r}; write one of {known}.{suggestion(receiver.format, MESSAGE_FORMATS)}",
         ),
         (not gets or not set(gets) <= {DIGEST, ALERTS}, f'gets is a list of "{DIGEST}" and "{ALERTS}".'),
         (

@@ -59,7 +59,7 @@ from capacity_assets.orchestration.graph import (
     dagster_failures,
     days_behind_a_window,
     job_name,
-    marked,
+    marking_result,
     pool_name,
     run_request,
     schedule_name,
@@ -448,7 +448,7 @@ def computed_windows_sensor(graph: Graph) -> dg.SensorDefinition:
             last = runner.last_computation()
         if context.cursor == last:
             return dg.SkipReason("Nothing was computed since.")
-        result = marked(_unmarked_windows(graph, context.instance, runner), "Every computed window is marked.")
+        result = marking_result(_unmarked_windows(graph, context.instance, runner), "Every computed window is marked.")
         if isinstance(result, dg.SkipReason):
             context.update_cursor(last)
         return result

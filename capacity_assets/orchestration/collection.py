@@ -38,7 +38,7 @@ from capacity_assets.orchestration.graph import (
     Services,
     asset_name,
     dagster_failures,
-    marked,
+    marking_result,
 )
 from capacity_assets.orchestration.metadata import (
     PAGES_LISTED,
@@ -438,7 +438,7 @@ def sample_days_sensor(graph: Graph) -> dg.SensorDefinition:
     def mark_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         services = Services.of(context)
         unmarked = unmarked_days(graph, context.instance, services.engine, before=services.clock.today())
-        return marked(unmarked, "Every day with samples is marked.")
+        return marking_result(unmarked, "Every day with samples is marked.")
 
     return mark_days
 

@@ -353,7 +353,7 @@ MOST_MARKED = 500
 """How many partitions a tick marks."""
 
 
-def marked(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.SensorResult | dg.SkipReason:
+def marking_result(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.SensorResult | dg.SkipReason:
     """Return a tick's result: the first materialisations, or the reason `nothing`; raises dagster.Failure."""
     with dagster_failures():
         events = list(islice(unmarked, MOST_MARKED))

@@ -24,11 +24,11 @@ from capacity_assets.base.errors import NotFoundError, ValidationError, database
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import make_temporary_tables
-from capacity_assets.database.engine import JudgedDay, judged_day
+from capacity_assets.database.engine import TodayCheck, check_today
 from capacity_assets.database.labels import LABELS_OF_SUBJECTS
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_bills
 from capacity_assets.ownership.labels import WITHOUT_LABEL, refuse_unknown_grouping
 
@@ -234,7 +234,7 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = next(iter(_issues(connection, month)), None)
-        judged = judged_day(connection, clock)
+        judged = check_today(connection, clock)
         changes: dict[str, object]
         if _compute(connection, parameters, latest):
             issue = _store(connection, month, parameters, latest, _finality(latest, month, judged, clock))
@@ -302,7 +302,7 @@ def unfinished_months(engine: Engine, first: date) -> Sequence[date]:
         return connection.execute(unfinished.order_by(bills.month.desc())).scalars().all()
 
 
-def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
+def _finality(latest: Bill | None, month: Window, judged: TodayCheck, clock: Clock) -> dict[str, object]:
     """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
     # Samples after a long pause may have been written by the wrong clock itself.
     is_over = judged.pause is None and month.end < judged.certain_day
@@ -348,7 +348,7 @@ def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) ->
     """Say why a bill differs from the one that was issued."""
     since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
-    declared = connection.execute(with_parts(SINCE, declared=DECLARED_STATE), since).one()
+    declared = connection.execute(with_queries(SINCE, declared=DECLARED_STATE), since).one()
     differences = [
         f"{counted(samples.added, 'sample')} came later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
@@ -441,7 +441,7 @@ def groups_of_bill(  # noqa: PLR0913, PLR0917 -- which bill, and what of it
     Projected is the mean of `days_so_far`, if given, for the whole month. `only` is the name of one group; empty: what
     has no such label.
     """
-    query = with_parts(_GROUPS, stored=_STORED_GROUPS, exact=_EXACT_AMOUNTS, rounded=_ROUNDED)
+    query = with_queries(_GROUPS, stored=_STORED_GROUPS, exact=_EXACT_AMOUNTS, rounded=_ROUNDED)
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
     return [BillGroup(**row) for row in connection.execute(query, {**of_bill, "only": only}).mappings()]
 
@@ -458,7 +458,7 @@ def monthly_amounts(  # noqa: PLR0913, PLR0917 -- which months, and what of them
 
     Of more than `most` groups, the last is all others together. `only` as for `groups_of_bill`.
     """
-    query = with_parts(_MONTHLY_AMOUNTS, amounts=_EXACT_OF_MONTHS, exact=_SHOWN_OF_MONTHS, rounded=_ROUNDED)
+    query = with_queries(_MONTHLY_AMOUNTS, amounts=_EXACT_OF_MONTHS, exact=_SHOWN_OF_MONTHS, rounded=_ROUNDED)
     of_months = {"first": months[0].start, "last": months[-1].start, "by": by, "currency": currency}
     return [MonthlyAmount(*row) for row in connection.execute(query, {**of_months, "most": most, "only": only})]
 

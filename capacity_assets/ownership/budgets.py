@@ -29,7 +29,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
 from capacity_assets.database.declaring import declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
@@ -425,7 +425,7 @@ def _groups_of(
 ) -> Iterator[tuple[str | None, Effect]]:
     """Yield the effects of a scenario, each with the group that its database is in."""
     names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
-    query = with_parts(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
+    query = with_queries(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
     for row in connection.execute(query, {**names, "by": by, "day": today}):
         yield row.group_name, assumed[row.number - 1]
 
@@ -449,7 +449,7 @@ def _prices(
     span = {"first": months[0].start, "last": months[-1].end}
     prices: dict[str | None, GroupPrice] = {}
     unpriced = Decimal()
-    for row in connection.execute(with_parts(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**asked, **span}):
+    for row in connection.execute(with_queries(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**asked, **span}):
         name = FLEET if row.is_fleet else row.group_name
         if row.gib_days:
             price = Fraction(row.amount or 0) / Fraction(row.gib_days)

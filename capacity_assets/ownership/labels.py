@@ -22,7 +22,7 @@ from sqlalchemy import column as sql_column
 from capacity_assets.base.declarations import DeclaredItems, checked_label, day_of, declarations, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import first_of, human_day, meant
+from capacity_assets.base.units import first_of, human_day, suggestion
 from capacity_assets.database.declaring import (
     WHOLE_SERVER,
     clear_history,
@@ -37,7 +37,7 @@ from capacity_assets.database.declaring import (
     subject_text,
 )
 from capacity_assets.database.labels import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 
 Subject = TypeVar("Subject", bound=tuple[str, str | None])
@@ -187,7 +187,7 @@ def labels_of_each(
     key, value = label or (None, None)
     asked = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
     wanted = {"day": day, "engine": of_engine, "key": key, "value": value}
-    query = with_parts(LABELLED, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
+    query = with_queries(LABELLED, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
     with database_errors(doing="reading labels"), engine.connect() as connection:
         return {subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**asked, **wanted})}
 
@@ -196,7 +196,7 @@ def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
     """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
     known = [row.label for row in rows_of(engine, "labels", KNOWN)]
     label = f"{key}={value}"
-    return None if label in known else f"Nothing has the label {label}.{meant(label, known)}"
+    return None if label in known else f"Nothing has the label {label}.{suggestion(label, known)}"
 
 
 def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
@@ -256,7 +256,8 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
     columns = [row.column_name for row in rows_of(engine, "the registry", COLUMNS)]
     if column not in columns:
         raise NotFoundError(
-            f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.{meant(column, columns)}"
+            f"The table instances has no column {column!r}; it has {first_of(columns, 50)}."
+            f"{suggestion(column, columns)}"
         )
     registry = table("instances", sql_column("name"), sql_column(column))
     taken = select(registry.c.name, cast(registry.c[column], Text)).order_by(registry.c.name)
@@ -388,7 +389,7 @@ def default_grouping(keys: Sequence[str]) -> str:
 def fill_dates(connection: Connection, by: str, most: int) -> dict[str | None, list[GroupFillDate]]:
     """Return what of each group fills first, at most so many of each, by the newest forecasts; raises DBAPIError."""
     parts = {"filling": _FILLING, "issued": _ISSUED, "subjects": _SUBJECTS, "labels_held": LABELS_OF_SUBJECTS}
-    query = with_parts(_FILL_DATES, **parts)
+    query = with_queries(_FILL_DATES, **parts)
     groups: dict[str | None, list[GroupFillDate]] = {}
     for name, *of_group in connection.execute(query, {"by": by, "most": most}):
         groups.setdefault(name, []).append(GroupFillDate(*of_group))
@@ -513,7 +514,7 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     days = asked_days(connection, window.dates)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
-    query = with_parts(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)
+    query = with_queries(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)
     of_servers = {**of_group, **days, "servers": servers}
     parts = [GroupPart(*row) for row in connection.execute(query, of_servers)]
     stored = connection.execute(text(_STORED), of_group).one()
@@ -522,7 +523,7 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
     sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
-    measured = with_parts(_DAYS, capacity_label_spans=_NO_LABELS, parts=GROUP_PARTS)
+    measured = with_queries(_DAYS, capacity_label_spans=_NO_LABELS, parts=GROUP_PARTS)
     measured_days = connection.execute(measured, days).scalar_one()
     return GroupExplanation(key, value, parts, measured_days, sum_mb, stored.days)
 

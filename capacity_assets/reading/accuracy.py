@@ -13,7 +13,7 @@ from sqlalchemy import Connection, TextualSelect
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.forecast.results import GROUP, display_name, is_due
 from capacity_assets.reading.access import records, rows
@@ -181,7 +181,7 @@ class FillDateErrors:
 
 
 @dataclass(frozen=True)
-class Miss:
+class LargestError:
     """The forecast of a subject with the largest error."""
 
     horizon_days: int
@@ -206,7 +206,7 @@ class Miss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ForecastScores:
     """Figures of how good forecasts were."""
 
     horizons: Sequence[Accuracy]
@@ -217,7 +217,7 @@ class Scores:
     alarms: Sequence[Alarms]
     """The same forecasts by threshold, watch and act."""
     fill_dates: Sequence[FillDateErrors]
-    misses: Sequence[Miss]
+    misses: Sequence[LargestError]
     """The largest errors by horizon, one of each subject, largest first."""
     months: Sequence[Accuracy]
     """Forecasts that came due within MONTHS_DAYS, by horizon and month of issue, newest first."""
@@ -228,7 +228,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetAccuracy(Scores):
+class FleetAccuracy(ForecastScores):
     """Figures of the whole fleet."""
 
     last_measured: date | None
@@ -256,7 +256,7 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
             percents=[thresholds.watch_percent, thresholds.act_percent],
         ),
         fill_dates=records(FillDateErrors, connection, _of_outcomes(_FILL_DATES), **of_outcomes),
-        misses=records(Miss, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
+        misses=records(LargestError, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
         months=_judged(connection, issued, by_month=True),
         sampled=lately.text,
         sampled_months=issued.text,
@@ -324,12 +324,12 @@ def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
 
 def _of_due(statement: str) -> TextualSelect:
     """Return a statement over the forecasts that came due."""
-    return with_parts(statement, materialized=["due"], due=_DUE)
+    return with_queries(statement, materialized=["due"], due=_DUE)
 
 
 def _of_outcomes(statement: str) -> TextualSelect:
     """Return a statement over the outcomes of forecasts that came due."""
-    return with_parts(
+    return with_queries(
         statement, materialized=["due", "reached", "outcomes"], due=_DUE, reached=_REACHED, outcomes=_OUTCOMES
     )
 

@@ -43,7 +43,7 @@ class DatabaseRow:
 
 
 @dataclass(frozen=True)
-class ListedDatabase(Usage, DatabaseRow):
+class DatabaseInList(Usage, DatabaseRow):
     """A database in a list."""
 
 
@@ -75,7 +75,7 @@ class ServerRow:
 
 
 @dataclass(frozen=True)
-class ListedServer(Usage, ServerRow):
+class ServerInList(Usage, ServerRow):
     """A server in a list."""
 
 
@@ -206,13 +206,13 @@ def with_usage_of_databases(  # noqa: PLR0913, PLR0917 -- what is listed, and ho
     listed: Sequence[DatabaseRow],
     thresholds: Thresholds,
     today: date,
-) -> list[ListedDatabase]:
+) -> list[DatabaseInList]:
     """Return the rows of a list with their recent sizes and the limit that each reaches first."""
     subjects = [(row.server_id, row.database) for row in listed]
     recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
     usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
     return [
-        ListedDatabase(**vars(row), **vars(replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))))
+        DatabaseInList(**vars(row), **vars(replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))))
         for row, subject in zip(listed, subjects, strict=True)
     ]
 
@@ -225,7 +225,7 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
     unmeasured: Mapping[int, UnmeasuredServer],
     thresholds: Thresholds,
     today: date,
-) -> list[ListedServer]:
+) -> list[ServerInList]:
     """Return the rows of a list as `with_usage_of_databases`; `unmeasured` are those not measured on the newest day."""
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
@@ -246,7 +246,7 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
             "is_change_partial": row.server_id in partial | before,
         }
         usage = replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))
-        servers_listed.append(ListedServer(**values, **vars(usage)))
+        servers_listed.append(ServerInList(**values, **vars(usage)))
     return servers_listed
 
 

@@ -25,7 +25,7 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
 from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.measures import PART_KINDS, SLOT
-from capacity_assets.database.sql import with_parts
+from capacity_assets.database.sql import with_queries
 from capacity_assets.ownership.bills import CENT
 from capacity_assets.reading.access import plan_with_loops, rows
 from capacity_assets.reading.subjects import ServerVolume
@@ -141,7 +141,7 @@ def _rows(  # noqa: PLR0913 -- what the statement is asked
     database: str | None = None,
     grown: int | None = None,
 ) -> Sequence[Row[Any]]:
-    statement = with_parts(
+    statement = with_queries(
         _LISTED, days=_DAYS, ends=_ENDS, ranked=_RANKED, bounds=_BOUNDS, changes=_CHANGES, compared=_COMPARED
     )
     oldest = first - timedelta(days=LONGEST_BEFORE_DAYS)

@@ -17,7 +17,7 @@ from capacity_assets.ownership.scenario_results import (
     stored_scenario,
     stored_scenario_names,
 )
-from capacity_assets.reading.accuracy import FleetAccuracy, Scores, accuracy_of, headline
+from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accuracy_of, headline
 from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.subjects import server_facts, server_ids_of
@@ -148,7 +148,7 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccuracyPage(Scores):
+class AccuracyPage(ForecastScores):
     """The accuracy of forecasts: `horizons` has every horizon, all other values are of a single one."""
 
     headline: str

@@ -36,7 +36,7 @@ from capacity_assets.reading.groups import (
     short_servers,
     space_of_groups,
 )
-from capacity_assets.reading.lists import DatabaseRow, ListedDatabase, databases, with_usage_of_databases
+from capacity_assets.reading.lists import DatabaseInList, DatabaseRow, databases, with_usage_of_databases
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
 from capacity_assets.reading.space import FreeSpace
@@ -89,7 +89,7 @@ class GroupsPage:
 
 
 @dataclass(frozen=True)
-class GroupMember(ListedDatabase):
+class GroupMember(DatabaseInList):
     """A database of a group, with its cost in the last final bill; `amount` None: not billed."""
 
     amount: Decimal | None = None
@@ -290,7 +290,7 @@ def _members(
 
 
 def _with_cost(
-    connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[ListedDatabase]
+    connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[DatabaseInList]
 ) -> list[GroupMember]:
     """Return the databases of a group with their cost in the month of its bill."""
     if cost is None:

@@ -29,9 +29,9 @@ from capacity_assets.reading.forecasts import (
 from capacity_assets.reading.lists import (
     ORDERS,
     SERVER_ORDERS,
-    ListedDatabase,
-    ListedServer,
+    DatabaseInList,
     NameMatch,
+    ServerInList,
     databases,
     engines,
     servers,
@@ -110,7 +110,7 @@ class ServerPage(SubjectPage):
 
     volumes: Sequence[subjects.ServerVolume]
     fills: SpaceUsage | None
-    databases: Sequence[ListedDatabase]
+    databases: Sequence[DatabaseInList]
     has_more_databases: bool
     order: str
     attempts: Sequence[subjects.Attempt]
@@ -122,7 +122,7 @@ class DatabasePage(SubjectPage):
 
     database: str
     labels: dict[str, str]
-    neighbours: Sequence[ListedDatabase]
+    neighbours: Sequence[DatabaseInList]
     inside: DatabaseGrowth | None
     """What grew inside, in the chosen window or range, else in the last 30 days; None: not measured twice."""
 
@@ -342,7 +342,7 @@ class ListPage:
 class ServersPage(ListPage):
     """The servers of a window."""
 
-    servers: Sequence[ListedServer]
+    servers: Sequence[ServerInList]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +350,7 @@ class DatabasesPage(ListPage):
     """The databases of a window."""
 
     label: str | None
-    databases: Sequence[ListedDatabase]
+    databases: Sequence[DatabaseInList]
 
 
 @dataclass(frozen=True)

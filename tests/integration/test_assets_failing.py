@@ -180,13 +180,13 @@ def test_a_period_held_by_another_writer_is_retried_until_it_is_free(
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
-    refused, held = threading.Event(), locks.held_by
+    refused, held = threading.Event(), locks.lock_held_error
 
     def refuse(period: str, who: str | None) -> LockHeldError:
         refused.set()
         return held(period, who)
 
-    monkeypatch.setattr(locks, "held_by", refuse)
+    monkeypatch.setattr(locks, "lock_held_error", refuse)
     with CapacityLockManager(engine).job_lock("daily"):
         thread, results = run_in_thread(settings)
         assert refused.wait(60)

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, inspect, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.database.adoption import index_steps, present_tables
+from capacity_assets.database.adoption import existing_tables, index_steps
 from capacity_assets.database.schema import VERSION_TABLE, initialise, schema_state
 from capacity_assets.database.tables import CAPACITY_TABLES
 from tests.clocks import TODAY, fixed_clock
@@ -411,5 +411,5 @@ def test_indexes_of_lists_hold_no_row_of_a_day(engine: Engine) -> None:
     assert held == [(False, True), (True, False)]
     with engine.connect() as connection:
         assert [
-            step for table in present_tables(connection, CAPACITY_TABLES) for step in index_steps(connection, table)
+            step for table in existing_tables(connection, CAPACITY_TABLES) for step in index_steps(connection, table)
         ] == []

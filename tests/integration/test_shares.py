@@ -11,7 +11,7 @@ from sqlalchemy import text
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.servers import Server, register_servers, registered_servers
 from capacity_assets.collection.service import CollectionService, CollectionSummary, parse_share
-from capacity_assets.database.locks import LockHeldError, samples_of
+from capacity_assets.database.locks import LockHeldError, samples_lock
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures
 from tests.servers import PostgresServer
@@ -110,7 +110,7 @@ def test_shares_are_measured_side_by_side_and_one_share_not_twice_at_once(
         thread.join()
     assert sum(part.processed_instances for part in done) == SERVERS - 1
 
-    with service.locks.job_lock(samples_of("1/2")), pytest.raises(LockHeldError, match="samples of the share 1/2"):
+    with service.locks.job_lock(samples_lock("1/2")), pytest.raises(LockHeldError, match="samples of the share 1/2"):
         service.collect(TODAY, share=parse_share("1/2"))
 
 

@@ -17,11 +17,11 @@ from markupsafe import Markup
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.charts.drawing import (
     MOST_SERIES,
-    Area,
     Axis,
     ColumnChart,
     Series,
     Tile,
+    TileArea,
     WaterfallStep,
     columns_chart,
     count_axis,
@@ -449,7 +449,7 @@ def test_the_marks_of_a_mail_are_as_high_as_the_sizes_are(sizes: list[int]) -> N
 def test_tiles_fill_their_area_by_their_sizes_and_stay_inside(sizes: list[int], width: int, height: int) -> None:
     tiles = [Tile(str(place), size, None) for place, size in enumerate(sizes)]
 
-    placed = list(squarified(tiles, Area(10, 20, width, height)))
+    placed = list(squarified(tiles, TileArea(10, 20, width, height)))
 
     known = sum(sizes)
     assert [tile.size_mb for tile, _ in placed] == sorted((size for size in sizes if size), reverse=True)
@@ -461,9 +461,9 @@ def test_tiles_fill_their_area_by_their_sizes_and_stay_inside(sizes: list[int], 
 
 
 def test_a_tile_beyond_all_others_takes_the_whole_area() -> None:
-    placed = list(squarified([Tile("absurd", 2**62, None), Tile("small", 1, None)], Area(0, 0, 1200, 420)))
+    placed = list(squarified([Tile("absurd", 2**62, None), Tile("small", 1, None)], TileArea(0, 0, 1200, 420)))
 
-    assert placed[0] == (Tile("absurd", 2**62, None), Area(0, 0, 1200, 420))
+    assert placed[0] == (Tile("absurd", 2**62, None), TileArea(0, 0, 1200, 420))
     assert 'aria-label="absurd' in treemap("space", [Tile("absurd", 2**62, 1, "/a"), Tile("small", 1, 1, "/b")])
 
 

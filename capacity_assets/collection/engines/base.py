@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of
-from capacity_assets.database.measures import PART_SIZES, USED_SIZE
+from capacity_assets.database.measures import SIZE_KINDS, USED_SIZE
 
 Found = TypeVar("Found")
 LONGEST_REASON = 1000
@@ -368,7 +368,7 @@ class DatabaseSize:
 
         `parts` are bytes by stem, for example `data_size`. A part that the engine does not report is None or missing.
         """
-        unknown = set(parts) - {part.stem for part in PART_SIZES}
+        unknown = set(parts) - {part.stem for part in SIZE_KINDS}
         if unknown:
             raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/measures.py")
         rounded = whole_mb or floor_mb
@@ -386,7 +386,7 @@ class DatabaseSize:
     @property
     def values(self) -> tuple[int | None, ...]:
         """The values of a sample, in the order of the level: MiB, then bytes; None: not reported."""
-        stems = [part.stem for part in PART_SIZES]
+        stems = [part.stem for part in SIZE_KINDS]
         whole, exact = (tuple(map(parts.get, stems)) for parts in (self.parts_mb, self.parts_bytes))
         return (self.size_mb, *whole, self.size_bytes, *exact)
 

@@ -63,7 +63,7 @@ from capacity_assets.collection.engines.base import (
     volume_of,
 )
 from capacity_assets.database.measures import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
-from capacity_assets.database.sql import text_of, with_parts
+from capacity_assets.database.sql import text_of, with_queries
 
 if TYPE_CHECKING:
     import pymysql
@@ -394,9 +394,9 @@ SELECT CAST(SUM(FILE_SIZE) AS UNSIGNED) FROM information_schema.INNODB_TABLESPAC
 UNION ALL SELECT CAST(SUM(SIZE) AS UNSIGNED) FROM information_schema.INNODB_SESSION_TEMP_TABLESPACES
 """
 MYSQL = Dialect(
-    files=text_of(with_parts(_MYSQL_FILES, own=_MYSQL_OWN)),
-    shared=text_of(with_parts(_MYSQL_SHARED, own=_MYSQL_OWN)),
-    shared_sizes=text_of(with_parts(_MYSQL_SHARED_SIZES, own=_MYSQL_OWN)),
+    files=text_of(with_queries(_MYSQL_FILES, own=_MYSQL_OWN)),
+    shared=text_of(with_queries(_MYSQL_SHARED, own=_MYSQL_OWN)),
+    shared_sizes=text_of(with_queries(_MYSQL_SHARED_SIZES, own=_MYSQL_OWN)),
     undo="SELECT FILE_SIZE FROM information_schema.INNODB_TABLESPACES WHERE SPACE_TYPE = 'Undo'",
     temporary=_MYSQL_TEMPORARY,
     replicas="SHOW REPLICA STATUS",
@@ -524,7 +524,7 @@ def files_of(connection: Any, query: str, *parameters: object) -> list[tuple[Any
         raise MeasureError(
             FailureKind.SETUP, f"version {version} cannot be measured by its files: register `sizing = statistics`"
         )
-    return rows_of(connection, text_of(with_parts(query, files=connection.dialect.files)), parameters or None)
+    return rows_of(connection, text_of(with_queries(query, files=connection.dialect.files)), parameters or None)
 
 
 @dataclass

@@ -237,7 +237,7 @@ def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the
 
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     assert "postgresql" in printed("groups", "--by", "engine", "--window", "2025-05-01")
-    cluster.ask_again(undistributed)
+    cluster.forget_distribution(undistributed)
 
 
 def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
