@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.forecast.decisions import Decision, decide
-from capacity_assets.forecast.issuing import issue
-from capacity_assets.forecast.limits import Limit, declare
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.reading import accuracy
 from capacity_assets.web import metrics
 from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
@@ -84,7 +84,7 @@ def test_a_changed_sample_makes_windows_stale_and_a_decision_ends_the_need_for_a
         connection.execute(
             text("UPDATE volume_size_stats SET free_mb = 900 WHERE collected_date = :day"), {"day": TODAY}
         )
-    issue(engine, TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
     assert measured(pages)[needs] == 1
     with engine.begin() as connection:
         changed = "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = :day"
@@ -133,8 +133,8 @@ def test_the_text_is_that_of_prometheus_and_of_openmetrics(
     database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accuracy, "LEAST_CASES", 1)
-    declare(engine, [Limit("server-1", None, GROWING[-1] + 2_000)])
-    issue(engine, TODAY, TODAY)
+    declare_limits(engine, [Limit("server-1", None, GROWING[-1] + 2_000)])
+    issue_runways(engine, TODAY, TODAY)
     with served_pages(database, metrics_databases=["team"]) as pages:
         plain, strict = pages.ask("/metrics"), pages.ask("/metrics", Accept=f"{OPENMETRICS};q=0.6,text/plain;q=0.5")
         judged = {one["horizon_days"]: one for one in pages.document("/accuracy")["horizons"]}[7]

@@ -33,12 +33,12 @@ COLLECT = """
 from datetime import date, datetime, timezone
 from capacity_assets.collection.engines.base import DatabaseSize
 from capacity_assets.collection.measuring import ProbeOutcome
-from capacity_assets.collection.storing import store
+from capacity_assets.collection.storing import store_outcomes
 from capacity_assets.runtime import open_engine
 from capacity_assets.base.settings import load_settings
 size = DatabaseSize.of_bytes("billing", 5 * 1024**2, temp_size=3 * 1024**2 + 7)
 with open_engine(load_settings()) as engine:
-    store(engine, date(2025, 3, 3), [ProbeOutcome(1, "pg-1", datetime.now(tz=timezone.utc), sizes=(size,))])
+    store_outcomes(engine, date(2025, 3, 3), [ProbeOutcome(1, "pg-1", datetime.now(tz=timezone.utc), sizes=(size,))])
 """
 GRAPH = """
 from capacity_assets.orchestration.build import build_definitions
