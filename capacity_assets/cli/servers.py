@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -137,13 +138,17 @@ def _report(
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
     """Warn of passwords that this configuration does not look up; that of another machine may."""
-    folders = SecretFolders.of(settings)
+    folders, refused = SecretFolders.of(settings), defaultdict[str, list[str]](list)
     for server in servers:
         if server.password_from and server.password_from != OWN:
             try:
                 folders.refuse_what_is_not_allowed(server.password_from)
             except CredentialError as error:
-                yield f"Warning: {server.name} cannot be measured with this configuration. {error}"
+                refused[str(error)].append(server.name)
+    for reason, names in list(refused.items())[:NAMES_SHOWN]:
+        yield f"Warning: {first_of(names, NAMES_SHOWN)} cannot be measured with this configuration. {reason}"
+    if others := sum(map(len, list(refused.values())[NAMES_SHOWN:])):
+        yield f"Warning: nor can {counted(others, 'other server')}, for like reasons."
 
 
 @instances.command("import")

@@ -10,13 +10,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capacity_assets.base.declarations import NO_OTHER_NAMES, csv_rows, declaration, names_of, read_each, toml_document
@@ -41,7 +56,7 @@ from capacity_assets.collection.engines.base import (
     engines,
     is_loopback,
 )
-from capacity_assets.database.declaring import declaring
+from capacity_assets.database.declaring import declaring, rows_of_values
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import (
     SERVERS_IN_SERVICE,
@@ -355,53 +370,72 @@ def _compared(
 
 
 def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[int], by: str | None) -> None:
-    ids: dict[str, int] = {}
-    for server in wanted:
-        values = {"db_type": server.engine, "host": server.host, "port": server.port}
-        known = connection.execute(select(instances.c.id).where(instances.c.name == server.name)).scalar()
-        if known is None:
-            statement = insert(instances).values(name=server.name, is_active=True, **values).returning(instances.c.id)
-            known = connection.execute(statement).scalar_one()
-        else:
-            connection.execute(update(instances).where(instances.c.id == known).values(**values))
-        ids[server.name] = known
-        _write_target(connection, known, server, by)
-    # At the end, because a server may be counted by one that is declared below it.
-    for server in wanted:
-        counted_by = _id_of(connection, ids, server)
-        connection.execute(update(instances).where(instances.c.id == ids[server.name]).values(counted_by=counted_by))
+    """Store servers in a constant number of statements: triggers fire once per statement, and look for samples."""
+    stored = connection.execute(select(instances.c.name, instances.c.id, instances.c.counted_by)).all()
+    ids, counted_by = {row.name: row.id for row in stored}, {row.id: row.counted_by for row in stored}
+    rows = [{"name": one.name, "db_type": one.engine, "host": one.host, "port": one.port} for one in wanted]
+    added = [row for row in rows if row["name"] not in ids]
+    if added:
+        new = rows_of_values(instances, list(added[0]), added).add_columns(true())
+        insertion = insert(instances).from_select([*added[0], "is_active"], new)
+        ids |= {row.name: row.id for row in connection.execute(insertion.returning(instances.c.name, instances.c.id))}
+    counting = _counting_servers(wanted, ids, counted_by)
+    if wanted:
+        known = [
+            {**row, "id": ids[one.name], "counted_by": counting[one.name]}
+            for one, row in zip(wanted, rows, strict=True)
+        ]
+        _update_servers(connection, known)
+        _write_targets(connection, [{"instance_id": ids[server.name], **_target(server)} for server in wanted], by)
     if disabled:
         connection.execute(update(instances).where(instances.c.id.in_(disabled)).values(is_active=False))
 
 
-def _write_target(connection: Connection, instance_id: int, server: Server, by: str | None) -> None:
-    values = {name: value for name, value in asdict(server).items() if name in _STORED_AS_THEY_ARE}
-    values |= {"instance_id": instance_id, "connect_database": server.database, "declared_by": by}
-    statement = upsert(collection_targets).values(**values)
-    changes = {name: statement.excluded[name] for name in values if name != "instance_id"}
+def _update_servers(connection: Connection, rows: Sequence[Mapping[str, object]]) -> None:
+    declared = rows_of_values(instances, list(rows[0]), rows).subquery("declared")
+    values = {name: declared.c[name] for name in rows[0] if name not in {"id", "name"}}
+    differs = tuple_(*(instances.c[name] for name in values)).is_distinct_from(tuple_(*values.values()))
+    connection.execute(update(instances).where(instances.c.id == declared.c.id, differs).values(**values))
+
+
+def _target(server: Server) -> dict[str, object]:
+    return {name: getattr(server, name) for name in _STORED_AS_THEY_ARE} | {"connect_database": server.database}
+
+
+def _write_targets(connection: Connection, rows: Sequence[Mapping[str, object]], by: str | None) -> None:
+    new = rows_of_values(collection_targets, list(rows[0]), rows).add_columns(literal(by, Text()))
+    statement = upsert(collection_targets).from_select([*rows[0], "declared_by"], new)
+    changes = {name: statement.excluded[name] for name in (*rows[0], "declared_by") if name != "instance_id"}
     connection.execute(
         statement.on_conflict_do_update(index_elements=["instance_id"], set_={**changes, "updated_at": func.now()})
     )
 
 
-def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int | None:
-    """Return the number of the server that counts this one; it must count itself, or both would be hidden."""
-    if server.counted_by is None:
-        return None
-    query = select(instances.c.id, instances.c.counted_by).where(instances.c.name == server.counted_by)
-    row = connection.execute(query).first()
-    if row is None:
-        raise ValidationError(
-            f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
-            "Nothing was registered."
-        )
-    others = select(func.count()).where(instances.c.counted_by == ids[server.name])
-    if row.counted_by is not None or connection.execute(others).scalar_one():
-        raise ValidationError(
-            f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
-            "cannot be counted by another. Nothing was registered."
-        )
-    return int(row.id)
+def _counting_servers(
+    wanted: Sequence[Server], ids: Mapping[str, int], counted_by: Mapping[int, int | None]
+) -> dict[str, int | None]:
+    """Return the number of the server that counts each of `wanted`, by name; None: it counts itself.
+
+    Who counts others must count itself, or both would be hidden.
+    """
+    counting = {number: other for number, other in counted_by.items() if other is not None}
+    for server in wanted:
+        counting.pop(ids[server.name], None)
+    for server in wanted:
+        if server.counted_by is None:
+            continue
+        if server.counted_by not in ids:
+            raise ValidationError(
+                f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
+                "Nothing was registered."
+            )
+        if ids[server.counted_by] in counting or ids[server.name] in counting.values():
+            raise ValidationError(
+                f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
+                "cannot be counted by another. Nothing was registered."
+            )
+        counting[ids[server.name]] = ids[server.counted_by]
+    return {server.name: counting.get(ids[server.name]) for server in wanted}
 
 
 def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:

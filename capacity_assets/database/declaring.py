@@ -82,7 +82,7 @@ def replace_rows(
     earlier = [(number, stored.get(tuple(row[key] for key in keys))) for number, row in enumerate(rows)]
     values = [name for name in rows[0] if name not in keys]
     # In one statement, because triggers fire once per statement.
-    new = _rows_of_values(table, list(rows[0]), rows).add_columns(sa.literal(by, sa.Text()))
+    new = rows_of_values(table, list(rows[0]), rows).add_columns(sa.literal(by, sa.Text()))
     store = insert(table).from_select([*rows[0], "declared_by"], new)
     changes = {name: store.excluded[name] for name in (*values, "declared_by")} | {"declared_at": sa.func.now()}
     connection.execute(store.on_conflict_do_update(index_elements=keys, set_=changes))
@@ -95,11 +95,11 @@ def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[s
     always = [row for row in rows if row["valid_from"] == ALWAYS]
     if always:
         key = sa.tuple_(*(table.c[name] for name in subject))
-        connection.execute(sa.delete(table).where(key.in_(_rows_of_values(table, subject, always))))
+        connection.execute(sa.delete(table).where(key.in_(rows_of_values(table, subject, always))))
 
 
-def _rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> sa.Select[Any]:
-    """Return a query of these columns of the rows."""
+def rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> sa.Select[Any]:
+    """Return a query of these columns of the rows, whose values are one parameter per column."""
     columns = {name: [row[name] for row in rows] for name in names}
     # A cast to varchar(n) would cut what is too long.
     types = {name: sa.Text() if isinstance(table.c[name].type, sa.String) else table.c[name].type for name in names}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.servers import Server, register_servers, registered_servers, set_active
@@ -117,6 +118,55 @@ def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engi
     with pytest.raises(ValidationError, match="one that counts others cannot be counted by another"):
         register_servers(engine, [Server("primary", "mysql", "h", counted_by="d")])
     assert len(registered_servers(engine)) == 3
+
+
+def test_a_file_of_servers_takes_as_many_statements_as_one_server(engine: Engine) -> None:
+    def statements(servers: list[Server]) -> int:
+        seen: list[str] = []
+
+        def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            seen.append(statement)
+
+        event.listen(engine, "before_cursor_execute", count)
+        register_servers(engine, servers)
+        event.remove(engine, "before_cursor_execute", count)
+        return len(seen)
+
+    fleet = [Server(f"s{n}", "mysql", f"h{n}", counted_by="s0" if n else None) for n in range(2500)]
+
+    one, many = statements([Server("x", "mysql", "h")]), statements(fleet)
+    again = statements([replace(server, port=9) for server in reversed(fleet)])
+
+    assert (one, many, again) == (5, 5, 4), "the registry twice, new and known servers, how they are reached"
+    found = {server.server.name: server.server for server in registered_servers(engine)}
+    assert (len(found), found["s7"].host, found["s7"].port, found["s7"].counted_by) == (2501, "h7", 9, "s0")
+
+
+def test_the_primary_may_be_declared_anew_behind_its_replica(engine: Engine) -> None:
+    register_servers(engine, [Server("a", "mysql", "h", counted_by="b"), Server("b", "mysql", "h")])
+
+    register_servers(engine, [Server("b", "mysql", "h", counted_by="a"), Server("a", "mysql", "h")])
+
+    assert {one.server.name: one.server.counted_by for one in registered_servers(engine)} == {"a": None, "b": "a"}
+    with pytest.raises(ValidationError, match="Server 'a': counted_by must name a server that counts itself"):
+        register_servers(engine, [Server("a", "mysql", "h", counted_by="c"), Server("c", "mysql", "h")])
+
+
+def test_a_password_that_cannot_be_read_is_told_once_for_all_servers_that_need_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    path = tmp_path / "servers.toml"
+    entry = "[[servers]]\nname='s{}'\nengine='mysql'\nhost='h'\npassword_from='{}'\n"
+    path.write_text("".join(entry.format(n, "env:LOGIN" if n < 30 else f"env:LOGIN_{n}") for n in range(50)))
+
+    lines = [
+        line for line in capacity("instances", "import", str(path), columns=999).output.splitlines() if "Warn" in line
+    ]
+
+    assert len(lines) == 11
+    assert lines[0].startswith("Warning: s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 and 20 more cannot be measured with")
+    assert lines[-1] == "Warning: nor can 11 other servers, for like reasons."
+    assert len(registered_servers(engine)) == 50
 
 
 def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engine: Engine) -> None:
