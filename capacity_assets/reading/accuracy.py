@@ -35,7 +35,7 @@ PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Forecasts of one horizon that came due; percentages are None for fewer than LEAST_CASES of them."""
+    """Forecasts of one horizon that came due; percentages are None for fewer than 20 of them."""
 
     horizon_days: int
     subject: str | None
@@ -109,7 +109,7 @@ class Calibration:
     mean_percent: float
     """Mean of the probabilities."""
     filled_percent: float | None
-    """Share that was full; None for fewer than LEAST_CASES forecasts."""
+    """Share that was full; None for fewer than 20 forecasts."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Alarms:
     days_of_warning: float | None
     """Median number of days from an alarm to the first full day."""
     named_percent: float | None
-    """Share of fills with an alarm; None for fewer than LEAST_CASES."""
+    """Share of fills with an alarm; None for fewer than 20."""
     right_percent: float | None
-    """Share of right alarms; None for fewer than LEAST_CASES."""
+    """Share of right alarms; None for fewer than 20."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class FillDateErrors:
     filled: int
     """Those with a middle day whose subject was full by the due day."""
     median_error_days: float | None
-    """Median difference between middle day and first full day; None for fewer than LEAST_CASES."""
+    """Median difference between middle day and first full day; None for fewer than 20."""
     sooner: int
     """Full before the middle day."""
     on_time: int
@@ -335,7 +335,7 @@ def _of_outcomes(statement: str) -> TextualSelect:
 
 
 def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
-    """Return how good the forecasts of a sample were; of fewer than LEAST_CASES only their number."""
+    """Return how good the forecasts of a sample were; of fewer than 20 only their number."""
     unknown: dict[str, Any] = dict.fromkeys(
         name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))
     )

@@ -49,13 +49,23 @@ from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
+from capacity_assets.reading.lists import ORDERS, SERVER_ORDERS
 from capacity_assets.reading.subjects import address, subject_address
+from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
-from capacity_assets.web.forecasts import read_accuracy, read_decisions_page, read_filling, read_scenario
-from capacity_assets.web.groups import read_group, read_groups
+from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decisions_page, read_filling, read_scenario
+from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
-from capacity_assets.web.reader import PAGE_FORMATS, PageQuery, Reader, known_values, shared_notice, shared_revision
+from capacity_assets.web.reader import (
+    PAGE_FORMATS,
+    RANGE_NAMES,
+    PageQuery,
+    Reader,
+    known_values,
+    shared_notice,
+    shared_revision,
+)
 from capacity_assets.web.rendering import PageRoute, page_templates
 from capacity_assets.web.subjects import (
     read_database,
@@ -69,21 +79,116 @@ from capacity_assets.web.subjects import (
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
 PAGES = (
-    PageRoute("/", "Fleet", read_fleet, "sizes", in_menu=True, has_figures=True),
-    PageRoute("/servers", "Servers", read_servers, "servers", in_menu=True, has_figures=True),
-    PageRoute("/databases", "Databases", read_databases, "databases", in_menu=True, has_figures=True),
-    PageRoute("/groups", "Groups", read_groups, "groups", in_menu=True),
-    PageRoute("/filling", "Fills first", read_filling, "runways", in_menu=True),
-    PageRoute("/bill", "Bill", read_bill_page, "groups", ("/",), in_menu=True, beside=BILL_COLUMNS),
-    PageRoute("/accuracy", "Accuracy", read_accuracy, "months", in_menu=True),
-    PageRoute("/budget", "Budget", read_budget_page, "lines", ("/", "/bill"), is_found=True, beside=BUDGET_COLUMNS),
-    PageRoute("/decisions", "Decisions", read_decisions_page, "decisions", ("/", "/filling"), is_found=True),
-    PageRoute("/scenario", "Scenario", read_scenario, "runways", ("/", "/filling"), is_found=True),
-    PageRoute("/server", "Server", read_server, "sizes", ("/", "/servers"), has_figures=True),
-    PageRoute("/database", "Database", read_database, "sizes", ("/", "/servers", "/server"), has_figures=True),
-    PageRoute("/volume", "Volume", read_volume, "sizes", ("/", "/servers", "/server")),
-    PageRoute("/group", "Group", read_group, "sizes", ("/", "/groups")),
-    PageRoute("/search", "Search", read_search, "found", is_cached=False),
+    PageRoute(
+        *("/", "Fleet", read_fleet, "sizes"),
+        "Size and growth of the fleet, what fills first, what changed, and which servers were not measured.",
+        ("period", *RANGE_NAMES),
+        in_menu=True,
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/servers", "Servers", read_servers, "servers"),
+        "Servers in service in a window: size and change, how much of the limit is used, and when it is full.",
+        ("period", "window", "order", "engine", "page"),
+        {"order": list(SERVER_ORDERS)},
+        in_menu=True,
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/databases", "Databases", read_databases, "databases"),
+        "Databases of a window, the largest or the fastest growing first, with the limit that binds and when it is "
+        "full.",
+        ("period", "window", "order", "engine", "label", "page"),
+        {"order": list(ORDERS)},
+        in_menu=True,
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/groups", "Groups", read_groups, "groups"),
+        "Groups such as teams in a window: size, share and change, which add up to the fleet, and what fills first.",
+        ("by", "period", "window", "order", "page"),
+        {"order": list(GROUP_ORDERS)},
+        in_menu=True,
+    ),
+    PageRoute(
+        *("/filling", "Fills first", read_filling, "runways"),
+        "What is full within a year, earliest first, with dates and probabilities.",
+        ("page",),
+        in_menu=True,
+    ),
+    PageRoute(
+        *("/bill", "Bill", read_bill_page, "groups"),
+        "What the databases of a month cost, by group, with what changed since the month before.",
+        ("by", "month", "issue", "page"),
+        above=("/",),
+        in_menu=True,
+        beside=BILL_COLUMNS,
+    ),
+    PageRoute(
+        *("/accuracy", "Accuracy", read_accuracy, "months"),
+        "How far forecasts were off, and whether their probabilities held, by horizon.",
+        ("horizon",),
+        in_menu=True,
+    ),
+    PageRoute(
+        *("/budget", "Budget", read_budget_page, "lines"),
+        "What groups will have and cost in the coming months, with ranges.",
+        ("by", "months"),
+        above=("/", "/bill"),
+        is_found=True,
+        beside=BUDGET_COLUMNS,
+    ),
+    PageRoute(
+        *("/decisions", "Decisions", read_decisions_page, "decisions"),
+        "Decisions on what may fill: who decided what, until when, and the risk then and now.",
+        ("server", "state", "page"),
+        {"state": [OPEN, EVERY]},
+        above=("/", "/filling"),
+        is_found=True,
+    ),
+    PageRoute(
+        *("/scenario", "Scenario", read_scenario, "runways"),
+        "A stored scenario: its assumptions, and what they change of fill dates and budget.",
+        ("name",),
+        above=("/", "/filling"),
+        is_found=True,
+    ),
+    PageRoute(
+        *("/server", "Server", read_server, "sizes"),
+        "A server: sizes over time, forecast, volumes, what fills it, its databases and its last measurements.",
+        ("server", "period", *RANGE_NAMES, "window", "order", "page"),
+        {"order": list(ORDERS)},
+        needed=("server",),
+        above=("/", "/servers"),
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/database", "Database", read_database, "sizes"),
+        "A database: sizes over time, forecast and limit, declared steps, and what grew inside.",
+        ("server", "name", "period", *RANGE_NAMES, "window"),
+        needed=("server", "name"),
+        above=("/", "/servers", "/server"),
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/volume", "Volume", read_volume, "sizes"),
+        "A volume of a server: use by day, forecast, what fills it, and the databases on it.",
+        ("server", "name", *RANGE_NAMES),
+        needed=("server", "name"),
+        above=("/", "/servers", "/server"),
+    ),
+    PageRoute(
+        *("/group", "Group", read_group, "sizes"),
+        "A group such as a team: sizes over time, cost, what fills first, and what grew most in it.",
+        ("by", "name", "period", *RANGE_NAMES, "window"),
+        above=("/", "/groups"),
+    ),
+    PageRoute(
+        *("/search", "Search", read_search, "found"),
+        "Servers, databases, volumes and groups by words of their names, what fills first before the others.",
+        ("q", "shown"),
+        is_cached=False,
+    ),
 )
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
@@ -154,7 +259,8 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
     app = Starlette(
         routes=[
             *(Route(page.path, answers.of(page)) for page in PAGES),
-            Route("/schema", schema),
+            *(Route(f"{API}/{page.name}", answers.of(page, is_api=True)) for page in PAGES),
+            Route(DOCUMENT, answers.in_time(described)),
             Route("/metrics", answers.in_time(answers.metrics)),
             Mount("/static", StaticFiles(directory=STATIC)),
             Mount("/charts", StaticFiles(directory=STYLES)),
@@ -171,9 +277,9 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
     return SecurityHeaders(app)
 
 
-def schema(_request: Request) -> Response:
-    """Describe the JSON of every page."""
-    return JSONResponse({page.path: page.form.json_schema(mode="serialization") for page in PAGES})
+def described(_request: Request) -> Response:
+    """Answer with the description of the API."""
+    return JSONResponse(openapi(PAGES))
 
 
 @dataclass(frozen=True)
@@ -202,9 +308,9 @@ class PageServer:
         self._threads.shutdown()
         self._reader.close()
 
-    def of(self, page: PageRoute) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a page."""
-        return self.in_time(partial(self._answer, page=page))
+    def of(self, page: PageRoute, *, is_api: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint of a page, or of its answer in the API."""
+        return self.in_time(partial(self._answer, page=page, is_api=is_api))
 
     def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint that responds from a thread, or refuses after the time limit.
@@ -274,10 +380,12 @@ class PageServer:
     def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
         return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
 
-    def _answer(self, request: Request, page: PageRoute) -> Response:
-        query = self._query(request.url.path, request.query_params)
+    def _answer(self, request: Request, page: PageRoute, *, is_api: bool) -> Response:
+        query = self._query(page.path, request.query_params)
         try:
-            form = query.one_of("format", PAGE_FORMATS)
+            if is_api:
+                refuse_unknown_parameters(page, request.query_params)
+            form = "json" if is_api else query.one_of("format", PAGE_FORMATS)
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
         except ValidationError as error:
@@ -312,7 +420,7 @@ class PageServer:
         return html
 
     def _refused(self, request: Request, status: int, text: str) -> Response:
-        if request.query_params.get("format") in {"json", "csv"}:
+        if request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith(f"{API}/"):
             return JSONResponse({"error": text}, status_code=status)
         shown = {"title": TITLES.get(status, "No answer"), "status": status, "text": text, "user": None}
         query = self._query(request.url.path, request.query_params)

@@ -84,7 +84,7 @@ class MeasuredShare:
     measured_servers: int
     failed_servers: int
     coverage_percent: float | None
-    """Measured days of servers in service in the last TRUST_DAYS days, from the first sample of each server on."""
+    """Measured days of servers in service in the last 30 days, from the first sample of each server on."""
     has_samples: bool
     """Whether any server was ever measured."""
 
@@ -111,7 +111,7 @@ class FleetPage:
     unmeasured: Sequence[UnmeasuredServer]
     unmeasured_servers: int
     missed: Sequence[MissedDays]
-    """Servers in service that missed days of the last TRUST_DAYS, the most days first."""
+    """Servers in service that missed days of the last 30 days, the most days first."""
     missed_servers: int
     grouped_by: str
     groups: Sequence[Group]

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period, Window
-from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import newer_schema
@@ -212,15 +212,42 @@ GROUPS_PER_PAGE = 200
 MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
-NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
-         "range", "first", "last", "compare", "state", "horizon", "months", "format")  # fmt: skip
-"""All parameters of pages."""
 PAGE_FORMATS = ("html", "json", "csv")
+RANGE_NAMES = ("range", "first", "last", "compare")
+
+
+def _number(most: int) -> Mapping[str, object]:
+    return {"type": "integer", "minimum": 1, "maximum": most}
 
 
 ALL, CUSTOM, LONGEST_DAYS = "all", "custom", 3660
 RANGES = {"30d": ("30 days", 30), "90d": ("90 days", 90), "1y": ("1 year", 366), ALL: ("All", LONGEST_DAYS)}
 """Ranges of charts up to the newest window: name and number of days. ALL begins with the oldest window."""
+DATE: Mapping[str, object] = {"type": "string", "format": "date"}
+TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST}
+PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "period": ("Length of the windows.", {"enum": list(PERIODS)}),
+    "window": ("Any day of the window that is wanted; by default, the last complete one.", DATE),
+    "order": ("Order of the list.", {"type": "string"}),
+    "engine": ("Only what is of this engine, as postgresql.", TEXT),
+    "label": ("Only what has this label, as team=payments, or as team= no label of this key.", TEXT),
+    "page": ("Part of a long list, from 1; has_more says whether there is another.", _number(MOST_PAGES)),
+    "by": ("What groups are made by: engine, server, or the key of a label such as team.", TEXT),
+    "name": ("Name of the database, volume, group or scenario.", TEXT),
+    "server": ("ID of the server, server_id in other answers; the search finds it by name.", _number(2**31 - 1)),
+    "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
+    "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
+    "q": ("Words that are in the name, in any order.", TEXT),
+    "shown": ("How many names at most.", _number(ROWS_PER_PAGE)),
+    "range": ("Days of the sizes, up to the newest.", {"enum": list(RANGES)}),
+    "first": ("First day of the sizes.", DATE),
+    "last": ("Last day of the sizes.", DATE),
+    "compare": ("Whether the sizes of the year before are wanted, too.", {"enum": ["year"]}),
+    "state": ("Whether decisions that are past or closed are wanted, too.", {"type": "string"}),
+    "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
+    "months": ("How many months.", _number(12)),
+}
+"""The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300
 MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 """A range with more windows is shown by the next longer period. A window of the fleet reads a row of each server."""
@@ -228,7 +255,7 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
     """Drop unknown parameters, which would be cached separately and copied into every link."""
-    return {name: value for name, value in given.items() if name in NAMES}
+    return {name: value for name, value in given.items() if name in PARAMETERS or name == "format"}
 
 
 @dataclass(frozen=True)

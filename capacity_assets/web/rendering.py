@@ -7,7 +7,7 @@ import io
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import cache, cached_property, partial
@@ -74,6 +74,14 @@ class PageRoute:
     title: str
     read: Callable[[Reader, PageQuery], Any]
     table: str
+    description: str
+    """What it answers, for the API."""
+    parameters: Sequence[str]
+    """The names in PARAMETERS that it reads."""
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    """The values that some of them have here, the default first."""
+    needed: Sequence[str] = ()
+    """Parameters that must be given."""
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False

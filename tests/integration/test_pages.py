@@ -26,13 +26,11 @@ from tests.pages_fleet import ADDRESSES, DAYS, FAILED, FIRST, GROWING, HOSTILE, 
 PREPARED = {"pages": filled}
 
 
-def test_every_page_is_html_json_that_fits_its_schema_and_csv(pages: Pages) -> None:
-    schemas = pages.ask("/schema").json
+def test_every_page_is_html_json_and_csv(pages: Pages) -> None:
     for page, address in zip(PAGES, sorted(ADDRESSES, key=_place), strict=True):
         html = pages.ask(address)
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
-        assert document.keys() == schemas[page.path]["properties"].keys()
         page.form.validate_python(document)
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
         assert len(rows) == len(document[page.table]) > 0, address

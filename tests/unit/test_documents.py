@@ -193,7 +193,6 @@ def test_every_page_is_documented_and_no_other() -> None:
     assert set(re.findall(r"^\| `(/[a-z]*)` \|", text, re.MULTILINE)) == {
         *(page.path for page in PAGES),
         "/metrics",
-        "/schema",
     }
 
 

@@ -1,0 +1,131 @@
+"""The versioned API: the JSON of the pages under `/api/v1`, described by OpenAPI 3.1, which follows from the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.units import meant
+from capacity_assets.web.reader import PARAMETERS
+from capacity_assets.web.rendering import PageRoute
+
+API = "/api/v1"
+DOCUMENT = f"{API}/openapi.json"
+ABOUT = (
+    "What the pages show, read-only. Sizes are whole MiB, amounts are text, days are in the time zone of the capacity "
+    "database, and what is unknown is null. Names only come, within a version; none goes or changes its meaning."
+)
+REFUSALS = {
+    "400": "A parameter is unknown or makes no sense.",
+    "404": "There is no such thing.",
+    "503": "The database gave no answer.",
+}
+
+
+class _Described(GenerateJsonSchema):
+    """Requires every field, because answers have all of them, and leaves out titles, which repeat the names."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ARG002 -- as pydantic calls it
+        return True
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def _adapter(page: PageRoute) -> TypeAdapter[Any]:
+    # Of a list, because pydantic takes the configuration of a dataclass from the dataclass alone.
+    kind: Any = get_type_hints(page.read)["return"]
+    return TypeAdapter(Sequence[kind], config=ConfigDict(use_attribute_docstrings=True))
+
+
+def answer_schema(page: PageRoute) -> dict[str, Any]:
+    """Return the JSON schema of the answer of a page, which refers to nothing else."""
+    schema = _adapter(page).json_schema(mode="serialization", schema_generator=_Described)
+    kinds = schema["$defs"]
+    kind = kinds.pop(schema["items"]["$ref"].rpartition("/")[2])
+    return {**kind, "$defs": kinds}
+
+
+def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:
+    """Return the JSON schema of a parameter of a page."""
+    _, schema = PARAMETERS[name]
+    return {**schema, **({"enum": list(page.choices[name])} if name in page.choices else {})}
+
+
+def arguments_schema(page: PageRoute) -> dict[str, Any]:
+    """Return the JSON schema of the parameters of a page, as one object."""
+    described = {name: {**parameter_schema(page, name), "description": PARAMETERS[name][0]} for name in page.parameters}
+    return {
+        "type": "object",
+        "properties": described,
+        "required": list(page.needed),
+        "additionalProperties": False,
+    }
+
+
+def refuse_unknown_parameters(page: PageRoute, given: Iterable[str]) -> None:
+    """Raise ValidationError for a parameter that a page does not read."""
+    for name in given:
+        if name not in page.parameters:
+            known = ", ".join(page.parameters)
+            raise ValidationError(
+                f"{page.name} has no parameter {name!r}; it has {known}.{meant(name, page.parameters)}"
+            )
+
+
+@cache  # It takes a second.
+def openapi(pages: tuple[PageRoute, ...]) -> dict[str, Any]:
+    """Return the OpenAPI document of the answers of pages."""
+    inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", _adapter(page)) for page in pages]
+    template = "#/components/schemas/{model}"
+    schemas, found = TypeAdapter.json_schemas(inputs, ref_template=template, schema_generator=_Described)
+    refusal = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "capacity_assets", "version": version("capacity_assets"), "description": ABOUT},
+        "paths": {
+            f"{API}/{page.name}": {"get": _operation(page, schemas[page.name, "serialization"]["items"])}
+            for page in pages
+        },
+        "components": {
+            "schemas": {**found["$defs"], "Refusal": {**refusal, "description": "Why there is no answer."}},
+            "responses": {
+                status: {"description": text, "content": _json({"$ref": template.format(model="Refusal")})}
+                for status, text in REFUSALS.items()
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "CAPACITY_WEB_TOKEN"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(page: PageRoute, schema: Mapping[str, object]) -> dict[str, object]:
+    return {
+        "operationId": page.name,
+        "summary": page.title,
+        "description": page.description,
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "required": name in page.needed,
+                "description": PARAMETERS[name][0],
+                "schema": parameter_schema(page, name),
+            }
+            for name in page.parameters
+        ],
+        "responses": {
+            "200": {"description": page.description, "content": _json(schema)},
+            **{status: {"$ref": f"#/components/responses/{status}"} for status in REFUSALS},
+        },
+    }
+
+
+def _json(schema: Mapping[str, object]) -> dict[str, object]:
+    return {"application/json": {"schema": schema}}
