@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-nightly coverage check docs screenshots bench format clean
+.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-focus test-nightly coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -43,6 +43,11 @@ test-citus: $(DEVELOPER) ## Run the integration tests on distributed tables; CAP
 test-kubernetes: $(DEVELOPER) ## Render and check deploy/kubernetes, and run a run; CAPACITY_TEST_DAGSTER_CHART names the chart's folder
 	@$(INSTALL) --quiet -e '.[kubernetes]' kubernetes-validate
 	@$(BIN)/pytest -q tests/integration/test_kubernetes.py
+
+test-focus: $(DEVELOPER) ## Check charges of bills by the official validator of FOCUS, in build/focus, some 420 MB
+	@$(PYTHON) -m venv build/focus
+	@build/focus/bin/pip install --disable-pip-version-check --quiet focus-validator==1.0.0 'multimethod<1.12'
+	@$(BIN)/pytest -q tests/integration/test_focus.py
 
 coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
 	@tests/install_servers.sh

@@ -391,6 +391,8 @@ class Variables(BaseSettings):
     are not named keep theirs."""
     label_keys: LabelKeys = DEFAULT_LABEL_KEYS
     """Keys of the labels of servers and databases, separated by commas. A further word adds a key."""
+    bill_issuer: str = "capacity_assets"
+    """Who provides and bills, in `capacity bill --format focus`: the name of a team or a company."""
     objects: ServersAndLabels = ()
     """Servers whose tables and indexes are measured as well: names of servers and labels such as
     `environment=production`, separated by commas, or `all`. Unset: none."""

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from psycopg import sql
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
 from capacity_assets.base.errors import CapacityError, ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import as_plain_text, first_of, suggestion
+from capacity_assets.base.units import as_plain_text, counted, first_of, suggestion
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
+from capacity_assets.cli.export import write_rows
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table, say
 from capacity_assets.collection.servers import registered_servers
@@ -29,6 +31,7 @@ from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import prices as price_list
 from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_named, money
+from capacity_assets.ownership.focus import charges_of_bill
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing, refuse_unknown_grouping
 from capacity_assets.ownership.prices import Price, PriceChanges, PriceEntry
 
@@ -253,8 +256,16 @@ GROUP_COLUMNS = (
 @click.option(
     "--output", default=options.STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen."
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["focus"]),
+    help="Write the charges in FOCUS 1.2, as CSV.",
+)
 @options.json_command
-def bill(settings: Settings, /, *, month: date | None, by: str | None, issue: int | None, output: str) -> Report:
+def bill(
+    settings: Settings, /, *, month: date | None, by: str | None, issue: int | None, output: str, form: str | None
+) -> Report | None:
     """Show what the databases of a month cost, by group.
 
     Computed from the size of each database on each day, with the labels and prices of that day. The bill of a completed
@@ -265,8 +276,11 @@ def bill(settings: Settings, /, *, month: date | None, by: str | None, issue: in
       capacity bill
       capacity bill --month 2026-10 --by cost_centre --output bill.csv
       capacity bill --month 2026-10 --issue 1
+      capacity bill --month 2026-10 --format focus --output charges.csv
     """
-    form = format_of(output, BILL_FORMATS)
+    ending = format_of(output, ["csv"] if form else BILL_FORMATS)
+    if form and ending is None and options.wants_json():
+        raise ValidationError("--json with --format focus needs a file: name one with --output.")
     by = by or default_grouping(settings.label_keys)
     clock = Clock(settings.zone)
     window = bills.MONTHLY.window_of(month) if month else bills.MONTHLY.last(clock.today())
@@ -275,11 +289,26 @@ def bill(settings: Settings, /, *, month: date | None, by: str | None, issue: in
             refuse_unknown_grouping(by, settings.label_keys)
             bills.issue_bill(engine, window, clock, settings.label_keys)
         issued = bills.read_bill(engine, window, by, issue)
-    if form is None:
+        if form:
+            return _write_charges(engine, issued, settings.bill_issuer, output)
+    if ending is None:
         return Report(_bill_json(issued), _bill_lines(issued))
-    options.write_text(output, BILL_FORMATS[form](issued))
+    options.write_text(output, BILL_FORMATS[ending](issued))
     line = f"{bills.bill_title(issued)}: {bills.amount_text(issued.bill)}, written to {output}"
     return Report(_bill_json(issued), [line])
+
+
+def _write_charges(engine: Engine, issued: BillByGroup, issuer: str, output: str) -> Report | None:
+    """Write a bill as charges; with a file, return what was written."""
+    bill = issued.bill
+    charges = charges_of_bill(bill.month, bill.issue, issued.grouped_by, issuer)
+    rows = write_rows(engine, sql.SQL(charges), output, "csv")
+    if rows is None:
+        return None
+    lines = [f"{counted(rows, 'charge')} of {bills.month_named(bill.month)} written to {output}"]
+    if bill.unpriced_gib_months:
+        lines.append(f"Left out: {bills.gib(bill.unpriced_gib_months)} GiB without a price.")
+    return Report({"path": output, "rows": rows, "bill": {**asdict(bill), "amount": bill.amount}}, lines)
 
 
 def format_of(output: str, formats: Collection[str]) -> str | None:

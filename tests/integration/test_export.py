@@ -25,8 +25,8 @@ from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text
-from capacity_assets.cli import export as export_module
 from capacity_assets.database.tables import ALWAYS
+from capacity_assets.history import exporting
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
@@ -76,7 +76,7 @@ def test_csv_on_standard_output_equals_the_table_hostile_names_included(engine: 
 def test_parquet_has_the_types_and_the_values_of_the_view(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(exporting, "ROWS_AT_ONCE", 7)
     path = tmp_path / "servers.parquet"
 
     result = capacity(
@@ -99,8 +99,8 @@ def test_parquet_has_the_types_and_the_values_of_the_view(
 def test_a_workbook_has_the_types_and_the_values_of_the_view_and_runs_no_name(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(export_module, "SHEET_ROWS", 20)
+    monkeypatch.setattr(exporting, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(exporting, "SHEET_ROWS", 20)
     path = tmp_path / "growth.xlsx"
     with engine.begin() as connection:
         connection.execute(
@@ -243,7 +243,7 @@ def test_postgresql_guards_as_python_does(engine: Engine) -> None:
     texts = ["".join(some) for length in range(4) for some in itertools.product(signs, repeat=length)]
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
-        guard = export_module._GUARDED.format(name=sql.Identifier("t"))
+        guard = exporting._GUARDED.format(name=sql.Identifier("t"))
         query = sql.SQL("SELECT {} FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, n) ORDER BY n").format(guard)
         guarded = [row[0] for row in driver.execute(query, [texts])]
     assert guarded == [as_plain_text(one) for one in texts]
