@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-focus test-nightly coverage check docs screenshots bench format clean
+.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-focus test-nightly verify coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -48,6 +48,9 @@ test-focus: $(DEVELOPER) ## Check charges of bills by the official validator of 
 	@$(PYTHON) -m venv build/focus
 	@build/focus/bin/pip install --disable-pip-version-check --quiet focus-validator==1.0.0 'multimethod<1.12'
 	@$(BIN)/pytest -q tests/integration/test_focus.py
+
+verify: $(DEVELOPER) ## Measure databases of known size on the vendors' containers (Docker), and compare; SERVERS=oracle-23
+	@PYTHON="$(CURDIR)/$(BIN)/python" deploy/verify/run $(SERVERS)
 
 coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
 	@tests/install_servers.sh
