@@ -26,7 +26,7 @@ from capacity_assets.database.tables import ALWAYS, instance_size_stats, instanc
 from capacity_assets.forecast.decisions import PLANNED, Decision, decide, stored_decisions
 from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps, stored_limits, stored_steps
 from capacity_assets.ownership.bills import MONTHLY
-from capacity_assets.ownership.budgets import MonthBudget, coming_months, declare_budgets, declared_budgets
+from capacity_assets.ownership.budgets import MOST_MONTHS, MonthBudget, coming_months, declare_budgets, declared_budgets
 from capacity_assets.ownership.labels import Label, declare_labels, stored_labels
 from capacity_assets.ownership.prices import Price, declare_prices, stored_prices
 
@@ -313,7 +313,7 @@ PRICES = (
     Price(Decimal("0.25"), "EUR", engine="sqlserver", valid_from=ALWAYS),
 )
 BUDGETS = {"finance": 385, "commerce": 170, "web": 135, "platform": 130, "data": 125, "sales": 110}
-"""What teams may cost in the last month, in this one and in the next two."""
+"""What teams may cost in a month, from the last month to the next twelve."""
 
 
 def declare_sample(engine: Engine, today: date) -> None:
@@ -331,7 +331,7 @@ def declare_sample(engine: Engine, today: date) -> None:
     if not stored_prices(engine):
         declare_prices(engine, PRICES, today, by=DECLARED_BY, restate=True)
     if not declared_budgets(engine):
-        months = MONTHLY.back(coming_months(today, 2)[-1], 4)
+        months = MONTHLY.back(coming_months(today, MOST_MONTHS)[-1], MOST_MONTHS + 2)
         budgets = [
             MonthBudget(f"team={team}", month.start, Decimal(amount))
             for team, amount in BUDGETS.items()

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -119,28 +119,34 @@ hr { border: 0; border-top: 1px solid #ddd; }
 td { padding: 1px 12px 1px 0; vertical-align: top; } td:first-child { font-weight: 600; white-space: nowrap; }
 code { background: #f4f4f4; border: 1px solid #ddd; border-radius: 3px; padding: 0 3px; } a { color: #1264a3; }
 </style>"""
-MARKUP = (
-    (r"&lt;([^|]+?)\|(.+?)&gt;", r'<a href="\1">\2</a>'),
+# Slack's text has its three special characters escaped as HTML has them, so brackets are links.
+SLACK = (
+    (r"<([^|<>]+)\|([^<>]+)>", r'<a href="\1">\2</a>'),
     (r"\*(.+?)\*", r"<b>\1</b>"),
     (r"`(.+?)`", r"<code>\1</code>"),
-    (r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>'),
-    (r"\\([\\*\[\]`])", r"\1"),
 )
+TEAMS = ((r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>'), (r"\\([\\*\[\]`])", r"\1"))
 
 
-def marked_up(text: str) -> str:
-    """Render the markup that messages use in Slack and Teams."""
-    html = escape(text, quote=False)
-    for pattern, replacement in MARKUP:
+def marked_up(html: str, markup: Sequence[tuple[str, str]]) -> str:
+    """Render the markup that messages use in Slack or Teams."""
+    for pattern, replacement in markup:
         html = re.sub(pattern, replacement, html)
     return html
+
+
+def teams_text(text: str) -> str:
+    """Render the Markdown of cards."""
+    return marked_up(escape(text, quote=False), TEAMS)
 
 
 def slack_html(payload: dict[str, Any]) -> Iterator[str]:
     """Yield the blocks of a Slack message."""
     for block in payload["blocks"]:
         tag = "h1" if block["type"] == "header" else "p"
-        yield f"<{tag}>{marked_up(block['text']['text'])}</{tag}>"
+        text = block["text"]["text"]
+        shown = escape(text) if block["text"]["type"] == "plain_text" else marked_up(text, SLACK)
+        yield f"<{tag}>{shown}</{tag}>"
 
 
 def teams_html(card: dict[str, Any]) -> Iterator[str]:
@@ -149,9 +155,9 @@ def teams_html(card: dict[str, Any]) -> Iterator[str]:
         if element["type"] == "FactSet":
             yield fields_html({fact["title"]: fact["value"] for fact in element["facts"]})
         elif element.get("style") == "heading":
-            yield f"<h1>{marked_up(element['text'])}</h1>"
+            yield f"<h1>{teams_text(element['text'])}</h1>"
         else:
-            text = marked_up(element["text"])
+            text = teams_text(element["text"])
             text = f"<code>{text}</code>" if element.get("fontType") == "Monospace" else text
             yield f"{'<hr>' if element.get('separator') else ''}<p>{text}</p>"
     yield from (f"<button>{escape(action['title'])}</button>" for action in card.get("actions", ()))
@@ -166,7 +172,7 @@ def pagerduty_html(event: dict[str, Any]) -> Iterator[str]:
 
 def fields_html(fields: dict[str, Any]) -> str:
     """Return fields as a table."""
-    rows = (f"<tr><td>{escape(name)}</td><td>{marked_up(str(value))}</td></tr>" for name, value in fields.items())
+    rows = (f"<tr><td>{escape(name)}</td><td>{teams_text(str(value))}</td></tr>" for name, value in fields.items())
     return f"<table>{''.join(rows)}</table>"
 
 

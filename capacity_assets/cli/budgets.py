@@ -37,7 +37,7 @@ coming_months_option = click.option(
 )
 BUDGET_COLUMNS = (
     "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "amount", "lower_amount", "upper_amount",
-    "price_per_gib",
+    "price_per_gib", "budget", "budget_difference",
 )  # fmt: skip
 
 
@@ -80,12 +80,24 @@ def _budget_title(found: Budget) -> str:
 def _budget_lines(found: Budget) -> Iterator[Line]:
     amounts = (f">Amount, {found.currency or NO_CURRENCY}", ">Range")
     headings = (heading(found.grouped_by), ">Size now", ">Size at the end", ">Range", ">Per GiB", *amounts)
-    rows = [
-        [group_named(line.name, found.grouped_by), *_sizes(line), line.size_range, *_amounts(line), line.amount_range]
-        for line in found.lines
+    named: list[tuple[str, BudgetLine | BudgetTotal]] = [
+        *((group_named(line.name, found.grouped_by), line) for line in found.lines),
+        ("Total", found.total),
     ]
-    rows.append(["Total", *_sizes(found.total), "", *_amounts(found.total), ""])
-    yield Table(_budget_title(found), headings, rows)
+    has_budget = found.total.budget is not None
+    rows = [
+        [name, *_sizes(one), getattr(one, "size_range", ""), *_amounts(one), getattr(one, "amount_range", "")]
+        + ([money(one.budget), bills.money_change(one.budget_difference)] if has_budget else [])
+        for name, one in named
+    ]
+    yield Table(_budget_title(found), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
+    if has_budget:
+        months = [f"{month:%Y-%m}" for month in found.months]
+        by_month = [
+            [name, *(bills.money_change(one.monthly_budget_differences.get(month)) for month in months)]
+            for name, one in named
+        ]
+        yield Table("Over budget by month", (heading(found.grouped_by), *(f">{month}" for month in months)), by_month)
     yield from found.notes
 
 
@@ -101,11 +113,17 @@ def _amounts(one: BudgetLine | BudgetTotal) -> list[object]:
 def _budget_rows(found: Budget) -> Iterator[Sequence[object]]:
     """Yield the lines of a budget, one column per month at the end; the total is not among them."""
     months = [f"{month:%Y-%m}" for month in found.months]
-    yield ("as_of", "last_day", "grouped_by", "group", *BUDGET_COLUMNS, "currency", *months)
+    declared = [f"{month}_{name}" for month in months for name in ("budget", "budget_difference")]
+    yield ("as_of", "last_day", "grouped_by", "group", *BUDGET_COLUMNS, "currency", *months, *declared)
     for line in found.lines:
         subject = (found.as_of, found.last_day, found.grouped_by, as_plain_text(line.name or ""))
         amounts = (line.monthly_amounts.get(month) for month in months)
-        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), found.currency, *amounts)
+        budgets = (
+            of_months.get(month)
+            for month in months
+            for of_months in (line.monthly_budgets, line.monthly_budget_differences)
+        )
+        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), found.currency, *amounts, *budgets)
 
 
 BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {

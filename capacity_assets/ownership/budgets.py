@@ -26,14 +26,14 @@ from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, dec
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import MB_PER_GB, human_day, human_mb
+from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
 from capacity_assets.database.declaring import declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
-from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, money, month_named, month_of
+from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, group_named, money, month_named, month_of
 from capacity_assets.ownership.labels import SUBJECTS, refuse_unknown_grouping
 from capacity_assets.ownership.prices import refuse_currencies
 
@@ -43,6 +43,7 @@ MOST_MONTHS = 12
 CENTS = 100
 LARGEST_AMOUNT = Decimal(10) ** 12
 PLACES = 6
+GROUPS_NAMED = 8
 SERVER = "server"
 DAYS = (0, *HORIZONS_DAYS)
 SCALE = lcm(*(high - low for low, high in pairwise(DAYS)))
@@ -235,6 +236,14 @@ class BudgetLine:
     """Whether the group is in no line of the bill and has the mean price of the fleet."""
     monthly_amounts: Mapping[str, Decimal]
     """What each month costs, by month as 2026-10; these add up to the amount."""
+    monthly_budgets: Mapping[str, Decimal]
+    """What is declared for each month; months without a budget are missing."""
+    monthly_budget_differences: Mapping[str, Decimal]
+    """The amount of each of these months, less its budget."""
+    budget: Decimal | None
+    """The sum of the declared months; None: no month has a budget."""
+    budget_difference: Decimal | None
+    """The sum of the differences; None: no month has a budget, or there are no amounts."""
 
     @property
     def size_range(self) -> str:
@@ -260,6 +269,10 @@ class BudgetTotal:
     amount: Decimal | None
     price_per_gib: Decimal | None
     monthly_amounts: Mapping[str, Decimal]
+    monthly_budgets: Mapping[str, Decimal]
+    monthly_budget_differences: Mapping[str, Decimal]
+    budget: Decimal | None
+    budget_difference: Decimal | None
     fleet_end_size_mb: int
     fleet_end_lower_mb: int | None
     fleet_end_upper_mb: int | None
@@ -284,6 +297,8 @@ class Budget:
     """GiB of that bill that have no price, and cost nothing here."""
     lines: Sequence[BudgetLine]
     total: BudgetTotal
+    budgets_without_line: Mapping[str, Decimal]
+    """Sums of the budgets of groups of which there is no forecast; these are in no total."""
 
     @property
     def notes(self) -> list[str]:
@@ -308,7 +323,24 @@ class Budget:
         if any(line.is_mean_price for line in self.lines):
             names = ", ".join(line.name or f"no {self.grouped_by}" for line in self.lines if line.is_mean_price)
             sentences.append(f"Not in that bill, so at the mean price of the fleet: {names}.")
-        return sentences
+        return [*sentences, *self._budget_notes()]
+
+    def _budget_notes(self) -> Iterator[str]:
+        """Say what declared budgets are compared with, and which are not compared; nothing without any."""
+        if self.total.budget is not None:
+            yield "A declared budget is compared with the amount of its month. What is over budget has a plus sign."
+            missing = [
+                f"{group_named(line.name, self.grouped_by)} ({counted(number, 'month')})"
+                for line in self.lines
+                if (number := len(self.months) - len(line.monthly_budgets))
+            ]
+            if missing:
+                yield f"Without a budget: {first_of(missing, GROUPS_NAMED)}. `capacity budgets set` declares one."
+        if self.budgets_without_line:
+            named = first_of(
+                (f"{name} ({money(sum_)})" for name, sum_ in self.budgets_without_line.items()), GROUPS_NAMED
+            )
+            yield f"Budgets of groups without a forecast, in no total: {named} {self.currency}."
 
 
 def _fleet_note(total: BudgetTotal) -> Iterator[str]:
@@ -383,7 +415,13 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
     of_fleet = prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
     each_price = {name: prices.get(name, at_mean) for name in forecasts}
-    lines = _lines(forecasts, months, each_price, of_groups)
+    budgets = _budgets(connection, by, months, currency)
+    lines = _lines(forecasts, months, each_price, of_groups, budgets)
+    without_line = {
+        name or f"no {by}": sum(of_months.values(), Decimal())
+        for name, of_months in budgets.items()
+        if name not in forecasts
+    }
     per_gib = _price_per_gib(forecasts.values(), months, each_price.values())
     return Budget(
         as_of=as_of,
@@ -396,6 +434,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         unpriced_gib_months=unpriced,
         lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
         total=_total(lines, per_gib, fleet, months[-1].end),
+        budgets_without_line=without_line,
     )
 
 
@@ -459,11 +498,23 @@ def _prices(
     return prices, unpriced
 
 
+def _budgets(
+    connection: Connection, by: str, months: Sequence[Window], currency: str | None
+) -> dict[str | None, dict[str, Decimal]]:
+    """Return the declared budgets of the groups by name and month, as 2026-10."""
+    asked = {"by": by, "first": months[0].start, "last": months[-1].start, "currency": currency}
+    found: dict[str | None, dict[str, Decimal]] = {}
+    for row in connection.execute(text(_BUDGETS), asked):
+        found.setdefault(row.group_name, {})[f"{row.month:%Y-%m}"] = row.amount
+    return found
+
+
 def _lines(
     groups: Mapping[str | None, GroupForecast],
     months: Sequence[Window],
     prices: Mapping[str | None, GroupPrice | None],
     assumed: Sequence[tuple[str | None, Effect]],
+    budgets: Mapping[str | None, Mapping[str, Decimal]],
 ) -> list[BudgetLine]:
     """Return the lines of groups; a scenario adds to them, so that groups that it does not touch stay as they are."""
     day = months[-1].end
@@ -476,7 +527,14 @@ def _lines(
             if (price := prices[name]) is not None:
                 added_cents[name, month.start] += _nearest(size / MB_PER_GB * price.of_months[place] * CENTS)
     return [
-        _line(one, months, prices[name], added_mb[name], [added_cents[name, month.start] for month in months])
+        _line(
+            one,
+            months,
+            prices[name],
+            added_mb[name],
+            [added_cents[name, month.start] for month in months],
+            budgets.get(name, {}),
+        )
         for name, one in groups.items()
     ]
 
@@ -524,8 +582,13 @@ def _mean_added(one: Effect, first: date, last: date) -> Fraction:
     return days * (Fraction(one.size_mb) + Fraction(one.mb_per_day) * grown) / ((last - first).days + 1)
 
 
-def _line(
-    one: GroupForecast, months: Sequence[Window], price: GroupPrice | None, added_mb: int, added_cents: Sequence[int]
+def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
+    one: GroupForecast,
+    months: Sequence[Window],
+    price: GroupPrice | None,
+    added_mb: int,
+    added_cents: Sequence[int],
+    budgets: Mapping[str, Decimal],
 ) -> BudgetLine:
     """Return the line of a group; what a scenario adds moves its ranges."""
     day, prices = months[-1].end, () if price is None else price.of_months
@@ -533,6 +596,8 @@ def _line(
     end_size_mb = max(_nearest(one.mean_mb(one.middle, day, day)) + added_mb, 0)
     cents = [max(_nearest(each * CENTS) + more, 0) for each, more in zip(exact, added_cents, strict=False)]
     amount = sum(cents)
+    amounts = {f"{month.start:%Y-%m}": _money(each) for month, each in zip(months, cents, strict=False)}
+    differences = {month: amounts[month] - budget for month, budget in budgets.items() if month in amounts}
     ends = (one.lower, one.upper)
     lower, upper = (None if sizes is None else one.mean_mb(sizes, day, day) + added_mb for sizes in ends)
     lowest, highest = (
@@ -554,25 +619,42 @@ def _line(
         upper_amount=None if highest is None else _money(max(ceil(highest), amount)),
         price_per_gib=_price_per_gib([one], months, [price]),
         is_mean_price=price is not None and price.is_mean,
-        monthly_amounts={f"{month.start:%Y-%m}": _money(each) for month, each in zip(months, cents, strict=False)},
+        monthly_amounts=amounts,
+        monthly_budgets=budgets,
+        monthly_budget_differences=differences,
+        budget=sum(budgets.values(), Decimal()) if budgets else None,
+        budget_difference=sum(differences.values(), Decimal()) if differences else None,
     )
 
 
 def _total(lines: Sequence[BudgetLine], per_gib: Decimal | None, fleet: GroupForecast, day: date) -> BudgetTotal:
     """Return the sums of the lines, and the forecast of the fleet for the last day."""
     amounts = [line.amount for line in lines]
-    every = [line.monthly_amounts for line in lines]
+    monthly, budgets, differences = (
+        _sums([getattr(line, name) for line in lines])
+        for name in ("monthly_amounts", "monthly_budgets", "monthly_budget_differences")
+    )
     lower, upper = (None if sizes is None else fleet.mean_mb(sizes, day, day) for sizes in (fleet.lower, fleet.upper))
     return BudgetTotal(
         size_mb=sum(line.size_mb for line in lines),
         end_size_mb=sum(line.end_size_mb for line in lines),
         amount=None if None in amounts else sum(filter(None, amounts), Decimal()),
         price_per_gib=per_gib,
-        monthly_amounts={key: sum((one[key] for one in every), Decimal()) for key in every[0]},
+        monthly_amounts=monthly,
+        monthly_budgets=budgets,
+        monthly_budget_differences=differences,
+        budget=sum(budgets.values(), Decimal()) if budgets else None,
+        budget_difference=sum(differences.values(), Decimal()) if differences else None,
         fleet_end_size_mb=_nearest(fleet.mean_mb(fleet.middle, day, day)),
         fleet_end_lower_mb=None if lower is None else floor(lower),
         fleet_end_upper_mb=None if upper is None else ceil(upper),
     )
+
+
+def _sums(of_lines: Sequence[Mapping[str, Decimal]]) -> dict[str, Decimal]:
+    """Return the sum of each month that a line has, by month."""
+    months = sorted(set().union(*of_lines))
+    return {month: sum((one[month] for one in of_lines if month in one), Decimal()) for month in months}
 
 
 def _price_per_gib(
@@ -618,6 +700,10 @@ SELECT coalesce((SELECT min(currency) FROM capacity_prices), (SELECT min(currenc
 _DECLARED = """
 SELECT grouped_by, group_name, month, amount, currency, declared_at, declared_by FROM capacity_budgets
 ORDER BY grouped_by, group_name, month
+"""
+_BUDGETS = """
+SELECT nullif(group_name, '') AS group_name, month, amount FROM capacity_budgets
+WHERE grouped_by = :by AND month BETWEEN :first AND :last AND currency = :currency ORDER BY group_name, month
 """
 _FORECASTS = """
 SELECT * FROM capacity_group_forecasts WHERE grouped_by = ANY (CAST(:keys AS text[])) AND as_of > :stale

@@ -97,9 +97,9 @@ def groups_of(
         stored = rows(connection, _WITHOUT_LABELS, **of_window)
     found = partial_groups(connection, period, window, by, {row.name: row.size_mb for row in stored})
     now, either = found[window.start], set().union(*found.values())
-    known = changes_of_databases(connection, period, window, by) if either else {}
+    known = changes_of_databases(connection, period, [window.start], by) if either else {}
     changes = {
-        row.name: known.get(row.name, (None, 0)) if row.name in either else (row.change_mb, row.size_mb)
+        row.name: known.get((window.start, row.name), (None, 0)) if row.name in either else (row.change_mb, row.size_mb)
         for row in stored
     }
     return [
@@ -300,29 +300,55 @@ def short_servers(
 
 
 def changes_of_databases(
-    connection: Connection, period: Period, window: Window, grouped_by: str
-) -> dict[str | None, tuple[int, int]]:
-    """Return the changes by engine or label like for like: known changes of databases, and sizes of these; MiB."""
+    connection: Connection,
+    period: Period,
+    starts: Sequence[date],
+    grouped_by: str,
+    servers: Sequence[int] | None = None,
+) -> dict[tuple[date, str | None], tuple[int, int]]:
+    """Return changes like for like by first day of the window, and engine or label; of some servers or of all.
+
+    Each is the sum of the known changes of databases, and the size of these; MiB.
+    """
     statement = """
-        SELECT CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
+        SELECT window_start,
+               CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
                CAST(sum(change_mb) AS bigint) AS change_mb, CAST(sum(size_mb) AS bigint) AS size_mb
         FROM capacity_growth
-        WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL GROUP BY 1"""
-    found = rows(connection, statement, period=period.name, start=window.start, grouped_by=grouped_by)
-    return {row.name: (row.change_mb, row.size_mb) for row in found}
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted AND change_mb IS NOT NULL
+          AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
+        GROUP BY 1, 2"""
+    asked = {"period": period.name, "starts": list(starts), "grouped_by": grouped_by, "servers": servers}
+    return {(row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **asked)}
 
 
-def like_for_like(
-    connection: Connection, period: Period, sizes: Sequence[SizeInWindow], grouped_by: str, name: str | None
-) -> list[SizeInWindow]:
-    """Return sizes of a group; if the newest or the one before it is partial, its change is that of its databases."""
-    place = next((place for place in reversed(range(len(sizes))) if sizes[place].size_mb is not None), None)
-    if place is None or not sizes[place].is_change_partial or grouped_by == "server":
-        return list(sizes)
-    window = period.window_of(sizes[place].window_start)
-    change_mb, size_mb = changes_of_databases(connection, period, window, grouped_by).get(name, (None, 0))
-    newest = replace(sizes[place], change_mb=change_mb, change_percent=_percent(change_mb, size_mb))
-    return [*sizes[:place], newest, *sizes[place + 1 :]]
+def changes_of_group(
+    connection: Connection, period: Period, starts: Sequence[date], grouped_by: str, name: str | None
+) -> dict[date, tuple[int, int]]:
+    """Return the changes of one group like for like, as `changes_of_databases`, by first day of the window."""
+    servers = _servers_with(connection, grouped_by, name)
+    found = changes_of_databases(connection, period, starts, grouped_by, servers)
+    return {start: change for (start, group), change in found.items() if group == name}
+
+
+def like_for_like(sizes: Sequence[SizeInWindow], changes: Mapping[date, tuple[int, int]]) -> list[SizeInWindow]:
+    """Return sizes of a group in which each change from or to a partial window is that of its databases, or None."""
+    return [
+        replace(one, change_mb=change[0], change_percent=_percent(*change))
+        if one.is_change_partial and (change := changes.get(one.window_start, (None, 0)))
+        else one
+        for one in sizes
+    ]
+
+
+def _servers_with(connection: Connection, grouped_by: str, name: str | None) -> list[int] | None:
+    """Return the servers of which some databases may be in a group; None: possibly all."""
+    if name is None:
+        return None
+    statement = """
+        SELECT instance_id AS id FROM capacity_label_spans WHERE key = :grouped_by AND value = :name
+        UNION SELECT server_id FROM capacity_servers WHERE :grouped_by = 'engine' AND engine = :name"""
+    return [row.id for row in rows(connection, statement, grouped_by=grouped_by, name=name)]
 
 
 MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002

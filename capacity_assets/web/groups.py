@@ -30,6 +30,7 @@ from capacity_assets.reading.groups import (
     Group,
     GroupSpace,
     ShortServer,
+    changes_of_group,
     group_sizes,
     groups_of,
     like_for_like,
@@ -55,6 +56,8 @@ from capacity_assets.web.reader import (
 )
 
 GROUP_WINDOWS = 13
+MOST_COMPARED = 13
+"""Windows of a history whose change is read like for like: each reads the databases of the servers of the group."""
 FILLS_SECONDS = 30
 MEMBERS_SHOWN = 20
 
@@ -205,36 +208,22 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address has no {by}.")
-    filling = [] if by == "server" else _filling(reader, by).get(name, [])
+    ahead = _ahead(reader, query, by, name)
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)
-        windows: list[Window] = []
-        if window is not None:
-            windows = shown.windows(window) if shown.name else period.back(window, GROUP_WINDOWS)
+        windows = _windows(shown, window)
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
-        if by == "server":
-            # The name of a server is the name of its group.
-            ahead = runways_by_day(connection, query.today, shown=MEMBERS_SHOWN, server=name)
-        else:
-            keys = [(one.server_id, one.subject, one.name) for one in filling]
-            ahead = runways_of(connection, query.today, keys)
-        found, more = _members(connection, period, window, by, name)
+        found, more = _databases(connection, period, window, by, name)
+        is_known = bool(found) or any(one.size_mb is not None for one in sizes)
+        if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
+            raise NotFoundError(f"There is no group {name!r} by {by}.")
         listed = with_usage_of_databases(connection, period, window, found, reader.thresholds, query.today)
         cost = cost_of(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
-        is_known = bool(members) or any(one.size_mb is not None for one in sizes)
-        if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
-            raise NotFoundError(f"There is no group {name!r} by {by}.")
         issued = forecast_day(connection)
         notice = _notice(connection, period, windows, by)
-    short = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
-    ends = (windows[0].start, windows[-1].start) if windows else ()
-    key = ("partial", period.name, by, name, *ends)
-    missed = reader.read_cached(key, short, PARTIAL_SECONDS)
-    sizes = mark_partial(sizes, {one.window_start for one in missed})
-    with reader.transaction() as connection:
-        sizes = like_for_like(connection, period, sizes, by, name)
+    missed = _missed(reader, period, windows, by, name)
     return GroupPage(
         grouped_by=by,
         name=name,
@@ -242,7 +231,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         window_start=window.start if window else None,
         window_end=window.end if window else None,
         shown=shown,
-        sizes=sizes,
+        sizes=_compared(reader, period, mark_partial(sizes, {one.window_start for one in missed}), by, name),
         earlier=earlier,
         missed=missed,
         members=members,
@@ -256,6 +245,42 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         free_space=None if cost is None else shared_free_space(reader, cost, by, name),
         **_budget(reader, query, by, name),
     )
+
+
+def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
+    """Return what of a group fills first."""
+    keys = (
+        [] if by == "server" else [(one.server_id, one.subject, one.name) for one in _filling(reader, by).get(name, [])]
+    )
+    with reader.transaction() as connection:
+        if by == "server":
+            # The name of a server is the name of its group.
+            return runways_by_day(connection, query.today, shown=MEMBERS_SHOWN, server=name)
+        return runways_of(connection, query.today, keys)
+
+
+def _windows(shown: ChartRange, newest: Window | None) -> list[Window]:
+    """Return the windows of the history, oldest first."""
+    if newest is None:
+        return []
+    return shown.windows(newest) if shown.name else PERIODS[shown.period].back(newest, GROUP_WINDOWS)
+
+
+def _missed(reader: Reader, period: Period, windows: Sequence[Window], by: str, name: str | None) -> list[ShortServer]:
+    """Return the servers that make windows partly measured."""
+    read = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
+    ends = (windows[0].start, windows[-1].start) if windows else ()
+    return reader.read_cached(("partial", period.name, by, name, *ends), read, PARTIAL_SECONDS)
+
+
+def _compared(
+    reader: Reader, period: Period, sizes: Sequence[SizeInWindow], by: str, name: str | None
+) -> list[SizeInWindow]:
+    """Return sizes whose changes from or to a partial window are like for like."""
+    starts = [] if by == "server" else [one.window_start for one in sizes if one.is_change_partial][-MOST_COMPARED:]
+    read = partial(changes_of_group, period=period, starts=starts, grouped_by=by, name=name)
+    key = ("like for like", period.name, by, name, *starts)
+    return like_for_like(sizes, reader.read_cached(key, read, PARTIAL_SECONDS) if starts else {})
 
 
 def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict[str, Any]:
@@ -278,15 +303,16 @@ def _has_windows(connection: Connection, window: Window | None, by: str, name: s
     return any(one.size_mb is not None for one in group_sizes(connection, MONTHLY, months, by, name))
 
 
-def _members(
+def _databases(
     connection: Connection, period: Period, window: Window | None, by: str, name: str | None
 ) -> tuple[list[DatabaseRow], bool]:
-    members = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
+    """Return the databases of a group that grew most, and whether it has more."""
+    read = partial(databases, connection, period, window, order="growth", shown=MEMBERS_SHOWN)
     if by == "engine":
-        return members(engine=name)
+        return read(engine=name)
     if by == "server":
-        return members(server_id=server_id_of(connection, str(name)) or 0)
-    return members(label=(by, name or ""))
+        return read(server_id=server_id_of(connection, str(name)) or 0)
+    return read(label=(by, name or ""))
 
 
 def _with_cost(

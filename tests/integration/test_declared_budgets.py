@@ -135,6 +135,62 @@ def test_budgets_come_from_a_file_or_from_the_forecast(
             assert adopted[f"team={line['name']}", month] == amount
 
 
+def test_the_forecast_is_held_against_the_budget_of_each_group_and_month(
+    engine: Engine, service: AggregationService, database: URL, tmp_path: Path
+) -> None:
+    bill()
+    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
+    issue_runways(engine, TODAY, TODAY)
+    printed("budgets", "set", "team=payments", "14", "--month", "2025-08", "--months", "2")
+    printed("budgets", "set", "team=search", "20", "--month", "2025-09")
+    printed("budgets", "set", "team=shop", "5", "--month", "2025-09")
+    printed("budgets", "set", "team=search", "99", "--month", "2026-01")
+
+    found = json.loads(printed("budget", "--months", "3", "--json"))
+
+    lines = {line["name"]: line for line in found["lines"]}
+    assert lines["payments"]["monthly_budgets"] == {"2025-08": "14.00", "2025-09": "14.00"}
+    assert lines["payments"]["monthly_budget_differences"] == {"2025-08": "1.00", "2025-09": "1.00"}
+    assert (lines["payments"]["budget"], lines["payments"]["budget_difference"]) == ("28.00", "2.00")
+    assert lines["search"]["monthly_budget_differences"] == {"2025-09": "-6.50"}
+    assert found["total"]["monthly_budget_differences"] == {"2025-08": "1.00", "2025-09": "-5.50"}
+    assert (found["total"]["budget"], found["total"]["budget_difference"]) == ("48.00", "-4.50")
+    assert found["budgets_without_line"] == {"shop": "5.00"}
+    shown = " ".join(printed("budget", "--months", "3").split())
+    assert "Over budget by month Team 2025-08 2025-09 2025-10 payments +1.00 +1.00 \N{EN DASH}" in shown
+    assert "Without a budget: payments (1 month), search (2 months)." in shown
+    assert "Budgets of groups without a forecast, in no total: shop (5.00) EUR." in shown
+    printed("budget", "--months", "3", "--output", str(tmp_path / "budget.csv"))
+    with served_pages(database) as pages:
+        document, page = pages.document("/budget?months=3"), pages.ask("/budget?months=3").text
+        sheet = pages.ask("/budget?months=3&format=csv").text.removeprefix("\ufeff")
+    assert document["total"]["budget_difference"] == "-4.50"
+    assert '<td class="number wide">28.00</td><td class="number">+2.00</td>' in page
+    assert '13.50 <span class="under">20.00</span> <span class="under">-6.50</span>' in page
+    assert "<dt>Budget</dt><dd>48.00 EUR</dd>" in page
+    of_pages = {row["name"]: row["monthly_budget_differences_2025-09"] for row in csv.DictReader(io.StringIO(sheet))}
+    of_command = {
+        row["group"]: row["2025-09_budget_difference"]
+        for row in csv.DictReader(io.StringIO((tmp_path / "budget.csv").read_text()))
+    }
+    assert of_pages == of_command == {"payments": "1.00", "search": "-6.50"}
+
+
+def test_without_declared_budgets_a_forecast_is_shown_without_columns_for_them(
+    engine: Engine, service: AggregationService, database: URL
+) -> None:
+    bill()
+    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+    shown = printed("budget")
+
+    assert "Over budget" not in shown
+    assert "Without a budget" not in shown
+    with served_pages(database) as pages:
+        assert "Over budget" not in pages.ask("/budget").text
+
+
 REFUSED = [
     (["taem=payments", "14"], "There are no groups by 'taem'"),
     (["payments", "14"], "'payments' is not a group; write team=payments"),

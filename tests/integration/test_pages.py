@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
 
@@ -564,6 +565,9 @@ def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, en
 
     disk = {"server": "server-1", "name": "/data", "day": str(TODAY + timedelta(days=5))}
     assert first["archive"] == {**disk, "server_id": 1, "subject": "volume"}
+    link = re.search(r'<a href="/volume\?server=1&amp;name=%2Fdata">(.*?)</a>', pages.ask("/groups?by=team").text)
+    assert link is not None
+    assert re.sub("<[^>]*>", "", link[1]) == f"{human_day(TODAY + timedelta(days=5))} disk /data on server-1"
     assert [one["name"] for one in archive["fills_first"]] == ["/data"]
     assert first[None] is None
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.web import groups
 from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows
@@ -144,16 +145,36 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
         assert partial(pages, "/group?by=engine&name=postgresql&period=daily&window=" + day(LOST + 2)) == [day(LOST)]
         html = pages.ask(address).text
         whole = pages.ask("/group?by=team&name=one&period=daily&window=" + day(LOST - 3)).text
-        missed = pages.document(address)["missed"]
+        missed, sizes = (pages.document(address)[name] for name in ("missed", "sizes"))
         july = f"{TODAY.replace(day=1)}"
         [of_month] = pages.document(f"/group?by=team&name=one&period=monthly&window={july}")["missed"]
 
     assert ">partly measured</span>" in html
-    assert html.count('href="#not-comparable">not comparable</a>') == 2, "that day and the next one"
+    changes = [one["change_mb"] for one in sizes if one["is_change_partial"]]
+    assert changes == [1, 1], "big of server-1 grows by 1 a day; crm is not measured on both"
+    assert html.count("like for like</span>") == 2, "that day and the next one"
+    assert 'href="#not-comparable">' not in html
     assert "A change from it or to it would not be growth" in html
     assert missed == [{"window_start": day(LOST), "server_id": 2, "server": "server-2", "measured_days": 0, "days": 1}]
     assert (of_month["server"], of_month["measured_days"], of_month["days"]) == ("server-2", 19, 20)
     assert 'id="not-comparable"' not in whole
+
+
+def test_only_the_newest_windows_of_a_group_are_read_like_for_like(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(engine)
+    declare_labels(engine, [Label("server-2", None, "team", "one")], FIRST)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    monkeypatch.setattr(groups, "MOST_COMPARED", 1)
+
+    with served_pages(engine.url) as pages:
+        address = "/group?by=team&name=one&period=daily&window=" + day(LOST + 2)
+        changes = [one["change_mb"] for one in pages.document(address)["sizes"] if one["is_change_partial"]]
+        html = pages.ask(address).text
+
+    assert changes == [None, 1]
+    assert html.count('href="#not-comparable">not comparable</a>') == 1
 
 
 def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engine: Engine) -> None:

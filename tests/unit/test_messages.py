@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import runpy
 from dataclasses import replace
 from datetime import date, datetime, time
 from pathlib import Path
@@ -73,6 +75,18 @@ def test_slack_gets_blocks_within_its_limits_in_which_no_name_is_markup(number: 
     assert texts.startswith("*<https://pages.example/volume?server=1&name=")
     assert "• *Probability:* 74 % within 30 days" in texts
     assert ("And 381 more." in texts) == (number == 400)
+
+
+def test_the_picture_of_a_slack_message_shows_links_and_names_instead_of_their_markup() -> None:
+    drawing = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "screenshots.py"))
+
+    drawn = "".join(drawing["slack_html"](RENDERERS["slack"](message(1, "R&D <a> it's"))))
+
+    text = html.unescape(re.sub(r"<[^>]*>", "", drawn))
+    assert "Disk R&D <a> it's on db-1 is likely full by 9 Aug 2025" in text
+    assert '<a href="https://pages.example/volume?server=1&name=R%26D+%3Ca%3E+it%27s">' in drawn
+    assert "|" not in text
+    assert "amp;" not in text
 
 
 @SIZES
