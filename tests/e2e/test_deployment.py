@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 PROGRAMS = Path(sys.executable).parent
 ORDER = ("code-location", "webserver", "daemon", "pages")
+# What the script of a package does.
+SCRIPT = """
+import sys
+from importlib.metadata import entry_points
+del sys.argv[0]
+[script] = entry_points(group="console_scripts", name=sys.argv[0])
+script.load()()
+"""
 
 
 def unit(path: Path) -> configparser.ConfigParser:
@@ -183,10 +191,12 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         ]
         if name == "code-location":
             test = [*test[: test.index("--port")], "--socket", str(socket)]
-        program = sys.executable if test[0] == "python" else str(PROGRAMS / test[0])
-        return subprocess.run([program, *test[1:]], env=environment, capture_output=True, check=False).returncode == 0
+        if test[0] == "python":
+            return subprocess.run([sys.executable, *test[1:]], capture_output=True, check=False).returncode == 0
+        done = run_forked(*test, program=SCRIPT, environment=environment, timeout=PATIENCE_SECONDS)
+        return done.returncode == 0
 
-    # Their health checks load Dagster, so they are asked when they will succeed.
+    # Their health checks take a second, so they are asked when they will succeed.
     signs = {"code-location": socket.exists, "daemon": lambda: daemons_are_well(web_port)}
     with ExitStack() as stack:
         processes = []

@@ -15,7 +15,7 @@ import pytest
 from capacity_assets.base.settings import DAGSTER_DRIVER
 from capacity_assets.database.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_ports, processes_naming, run, wait_for
+from tests.e2e.stack import DEMO_SECONDS, ask, environment, free_ports, processes_naming, run, wait_for
 from tests.redis_server import RedisServer
 from tests.servers import free_port, silent_socket
 
@@ -58,29 +58,6 @@ def test_a_second_demo_changes_nothing(home: Path) -> None:
 
 
 def test_the_embedded_server_stops_with_its_last_user(home: Path) -> None:
-    assert processes_naming(str(home)) == []
-
-
-def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_starting_a_second_daemon(
-    home: Path,
-) -> None:
-    arguments = [*COMMAND, "up", *free_ports()]
-    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.kill()
-        process.communicate()
-
-    refused = run(home, "up", *free_ports())
-
-    assert refused.returncode == 1
-    assert "Dagster is left over from a `capacity up` that was killed" in " ".join(refused.stderr.split())
-    [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
-    os.killpg(int(group), signal.SIGKILL)
-    with silent_socket() as port:
-        next_one = run(home, "up", "--port", str(port), "--pages-port", str(free_port()))
-    assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
-    assert run(home, "status").returncode == 0, "what the killed one had open works"
     assert processes_naming(str(home)) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.daemon import Daemon
 from tests.e2e.stack import (
     PATIENCE_SECONDS,
     SHORT_HEARTBEAT,
+    free_ports,
     launch,
     pause,
     processes_naming,
@@ -38,7 +40,7 @@ from tests.e2e.stack import (
     status,
     wait_for,
 )
-from tests.servers import free_port
+from tests.servers import free_port, silent_socket
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 NOON = 1_740_000_000.0
@@ -179,6 +181,23 @@ def test_an_embedded_server_that_was_killed_is_started_again_and_stops_with_up(u
 
     assert up.says("the embedded PostgreSQL had ended and was restarted")
     assert up.succeeds()
+
+
+def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_starting_a_second_daemon(up: Up) -> None:
+    up.process.kill()
+    up.process.wait()
+
+    refused = run(up.home, "up", *free_ports())
+
+    assert refused.returncode == 1
+    assert "Dagster is left over from a `capacity up` that was killed" in " ".join(refused.stderr.split())
+    [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
+    os.killpg(int(group), signal.SIGKILL)
+    with silent_socket() as port:
+        next_one = run(up.home, "up", "--port", str(port), "--pages-port", str(free_port()))
+    assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
+    assert run(up.home, "status").returncode == 0, "what the killed one had open works"
+    assert processes_naming(str(up.home)) == []
 
 
 def test_an_embedded_server_that_keeps_ending_ends_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
