@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.units import meant
+from capacity_assets.base.units import suggestion
 from capacity_assets.web.reader import PARAMETERS
 from capacity_assets.web.rendering import PageRoute
 
@@ -75,7 +75,7 @@ def refuse_unknown_parameters(page: PageRoute, given: Iterable[str]) -> None:
         if name not in page.parameters:
             known = ", ".join(page.parameters)
             raise ValidationError(
-                f"{page.name} has no parameter {name!r}; it has {known}.{meant(name, page.parameters)}"
+                f"{page.name} has no parameter {name!r}; it has {known}.{suggestion(name, page.parameters)}"
             )
 
 
