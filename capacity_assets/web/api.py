@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from typing import Any, get_type_hints
@@ -21,6 +23,8 @@ ABOUT = (
     "What the pages show, read-only. Sizes are whole MiB, amounts are text, days are in the time zone of the capacity "
     "database, and what is unknown is null. Names only come, within a version; none goes or changes its meaning."
 )
+OWN, SHARED = "#/$defs/", "#/components/schemas/"
+REFERENCE = re.compile(r'"#/\$defs/(\w+)"')
 REFUSALS = {
     "400": "A parameter is unknown or makes no sense.",
     "404": "There is no such thing.",
@@ -38,18 +42,26 @@ class _Described(GenerateJsonSchema):
         return False
 
 
-def _adapter(page: PageRoute) -> TypeAdapter[Any]:
-    # Of a list, because pydantic takes the configuration of a dataclass from the dataclass alone.
-    kind: Any = get_type_hints(page.read)["return"]
-    return TypeAdapter(Sequence[kind], config=ConfigDict(use_attribute_docstrings=True))
+@cache  # It takes a second.
+def _schemas(pages: tuple[PageRoute, ...]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the name of the kind of each page's answer, and the JSON schemas of all kinds by their names."""
+    kinds: Any = tuple(get_type_hints(page.read)["return"] for page in pages)
+    # Of a tuple, because pydantic takes the configuration of a dataclass from the dataclass alone.
+    adapter = TypeAdapter[Any](tuple[kinds], config=ConfigDict(use_attribute_docstrings=True))
+    schema = adapter.json_schema(mode="serialization", schema_generator=_Described)
+    names = (one["$ref"].removeprefix(OWN) for one in schema["prefixItems"])
+    return dict(zip((page.name for page in pages), names, strict=True)), schema["$defs"]
 
 
-def answer_schema(page: PageRoute) -> dict[str, Any]:
-    """Return the JSON schema of the answer of a page, which refers to nothing else."""
-    schema = _adapter(page).json_schema(mode="serialization", schema_generator=_Described)
-    kinds = schema["$defs"]
-    kind = kinds.pop(schema["items"]["$ref"].rpartition("/")[2])
-    return {**kind, "$defs": kinds}
+def answer_schema(pages: tuple[PageRoute, ...], page: PageRoute) -> dict[str, Any]:
+    """Return the JSON schema of the answer of one of the pages, with all that it refers to."""
+    names, kinds = _schemas(pages)
+    used, unread = {}, [names[page.name]]
+    while unread:
+        name = unread.pop()
+        used[name] = kinds[name]
+        unread += {one for one in REFERENCE.findall(json.dumps(kinds[name])) if one not in used}
+    return {**used.pop(names[page.name]), "$defs": used}
 
 
 def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:
@@ -79,24 +91,21 @@ def refuse_unknown_parameters(page: PageRoute, given: Iterable[str]) -> None:
             )
 
 
-@cache  # It takes a second.
 def openapi(pages: tuple[PageRoute, ...]) -> dict[str, Any]:
     """Return the OpenAPI document of the answers of pages."""
-    inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", _adapter(page)) for page in pages]
-    template = "#/components/schemas/{model}"
-    schemas, found = TypeAdapter.json_schemas(inputs, ref_template=template, schema_generator=_Described)
+    names, kinds = _schemas(pages)
+    schemas = json.loads(json.dumps(kinds).replace(f'"{OWN}', f'"{SHARED}'))
     refusal = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "capacity_assets", "version": version("capacity_assets"), "description": ABOUT},
         "paths": {
-            f"{API}/{page.name}": {"get": _operation(page, schemas[page.name, "serialization"]["items"])}
-            for page in pages
+            f"{API}/{page.name}": {"get": _operation(page, {"$ref": f"{SHARED}{names[page.name]}"})} for page in pages
         },
         "components": {
-            "schemas": {**found["$defs"], "Refusal": {**refusal, "description": "Why there is no answer."}},
+            "schemas": {**schemas, "Refusal": {**refusal, "description": "Why there is no answer."}},
             "responses": {
-                status: {"description": text, "content": _json({"$ref": template.format(model="Refusal")})}
+                status: {"description": text, "content": _json({"$ref": f"{SHARED}Refusal"})}
                 for status, text in REFUSALS.items()
             },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "CAPACITY_WEB_TOKEN"}},
