@@ -1,10 +1,11 @@
-"""`capacity serve`: the read-only pages, until Ctrl-C."""
+"""`capacity serve`: the read-only pages, until Ctrl-C; `capacity mcp`: their answers, for language models."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 
 import click
 
@@ -72,6 +73,32 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         with suppress(KeyboardInterrupt):  # raised again after the last response
             uvicorn.Server(config).run(sockets=[listener])
     say("Stopped.")
+
+
+@click.command()
+@command
+def mcp(settings: Settings, /) -> None:
+    """Answer the questions of a language model, as an MCP server.
+
+    Speaks the Model Context Protocol over standard input and output until its client ends it. It has one tool for each
+    answer of the API, and changes nothing. Needs the extra `mcp`. CAPACITY_WEB_DATABASE_URL is the address of a role
+    that can only read.
+
+    \b
+    Example, the entry of a client's configuration:
+      {"mcpServers": {"capacity": {"command": "capacity", "args": ["mcp"]}}}
+    """
+    if find_spec("mcp") is None:
+        raise CommandFailedError("The server needs the protocol's SDK: pip install 'capacity_assets[mcp]'.")
+    from capacity_assets.web.app import PageServer, WebOptions
+    from capacity_assets.web.reader import Reader
+    from capacity_assets.web.tools import serve_tools
+
+    if settings.web_database_url is None:
+        refuse_an_absent_embedded_server(settings)
+    with open_reading_engine(settings) as engine:
+        serving = WebOptions(Clock(settings.zone), settings.label_keys)
+        serve_tools(PageServer(Reader(engine, settings.thresholds), serving))
 
 
 def listen(port: int, host: str = HOST, option: str = "--port") -> socket.socket:

@@ -39,7 +39,6 @@ from capacity_assets.base.errors import (
     DATABASE_FAILURES,
     INSUFFICIENT_PRIVILEGE,
     DatabaseError,
-    DatabaseFailure,
     NotFoundError,
     ValidationError,
     reason_of,
@@ -192,6 +191,8 @@ PAGES = (
 )
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
+REFUSALS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
+"""What a reader is told in a sentence."""
 TITLES = {400: "Invalid request", 404: "Not found"}
 """Titles of error pages, by status."""
 
@@ -327,13 +328,20 @@ class PageServer:
 
         return answer
 
+    def json_of(self, page: PageRoute, given: Mapping[str, str]) -> bytes:
+        """Return an answer of the API as JSON; raises REFUSALS."""
+        refuse_unknown_parameters(page, given)
+        self._reader.refuse_a_newer_schema()
+        return page.json(self._read(page, self._query(page.path, given)).content)
+
     def metrics(self, request: Request) -> Response:
         """Answer with the metrics, or a sentence in plain text."""
         try:
             self._reader.refuse_a_newer_schema()
             text = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
-        except (DatabaseError, *DATABASE_FAILURES) as error:
-            return PlainTextResponse(f"{_trouble(error)}\n", 503)
+        except REFUSALS as error:
+            status, sentence = refusal_of(error)
+            return PlainTextResponse(f"{sentence}\n", status)
         takes_openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
         return Response(text, media_type=OPENMETRICS if takes_openmetrics else PLAIN)
 
@@ -384,16 +392,12 @@ class PageServer:
         query = self._query(page.path, request.query_params)
         try:
             if is_api:
-                refuse_unknown_parameters(page, request.query_params)
-            form = "json" if is_api else query.one_of("format", PAGE_FORMATS)
+                return Response(self.json_of(page, request.query_params), media_type="application/json")
+            form = query.one_of("format", PAGE_FORMATS)
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
-        except ValidationError as error:
-            return self._refused(request, 400, str(error))
-        except NotFoundError as error:
-            return self._refused(request, 404, str(error))
-        except (DatabaseError, *DATABASE_FAILURES) as error:
-            return self._refused(request, 503, _trouble(error))
+        except REFUSALS as error:
+            return self._refused(request, *refusal_of(error))
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
         if form == "csv":
@@ -446,8 +450,15 @@ def _slow(seconds: int) -> str:
     )
 
 
-def _trouble(error: DatabaseError | DatabaseFailure) -> str:
-    if isinstance(error, DatabaseError):
+def refusal_of(error: Exception) -> tuple[int, str]:
+    """Return the status and the sentence of one of REFUSALS."""
+    if isinstance(error, ValidationError | NotFoundError):
+        return 400 if isinstance(error, ValidationError) else 404, str(error)
+    return 503, _trouble(error)
+
+
+def _trouble(error: Exception) -> str:
+    if not isinstance(error, DATABASE_FAILURES):
         return str(error)
     if sqlstate_of(error) == STATEMENT_CANCELLED:
         return _slow(STATEMENT_TIMEOUT_SECONDS)

@@ -1,0 +1,87 @@
+"""`capacity mcp`, asked by the client of the protocol's SDK over standard input and output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client, StdioServerParameters
+from sqlalchemy import URL
+
+from capacity_assets.cli import serve
+from capacity_assets.web.app import PAGES
+from tests.command import capacity
+from tests.pages_fleet import GROWING, filled
+
+PREPARED = {"pages": filled}
+
+
+def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
+    """What a client finds out from a server of its own."""
+    environment = {**os.environ, "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False)}
+    program = StdioServerParameters(command=sys.executable, args=["-m", "capacity_assets.cli", "mcp"], env=environment)
+
+    async def ask() -> Any:
+        async with Client(program, read_timeout_seconds=60) as client:
+            return await questions(client)
+
+    return anyio.run(ask)
+
+
+@pytest.mark.usefixtures("pages", "reader_role")
+def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(database: URL) -> None:
+    async def questions(client: Client) -> Any:
+        tools = (await client.list_tools()).tools
+        grown = await client.call_tool("groups", {"by": "team", "period": "monthly", "order": "growth"})
+        found = await client.call_tool("search", {"q": "server-1", "shown": 1})
+        number = found.structured_content["found"][0]["server_id"]
+        largest = await client.call_tool("databases", {"order": "size", "engine": "postgresql", "page": 1})
+        server = await client.call_tool("server", {"server": number, "range": "30d"})
+        refused = [
+            await client.call_tool("server", {"server": 99}),
+            await client.call_tool("groups", {"team": "payments"}),
+            await client.call_tool("drop", {}),
+        ]
+        return client.instructions, tools, grown, largest, server, refused
+
+    instructions, tools, grown, largest, server, refused = asking(database, questions)
+
+    assert [tool.name for tool in tools] == [page.name for page in PAGES]
+    assert all(tool.annotations.read_only_hint for tool in tools)
+    assert "which team grew most" in instructions
+    # The client has checked each answer against the schema of its tool.
+    team = grown.structured_content["groups"][0]
+    assert (team["name"], team["change_mb"]) == ("payments", 50 * 30.5), (
+        "the means of May and June are so many days apart"
+    )
+    assert grown.content[0].text.startswith("{"), "for clients that know no structured answers"
+    assert largest.structured_content["databases"][0]["size_mb"] == GROWING[-1]
+    assert server.structured_content["server"]["server"] == "server-1"
+    assert [one.is_error for one in refused] == [True] * 3
+    assert refused[0].content[0].text == "No server with ID 99."
+    assert refused[1].content[0].text.startswith("groups has no parameter 'team'; it has by, period")
+    assert refused[2].content[0].text.startswith("There is no tool 'drop'; there are fleet, servers")
+
+
+def test_without_the_sdk_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "mcp" else find_spec(name))
+
+    done = capacity("mcp")
+
+    assert done.exit_code == 1
+    assert "pip install 'capacity_assets[mcp]'" in done.output
+
+
+@pytest.mark.usefixtures("pages")
+def test_a_role_that_can_write_is_refused(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_WEB_DATABASE_URL", database.render_as_string(hide_password=False))
+
+    done = capacity("mcp")
+
+    assert done.exit_code == 2
+    assert "can write" in done.output
