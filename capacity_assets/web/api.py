@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
-from typing import Any, get_type_hints
+from itertools import pairwise
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from capacity_assets.base.errors import ValidationError
@@ -33,7 +37,7 @@ REFUSALS = {
 
 
 class _Described(GenerateJsonSchema):
-    """Requires every field, because answers have all of them, and leaves out titles, which repeat the names."""
+    """Requires every field, because answers have all of them; describes it by its docstring, and has no titles."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ARG002 -- as pydantic calls it
         return True
@@ -41,16 +45,39 @@ class _Described(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        found = super().dataclass_schema(schema)
+        # Pydantic itself reads none of inherited fields.
+        for kind in reversed(schema["cls"].__mro__):
+            for name, text in _field_docstrings(kind.__module__).get(kind.__qualname__, {}).items():
+                if name in found["properties"]:
+                    found["properties"][name]["description"] = text
+        return found
 
-@cache  # It takes a second.
+
+@cache
+def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
+    """Return the docstrings of the fields of each class of a module, by class and field."""
+    if not module.startswith("capacity_assets."):
+        return {}
+    return {
+        kind.name: {
+            field.target.id: " ".join(str(text.value.value).split())
+            for field, text in pairwise(kind.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+        for kind in ast.parse(inspect.getsource(sys.modules[module])).body
+        if isinstance(kind, ast.ClassDef)
+    }
+
+
+@cache
 def _schemas(pages: tuple[PageRoute, ...]) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the name of the kind of each page's answer, and the JSON schemas of all kinds by their names."""
-    kinds: Any = tuple(get_type_hints(page.read)["return"] for page in pages)
-    # Of a tuple, because pydantic takes the configuration of a dataclass from the dataclass alone.
-    adapter = TypeAdapter[Any](tuple[kinds], config=ConfigDict(use_attribute_docstrings=True))
-    schema = adapter.json_schema(mode="serialization", schema_generator=_Described)
-    names = (one["$ref"].removeprefix(OWN) for one in schema["prefixItems"])
-    return dict(zip((page.name for page in pages), names, strict=True)), schema["$defs"]
+    inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in pages]
+    references, found = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
+    return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, found["$defs"]
 
 
 def answer_schema(pages: tuple[PageRoute, ...], page: PageRoute) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def test_fields_are_described_by_their_docstrings_and_none_is_left_out(pages: Pa
     schemas = pages.ask(DOCUMENT).json["components"]["schemas"]
 
     runway = schemas["StoredRunway"]
-    assert runway["properties"]["volumes"]["description"] == "Volumes on which it grows; None if unknown."
+    said = "Whether limits, steps or plans of its server were declared after the forecast."
+    assert runway["properties"]["is_outdated"] == {"type": "boolean", "description": said}
+    assert runway["properties"]["volumes"]["description"].startswith("Volumes on which it grows"), "also inherited ones"
     assert set(runway["required"]) == set(runway["properties"])
     assert runway["properties"]["name"] == {"type": "string"}
 
