@@ -26,6 +26,7 @@ from capacity_assets.history.sources import ZABBIX_MYSQL
 from tests.clocks import SHANGHAI, TODAY
 from tests.command import capacity
 from tests.databases import Databases, execute, rows
+from tests.documents import ROOT
 from tests.importing import samples, totals
 from tests.mysql_servers import MariaDBServer
 from tests.prometheus import prometheus
@@ -86,12 +87,12 @@ def metrics() -> bytes:
 
 
 @contextmanager
-def scraping(folder: Path) -> Iterator[str]:
-    """A Prometheus that scraped these days, whose times the exporter gives; yields its address."""
-    content, last = metrics(), at(FIRST + timedelta(days=4), 22)
+def scraping(folder: Path, content: bytes, awaited: str) -> Iterator[str]:
+    """A Prometheus that scraped these days, whose times the exporter gives; yields its address, once it has `awaited`."""
+    last = at(FIRST + timedelta(days=4), 22)
     with (
         serving(lambda _path, _login: (200, content)) as exporter,
-        prometheus(folder, exporter, "pg_database_size_bytes", at=last) as address,
+        prometheus(folder, exporter, awaited, at=last) as address,
     ):
         yield address
 
@@ -100,7 +101,7 @@ def test_a_real_prometheus_gives_the_last_value_of_each_day_and_volumes(
     engine: Engine, sources: Path, tmp_path: Path
 ) -> None:
     days = ("--from", str(FIRST), "--to", str(FIRST + timedelta(days=4)))
-    with scraping(tmp_path) as url:
+    with scraping(tmp_path, metrics(), "pg_database_size_bytes") as url:
         sources.write_text(SOURCE.format(url=url))
         rehearsed = capacity("import", "prometheus:monitoring", *days, "--dry-run", columns=200)
         before = samples(engine)
@@ -127,6 +128,47 @@ def test_a_real_prometheus_gives_the_last_value_of_each_day_and_volumes(
     counts = again["database_size_stats"]["counts"]
     assert (counts["read"], counts["present"]) == (4, 4)
     assert again["volume_size_stats"]["stored"] == 0
+
+
+IN_CLOUDS = """
+aws_rds_allocated_storage{account_id="1",dimension_DBInstanceIdentifier="alpha",name="arn:aws:rds:eu:1:db:alpha"} 100
+aws_rds_free_storage_space_average{account_id="1",dimension_DBInstanceIdentifier="alpha",name="arn:aws:rds:eu:1:db:alpha"} 40
+azurerm_resource_metric{aggregation="maximum",metric="storage",resourceID="/subscriptions/1/resourcegroups/g/providers/microsoft.sql/servers/sales/databases/orders",unit="Bytes"} 50
+azurerm_resource_metric{aggregation="average",metric="storage",resourceID="/subscriptions/1/resourcegroups/g/providers/microsoft.sql/servers/sales/databases/orders",unit="Bytes"} 49
+azurerm_resource_metric{aggregation="maximum",metric="storage_percent",resourceID="/subscriptions/1/resourcegroups/g/providers/microsoft.sql/servers/sales/databases/orders",unit="Percent"} 19.98
+azurerm_resource_metric{aggregation="maximum",metric="allocated_data_storage",resourceID="/subscriptions/1/resourcegroups/g/providers/microsoft.sql/servers/sales/databases/orders",unit="Bytes"} 60
+stackdriver_cloudsql_database_cloudsql_googleapis_com_database_disk_quota{database_id="my-project:beta",project_id="my-project",region="europe-west1",unit="By"} 200
+stackdriver_cloudsql_database_cloudsql_googleapis_com_database_disk_bytes_used{database_id="my-project:beta",project_id="my-project",region="europe-west1",unit="By"} 75
+"""  # noqa: E501 -- one series a line
+"""Series as the exporters write them; values in GiB or percent."""
+
+
+def test_the_sources_for_clouds_in_the_documents_give_storage_and_sizes_on_a_real_prometheus(
+    engine: Engine, sources: Path, tmp_path: Path
+) -> None:
+    execute(engine, "INSERT INTO instances (name, db_type, host, port) VALUES ('db-7', 'sqlserver', 'h', 1)")
+    recorded = []
+    for moment in scraped(FIRST + timedelta(days=4), range(20, 24)):
+        for series, value in (line.rsplit(" ", 1) for line in IN_CLOUDS.strip().splitlines()):
+            number = float(value) * (1 if "percent" in series else GIB)
+            recorded.append(f"{series} {number:.17g} {moment}000\n")
+    page = (ROOT / "docs" / "collection.md").read_text().split("\n## Databases in clouds\n")[1].split("\n## ")[0]
+    tables = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    days = ("--from", str(FIRST + timedelta(days=4)), "--to", str(FIRST + timedelta(days=4)))
+
+    with scraping(tmp_path, "".join(recorded).encode(), "aws_rds_allocated_storage") as url:
+        sources.write_text("\n".join(tables).replace("https://prometheus.example:9090", url))
+        for name in ("rds", "azure-sql", "cloud-sql"):
+            done = capacity("import", f"prometheus:{name}", *days, columns=200)
+            assert done.exit_code == 0, done.output
+
+    found = rows(
+        engine,
+        "SELECT i.name, v.volume_name, v.total_mb / 1024, v.free_mb / 1024 FROM volume_size_stats v "
+        "JOIN instances i ON i.id = v.instance_id ORDER BY i.name",
+    )
+    assert found == [("alpha", "storage", 100, 40), ("beta", "disk", 200, 125), ("db-7", "storage", 250, 200)]
+    assert [(row[0], row[1], row[3]) for row in samples(engine)] == [("db-7", "orders", 60 * 1024)]
 
 
 Answer = Callable[[str, list[int]], tuple[int, dict[str, Any]]]
