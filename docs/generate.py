@@ -1,12 +1,14 @@
-"""Writes the parts of docs/reference.md that follow from the code: `make docs`. A test says when they are stale.
+"""Writes what follows from the code: parts of docs/reference.md, and deploy/dbt. A test says when they are stale.
 
-A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is written by hand.
+Run by `make docs`. A part of the reference stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of
+the page is written by hand.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregates.checks import (
@@ -23,12 +25,13 @@ from capacity_assets.base.settings import Settings, variable_names
 from capacity_assets.collection.engines.base import engines
 from capacity_assets.database.locks import SAMPLES, redis_key
 from capacity_assets.database.tables import metadata
-from capacity_assets.database.views import VIEWS
+from capacity_assets.database.views import READABLE, VIEWS
 from capacity_assets.history.sources import ORIGINS
 from capacity_assets.orchestration.graph import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.web.metrics import DESCRIPTIONS
 
 REFERENCE = Path(__file__).with_name("reference.md")
+DBT_SOURCES = Path(__file__).parents[1] / "deploy" / "dbt" / "sources.yml"
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -179,6 +182,32 @@ def views() -> str:
     return "\n\n".join(parts)
 
 
+def dbt_sources() -> str:
+    """What readers may read, as a source of dbt."""
+    views = {view.name: (view.comment, view.columns) for view in VIEWS}
+    described = views | {
+        table.name: (table.comment, [(column.name, column.comment) for column in table.columns])
+        for table in metadata.sorted_tables
+    }
+    listed = [
+        {
+            "name": name,
+            "description": described[name][0],
+            "columns": [{"name": str(column), "description": comment} for column, comment in described[name][1]],
+        }
+        for name in READABLE
+    ]
+    source = {
+        "name": "capacity",
+        "description": "Views and tables of capacity_assets that the role capacity_reader may read.",
+        "schema": "{{ var('capacity_schema', 'public') }}",
+        "tables": listed,
+    }
+    return "# Written by docs/generate.py.\n" + yaml.safe_dump(
+        {"version": 2, "sources": [source]}, sort_keys=False, width=120, allow_unicode=True
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "variables": variables,
     "periods": periods,
@@ -208,3 +237,4 @@ def generated(page: str) -> str:
 
 if __name__ == "__main__":
     REFERENCE.write_text(generated(REFERENCE.read_text()))
+    DBT_SOURCES.write_text(dbt_sources())

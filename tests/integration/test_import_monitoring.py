@@ -88,7 +88,7 @@ def metrics() -> bytes:
 
 @contextmanager
 def scraping(folder: Path, content: bytes, awaited: str) -> Iterator[str]:
-    """A Prometheus that scraped these days, whose times the exporter gives; yields its address, once it has `awaited`."""
+    """A Prometheus that scraped days, whose times the exporter gives; yields its address once it has `awaited`."""
     last = at(FIRST + timedelta(days=4), 22)
     with (
         serving(lambda _path, _login: (200, content)) as exporter,

@@ -65,15 +65,16 @@ def test_make_targets_named_anywhere_exist() -> None:
     assert targets >= named > {"demo", "up", "test-fast"}
 
 
-def test_the_generated_parts_of_the_reference_are_fresh() -> None:
+def test_the_generated_parts_of_the_reference_and_the_source_of_dbt_are_fresh() -> None:
     """`make docs` writes them."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        from generate import generated
+        from generate import DBT_SOURCES, dbt_sources, generated
     finally:
         sys.path.pop(0)
 
     assert generated(REFERENCE) == REFERENCE
+    assert dbt_sources() == DBT_SOURCES.read_text()
 
 
 def test_every_document_is_a_page_of_the_site_and_its_links_lead_to_pages() -> None:
