@@ -137,6 +137,13 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _export_url(value: str) -> str:
+    if urlsplit(value).password or not (value.startswith("/") or "://" in value):
+        how = "write /srv/capacity, s3://bucket/capacity or another address of fsspec"
+        raise ValueError(f"is neither a whole path nor an address without a password; {how}")
+    return value.rstrip("/")
+
+
 def _is_mail_server(written: str) -> bool:
     parts = urlsplit(written)
     unquote(f"{parts.username}{parts.password}").encode("ascii")
@@ -268,6 +275,7 @@ ZoneName = Annotated[str, AfterValidator(_check_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]
 Horizon = Annotated[int, BeforeValidator(_check_horizon)]
 ActPercent = Annotated[int, AfterValidator(_not_below_watch)]
+ExportAddress = Annotated[str, AfterValidator(_export_url)]
 Hour = Annotated[int, BeforeValidator(_check_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -401,6 +409,9 @@ class Variables(BaseSettings):
     volume_sources: Path | None = None
     """TOML file that names Prometheus-compatible servers, which know the file systems of servers that do not report
     them, and sizes of past days for imports. Unset: none."""
+    export_url: ExportAddress | None = None
+    """Folder or object storage (`/srv/capacity`, `s3://bucket/capacity`) to which the aggregates of each window are
+    written as Parquet files. Unset: none are."""
     declared_by: str | None = Field(default=None, max_length=LONGEST_DECLARER)
     """Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`. Unset:
     the login of the operating system."""

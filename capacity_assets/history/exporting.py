@@ -1,16 +1,18 @@
-"""Rows of the database as files: what a query selects as CSV, Parquet or Excel, streamed.
+"""Rows of the database as files: what a query selects as CSV, Parquet or Excel, and windows as a Parquet data set.
 
-Rows do not pass through Python where PostgreSQL writes the format itself, and never all at once.
+Rows are streamed, and do not pass through Python where PostgreSQL writes the format itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from uuid import uuid4
 
 from psycopg import sql
 from psycopg.errors import Error as PostgresError
@@ -18,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import CapacityError, database_error
+from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import FORMULA
 from capacity_assets.database.views import VIEWS
 
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
     from xlsxwriter import Workbook
     from xlsxwriter.worksheet import Worksheet
 
+VIEWS_OF_LEVELS = {
+    "database": ("capacity_growth", ("server", "database")),
+    "instance": ("capacity_server_growth", ("server",)),
+    "group": ("capacity_groups", ("grouped_by", "group_name")),
+}
+"""The view that readers have of each level, and what orders its rows within a window."""
 Query: TypeAlias = sql.SQL | sql.Composed
 ROWS_AT_ONCE = 50_000
 # The most rows of a sheet below its headings.
@@ -42,13 +51,22 @@ _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1'
 
 
 def rows_of_view(
-    name: str, condition: sql.Composable, order: Sequence[str], *, is_guarded: bool = False
+    name: str,
+    condition: sql.Composable,
+    order: Sequence[str],
+    *,
+    is_guarded: bool = False,
+    without: Collection[str] = (),
 ) -> sql.Composed:
-    """Return the query of the rows of a view; `is_guarded`: names that a spreadsheet might run are escaped."""
+    """Return the query of the rows of a view, `without` some columns.
+
+    If `is_guarded`, names that a spreadsheet might run as a formula are escaped.
+    """
     [view] = [view for view in VIEWS if view.name == name]
     columns = (
         _expression(column.name, is_guarded=is_guarded).format(name=sql.Identifier(column.name))
         for column in view.columns
+        if column.name not in without
     )
     return sql.SQL("SELECT {columns} FROM {view} WHERE {condition} ORDER BY {order}").format(
         columns=sql.SQL(", ").join(columns),
@@ -177,3 +195,53 @@ def _new_sheet(workbook: Workbook, columns: Sequence[tuple[str, str]]) -> Worksh
 
 
 WRITERS = {"csv": _write_csv, "parquet": _write_parquet, "xlsx": _write_excel}
+
+
+class WrittenFile(NamedTuple):
+    """A file of a data set."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+def write_window(engine: Engine, url: str, level: str, period: Period, window: Window) -> WrittenFile:
+    """Write the rows of a window as a file of the data set in a folder or at another address that fsspec knows.
+
+    The folders name level, period and window, as Hive does. The file is written beside the former one, which it then
+    replaces: readers see either the one or the other, where the storage renames or copies a file in one step.
+
+    Raises CapacityError: the file cannot be written, a package is missing, or the database failed.
+    """
+    view, order = VIEWS_OF_LEVELS[level]
+    condition = sql.SQL("period = {} AND window_start = {}").format(period.name, window.start)
+    query = rows_of_view(view, condition, order, without={"period"})
+    with tempfile.TemporaryDirectory() as scratch, open_driver(engine) as connection:
+        file = Path(scratch) / "rows"
+        rows = _write_parquet(connection, query, file)
+        path = _replace(file, url, f"level={level}/period={period.name}/window={window.key}")
+        return WrittenFile(path, rows, file.stat().st_size)
+
+
+def _replace(file: Path, url: str, folder: str) -> str:
+    from fsspec.core import url_to_fs
+
+    try:
+        storage, root = url_to_fs(url)
+        path, begun = (f"{root}/{folder}/{name}" for name in ("rows.parquet", f".{uuid4().hex}"))
+        storage.makedirs(f"{root}/{folder}", exist_ok=True)
+        try:
+            storage.put_file(str(file), begun)
+            storage.mv(begun, path)
+        except BaseException:
+            with suppress(OSError):
+                storage.rm_file(begun)
+            raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        kept = "A file that existed before is unchanged."
+        raise CapacityError(f"{url}/{folder} cannot be written: {reason}. {kept}", transient=True) from error
+    except (ImportError, ValueError) as error:
+        # An unknown kind of storage, or one whose package is missing.
+        raise CapacityError(f"{url}/{folder} cannot be written: {error}.") from error
+    return str(storage.unstrip_protocol(path))

@@ -1,11 +1,12 @@
-"""Growth report, showback and digest as assets: made again when their aggregates are recomputed.
+"""Growth report, showback, digest and Parquet files as assets: made again when their aggregates are recomputed.
 
 The report has one page per month, showback one bill per month, the digest one partition per week, sent on Monday and on
-the next two days to receivers that it did not reach. Their content is computed in `report`, `ownership` and `digest`;
-here they get a partition, a file or metadata, and an automation condition.
+the next two days to receivers that it did not reach, the data set files for each window of each period. Their content
+is computed in `report`, `ownership`, `digest` and `history`; here they get a partition, a file or metadata, and an
+automation condition.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest import Digest, DigestDeliveries, opening, read_digest, sections, send_digests
+from capacity_assets.history.exporting import WrittenFile, write_window
 from capacity_assets.messages.sending import SendingSettings, receivers_of
 from capacity_assets.orchestration.graph import (
     REPORTS_PATH,
@@ -31,6 +33,7 @@ from capacity_assets.orchestration.graph import (
     windows_of,
 )
 from capacity_assets.orchestration.metadata import (
+    PARTITION_ROW_COUNT,
     MetadataMapping,
     bullets,
     check_result,
@@ -47,7 +50,7 @@ from capacity_assets.report.data import Report, file_name, read_report
 from capacity_assets.report.page import Edition, make_report_folder, next_edition, write_report
 
 REPORT_PERIOD, DIGEST_PERIOD = "monthly", "weekly"
-REPORT_GROUP, SHOWBACK_GROUP = "reports", "showback"
+REPORT_GROUP, SHOWBACK_GROUP, EXPORT_GROUP = "reports", "showback", "exports"
 GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR = "growth_report", "growth_report_job", "growth_report_sensor"
 SHOWBACK, SHOWBACK_JOB, SHOWBACK_SENSOR = "showback", "showback_job", "showback_sensor"
 DIGEST, DIGEST_JOB, DIGEST_SCHEDULE = "digest", "digest_job", "digest_schedule"
@@ -59,10 +62,11 @@ GROWN_LISTED, GROUPS_SHOWN = 5, 20
 
 
 def document_definitions(graph: Graph) -> dg.Definitions:
-    """Return report and showback where there are months, and the digest where there are weeks."""
+    """Return report and showback where there are months, the digest where there are weeks, and files if wanted."""
     month, week = graph.periods.get(REPORT_PERIOD), graph.periods.get(DIGEST_PERIOD)
     reports = [growth_report(graph, month), showback(graph, month)] if month else []
-    return dg.Definitions.merge(*reports, *([digest(graph, week)] if week else []))
+    exports = [export(graph, period) for period in graph.periods.values() if graph.settings.export_url]
+    return dg.Definitions.merge(*reports, *([digest(graph, week)] if week else []), *exports)
 
 
 MakeDocument = Callable[[AggregationTaskRunner, Window], MetadataMapping]
@@ -112,7 +116,7 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
     condition = dg.AutomationCondition
     made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
     quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
-    return (made & quiet).with_label("whenever the month's aggregates are made")
+    return (made & quiet).with_label("whenever the aggregates of its window are made")
 
 
 REPORT_DESCRIPTION = """\
@@ -255,6 +259,45 @@ def _table(issued: bills.BillByGroup) -> str:
     hidden = len(issued.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{bills.amount_text(issued.bill)}**\n\n{table}{more}\n\n{remarks}"
+
+
+EXPORT_DESCRIPTION = """\
+The aggregates of each {period} window as Parquet files, for DuckDB, Spark, Athena and other readers of files.
+
+`CAPACITY_EXPORT_URL` has a file for each level: `level=database/period={period}/window=2025-01-01/rows.parquet`, with
+the columns of the views `capacity_growth`, `capacity_server_growth` and `capacity_groups`. A file is replaced as a
+whole. Files of windows that retention has dropped stay.
+"""
+
+
+def export(graph: Graph, period: Period) -> dg.Definitions:
+    """Return the asset of the Parquet files of a period, its job and its sensor."""
+    url = str(graph.settings.export_url)
+
+    def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
+        return export_metadata([write_window(runner.service.engine, url, level, period, window) for level in LEVELS])
+
+    return _followed(
+        graph,
+        f"{period.name}_export",
+        period,
+        make,
+        f"Writes the Parquet files of a {period.noun}",
+        description=EXPORT_DESCRIPTION.format(period=period.name),
+        group_name=EXPORT_GROUP,
+        kinds={"parquet"},
+    )
+
+
+def export_metadata(files: Sequence[WrittenFile]) -> MetadataMapping:
+    """Return what a window's materialisation shows: the files of all levels, and the numbers, which plot."""
+    rows = sum(file.rows for file in files)
+    return {
+        "path": markdown(bullets((file.path for file in files), hidden=0)),
+        "rows": rows,
+        "bytes": sum(file.bytes for file in files),
+        PARTITION_ROW_COUNT: rows,
+    }
 
 
 DIGEST_DESCRIPTION = """\

@@ -102,8 +102,9 @@ def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine,
 
 
 def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
-    settings: Settings, engine: Engine, tmp_path: Path
+    settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CAPACITY_EXPORT_URL", str(tmp_path))
     history = tmp_path / "history.csv"
     history.write_text("server,database_name,day,size_mb\npg-1,orders,2025-02-01,100\npg-1,orders,2025-08-01,150\n")
 
@@ -134,6 +135,8 @@ def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
     ]
     assert "Every stored figure is what its samples give." in explained
     assert [row["window_start"] for row in exported] == ["2025-01-01", "2025-07-01"]
-    assert set(assets.split()) == {f"half_yearly_{level}_aggregations" for level in ("database", "instance", "group")}
-    assert set(jobs.split()) == {"half_yearly_aggregation_job", "half_yearly_aggregation_schedule"}
+    aggregates = {f"half_yearly_{level}_aggregations" for level in ("database", "instance", "group")}
+    assert set(assets.split()) == aggregates | {"half_yearly_export"}
+    jobs_and_schedules = {"half_yearly_aggregation_job", "half_yearly_aggregation_schedule", "half_yearly_export_job"}
+    assert set(jobs.split()) == jobs_and_schedules
     assert "`half_yearly_aggregation_job`" in run(PERIOD, REFERENCE)

@@ -111,7 +111,7 @@ def test_report_and_showback_are_downstream_of_every_level_of_their_month(
     assert {dep.asset_key.to_user_string() for dep in spec.deps} == {
         f"monthly_{level}_aggregations" for level in LEVELS
     }
-    assert "whenever the month's aggregates are made" in str(spec.automation_condition.get_label())  # type: ignore[union-attr]
+    assert "whenever the aggregates of its window are made" in str(spec.automation_condition.get_label())  # type: ignore[union-attr]
 
 
 def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loading(
