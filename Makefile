@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-focus test-nightly verify coverage check docs screenshots bench format clean
+.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-nightly verify coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -51,6 +51,18 @@ test-focus: $(DEVELOPER) ## Check charges of bills by the official validator of 
 
 verify: $(DEVELOPER) ## Measure databases of known size on the vendors' containers (Docker), and compare; SERVERS=oracle-23
 	@PYTHON="$(CURDIR)/$(BIN)/python" deploy/verify/run $(SERVERS)
+
+test-image: $(DEVELOPER) ## Run the steps of the image's Dockerfile in a clean Debian, and every role in it; needs root and debootstrap
+	@CAPACITY_TEST_IMAGE=build/image-base $(BIN)/pytest -q tests/e2e/test_image.py
+
+test-dagster: ## Run the graph's tests on the newest release of another Dagster, if there is one; DAGSTER=1.14
+	@$(MAKE) --no-print-directory VENV=build/dagster-$(DAGSTER) build/dagster-$(DAGSTER)/.installed-dev
+	@# Our own bounds are passed over; `dagster-postgres` names the exact release of the others.
+	@if build/dagster-$(DAGSTER)/bin/pip download --quiet --no-deps --dest build/dagster 'dagster==$(DAGSTER).*'; then \
+		build/dagster-$(DAGSTER)/bin/pip install --quiet --upgrade 'dagster==$(DAGSTER).*' dagster-webserver dagster-postgres dagster-celery dagster-k8s && \
+		tests/install_servers.sh && build/dagster-$(DAGSTER)/bin/pytest -n 4 --dist loadfile -q \
+			$$(grep -rlE '^(import|from) dagster' tests/unit tests/integration --include='test_*.py'); \
+	else echo "There is no Dagster $(DAGSTER) yet."; fi
 
 coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
 	@tests/install_servers.sh

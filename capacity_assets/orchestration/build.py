@@ -8,7 +8,9 @@ view reads is found in its query.
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import metadata
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -93,6 +95,22 @@ SUBJECTS = (
 )
 
 
+def released_source() -> str | None:
+    """Return the address of the sources of this release, which its workflow notes in the package; None: none."""
+    urls = metadata("capacity_assets").get_all("Project-URL") or ()
+    return next((url.partition(", ")[2] for url in urls if url.startswith("Source, ")), None)
+
+
+def _with_source(assets: list[Any]) -> Sequence[Any]:
+    """Name the line of its function on the page of each asset: of a release at its tag, else on this machine."""
+    assets, source = list(dg.with_source_code_references(assets)), released_source()
+    if source is None:
+        return assets
+    url, _, tag = source.rpartition("/tree/")
+    paths = dg.AnchorBasedFilePathMapping(Path(__file__).parents[1], "capacity_assets")
+    return dg.link_code_references_to_git(assets, url, tag, paths, platform="github")
+
+
 def build_definitions(  # noqa: PLR0913 -- the options of the graph
     settings: Settings,
     *,
@@ -133,8 +151,7 @@ def build_definitions(  # noqa: PLR0913 -- the options of the graph
         warnings.simplefilter("ignore", dg.PreviewWarning)
         parts = [definitions_of(graph) for definitions_of in SUBJECTS]
         merged = dg.Definitions.merge(*parts)
-        # The page of an asset names the file and line of its function on the machine of the code location.
-        assets = dg.with_source_code_references(list(merged.assets or ()))
+        assets = _with_source(list(merged.assets or ()))
     return dg.Definitions(
         assets=assets,
         asset_checks=merged.asset_checks,
