@@ -120,7 +120,7 @@ def test_every_file_an_image_is_built_from_exists() -> None:
 
     for name in (name for names in copied for name in names):
         assert (ROOT / name).exists(), name
-    assert dockerfile.index("USER capacity") < dockerfile.index("mkdir -p /var/lib/capacity"), "it owns its folders"
+    assert dockerfile.index("USER 10001") < dockerfile.index("mkdir -p /var/lib/capacity"), "it owns its folders"
 
 
 @contextmanager
