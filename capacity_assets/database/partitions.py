@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -215,8 +215,8 @@ class PartitionLayout:
         counted = sa.select(sa.func.count()).select_from(rows).where(*self._is_in(rows, span) if span else ())
         return connection.execute(counted).scalar_one()
 
-    def add(self, connection: sa.Connection, span: PartitionBounds) -> int:
-        """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
+    def add(self, connection: sa.Connection, spans: Sequence[PartitionBounds]) -> int:
+        """Add partitions, and move their rows there from the default one; return how many were moved.
 
         Readers are blocked only at the end; writers wait until the caller's transaction ends. They wait for the table,
         not for its default partition, which would then refuse the row for which they wait.
@@ -226,16 +226,21 @@ class PartitionLayout:
         change_shards_in_turn(connection)
         table = quoted(self.table.name)
         connection.exec_driver_sql(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE")
-        name = free_name(connection, partition_name(self.table, span))
-        # A partition needs no grants and no triggers; attaching it creates keys and indexes, after the rows.
-        connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {table} {LIKE_PARENT})")
         owner = other_owner(connection, self.table.name)
-        if owner:
-            connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
-        moved = self._move(connection, self.default, span, name) if self.default else 0
-        period = f"'{span.period_type}', " if self.by_period else ""
-        bounds = f"FROM ({period}'{span.first}') TO ({period}'{span.after}')"
-        self._attach(connection, f"ALTER TABLE {table} ATTACH PARTITION {quoted(name)} FOR VALUES {bounds}")
+        # Empty, it stays so while the table is locked.
+        default = self.default if self.default and self._has_rows(connection, self.default) else None
+        moved, attaching = 0, []
+        for span in spans:
+            name = free_name(connection, partition_name(self.table, span))
+            # A partition needs no grants and no triggers; attaching it creates keys and indexes, after the rows.
+            connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {table} {LIKE_PARENT})")
+            if owner:
+                connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
+            moved += self._move(connection, default, span, name) if default else 0
+            period = f"'{span.period_type}', " if self.by_period else ""
+            bounds = f"FROM ({period}'{span.first}') TO ({period}'{span.after}')"
+            attaching.append(f"ALTER TABLE {table} ATTACH PARTITION {quoted(name)} FOR VALUES {bounds}")
+        self._attach(connection, attaching)
         return moved
 
     def _move(self, connection: sa.Connection, default: Partition, span: PartitionBounds, name: str) -> int:
@@ -247,8 +252,8 @@ class PartitionLayout:
         with _row_triggers_off(connection, default):
             return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
 
-    def _attach(self, connection: sa.Connection, statement: str) -> None:
-        """Attach a partition in short tries, because no session may be using the default partition.
+    def _attach(self, connection: sa.Connection, statements: Sequence[str]) -> None:
+        """Attach partitions in short tries, because no session may be using the default partition.
 
         A transaction that has read the default partition and then writes waits for this one, which waits for it.
         PostgreSQL would end one of the two, most likely the other, so this one gives way.
@@ -259,7 +264,8 @@ class PartitionLayout:
             try:
                 with connection.begin_nested():
                     connection.execute(sa.text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
-                    connection.exec_driver_sql(statement)
+                    for statement in statements:
+                        connection.exec_driver_sql(statement)
             except OperationalError as error:
                 gives_way = connection.execute(sa.text(_WAITS_FOR_US), names).scalar()
                 if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:

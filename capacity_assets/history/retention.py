@@ -336,39 +336,44 @@ class TableMaintenance:
         if layout.default:
             report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]
         planned: dict[Partition, int] = {}
-        moved: int | None
-        for span in sorted(wanted, key=str):
+        ordered = sorted(wanted, key=str)
+        # Moving rows takes long, and who writes waits until the transaction ends.
+        one_by_one = in_default.spans or report.dry_run or not ordered
+        for spans in [[span] for span in ordered] if one_by_one else [ordered]:
             if report.dry_run:
                 with self._transaction(f"reading {table.name}") as connection:
-                    moved = layout.count(connection, layout.default, span) if layout.default else 0
-                planned[Partition(partition_name(table, span), span, is_default=False)] = moved
+                    moved = layout.count(connection, layout.default, spans[0]) if layout.default else 0
+                planned[Partition(partition_name(table, spans[0]), spans[0], is_default=False)] = moved
+                added = spans
             else:
-                moved = self._add(table, span)
-            if moved is not None:
-                report.moved_records += moved
-                report.created.append(f"{table.name}: {span}")
+                added, moved = self._add(table, spans)
+            report.moved_records += moved
+            report.created += [f"{table.name}: {span}" for span in added]
         if in_default.spans and not in_default.staying and not report.dry_run:
             with self._work(f"giving back the space of moved rows of {table.name}") as connection:
                 layout.empty_default(connection)
         return planned
 
-    def _add(self, table: Table, span: PartitionBounds) -> int | None:
-        """Add a partition, retrying while another session is in the way; return the rows moved; None: it is there."""
+    def _add(self, table: Table, spans: Sequence[PartitionBounds]) -> tuple[list[PartitionBounds], int]:
+        """Add partitions, retrying while another session is in the way; return those not there yet and the rows moved.
+
+        All are added in one transaction.
+        """
+        more = f" and {len(spans) - 1} more" if len(spans) > 1 else ""
         for pause_seconds in range(1, TRIES + 1):
             try:
-                with self._work(f"adding the partition of {table.name} for {span}") as connection:
+                with self._work(f"adding the partition of {table.name} for {spans[0]}{more}") as connection:
                     layout = layout_of(connection, table)
-                    if layout.covers(span):
-                        return None
-                    moved = layout.add(connection, span)
+                    added = [span for span in spans if not layout.covers(span)]
+                    moved = layout.add(connection, added) if added else 0
                 break
             except DatabaseError as error:
                 if error.sqlstate != LOCK_NOT_AVAILABLE or pause_seconds == TRIES:
                     raise
                 time.sleep(pause_seconds)
         if moved:
-            self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
-        return moved
+            self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {spans[0]}")
+        return added, moved
 
     def _retire(
         self,
