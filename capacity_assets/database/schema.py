@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine, Table, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
@@ -119,7 +120,9 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
         done += _restore_views(connection, *taken)
-        execute(connection, [*comment_statements(existing_tables(connection, metadata.sorted_tables))])
+        comments = [*comment_statements(existing_tables(connection, metadata.sorted_tables))]
+        # Four hundred where all are missing.
+        execute(connection, ["; ".join(comments)] if comments else ())
     return tuple(done)
 
 
@@ -274,7 +277,10 @@ def _adopt(connection: Connection) -> list[str]:
             execute_steps(connection, steps)
             done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
         else:
-            table.create(connection)
+            # Comments follow, with those of the other tables.
+            connection.execute(CreateTable(table))
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                connection.execute(CreateIndex(index))
             if table.dialect_options["postgresql"]["partition_by"]:
                 execute_steps(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
