@@ -25,6 +25,7 @@ from capacity_assets.database.views import READER_ROLE, ensure_reader_role
 from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import (
     citus,
+    compiled,  # noqa: F401 -- lets engines share what they compile
     other_postgres,
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )

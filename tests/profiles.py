@@ -15,13 +15,15 @@ class Profile(NamedTuple):
 
     histories: int
     """Generated histories per property."""
+    long_histories: int
+    """The same where each takes half a second."""
     kills: int
     """Kills in a row."""
     partitions: int
     """Daily partitions of one run."""
 
 
-PROFILES = {"fast": Profile(5, 2, 30), "ci": Profile(50, 2, 30), "nightly": Profile(500, 60, 400)}
+PROFILES = {"fast": Profile(5, 5, 2, 30), "ci": Profile(50, 15, 2, 30), "nightly": Profile(500, 500, 60, 400)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

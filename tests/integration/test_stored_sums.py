@@ -27,7 +27,7 @@ from tests.clocks import fixed_clock
 from tests.databases import TEMPLATE, Databases, execute, keep_rows, put_rows_back
 from tests.fleet import Row, figures
 from tests.long_windows import DAYS, FIRST, FromDays, days_read, fill, parts_read, windows
-from tests.profiles import HISTORIES
+from tests.profiles import PROFILE
 
 RECOMPUTE = RunOptions(recompute=True)
 MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
@@ -281,7 +281,7 @@ def computed(cluster: Databases) -> Iterator[Engine]:
     span=st.tuples(st.integers(0, DAYS - 1), st.integers(0, 400)),
     overwrite=st.booleans(),
 )
-@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=PROFILE.long_histories, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happened_windows_equal_those_computed_from_the_days(
     computed: Engine,
     history: list[tuple[str, int, int, str]],
@@ -328,7 +328,8 @@ def from_days(computed: Engine) -> dict[str, dict[tuple[object, ...], Row]]:
     purge=st.one_of(st.none(), st.integers(40, DAYS - 1)),
 )
 @hypothesis_settings(
-    max_examples=max(5, HISTORIES // 5), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=max(5, PROFILE.long_histories // 3),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_in_any_order_and_in_any_batches_before_and_after_retention_the_rows_are_the_same(
     computed: Engine,
