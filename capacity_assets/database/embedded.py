@@ -239,7 +239,7 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
 def start_again(data: Path, sql_port: int | None = None) -> bool:
     """Restart the server that this process uses, with its port, if it has ended; return whether it had.
 
-    Raises EmbeddedServerError if it does not start.
+    Then it answers. Raises EmbeddedServerError if it does not start.
     """
     with _locked(data.parent / GATE):
         where = socket_folder(data.resolve()) / SOCKET_NAME
@@ -254,6 +254,8 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
         with suppress(OSError, ValueError, IndexError):
             os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
         _listen_on(_start(data), sql_port, is_alone=True)
+        # Recovery may last longer than the programs that start the server wait for it.
+        _connected(EmbeddedServer(str(where.parent)), data).close()
     return True
 
 
