@@ -7,6 +7,7 @@ process runs out of file descriptors. `LimitedConnection` limits all three for t
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import resource
 import secrets
@@ -338,12 +339,15 @@ class PageServer:
         """Answer with the metrics, or a sentence in plain text."""
         try:
             self._reader.refuse_a_newer_schema()
-            text = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
+            packed = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
         except REFUSALS as error:
             status, sentence = refusal_of(error)
             return PlainTextResponse(f"{sentence}\n", status)
         takes_openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
-        return Response(text, media_type=OPENMETRICS if takes_openmetrics else PLAIN)
+        form = OPENMETRICS if takes_openmetrics else PLAIN
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(packed, media_type=form, headers={"Content-Encoding": "gzip", "Vary": "Accept-Encoding"})
+        return Response(gzip.decompress(packed), media_type=form)
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; requests show failures."""
