@@ -91,6 +91,24 @@ def test_runs_that_fail_alike_are_told_once_without_their_retries_and_without_a_
     assert "SELECT" not in message
 
 
+def test_failures_of_other_code_locations_of_the_instance_are_told_too(house: House, receiver: Receiver) -> None:
+    @dg.op
+    def load() -> None:
+        raise dg.Failure("No space left")
+
+    @dg.job
+    def nightly_load() -> None:
+        load()
+
+    nightly_load.execute_in_process(instance=house.instance, raise_on_error=False)
+
+    house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith("Run failed (")
+    assert "nightly_load: No space left" in message
+
+
 def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_a_link(
     settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
