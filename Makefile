@@ -55,6 +55,7 @@ verify: $(DEVELOPER) ## Measure databases of known size on the vendors' containe
 test-image: $(DEVELOPER) ## Run the steps of the image's Dockerfile in a clean Debian, and every role in it; needs root and debootstrap
 	@CAPACITY_TEST_IMAGE=build/image-base $(BIN)/pytest -q tests/e2e/test_image.py
 
+test-dagster: DAGSTER ?= 1.13
 test-dagster: ## Run the graph's tests on the newest release of another Dagster, if there is one; DAGSTER=1.14
 	@$(MAKE) --no-print-directory VENV=build/dagster-$(DAGSTER) build/dagster-$(DAGSTER)/.installed-dev
 	@# Our own bounds are passed over; `dagster-postgres` names the exact release of the others.

@@ -236,11 +236,11 @@ RECIPES = {
         create=[
             "CREATE DATABASE capacity_known",
             "ALTER DATABASE capacity_known MODIFY FILE (NAME = capacity_known, SIZE = 128MB, MAXSIZE = 256MB)",
-            "ALTER DATABASE capacity_known MODIFY FILE (NAME = capacity_known_log, SIZE = 64MB, FILEGROWTH = 0)",
+            "ALTER DATABASE capacity_known MODIFY FILE (NAME = capacity_known_log, SIZE = 256MB)",
         ],
         fill=[f"CREATE TABLE known {COLUMNS}", *ROWS],
         drop=["DROP DATABASE IF EXISTS capacity_known", "DROP LOGIN capacity_verify"],
-        known={**FILES, **OBJECTS, "transaction_log": Known(64, 0), "temporary": Known(1, None)},
+        known={**FILES, **OBJECTS, "transaction_log": Known(256, 0), "temporary": Known(1, None)},
         volume=True,
     ),
     "oracle": Recipe(
