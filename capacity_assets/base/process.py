@@ -1,9 +1,15 @@
-"""What every process of this package sets: rare garbage collection, and private new files."""
+"""What every process of this package sets: rare garbage collection, and private new files.
+
+`python -m capacity_assets.base.process MODULE ...` runs another module with the former. Processes that it spawns have
+it too, because each loads the main module of its parent first. Dagster's processes start in half the time.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import runpy
+import sys
 
 PRIVATE_UMASK = 0o077
 """Only their owner can access files in the data folder; files that a user names follow the caller's umask."""
@@ -19,3 +25,10 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(max(10_000, gc.get_threshold()[0]), 20, 50)
     # Frozen objects are not collected.
     atexit.register(gc.freeze)
+
+
+if __name__ in {"__main__", "__mp_main__"}:
+    collect_garbage_rarely()
+if __name__ == "__main__":
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__")

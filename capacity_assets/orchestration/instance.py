@@ -167,6 +167,8 @@ def _plain(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
+# Runs a module with rare garbage collection.
+STARTER = "capacity_assets.base.process"
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
 CODE_SOCKET = "code.sock"
 CODE_TIMEOUT_SECONDS = 60
@@ -193,7 +195,7 @@ class Processes:
     ) -> None:
         """Start a process; the first one leads the group."""
         process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
-            [sys.executable, "-m", *arguments],
+            [sys.executable, "-m", STARTER, *arguments],
             # In another folder Dagster might read a .env file, which overrides the environment.
             cwd=environment["DAGSTER_HOME"],
             env=environment,
