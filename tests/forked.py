@@ -42,8 +42,10 @@ class Forking(ForkServerContext):
 
 FORKING = Forking()
 PRODUCT = "capacity_assets"
-# By those that bring the rest.
-FORKING.set_forkserver_preload(["alembic.command", f"{PRODUCT}.cli.check", f"{PRODUCT}.cli.demo", f"{PRODUCT}.cli.up"])
+# By those that bring the rest; the first has garbage collected rarely.
+FORKING.set_forkserver_preload(
+    [f"{PRODUCT}.cli.main", "alembic.command", f"{PRODUCT}.cli.check", f"{PRODUCT}.cli.demo", f"{PRODUCT}.cli.up"]
+)
 
 
 class _Started(NamedTuple):
