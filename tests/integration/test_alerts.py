@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -27,6 +28,8 @@ from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.receiver import Receiver, receiving
 from tests.runs import QUICK_RETRIES, QUIET
+
+DATABASES = [dg.AssetKey("daily_database_aggregations")]
 
 
 class House:
@@ -51,10 +54,14 @@ class House:
             finally:
                 self.cursor = context.cursor
 
-    def run(self, day: str, job: str = "daily_aggregation_job") -> None:
+    def run(self, day: str, job: str = "daily_aggregation_job", **options: Any) -> None:
         self.definitions.resolve_job_def(job).execute_in_process(
-            instance=self.instance, partition_key=day, run_config=QUIET, raise_on_error=False
+            instance=self.instance, partition_key=day, run_config=QUIET, raise_on_error=False, **options
         )
+
+    def run_databases(self, day: str) -> None:
+        """Of the daily run what computes the level of databases."""
+        self.run(day, asset_selection=DATABASES)
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def test_runs_that_fail_alike_are_told_once_without_their_retries_and_without_a_
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
     for day in ("2025-03-01", "2025-03-02", "2025-03-03"):
-        house.run(day)
+        house.run_databases(day)
 
     house.tick()
     house.tick()
@@ -157,7 +164,7 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
     declare_limits(engine, [Limit("server-1", "or ders", 2290)])
     house.run("2026-07-01", "runway_job")
-    house.run("2026-07-01")
+    house.run_databases("2026-07-01")
     house.tick()
 
     fills, impossible = sorted(receiver.texts, key=lambda message: "values_possible" in message)
@@ -171,7 +178,7 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
             connection.execute(
                 text("UPDATE database_size_stats SET size_mb = :size_mb WHERE database_name = 'bad'"), changed
             )
-        house.run("2026-07-01")
+        house.run_databases("2026-07-01")
         house.tick()
     dagster_page = "https://dagster.example/assets/daily_database_aggregations?view=checks"
     assert receiver.texts[2].splitlines()[-1] == dagster_page
@@ -183,7 +190,7 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
     for _ in range(2):
-        house.run("2025-03-01")
+        house.run_databases("2025-03-01")
         house.tick()
     assert len(receiver.texts) == 1
     assert receiver.texts[0].startswith(
@@ -192,11 +199,11 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
 
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = 5"))
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     house.tick()
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = -7"))
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     house.tick()
 
     assert len(receiver.texts) == 2
@@ -248,7 +255,7 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
     declare_limits(engine, [Limit("server-1", "orders", 2290)])
     house.run("2026-07-01", "runway_job")
-    house.run("2026-07-01")
+    house.run_databases("2026-07-01")
     house.tick()
     assert receiver.texts == []
 
@@ -267,7 +274,7 @@ def test_quiet_hours_hold_everything_back_and_a_wrong_file_holds_no_failed_run_b
     file.write_text("[[receivers]]\n")
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
-    house.run("2026-06-01")
+    house.run_databases("2026-06-01")
     house.tick()
     assert receiver.texts[2].startswith("Run failed (")
 
@@ -287,7 +294,7 @@ def test_a_failed_run_is_held_while_the_file_that_names_its_only_receiver_cannot
     [house.sensor] = alert_definitions(graph).sensors or ()
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
-    house.run("2026-06-01")
+    house.run_databases("2026-06-01")
     house.tick()
     assert receiver.texts == []
 
@@ -312,7 +319,7 @@ def test_owners_are_told_although_the_default_receiver_is_away(
     house.send_to("http://127.0.0.1:9/services/secret-path", settings.model_copy(update={"receivers": file}))
     fill_two_databases(house, engine)
     add_database_sizes(engine, sizes(1, "bad", "2026-07-01", [-5]))
-    house.run("2026-07-01")
+    house.run_databases("2026-07-01")
 
     for _ in range(2):
         with pytest.raises(ReceiverError, match="does not answer"):
@@ -389,7 +396,7 @@ def test_a_name_reads_in_a_message_as_it_is(house: House, receiver: Receiver, en
     name = "<b>a_b*c</b> [d](e) | f\\g"
     add_database_sizes(engine, sizes(1, name, "2025-03-01", [-5]))
 
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     house.tick()
 
     assert name in receiver.texts[0]
@@ -406,15 +413,15 @@ def test_a_run_that_fails_again_for_the_same_reason_is_not_told_again_until_one_
 
     take_schema("0000")
     for _ in range(3):
-        house.run("2025-03-01")
+        house.run_databases("2025-03-01")
         house.tick()
     assert len(receiver.texts) == 1
 
     take_schema(SCHEMA_REVISION)
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     house.tick()
     take_schema("0000")
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     house.tick()
     assert len(receiver.texts) == 2
 
@@ -429,11 +436,11 @@ def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_ru
     house.tick()
     assert receiver.texts == []
 
-    standing_check(house)
+    standing_check(house, "daily_partitions_complete")
     house.tick()
-    standing_check(house)
+    standing_check(house, "daily_partitions_complete")
     house.run("2025-03-05")
-    standing_check(house)
+    standing_check(house, "daily_partitions_complete")
     house.tick()
 
     daily = [message for message in receiver.texts if "daily_database_aggregations" in message]
@@ -469,6 +476,7 @@ def test_partitions_that_fail_together_are_one_message_and_each_is_told_again_on
     def run(first: str, last: str) -> None:
         house.definitions.resolve_job_def("daily_aggregation_job").execute_in_process(
             instance=house.instance,
+            asset_selection=DATABASES,
             tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
             run_config=QUIET,
         )
@@ -503,11 +511,11 @@ def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them
     monkeypatch.setenv("CAPACITY_COLLECTION", collection)
     house.definitions = House(Settings(), house.instance, receiver.url).definitions
     add_instances(engine, [1])
-    standing_check(house)
+    standing_check(house, "samples_recent")
     add_database_sizes(engine, [*sizes(1, "orders", "2026-06-28", [5]), *sizes(1, "orders", "2026-08-09", [5])])
     add_instance_sizes(engine, totals(1, "2026-06-30", [(5, 1)]))
     for _ in range(2):
-        standing_check(house)
+        standing_check(house, "samples_recent")
         house.tick()
 
     def told() -> list[str]:
@@ -518,18 +526,18 @@ def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them
         "Check failed. database_size_stats: samples_recent\nThe newest sample is from 28 Jun 2026, 3 days ago. Check"
     )
     add_database_sizes(engine, sizes(1, "orders", "2026-06-30", [5]))
-    standing_check(house)
+    standing_check(house, "samples_recent")
     house.tick()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2026-06-30'"))
-    standing_check(house)
+    standing_check(house, "samples_recent")
     house.tick()
     assert len(told()) == 2, "again after they had come"
 
 
-def standing_check(house: House) -> None:
+def standing_check(house: House, check: str) -> None:
     job = house.definitions.resolve_job_def("standing_check_job")
-    assert job.execute_in_process(instance=house.instance, run_config=QUIET).success
+    assert job.execute_in_process(instance=house.instance, run_config=QUIET, op_selection=[check]).success
 
 
 def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
@@ -556,7 +564,7 @@ def test_a_receiver_that_refuses_loses_no_alert_and_its_address_is_not_shown(
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
-    house.run("2025-03-01")
+    house.run_databases("2025-03-01")
     receiver.status = status
 
     with pytest.raises(ReceiverError, match=f"answered {status}. Nothing is lost") as caught:
@@ -575,7 +583,7 @@ def test_a_receiver_that_is_away_loses_no_alert(
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
     away = House(settings, shipped_instance, "http://127.0.0.1:9/services/secret-path")
     away.tick()
-    away.run("2025-03-01")
+    away.run_databases("2025-03-01")
     with pytest.raises(ReceiverError, match="does not answer") as caught:
         away.tick()
     assert "secret-path" not in str(caught.value)
@@ -591,7 +599,7 @@ def test_what_failed_before_the_sensor_began_is_not_sent(
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
     late = House(settings, shipped_instance, receiver.url)
-    late.run("2025-03-01")
+    late.run_databases("2025-03-01")
     late.tick()
     late.tick()
 
