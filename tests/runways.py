@@ -66,6 +66,15 @@ def fill_with_limits(engine: Engine) -> None:
     declare_limits(engine, [Limit("server-1", "orders", 3214), Limit("server-1", "young", 1000)])
 
 
+def fill_with_growing_servers(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_database_sizes(engine, sizes(2, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    add_instance_sizes(engine, totals(2, (TODAY - timedelta(days=9)).isoformat(), [(100, 1)] * 10))
+
+
 def stored_runways(engine: Engine, as_of: date = TODAY) -> dict[str, dict[str, object]]:
     """The stored runways of a day, by name."""
     with engine.connect() as connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
 from tests.databases import Databases
 from tests.digests import WEEK
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.mail_server import Inbox, mail_server
 from tests.mysql_servers import MySQLServer, mysql_server
 from tests.pages import Pages, served_pages
 from tests.partitions import add_two_servers
 from tests.redis_server import RedisServer
-from tests.runways import FIRST, GROWING, fill_with_limits
+from tests.runways import fill_with_growing_servers, fill_with_limits
 from tests.servers import PostgresServer
 
 
@@ -60,12 +58,7 @@ def measured_databases(measured_postgres: PostgresServer) -> Iterator[None]:
 @pytest.fixture
 def growing_servers(today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands ask for it
     """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database."""
-    add_instances(engine, [1, 2])
-    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
-    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
-    add_database_sizes(engine, sizes(2, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
-    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
-    add_instance_sizes(engine, totals(2, (TODAY - timedelta(days=9)).isoformat(), [(100, 1)] * 10))
+    fill_with_growing_servers(engine)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.declarations import declaration
+from capacity_assets.base.periods import Clock
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.results import Runway
 from capacity_assets.forecast.runway import compute_runways
@@ -30,7 +31,7 @@ from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import served_pages
-from tests.runways import FIRST, add_ceiling, add_volume, declared, found
+from tests.runways import FIRST, add_ceiling, add_volume, declared, fill_with_growing_servers, found
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
 
@@ -50,16 +51,32 @@ def after(engine: Engine, scenario: Scenario) -> dict[tuple[str, str], Runway]:
     return {(one.server, one.name): one for one in compared(engine, scenario).changed.rows}
 
 
-@pytest.fixture
-def limited(engine: Engine) -> Engine:
-    """Limits of every kind: a server's, a database's, a volume's, an engine's ceiling, unlimited and none."""
-    declared("server-1", "--gb", "4")
-    declared("server-1", "still", "--unlimited")
-    declared("server-2", "--gb", "1")
+def fill(engine: Engine) -> None:
+    fill_with_growing_servers(engine)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Clock, "today", lambda _self: TODAY)
+        patched.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+        declared("server-1", "--gb", "4")
+        declared("server-1", "still", "--unlimited")
+        declared("server-2", "--gb", "1")
     for ago in range(200):
         add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 900 + 10 * ago)
     add_ceiling(engine, "orders", ["/data"], limit_mb=3900)
+
+
+PREPARED = {"limited": fill}
+
+
+@pytest.fixture
+def limited(engine: Engine) -> Engine:
+    """Limits of every kind: a server's, a database's, a volume's, an engine's ceiling, unlimited and none; copied."""
     return engine
+
+
+@pytest.fixture
+def growing_servers(request: pytest.FixtureRequest, today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands
+    if "limited" not in request.fixturenames:
+        fill_with_growing_servers(engine)
 
 
 NOTHING = {

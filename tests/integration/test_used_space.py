@@ -34,9 +34,14 @@ DAYS = 60
 """Days of history, up to today."""
 
 
-@pytest.fixture(autouse=True)
-def registered(engine: Engine, settings: object) -> None:  # noqa: ARG001 -- commands read it
+def register(engine: Engine) -> None:
     add_instances(engine, [1], name="erp", db_type="sqlserver")
+
+
+@pytest.fixture(autouse=True)
+def registered(request: pytest.FixtureRequest, engine: Engine, settings: object) -> None:  # noqa: ARG001 -- commands
+    if "full_history" not in request.fixturenames:
+        register(engine)
 
 
 def measure(
@@ -68,9 +73,21 @@ def fixed_files(engine: Engine, *, days: int = DAYS, with_used: bool = True) -> 
         measure(engine, TODAY - timedelta(days=back), 500 * GIB, used, ceiling=Ceiling("crm", 500 * GIB))
 
 
-def test_a_ceiling_of_files_that_cannot_grow_binds_on_what_is_used_inside_them(engine: Engine) -> None:
+def fill(engine: Engine) -> None:
+    register(engine)
     fixed_files(engine)
 
+
+PREPARED = {"full_history": fill}
+
+
+@pytest.fixture
+def full_history() -> None:
+    """The server with `fixed_files`; its database is copied."""
+
+
+@pytest.mark.usefixtures("full_history")
+def test_a_ceiling_of_files_that_cannot_grow_binds_on_what_is_used_inside_them(engine: Engine) -> None:
     row = crm(engine)
 
     assert (row.size_mb, row.allocated_mb, row.limit_mb) == (440 * 1024, 500 * 1024, 500 * 1024)
@@ -152,8 +169,8 @@ def test_of_an_engine_that_does_not_share_free_space_between_tables_files_are_fo
     assert (row.size_mb, row.allocated_mb, row.headroom_mb) == (200 * 1024, None, 40 * 1024)
 
 
+@pytest.mark.usefixtures("full_history")
 def test_a_day_without_the_used_space_changes_nothing_else(engine: Engine) -> None:
-    fixed_files(engine)
     with engine.begin() as connection:
         unknown = (
             "UPDATE database_size_stats SET used_size_mb = NULL, used_size_bytes = NULL WHERE collected_date = :day"
@@ -165,8 +182,8 @@ def test_a_day_without_the_used_space_changes_nothing_else(engine: Engine) -> No
     assert (row.size_mb, row.last_day, row.state) == (438 * 1024, TODAY - timedelta(days=1), FORECAST)
 
 
+@pytest.mark.usefixtures("full_history")
 def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) -> None:
-    fixed_files(engine)
     issue_runways(engine, TODAY, TODAY)
     due = TODAY + timedelta(days=7)
     measure(engine, due, 500 * GIB, 455 * GIB, ceiling=Ceiling("crm", 500 * GIB))
@@ -178,8 +195,8 @@ def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) ->
     assert row["forecast_7_mb"] == 454 * 1024
 
 
+@pytest.mark.usefixtures("full_history")
 def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
-    fixed_files(engine)
     issue_runways(engine, TODAY, TODAY)
 
     listed = json.loads(printed("runway", "--json"))
@@ -191,8 +208,8 @@ def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
     assert "440.0 GiB used in files of 500.0 GiB" in explained
 
 
+@pytest.mark.usefixtures("full_history")
 def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, service: AggregationService) -> None:
-    fixed_files(engine)
     compute_windows(service, "daily", TODAY - timedelta(days=DAYS - 1), TODAY)
     issue_runways(engine, TODAY, TODAY)
 
