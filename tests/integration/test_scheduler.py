@@ -14,6 +14,11 @@ from tests.e2e.stack import wait_for
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 
+@pytest.fixture(autouse=True)
+def aggregates_alone(daemon: Daemon) -> None:
+    daemon.stop_schedules_but("_aggregation_schedule")
+
+
 def test_a_downtime_of_ten_days_is_caught_up_completely_and_once(daemon: Daemon) -> None:
     daemon.tick_schedules("2025-03-01T12:00")
     assert daemon.requested("daily_aggregation_job") == []
