@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from sqlalchemy import text
 
 from capacity_assets.base.periods import PERIODS
@@ -48,9 +48,18 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.S
     assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
 
+@pytest.fixture(scope="module")
+def visitor(browser: Browser, stack: ui.Stack) -> Iterator[BrowserContext]:
+    """Someone who opens one page after the other: their browser loads the UI's scripts once."""
+    with browser.new_context(
+        viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}"
+    ) as context:
+        yield context
+
+
 @pytest.fixture
-def page(browser: Browser, stack: ui.Stack) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}")
+def page(visitor: BrowserContext) -> Iterator[Page]:
+    opened = visitor.new_page()
     opened.set_default_timeout(60_000)
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
