@@ -41,6 +41,7 @@ from typing import IO, TYPE_CHECKING
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.base.errors import CapacityError, database_errors
+from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.database.views import READER_ROLE
 
 if TYPE_CHECKING:
@@ -397,7 +398,9 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     lines = [str(error), *(line for text in heard for line in text.splitlines())]
     reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
     reason = reasons[-1] if reasons else str(error)
-    if any(os.strerror(errno.ENOSPC) in line for line in lines):
+    # On a full device the server's log says nothing.
+    is_full = data.exists() and shutil.disk_usage(data).free < BYTES_PER_MB
+    if is_full or any(os.strerror(errno.ENOSPC) in line for line in lines):
         return (
             f"The embedded PostgreSQL under {data} did not start: no space left on device. A new one needs "
             f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. Existing data is kept. Free some space, or set "

@@ -467,8 +467,10 @@ def _database(name: str | None) -> str:
 
 
 def _name(column: str, name: str) -> str:
-    if len(name) > LONGEST_NAME or "\0" in name:
-        raise _BadValue(f"{column} {name!r:.40} is not a valid name")
+    if len(name) > LONGEST_NAME:
+        raise _BadValue(f"{column} {name[:40]!r}... is longer than {LONGEST_NAME} characters")
+    if "\0" in name:
+        raise _BadValue(f"{column} {name!r:.40} contains a NUL character")
     return name
 
 

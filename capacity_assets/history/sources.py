@@ -180,6 +180,8 @@ class CsvSource:
                         yield position, [None if p is None else row[p] for p in places] if right else ()
         except (UnicodeError, LineTooLongError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
             reason = f"it {self._undecodable()}" if isinstance(error, UnicodeError) else str(error)
+            if reason == "unexpected end of data":
+                reason = 'the next row opens a quotation mark (") that nothing closes'
             raise ValidationError(f"{self._path} cannot be read past row {position}: {reason}.") from None
 
 

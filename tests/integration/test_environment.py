@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from capacity_assets.base import declarations
-from capacity_assets.database.embedded import embedded_server
+from capacity_assets.database.embedded import _why_not_started, embedded_server
 from tests.forked import run_forked
 from tests.servers import free_port, silent_socket
 
@@ -504,3 +504,15 @@ def test_a_server_elsewhere_is_looked_at_from_a_folder_in_which_nothing_can_be_w
     assert (status.code, "There are no samples yet." in status.output) == (0, True)
     assert "no partition" not in check.output
     assert not status.error + check.error
+
+
+def test_a_full_device_is_told_although_the_log_of_the_server_cannot_be_written() -> None:
+    with small_device(1) as device:
+        with suppress(OSError), (device / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+        why = _why_not_started(device, RuntimeError("pg_ctl: could not start server"), [])
+
+    assert "did not start: no space left on device" in why
+    assert "pg_ctl" in _why_not_started(device, RuntimeError("pg_ctl: could not start server"), [])

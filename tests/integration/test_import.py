@@ -208,5 +208,5 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engin
     failed = capacity("import", write(tmp_path / "x.csv", HEAD + "".join(lines)))
 
     assert failed.exit_code == 2
-    assert "cannot be read past row 10: unexpected end of data" in failed.output
+    assert 'cannot be read past row 10: the next row opens a quotation mark (") that nothing closes' in failed.output
     assert samples(engine) == []
