@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
+from fractions import Fraction
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -193,6 +195,18 @@ def _not_below_watch(act_percent: int, info: ValidationInfo) -> int:
     return act_percent
 
 
+def _above_cost_of_acting(filling: Decimal | None, info: ValidationInfo) -> Decimal | None:
+    if "cost_of_acting" not in info.data:
+        # That one is wrong itself.
+        return filling
+    acting = info.data["cost_of_acting"]
+    if (acting is None) != (filling is None):
+        raise ValueError("needs CAPACITY_COST_OF_ACTING beside it, and the other way round: set both or none")
+    if acting is not None and filling is not None and acting >= filling:
+        raise ValueError(f"{filling} is not more than CAPACITY_COST_OF_ACTING, {acting}: acting would never pay")
+    return filling
+
+
 def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := unfit_keys(value):
         reserved = ", ".join(NOT_KEYS)
@@ -276,6 +290,7 @@ FirstDay = Annotated[date, BeforeValidator(_first_day)]
 Horizon = Annotated[int, BeforeValidator(_check_horizon)]
 ActPercent = Annotated[int, AfterValidator(_not_below_watch)]
 ExportAddress = Annotated[str, AfterValidator(_export_url)]
+CostOfFilling = Annotated[Decimal | None, AfterValidator(_above_cost_of_acting)]
 Hour = Annotated[int, BeforeValidator(_check_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -365,6 +380,12 @@ class Variables(BaseSettings):
     `CAPACITY_WATCH_PERCENT`."""
     fills_soon_percent: int | None = None
     """Former name of CAPACITY_ACT_PERCENT, read if that is unset."""
+    cost_of_acting: Decimal | None = Field(default=None, gt=0)
+    """What it costs to act on a forecast, in any unit. With `CAPACITY_COST_OF_FILLING`, the quotient of the two is the
+    probability from which something is marked *act*, and two fifths of it *watch*, each rounded up to a whole percent,
+    in place of `CAPACITY_ACT_PERCENT` and `CAPACITY_WATCH_PERCENT`."""
+    cost_of_filling: CostOfFilling = Field(default=None, validate_default=True, gt=0)
+    """What it costs if something fills that was not acted on, in the same unit; more than acting."""
     fills_soon_severity: Literal["error", "warn"] = "error"
     """`error`: what that check names is sent as an alert; `warn`: it is only shown."""
     trend_percent: Decimal | None = Field(default=None, gt=0, le=1000, decimal_places=2)
@@ -476,6 +497,8 @@ class Thresholds:
 
 
 DEFAULT_THRESHOLDS = Thresholds()
+WATCH_OF_ACT = Fraction(2, 5)
+"""Where costs are set, watching begins at this part of the probability from which acting pays, as by default."""
 
 
 class Settings(Variables):
@@ -518,8 +541,11 @@ class Settings(Variables):
 
     @property
     def thresholds(self) -> Thresholds:
-        """From which probability on a fill date is watched, and acted on."""
-        return Thresholds(self.fills_soon_days, self.watch_percent, self.act_percent)
+        """From which probability on a fill date is watched, and acted on: by the costs, if they are set."""
+        if self.cost_of_acting is None or self.cost_of_filling is None:
+            return Thresholds(self.fills_soon_days, self.watch_percent, self.act_percent)
+        act_percent = 100 * Fraction(self.cost_of_acting) / Fraction(self.cost_of_filling)
+        return Thresholds(self.fills_soon_days, ceil(WATCH_OF_ACT * act_percent), ceil(act_percent))
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables of these settings for a child process, which does not read our .env file.
@@ -592,7 +618,11 @@ def load_settings() -> Settings:
         raise ConfigurationError(f"{ENV_FILE}: {error}") from None
     except PydanticValidationError as error:
         # The pydantic text repeats the input, which may be a URL with a password: build our own lines.
-        problems += [f"{item['loc'][0]}: {_reason(item['msg'])}" for item in error.errors()]
+        # A default that is wrong beside other values is named by its field.
+        names = {name: str(field.validation_alias) for name, field in Variables.model_fields.items()}
+        places = [str(item["loc"][0]) for item in error.errors()]
+        reasons = [_reason(item["msg"]) for item in error.errors()]
+        problems += [f"{names.get(place, place)}: {why}" for place, why in zip(places, reasons, strict=True)]
     if problems:
         raise ConfigurationError("\n".join(problems))
     return settings

@@ -71,9 +71,10 @@ class RunwayConfig(dg.Config):
 
 def check_description(settings: Settings, nothing: str = "Nothing") -> str:
     """Say what the check looks for."""
+    thresholds = settings.thresholds
     return (
-        f"{nothing} is full within {settings.fills_soon_days} days with a probability of {settings.act_percent} "
-        "percent or more."
+        f"{nothing} is full within {thresholds.days} days with a probability of {thresholds.act_percent} percent or "
+        "more."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tzlocal import reload_localzone
 
-from capacity_assets.base.settings import ConfigurationError, env_file_values, load_settings
+from capacity_assets.base.settings import ConfigurationError, Thresholds, env_file_values, load_settings
 
 SECRET = "hunter2-very-secret"  # noqa: S105 -- a value to look for in error texts
 
@@ -84,6 +84,9 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_FILLS_SOON_DAYS", "31", "'31' is not a horizon of the forecasts; write 7, 30, 90, 365"),
         ("CAPACITY_WATCH_PERCENT", "101", "Input should be less than or equal to 100"),
         ("CAPACITY_ACT_PERCENT", "10", "10 is less than CAPACITY_WATCH_PERCENT, 20"),
+        ("CAPACITY_COST_OF_ACTING", "0", "Input should be greater than 0"),
+        ("CAPACITY_COST_OF_FILLING", "-4", "Input should be greater than 0"),
+        ("CAPACITY_COST_OF_FILLING", "4", "needs CAPACITY_COST_OF_ACTING beside it"),
         ("CAPACITY_FILLS_SOON_SEVERITY", "fatal", "Input should be 'error' or 'warn'"),
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
         ("CAPACITY_START_DATE", "20260101", "'20260101' is not a date; write YYYY-MM-DD"),
@@ -132,6 +135,35 @@ def test_a_variable_is_read_by_its_former_name_where_the_present_one_is_unset(
 
     monkeypatch.setenv("CAPACITY_ACT_PERCENT", "")
     assert load_settings().act_percent == 40
+
+
+@pytest.mark.parametrize(
+    ("acting", "filling", "watch", "act"),
+    [("1", "2", 20, 50), ("1", "3", 14, 34), ("1000", "4000", 10, 25), ("0.5", "50", 1, 1), ("99", "100", 40, 99)],
+)
+def test_the_costs_of_acting_and_filling_set_the_thresholds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, acting: str, filling: str, watch: int, act: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPACITY_COST_OF_ACTING", acting)
+    monkeypatch.setenv("CAPACITY_COST_OF_FILLING", filling)
+    monkeypatch.setenv("CAPACITY_ACT_PERCENT", "70")
+
+    settings = load_settings()
+
+    assert settings.thresholds == Thresholds(30, watch, act)
+    for name, value in settings.as_environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().thresholds == settings.thresholds, "a child process has the same"
+
+
+def test_acting_must_cost_less_than_filling_and_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_COST_OF_ACTING", "4")
+    with pytest.raises(ConfigurationError, match=r"^CAPACITY_COST_OF_FILLING: needs .* set both or none"):
+        load_settings()
+    monkeypatch.setenv("CAPACITY_COST_OF_FILLING", "4")
+    with pytest.raises(ConfigurationError, match="4 is not more than CAPACITY_COST_OF_ACTING, 4: acting would never"):
+        load_settings()
 
 
 def test_several_wrong_values_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
