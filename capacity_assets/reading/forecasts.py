@@ -118,6 +118,12 @@ class StoredRunway(RunwayFigures, RunwaySubject):
         return display_name(self.subject, self.name)
 
     @property
+    def is_range_narrowing(self) -> bool:
+        """Whether the range of a horizon is narrower than that of a shorter one, as where purges come regularly."""
+        widths = [one.upper_mb - one.lower_mb for one in self.ahead]
+        return widths != sorted(widths)
+
+    @property
     def is_shared(self) -> bool:
         """Whether its limit is free space that others use too: it holds only if these do not grow."""
         return self.subject != VOLUME and self.binds in {VOLUME_LIMIT, SERVER_LIMIT}

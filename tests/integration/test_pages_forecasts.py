@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
@@ -87,6 +87,19 @@ def test_a_chart_marks_bills_and_the_fill_date_of_the_disk_that_fills_first(page
     assert server["binding"]["subject"] == "volume"
     day = date.fromisoformat(server["binding"]["full_middle"])
     assert f"<title>{human_day(day)}: disk /data full</title>" in pages.ask("/server?server=1").text
+
+
+def test_a_chart_says_why_the_range_of_a_forecast_narrows(pages: Pages, engine: Engine) -> None:
+    said = "The range narrows where sizes that fell have usually grown back"
+    even = pages.ask("/database?server=1&name=orders").text
+    purged = "UPDATE capacity_runways SET lower_7_mb = size_mb / 2 WHERE name = 'orders' AND subject = 'database'"
+    with engine.begin() as connection:
+        connection.execute(text(purged))
+
+    with served_pages(engine.url) as after:
+        narrowing = after.ask("/database?server=1&name=orders").text
+
+    assert (said in even, said in narrowing) == (False, True)
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:

@@ -156,6 +156,17 @@ def test_a_step_is_no_trend() -> None:
     assert one(moved).drift.tolist() == [2]
 
 
+def test_with_a_purge_every_45_days_the_band_is_narrower_after_90_days_than_after_30() -> None:
+    days = np.arange(700, dtype=np.float64)
+
+    found = one(10_000 + 22 * (days % 45))
+
+    widths = dict(zip(HORIZONS_DAYS, (found.upper - found.lower)[0], strict=True))
+    assert widths[7] > 800, "a purge of 990 MiB may come within a week"
+    assert widths[30] > 800
+    assert widths[90] == pytest.approx(0, abs=1e-6), "90 days later it lies at the same place between two purges"
+
+
 def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
     """Growth that is purged every sixty days: without the purges, which are cut, it looks like a trend."""
     purged = 10_000 + 30.0 * (np.arange(800) % 60)
