@@ -31,7 +31,7 @@ from capacity_assets.database.declaring import (
     subject_text,
 )
 from capacity_assets.database.tables import capacity_limits, capacity_steps
-from capacity_assets.forecast.results import DATABASE, SERVER
+from capacity_assets.forecast.results import DATABASE, SERVER, STALE_DAYS
 
 UNLIMITED = "unlimited"
 DECLARED = "declared"
@@ -106,10 +106,14 @@ def forget_limit(engine: Engine, server: str, database: str | None, *, dry_run: 
 
 
 def limits_below_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
-    """Return the limits below the last measured size, each with that size in MiB; raises as `declare_limits`."""
+    """Return the limits below the last measured size, each with that size in MiB; raises as `declare_limits`.
+
+    Of a database whose limits bind on what is used inside its files, that is the used space.
+    """
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
-        parameters = {**columns_of(keys), "limits_mb": [limit.limit_mb for limit in limits]}
+        limits_mb = [limit.limit_mb for limit in limits]
+        parameters = {**columns_of(keys), "limits_mb": limits_mb, "stale_days": STALE_DAYS}
         with copied_for_reading(connection, _SAMPLES_OF_SERVERS, parameters):
             return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
 
@@ -133,6 +137,7 @@ def limits_of_file(path: Path) -> list[Limit]:
 _SAMPLES_OF_SERVERS = {
     "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:instance_ids AS int[]))",
     "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:instance_ids AS int[]))",
+    "database_limit_stats": "SELECT * FROM database_limit_stats WHERE instance_id = ANY (CAST(:instance_ids AS int[]))",
 }
 _BELOW = """
 SELECT g.number, newest.size_mb
@@ -140,7 +145,16 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])
     WITH ORDINALITY AS g (instance_id, database_name, limit_mb, number)
 CROSS JOIN LATERAL (
     SELECT * FROM (
-        (SELECT s.size_mb FROM database_size_stats s
+        (SELECT coalesce(used.size_mb, s.size_mb) AS size_mb FROM database_size_stats s
+         LEFT JOIN LATERAL (
+             SELECT u.used_size_mb AS size_mb FROM database_size_stats u
+             WHERE u.instance_id = s.instance_id AND u.database_name = s.database_name AND u.used_size_mb IS NOT NULL
+               AND u.collected_date BETWEEN s.collected_date - CAST(:stale_days AS integer) AND s.collected_date
+               AND (SELECT c.fills_files FROM database_limit_stats c
+                    WHERE c.instance_id = s.instance_id AND c.database_name = s.database_name
+                    ORDER BY c.collected_date DESC LIMIT 1)
+             ORDER BY u.collected_date DESC LIMIT 1
+         ) AS used ON true
          WHERE g.database_name <> '' AND s.instance_id = g.instance_id AND s.database_name = g.database_name
          ORDER BY s.collected_date DESC LIMIT 1)
         UNION ALL

@@ -209,6 +209,19 @@ def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("full_history")
+def test_a_limit_is_below_the_size_only_if_it_is_below_what_is_used(engine: Engine) -> None:
+    fits = capacity("limits", "set", "erp", "crm", "--gb", "450").output
+    exceeded = capacity("limits", "set", "erp", "crm", "--gb", "430").output
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_limit_stats SET fills_files = false"))
+    of_files = capacity("limits", "set", "erp", "crm", "--gb", "450").output
+
+    assert "more than its limit" not in fits
+    assert "note: crm on erp holds 440.0 GiB, more than its limit." in exceeded
+    assert "note: crm on erp holds 500.0 GiB, more than its limit." in of_files
+
+
+@pytest.mark.usefixtures("full_history")
 def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, service: AggregationService) -> None:
     compute_windows(service, "daily", TODAY - timedelta(days=DAYS - 1), TODAY)
     issue_runways(engine, TODAY, TODAY)
