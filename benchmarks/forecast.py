@@ -38,6 +38,8 @@ JUDGED_DAYS = (30, 90)
 THRESHOLDS_PERCENT = (10, 20, 30, 50)
 RESAMPLES = 2000
 INTERVAL = (0.05, 0.95)
+LEAST_PROBABILITY = 1e-6
+OFFSETS = np.linspace(-2, 2, 81)
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,26 @@ def probability_lines(cases: Cases, horizon: int) -> Iterator[str]:
         for source in cases.sources:
             own = cases.source == source
             yield f"    {source:32} {skill(cases.where(own), probability[own], reference[own]):7.3f}"
+        best = skill(cases, with_best_offsets(cases, probability), reference)
+        yield f"    {best:.3f} with the offset of log odds that fits each source best in hindsight"
         yield from _calibration_lines(cases, probability)
         yield from _threshold_lines(cases, probability)
+
+
+def with_best_offsets(cases: Cases, probability: Sizes) -> Sizes:
+    """Move the log odds of each source by what makes its Brier score best, chosen in hindsight.
+
+    What a fleet could learn of its calibration from its own outcomes is at most as good.
+    """
+    bounded = np.clip(probability, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    odds = np.log(bounded / (1 - bounded))
+    moved = np.array([1 / (1 + np.exp(-odds - offset)) for offset in OFFSETS])
+    best = np.empty(len(odds))
+    for source in cases.sources:
+        own = cases.source == source
+        error = ((moved[:, own] - cases.filled[own]) ** 2).mean(axis=1)
+        best[own] = moved[error.argmin(), own]
+    return best
 
 
 def _calibration_lines(cases: Cases, probability: Sizes) -> Iterator[str]:

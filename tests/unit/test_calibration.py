@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration import LIMITS_ABOVE_PERCENT, Cases, cases_of, fitted, from_others, watermark
-from benchmarks.forecast import probability_lines, skill
+from benchmarks.forecast import probability_lines, skill, with_best_offsets
 from capacity_assets.forecast.model import PIECES
 
 SOURCES = ("a", "b", "c")
@@ -37,6 +37,16 @@ def test_a_probability_that_holds_has_skill_and_a_constant_has_none() -> None:
     assert skill(cases, cases.probability, reference) < 0
     assert skill(cases, reference, reference) == 0
     assert any("weights fitted on the other sources: skill 0.2" in line for line in probability_lines(cases, 30))
+
+
+def test_the_best_offset_in_hindsight_repairs_a_source_that_is_off_by_one_and_leaves_what_holds() -> None:
+    cases = made_up([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7])
+    odds = cases.evidence @ np.array([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7])
+    holds = 1 / (1 + np.exp(-odds))
+    off = np.where(cases.source == "b", 1 / (1 + np.exp(1 - odds)), holds)
+
+    assert with_best_offsets(cases, off) == pytest.approx(holds, abs=0.03)
+    assert with_best_offsets(cases, holds) == pytest.approx(holds, abs=0.03)
 
 
 def test_what_has_less_free_space_never_fills_less_in_the_reference() -> None:
