@@ -222,7 +222,7 @@ def test_what_was_read_is_dropped_by_age_and_by_size(database: URL, monkeypatch:
     def keep(key: str, seconds: float) -> None:
         value = _Value(key.encode() * 1000)
         alive.add(value)
-        reader.kept(key, lambda: value, seconds)
+        reader.cached(key, lambda: value, seconds)
 
     def kept() -> list[str]:
         gc.collect()
@@ -275,7 +275,7 @@ def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error
 
     def ask(key: str) -> object:
         try:
-            return reader.kept(key, slow, 60)
+            return reader.cached(key, slow, 60)
         except ValueError as error:
             return str(error)
 
