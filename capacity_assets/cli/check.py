@@ -48,7 +48,7 @@ ZONE = "CAPACITY_TIMEZONE"
 CAPACITY = "capacity database"
 PAGES = "pages"
 RECEIVERS = "CAPACITY_RECEIVERS"
-OBJECTS = "CAPACITY_OBJECTS"
+OBJECTS, METRICS = "CAPACITY_OBJECTS", "CAPACITY_METRICS_DATABASES"
 RETENTION = "CAPACITY_RETENTION_DAYS"
 SYSTEM_DATABASES = "CAPACITY_SYSTEM_DATABASES"
 OLDEST_SERVER = 14
@@ -241,6 +241,7 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
                 yield from _as_allowed("slots", _slots(engine, today))
                 yield from _as_allowed(RECEIVERS, _labels_of_receivers(engine, settings))
                 yield from _as_allowed(OBJECTS, _objects(engine, settings, today))
+                yield from _as_allowed(METRICS, _labels_of_metrics(engine, settings))
     except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
 
@@ -388,6 +389,13 @@ def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
             yield _note(OBJECTS, f"No server is named {word!r}.{suggestion(word, servers)}")
         elif word in servers and not (servers[word].active and servers[word].is_collected):
             yield _note(OBJECTS, f"Server {word!r} is not measured here: {servers[word].state}")
+
+
+def _labels_of_metrics(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Name labels of CAPACITY_METRICS_DATABASES that nothing has."""
+    labels = (word.partition("=") for word in settings.metrics_databases)
+    missing = (label_of_nothing(engine, key, value) for key, _, value in labels if value)
+    yield from (_note(METRICS, text) for text in missing if text)
 
 
 def _limits(engine: Engine, today: date) -> Iterator[Finding]:

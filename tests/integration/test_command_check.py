@@ -219,6 +219,7 @@ def test_check_names_servers_and_labels_of_a_setting_that_do_not_exist(
     assert capacity("labels", "set", "server-11", "team=search", "--database", "*").exit_code == 0
     words = ("db-2", "db2", "server-11", "team=payments", "team=payment", "team=search", "team=", "all")
     monkeypatch.setenv("CAPACITY_OBJECTS", ",".join(words))
+    monkeypatch.setenv("CAPACITY_METRICS_DATABASES", "team,team=payments,team=serach")
 
     findings = json.loads(capacity("check", "--json").output)
 
@@ -228,3 +229,5 @@ def test_check_names_servers_and_labels_of_a_setting_that_do_not_exist(
         ("note", "Nothing has the label team=payment. Did you mean 'team=payments'?"),
         ("note", "No server has the label team=search; those of single databases do not count"),
     ]
+    [of_metrics] = [one["text"] for one in findings if one["subject"] == "CAPACITY_METRICS_DATABASES"]
+    assert of_metrics == "Nothing has the label team=serach. Did you mean 'team=search'?"
