@@ -46,7 +46,7 @@ test-kubernetes: $(DEVELOPER) ## Render and check deploy/kubernetes, and run a r
 
 test-focus: $(DEVELOPER) ## Check charges of bills by the official validator of FOCUS, in build/focus, some 420 MB
 	@$(PYTHON) -m venv build/focus
-	@build/focus/bin/pip install --disable-pip-version-check --quiet focus-validator==1.0.0 'multimethod<1.12'
+	@build/focus/bin/pip install --disable-pip-version-check --quiet focus-validator==1.0.0 'multimethod<1.12' 'setuptools<81'
 	@$(BIN)/pytest -q tests/integration/test_focus.py
 
 verify: $(DEVELOPER) ## Measure databases of known size on the vendors' containers (Docker), and compare; SERVERS=oracle-23

@@ -21,6 +21,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.ownership.bills import issue_bill, read_bill
+from capacity_assets.ownership.focus import charges_of_bill
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices, price_changes, stored_prices
 from tests.bills import GIB, amounts, billed
@@ -348,7 +349,10 @@ def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
 
     issue_bill(engine, MONTH, fixed_clock(), KEYS)
     found = read_bill(engine, MONTH, "team")
+    with engine.connect() as connection:
+        charges = connection.exec_driver_sql(charges_of_bill(MONTH.start, found.bill.issue, "team", "us")).all()
 
+    assert sum(charge.BilledCost for charge in charges) == (found.bill.amount or 0), "in FOCUS as well"
     expected = naive(samples, labels, prices)
     exact = sum(expected.values(), Fraction())
     total = (Decimal(exact.numerator) / Decimal(exact.denominator)).quantize(Decimal("0.01"), ROUND_HALF_UP)

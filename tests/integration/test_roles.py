@@ -27,6 +27,7 @@ from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest import DigestDeliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
+from capacity_assets.history.exporting import write_window
 from capacity_assets.history.retention import Retention, TableMaintenance
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.reading.changes import window_sizes
@@ -69,7 +70,9 @@ def as_role(database: URL, role: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(granted: Engine, database: URL) -> None:
+def test_the_runner_computes_checks_writes_and_rebuilds_and_cannot_touch_samples(
+    granted: Engine, database: URL, tmp_path: Path
+) -> None:
     load_sample(granted)
     with as_role(database, "capacity_runner") as engine:
         service = AggregationService(engine, fixed_clock())
@@ -79,6 +82,7 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
             runner.run_checks(run, level)
             window_sizes(engine, PERIODS["monthly"], LEVELS[level], MARCH)
             runner.incomplete_windows(PERIODS["monthly"], level)
+            assert write_window(engine, str(tmp_path), level, PERIODS["monthly"], MARCH[0]).rows > 0
         runner.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0], by="team")
