@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-nightly verify coverage check docs screenshots bench format clean
+.PHONY: servers help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-nightly verify coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -25,19 +25,20 @@ own: $(READY) ## Measure the embedded server itself, compute the day and draw it
 up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctrl-C
 	@$(BIN)/capacity up
 
-test: $(DEVELOPER) ## Run all tests on real servers they start themselves
+# A target of its own: `make -j` runs it beside the installation of packages.
+servers:
 	@tests/install_servers.sh
+
+test: $(DEVELOPER) servers ## Run all tests on real servers they start themselves
 	@$(PYTEST)
 
 test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
 	@$(BIN)/pytest -n 2 -q tests/unit
 
-test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
-	@tests/install_servers.sh
+test-integration: $(DEVELOPER) servers ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
 	@$(PYTEST) tests/unit tests/integration
 
-test-citus: $(DEVELOPER) ## Run the integration tests on distributed tables; CAPACITY_TEST_CITUS_BIN names a PostgreSQL with Citus
-	@tests/install_servers.sh
+test-citus: $(DEVELOPER) servers ## Run the integration tests on distributed tables; CAPACITY_TEST_CITUS_BIN names a PostgreSQL with Citus
 	@$(PYTEST) tests/integration
 
 test-kubernetes: $(DEVELOPER) ## Render and check deploy/kubernetes, and run a run; CAPACITY_TEST_DAGSTER_CHART names the chart's folder
@@ -65,12 +66,10 @@ test-dagster: ## Run the graph's tests on the newest release of another Dagster,
 			$$(grep -rlE '^(import|from) dagster' tests/unit tests/integration --include='test_*.py'); \
 	else echo "There is no Dagster $(DAGSTER) yet."; fi
 
-coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
-	@tests/install_servers.sh
+coverage: $(DEVELOPER) servers ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
 	@$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/integration
 
-test-nightly: $(DEVELOPER) ## Run all tests with many generated histories and many kills; takes hours
-	@tests/install_servers.sh
+test-nightly: $(DEVELOPER) servers ## Run all tests with many generated histories and many kills; takes hours
 	@CAPACITY_TEST_PROFILE=nightly $(PYTEST)
 
 check: $(DEVELOPER) ## Lint and type-check
@@ -84,8 +83,7 @@ docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code
 	@$(BIN)/python docs/site_pages.py
 	@$(BIN)/zensical build --strict
 
-screenshots: $(DEVELOPER) ## Make pictures of the demo: for docs/images, and of every page on four screens in build/screenshots
-	@tests/install_servers.sh
+screenshots: $(DEVELOPER) servers ## Make pictures of the demo: for docs/images, and of every page on four screens in build/screenshots
 	@$(BIN)/python docs/screenshots.py
 
 bench: $(DEVELOPER) ## Measure against hand-written statements and the row-at-a-time way; BENCH='--size 1000x20x184'
