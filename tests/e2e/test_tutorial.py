@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day
+from capacity_assets.database.embedded import embedded_server
 from capacity_assets.messages.alerts import send_alerts
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.runways import RUNWAY_JOB
@@ -43,7 +46,14 @@ def steps() -> list[str]:
     return found
 
 
-def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+@pytest.fixture
+def running() -> Iterator[ExitStack]:
+    """What goes on until the end of a test."""
+    with ExitStack() as entered:
+        yield entered
+
+
+def test_the_tutorial_does_what_it_says(tmp_path: Path, running: ExitStack) -> None:
     # By its user's time zone: `date` and Python's `date.today()` mean the machine's.
     variables = environment(tmp_path / ".capacity", CAPACITY_TIMEZONE="UTC", TZ="UTC")
     outputs: dict[str, str] = {}
@@ -61,6 +71,9 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
             arguments = [one.replace("$first", variables["first"]) for one in shlex.split(step)[1:]]
             done = run_forked(*arguments, environment=variables, timeout=PATIENCE_SECONDS, folder=tmp_path)
             assert done.returncode == 0, (step, done.stderr)
+            if not outputs:
+                # Each further command would start and stop it.
+                running.enter_context(embedded_server(tmp_path / ".capacity" / "postgres"))
             # `aggregate` comes twice.
             outputs[step] = outputs.get(step, "") + done.stdout
         else:
