@@ -29,19 +29,15 @@ from tests.fleet import add_instances
 from tests.pages import served_pages
 from tests.runways import found, stored_runways
 
+pytestmark = pytest.mark.usefixtures("settings")
 GIB, MIB = 1024**3, 1024**2
 DAYS = 60
 """Days of history, up to today."""
+EARLIEST = TODAY - timedelta(days=DAYS)
 
 
 def register(engine: Engine) -> None:
     add_instances(engine, [1], name="erp", db_type="sqlserver")
-
-
-@pytest.fixture(autouse=True)
-def registered(request: pytest.FixtureRequest, engine: Engine, settings: object) -> None:  # noqa: ARG001 -- commands
-    if "full_history" not in request.fixturenames:
-        register(engine)
 
 
 def measure(
@@ -66,27 +62,53 @@ def crm(engine: Engine) -> Runway:
     return found(engine, server="erp")["erp", "crm"]
 
 
-def fixed_files(engine: Engine, *, days: int = DAYS, with_used: bool = True) -> None:
-    """Files of 500 GiB that cannot grow, in which 2 GiB more are used each day: 440 today."""
-    for back in range(days):
-        used = (440 - 2 * back) * GIB if with_used else None
+def fill_with_fixed_files(engine: Engine) -> None:
+    register(engine)
+    for back in range(DAYS):
+        used = (440 - 2 * back) * GIB
         measure(engine, TODAY - timedelta(days=back), 500 * GIB, used, ceiling=Ceiling("crm", 500 * GIB))
 
 
-def fill(engine: Engine) -> None:
+def fill_with_growing_files(engine: Engine, *, fills_files: bool = True) -> None:
     register(engine)
-    fixed_files(engine)
+    for back in range(DAYS):
+        used = 195 - back
+        files = -(-used // 10) * 10
+        measure(
+            engine,
+            TODAY - timedelta(days=back),
+            files * GIB,
+            used * GIB,
+            ceiling=Ceiling("crm", is_unlimited=True, volumes=("D:\\",)),
+            volume=Volume("D:\\", 1000 * GIB, (40 + 200 - files) * GIB),
+            fills_files=fills_files,
+        )
 
 
-PREPARED = {"full_history": fill}
+PREPARED = {"fixed_files": fill_with_fixed_files, "growing_files": fill_with_growing_files}
 
 
 @pytest.fixture
-def full_history() -> None:
-    """The server with `fixed_files`; its database is copied."""
+def fixed_files() -> None:
+    """Files of 500 GiB that cannot grow, in which 2 GiB more are used each day: 440 today; copied."""
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.fixture
+def growing_files() -> None:
+    """Files that grow by 10 GiB when they are full, on a disk with 40 GiB left today; 1 GiB more a day; copied."""
+
+
+def forget_used(engine: Engine, first: date, last: date = TODAY) -> None:
+    """The used space of some days was not measured."""
+    with engine.begin() as connection:
+        unknown = (
+            "UPDATE database_size_stats SET used_size_mb = NULL, used_size_bytes = NULL "
+            "WHERE collected_date BETWEEN :first AND :last"
+        )
+        connection.execute(text(unknown), {"first": first, "last": last})
+
+
+@pytest.mark.usefixtures("fixed_files")
 def test_a_ceiling_of_files_that_cannot_grow_binds_on_what_is_used_inside_them(engine: Engine) -> None:
     row = crm(engine)
 
@@ -98,17 +120,18 @@ def test_a_ceiling_of_files_that_cannot_grow_binds_on_what_is_used_inside_them(e
     assert "440.0 GiB used of 500.0 GiB (own ceiling, measured), in files of 500.0 GiB." in row.sentence(30)
 
 
+@pytest.mark.usefixtures("fixed_files")
 def test_without_the_used_space_such_a_ceiling_says_nothing(engine: Engine) -> None:
-    fixed_files(engine, with_used=False)
+    forget_used(engine, EARLIEST)
 
     row = crm(engine)
 
     assert (row.size_mb, row.allocated_mb, row.limit_mb, row.state) == (500 * 1024, None, None, LIMIT_UNKNOWN)
 
 
+@pytest.mark.usefixtures("fixed_files")
 def test_of_files_that_never_grew_the_used_space_before_it_was_measured_is_unknown(engine: Engine) -> None:
-    fixed_files(engine, with_used=False)
-    fixed_files(engine, days=3)
+    forget_used(engine, EARLIEST, TODAY - timedelta(days=3))
 
     row = crm(engine)
 
@@ -116,32 +139,14 @@ def test_of_files_that_never_grew_the_used_space_before_it_was_measured_is_unkno
 
 
 def test_files_that_are_full_inside_are_full(engine: Engine) -> None:
+    register(engine)
     measure(engine, TODAY, 500 * GIB, 500 * GIB, ceiling=Ceiling("crm", 500 * GIB))
 
     assert crm(engine).state == FULL
 
 
-def growing_files(engine: Engine, back: int, *, with_used: bool, fills_files: bool = True) -> None:
-    """Files that grow by 10 GiB whenever they are full, on a disk that has 40 GiB left today; 1 GiB more a day."""
-    used = 195 - back
-    files = -(-used // 10) * 10
-    volume = Volume("D:\\", 1000 * GIB, (40 + 200 - files) * GIB)
-    ceiling = Ceiling("crm", is_unlimited=True, volumes=("D:\\",))
-    measure(
-        engine,
-        TODAY - timedelta(days=back),
-        files * GIB,
-        used * GIB if with_used else None,
-        ceiling=ceiling,
-        volume=volume,
-        fills_files=fills_files,
-    )
-
-
+@pytest.mark.usefixtures("growing_files")
 def test_what_is_free_inside_counts_beside_what_is_free_on_the_disk(engine: Engine) -> None:
-    for back in range(DAYS):
-        growing_files(engine, back, with_used=True)
-
     row = crm(engine)
 
     # 5 GiB inside, 40 on the disk.
@@ -149,9 +154,9 @@ def test_what_is_free_inside_counts_beside_what_is_free_on_the_disk(engine: Engi
     assert (row.allocated_mb, row.change_mb_per_day) == (200 * 1024, 1024)
 
 
+@pytest.mark.usefixtures("growing_files")
 def test_before_the_used_space_was_measured_files_that_grew_stand_for_it(engine: Engine) -> None:
-    for back in range(DAYS):
-        growing_files(engine, back, with_used=back < 2)
+    forget_used(engine, EARLIEST, TODAY - timedelta(days=2))
 
     row = crm(engine)
 
@@ -161,28 +166,23 @@ def test_before_the_used_space_was_measured_files_that_grew_stand_for_it(engine:
 
 
 def test_of_an_engine_that_does_not_share_free_space_between_tables_files_are_forecast(engine: Engine) -> None:
-    for back in range(DAYS):
-        growing_files(engine, back, with_used=True, fills_files=False)
+    fill_with_growing_files(engine, fills_files=False)
 
     row = crm(engine)
 
     assert (row.size_mb, row.allocated_mb, row.headroom_mb) == (200 * 1024, None, 40 * 1024)
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.mark.usefixtures("fixed_files")
 def test_a_day_without_the_used_space_changes_nothing_else(engine: Engine) -> None:
-    with engine.begin() as connection:
-        unknown = (
-            "UPDATE database_size_stats SET used_size_mb = NULL, used_size_bytes = NULL WHERE collected_date = :day"
-        )
-        connection.execute(text(unknown), {"day": TODAY})
+    forget_used(engine, TODAY)
 
     row = crm(engine)
 
     assert (row.size_mb, row.last_day, row.state) == (438 * 1024, TODAY - timedelta(days=1), FORECAST)
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.mark.usefixtures("fixed_files")
 def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) -> None:
     issue_runways(engine, TODAY, TODAY)
     due = TODAY + timedelta(days=7)
@@ -195,7 +195,7 @@ def test_an_issued_forecast_of_the_used_space_is_scored_by_it(engine: Engine) ->
     assert row["forecast_7_mb"] == 454 * 1024
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.mark.usefixtures("fixed_files")
 def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
     issue_runways(engine, TODAY, TODAY)
 
@@ -208,7 +208,7 @@ def test_commands_say_that_a_size_is_what_is_used(engine: Engine) -> None:
     assert "440.0 GiB used in files of 500.0 GiB" in explained
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.mark.usefixtures("fixed_files")
 def test_a_limit_is_below_the_size_only_if_it_is_below_what_is_used(engine: Engine) -> None:
     fits = capacity("limits", "set", "erp", "crm", "--gb", "450").output
     exceeded = capacity("limits", "set", "erp", "crm", "--gb", "430").output
@@ -221,7 +221,7 @@ def test_a_limit_is_below_the_size_only_if_it_is_below_what_is_used(engine: Engi
     assert "note: crm on erp holds 500.0 GiB, more than its limit." in of_files
 
 
-@pytest.mark.usefixtures("full_history")
+@pytest.mark.usefixtures("fixed_files")
 def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, service: AggregationService) -> None:
     compute_windows(service, "daily", TODAY - timedelta(days=DAYS - 1), TODAY)
     issue_runways(engine, TODAY, TODAY)
