@@ -35,7 +35,7 @@ def ticks(settings: Settings, moment: str, now: str | None = None) -> list[dg.Ru
     definitions = build_definitions(settings, clock=Clock(SHANGHAI, now=lambda: clock))
     schedule = definitions.get_repository_def().get_schedule_def("collection_schedule")
     with (
-        dg.DagsterInstance.local_temp() as instance,
+        dg.DagsterInstance.ephemeral() as instance,
         dg.build_schedule_context(
             instance=instance,
             scheduled_execution_time=at.astimezone(UTC),
