@@ -342,13 +342,18 @@ def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
     runways = capacity_runways.c
     spans = changed_spans(connection, as_of, today)
     in_service = connection.execute(sa.select(instances.c.id).where(is_active())).scalars().all()
+    oldest = connection.execute(sa.select(sa.func.min(runways.as_of))).scalar() or as_of
     for days in HORIZONS_DAYS:
-        is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
-        is_own = sa.and_(runways.as_of == as_of, runways.last_day + days <= today, is_forecast)
+        # So long after an issue its first forecasts come due.
+        ahead = timedelta(days=days - STALE_DAYS)
+        due = [(span, is_due(days, *span)) for span in spans if oldest + ahead <= span[1]]
+        if as_of + ahead <= today:
+            is_forecast = runways[f"forecast_{days}_mb"].is_not(None)
+            is_own = sa.and_(runways.as_of == as_of, runways.last_day + days <= today, is_forecast)
+            due.append(((as_of, today), is_own))
         for subject in _MEASURED:
-            for span in spans:
-                connection.execute(_scoring(subject, days, span, is_due(days, *span), in_service))
-            connection.execute(_scoring(subject, days, (as_of, today), is_own, in_service))
+            for span, is_due_then in due:
+                connection.execute(_scoring(subject, days, span, is_due_then, in_service))
 
 
 def _scoring(
