@@ -284,14 +284,7 @@ _REGISTRY = (
 def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> list[RegisteredServer]:
     """Return all servers or the named ones, by name; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry"), engine.connect() as connection:
-        rows = connection.execute(_REGISTRY).mappings().all()
-    known = ("id", "active", "is_collected", "declared_at", "declared_by")
-    servers = [
-        RegisteredServer(
-            server=Server(**{name: row[name] for name in _OF_SERVER}), **{name: row[name] for name in known}
-        )
-        for row in rows
-    ]
+        servers = _registry(connection)
     if names is None:
         return servers
     unknown = sorted({*names} - {one.server.name for one in servers})
@@ -301,6 +294,16 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
         )
     return [one for one in servers if one.server.name in names]
+
+
+def _registry(connection: Connection) -> list[RegisteredServer]:
+    known = ("id", "active", "is_collected", "declared_at", "declared_by")
+    return [
+        RegisteredServer(
+            server=Server(**{name: row[name] for name in _OF_SERVER}), **{name: row[name] for name in known}
+        )
+        for row in connection.execute(_REGISTRY).mappings()
+    ]
 
 
 @dataclass(frozen=True)
@@ -335,11 +338,15 @@ def register_servers(
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValidationError(f"Declared more than once: {', '.join(twice)}. Nothing was registered.")
-    before = {one.server.name: one for one in registered_servers(engine)}
-    changes = _compared(wanted, before, disable_others=disable_others)
     try:
         with engine.connect() as connection, connection.begin() as transaction:
-            _write(connection, wanted, [before[name].id for name in changes.disabled], by)
+            # Two registrations of one server would both add it.
+            connection.execute(text("LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE"))
+            before = {one.server.name: one for one in _registry(connection)}
+            _refuse_chains(wanted, before)
+            changes = _compared(wanted, before, disable_others=disable_others)
+            ids = {name: one.id for name, one in before.items()}
+            _write(connection, wanted, ids, [ids[name] for name in changes.disabled], by)
             if dry_run:
                 transaction.rollback()
     except DATABASE_FAILURES as error:
@@ -369,23 +376,22 @@ def _compared(
     )
 
 
-def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[int], by: str | None) -> None:
+def _write(
+    connection: Connection, wanted: Sequence[Server], ids: dict[str, int], disabled: Sequence[int], by: str | None
+) -> None:
     """Store servers in a constant number of statements: triggers fire once per statement, and look for samples."""
-    stored = connection.execute(select(instances.c.name, instances.c.id, instances.c.counted_by)).all()
-    ids, counted_by = {row.name: row.id for row in stored}, {row.id: row.counted_by for row in stored}
     rows = [{"name": one.name, "db_type": one.engine, "host": one.host, "port": one.port} for one in wanted]
     added = [row for row in rows if row["name"] not in ids]
     if added:
         new = rows_of_values(instances, list(added[0]), added).add_columns(true())
         insertion = insert(instances).from_select([*added[0], "is_active"], new)
         ids |= {row.name: row.id for row in connection.execute(insertion.returning(instances.c.name, instances.c.id))}
-    counting = _counting_servers(wanted, ids, counted_by)
     if wanted:
-        known = [
-            {**row, "id": ids[one.name], "counted_by": counting[one.name]}
-            for one, row in zip(wanted, rows, strict=True)
-        ]
-        _update_servers(connection, known)
+        both = zip(wanted, rows, strict=True)
+        _update_servers(
+            connection,
+            [{**row, "id": ids[one.name], "counted_by": one.counted_by and ids[one.counted_by]} for one, row in both],
+        )
         _write_targets(connection, [{"instance_id": ids[server.name], **_target(server)} for server in wanted], by)
     if disabled:
         connection.execute(update(instances).where(instances.c.id.in_(disabled)).values(is_active=False))
@@ -411,31 +417,24 @@ def _write_targets(connection: Connection, rows: Sequence[Mapping[str, object]],
     )
 
 
-def _counting_servers(
-    wanted: Sequence[Server], ids: Mapping[str, int], counted_by: Mapping[int, int | None]
-) -> dict[str, int | None]:
-    """Return the number of the server that counts each of `wanted`, by name; None: it counts itself.
-
-    Who counts others must count itself, or both would be hidden.
-    """
-    counting = {number: other for number, other in counted_by.items() if other is not None}
-    for server in wanted:
-        counting.pop(ids[server.name], None)
+def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServer]) -> None:
+    """Refuse servers that another one shall count: who counts others must count itself, or both would be hidden."""
+    names = {server.name for server in wanted}
+    counting = {name: one.server.counted_by for name, one in before.items() if name not in names}
     for server in wanted:
         if server.counted_by is None:
             continue
-        if server.counted_by not in ids:
+        if server.counted_by not in names | before.keys():
             raise ValidationError(
                 f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
                 "Nothing was registered."
             )
-        if ids[server.counted_by] in counting or ids[server.name] in counting.values():
+        if counting.get(server.counted_by) or server.name in counting.values():
             raise ValidationError(
                 f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
                 "cannot be counted by another. Nothing was registered."
             )
-        counting[ids[server.name]] = ids[server.counted_by]
-    return {server.name: counting.get(ids[server.name]) for server in wanted}
+        counting[server.name] = server.counted_by
 
 
 def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:

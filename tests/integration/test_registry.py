@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,9 +138,19 @@ def test_a_file_of_servers_takes_as_many_statements_as_one_server(engine: Engine
     one, many = statements([Server("x", "mysql", "h")]), statements(fleet)
     again = statements([replace(server, port=9) for server in reversed(fleet)])
 
-    assert (one, many, again) == (5, 5, 4), "the registry twice, new and known servers, how they are reached"
+    assert (one, many, again) == (5, 5, 4), "the lock, the registry, new and known servers, how they are reached"
     found = {server.server.name: server.server for server in registered_servers(engine)}
     assert (len(found), found["s7"].host, found["s7"].port, found["s7"].counted_by) == (2501, "h7", 9, "s0")
+
+
+def test_two_registrations_of_the_same_servers_at_once_follow_one_another(engine: Engine) -> None:
+    fleet = [Server(f"s{n}", "mysql", "h") for n in range(300)]
+
+    with ThreadPoolExecutor() as pool:
+        changes = list(pool.map(lambda servers: register_servers(engine, servers), (fleet, fleet[::-1], fleet)))
+
+    assert sorted((len(one.added), len(one.unchanged)) for one in changes) == [(0, 300), (0, 300), (300, 0)]
+    assert len(registered_servers(engine)) == 300
 
 
 def test_the_primary_may_be_declared_anew_behind_its_replica(engine: Engine) -> None:
