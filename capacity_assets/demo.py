@@ -489,31 +489,33 @@ WITH measured AS (
     WHERE (i.name, s.database_name) IN (('postgresql-core-01', 'audit'), ('mysql-orders-01', 'orders'))
       AND extract(isodow FROM s.collected_date) = 1
 ), shares AS (
-    SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.object_count, o.free_percent
+    SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.indexed, o.object_count,
+           o.free_percent
     FROM measured m CROSS JOIN LATERAL (VALUES
-        ('audit', 'table', 'public', '', 'audit_log', logged, NULL, 2),
-        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL, NULL),
-        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, NULL, 35),
-        ('audit', 'others', '', '', '', 100, 143, NULL),
-        ('orders', 'table', '', '', 'order_lines', 420, NULL, 18),
-        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL, NULL),
-        ('orders', 'table', '', '', 'orders', 240, NULL, 0),
-        ('orders', 'others', '', '', '', 60, 12, NULL)
-    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, object_count, free_percent)
+        ('audit', 'table', 'public', '', 'audit_log', logged, logged / 8, NULL, 2),
+        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL, NULL, NULL),
+        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, 0, NULL, 35),
+        ('audit', 'others', '', '', '', 100, NULL, 143, NULL),
+        ('orders', 'table', '', '', 'order_lines', 420, 120 + 120 * split / 100, NULL, 18),
+        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL, NULL, NULL),
+        ('orders', 'table', '', '', 'orders', 240, 0, NULL, 0),
+        ('orders', 'others', '', '', '', 60, NULL, 12, NULL)
+    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, indexed, object_count, free_percent)
     WHERE o.database_name = m.database_name
 ), entered AS (
     SELECT day, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name,
-           size_bytes * permille / 1000 AS size_bytes, CAST(object_count AS integer) AS object_count,
+           size_bytes * permille / 1000 AS size_bytes, size_bytes * CAST(indexed AS bigint) / 1000 AS index_bytes,
+           CAST(object_count AS integer) AS object_count,
            size_bytes * permille / 1000 * CAST(free_percent AS integer) / 100 AS free_bytes
     FROM shares
     UNION ALL
     SELECT day, instance_id, database_name, collected_at, 'unexplained', '', '', '',
-           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL, NULL
+           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL, NULL, NULL
     FROM shares GROUP BY day, instance_id, database_name, collected_at, size_bytes
 )
 INSERT INTO object_size_stats
     (collected_date, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name, size_bytes,
-     object_count, free_bytes, is_exact)
+     index_bytes, object_count, free_bytes, is_exact)
 SELECT *, kind = 'table' FROM entered
 ON CONFLICT DO NOTHING
 """

@@ -38,8 +38,10 @@ ADDRESSES = (
     "/budget",
     "/decisions",
     "/scenario",
+    "/tables?period=monthly",
     "/server?server=1",
     "/database?server=1&name=orders",
+    "/table?server=1&database=orders&schema=public&name=audit",
     "/volume?server=1&name=%2Fdata",
     "/group?by=team&name=payments",
     "/search?q=ord",
@@ -63,6 +65,7 @@ def filled(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(VOLUMES), {"first": FIRST, "today": TODAY})
         connection.execute(text(FAILED), {"today": TODAY})
+        connection.execute(text(OBJECTS), {"days": [date(2025, 5, 26), date(2025, 6, 23)]})
     declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
     declare_labels(engine, [Label("server-1", "still", "team", "archive", ALWAYS)], TODAY)
     declare_limits(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
@@ -83,6 +86,14 @@ VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
 SELECT CAST(d AS date), 1, '/data', 40000, 20000 - (CAST(d AS date) - CAST(:first AS date)) * 50, 'measured'
 FROM generate_series(CAST(:first AS date), CAST(:today AS date), interval '1 day') AS d
+"""
+OBJECTS = """
+INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
+                               size_bytes, free_bytes, is_exact)
+SELECT day, 1, 'orders', o.kind, 'public', o.of_table, o.name, o.size_bytes * month, o.size_bytes / 2, true
+FROM unnest(CAST(:days AS date[])) WITH ORDINALITY AS d (day, month)
+CROSS JOIN (VALUES ('table', '', 'audit', 2000000000), ('index', 'audit', 'audit_when', 500000000),
+                   ('unexplained', '', '', 1000000)) AS o (kind, of_table, name, size_bytes)
 """
 FAILED = """
 INSERT INTO capacity_collection_attempts (collected_date, instance_id, status, failure, reason)

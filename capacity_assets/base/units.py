@@ -20,6 +20,7 @@ class _Unit(NamedTuple):
 
 
 BYTES_PER_MB = 1024 * 1024
+BYTES_PER_GB = 1024 * BYTES_PER_MB
 LARGEST_BYTES = 2**63 - 1
 LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
 """The largest possible size, 8 EiB: the maximum size of files and file systems with 63-bit offsets."""

@@ -23,8 +23,8 @@ from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes
 from capacity_assets.reading.lists import DatabaseRow, databases
-from capacity_assets.reading.space import DatabaseGrowth, ObjectChange, growing_objects, growth_inside
 from capacity_assets.reading.subjects import was_ever_sampled
+from capacity_assets.reading.tables import DatabaseGrowth, ObjectChange, SchemaGrowth, by_schema, growth_inside, objects
 from capacity_assets.runtime import open_task_runner
 
 # By sort order. Except for `size`, rows have changed in that direction; unknown changes are left out.
@@ -97,17 +97,18 @@ def top(
 def _top_objects(engine: Engine, period: Period, window: Window, server_id: int | None, limit: int) -> Report:
     """Return the tables and indexes that grew most, of all servers or one."""
     with engine.connect() as connection:
-        found = growing_objects(connection, window.start, window.end, shown=limit, server_id=server_id)
+        servers = None if server_id is None else [server_id]
+        listed = objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)
+    found = listed.objects
     if not found:
         raise ValidationError(
             f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "
             "whose tables and indexes are measured; growth takes two measurements."
         )
-    rows = [[one.server, one.database, *_object_cells(one.grown)] for one in found]
+    rows = [[one.server, one.database, *_object_cells(one)] for one in found]
     title = f"Tables and indexes that grew most, {period.name_of(window)}"
     documents = [
-        {name: value for name, value in asdict(one).items() if name not in {"server_id", "grown"}} | asdict(one.grown)
-        for one in found
+        {name: value for name, value in asdict(one).items() if name not in {"server_id", "amount"}} for one in found
     ]
     return Report(documents, [Table(title, ("Server", "Database", *CHANGE_HEADINGS), rows)])
 
@@ -156,6 +157,9 @@ def _change_text(change_mb: int | None) -> str:
 )
 @click.option("--from", "first_day", type=options.DAY, help="First day, instead of a window.")
 @click.option("--to", "last_day", type=options.DAY, help="Last day. Default: today.")
+@click.option(
+    "--by", type=click.Choice(["table", "schema"]), default="table", show_default=True, help="What to add up by."
+)
 @options.rows_option("limit", 20)
 @options.json_command
 def inside(
@@ -168,6 +172,7 @@ def inside(
     day: date | None,
     first_day: date | None,
     last_day: date | None,
+    by: str,
     limit: int,
 ) -> Report:
     """Show which tables and indexes explain the change of a database.
@@ -179,6 +184,7 @@ def inside(
     Examples:
       capacity inside db-7 orders
       capacity inside db-7 orders --period weekly --window 2025-03-03
+      capacity inside db-7 orders --by schema
       capacity inside db-7 orders --from 2025-01-01 --to 2025-03-31 --json
     """
     if first_day is not None and (period, day) != (None, None):
@@ -206,6 +212,8 @@ def inside(
         f"{found.database} on {found.server}: {_human_bytes(found.before_bytes)} on {human_day(found.first_day)}, "
         f"{_human_bytes(found.after_bytes)} on {human_day(found.last_day)}, {_human_change(found.change_bytes)}."
     )
+    if by == "schema":
+        return Report(by_schema(found), [title, _schemas_table(found, limit)])
     return Report(found, [title, _objects_table(found, limit)])
 
 
@@ -231,14 +239,28 @@ def _objects_table(found: DatabaseGrowth, limit: int) -> Table:
     for one in listed:
         free = "" if one.free_bytes is None else _human_bytes(one.free_bytes)
         rows.append([*_object_cells(one), free, "" if one.estimated_rows is None else f"{one.estimated_rows:,}"])
+    rows += [[name, "", "", "", change, "", ""] for name, change in _sums(found, hidden)]
+    return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
+
+
+def _schemas_table(found: DatabaseGrowth, limit: int) -> Table:
+    schemas = by_schema(found)
+    rows: list[list[object]] = []
+    for one in schemas[:limit]:
+        rows.append([one.schema, one.objects, _human_change(one.change_bytes)])
+    rows += [[name, "", change] for name, change in _sums(found, schemas[limit:])]
+    return Table("What grew inside, by schema", ("Schema", ">Changed", ">Change"), rows)
+
+
+def _sums(found: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) -> list[tuple[str, str]]:
+    """Return the rows below a list, which with it add up to the change of the database."""
     sums = [(f"{len(hidden):,} more that changed", sum(one.change_bytes for one in hidden))] if hidden else []
     sums += [
         ("all other tables and indexes", found.others_change_bytes),
         ("unexplained", found.unexplained_change_bytes),
         ("the database", found.change_bytes),
     ]
-    rows += [[name, "", "", "", _human_change(change), "", ""] for name, change in sums]
-    return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
+    return [(name, _human_change(change)) for name, change in sums]
 
 
 @click.command()

@@ -1,212 +1,23 @@
-"""What uses space: tables and indexes inside databases, what lies beside databases, and what could be saved.
+"""What uses the space of servers and volumes: databases, what lies beside them, and what is unexplained.
 
-Unchanged are databases that had one size for three months; they, and free space in tables, have their cost.
-
-For the change inside a database, two samples of `object_size_stats` are compared: the newest before the days, or else
-the first in them, and the newest in them. The changes of objects, of all others and of what no object explains
-add up to the change of the database.
-
-An object that is listed on one of the two days only was at most as large as the smallest listed one on the other day,
-because the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
-rest of it is in the others. Where every object is listed, the bound is zero.
+Unchanged are databases that had one size for three months; they have their cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
-from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.measures import PART_KINDS, SLOT
-from capacity_assets.database.sql import with_queries
 from capacity_assets.ownership.bills import CENT
 from capacity_assets.reading.access import plan_with_loops, rows
 from capacity_assets.reading.subjects import ServerVolume
-
-LONGEST_BEFORE_DAYS = 31
-OTHERS, UNEXPLAINED = "others", "unexplained"
-
-
-@dataclass(frozen=True)
-class ObjectChange:
-    """A table or index on two days, bytes; `label` has its schema and, for an index, its table.
-
-    `before_is_bound` and `after_is_bound`: it is not listed on that day, and was at most as large. The change is then
-    the smallest possible one.
-    """
-
-    label: str
-    kind: str
-    schema: str
-    table: str
-    name: str
-    before_bytes: int
-    after_bytes: int
-    change_bytes: int
-    before_is_bound: bool
-    after_is_bound: bool
-    is_exact: bool
-    free_bytes: int | None
-    estimated_rows: int | None
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether its change is the smallest possible one."""
-        return self.before_is_bound or self.after_is_bound
-
-
-@dataclass(frozen=True)
-class ObjectGrowth:
-    """A table or index that grew, with its database and the compared days."""
-
-    server_id: int
-    server: str
-    database: str
-    first_day: date
-    last_day: date
-    grown: ObjectChange
-
-
-@dataclass(frozen=True)
-class DatabaseGrowth:
-    """The changes inside a database between its samples of two days, bytes.
-
-    `objects` are those that changed, largest change first. Their changes, that of all others and that of what no object
-    explains add up to `change_bytes`.
-    """
-
-    server: str
-    database: str
-    first_day: date
-    last_day: date
-    before_bytes: int
-    after_bytes: int
-    change_bytes: int
-    objects: tuple[ObjectChange, ...]
-    others_change_bytes: int
-    unexplained_change_bytes: int
-
-
-def growth_inside(
-    connection: Connection, server_id: int, database: str, first: date, last: date
-) -> DatabaseGrowth | None:
-    """Return the changes inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
-    found = _rows(connection, first, last, server_id=server_id, database=database)
-    if not found:
-        return None
-    changed = [_change(row) for row in found if row.kind not in {OTHERS, UNEXPLAINED} and row.change_bytes]
-    [unexplained] = [row.change_bytes for row in found if row.kind == UNEXPLAINED]
-    before, after = int(found[0].database_before_bytes), int(found[0].database_after_bytes)
-    return DatabaseGrowth(
-        found[0].server,
-        database,
-        found[0].first_day,
-        found[0].last_day,
-        before,
-        after,
-        after - before,
-        tuple(sorted(changed, key=lambda one: (-abs(one.change_bytes), one.label))),
-        after - before - sum(one.change_bytes for one in changed) - unexplained,
-        unexplained,
-    )
-
-
-def growing_objects(
-    connection: Connection, first: date, last: date, *, shown: int, server_id: int | None = None
-) -> list[ObjectGrowth]:
-    """Return the tables and indexes that grew most from `first` to `last`, over all databases; raises DBAPIError."""
-    return [
-        ObjectGrowth(row.server_id, row.server, row.database, row.first_day, row.last_day, _change(row))
-        for row in _rows(connection, first, last, server_id=server_id, grown=shown)
-    ]
-
-
-def _change(row: Row[Any]) -> ObjectChange:
-    return ObjectChange(**{one.name: getattr(row, one.name) for one in fields(ObjectChange)})
-
-
-def _rows(  # noqa: PLR0913 -- what the statement is asked
-    connection: Connection,
-    first: date,
-    last: date,
-    *,
-    server_id: int | None = None,
-    database: str | None = None,
-    grown: int | None = None,
-) -> Sequence[Row[Any]]:
-    statement = with_queries(
-        _LISTED, days=_DAYS, ends=_ENDS, ranked=_RANKED, bounds=_BOUNDS, changes=_CHANGES, compared=_COMPARED
-    )
-    oldest = first - timedelta(days=LONGEST_BEFORE_DAYS)
-    place = {"server_id": server_id, "database": database, "grown": grown, "largest": LARGEST_LISTED}
-    return rows(connection, statement, first=first, last=last, oldest=oldest, **place)
-
-
-_DAYS = """
-SELECT server_id, database, coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day
-FROM capacity_objects
-WHERE day BETWEEN :oldest AND :last AND kind = 'unexplained'
-  AND (CAST(:server_id AS integer) IS NULL OR server_id = :server_id)
-  AND (CAST(:database AS text) IS NULL OR database = :database)
-GROUP BY server_id, database HAVING max(day) >= :first
-"""
-_ENDS = """
-SELECT o.*, d.first_day, d.last_day, o.day = d.last_day AS is_last, o.kind IN ('table', 'index') AS is_object
-FROM capacity_objects o JOIN days d ON d.server_id = o.server_id AND d.database = o.database
-WHERE d.first_day < d.last_day AND o.day IN (d.first_day, d.last_day) AND o.day BETWEEN :oldest AND :last
-"""
-_RANKED = """
-SELECT e.*, row_number() OVER (PARTITION BY server_id, database, day ORDER BY is_object DESC, size_bytes DESC) AS place
-FROM ends e
-"""
-_BOUNDS = """
-SELECT server_id, database,
-       CASE WHEN max(object_count) FILTER (WHERE NOT is_last) > 0
-            THEN min(size_bytes) FILTER (WHERE NOT is_last AND is_object AND place <= :largest) ELSE 0 END
-           AS first_bound_bytes,
-       CASE WHEN max(object_count) FILTER (WHERE is_last) > 0
-            THEN min(size_bytes) FILTER (WHERE is_last AND is_object AND place <= :largest) ELSE 0 END
-           AS last_bound_bytes
-FROM ranked GROUP BY server_id, database
-"""
-_CHANGES = """
-SELECT server_id, server, database, first_day, last_day, kind, schema_name, table_name, object_name,
-       max(size_bytes) FILTER (WHERE NOT is_last) AS first_bytes, max(size_bytes) FILTER (WHERE is_last) AS last_bytes,
-       bool_and(is_exact) AS is_exact, max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
-       max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows
-FROM ranked GROUP BY server_id, server, database, first_day, last_day, kind, schema_name, table_name, object_name
-"""
-_COMPARED = """
-SELECT c.*, coalesce(c.first_bytes, b.first_bound_bytes, 0) AS before_bytes,
-       coalesce(c.last_bytes, b.last_bound_bytes, 0) AS after_bytes
-FROM changes c JOIN bounds b ON b.server_id = c.server_id AND b.database = c.database
-"""
-_LISTED = """
-SELECT server_id, server, database, first_day, last_day, kind,
-       concat_ws('.', nullif(schema_name, ''), object_name)
-           || CASE WHEN table_name <> '' THEN ' on ' || table_name ELSE '' END AS label,
-       schema_name AS schema, table_name AS "table", object_name AS name, before_bytes, after_bytes,
-       CASE WHEN first_bytes IS NULL THEN greatest(after_bytes - before_bytes, 0)
-            WHEN last_bytes IS NULL THEN least(after_bytes - before_bytes, 0)
-            ELSE after_bytes - before_bytes END AS change_bytes,
-       first_bytes IS NULL AND before_bytes > 0 AS before_is_bound,
-       last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes, estimated_rows,
-       sum(coalesce(first_bytes, 0)) OVER of_database AS database_before_bytes,
-       sum(coalesce(last_bytes, 0)) OVER of_database AS database_after_bytes
-FROM compared
-WHERE CAST(:grown AS integer) IS NULL OR kind IN ('table', 'index') AND last_bytes > before_bytes
-WINDOW of_database AS (PARTITION BY server_id, database)
-ORDER BY last_bytes - before_bytes DESC NULLS LAST, server_id, database, kind, schema_name, table_name, object_name
-LIMIT :grown
-"""
-
 
 COMPARED_DAYS = 30
 MOST_SLOT_PERCENT = 10
@@ -296,11 +107,7 @@ def space_usage(
         return None
     before = day - timedelta(days=COMPARED_DAYS)
     asked = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
-    sizes: dict[tuple[date, str], int] = {}
-    for statement in (_DATABASES_OF_SERVER if volume is None else _DATABASES_OF_VOLUME, _PARTS):
-        for row in rows(connection, statement, **asked, held=HELD):
-            sizes[row.day, row.kind] = int(row.size_mb)
-    used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **asked)}
+    sizes, used, in_parts = _sizes(connection, asked)
     details = rows(connection, _DETAILS, **asked, day=day, slot=SLOT)
     reasons = {row.kind: row.detail for row in details if row.size_bytes is None}
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if {(day, kind), (before, kind)} & {*sizes} or kind in reasons]
@@ -315,9 +122,7 @@ def space_usage(
     ]
     named = {one: sum(size for (when, _), size in sizes.items() if when == one) for one in (day, before)}
     if day in used:
-        # On a day without measured parts, all of them would be unexplained.
-        compares = before in used and any(when == before and kind != DATABASES for when, kind in sizes)
-        used_before = used[before] - named[before] if compares else None
+        used_before = used[before] - named[before] if before in used and before in in_parts else None
         uses.append(SpaceUse(UNEXPLAINED_TITLE, used[day] - named[day], used_before))
     slots = [
         SlotUse(row.part, row.size_bytes // BYTES_PER_MB, row.detail or "")
@@ -325,6 +130,47 @@ def space_usage(
         if row.kind == SLOT and row.size_bytes is not None
     ]
     return SpaceUsage(day, before, uses, used.get(day), slots)
+
+
+@dataclass(frozen=True)
+class SpaceDay:
+    """The uses of a volume on a day by title, MiB; they add up to `used_mb`. Empty: parts were not measured."""
+
+    day: date
+    used_mb: int
+    uses: Mapping[str, int]
+
+
+def space_history(
+    connection: Connection, server_id: int, volumes: Sequence[ServerVolume], volume: str, days: Sequence[date]
+) -> list[SpaceDay]:
+    """Return the uses of one of the `volumes` of a server, as `space_usage`, on the measured ones of `days`.
+
+    What has no known size is a part of the unexplained. Raises DBAPIError.
+    """
+    asked = {"server": server_id, "days": days, "volume": volume, "is_only": len(volumes) == 1}
+    sizes, used, in_parts = _sizes(connection, asked)
+    kinds = [kind for kind in (DATABASES, *PART_KINDS) if any(kind == one for _, one in sizes)]
+    history = []
+    for day, used_mb in sorted(used.items()):
+        uses = {_title(kind): sizes.get((day, kind), 0) for kind in kinds} if day in in_parts else {}
+        rest = {UNEXPLAINED_TITLE: used_mb - sum(uses.values())} if uses else {}
+        history.append(SpaceDay(day, used_mb, uses | rest))
+    return history
+
+
+def _sizes(
+    connection: Connection, asked: Mapping[str, object]
+) -> tuple[dict[tuple[date, str], int], dict[date, int], set[date]]:
+    """Return the sizes of databases and parts by day and kind, what is used by day, MiB, and the days with parts.
+
+    On another day all parts would be unexplained.
+    """
+    statements = (_DATABASES_OF_SERVER if asked["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
+    found = [row for statement in statements for row in rows(connection, statement, **asked, held=HELD)]
+    used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **asked)}
+    in_parts = {row.day for row in rows(connection, _DAYS_WITH_PARTS, **asked)}
+    return {(row.day, row.kind): int(row.size_mb) for row in found}, used, in_parts
 
 
 def _title(kind: str) -> str:
@@ -393,6 +239,9 @@ SELECT day, sum(used_mb) AS used_mb FROM capacity_volumes
 WHERE server_id = :server AND day = ANY (CAST(:days AS date[]))
   AND (CAST(:volume AS text) IS NULL OR volume = :volume)
 GROUP BY day
+"""
+_DAYS_WITH_PARTS = """
+SELECT DISTINCT day FROM capacity_server_parts WHERE server_id = :server AND day = ANY (CAST(:days AS date[]))
 """
 _DETAILS = """
 SELECT kind, part, size_bytes, detail FROM capacity_server_parts
@@ -463,12 +312,13 @@ def unchanged_databases(connection: Connection, month: Window, issue: int, *, sh
     if not found:
         return UnchangedDatabases(0, 0, None, ())
     listed = [
-        UnchangedDatabase(row.server_id, row.server, row.database, row.size_mb, _cents(row.amount)) for row in found
+        UnchangedDatabase(row.server_id, row.server, row.database, row.size_mb, in_cents(row.amount)) for row in found
     ]
-    return UnchangedDatabases(found[0].databases, int(found[0].whole_mb), _cents(found[0].whole_amount), listed)
+    return UnchangedDatabases(found[0].databases, int(found[0].whole_mb), in_cents(found[0].whole_amount), listed)
 
 
-def _cents(amount: Decimal | None) -> Decimal | None:
+def in_cents(amount: Decimal | None) -> Decimal | None:
+    """Return an amount in whole cents; None stays None."""
     return None if amount is None else amount.quantize(CENT, ROUND_HALF_UP)
 
 
@@ -485,77 +335,4 @@ FROM (
     FROM capacity_bill_lines WHERE month = :month AND issue = :issue GROUP BY instance_id, database_name
 ) AS l USING (server_id, database)
 ORDER BY l.amount DESC NULLS LAST, s.size_mb DESC, l.server_id, l.database LIMIT :shown
-"""
-
-
-@dataclass(frozen=True)
-class FreeTable:
-    """A table with dead rows or free pages, and what these cost in the month; `amount` None: it has no price."""
-
-    server_id: int
-    server: str
-    database: str
-    table: str
-    size_bytes: int
-    free_bytes: int
-    amount: Decimal | None
-
-
-@dataclass(frozen=True)
-class FreeSpace:
-    """Dead rows and free pages in the tables that were measured, by the newest sample of each database in the month.
-
-    Amounts are in the currency of the bill, at the mean price that the database had; None: nothing has a price.
-    """
-
-    databases: int
-    tables: int
-    free_bytes: int
-    amount: Decimal | None
-    costliest: Sequence[FreeTable]
-
-
-def free_space(
-    connection: Connection, bill: tuple[Window, int], *, shown: int, by: str = "", name: str = ""
-) -> FreeSpace | None:
-    """Return the free space in tables of an issue of a bill, of all or of one group; None: none is known.
-
-    Raises DBAPIError.
-    """
-    month, issue = bill
-    asked = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
-    found = rows(connection, _FREE, **asked)
-    if not found:
-        return None
-    listed = [
-        FreeTable(
-            *(row.server_id, row.server, row.database, row.table), row.size_bytes, row.free_bytes, _cents(row.amount)
-        )
-        for row in found
-    ]
-    whole = found[0]
-    return FreeSpace(whole.databases, whole.tables, int(whole.whole_bytes), _cents(whole.whole_amount), listed)
-
-
-_FREE = """
-WITH lines AS (
-    SELECT instance_id AS server_id, database_name AS database,
-           sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
-    FROM capacity_bill_lines
-    WHERE month = :start AND issue = :issue
-      AND (:by = '' OR coalesce((labels || jsonb_build_object('engine', engine, 'server', server)) ->> :by, '') = :name)
-    GROUP BY instance_id, database_name
-), newest AS (
-    SELECT server_id, database, max(day) AS day FROM capacity_objects
-    WHERE day BETWEEN :start AND :end GROUP BY server_id, database
-), free AS (
-    SELECT o.server_id, o.server, o.database, concat_ws('.', nullif(o.schema_name, ''), o.object_name) AS table,
-           o.size_bytes, o.free_bytes, o.free_bytes * l.price / 1073741824 AS amount
-    FROM capacity_objects o JOIN newest n ON n.server_id = o.server_id AND n.database = o.database AND n.day = o.day
-    JOIN lines l ON l.server_id = o.server_id AND l.database = o.database
-    WHERE o.day BETWEEN :start AND :end AND o.kind = 'table' AND o.free_bytes > 0
-)
-SELECT free.*, (SELECT count(*) FROM (SELECT DISTINCT server_id, database FROM free) AS d) AS databases,
-       count(*) OVER () AS tables, sum(free_bytes) OVER () AS whole_bytes, sum(amount) OVER () AS whole_amount
-FROM free ORDER BY amount DESC NULLS LAST, free_bytes DESC, server, database, "table" LIMIT :shown
 """

@@ -324,6 +324,11 @@ def subject_address(subject: str, server_id: int, name: str = "") -> str:
     return address(f"/{subject}", server=server_id, name=name or None)
 
 
+def table_address(server_id: int, database: str, schema: str, table: str) -> str:
+    """Return the address of the page of a table."""
+    return address("/table", server=server_id, database=database, schema=schema or None, name=table)
+
+
 def page_url(pages_url: str, page: str) -> str:
     """Return the full address of a page for readers outside the pages; `pages_url` is CAPACITY_PAGES_URL."""
     return f"{pages_url.rstrip('/')}{page}"

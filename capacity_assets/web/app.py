@@ -51,6 +51,7 @@ from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.lists import ORDERS, SERVER_ORDERS
 from capacity_assets.reading.subjects import address, subject_address
+from capacity_assets.reading.tables import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
@@ -73,6 +74,8 @@ from capacity_assets.web.subjects import (
     read_search,
     read_server,
     read_servers,
+    read_table,
+    read_tables,
     read_volume,
 )
 
@@ -154,6 +157,14 @@ PAGES = (
         is_found=True,
     ),
     PageRoute(
+        *("/tables", "Tables", read_tables, "tables"),
+        "Tables and indexes of a window: what grew or shrank most, is largest, or has dead space, with its cost.",
+        ("period", "window", "order", "engine", "label", "server", "page"),
+        {"order": list(TABLE_ORDERS)},
+        above=("/",),
+        is_found=True,
+    ),
+    PageRoute(
         *("/server", "Server", read_server, "sizes"),
         "A server: sizes over time, forecast, volumes, what fills it, its databases and its last measurements.",
         ("server", "period", *RANGE_NAMES, "window", "order", "page"),
@@ -169,6 +180,13 @@ PAGES = (
         needed=("server", "name"),
         above=("/", "/servers", "/server"),
         has_figures=True,
+    ),
+    PageRoute(
+        *("/table", "Table", read_table, "sizes"),
+        "A table: data, dead and free space and indexes by measured day, growth in a week, and cost.",
+        ("server", "database", "schema", "name", "range", "first", "last"),
+        needed=("server", "database", "name"),
+        above=("/", "/servers", "/server", "/database"),
     ),
     PageRoute(
         *("/volume", "Volume", read_volume, "sizes"),
@@ -441,6 +459,8 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
     return [
         (content.server.server, subject_address("server", content.server.server_id))
         if path == "/server"
+        else (content.database, subject_address("database", content.server.server_id, content.database))
+        if path == "/database"
         else (PAGE_OF[path].title, address(path, by=content.grouped_by if path in BY_GROUP else None))
         for path in page.above
     ]

@@ -27,8 +27,9 @@ from capacity_assets.ownership.bills import (
 )
 from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
-from capacity_assets.reading.space import FreeSpace, UnchangedDatabases, free_space, unchanged_databases
+from capacity_assets.reading.space import UnchangedDatabases, unchanged_databases
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final
+from capacity_assets.reading.tables import FreeSpace, free_space
 from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_revision
 
 MONTHLY = PERIODS["monthly"]

@@ -36,6 +36,7 @@ from capacity_assets.reading.sizes import (
     with_gaps,
 )
 from capacity_assets.reading.subjects import DeclaredStep, steps_between
+from capacity_assets.reading.tables import are_measured
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.bills import total_amounts
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
@@ -118,6 +119,8 @@ class FleetPage:
     space: Sequence[GroupSpace]
     """What uses the space, by group, in the last complete month."""
     hidden_groups: int
+    has_tables: bool = False
+    """Whether tables and indexes were measured in the last month."""
     bills: Mapping[date, Decimal] = field(default_factory=dict)
     """Total amounts of the final bills of the last 12 months."""
     currency: str | None = None
@@ -219,6 +222,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         groups=groups[:GROUPS_SHOWN],
         space=space,
         hidden_groups=max(len(groups) - GROUPS_SHOWN, 0),
+        has_tables=are_measured(connection, today),
         bills=bills,
         currency=currency,
         decisions=decision_rows(connection, today),

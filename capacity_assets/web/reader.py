@@ -233,7 +233,9 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "label": ("Only what has this label, as team=payments, or as team= no label of this key.", TEXT),
     "page": ("Part of a long list, from 1; has_more says whether there is another.", _number(MOST_PAGES)),
     "by": ("What groups are made by: engine, server, or the key of a label such as team.", TEXT),
-    "name": ("Name of the database, volume, group or scenario.", TEXT),
+    "name": ("Name of the database, volume, table, group or scenario.", TEXT),
+    "database": ("Name of the database in which the table is.", TEXT),
+    "schema": ("Schema of the table; none where the engine has none within a database.", TEXT),
     "server": ("ID of the server, server_id in other answers; the search finds it by name.", _number(2**31 - 1)),
     "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
     "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
@@ -249,6 +251,8 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 }
 """The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300
+MOST_COLUMNS = 200
+"""Stacked columns of a chart; more would be thinner than a line."""
 MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 """A range with more windows is shown by the next longer period. A window of the fleet reads a row of each server."""
 
@@ -350,6 +354,12 @@ class PageQuery:
     def page(self) -> int:
         """The page of a long list, from 1."""
         return self.number("page", 1, MOST_PAGES)
+
+
+def every_few(found: Sequence[T], most: int) -> Sequence[T]:
+    """Return at most so many, at equal distances up to the last one."""
+    step = -(-len(found) // most) or 1
+    return found[(len(found) - 1) % step :: step]
 
 
 def part_of_page(rows: Sequence[T], query: PageQuery) -> tuple[Sequence[T], bool]:

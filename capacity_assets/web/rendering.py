@@ -50,9 +50,11 @@ from capacity_assets.reading.forecasts import ForecastDay, Severity, StoredRunwa
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.risks import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
-from capacity_assets.reading.subjects import DeclaredStep, address, subject_address
+from capacity_assets.reading.space import SpaceDay
+from capacity_assets.reading.subjects import DeclaredStep, address, subject_address, table_address
+from capacity_assets.reading.tables import TableSize
 from capacity_assets.web.forecasts import DecisionRow
-from capacity_assets.web.reader import RANGES, PageQuery, Reader
+from capacity_assets.web.reader import MOST_COLUMNS, RANGES, PageQuery, Reader, every_few
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"
@@ -232,8 +234,8 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "size": size,
     "change": change,
     # Bytes are cut toward zero to MiB.
-    "size_of_bytes": lambda value: size(int(value / BYTES_PER_MB)),
-    "change_of_bytes": lambda value: change(int(value / BYTES_PER_MB)),
+    "size_of_bytes": lambda value: size(None if value is None else int(value / BYTES_PER_MB)),
+    "change_of_bytes": lambda value: change(None if value is None else int(value / BYTES_PER_MB)),
     "percent": lambda value: UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %",
     "chance": lambda value: UNKNOWN if value is None else f"{100 * value:.0f} %",
     "share": lambda value, places=1: DASH if value is None else f"{value:.{places}f} %",
@@ -254,7 +256,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
 }
 FUNCTIONS = (
     share_bar, sparkline, decide_command, window_name, before, shared_labels, billed_groups, is_left_out, address,
-    subject_address, dagster_partition,
+    subject_address, table_address, dagster_partition,
 )  # fmt: skip
 
 
@@ -265,7 +267,10 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
     environment.filters.update(FILTERS)
     environment.tests["with_word"] = lambda text, begin: f" {begin}".casefold() in f" {text}".casefold()
     environment.globals.update(
-        {one.__name__: one for one in (*FUNCTIONS, space_map, amounts_chart, is_past, marks_of)},
+        {
+            one.__name__: one
+            for one in (*FUNCTIONS, space_map, amounts_chart, table_chart, uses_chart, is_past, marks_of)
+        },
         chart=size_chart,
         growth=human_percent,
         severity_of=partial(severity_of, thresholds=thresholds),
@@ -423,6 +428,36 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
     if parts and group.other_databases:
         parts.append(Tile(counted(group.other_databases, "other"), group.other_mb, None, place))
     return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts)
+
+
+def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:
+    """Draw a table by measured day: what is in use, what is dead or free, and its indexes."""
+    drawn = every_few(sizes, MOST_COLUMNS)
+    is_listed = [one.data_bytes is not None for one in drawn]
+    parts = {
+        "in use": [(one.data_bytes or 0) - (one.free_bytes or 0) for one in drawn],
+        "dead and free": [one.free_bytes or 0 for one in drawn],
+        "indexes": [one.index_bytes or 0 for one in drawn],
+    }
+    series = {
+        name: [sizes // BYTES_PER_MB if known else None for sizes, known in zip(values, is_listed, strict=True)]
+        for name, values in parts.items()
+    }
+    return _stacked(title, [one.day for one in drawn], series)
+
+
+def uses_chart(title: str, uses: Sequence[SpaceDay]) -> Markup:
+    """Draw what filled a volume by day; a day without measured parts is a gap."""
+    titles = dict.fromkeys(title for one in uses for title in one.uses)
+    return _stacked(title, [one.day for one in uses], {name: [one.uses.get(name) for one in uses] for name in titles})
+
+
+def _stacked(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int | None]]) -> Markup:
+    """Draw the parts of a size in MiB by day."""
+    series = [Series(name, values) for name, values in parts.items() if any(values)] or [
+        Series(title, [None] * len(days))
+    ]
+    return columns_chart(ColumnChart(title, [human_day(day) for day in days], series, unknown="not measured"))
 
 
 def amounts_chart(  # noqa: PLR0913 -- the parts of a chart

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import Thresholds
+from capacity_assets.base.units import BYTES_PER_GB
 from capacity_assets.reading import subjects
 from capacity_assets.reading.coverage import UnmeasuredServer, newest_measured_days, servers_missing_in
 from capacity_assets.reading.forecasts import (
@@ -40,11 +42,26 @@ from capacity_assets.reading.lists import (
 )
 from capacity_assets.reading.risks import Headline, PageSubject, headline_of
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, used_history, volume_history
-from capacity_assets.reading.space import DatabaseGrowth, SpaceUsage, growth_inside, space_usage
+from capacity_assets.reading.space import SpaceDay, SpaceUsage, in_cents, space_history, space_usage
+from capacity_assets.reading.tables import ORDERS as TABLE_ORDERS
+from capacity_assets.reading.tables import (
+    DatabaseGrowth,
+    IndexSize,
+    ListedObject,
+    ObjectList,
+    TableSize,
+    are_measured,
+    growth_inside,
+    newest_day_of_table,
+    objects,
+    price_of,
+    table_history,
+)
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
 from capacity_assets.web.reader import (
     LONGEST_DAYS,
+    MOST_COLUMNS,
     RANGES,
     ROWS_PER_PAGE,
     UNMEASURED_SECONDS,
@@ -53,6 +70,7 @@ from capacity_assets.web.reader import (
     Reader,
     chosen_range,
     chosen_window,
+    every_few,
     found_names,
     shared_unmeasured,
     shown_range,
@@ -61,7 +79,7 @@ from capacity_assets.web.reader import (
 NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN, ON_VOLUME_SHOWN = 10, 14, 20
 DAILY = PERIODS["daily"]
 VOLUME_DAYS = 180
-INSIDE_DAYS = 30
+INSIDE_DAYS, TABLE_DAYS = 30, 366
 
 
 @dataclass(frozen=True)
@@ -133,7 +151,29 @@ class VolumePage(SubjectPage):
 
     volume: subjects.ServerVolume
     fills: SpaceUsage | None
+    uses: Sequence[SpaceDay]
+    """What filled it by day, at most MOST_COLUMNS days at equal distances; empty: only its whole use is known."""
     databases: Sequence[StoredRunway]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePage:
+    """One table of a database, with its indexes."""
+
+    server: subjects.ServerFacts
+    database: str
+    schema: str
+    table: str
+    shown: ChartRange
+    sizes: Sequence[TableSize]
+    weekly_change_bytes: int | None
+    """Mean growth in a week, over the days on which it was listed; None: only one."""
+    indexes: Sequence[IndexSize]
+    amount: Decimal | None
+    """What it costs in a month with its indexes, by the newest final bill; None: it has no price."""
+    free_amount: Decimal | None
+    """The part of this for dead rows and free pages; None: also if these are unknown."""
+    currency: str | None
 
 
 def read_server(reader: Reader, query: PageQuery) -> ServerPage:
@@ -219,6 +259,8 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
         newest = DAILY.window_of(volume.day)
         days = shown.windows(newest) if shown.name else DAILY.back(newest, VOLUME_DAYS)
         history = partial(volume_history, connection, server_id=number, volume=name)
+        drawn = [day.start for day in every_few(days, MOST_COLUMNS)]
+        uses = space_history(connection, number, volumes, name, drawn)
         return VolumePage(
             **_values(connection, query, reader.thresholds, server, "volume", name),
             **_history(shown, days, history),
@@ -230,8 +272,44 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             ],
             volume=volume,
             fills=space_usage(connection, number, volumes, name, query.today),
+            uses=uses if any(one.uses for one in uses) else (),
             databases=bound_by_volume(connection, query.today, number, name, shown=ON_VOLUME_SHOWN),
         )
+
+
+def read_table(reader: Reader, query: PageQuery) -> TablePage:
+    """Read the page of a table; raises as `read_server`."""
+    number, database, name = query.server(), query.needed("database"), query.needed("name")
+    place = (number, database, query.text("schema") or "", name)
+    shown = replace(chosen_range(query), period=DAILY.name)
+    with reader.transaction() as connection:
+        server = subjects.server_facts(connection, number)
+        last = newest_day_of_table(connection, *place)
+        if last is None:
+            raise _no_such(f"table {name!r} in {database} on {server.server} among those measured")
+        newest = DAILY.window_of(last)
+        days = shown.windows(newest) if shown.name else DAILY.back(newest, TABLE_DAYS)
+        history = table_history(connection, *place, [day.start for day in days])
+        bill = subjects.newest_final(subjects.bill_issues(connection))
+        price = None if bill is None else price_of(connection, bill.month, bill.issue, number, database)
+    now = history.listed[-1] if history.listed else None
+    return TablePage(
+        server=server,
+        database=database,
+        schema=place[2],
+        table=name,
+        shown=shown,
+        sizes=history.sizes,
+        weekly_change_bytes=history.weekly_change_bytes,
+        indexes=history.indexes,
+        amount=None if now is None else _amount(price, now.total_bytes),
+        free_amount=None if now is None else _amount(price, now.free_bytes),
+        currency=None if bill is None else bill.currency,
+    )
+
+
+def _amount(price: Decimal | None, size_bytes: int | None) -> Decimal | None:
+    return None if price is None or size_bytes is None else in_cents(price * size_bytes / BYTES_PER_GB)
 
 
 def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline says
@@ -315,6 +393,8 @@ def _samples(
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
+MOST_LABELLED = 100_000
+"""More databases than a fleet has: all of a label or engine are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +431,22 @@ class DatabasesPage(ListPage):
 
     label: str | None
     databases: Sequence[DatabaseInList]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesPage(ListPage):
+    """Tables and indexes with their change in a window, of the fleet, of one server or of a label."""
+
+    label: str | None
+    of_server: subjects.ServerFacts | None
+    is_measured: bool
+    """Whether any were measured in the last month."""
+    tables: Sequence[ListedObject]
+    free_bytes: int
+    """Dead rows and free pages in all rows of the list."""
+    amount: Decimal | None
+    """What these cost in a month, by the newest final bill; None: nothing has a price."""
+    currency: str | None
 
 
 @dataclass(frozen=True)
@@ -424,6 +520,46 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
         databases=with_usage,
         has_more=has_more,
         label=None if label is None else "=".join(label),
+        **_list_values(reader, query, period, window, order),
+    )
+
+
+def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
+    """Read the list of tables and indexes. Raises ValidationError, NotFoundError, sqlalchemy.exc.DBAPIError."""
+    period, order, label = query.period("weekly"), query.one_of("order", TABLE_ORDERS), query.label()
+    engine, server = query.text("engine") or None, query.server() if query.text("server") else None
+    with reader.transaction() as connection:
+        window = chosen_window(connection, query, period)
+        bill = subjects.newest_final(subjects.bill_issues(connection))
+        of_server = None if server is None else subjects.server_facts(connection, server)
+        among = partial(
+            databases, connection, period, window, order="name", server_id=server, engine=engine, label=label
+        )
+        places = among(shown=MOST_LABELLED)[0] if engine or label else None
+        servers = [server] if server is not None else None
+        found = ObjectList((), has_more=False, free_bytes=0, amount=None)
+        if window is not None:
+            found = objects(
+                connection,
+                window.start,
+                window.end,
+                order=order,
+                servers=servers if places is None else [one.server_id for one in places],
+                databases=None if places is None else [one.database for one in places],
+                bill=bill,
+                skipped=(query.page - 1) * query.rows_shown,
+                shown=query.rows_shown,
+            )
+        is_measured = are_measured(connection, query.today)
+    return TablesPage(
+        tables=found.objects,
+        has_more=found.has_more,
+        free_bytes=found.free_bytes,
+        amount=found.amount,
+        currency=None if bill is None else bill.currency,
+        label=None if label is None else "=".join(label),
+        of_server=of_server,
+        is_measured=is_measured,
         **_list_values(reader, query, period, window, order),
     )
 

@@ -28,6 +28,7 @@ PATHS = (
     "/",
     "/servers",
     "/databases?period=monthly&order=growth",
+    "/tables?order=free",
     "/groups",
     "/filling",
     "/bill",
@@ -38,6 +39,7 @@ PATHS = (
     "/server?server=1",
     "/database?server=10&name=crm&window=2026-11-01",
     "/volume?server=1&name=%2Fvar%2Flib%2Fmysql",
+    "/table?server=5&database=audit&schema=public&name=audit_log",
     "/group?by=team&name=finance",
     "/?range=1y&compare=year",
     "/database?server=10&name=crm&first=2026-11-01&last=2026-11-20",
@@ -148,6 +150,22 @@ def test_which_teams_databases_grew_most_and_when_the_first_of_them_fills_is_rea
     expect(page.get_by_role("heading", name="Databases that grew most")).to_be_visible()
     page.get_by_role("link", name="Bill", exact=True).click()
     expect(page.locator("tr.total")).to_contain_text(re.compile(r"\d\.\d\d"))
+
+
+def test_from_the_growth_of_the_fleet_to_the_table_that_caused_it_in_two_clicks(page: Page) -> None:
+    page.get_by_role("link", name="Tables and indexes that grew most").click()
+    listed = page.locator("tbody tr")
+    first = listed.filter(has_text="audit_log").first
+    expect(first).to_contain_text("in audit on postgresql-core-01")
+    first.get_by_role("link", name="public.audit_log", exact=True).click()
+    expect(page.get_by_role("heading", name="Table public.audit_log")).to_be_visible()
+    expect(page.locator("dl.figures")).to_contain_text(re.compile(r"Growth in a week\s*\+\d"))
+    page.get_by_role("navigation", name="Breadcrumb").get_by_role("link", name="audit", exact=True).click()
+    inside = page.get_by_role("region", name="What grew inside")
+    expect(inside.locator("tbody tr").first).to_contain_text("public.audit_log")
+    inside.get_by_role("link", name="public.audit_log_pkey on audit_log").click()
+    expect(page.get_by_role("heading", name="Table public.audit_log")).to_be_visible()
+    expect(page.get_by_role("heading", name="Indexes")).to_be_visible()
 
 
 def test_a_search_shows_names_while_one_types_and_goes_there_by_keys(page: Page) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import count
 
 import pytest
@@ -14,17 +16,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
 from capacity_assets.collection.measuring import ProbeOutcome
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.demo import load_sample_fleet
-from capacity_assets.reading import space as reading
-from capacity_assets.reading.space import growth_inside
+from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.prices import Price, declare_prices
+from capacity_assets.reading import tables as reading
+from capacity_assets.reading.subjects import address
+from capacity_assets.reading.tables import growth_inside
+from tests.clocks import TODAY, fixed_clock
 from tests.collecting import OBJECTS_THAT_ADD_UP
 from tests.command import capacity, printed
+from tests.computing import compute_windows
 from tests.fleet import add_instances
-from tests.pages import served_pages
+from tests.pages import KEYS, served_pages
 
 MIB = 1024**2
 FIRST, LAST = date(2025, 5, 25), date(2025, 6, 22)
@@ -64,9 +75,11 @@ def story(settings: Settings, engine: Engine) -> None:
     add_instances(engine, [1])
     index = ObjectSize("public", "orders_when", "index", 100 * MIB, "orders")
     small = [table(f"small_{number}", 1) for number in range(3)]
-    before = [table("audit", 500, estimated_rows=10), table("orders", 900), index, table("old", 40), *small]
+    audit = {"index_bytes": 0, "free_bytes": 100 * MIB}
+    before = [table("audit", 500, estimated_rows=10, **audit), table("orders", 900), index, table("old", 40), *small]
     doubled = ObjectSize("public", "orders_when", "index", 200 * MIB, "orders")
-    after = [table("audit", 900, estimated_rows=20), table("orders", 900), doubled, table("new", 60), *small]
+    audit["free_bytes"] = 300 * MIB
+    after = [table("audit", 900, estimated_rows=20, **audit), table("orders", 900), doubled, table("new", 60), *small]
     measured(engine, FIRST, before, 1600 * MIB)
     measured(engine, LAST, after, 2100 * MIB)
 
@@ -91,6 +104,10 @@ def test_the_objects_behind_a_change_are_listed_and_add_up_to_it() -> None:
     assert "public.orders_when on orders" in shown
     assert "2 more that changed" in shown
     assert "unexplained" in shown
+    [schema] = json.loads(printed("inside", "server-1", "orders", "--from", "2025-06-01", "--by", "schema", "--json"))
+    assert (schema["schema"], schema["objects"], schema["change_bytes"] // MIB) == ("public", 4, 520)
+    by_schema = printed("inside", "server-1", "orders", "--from", "2025-06-01", "--by", "schema")
+    assert re.findall(r"[+-]\d+ MiB$", by_schema, re.MULTILINE) == ["+520 MiB", "-20 MiB", "+500 MiB"]
 
 
 @pytest.mark.usefixtures("story", "today")
@@ -164,6 +181,94 @@ def test_the_page_of_a_database_says_what_grew_inside(database: URL) -> None:
     assert never is None
     assert "What grew inside" in html
     assert "capacity inside server-1 orders --from 2025-05-25 --to 2025-06-22" in html
+
+
+@pytest.mark.usefixtures("story")
+def test_the_page_of_a_table_has_its_history_growth_in_a_week_dead_space_and_cost(
+    database: URL, engine: Engine
+) -> None:
+    between = FIRST + timedelta(days=14)
+    measured(engine, between, [table("orders", 905)], 1700 * MIB, others=(3, 700 * MIB))
+    bill_at_half_a_euro(engine)
+    with served_pages(database) as pages:
+        inside = pages.ask("/database?server=1&name=orders&first=2025-06-01&last=2025-06-30").text
+        audit = "/table?server=1&database=orders&schema=public&name=audit"
+        found, html = pages.document(audit), pages.ask(audit).text
+        orders = pages.document(audit.replace("audit", "orders"))
+        ranged = pages.document(f"{audit}&first=2025-06-20&last=2025-06-30")
+        missing = pages.ask(audit.replace("audit", "nothing"))
+
+    assert f'<a href="{audit.replace("&", "&amp;")}">public.audit</a>' in inside
+    assert (
+        f'<a href="{audit.replace("&", "&amp;").replace("audit", "orders")}">public.orders_when on orders</a>' in inside
+    )
+    sizes = [(one["day"], one["total_bytes"] and one["total_bytes"] // MIB) for one in found["sizes"]]
+    assert sizes == [("2025-05-25", 500), (f"{between}", None), ("2025-06-22", 900)], "a gap is no zero"
+    assert found["weekly_change_bytes"] == 100 * MIB
+    assert (found["amount"], found["free_amount"], found["currency"]) == ("0.44", "0.15", "EUR")
+    assert [text in html for text in ("not listed", "+100 MiB", "0.15 EUR a month", "20")] == [True] * 4
+    assert [one["day"] for one in ranged["sizes"]] == ["2025-06-22"]
+    assert (ranged["weekly_change_bytes"], ranged["sizes"][0]["free_bytes"]) == (None, 300 * MIB)
+    assert [(one["name"], one["before_bytes"] // MIB, one["after_bytes"] // MIB) for one in orders["indexes"]] == [
+        ("orders_when", 100, 200)
+    ]
+    assert [one["total_bytes"] // MIB for one in orders["sizes"]] == [1000, 905, 1100]
+    assert (missing.status, "table &#39;nothing&#39; in orders on server-1" in missing.text) == (404, True)
+
+
+@pytest.mark.usefixtures("story")
+def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_costs(
+    database: URL, engine: Engine
+) -> None:
+    add_instances(engine, [2], db_type="mysql")
+    add_instances(engine, [3], counted_by=1)
+    for server in (2, 3):
+        measured(engine, FIRST, [table("events", 10)], 20 * MIB, server=server, database="web")
+        grown = table("events", 900, free_bytes=800 * MIB)
+        measured(engine, LAST, [grown], 920 * MIB, server=server, database="web")
+    declare_labels(engine, [Label("server-2", None, "team", "web", ALWAYS)], TODAY)
+    bill_at_half_a_euro(engine)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, LAST)
+    with served_pages(database) as pages:
+        place = "/tables?period=monthly&window=2025-06-10"
+
+        def listed(**asked: object) -> list[str]:
+            asked |= {"period": "monthly", "window": "2025-06-10"}
+            return [one["name"] for one in pages.document(address("/tables", **asked))["tables"]]
+
+        grown, free = (pages.document(f"{place}{order}") for order in ("", "&order=free"))
+        rows = list(csv.DictReader(io.StringIO(pages.ask(f"{place}&format=csv").text.lstrip("\ufeff"))))
+        html = pages.ask(f"{place}&order=free").text
+        fleet = pages.ask("/").text
+        others = {"server": 1}, {"label": "team=web"}, {"engine": "mysql"}, {"label": "team="}
+        assert [listed(**asked)[0] for asked in others] == ["audit", "events", "events", "audit"]
+        assert listed(label="team=web", server=1) == []
+        assert listed(order="shrinkage") == ["old"]
+        assert listed(order="size")[:3] == ["audit", "orders", "events"]
+        assert listed(order="name")[:2] == ["audit", "events"]
+        assert pages.ask("/tables?order=age").status == 400
+        empty = pages.ask("/tables?window=2024-01-01").text
+
+    assert [(one["server"], one["name"], one["change_bytes"] // MIB) for one in grown["tables"]] == [
+        ("server-2", "events", 890),
+        ("server-1", "audit", 400),
+        ("server-1", "orders_when", 100),
+        ("server-1", "new", 60),
+    ], "a replica is not counted twice"
+    assert [(one["name"], one["free_change_bytes"], one["amount"]) for one in free["tables"]] == [
+        ("events", None, "0.39"),
+        ("audit", 200 * MIB, "0.15"),
+    ]
+    assert (free["free_bytes"] // MIB, free["amount"], free["currency"]) == (1100, "0.54", "EUR")
+    assert [row["name"] for row in rows] == ["events", "audit", "orders_when", "new"]
+    assert "are dead rows or free pages: 0.54 EUR a month." in html
+    assert '<a href="/tables">Tables and indexes that grew most</a>' in fleet
+    assert "No matches." in empty
+
+
+def bill_at_half_a_euro(engine: Engine) -> None:
+    declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
+    issue_bill(engine, PERIODS["monthly"].window_of(LAST), fixed_clock(), KEYS)
 
 
 def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settings, engine: Engine) -> None:

@@ -98,6 +98,23 @@ def test_databases_parts_and_the_unexplained_add_up_to_what_is_used(own_pages: P
     assert unknown["fills"]["used_mb"] is None
 
 
+def test_the_page_of_a_disk_has_what_filled_it_by_day_and_it_adds_up(fleet: Engine, own_pages: Pages) -> None:
+    between = TODAY - timedelta(days=3)
+    write(fleet, VOLUME, day=between, server=1, volume="/data", total=2000, used=900)
+
+    disk, log = (own_pages.document(f"/volume?{place}") for place in ("server=1&name=/data", "server=2&name=D:%5C"))
+    html = own_pages.ask("/volume?server=1&name=/data").text
+
+    assert [(one["day"], one["used_mb"], one["uses"]) for one in disk["uses"]] == [
+        (str(BEFORE), 500, {"Databases": 300, "WAL": 120, "Unexplained": 80}),
+        (str(between), 900, {}),
+        (str(TODAY), 1000, {"Databases": 400, "WAL": 320, "Unexplained": 280}),
+    ], "on a day without measured parts nothing is said of them"
+    assert [one["uses"] for one in log["uses"]] == [{"Databases": 400, "Unexplained": 200}]
+    assert "WAL, 20 Jul 2025: 320 MiB" in html
+    assert own_pages.document("/volume?server=1&name=/data&range=30d")["uses"][0]["day"] == str(between)
+
+
 @pytest.mark.usefixtures("fleet")
 def test_the_page_names_the_slots_and_what_is_not_known(own_pages: Pages) -> None:
     shown = own_pages.ask("/volume?server=1&name=/data").text

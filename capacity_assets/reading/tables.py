@@ -1,0 +1,490 @@
+"""Tables and indexes: their changes in databases and over the fleet, and the history of one table.
+
+For a change, two samples of `object_size_stats` are compared: the newest before the days, or else the first in them,
+and the newest in them. The changes of objects, of all others and of what no object explains add up to the change of
+the database.
+
+An object that is listed on one of the two days only was at most as large as the smallest listed one on the other day,
+because the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
+rest of it is in the others. Where every object is listed, the bound is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Row
+
+from capacity_assets.base.periods import Window
+from capacity_assets.collection.storing import LARGEST_LISTED
+from capacity_assets.database.sql import with_queries
+from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.space import in_cents
+from capacity_assets.reading.subjects import BillIssue
+
+LONGEST_BEFORE_DAYS = 31
+OTHERS, UNEXPLAINED = "others", "unexplained"
+ORDERS = ("growth", "shrinkage", "size", "free", "name")
+"""The sort orders of tables and indexes; `free`: what dead rows and free pages cost, and how many bytes they have."""
+DAYS_OF_WEEK = 7
+
+T = TypeVar("T", bound="ObjectChange")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectChange:
+    """A table or index on two days, bytes; `label` has its schema and, for an index, its table.
+
+    `before_is_bound` and `after_is_bound`: it is not listed on that day, and was at most as large. The change is then
+    the smallest possible one. `free_bytes`: dead rows and free pages on the second day; None: unknown.
+    """
+
+    label: str
+    kind: str
+    schema: str
+    table: str
+    name: str
+    before_bytes: int
+    after_bytes: int
+    change_bytes: int
+    before_is_bound: bool
+    after_is_bound: bool
+    is_exact: bool
+    free_bytes: int | None
+    free_change_bytes: int | None
+    estimated_rows: int | None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its change is the smallest possible one."""
+        return self.before_is_bound or self.after_is_bound
+
+    @property
+    def its_table(self) -> str:
+        """The table that it is, or that it is an index of."""
+        return self.table or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectPlace:
+    """The database of a table or index, and the compared days."""
+
+    server_id: int
+    server: str
+    database: str
+    first_day: date
+    last_day: date
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedObject(ObjectChange, ObjectPlace):
+    """A table or index in a list; `amount`: what `free_bytes` cost in the month of the bill; None: unknown."""
+
+    amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class ObjectList:
+    """A page of a list, and of all its rows how many bytes are dead or free, and what these cost; None: no price."""
+
+    objects: Sequence[ListedObject]
+    has_more: bool
+    free_bytes: int
+    amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class DatabaseGrowth:
+    """The changes inside a database between its samples of two days, bytes.
+
+    `objects` are those that changed, largest change first. Their changes, that of all others and that of what no object
+    explains add up to `change_bytes`.
+    """
+
+    server: str
+    database: str
+    first_day: date
+    last_day: date
+    before_bytes: int
+    after_bytes: int
+    change_bytes: int
+    objects: tuple[ObjectChange, ...]
+    others_change_bytes: int
+    unexplained_change_bytes: int
+
+
+@dataclass(frozen=True)
+class SchemaGrowth:
+    """The tables and indexes of a schema that changed, with their number and the sum of their changes, bytes."""
+
+    schema: str
+    objects: int
+    change_bytes: int
+
+
+def by_schema(found: DatabaseGrowth) -> list[SchemaGrowth]:
+    """Return the changes of tables and indexes added up by schema, largest change first."""
+    schemas: dict[str, list[ObjectChange]] = {}
+    for one in found.objects:
+        schemas.setdefault(one.schema, []).append(one)
+    sums = [SchemaGrowth(schema, len(them), sum(one.change_bytes for one in them)) for schema, them in schemas.items()]
+    return sorted(sums, key=lambda one: (-abs(one.change_bytes), one.schema))
+
+
+def growth_inside(
+    connection: Connection, server_id: int, database: str, first: date, last: date
+) -> DatabaseGrowth | None:
+    """Return the changes inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
+    found = _rows(connection, _INSIDE, first, last, servers=[server_id], databases=[database])
+    if not found:
+        return None
+    changed = [
+        _of_row(ObjectChange, row) for row in found if row.kind not in {OTHERS, UNEXPLAINED} and row.change_bytes
+    ]
+    [unexplained] = [row.change_bytes for row in found if row.kind == UNEXPLAINED]
+    before, after = int(found[0].database_before_bytes), int(found[0].database_after_bytes)
+    return DatabaseGrowth(
+        found[0].server,
+        database,
+        found[0].first_day,
+        found[0].last_day,
+        before,
+        after,
+        after - before,
+        tuple(sorted(changed, key=lambda one: (-abs(one.change_bytes), one.label))),
+        after - before - sum(one.change_bytes for one in changed) - unexplained,
+        unexplained,
+    )
+
+
+def objects(  # noqa: PLR0913 -- one argument per choice of a list
+    connection: Connection,
+    first: date,
+    last: date,
+    *,
+    order: str,
+    servers: Sequence[int] | None = None,
+    databases: Sequence[str] | None = None,
+    bill: BillIssue | None = None,
+    skipped: int = 0,
+    shown: int,
+) -> ObjectList:
+    """Return tables and indexes with their change from `first` to `last`, in order.
+
+    They are those of the fleet without replicas, of `servers` or, with `databases`, of each database on the server at
+    the same place in `servers`. Prices are those of `bill`. Raises DBAPIError.
+    """
+    replicas = [] if servers is not None else rows(connection, _REPLICAS)
+    asked: dict[str, Any] = {
+        "order": order,
+        "shown": shown + 1,
+        "skipped": skipped,
+        "left_out": [row.server_id for row in replicas],
+    }
+    of_bill = {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
+    asked |= {"servers": servers, "databases": databases, "prices": PRICES, **of_bill}
+    found = _rows(connection, _LISTED, first, last, **asked)
+    listed = [_of_row(ListedObject, row) for row in found[:shown]]
+    free_bytes, amount = (found[0].whole_bytes or 0, in_cents(found[0].whole_amount)) if found else (0, None)
+    return ObjectList(listed, len(found) > shown, int(free_bytes), amount)
+
+
+def are_measured(connection: Connection, today: date) -> bool:
+    """Whether tables and indexes of any database were measured in the last month; raises DBAPIError."""
+    return bool(rows(connection, _MEASURED, today=today, oldest=today - timedelta(days=LONGEST_BEFORE_DAYS)))
+
+
+def _of_row(kind: type[T], row: Row[Any]) -> T:
+    values = {one.name: getattr(row, one.name) for one in fields(kind)}
+    return kind(**values | ({"amount": in_cents(row.amount)} if "amount" in values else {}))
+
+
+def _rows(connection: Connection, statement: str, first: date, last: date, **asked: Any) -> Sequence[Row[Any]]:
+    parts = {"days": _DAYS, "ends": _ENDS, "ranked": _RANKED, "bounds": _BOUNDS, "changes": _CHANGES}
+    parts |= {"compared": _COMPARED, "objects": _OBJECTS}
+    parts |= {"prices": asked.pop("prices")} if "prices" in asked else {}
+    # By days, a key that begins with the day finds a server; by a range it does not.
+    days = Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates
+    asked = {"left_out": [], "largest": LARGEST_LISTED, "first": first, "days": days, **asked}
+    return rows(connection, with_queries(statement, **parts), **asked)
+
+
+_REPLICAS = "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL"
+_MEASURED = "SELECT 1 FROM capacity_objects WHERE day BETWEEN :oldest AND :today LIMIT 1"
+_DAYS = """
+SELECT server_id, max(server) AS server, database,
+       coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day
+FROM capacity_objects
+WHERE day = ANY (CAST(:days AS date[])) AND kind = 'unexplained' AND server_id <> ALL (CAST(:left_out AS integer[]))
+  AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
+  AND (CAST(:databases AS text[]) IS NULL OR database = ANY (CAST(:databases AS text[])) AND (server_id, database) IN (
+       SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:databases AS text[]))))
+GROUP BY server_id, database HAVING max(day) >= :first
+"""
+_ENDS = """
+SELECT o.server_id, o.database, o.day, o.kind, o.schema_name, o.table_name, o.object_name, o.size_bytes, o.free_bytes,
+       o.estimated_rows, o.is_exact, o.object_count, o.day = d.last_day AS is_last,
+       o.kind IN ('table', 'index') AS is_object
+FROM capacity_objects o JOIN days d ON d.server_id = o.server_id AND d.database = o.database
+WHERE d.first_day < d.last_day AND o.day IN (d.first_day, d.last_day) AND o.day = ANY (CAST(:days AS date[]))
+"""
+_RANKED = """
+SELECT e.*, row_number() OVER (PARTITION BY server_id, database, day ORDER BY is_object DESC, size_bytes DESC) AS place
+FROM ends e
+"""
+_BOUNDS = """
+SELECT server_id, database,
+       CASE WHEN max(object_count) FILTER (WHERE NOT is_last) > 0
+            THEN min(size_bytes) FILTER (WHERE NOT is_last AND is_object AND place <= :largest) ELSE 0 END
+           AS first_bound_bytes,
+       CASE WHEN max(object_count) FILTER (WHERE is_last) > 0
+            THEN min(size_bytes) FILTER (WHERE is_last AND is_object AND place <= :largest) ELSE 0 END
+           AS last_bound_bytes
+FROM ranked GROUP BY server_id, database
+"""
+_CHANGES = """
+SELECT server_id, database, kind, schema_name, table_name, object_name,
+       max(size_bytes) FILTER (WHERE NOT is_last) AS first_bytes, max(size_bytes) FILTER (WHERE is_last) AS last_bytes,
+       bool_and(is_exact) AS is_exact, max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
+       max(free_bytes) FILTER (WHERE is_last) - max(free_bytes) FILTER (WHERE NOT is_last) AS free_change_bytes,
+       max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows
+FROM ranked GROUP BY server_id, database, kind, schema_name, table_name, object_name
+"""
+_COMPARED = """
+SELECT c.*, d.server, d.first_day, d.last_day, coalesce(c.first_bytes, b.first_bound_bytes, 0) AS before_bytes,
+       coalesce(c.last_bytes, b.last_bound_bytes, 0) AS after_bytes
+FROM changes c JOIN bounds b ON b.server_id = c.server_id AND b.database = c.database
+JOIN days d ON d.server_id = c.server_id AND d.database = c.database
+"""
+_OBJECTS = """
+SELECT server_id, server, database, first_day, last_day, kind,
+       concat_ws('.', nullif(schema_name, ''), object_name)
+           || CASE WHEN table_name <> '' THEN ' on ' || table_name ELSE '' END AS label,
+       schema_name AS schema, table_name AS "table", object_name AS name, first_bytes, last_bytes, before_bytes,
+       after_bytes,
+       CASE WHEN first_bytes IS NULL THEN greatest(after_bytes - before_bytes, 0)
+            WHEN last_bytes IS NULL THEN least(after_bytes - before_bytes, 0)
+            ELSE after_bytes - before_bytes END AS change_bytes,
+       first_bytes IS NULL AND before_bytes > 0 AS before_is_bound,
+       last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes, free_change_bytes,
+       estimated_rows
+FROM compared
+"""
+_INSIDE = """
+SELECT o.*, sum(coalesce(first_bytes, 0)) OVER () AS database_before_bytes,
+       sum(coalesce(last_bytes, 0)) OVER () AS database_after_bytes
+FROM objects o
+"""
+_LISTED = """
+SELECT o.*, o.free_bytes * p.price / 1073741824 AS amount, sum(o.free_bytes) OVER () AS whole_bytes,
+       sum(o.free_bytes * p.price / 1073741824) OVER () AS whole_amount
+FROM objects o LEFT JOIN prices p ON p.server_id = o.server_id AND p.database = o.database
+WHERE o.kind IN ('table', 'index')
+  AND CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes > 0 WHEN 'shrinkage' THEN o.change_bytes < 0
+           WHEN 'free' THEN o.free_bytes > 0 ELSE o.last_bytes IS NOT NULL END
+ORDER BY CASE CAST(:order AS text) WHEN 'free' THEN o.free_bytes * p.price END DESC NULLS LAST,
+         CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes WHEN 'shrinkage' THEN -o.change_bytes
+              WHEN 'size' THEN o.after_bytes WHEN 'free' THEN o.free_bytes END DESC NULLS LAST,
+         CASE CAST(:order AS text) WHEN 'name' THEN o.name END,
+         o.server, o.database, o.kind, o.schema, o."table", o.name
+LIMIT :shown OFFSET :skipped
+"""
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """A table on a day on which its database was measured, bytes; `data_bytes` None: it was not among those listed.
+
+    `data_bytes` is without indexes. `index_bytes` are all of its indexes or, where the server does not say, those
+    that are listed. `free_bytes` is a part of `data_bytes`. None: unknown.
+    """
+
+    day: date
+    data_bytes: int | None
+    index_bytes: int | None
+    free_bytes: int | None
+    total_bytes: int | None
+    """The table with its indexes."""
+    estimated_rows: int | None
+    is_exact: bool | None
+
+
+@dataclass(frozen=True)
+class IndexSize:
+    """An index on the first and the last day on which it was listed, bytes."""
+
+    name: str
+    first_day: date
+    last_day: date
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(frozen=True)
+class TableHistory:
+    """A table on each day on which its database was measured, oldest first, and its listed indexes, largest first."""
+
+    sizes: Sequence[TableSize]
+    indexes: Sequence[IndexSize]
+
+    @property
+    def listed(self) -> Sequence[TableSize]:
+        """The days on which it was listed."""
+        return [one for one in self.sizes if one.total_bytes is not None]
+
+    @property
+    def weekly_change_bytes(self) -> int | None:
+        """Its mean growth in a week, from the first day on which it was listed to the last; None: only one day."""
+        listed = self.listed
+        days = (listed[-1].day - listed[0].day).days if listed else 0
+        change = (listed[-1].total_bytes or 0) - (listed[0].total_bytes or 0) if listed else 0
+        return round(DAYS_OF_WEEK * change / days) if days else None
+
+
+def table_history(  # noqa: PLR0913, PLR0917 -- the table and the days
+    connection: Connection, server_id: int, database: str, schema: str, table: str, days: Sequence[date]
+) -> TableHistory:
+    """Return the sizes of a table on those of `days` on which its database was measured; raises DBAPIError."""
+    asked = {"server": server_id, "database": database, "schema": schema, "table": table}
+    asked |= {"days": days}
+    sizes = records(TableSize, connection, with_queries(_SIZES, measured=_MEASURED_SIZES), **asked)
+    return TableHistory(sizes, records(IndexSize, connection, _INDEXES, **asked))
+
+
+def newest_day_of_table(connection: Connection, server_id: int, database: str, schema: str, table: str) -> date | None:
+    """Return the newest day on which a table or one of its indexes was listed; None: never. Raises DBAPIError."""
+    asked = {"server": server_id, "database": database, "schema": schema, "table": table}
+    found = rows(connection, _NEWEST, **asked)
+    return found[0].day if found else None
+
+
+_SIZES = """
+SELECT day, data_bytes, index_bytes, free_bytes, data_bytes + coalesce(index_bytes, 0) AS total_bytes, estimated_rows,
+       is_exact
+FROM measured ORDER BY day
+"""
+_MEASURED_SIZES = """
+SELECT day, max(size_bytes) FILTER (WHERE kind = 'table') AS data_bytes,
+       coalesce(max(index_bytes) FILTER (WHERE kind = 'table'),
+                CAST(sum(size_bytes) FILTER (WHERE kind = 'index') AS bigint)) AS index_bytes,
+       max(free_bytes) FILTER (WHERE kind = 'table') AS free_bytes,
+       max(estimated_rows) FILTER (WHERE kind = 'table') AS estimated_rows,
+       bool_and(is_exact) FILTER (WHERE kind = 'table') AS is_exact
+FROM capacity_objects
+WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[]))
+  AND (kind = 'unexplained'
+       OR schema_name = :schema AND :table IN (table_name, CASE kind WHEN 'table' THEN object_name END))
+GROUP BY day
+"""
+_INDEXES = """
+SELECT object_name AS name, min(day) AS first_day, max(day) AS last_day,
+       (array_agg(size_bytes ORDER BY day))[1] AS before_bytes,
+       (array_agg(size_bytes ORDER BY day DESC))[1] AS after_bytes
+FROM capacity_objects
+WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) AND kind = 'index'
+  AND schema_name = :schema AND table_name = :table
+GROUP BY object_name ORDER BY after_bytes DESC, name
+"""
+# Keys begin with the day, so days are looked up one by one, newest first.
+_NEWEST = """
+WITH ends AS (
+    SELECT (SELECT day FROM capacity_objects ORDER BY day DESC LIMIT 1) AS last,
+           (SELECT day FROM capacity_objects ORDER BY day LIMIT 1) AS first
+), days AS (
+    SELECT ends.last - back AS day FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+    ORDER BY day DESC
+)
+SELECT days.day FROM days CROSS JOIN LATERAL (
+    SELECT 1 FROM capacity_objects
+    WHERE day = days.day AND server_id = :server AND database = :database AND schema_name = :schema
+      AND :table IN (table_name, CASE kind WHEN 'table' THEN object_name END) LIMIT 1) AS listed
+ORDER BY days.day DESC LIMIT 1
+"""
+
+
+def price_of(connection: Connection, month: date, issue: int, server_id: int, database: str) -> Decimal | None:
+    """Return the mean price per GiB of a database in an issue of a bill; None: it has none. Raises DBAPIError."""
+    of_database = "SELECT price FROM prices WHERE server_id = :server_id AND database = :database"
+    asked = {"start": month, "issue": issue, "by": "", "name": "", "server_id": server_id, "database": database}
+    found = rows(connection, with_queries(of_database, prices=PRICES), **asked)
+    return found[0].price if found else None
+
+
+@dataclass(frozen=True)
+class FreeTable:
+    """A table with dead rows or free pages, and what these cost in the month; `amount` None: it has no price."""
+
+    server_id: int
+    server: str
+    database: str
+    table: str
+    size_bytes: int
+    free_bytes: int
+    amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class FreeSpace:
+    """Dead rows and free pages in the tables that were measured, by the newest sample of each database in the month.
+
+    Amounts are in the currency of the bill, at the mean price that the database had; None: nothing has a price.
+    """
+
+    databases: int
+    tables: int
+    free_bytes: int
+    amount: Decimal | None
+    costliest: Sequence[FreeTable]
+
+
+def free_space(
+    connection: Connection, bill: tuple[Window, int], *, shown: int, by: str = "", name: str = ""
+) -> FreeSpace | None:
+    """Return the free space in tables of an issue of a bill, of all or of one group; None: none is known.
+
+    Raises DBAPIError.
+    """
+    month, issue = bill
+    asked = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
+    found = rows(connection, with_queries(_FREE, prices=PRICES, newest=_NEWEST_IN_MONTH, free=_FREE_TABLES), **asked)
+    if not found:
+        return None
+    listed = [
+        FreeTable(
+            *(row.server_id, row.server, row.database, row.table), row.size_bytes, row.free_bytes, in_cents(row.amount)
+        )
+        for row in found
+    ]
+    whole = found[0]
+    return FreeSpace(whole.databases, whole.tables, int(whole.whole_bytes), in_cents(whole.whole_amount), listed)
+
+
+PRICES = """
+SELECT instance_id AS server_id, database_name AS database,
+       sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
+FROM capacity_bill_lines
+WHERE month = :start AND issue = :issue
+  AND (:by = '' OR coalesce((labels || jsonb_build_object('engine', engine, 'server', server)) ->> :by, '') = :name)
+GROUP BY instance_id, database_name
+"""
+"""The databases of an issue of a bill, of all or of one group, with the mean price per GiB of each; null: none."""
+_FREE = """
+SELECT free.*, (SELECT count(*) FROM (SELECT DISTINCT server_id, database FROM free) AS d) AS databases,
+       count(*) OVER () AS tables, sum(free_bytes) OVER () AS whole_bytes, sum(amount) OVER () AS whole_amount
+FROM free ORDER BY amount DESC NULLS LAST, free_bytes DESC, server, database, "table" LIMIT :shown
+"""
+_NEWEST_IN_MONTH = """
+SELECT server_id, database, max(day) AS day FROM capacity_objects
+WHERE day BETWEEN :start AND :end GROUP BY server_id, database
+"""
+_FREE_TABLES = """
+SELECT o.server_id, o.server, o.database, concat_ws('.', nullif(o.schema_name, ''), o.object_name) AS table,
+       o.size_bytes, o.free_bytes, o.free_bytes * p.price / 1073741824 AS amount
+FROM capacity_objects o JOIN newest n ON n.server_id = o.server_id AND n.database = o.database AND n.day = o.day
+JOIN prices p ON p.server_id = o.server_id AND p.database = o.database
+WHERE o.day BETWEEN :start AND :end AND o.kind = 'table' AND o.free_bytes > 0
+"""
