@@ -46,6 +46,7 @@ from capacity_assets.reading.changes import (
     databases_only_in,
     shrunk_databases,
     unusual_changes,
+    with_objects,
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDate, fill_dates
@@ -132,7 +133,7 @@ def _read(
     sizes = _sizes(connection, windows, label)
     unmeasured = SizeInWindow(week.start, week.end, None)
     newest = next((size for size in sizes if size.window_start == week.start), unmeasured)
-    unusual = unusual_changes(connection, WEEKLY, week, label)
+    unusual = with_objects(connection, week, unusual_changes(connection, WEEKLY, week, label))
     dates = fill_dates(connection, week.start, week.end, label, thresholds, today)
     has_shrunk = not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
@@ -140,11 +141,12 @@ def _read(
     shrunk = (
         shrunk_databases(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if has_shrunk else []
     )
+    declined = [one for one in shrunk if (one.server_id, one.database) not in named]
     news: dict[str, Sequence[Any]] = {
         "soon": dates.soon,
         "growers": [change for change in unusual if change.change_mb > 0],
         "shrinkers": shrinkers,
-        "declines": [one for one in shrunk if (one.server_id, one.database) not in named][:DECLINES_LISTED],
+        "declines": with_objects(connection, week, declined[:DECLINES_LISTED]),
         "runways": dates.sooner,
         "later": dates.later,
         "slots": large_slots(connection, week.start, week.end, label),
@@ -228,7 +230,11 @@ def _size_text(one: DatabaseOfOneWindow) -> str:
 
 def _unusual_text(one: UnusualChange) -> str:
     usual = f"in the twelve weeks before, at most {human_mb(one.usual_mb)} in a week"
-    return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; {usual}"
+    return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; {usual}{_behind(one)}"
+
+
+def _behind(one: UnusualChange | ShrunkDatabase) -> str:
+    return f". Most by {one.behind.sentence}" if one.behind else ""
 
 
 def _moved_date_text(one: FillDate) -> str:
@@ -242,7 +248,9 @@ def _risk_text(one: FillDate) -> str:
 
 
 def _decline_text(one: ShrunkDatabase) -> str:
-    return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}"
+    return (
+        f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}{_behind(one)}"
+    )
 
 
 KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {

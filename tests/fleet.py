@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Table, insert, select, text
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.database.tables import database_size_stats, instance_size_stats, instances
+from capacity_assets.database.tables import database_size_stats, instance_size_stats, instances, object_size_stats
 
 SAMPLE = Path(__file__).with_name("sample")
 Row = dict[str, object]
@@ -27,6 +27,17 @@ def add_instances(engine: Engine, ids: Iterable[int], **values: object) -> None:
     ]
     with engine.begin() as connection:
         connection.execute(insert(instances), rows)
+
+
+def add_objects(engine: Engine, server: int, database: str, days: Mapping[date, Mapping[str, int]]) -> None:
+    """Tables of a database with their sizes in MiB on some days, which are all that it has."""
+    with engine.begin() as connection:
+        for day, tables in days.items():
+            rows = [("table", name, size_mb) for name, size_mb in tables.items()]
+            for kind, name, size_mb in (*rows, ("unexplained", "", 0)):
+                values = {"collected_date": day, "instance_id": server, "database_name": database, "kind": kind}
+                values |= {"schema_name": "", "table_name": "", "object_name": name, "size_bytes": size_mb * 1024**2}
+                connection.execute(insert(object_size_stats), {**values, "is_exact": True})
 
 
 def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:

@@ -8,11 +8,11 @@ is *not comparable*, because its change is unknown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from capacity_assets.database.labels import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.sizes import fleet_sizes
+from capacity_assets.reading.tables import ListedObject, objects_behind
 
 
 class ChangeKind(StrEnum):
@@ -72,6 +73,9 @@ class DatabaseChange:
     change_mb: int
     days_before: str = ""
     days: str = ""
+    server_id: int = 0
+    behind: ListedObject | None = None
+    """The table or index that moved it most; None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def database_changes(
         sums[kind] = ChangeTotals(row.databases, int(row.sum_before_mb), int(row.sum_mb), int(row.sum_change_mb))
         if kind is not ChangeKind.SAME or server_id is not None:
             days = _days(row.days_there_before, row.days_before), _days(row.days_there, row.days)
-            changed = DatabaseChange(row.server, row.database, row.before_mb, row.size_mb, int(row.moved_mb), *days)
+            sizes = row.before_mb, row.size_mb, int(row.moved_mb)
+            changed = DatabaseChange(row.server, row.database, *sizes, *days, row.server_id)
             databases[kind].append(changed)
     return DatabaseChanges(sums, databases)
 
@@ -148,6 +153,8 @@ class UnusualChange:
     database: str
     change_mb: int
     usual_mb: int
+    behind: ListedObject | None = None
+    """The table or index that moved it most; None: not measured."""
 
 
 WINDOWS_OF_HABIT, LEAST_WINDOWS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
@@ -173,6 +180,8 @@ class ShrunkDatabase:
     database: str
     size_mb: int
     change_mb: int
+    behind: ListedObject | None = None
+    """The table or index that shrank most in it; None: not measured."""
 
 
 def shrunk_databases(
@@ -182,6 +191,17 @@ def shrunk_databases(
     key, value = label or (None, None)
     of_window = {"period": period.name, "start": window.start, "listed": largest}
     return records(ShrunkDatabase, connection, _DECLINES, **of_window, key=key, value=value)
+
+
+Mover = TypeVar("Mover", DatabaseChange, UnusualChange, ShrunkDatabase)
+
+
+def with_objects(connection: Connection, window: Window, moved: Sequence[Mover]) -> list[Mover]:
+    """Return databases with the table or index behind the change of each, where these were measured on two days."""
+    places = [(one.server_id, one.name if isinstance(one, DatabaseChange) else one.database) for one in moved]
+    changes = dict(zip(places, (one.change_mb for one in moved), strict=True))
+    behind = objects_behind(connection, changes, window)
+    return [replace(one, behind=behind.get(place)) for one, place in zip(moved, places, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -256,7 +276,8 @@ WITH servers AS MATERIALIZED (
         PARTITION BY kind ORDER BY abs(moved_mb) DESC, size_mb DESC, server_id, database) AS place
     FROM moved
 )
-SELECT kinds.*, server, database, before_mb, size_mb, moved_mb, days_there_before, days_before, days_there, days
+SELECT kinds.*, server_id, server, database, before_mb, size_mb, moved_mb, days_there_before, days_before, days_there,
+       days
 FROM kinds JOIN ranked USING (kind)
 WHERE place <= :listed OR CAST(:server AS integer) IS NOT NULL ORDER BY kind, place
 """

@@ -11,7 +11,7 @@ rest of it is in the others. Where every object is listed, the bound is zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from decimal import Decimal
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Window
+from capacity_assets.base.units import BYTES_PER_MB, human_change_mb, human_days
 from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.sql import with_queries
 from capacity_assets.reading.access import records, rows
@@ -85,6 +86,13 @@ class ListedObject(ObjectChange, ObjectPlace):
     """A table or index in a list; `amount`: what `free_bytes` cost in the month of the bill; None: unknown."""
 
     amount: Decimal | None
+
+    @property
+    def sentence(self) -> str:
+        """Its change and the compared days, as in 'table public.audit: at least +30 GiB, 2 to 9 Mar 2026'."""
+        least = "at least " if self.is_bound else ""
+        days = human_days(self.first_day, self.last_day)
+        return f"{self.kind} {self.label}: {least}{human_change_mb(int(self.change_bytes / BYTES_PER_MB))}, {days}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,22 @@ def objects(  # noqa: PLR0913 -- one argument per choice of a list
     return ObjectList(listed, len(found) > shown, int(free_bytes), amount)
 
 
+def objects_behind(
+    connection: Connection, changes: Mapping[tuple[int, str], int], window: Window
+) -> dict[tuple[int, str], ListedObject]:
+    """Return the table or index that grew or shrank most in each database, in the direction of its change.
+
+    Databases are server and name, `changes` has their signs. Those without such an object, or not measured on two days,
+    are left out. Raises DBAPIError.
+    """
+    moved = {place: change for place, change in changes.items() if change}
+    asked = {"servers": [server for server, _ in moved], "databases": [name for _, name in moved]}
+    found = _rows(connection, _LARGEST, window.start, window.end, **asked) if moved else []
+    largest = {(row.server_id, row.database, row.change_bytes > 0): _of_row(ListedObject, row) for row in found}
+    places = ((place, (*place, change > 0)) for place, change in moved.items())
+    return {place: largest[key] for place, key in places if key in largest}
+
+
 def are_measured(connection: Connection, today: date) -> bool:
     """Whether tables and indexes of any database were measured in the last month; raises DBAPIError."""
     return bool(rows(connection, _MEASURED, today=today, oldest=today - timedelta(days=LONGEST_BEFORE_DAYS)))
@@ -292,6 +316,11 @@ ORDER BY CASE CAST(:order AS text) WHEN 'free' THEN o.free_bytes * p.price END D
          CASE CAST(:order AS text) WHEN 'name' THEN o.name END,
          o.server, o.database, o.kind, o.schema, o."table", o.name
 LIMIT :shown OFFSET :skipped
+"""
+_LARGEST = """
+SELECT DISTINCT ON (o.server_id, o.database, o.change_bytes > 0) o.*, CAST(NULL AS numeric) AS amount
+FROM objects o WHERE o.kind IN ('table', 'index') AND o.change_bytes <> 0
+ORDER BY o.server_id, o.database, o.change_bytes > 0, abs(o.change_bytes) DESC, o.label
 """
 
 

@@ -26,6 +26,7 @@ from capacity_assets.reading.changes import (
     ServerChanges,
     database_changes,
     server_changes,
+    with_objects,
 )
 from capacity_assets.reading.coverage import (
     MeasuredDay,
@@ -47,6 +48,7 @@ DATABASES_LISTED = 10
 """Listed databases of each kind; the report of a single server lists all."""
 SERVERS_LISTED = 20
 RISKS_LISTED = 10
+MOVED = (ChangeKind.GROWN, ChangeKind.SHRUNK)
 OTHER = "other"
 """Change of the servers' totals beyond that of their databases: rounding, and days on which the two differ."""
 ROUNDING_MB = 2
@@ -171,8 +173,9 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         # Right after a load, table statistics do not cover the new windows, and the planner would choose nested loops.
         plan_with_loops(connection, allowed=False)
         report = replace(_read(connection, period, window, server), today=today)
-        # Nested loops are faster for looking up a few subjects and labels among many rows.
+        # Nested loops are faster for looking up a few subjects, objects and labels among many rows.
         plan_with_loops(connection, allowed=True)
+        report = replace(report, databases=_with_objects(connection, window, report.databases))
         issued = newest_issue(
             connection, window.start, window.end, server, shown=RISKS_LISTED, today=today or window.end
         )
@@ -182,6 +185,13 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         groups = groups_of(connection, period, window, by, fills_first(connection, by))
         has_labels = any(group.name is not None for group in groups)
         return replace(report, grouped_by=by, groups=groups) if has_labels else report
+
+
+def _with_objects(connection: Connection, window: Window, changes: DatabaseChanges) -> DatabaseChanges:
+    moved = [one for kind in MOVED for one in changes.largest[kind]]
+    named = iter(with_objects(connection, window, moved))
+    largest = {kind: [next(named) for _ in changes.largest[kind]] for kind in MOVED}
+    return replace(changes, largest={**changes.largest, **largest})
 
 
 def _read(connection: Connection, period: Period, window: Window, server: str | None) -> Report:

@@ -25,7 +25,7 @@ from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
 from tests.digests import DAYS, FIRST, HOSTILE, JUMPED, RUNWAY, STEADY, TEAM, WEEK, WEEKLY, filled, weekly
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_objects, sizes, totals
 from tests.mail_server import Inbox
 
 pytestmark = pytest.mark.usefixtures("today")
@@ -45,6 +45,23 @@ def test_a_digest_tells_what_is_out_of_the_ordinary_and_nothing_else(week: Diges
     assert [one.database for one in week.gone] == ["gone"]
     assert (week.size_mb, week.change_mb) == (STEADY[-1] + JUMPED[-1] + 70 + 500, 300 + 9_300)
     assert len(week.history) == 15
+
+
+def test_a_digest_names_the_table_behind_each_of_its_movers(engine: Engine, week: Digest) -> None:
+    assert [one.behind for one in week.growers] == [None], "no table was measured"
+    before, last = WEEK.start - timedelta(days=2), WEEK.start + timedelta(days=5)
+    days = {before: {"audit": 2_000, "items": 900}, last: {"audit": 10_000, "items": 100, "new": 50}}
+    add_objects(engine, 1, "jumped", days)
+    add_objects(engine, 1, "steady", {before: {"a": 1}, last: {"a": 9_999}})
+
+    digest = read_digest(engine, WEEK)
+
+    [behind] = [one.behind for one in digest.growers]
+    assert behind is not None
+    assert (behind.name, behind.change_bytes >> 20, behind.first_day, behind.last_day) == ("audit", 8_000, before, last)
+    days_compared = human_days(before, last)
+    for shown in (as_text(digest), as_html(digest), digest_text(digest).replace("\\", "")):
+        assert f"Most by table audit: +7.8 GiB, {days_compared}" in shown
 
 
 def test_a_server_that_falls_silent_on_any_day_is_told_once_and_not_before_its_days_are_over(engine: Engine) -> None:

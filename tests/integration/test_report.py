@@ -26,7 +26,16 @@ from capacity_assets.report.data import read_report
 from capacity_assets.report.page import footer_query, next_edition, notes, render, write_report
 from tests.computing import compute_windows
 from tests.databases import execute
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_objects,
+    load_sample,
+    sizes,
+    stored,
+    totals,
+)
 from tests.profiles import generated
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up, months, server_with
 
@@ -53,6 +62,19 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     assert [(one.server, one.name) for one in report.databases.largest[ChangeKind.GONE]] == [("server-2", "gone")]
     assert [one.server for one in report.missing] == ["server-4"], "an inactive server is not expected"
     assert report.in_service.active == 4
+
+
+def test_a_report_names_the_table_behind_each_database_that_grew_or_shrank(every_kind: Engine) -> None:
+    january, february = date(2025, 1, 30), date(2025, 2, 27)
+    add_objects(every_kind, 1, "grows", {january: {"items": 60}, february: {"items": 100, "less": 1}})
+    add_objects(every_kind, 1, "shrinks", {january: {"log": 70, "more": 1}, february: {"log": 30, "more": 9}})
+    add_objects(every_kind, 1, "stays", {january: {"in": 1, "out": 6}, february: {"in": 6, "out": 1}})
+
+    page = render(read_report(every_kind, MONTHLY, FEBRUARY))
+
+    behind = re.findall(r"<td>(\w+)<br><em>(.*?)</em></td>", page)
+    days = "30 Jan to 27 Feb 2025"
+    assert behind == [("grows", f"table items: +40 MiB, {days}"), ("shrinks", f"table log: -40 MiB, {days}")]
 
 
 def test_the_totals_of_every_month_of_the_sample_equal_the_tables(engine: Engine, service: AggregationService) -> None:
