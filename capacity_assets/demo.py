@@ -83,6 +83,10 @@ EVENTS = {
     ("oracle-archive-01", "orders"): YearlyEvent(3, 0.6, "archive of the year purged"),
     ("sqlserver-bi-01", "crm"): YearlyEvent(6, 1.5, "history of another system imported"),
 }
+FIXED_FILES = ("sqlserver-erp-01", "shipping")
+"""A database whose files were allocated ahead and cannot grow: they are filled over a year and purged at New Year."""
+PURGE = YearlyEvent(1, 0.75, "shipments of the year before last purged")
+FULLEST_PERMILLE = 930
 WITH_VOLUME = {
     "mysql-orders-01": "/var/lib/mysql",
     "postgresql-core-01": "/data",
@@ -215,11 +219,12 @@ def _register(connection: Connection, today: date) -> dict[str, Registration]:
 
 
 def _copy(connection: Connection, known: dict[str, Registration], first_day: date, today: date) -> None:
-    columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_at"
+    columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, used_size_mb, collected_date"
+    columns += ", collected_at"
     copy_rows(connection, f"COPY sample ({columns}) FROM STDIN", _samples(known, first_day, today))
 
 
-Row = tuple[int, str, int, int | None, int | None, date, datetime]
+Row = tuple[int, str, int, int | None, int | None, int | None, date, datetime]
 
 
 def _samples(known: dict[str, Registration], first_day: date, today: date) -> Iterator[Row]:
@@ -247,9 +252,19 @@ def _sample(server: SampleServer, instance_id: int, number: int, day: date) -> R
     if event is not None:
         times = day.year - EPOCH.year + (day.month >= event.month)
         size = int(size * event.factor**times)
+    used = None
+    if (server.name, name) == FIXED_FILES:
+        size = _size_mb(server.name, name, 0)
+        used = size * 7 // 8 * _used_permille(day) // 1000
     log = size // 8 if server.db_type == "sqlserver" else None
     data = size - (log or 0) if server.db_type != "mysql" else None
-    return (instance_id, name, size, data, log, day, datetime.combine(day, MEASURED_AT))
+    return (instance_id, name, size, data, log, used, day, datetime.combine(day, MEASURED_AT))
+
+
+def _used_permille(day: date) -> int:
+    """Share of fixed files that is used: it grows through the year, and falls when it is purged."""
+    least = FULLEST_PERMILLE * PURGE.factor
+    return int(least + (FULLEST_PERMILLE - least) * day.timetuple().tm_yday / 366)
 
 
 def _size_mb(server: str, database: str, day: int) -> int:
@@ -345,7 +360,7 @@ def _steps(engine: Engine, today: date) -> list[SizeStep]:
         measured = {tuple(row) for row in connection.execute(text(_MEASURED), {"today": today})}
     return [
         SizeStep(server, database, date(year, event.month, 1), event.note)
-        for (server, database), event in EVENTS.items()
+        for (server, database), event in {**EVENTS, FIXED_FILES: PURGE}.items()
         for year in range(today.year - 2, today.year + 1)
         if (server, database) in measured and date(year, event.month, 1) <= today
     ]
@@ -437,12 +452,14 @@ FROM (
 ) AS u
 ON CONFLICT DO NOTHING
 """
-# SQL Server and Oracle know ceilings of databases, the others do not.
+# SQL Server and Oracle know ceilings of databases, the others do not. That of fixed files is their size.
 _CEILINGS = """
 INSERT INTO database_limit_stats
-    (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
+    (collected_date, instance_id, database_name, limit_mb, fills_files, is_unlimited, volumes, source, collected_at)
 SELECT s.collected_date, s.instance_id, s.database_name,
-       CASE WHEN i.db_type IN ('sqlserver', 'oracle') THEN ceil(s.size_mb * 1.2 / 65536.0) * 65536 END,
+       CASE WHEN s.used_size_mb IS NOT NULL THEN s.data_size_mb
+            WHEN i.db_type IN ('sqlserver', 'oracle') THEN ceil(s.size_mb * 1.2 / 65536.0) * 65536 END,
+       CASE WHEN s.used_size_mb IS NOT NULL THEN true END,
        i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume],
        CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END, s.collected_date + time '03:00'
 FROM sample s JOIN instances i ON i.id = s.instance_id

@@ -23,7 +23,9 @@ from capacity_assets.collection import storing
 from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSize, Objects, ObjectSize
 from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.demo import load_sample_fleet
+from capacity_assets.demo import FIXED_FILES, load_sample_fleet
+from capacity_assets.forecast.results import FORECAST, OWN_CEILING
+from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
@@ -271,7 +273,9 @@ def bill_at_half_a_euro(engine: Engine) -> None:
     issue_bill(engine, PERIODS["monthly"].window_of(LAST), fixed_clock(), KEYS)
 
 
-def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settings, engine: Engine) -> None:
+def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fills_fixed_files(
+    settings: Settings, engine: Engine
+) -> None:
     assert settings
     load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31))
     load_sample_fleet(engine, date(2025, 1, 1), date(2025, 12, 31))
@@ -294,6 +298,12 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside(settings: Settin
     assert stories["audit"].label == "public.audit_log"
     assert stories["orders"].label == "by_product on order_lines"
     assert round(stories["orders"].after_bytes / stories["orders"].before_bytes) == 2
+    fixed = {row.database: row for row in compute_runways(engine, date(2025, 12, 1), server=FIXED_FILES[0]).rows}
+    shipping = fixed[FIXED_FILES[1]]
+    assert (shipping.binds, shipping.state, shipping.headroom_mb) == (OWN_CEILING, FORECAST, 4367), "inside its files"
+    assert shipping.allocated_mb == 55_487
+    assert shipping.middle_day is not None
+    assert 100 < (shipping.middle_day - date(2025, 12, 1)).days < 200
 
 
 SIZES = st.lists(st.integers(0, 5000), min_size=0, max_size=12)
