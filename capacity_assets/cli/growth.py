@@ -108,7 +108,8 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
     rows = [[one.server, one.database, *_object_cells(one)] for one in found]
     title = f"Tables and indexes that grew most, {period.name_of(window)}"
     documents = [
-        {name: value for name, value in asdict(one).items() if name not in {"server_id", "amount"}} for one in found
+        {name: value for name, value in asdict(one).items() if name not in {"server_id", "counted_bytes", "amount"}}
+        for one in found
     ]
     return Report(documents, [Table(title, ("Server", "Database", *CHANGE_HEADINGS), rows)])
 

@@ -111,7 +111,8 @@ def _limits_fit(limits: Limits) -> bool:
 def _fit(database: DatabaseObjects) -> bool:
     keys = {(one.kind, one.schema, one.table, one.name) for one in database.largest}
     sizes = [database.other_bytes, *(one.size_bytes for one in database.largest)]
-    further = [size for one in database.largest for size in (one.index_bytes, one.free_bytes) if size is not None]
+    values = (value for one in database.largest for value in (one.index_bytes, one.free_bytes, one.written_rows))
+    further = [value for value in values if value is not None]
     names = [name for one in database.largest for name in (one.schema, one.table) if name]
     return (
         len(keys) == len(database.largest)

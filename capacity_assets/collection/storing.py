@@ -101,8 +101,9 @@ def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
         for database in outcome.objects.databases:
             for one in database.largest:
                 names = (one.kind, one.schema, one.table, one.name)
-                sizes = (one.size_bytes, one.index_bytes, one.free_bytes, one.estimated_rows, one.is_exact)
-                yield outcome.instance_id, database.database, *names, *sizes
+                sizes = (one.size_bytes, one.index_bytes, one.free_bytes)
+                rows = (one.estimated_rows, one.is_exact, one.written_rows)
+                yield outcome.instance_id, database.database, *names, *sizes, *rows
 
 
 def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
@@ -134,7 +135,8 @@ def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOu
 _STAGE_OBJECTS = """
 CREATE TEMPORARY TABLE measured_object (
     instance_id integer, database_name text, kind text, schema_name text, table_name text, object_name text,
-    size_bytes bigint, index_bytes bigint, free_bytes bigint, estimated_rows bigint, is_exact boolean
+    size_bytes bigint, index_bytes bigint, free_bytes bigint, estimated_rows bigint, is_exact boolean,
+    written_rows bigint
 ) ON COMMIT DROP
 """
 _STAGE_OTHERS = """
@@ -175,19 +177,19 @@ WITH before AS (
     GROUP BY o.instance_id, o.database_name, o.other_bytes, o.other_count
 ), entered AS (
     SELECT instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes, free_bytes,
-           estimated_rows, is_exact, CAST(NULL AS bigint) AS object_count
+           estimated_rows, is_exact, CAST(NULL AS bigint) AS object_count, written_rows
     FROM decided WHERE is_listed
     UNION ALL
-    SELECT instance_id, database_name, 'others', '', '', '', others_bytes, NULL, NULL, NULL, false, others_count
+    SELECT instance_id, database_name, 'others', '', '', '', others_bytes, NULL, NULL, NULL, false, others_count, NULL
     FROM summed
     UNION ALL
     SELECT s.instance_id, s.database_name, 'unexplained', '', '', '',
-           coalesce(d.size_bytes, d.size_mb * 1048576) - s.explained_bytes, NULL, NULL, NULL, false, NULL
+           coalesce(d.size_bytes, d.size_mb * 1048576) - s.explained_bytes, NULL, NULL, NULL, false, NULL, NULL
     FROM summed s JOIN measured_database d USING (instance_id, database_name)
 )
 INSERT INTO object_size_stats
     (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes,
-     free_bytes, estimated_rows, is_exact, object_count, collected_at)
+     free_bytes, estimated_rows, is_exact, object_count, written_rows, collected_at)
 SELECT CAST(:day AS date), e.*, s.measured_at
 FROM entered e JOIN measured_server s USING (instance_id) JOIN measured_database d USING (instance_id, database_name)
 """

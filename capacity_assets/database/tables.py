@@ -520,6 +520,11 @@ object_size_stats = table(
     required("is_exact", Boolean, "Whether size_bytes was measured; false: the catalogue's estimate"),
     optional("object_count", Integer, "How many tables and indexes a row of others stands for; null: another row"),
     timestamp("collected_at", "When the sample was taken"),
+    optional(
+        "written_rows",
+        BigInteger,
+        "Rows inserted, updated and deleted since the server began to count; null: not known",
+    ),
     PrimaryKeyConstraint(
         *("collected_date", "instance_id", "database_name", "kind", "schema_name", "table_name", "object_name"),
         name="object_size_stats_pkey",

@@ -29,8 +29,9 @@ from capacity_assets.reading.subjects import BillIssue
 
 LONGEST_BEFORE_DAYS = 31
 OTHERS, UNEXPLAINED = "others", "unexplained"
-ORDERS = ("growth", "shrinkage", "size", "free", "name")
-"""The sort orders of tables and indexes; `free`: what dead rows and free pages cost, and how many bytes they have."""
+ORDERS = ("growth", "shrinkage", "size", "free", "unwritten", "name")
+"""The sort orders of tables and indexes. `free`: by the cost of dead rows and free pages; `unwritten`: tables to which
+nobody wrote, by their cost with indexes."""
 DAYS_OF_WEEK = 7
 
 T = TypeVar("T", bound="ObjectChange")
@@ -58,6 +59,8 @@ class ObjectChange:
     free_bytes: int | None
     free_change_bytes: int | None
     estimated_rows: int | None
+    written_rows: int | None
+    """Rows inserted, updated and deleted between the two days; None: unknown."""
 
     @property
     def is_bound(self) -> bool:
@@ -83,7 +86,12 @@ class ObjectPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedObject(ObjectChange, ObjectPlace):
-    """A table or index in a list; `amount`: what `free_bytes` cost in the month of the bill; None: unknown."""
+    """A table or index in a list; `amount`: what `counted_bytes` cost in the month of the bill; None: unknown.
+
+    These are its dead rows and free pages or, in the order `unwritten`, the table with its indexes.
+    """
+
+    counted_bytes: int | None
 
     amount: Decimal | None
 
@@ -97,11 +105,11 @@ class ListedObject(ObjectChange, ObjectPlace):
 
 @dataclass(frozen=True)
 class ObjectList:
-    """A page of a list, and of all its rows how many bytes are dead or free, and what these cost; None: no price."""
+    """A page of a list, and `counted_bytes` of all its rows with what they cost; None: no price."""
 
     objects: Sequence[ListedObject]
     has_more: bool
-    free_bytes: int
+    counted_bytes: int
     amount: Decimal | None
 
 
@@ -197,8 +205,8 @@ def objects(  # noqa: PLR0913 -- one argument per choice of a list
     asked |= {"servers": servers, "databases": databases, "prices": PRICES, **of_bill}
     found = _rows(connection, _LISTED, first, last, **asked)
     listed = [_of_row(ListedObject, row) for row in found[:shown]]
-    free_bytes, amount = (found[0].whole_bytes or 0, in_cents(found[0].whole_amount)) if found else (0, None)
-    return ObjectList(listed, len(found) > shown, int(free_bytes), amount)
+    counted_bytes, amount = (found[0].whole_bytes or 0, in_cents(found[0].whole_amount)) if found else (0, None)
+    return ObjectList(listed, len(found) > shown, int(counted_bytes), amount)
 
 
 def objects_behind(
@@ -230,7 +238,7 @@ def _of_row(kind: type[T], row: Row[Any]) -> T:
 def _rows(connection: Connection, statement: str, first: date, last: date, **asked: Any) -> Sequence[Row[Any]]:
     parts = {"days": _DAYS, "ends": _ENDS, "ranked": _RANKED, "bounds": _BOUNDS, "changes": _CHANGES}
     parts |= {"compared": _COMPARED, "objects": _OBJECTS}
-    parts |= {"prices": asked.pop("prices")} if "prices" in asked else {}
+    parts |= {"prices": asked.pop("prices"), "counted": _COUNTED} if "prices" in asked else {}
     # By days, a key that begins with the day finds a server; by a range it does not.
     days = Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates
     asked = {"left_out": [], "largest": LARGEST_LISTED, "first": first, "days": days, **asked}
@@ -251,7 +259,7 @@ GROUP BY server_id, database HAVING max(day) >= :first
 """
 _ENDS = """
 SELECT o.server_id, o.database, o.day, o.kind, o.schema_name, o.table_name, o.object_name, o.size_bytes, o.free_bytes,
-       o.estimated_rows, o.is_exact, o.object_count, o.day = d.last_day AS is_last,
+       o.index_bytes, o.written_rows, o.estimated_rows, o.is_exact, o.object_count, o.day = d.last_day AS is_last,
        o.kind IN ('table', 'index') AS is_object
 FROM capacity_objects o JOIN days d ON d.server_id = o.server_id AND d.database = o.database
 WHERE d.first_day < d.last_day AND o.day IN (d.first_day, d.last_day) AND o.day = ANY (CAST(:days AS date[]))
@@ -275,7 +283,9 @@ SELECT server_id, database, kind, schema_name, table_name, object_name,
        max(size_bytes) FILTER (WHERE NOT is_last) AS first_bytes, max(size_bytes) FILTER (WHERE is_last) AS last_bytes,
        bool_and(is_exact) AS is_exact, max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
        max(free_bytes) FILTER (WHERE is_last) - max(free_bytes) FILTER (WHERE NOT is_last) AS free_change_bytes,
-       max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows
+       max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows,
+       max(index_bytes) FILTER (WHERE is_last) AS index_bytes,
+       max(written_rows) FILTER (WHERE is_last) - max(written_rows) FILTER (WHERE NOT is_last) AS written_rows
 FROM ranked GROUP BY server_id, database, kind, schema_name, table_name, object_name
 """
 _COMPARED = """
@@ -295,7 +305,9 @@ SELECT server_id, server, database, first_day, last_day, kind,
             ELSE after_bytes - before_bytes END AS change_bytes,
        first_bytes IS NULL AND before_bytes > 0 AS before_is_bound,
        last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes, free_change_bytes,
-       estimated_rows
+       estimated_rows, index_bytes,
+       -- Less than before: the server has begun again.
+       CASE WHEN written_rows >= 0 THEN written_rows END AS written_rows
 FROM compared
 """
 _INSIDE = """
@@ -303,22 +315,29 @@ SELECT o.*, sum(coalesce(first_bytes, 0)) OVER () AS database_before_bytes,
        sum(coalesce(last_bytes, 0)) OVER () AS database_after_bytes
 FROM objects o
 """
-_LISTED = """
-SELECT o.*, o.free_bytes * p.price / 1073741824 AS amount, sum(o.free_bytes) OVER () AS whole_bytes,
-       sum(o.free_bytes * p.price / 1073741824) OVER () AS whole_amount
+_COUNTED = """
+SELECT o.*, p.price,
+       CASE CAST(:order AS text) WHEN 'unwritten' THEN o.after_bytes + coalesce(o.index_bytes, 0) ELSE o.free_bytes END
+           AS counted_bytes
 FROM objects o LEFT JOIN prices p ON p.server_id = o.server_id AND p.database = o.database
 WHERE o.kind IN ('table', 'index')
   AND CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes > 0 WHEN 'shrinkage' THEN o.change_bytes < 0
-           WHEN 'free' THEN o.free_bytes > 0 ELSE o.last_bytes IS NOT NULL END
-ORDER BY CASE CAST(:order AS text) WHEN 'free' THEN o.free_bytes * p.price END DESC NULLS LAST,
+           WHEN 'free' THEN o.free_bytes > 0 WHEN 'unwritten' THEN o.written_rows = 0 ELSE o.last_bytes IS NOT NULL END
+"""
+_LISTED = """
+SELECT o.*, o.counted_bytes * o.price / 1073741824 AS amount, sum(o.counted_bytes) OVER () AS whole_bytes,
+       sum(o.counted_bytes * o.price / 1073741824) OVER () AS whole_amount
+FROM counted o
+ORDER BY CASE WHEN CAST(:order AS text) IN ('free', 'unwritten') THEN o.counted_bytes * o.price END DESC NULLS LAST,
          CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes WHEN 'shrinkage' THEN -o.change_bytes
-              WHEN 'size' THEN o.after_bytes WHEN 'free' THEN o.free_bytes END DESC NULLS LAST,
+              WHEN 'size' THEN o.after_bytes WHEN 'name' THEN NULL ELSE o.counted_bytes END DESC NULLS LAST,
          CASE CAST(:order AS text) WHEN 'name' THEN o.name END,
          o.server, o.database, o.kind, o.schema, o."table", o.name
 LIMIT :shown OFFSET :skipped
 """
 _LARGEST = """
-SELECT DISTINCT ON (o.server_id, o.database, o.change_bytes > 0) o.*, CAST(NULL AS numeric) AS amount
+SELECT DISTINCT ON (o.server_id, o.database, o.change_bytes > 0)
+       o.*, o.free_bytes AS counted_bytes, CAST(NULL AS numeric) AS amount
 FROM objects o WHERE o.kind IN ('table', 'index') AND o.change_bytes <> 0
 ORDER BY o.server_id, o.database, o.change_bytes > 0, abs(o.change_bytes) DESC, o.label
 """

@@ -442,8 +442,8 @@ class TablesPage(ListPage):
     is_measured: bool
     """Whether any were measured in the last month."""
     tables: Sequence[ListedObject]
-    free_bytes: int
-    """Dead rows and free pages in all rows of the list."""
+    counted_bytes: int
+    """Dead rows and free pages in all rows of the list; in the order `unwritten`, these tables with their indexes."""
     amount: Decimal | None
     """What these cost in a month, by the newest final bill; None: nothing has a price."""
     currency: str | None
@@ -537,7 +537,7 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         )
         places = among(shown=MOST_LABELLED)[0] if engine or label else None
         servers = [server] if server is not None else None
-        found = ObjectList((), has_more=False, free_bytes=0, amount=None)
+        found = ObjectList((), has_more=False, counted_bytes=0, amount=None)
         if window is not None:
             found = objects(
                 connection,
@@ -554,7 +554,7 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
     return TablesPage(
         tables=found.objects,
         has_more=found.has_more,
-        free_bytes=found.free_bytes,
+        counted_bytes=found.counted_bytes,
         amount=found.amount,
         currency=None if bill is None else bill.currency,
         label=None if label is None else "=".join(label),

@@ -10,6 +10,7 @@ from capacity_assets.collection import storing
 from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.servers import register_servers
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.tables import objects
 from tests.clocks import TODAY
 from tests.collecting import OBJECTS_THAT_ADD_UP, YESTERDAY, Collection, at
 from tests.servers import PostgresServer
@@ -66,6 +67,26 @@ def test_tables_and_indexes_are_listed_exactly_and_add_up_to_the_database(
     assert collection.rows(
         "SELECT table_name, index_bytes FROM object_size_stats WHERE object_name IN ('audit', 'audit_what') ORDER BY 1"
     ) == [("", said["audit_pkey"] + said["audit_what"]), ("audit", None)]
+
+
+def test_rows_that_were_written_are_counted_so_that_a_table_to_which_nobody_wrote_is_known(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    measured_postgres.execute(*TABLES, database="orders")
+    register_servers(collection.engine, [at(measured_postgres, collection)])
+    collection.collect_objects(YESTERDAY)
+    changes = ("DELETE FROM audit WHERE id <= 10", "UPDATE events SET what = 'w' WHERE id <= 5")
+    measured_postgres.execute(*changes, "SELECT count(*) FROM documents", database="orders")
+    collection.collect_objects(TODAY, again=True)
+
+    with collection.engine.connect() as connection:
+        found = objects(connection, TODAY, TODAY, order="unwritten", shown=10).objects
+        every = objects(connection, TODAY, TODAY, order="name", shown=50).objects
+    sizes = {one.name: one.after_bytes for one in every}
+    counted = {one.label: one.counted_bytes for one in found}
+    assert counted == {"public.documents": sizes["documents"], "Lager; --.stock": sizes["stock"]}
+    written = {one.name: one.written_rows for one in every}
+    assert (written["audit"], written["events"], written["documents"], written["audit_what"]) == (10, 5, 0, None)
 
 
 def test_a_locked_table_keeps_its_estimate_and_a_database_that_is_closed_is_named(

@@ -258,6 +258,7 @@ def test_statements_about_one_database_are_one_statement_of_their_dialect(statem
         ObjectSize("s", "t\0", "table", 1),
         ObjectSize("s", "t", "table", 2**63),
         ObjectSize("s", "t", "table", 1, free_bytes=-1),
+        ObjectSize("s", "t", "table", 1, written_rows=-1),
     ],
 )
 def test_objects_that_no_table_could_hold_are_unknown(wrong: ObjectSize) -> None:

@@ -222,6 +222,8 @@ class ObjectSize:
     free_bytes: int | None = None
     estimated_rows: int | None = None
     is_exact: bool = False
+    written_rows: int | None = None
+    """Rows inserted, updated and deleted since the server began to count."""
 
 
 @dataclass(frozen=True)

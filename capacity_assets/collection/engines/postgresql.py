@@ -232,14 +232,16 @@ WITH stored AS (
            CASE WHEN c.relpages > 1 THEN 0
                 WHEN c.relkind = 't' THEN 2000 * pg_stat_get_live_tuples(c.oid)
                 WHEN c.relkind = 'i' THEN 20 * pg_stat_get_live_tuples(i.indrelid)
-                ELSE 100 * pg_stat_get_live_tuples(c.oid) END AS guessed_bytes
+                ELSE 100 * pg_stat_get_live_tuples(c.oid) END AS guessed_bytes,
+           CASE WHEN c.relkind IN ('r', 'm') THEN pg_stat_get_tuples_inserted(c.oid)
+                + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid) END AS written
     FROM pg_class c
     LEFT JOIN pg_index i ON i.indexrelid = c.oid
     LEFT JOIN pg_class own ON own.reltoastrelid = CASE c.relkind WHEN 't' THEN c.oid WHEN 'i' THEN i.indrelid END
     WHERE c.relkind IN ('r', 'i', 't', 'm', 'S')
 ), rooted AS (
     SELECT CASE WHEN relispartition THEN coalesce(pg_partition_root(oid)::oid, oid) ELSE oid END AS root,
-           relkind = 'i' AS is_index, is_own, oid, indrelid, pages, tuples, guessed_bytes,
+           relkind = 'i' AS is_index, is_own, oid, indrelid, pages, tuples, guessed_bytes, written,
            CASE WHEN relkind = 'i' AND relispartition
                 THEN coalesce(pg_partition_root(indrelid)::oid, indrelid) ELSE indrelid END AS table_root
     FROM stored
@@ -248,7 +250,8 @@ WITH stored AS (
            sum(pages) * current_setting('block_size')::bigint + sum(guessed_bytes) AS order_bytes,
            CASE WHEN is_index THEN max(table_root) END AS table_root,
            CASE WHEN NOT is_index AND bool_and(tuples >= 0) FILTER (WHERE is_own)
-                THEN sum(tuples) FILTER (WHERE is_own) END AS estimated_rows
+                THEN sum(tuples) FILTER (WHERE is_own) END AS estimated_rows,
+           sum(written) AS written_rows
     FROM rooted GROUP BY root, is_index
 ), of_tables AS (
     SELECT table_root, sum(size_bytes) AS index_bytes FROM grouped WHERE is_index GROUP BY table_root
@@ -261,7 +264,7 @@ SELECT s.root::bigint, n.nspname, c.relname, s.is_index, coalesce(t.relname, '')
        CASE WHEN c.relkind IN ('r', 'm') AND pg_stat_get_live_tuples(s.root) + pg_stat_get_dead_tuples(s.root) > 0
             THEN (s.size_bytes * pg_stat_get_dead_tuples(s.root)
                   / (pg_stat_get_live_tuples(s.root) + pg_stat_get_dead_tuples(s.root)))::bigint END,
-       s.estimated_rows::bigint, s.all_count, s.all_bytes::bigint
+       s.estimated_rows::bigint, s.written_rows::bigint, s.all_count, s.all_bytes::bigint
 FROM sized s JOIN pg_class c ON c.oid = s.root JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_class t ON t.oid = s.table_root LEFT JOIN of_tables o ON o.table_root = s.root AND NOT s.is_index
 ORDER BY s.order_bytes DESC, s.root
@@ -416,14 +419,15 @@ class PostgreSQL(EngineAdapter):
             if is_index:
                 more_of_indexes[schema, table] += exact.get(oid, size_bytes) - size_bytes
         objects, more = [], 0
-        for oid, schema, named, is_index, table, size_bytes, index_bytes, free, estimated, *_ in rows:
+        for oid, schema, named, is_index, table, size_bytes, index_bytes, free, estimated, written, *_ in rows:
             size = exact.get(oid, size_bytes)
             more += size - size_bytes
             indexes = None if is_index else index_bytes + more_of_indexes[schema, named]
             free_bytes = None if free is None else min(free, size)
             kind = INDEX if is_index else TABLE
-            objects.append(ObjectSize(schema, named, kind, size, table, indexes, free_bytes, estimated, oid in exact))
-        all_count, all_bytes = rows[0][9:] if rows else (0, 0)
+            known = (free_bytes, estimated, oid in exact, written)
+            objects.append(ObjectSize(schema, named, kind, size, table, indexes, *known))
+        all_count, all_bytes = rows[0][10:] if rows else (0, 0)
         return DatabaseObjects.among(name, objects, int(all_count), int(all_bytes) + more)
 
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
