@@ -150,7 +150,7 @@ def served(
             yield process
         finally:
             process.send_signal(signal.SIGINT)
-            rest, _ = process.communicate(timeout=90)
+            rest, _ = process.communicate(timeout=PATIENCE_SECONDS)
         if process.returncode == -signal.SIGKILL:  # by a test
             return
         assert "Stopped. All data was kept" in rest
