@@ -65,11 +65,18 @@ _OF_PART = ("part_kind", "part_name", "size_bytes", "volume_name", "detail")
 _PARTS = _staged("measured_part", server_part_stats, *_OF_PART)
 
 
-def _store_beside(connection: Connection, day: date, table: Table, staged: Table) -> None:
-    """Store staged limits or parts; a server that reports none keeps those from earlier on the day.
+def _store_beside(
+    connection: Connection, day: date, table: Table, staged: Table, rows: Iterable[Sequence[object]]
+) -> None:
+    """Store limits or parts; a server that reports none keeps those from earlier on the day.
 
     Rows that are gone are selected first, because a distributed table cannot be compared with a temporary one per row.
     """
+    reported = [*rows]
+    if not reported:
+        return
+    connection.execute(CreateTable(staged))
+    copy_rows(connection, f"COPY {staged.name} FROM STDIN", reported)
     keys = [column.name for column in table.primary_key if column.name != "collected_date"]
     fixed: dict[str, ColumnElement[Any]] = {"collected_date": literal(day)}
     if "source" in table.c:
@@ -81,8 +88,8 @@ def _store_beside(connection: Connection, day: date, table: Table, staged: Table
     gone = stored.except_(select(*(staged.c[key] for key in keys))).subquery("gone")
     is_gone = (table.c[key] == gone.c[key] for key in keys)
     connection.execute(delete(table).where(table.c.collected_date == day, *is_gone))
-    rows = select(*[*fixed.values(), *staged.c])
-    insertion = insert(table).from_select([*fixed, *staged.c.keys()], rows, include_defaults=False)
+    every = select(*[*fixed.values(), *staged.c])
+    insertion = insert(table).from_select([*fixed, *staged.c.keys()], every, include_defaults=False)
     unique = ["collected_date", *keys]
     changes: dict[str, object] = {
         one: insertion.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique
@@ -237,9 +244,9 @@ def store_outcomes(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) 
         for statement in (_WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
         connection.execute(text(_NO_LONGER_IMPORTED), {"day": day})
-        _store_beside(connection, day, volume_size_stats, _VOLUMES)
-        _store_beside(connection, day, database_limit_stats, _CEILINGS)
-        _store_beside(connection, day, server_part_stats, _PARTS)
+        _store_beside(connection, day, volume_size_stats, _VOLUMES, _volume_rows(outcomes))
+        _store_beside(connection, day, database_limit_stats, _CEILINGS, _limit_rows(outcomes))
+        _store_beside(connection, day, server_part_stats, _PARTS, _part_rows(outcomes))
         _store_objects(connection, day, outcomes)
         record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
@@ -286,14 +293,9 @@ def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     """Copy outcomes into temporary tables."""
     for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES)):
         connection.execute(statement)
-    for staged in (_VOLUMES, _CEILINGS, _PARTS):
-        connection.execute(CreateTable(staged))
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
     sizes = ((one.instance_id, size.name, *size.values) for one in outcomes for size in one.sizes)
     copy_rows(connection, "COPY measured_database FROM STDIN", sizes)
-    copy_rows(connection, "COPY measured_volume FROM STDIN", _volume_rows(outcomes))
-    copy_rows(connection, "COPY measured_limit FROM STDIN", _limit_rows(outcomes))
-    copy_rows(connection, "COPY measured_part FROM STDIN", _part_rows(outcomes))
     # New tables have no statistics, without which plans assume too many rows.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
