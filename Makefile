@@ -59,9 +59,10 @@ test-image: $(DEVELOPER) ## Run the steps of the image's Dockerfile in a clean D
 test-dagster: DAGSTER ?= 1.13
 test-dagster: ## Run the graph's tests on the newest release of another Dagster, if there is one; DAGSTER=1.14
 	@$(MAKE) --no-print-directory VENV=build/dagster-$(DAGSTER) build/dagster-$(DAGSTER)/.installed-dev
-	@# Our own bounds are passed over; `dagster-postgres` names the exact release of the others.
+	@# Our own bounds are passed over. Unbound, pip falls back to a years-old dagster-postgres; 0.29 is that of 1.13.
 	@if build/dagster-$(DAGSTER)/bin/pip download --quiet --no-deps --dest build/dagster 'dagster==$(DAGSTER).*'; then \
-		build/dagster-$(DAGSTER)/bin/pip install --quiet --upgrade 'dagster==$(DAGSTER).*' dagster-webserver dagster-postgres dagster-celery dagster-k8s && \
+		build/dagster-$(DAGSTER)/bin/pip install --quiet --upgrade 'dagster==$(DAGSTER).*' dagster-webserver \
+			$(foreach library,postgres celery,'dagster-$(library)==0.$(shell expr 16 + $(subst 1.,,$(DAGSTER))).*') && \
 		tests/install_servers.sh && build/dagster-$(DAGSTER)/bin/pytest -n 4 --dist loadfile -q \
 			$$(grep -rlE '^(import|from) dagster' tests/unit tests/integration --include='test_*.py'); \
 	else echo "There is no Dagster $(DAGSTER) yet."; fi

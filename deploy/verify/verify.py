@@ -2,8 +2,8 @@
 
 A server is an address, `ENGINE://ADMINISTRATOR@HOST:PORT/DATABASE`, or a name in compose.yaml beside this file. The
 password of the administrators is in CAPACITY_VERIFY_PASSWORD. On each server a database, for Oracle a tablespace,
-`capacity_known` and a login `capacity_verify` with the documented rights are made, and removed again. Samples go to the
-database of CAPACITY_DATABASE_URL, else to an embedded server in a temporary folder.
+`capacity_known` and a login `capacity_verify` with the documented rights are made, and removed again. Samples go to an
+embedded server in a temporary folder, or to the database of CAPACITY_VERIFY_DATABASE_URL; other settings do not count.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, chdir, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,6 +36,7 @@ from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.runtime import open_engine
 
 PASSWORD = "CAPACITY_VERIFY_PASSWORD"  # noqa: S105 -- the name of a variable
+DATABASE = "CAPACITY_VERIFY_DATABASE_URL"
 LOGIN, NAME = "capacity_verify", "capacity_known"
 START_SECONDS, PAUSE_SECONDS = 300, 3
 
@@ -397,19 +399,28 @@ def chosen(names: Iterable[str]) -> list[Address]:
     return addresses
 
 
+def own_settings(folder: str) -> dict[str, str]:
+    """Return the variables of this process with settings of its own: never those of an installation."""
+    foreign = re.compile("CAPACITY_(?!VERIFY_|TEST_)")
+    kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
+    database = {"CAPACITY_DATABASE_URL": kept[DATABASE]} if DATABASE in kept else {}
+    return {**kept, **database, "CAPACITY_HOME": folder, "CAPACITY_OBJECTS": "all"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make, measure, compare; return 0 if every figure fits, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="*", metavar="SERVER")
     parser.add_argument("--disk", type=Path, help="a folder here on the file system where the servers have their data")
     options = parser.parse_args(arguments)
+    disk = options.disk and disk_usage(options.disk).total / BYTES_PER_MB
     addresses, password = chosen(options.servers), os.environ.get(PASSWORD)
     if not password:
         parser.error(f"{PASSWORD} is not set: the password of the administrators")
-    os.environ["CAPACITY_OBJECTS"] = "all"
     with TemporaryDirectory(prefix="capacity-verify-") as folder, ExitStack() as stack:
-        if not os.environ.get("CAPACITY_DATABASE_URL"):
-            os.environ["CAPACITY_HOME"] = folder
+        stack.enter_context(mock.patch.dict(os.environ, own_settings(folder), clear=True))
+        # A file .env in the folder of the caller would count.
+        stack.enter_context(chdir(folder))
         expected = {one.name: stack.enter_context(filled(one, password)) for one in addresses}
         found, notes = measured(addresses, Path(folder))
     table = Table("Server", "Figure", "Known", "Measured", "Tolerance", "")
@@ -417,9 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in addresses:
         figures = dict(expected[one.name])
         if RECIPES[one.engine].volume:
-            figures["volume"] = (
-                Known(disk_usage(options.disk).total / BYTES_PER_MB, 1) if options.disk else Known(1, None)
-            )
+            figures["volume"] = Known(disk, 1) if disk else Known(1, None)
             figures["free"] = Known(1, None)
         for what, known in figures.items():
             mb = found[one.name].get(what)

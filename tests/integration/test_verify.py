@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import sqlglot
 import yaml
+from sqlalchemy import URL
 
-from capacity_assets.base.settings import Settings
 from capacity_assets.collection.engines.base import engine_named, engine_names
 from tests.documents import ROOT
 from tests.forked import run_forked
@@ -23,20 +25,21 @@ COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 
 
 @pytest.fixture
-def verify(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program, on a capacity database of the tests."""
-    assert settings
+def verify(database: URL, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program, on a capacity database of the tests. Settings of an installation would make it fail."""
     spec = importlib.util.spec_from_file_location("verify", FOLDER / "verify.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "verify", module)
+    monkeypatch.setitem(sys.modules, "verify", module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(
         module, "command", lambda *arguments: run_forked(*arguments, environment=os.environ, timeout=60)
     )
     monkeypatch.setenv("CAPACITY_VERIFY_PASSWORD", ADMIN_PASSWORD)
-    monkeypatch.setenv("CAPACITY_OBJECTS", "")
+    monkeypatch.setenv("CAPACITY_VERIFY_DATABASE_URL", database.render_as_string(hide_password=False))
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/fleet")
+    monkeypatch.setenv("CAPACITY_COLLECTION", "off")
     return module
 
 
@@ -74,25 +77,39 @@ def test_databases_of_known_size_on_real_servers_are_measured_right_and_removed_
         assert cursor.fetchall() == ()
 
 
-def test_a_figure_that_is_not_the_known_one_or_not_measured_makes_it_fail(
+def test_a_database_that_is_not_of_the_known_size_makes_it_fail(
     verify: ModuleType,
     measured_postgres: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(verify.RECIPES["postgresql"].known, "known", verify.Known(33, 2))
-    address = f"postgresql://postgres@127.0.0.1:{measured_postgres.port}/postgres"
-    monkeypatch.setenv("CAPACITY_SYSTEM_DATABASES", "postgresql=capacity_known")
+    recipe = verify.RECIPES["postgresql"]
+    monkeypatch.setitem(verify.RECIPES, "postgresql", replace(recipe, fill=recipe.fill[:1]))
 
-    status = verify.main([address])
+    status = verify.main([f"postgresql://postgres@127.0.0.1:{measured_postgres.port}/postgres"])
 
     printed = capsys.readouterr().out
     assert status == 1
-    assert re.search(r"│ size +│ 42.5 MiB +│ unknown +│ 10 % +│ WRONG │", printed)
-    assert "3 of 5 figures wrong." in printed
-    assert not verify.fits(verify.Known(33, 2), 32)
-    assert verify.fits(verify.Known(33, 4), 32)
-    assert not verify.fits(verify.Known(28, None), 27.9)
+    assert re.search(r"│ size +│ 42.5 MiB +│ [78].\d MiB +│ 10 % +│ WRONG │", printed)
+    assert re.search(r"│ table +│ 32.0 MiB +│ 0.0 MiB +│ 20 % +│ WRONG │", printed)
+    assert re.search(r"│ index +│ 3.0 MiB +│ unknown +│ 40 % +│ WRONG │", printed)
+    assert re.search(r"\n[45] of 5 figures wrong.", printed)
+
+
+@pytest.mark.parametrize(
+    ("known", "measured", "right"),
+    [
+        ((33, 2), 32, False),
+        ((33, 4), 32, True),
+        ((28, None), 27.9, False),
+        ((28, None), 28, True),
+        ((0, None), None, True),
+    ],
+)
+def test_a_figure_is_right_within_its_tolerance(
+    verify: ModuleType, known: tuple[float, float | None], measured: float | None, *, right: bool
+) -> None:
+    assert verify.fits(verify.Known(*known), measured) is right
 
 
 def test_every_engine_has_a_container_and_statements_of_its_own_language(verify: ModuleType) -> None:
