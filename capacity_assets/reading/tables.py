@@ -195,15 +195,12 @@ def objects(  # noqa: PLR0913 -- one argument per choice of a list
     the same place in `servers`. Prices are those of `bill`. Raises DBAPIError.
     """
     replicas = [] if servers is not None else rows(connection, _REPLICAS)
-    asked: dict[str, Any] = {
-        "order": order,
-        "shown": shown + 1,
-        "skipped": skipped,
-        "left_out": [row.server_id for row in replicas],
-    }
+    asked: dict[str, Any] = {"order": order, "shown": shown + 1, "skipped": skipped, "prices": PRICES}
+    asked["left_out"] = [row.server_id for row in replicas]
+    asked["servers"] = None if servers is None else list(servers)
+    asked["databases"] = None if databases is None else list(databases)
     of_bill = {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
-    asked |= {"servers": servers, "databases": databases, "prices": PRICES, **of_bill}
-    found = _rows(connection, _LISTED, first, last, **asked)
+    found = _rows(connection, _LISTED, first, last, **asked, **of_bill)
     listed = [_of_row(ListedObject, row) for row in found[:shown]]
     counted_bytes, amount = (found[0].whole_bytes or 0, in_cents(found[0].whole_amount)) if found else (0, None)
     return ObjectList(listed, len(found) > shown, int(counted_bytes), amount)

@@ -393,6 +393,7 @@ def _samples(
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
+TABLES_SECONDS = 60
 MOST_LABELLED = 100_000
 """More databases than a fleet has: all of a label or engine are wanted."""
 
@@ -536,21 +537,16 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
             databases, connection, period, window, order="name", server_id=server, engine=engine, label=label
         )
         places = among(shown=MOST_LABELLED)[0] if engine or label else None
-        servers = [server] if server is not None else None
-        found = ObjectList((), has_more=False, counted_bytes=0, amount=None)
-        if window is not None:
-            found = objects(
-                connection,
-                window.start,
-                window.end,
-                order=order,
-                servers=servers if places is None else [one.server_id for one in places],
-                databases=None if places is None else [one.database for one in places],
-                bill=bill,
-                skipped=(query.page - 1) * query.rows_shown,
-                shown=query.rows_shown,
-            )
+        servers = (server,) if server is not None else None
         is_measured = are_measured(connection, query.today)
+    found = ObjectList((), has_more=False, counted_bytes=0, amount=None)
+    if window is not None:
+        asked: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
+        asked |= {"skipped": (query.page - 1) * query.rows_shown, "shown": query.rows_shown}
+        asked["servers"] = servers if places is None else tuple(one.server_id for one in places)
+        asked["databases"] = None if places is None else tuple(one.database for one in places)
+        # Comparing the tables of a fleet takes seconds.
+        found = reader.read_cached(("tables", *asked.values()), partial(objects, **asked), TABLES_SECONDS)
     return TablesPage(
         tables=found.objects,
         has_more=found.has_more,

@@ -33,6 +33,8 @@ TABLES = (
     "CREATE MATERIALIZED VIEW \"Lager; --\".stock AS SELECT repeat('s', 500) FROM generate_series(1, 5000)",
 )
 
+OURS = ("public", "Lager; --")
+
 
 def test_tables_and_indexes_are_listed_exactly_and_add_up_to_the_database(
     measured_postgres: PostgresServer, collection: Collection
@@ -80,8 +82,10 @@ def test_rows_that_were_written_are_counted_so_that_a_table_to_which_nobody_wrot
     collection.collect_objects(TODAY, again=True)
 
     with collection.engine.connect() as connection:
-        found = objects(connection, TODAY, TODAY, order="unwritten", shown=10).objects
-        every = objects(connection, TODAY, TODAY, order="name", shown=50).objects
+        found, every = (
+            [one for one in objects(connection, TODAY, TODAY, order=order, shown=1000).objects if one.schema in OURS]
+            for order in ("unwritten", "name")
+        )
     sizes = {one.name: one.after_bytes for one in every}
     counted = {one.label: one.counted_bytes for one in found}
     assert counted == {"public.documents": sizes["documents"], "Lager; --.stock": sizes["stock"]}
