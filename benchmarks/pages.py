@@ -55,6 +55,9 @@ PAGES = {
     "a database, daily": "/database?server=17&name=database-{n}",
     "a database, weekly": "/database?server=18&name=database-{n}&period=weekly",
     "a volume": "/volume?server={n}&name=%2Fdata",
+    "tables by growth, of 25 servers": "/tables?page={n}",
+    "tables by dead space, of a server": "/tables?order=free&server={n}&period=monthly",
+    "a table": "/table?server={n}&database=database-1&schema=public&name=object-1",
     "search": "/search?q=base-7+server-1{n}",
 }
 PERIODS_ASKED = ("weekly", "monthly", "quarterly", "yearly", "daily")
@@ -72,6 +75,18 @@ VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
 SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + id, 'measured'
 FROM instances, generate_series(0, 89) AS d
+"""
+# Of 25 servers, half a year of weeks.
+OBJECTS = """
+INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
+                               size_bytes, free_bytes, is_exact, object_count)
+SELECT a.period_end - 7 * w, a.instance_id, a.database_name, k.kind, 'public', '', k.name,
+       avg_size_mb * 1048576 / 102 + n * (26 - w) * 100000, n % 5 * 10000000, true,
+       CASE k.kind WHEN 'others' THEN 300 END
+FROM database_size_aggregations a, generate_series(0, 25) w, generate_series(1, 102) n
+CROSS JOIN LATERAL (SELECT CASE n WHEN 101 THEN 'others' WHEN 102 THEN 'unexplained' ELSE 'table' END AS kind,
+                           CASE WHEN n <= 100 THEN 'object-' || n ELSE '' END AS name) AS k
+WHERE a.period_type = 'daily' AND a.period_start = :day AND a.instance_id <= 25
 """
 _RUNWAYS = """
 INSERT INTO capacity_runways (as_of, instance_id, subject, name, state, last_day, size_mb, limit_mb, binds,
@@ -117,7 +132,7 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
 def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
-        for statement in (_SAMPLES, _TOTALS, VOLUMES, _RUNWAYS):
+        for statement in (_SAMPLES, _TOTALS, VOLUMES, OBJECTS, _RUNWAYS):
             connection.execute(text(statement), {"day": fleet.last_day})
         connection.execute(text(LABELS))
         connection.execute(text("VACUUM (ANALYZE)"))
