@@ -107,7 +107,8 @@ def space_usage(
         return None
     before = day - timedelta(days=COMPARED_DAYS)
     asked = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
-    sizes, used, in_parts = _sizes(connection, asked)
+    sizes, used = _sizes(connection, asked)
+    in_parts = _days_in_parts(connection, asked)
     details = rows(connection, _DETAILS, **asked, day=day, slot=SLOT)
     reasons = {row.kind: row.detail for row in details if row.size_bytes is None}
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if {(day, kind), (before, kind)} & {*sizes} or kind in reasons]
@@ -149,7 +150,10 @@ def space_history(
     What has no known size is a part of the unexplained. Raises DBAPIError.
     """
     asked = {"server": server_id, "days": days, "volume": volume, "is_only": len(volumes) == 1}
-    sizes, used, in_parts = _sizes(connection, asked)
+    in_parts = _days_in_parts(connection, asked)
+    if not in_parts:
+        return []
+    sizes, used = _sizes(connection, asked)
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if any(kind == one for _, one in sizes)]
     history = []
     for day, used_mb in sorted(used.items()):
@@ -159,18 +163,17 @@ def space_history(
     return history
 
 
-def _sizes(
-    connection: Connection, asked: Mapping[str, object]
-) -> tuple[dict[tuple[date, str], int], dict[date, int], set[date]]:
-    """Return the sizes of databases and parts by day and kind, what is used by day, MiB, and the days with parts.
+def _days_in_parts(connection: Connection, asked: Mapping[str, object]) -> set[date]:
+    """Return the days on which the parts of a server were measured; on others all of them would be unexplained."""
+    return {row.day for row in rows(connection, _DAYS_WITH_PARTS, **asked)}
 
-    On another day all parts would be unexplained.
-    """
+
+def _sizes(connection: Connection, asked: Mapping[str, object]) -> tuple[dict[tuple[date, str], int], dict[date, int]]:
+    """Return the sizes of databases and parts by day and kind, and what is used by day, MiB."""
     statements = (_DATABASES_OF_SERVER if asked["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
     found = [row for statement in statements for row in rows(connection, statement, **asked, held=HELD)]
     used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **asked)}
-    in_parts = {row.day for row in rows(connection, _DAYS_WITH_PARTS, **asked)}
-    return {(row.day, row.kind): int(row.size_mb) for row in found}, used, in_parts
+    return {(row.day, row.kind): int(row.size_mb) for row in found}, used
 
 
 def _title(kind: str) -> str:
