@@ -406,7 +406,9 @@ class TileOnMap:
             return []
         figures = [human_mb(self.tile.size_mb), self.tile.growth]
         if self.is_heading:
-            lines = [TileLine(self.tile.name, " · ".join(filter(None, figures)))]
+            most = self.area.width / CHARACTER_WIDTH - len(f"{self.tile.name} · ") - 1
+            fitting = (text for text in (" · ".join(filter(None, figures)), figures[0]) if len(text) <= most)
+            lines = [TileLine(self.tile.name, next(fitting, ""))]
         else:
             lines = [TileLine(text) for text in (self.tile.name, *figures)]
             lines = lines[: 1 + int((self.area.height - LEAST_TEXT_HEIGHT) // LINE_HEIGHT)]

@@ -51,7 +51,7 @@ RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "
 # What depends on the colours; the document is the same.
 RULES_OF_COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
 SCHEMES: dict[Literal["light", "dark"], Any] = {"light": RULES, "dark": RULES_OF_COLOURS}
-WIDTHS = (390, 768, 1280, 3840)
+WIDTHS = (390, 768, 1100, 1280, 3840)
 BROKEN_WORDS = """
 () => [...document.querySelectorAll("main :is(td, th, dt, dd, li, p)")].flatMap(part => {
   const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT), found = [];
@@ -277,7 +277,7 @@ def test_no_page_breaks_a_rule_of_accessibility(browser: Browser, address: str) 
     page.context.close()
 
 
-def test_no_page_scrolls_aside_on_any_screen_or_breaks_a_word_on_a_phone(browser: Browser, address: str) -> None:
+def test_no_page_scrolls_aside_on_any_screen_or_breaks_a_word(browser: Browser, address: str) -> None:
     page = opened(browser, address)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for path in PATHS:
@@ -285,7 +285,7 @@ def test_no_page_scrolls_aside_on_any_screen_or_breaks_a_word_on_a_phone(browser
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
-            if width == min(WIDTHS):
+            if width != max(WIDTHS):
                 assert page.evaluate(BROKEN_WORDS) == [], path
             if path.startswith("/decisions"):
                 expect(page.get_by_text("by capacity demo")).to_be_visible()

@@ -22,6 +22,7 @@ from capacity_assets.charts.drawing import (
     Series,
     Tile,
     TileArea,
+    TileOnMap,
     WaterfallStep,
     columns_chart,
     count_axis,
@@ -494,6 +495,15 @@ def test_a_map_says_names_sizes_and_growth_as_text_and_leads_to_its_parts() -> N
     assert "<script" not in drawn
     assert [link.get("href") for link in parsed(drawn).iter("a")] == ["/group?name=payments", "/database?name=orders"]
     assert treemap("space", [Tile("empty", 0, None)]) == ""
+
+
+def test_the_heading_of_a_narrow_group_has_only_the_figures_that_fit() -> None:
+    group = Tile("(no team)", 239_000, 4_300)
+
+    headings = {width: TileOnMap(group, TileArea(0, 0, width, 22), is_heading=True).lines for width in (90, 170, 240)}
+
+    assert [line.figures for [line] in headings.values()] == ["", "233.4 GiB", "233.4 GiB · +1.8 %"]
+    assert {line.text for [line] in headings.values()} == {"(no team)"}
 
 
 def test_a_sparkline_has_gaps_and_needs_two_sizes() -> None:
