@@ -307,7 +307,7 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
             added = "" if one.added_mb is None else f" +{human_mb(one.added_mb)}"
             is_plan = one.kind == PLANNED
             day, short = (one.until, f"plan{added}") if is_plan else (one.declared_at.date(), one.text)
-            about = "" if one.name == name else f"{one.name}: "
+            about = "" if one.name == name else f"{display_name(one.subject, one.name)}: "
             note = f"{display_name(one.subject, one.name)} on {one.server}: {one.sentence}"
             marks.append(Mark(day, note, "plan" if is_plan else "decision", f"{about}{short}"))
     for month, amount in bills.items():
