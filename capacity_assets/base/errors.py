@@ -44,6 +44,11 @@ SCHEMA_SQLSTATES: dict[str, str] = {
 }
 
 INSUFFICIENT_PRIVILEGE = "42501"
+_REMEDIES_BY_SQLSTATE = {
+    INSUFFICIENT_PRIVILEGE: "The role lacks a right: docs/operations.md, Roles, has the statements that grant it.",
+    "25006": "Connect to the primary, as a role that may write.",
+    "53100": "Free some space where the server keeps its data, then run this again.",
+}
 
 
 class CapacityError(Exception):
@@ -137,7 +142,7 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str = "") -> Dat
     elif transient:
         advice = "This can pass by itself: run it again."
     else:
-        advice = "Repeating it will not help: fix the cause first."
+        advice = _REMEDIES_BY_SQLSTATE.get(sqlstate or "", "Repeating it will not help: fix the cause first.")
     text = f"The database failed while {doing}: {reason_of(error)}. {kept}{advice}"
     return DatabaseError(text, sqlstate=sqlstate, transient=transient)
 

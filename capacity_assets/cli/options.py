@@ -60,8 +60,8 @@ def readable_errors() -> Iterator[None]:
     except CapacityError as error:
         _exit_with(str(error), FAILED)
     except errors.DATABASE_FAILURES as error:
-        reason = errors.reason_of(error)
-        _exit_with(f"The database refused the work: {reason}. The open transaction was rolled back.", FAILED)
+        failure = errors.database_error(error, doing="working", kept="The open transaction was rolled back.")
+        _exit_with(str(failure), FAILED)
     except (OSError, MemoryError) as error:
         sentence = errors.sentence_of(error)
         if sentence is None:

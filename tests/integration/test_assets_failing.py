@@ -149,7 +149,7 @@ def test_a_read_only_database_is_permanent_and_not_retried(settings: Settings, e
 
     assert not result.success
     assert retries(result) == 0
-    assert "Repeating it will not help" in failure_text(result)
+    assert "Connect to the primary, as a role that may write." in failure_text(result)
 
 
 @pytest.mark.single_server("makes a trigger per row")
@@ -171,7 +171,7 @@ def test_a_full_disk_is_permanent_and_not_retried(settings: Settings, engine: En
     assert not result.success
     assert retries(result) == 0
     assert "No space left on device" in failure_text(result)
-    assert "Repeating it will not help: fix the cause first." in failure_text(result)
+    assert "Free some space where the server keeps its data, then run this again." in failure_text(result)
     assert stored(engine, DATABASE) == []
 
 

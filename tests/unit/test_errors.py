@@ -84,3 +84,19 @@ def test_a_missing_table_says_capacity_init() -> None:
 
     assert "run `capacity init`" in str(error)
     assert not error.transient
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "advice"),
+    [
+        ("42501", "The role lacks a right: docs/operations.md, Roles, has the statements that grant it."),
+        ("25006", "Connect to the primary, as a role that may write."),
+        ("53100", "Free some space where the server keeps its data, then run this again."),
+        ("23505", "Repeating it will not help: fix the cause first."),
+    ],
+)
+def test_what_a_person_can_repair_is_said(sqlstate: str, advice: str) -> None:
+    error = database_error(raised(sqlstate), doing="writing", kept="Nothing was written.")
+
+    assert str(error).endswith(f"Nothing was written. {advice}")
+    assert not error.transient
