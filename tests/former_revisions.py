@@ -23,6 +23,7 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0022": ("ALTER TABLE object_size_stats DROP COLUMN written_rows CASCADE",),
     "0021": (
         *(
             f"ALTER TABLE {table} DROP COLUMN {column} CASCADE"

@@ -81,7 +81,7 @@ def fill_as_of_0_3_0(engine: Engine) -> None:
 def fill_as_of_0021(engine: Engine) -> None:
     """The same in a database of the revision before used space was measured."""
     half_a_year_of_two_servers(engine)
-    execute(engine, *ADDED_LATER["0021"], f"UPDATE {VERSION_TABLE} SET version_num = '0021'")
+    execute(engine, *ADDED_LATER["0022"], *ADDED_LATER["0021"], f"UPDATE {VERSION_TABLE} SET version_num = '0021'")
 
 
 PREPARED = {"as_of_0_3_0": fill_as_of_0_3_0, "as_of_0021": fill_as_of_0021}
