@@ -45,6 +45,9 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.S
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
             yield ui.Stack(port, pages_port, engine, home, proxies)
             engine.dispose()
+        after = " ".join(run(home, "status").stdout.split())
+    assert "Runs" in after
+    assert "code location" not in after, "what nobody serves is not asked"
     assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
 
