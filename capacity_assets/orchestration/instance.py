@@ -2,6 +2,8 @@
 
 `capacity up` runs code server, web server, daemon and the pages as one process group: not `dagster dev`, whose web
 server answers requests from pages of any site; see `orchestration.webserver`.
+
+Commands that only look import this module, so it imports Dagster where that is used.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, env_file_values
 from capacity_assets.database.embedded import FolderRefusedError, own_folder, socket_folder
 from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
-from capacity_assets.orchestration.private import DagsterGrpcClient, DagsterUserCodeUnreachableError
 from capacity_assets.runtime import open_dagster_database
 
 if TYPE_CHECKING:
@@ -352,6 +353,8 @@ def _wait_for_code(processes: Processes, code: Path) -> None:
 
     Returns also if it has ended or takes too long; waiting for the web server reports that.
     """
+    from capacity_assets.orchestration.private import DagsterGrpcClient, DagsterUserCodeUnreachableError
+
     client = DagsterGrpcClient(socket=str(code))
     deadline = time.monotonic() + CODE_TIMEOUT_SECONDS
     while not processes.ended and time.monotonic() < deadline:
